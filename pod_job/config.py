@@ -1,0 +1,219 @@
+"""The job's configuration: one schema, composed by Hydra from conf/, checked once, then plain values.
+
+In: a list of Hydra overrides. Out: a `JobConfig` whose every field has been range-checked. No jax here: the
+launcher on a workstation and the job on every host compose the same configuration.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pod_job.errors import JobError
+
+
+class Sharding(Enum):
+    """How weights use the mesh axis `model` (see mesh.py for the rules)."""
+
+    replicated = "replicated"
+    fsdp = "fsdp"
+    tensor = "tensor"
+
+
+class Dtype(Enum):
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Positions(Enum):
+    """Which token positions of a prompt are stored."""
+
+    last = "last"
+    all = "all"
+
+
+class TooLong(Enum):
+    """What happens to a prompt of more than `extract.seq_len` tokens: refuse the run, or keep its last tokens."""
+
+    refuse = "refuse"
+    cut = "cut"
+
+
+class TaskFormat(Enum):
+    arc = "arc"
+    jsonl = "jsonl"
+
+
+class PodKind(Enum):
+    """`local`: processes with CPU devices on this machine; `tpu`: a Cloud TPU pod slice."""
+
+    local = "local"
+    tpu = "tpu"
+
+
+@dataclass(kw_only=True)
+class MeshConfig:
+    """Sizes of the two mesh axes; their product is the pod's number of devices."""
+
+    data: int = 1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model"):
+            at_least(f"mesh.{name}", getattr(self, name), 1)
+
+
+@dataclass(kw_only=True)
+class PodConfig:
+    kind: PodKind = PodKind.local
+    hosts: int = 1
+    devices_per_host: int = 1
+    accelerator_type: str | None = None  # Cloud TPU's name, v5litepod-64
+    port: int = 0  # of the coordinator on host 0; 0: a free one (local) or jax's own choice (tpu)
+    arrival_timeout_s: int = 300  # how long the present hosts wait for the missing
+
+    def __post_init__(self) -> None:
+        for name in ("hosts", "devices_per_host", "arrival_timeout_s"):
+            at_least(f"pod.{name}", getattr(self, name), 1)
+        if not 0 <= self.port <= 65535:
+            raise JobError(f"pod.port={self.port} is not a port; use 0 (any free one) or 1024..65535")
+
+    @property
+    def devices(self) -> int:
+        return self.hosts * self.devices_per_host
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    path: str = MISSING  # a Hugging Face folder, or a name on the hub
+    revision: str | None = None  # of the hub's repository
+    dtype: Dtype = Dtype.bfloat16  # of weights and compute
+
+
+@dataclass(kw_only=True)
+class TasksConfig:
+    format: TaskFormat = TaskFormat.arc
+    path: str = MISSING  # a file or a folder
+    limit: int | None = None  # first samples only
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            at_least("tasks.limit", self.limit, 1)
+
+
+@dataclass(kw_only=True)
+class ExtractConfig:
+    layers: list[int] | None = None  # resid_post of these layers; null: of all, unless `taps` names some
+    taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
+    positions: Positions = Positions.last
+    dtype: Dtype = Dtype.bfloat16  # of the stored vectors
+    save_every_n_samples: int = 512
+    seq_len: int = 1024
+    rows_per_device: int = 1  # rows of seq_len tokens in one step
+    prompts_per_row: int = 32  # at most, when short prompts are packed into one row
+    too_long: TooLong = TooLong.refuse
+
+    def __post_init__(self) -> None:
+        for name in ("save_every_n_samples", "seq_len", "rows_per_device", "prompts_per_row"):
+            at_least(f"extract.{name}", getattr(self, name), 1)
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            raise JobError(f"extract.layers={self.layers} names a layer twice; name each once")
+
+
+@dataclass(kw_only=True)
+class StorageConfig:
+    run_dir: str = MISSING  # a folder every host sees, or gs://bucket/prefix
+    writers: int = 4  # uploads in flight per host
+
+    def __post_init__(self) -> None:
+        at_least("storage.writers", self.writers, 1)
+
+
+@dataclass(kw_only=True)
+class JobConfig:
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sharding: Sharding = Sharding.replicated
+    pod: PodConfig = field(default_factory=PodConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        mesh, pod = self.mesh, self.pod
+        if mesh.data * mesh.model != pod.devices:
+            raise JobError(
+                f"mesh.data={mesh.data} x mesh.model={mesh.model} is {mesh.data * mesh.model} devices, but the pod has "
+                f"pod.hosts={pod.hosts} x pod.devices_per_host={pod.devices_per_host} = {pod.devices}; "
+                f"make the product {pod.devices}"
+            )
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raises JobError unless `value >= least`."""
+    if value < least:
+        raise JobError(f"{name}={value} is too small; use {least} or more")
+
+
+def conf_dir() -> Path:
+    """The folder of Hydra files: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def load(overrides: Sequence[str]) -> JobConfig:
+    """The checked configuration for Hydra `overrides` such as `["experiment=demo", "mesh.data=4"]`.
+
+    Raises JobError in one line for a misspelt key, an unknown choice, a wrong type, a missing or out-of-range value.
+    """
+    ConfigStore.instance().store(name="schema", node=JobConfig)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            tree = compose("job", list(overrides))
+        if missing := sorted(OmegaConf.missing_keys(tree)):
+            raise JobError(f"{missing[0]} is not set; give {missing[0]}=... or an experiment=... that sets it")
+        config = OmegaConf.to_object(tree)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise JobError(explain(error, overrides)) from error
+    assert isinstance(config, JobConfig)
+    return config
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's error as one line that names the override and the nearest valid key or choice."""
+    text = str(error.__cause__ or error)
+    if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in 'JobConfig')", text) or re.search(
+        r"Could not override '([^']+)'", str(error)
+    ):
+        key = next((o.split("=")[0].lstrip("+~") for o in overrides if unknown[1] in o.split("=")[0]), unknown[1])
+        near = difflib.get_close_matches(key, keys(JobConfig), n=1, cutoff=0.0)
+        return f"{key} is not a field of the configuration; did you mean {near[0]}?"
+    if missing := re.search(r"Could not find '([^']+)'", str(error)):
+        group, _, name = missing[1].partition("/")
+        choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        return f"{group}={name} is not one of the choices: {', '.join(choices)}"
+    key = re.search(r"full_key: (\S+)", text)
+    reason = text.splitlines()[0]
+    return f"{key[1]}: {reason}" if key else reason
+
+
+def keys(schema: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every field of a dataclass tree."""
+    found = []
+    for item in fields(schema):
+        found.append(prefix + item.name)
+        if is_dataclass(item.type):
+            found += keys(item.type, f"{prefix}{item.name}.")
+    return found

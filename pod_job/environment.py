@@ -1,0 +1,21 @@
+"""Every environment variable that passes between the launcher and a host, by name.
+
+The command line of all hosts is the same; only these differ. On a TPU VM none is needed: jax finds its cluster itself.
+"""
+
+ATTEMPT = "POD_JOB_ATTEMPT"  # token of this start, the same on every host: tells a live status file from an old one
+HOST = "POD_JOB_HOST"  # this host's index, 0 .. pod.hosts - 1
+COORDINATOR = "POD_JOB_COORDINATOR"  # host 0's address:port
+STORAGE_EMULATOR = "STORAGE_EMULATOR_HOST"  # google-cloud-storage's own: an endpoint in place of GCS
+
+
+def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[str, str]:
+    """Variables that make one process a host with `devices` CPU devices of a pod on this machine."""
+    return {
+        HOST: str(host),
+        COORDINATOR: coordinator,
+        ATTEMPT: attempt,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    }
