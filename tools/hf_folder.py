@@ -1,0 +1,79 @@
+"""Writes an ordinary Hugging Face model folder (config, weights, tokenizer) that is either complete or not there."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from pod_job.errors import JobError
+
+
+def write_hf_folder(
+    out_dir: Path,
+    *,
+    config: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer,
+    tokenizer_config: Mapping[str, Any],
+    generation_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write config.json, model.safetensors, tokenizer.json, tokenizer_config.json and, if given, generation config.
+
+    Everything is written to a sibling folder that is renamed at the end, so `out_dir` never holds half a model.
+
+    Args:
+        out_dir: the folder to make. One with the same config.json is kept as it is.
+        weights: checkpoint name -> array, stored with the array's own dtype.
+    Returns:
+        `out_dir`.
+    Raises:
+        JobError: `out_dir` is there already with something else in it, or cannot be written.
+    """
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    except OSError as error:
+        raise JobError(f"out_dir={out_dir}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        _write_json(staging / "config.json", config)
+        _write_json(staging / "tokenizer_config.json", tokenizer_config)
+        if generation_config is not None:
+            _write_json(staging / "generation_config.json", generation_config)
+        tokenizer.save(str(staging / "tokenizer.json"))
+        contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        save_file(contiguous, staging / "model.safetensors", metadata={"format": "pt"})
+        # mkdtemp and safetensors make private files; a model folder is an ordinary one.
+        staging.chmod(0o755)
+        (staging / "model.safetensors").chmod(0o644)
+        _move_into_place(staging, out_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return out_dir
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The folder's config.json, or None where there is none."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _move_into_place(staging: Path, out_dir: Path) -> None:
+    try:
+        os.rename(staging, out_dir)
+    except OSError as error:
+        # Someone else finished first, or an earlier call did: the same configuration means the same model.
+        if read_config(out_dir) != read_config(staging):
+            raise JobError(f"out_dir={out_dir}: holds something else already; delete it or choose another") from error
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
