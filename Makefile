@@ -1,0 +1,82 @@
+# Everything a person or CI does here, by name; `make help` lists it. The environment in $(VENV) makes itself.
+# Extra Hydra overrides go in ARGS: make run-demo ARGS="tasks.limit=8 storage.run_dir=runs/small"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXPERIMENTS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.yaml))
+RUNS := $(EXPERIMENTS:%=run-%)
+PLANS := $(EXPERIMENTS:%=plan-%)
+SIMS := $(EXPERIMENTS:%=sim-%)
+
+# 32 layers, so that the layer numbers of every experiment exist in it.
+SIM_MODEL := runs/models/tiny-qwen2
+SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=120 model.path=$(SIM_MODEL) \
+	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test smoke lint constraints clean $(RUNS) $(PLANS) $(SIMS)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@for name in $(EXPERIMENTS); do \
+	  printf '\n  %s: %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
+	  printf '  make %-16s %s\n' "plan-$$name" 'mesh, hosts, batches and the command of each host; starts nothing' \
+	    "run-$$name" 'the job' "sim-$$name" 'its pod shape, mesh and taps on this machine, with a tiny random model'; \
+	done
+
+install: $(INSTALLED) ## the environment in .venv (every other target makes it too)
+
+demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a bucket, all on this machine
+	$(BIN)/python -m tools.demo
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+smoke: $(INSTALLED) ## a quick part of the test suite
+	$(BIN)/python -m pytest -m "not slow" tests/test_launch_*.py tests/test_imports.py $(ARGS)
+
+lint: $(INSTALLED) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+constraints: $(INSTALLED) ## pin the newest versions of all dependencies in constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	{ echo '# Exact versions for Python 3.11 and newer; made by: make constraints'; \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-header \
+	    --no-annotate --no-emit-index-url --no-emit-find-links --quiet; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## remove the environment and all that runs left behind
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
+
+$(RUNS): run-%: $(INSTALLED)
+	$(BIN)/python -m launch run experiment=$* $(ARGS)
+
+$(PLANS): plan-%: $(INSTALLED)
+	$(BIN)/python -m launch plan experiment=$* $(ARGS)
+
+$(SIMS): sim-%: $(INSTALLED) $(SIM_MODEL)/config.json
+	rm -rf runs/sim-$*
+	$(BIN)/python -m launch run experiment=$* $(SIM_OVERRIDES) storage.run_dir=runs/sim-$* $(ARGS)
+
+$(SIM_MODEL)/config.json: tools/tiny_model.py | $(INSTALLED)
+	rm -rf $(SIM_MODEL)
+	$(BIN)/python -m tools.tiny_model $(SIM_MODEL) --layers 32
+
+# uv makes the environment in seconds where it is installed; --seed puts pip into it, as venv does.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1), older than 3.11; use make PYTHON=python3.12" >&2; exit 2; }
+	rm -rf $(VENV)
+	@if command -v uv >/dev/null 2>&1; then set -x; \
+	  uv venv --quiet --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else set -x; \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
