@@ -1,0 +1,217 @@
+"""A run folder in Cloud Storage: the only module that imports google.cloud.
+
+Set STORAGE_EMULATOR_HOST to talk to an emulator; otherwise application default credentials are used.
+"""
+
+import io
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import requests.exceptions
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.adapters import HTTPAdapter
+
+from pod_job.errors import JobError
+from pod_job.storage import NameTaken, Part, Stored, checksum
+
+RETRY_DEADLINE_S = 300.0
+"""How long one request (for a large upload: one chunk) is tried again before the job gives up."""
+CHECK_DEADLINE_S = 20.0
+"""The same for the first contact, where somebody is watching."""
+REQUEST_TIMEOUT_S = (10.0, 120.0)
+"""To connect, and between two packets of an answer."""
+UPLOAD_CHUNK_BYTES = 32 << 20
+"""Above 8 MiB an upload is a session of such chunks. Each upload in flight holds one (the default: 100 MiB)."""
+CONNECTIONS = 64
+SESSION_RESTARTS = 3
+
+
+class BucketFolder:
+    """`gs://bucket/prefix` as a Folder. Safe to share between threads, to pickle, and to carry over a fork."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.bucket_name, _, prefix = self.url.removeprefix("gs://").partition("/")
+        if not self.bucket_name:
+            raise JobError(f"storage.run_dir={url}: must be gs://bucket/prefix")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client_of: tuple[int, storage.Client] | None = None
+
+    def __reduce__(self) -> tuple:
+        return BucketFolder, (self.url,)
+
+    def create(self, name: str, parts: Sequence[Part]) -> Stored:
+        stored = checksum(parts)
+        with self._explained():
+            try:
+                self._upload(name, parts, stored, if_generation_match=0)
+            except api.PreconditionFailed:
+                # Somebody was first. It may have been us: a lost acknowledgement makes the library send it again.
+                there = self.stat(name)
+                if there is None:
+                    raise JobError(f"{self.url}/{name} was removed while it was being written") from None
+                if there != stored:
+                    raise NameTaken(name, there) from None
+        return stored
+
+    def replace(self, name: str, data: bytes) -> Stored:
+        stored = checksum([data])
+        with self._explained():
+            self._upload(name, [data], stored)
+        return stored
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        if size == 0:
+            return b""
+        with self._explained():
+            try:
+                return self._blob(name).download_as_bytes(
+                    start=start or None,
+                    end=None if size is None else start + size - 1,
+                    raw_download=True,
+                    **_patience(),
+                )
+            except api.NotFound:
+                raise FileNotFoundError(f"{self.url}/{name}") from None
+            except api.RequestRangeNotSatisfiable:
+                return b""
+
+    def stat(self, name: str) -> Stored | None:
+        with self._explained():
+            blob = self._bucket().get_blob(self._prefix + name, **_patience())
+        return None if blob is None else _stored(blob)
+
+    def names(self, prefix: str) -> list[str]:
+        with self._explained():
+            blobs = self._client().list_blobs(
+                self.bucket_name,
+                prefix=self._prefix + prefix,
+                fields="items(name),nextPageToken",
+                **_patience(),
+            )
+            return sorted(blob.name.removeprefix(self._prefix) for blob in blobs)
+
+    def local_path(self, name: str) -> Path | None:
+        return None
+
+    def check_writable(self) -> None:
+        probe = f"probe-{uuid.uuid4().hex}"
+        with self._explained(CHECK_DEADLINE_S):
+            self._upload(probe, [b"probe"], checksum([b"probe"]), deadline_s=CHECK_DEADLINE_S, if_generation_match=0)
+            self._blob(probe).delete(**_patience(CHECK_DEADLINE_S))
+
+    def _upload(
+        self,
+        name: str,
+        parts: Sequence[Part],
+        stored: Stored,
+        deadline_s: float = RETRY_DEADLINE_S,
+        if_generation_match: int | None = None,
+    ) -> None:
+        blob = self._blob(name)
+        blob.crc32c = stored.crc32c  # the server refuses content that does not match
+        blob.chunk_size = UPLOAD_CHUNK_BYTES
+        for attempt in range(1, SESSION_RESTARTS + 1):
+            try:
+                blob.upload_from_file(
+                    _PartStream(parts),
+                    size=stored.size,
+                    if_generation_match=if_generation_match,
+                    checksum=cast(str, None),  # ours is sent along already: one pass over the data is enough
+                    **_patience(deadline_s),
+                )
+                break
+            except api.GoogleAPICallError as error:
+                # 410: the server dropped the resumable session; only a new session helps.
+                if error.code != 410 or attempt == SESSION_RESTARTS:
+                    raise
+        if _stored(blob) != stored:
+            blob.delete(if_generation_match=blob.generation)
+            raise JobError(f"{self.url}/{name}: arrived damaged and was removed; start the job again")
+
+    def _client(self) -> storage.Client:
+        # A connection must not be shared with a forked child (torch's DataLoader workers), so each process has its own.
+        if self._client_of is None or self._client_of[0] != os.getpid():
+            client = storage.Client(project=None)
+            # The default pool keeps 10 connections and drops the rest after each use.
+            client._http.mount("https://", HTTPAdapter(pool_maxsize=CONNECTIONS))
+            client._http.mount("http://", HTTPAdapter(pool_maxsize=CONNECTIONS))
+            self._client_of = (os.getpid(), client)
+        return self._client_of[1]
+
+    def _bucket(self) -> storage.Bucket:
+        return self._client().bucket(self.bucket_name)
+
+    def _blob(self, name: str) -> storage.Blob:
+        return self._bucket().blob(self._prefix + name)
+
+    @contextmanager
+    def _explained(self, deadline_s: float = RETRY_DEADLINE_S) -> Iterator[None]:
+        """Turn what a person has to fix into one line; other errors are bugs and keep their traceback."""
+        here = f"storage.run_dir={self.url}"
+        try:
+            yield
+        except api.NotFound as error:
+            raise JobError(f"{here}: bucket {self.bucket_name} does not exist; create it first") from error
+        except (api.Forbidden, api.Unauthorized) as error:
+            raise JobError(
+                f"{here}: access refused ({error.code}); give the job's service account "
+                f"roles/storage.objectAdmin on bucket {self.bucket_name}"
+            ) from error
+        except (auth.DefaultCredentialsError, auth.RefreshError) as error:
+            raise JobError(
+                f"{here}: no usable Google credentials ({_first_line(error)}); "
+                "run `gcloud auth application-default login`, or give the VM a service account"
+            ) from error
+        except (api.RetryError, api.ServerError, auth.TransportError, requests.exceptions.RequestException) as error:
+            endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "storage.googleapis.com")
+            raise JobError(
+                f"{here}: no answer from {endpoint} within {deadline_s:.0f} s ({_first_line(error)})"
+            ) from error
+
+
+class _PartStream(io.RawIOBase):
+    """The joined parts as a seekable file, so that no second copy of a whole batch is ever made."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: sum(map(len, self._parts))}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        pieces, skip, wanted = [], self._position, size if size >= 0 else sum(map(len, self._parts))
+        for part in self._parts:
+            if piece := part[skip : skip + wanted] if skip < len(part) else None:
+                pieces.append(piece)
+                wanted -= len(piece)
+            skip = max(skip - len(part), 0)
+        data = b"".join(pieces)
+        self._position += len(data)
+        return data
+
+
+def _stored(blob: storage.Blob) -> Stored:
+    return Stored(int(blob.size or 0), str(blob.crc32c))
+
+
+def _patience(deadline_s: float = RETRY_DEADLINE_S) -> dict[str, Any]:
+    """The keywords every request takes."""
+    return {"timeout": REQUEST_TIMEOUT_S, "retry": DEFAULT_RETRY.with_timeout(deadline_s)}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(getattr(error, "cause", None) or error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,106 @@
+"""The names inside a run folder, and the claim that ties a folder to one run's identity."""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from pod_job import __version__
+from pod_job.errors import JobError
+from pod_job.storage import Folder, NameTaken
+
+RUN = "run.json"
+ACTIVATIONS = "activations/"
+METADATA = ACTIVATIONS + "metadata.json"
+COMMITS = "commits/"
+OUTPUTS = "outputs/"
+FORMAT = 1
+"""Version of the layout and of the records; a reader refuses a newer one."""
+
+
+def activations_file(tap: str, batch: int) -> str:
+    return f"{ACTIVATIONS}{tap}_batch_{batch:06d}.safetensors"
+
+
+def rows_file(batch: int) -> str:
+    return f"{ACTIVATIONS}rows_batch_{batch:06d}.parquet"
+
+
+def commit_file(batch: int) -> str:
+    return f"{COMMITS}batch_{batch:06d}.json"
+
+
+def status_file(host: int) -> str:
+    return f"status/host_{host:02d}.json"
+
+
+def log_file(host: int) -> str:
+    return f"logs/host_{host:02d}.log"
+
+
+def batch_of_commit(name: str) -> int | None:
+    """The batch number in the name of a commit record; None for any other name."""
+    match = re.fullmatch(re.escape(COMMITS) + r"batch_(\d{6,})\.json", name)
+    return int(match[1]) if match else None
+
+
+def layer_number(tap: str) -> int:
+    """The layer in a tap's name: 6 for `layer_6` and `layer_6.attn_out`, 24 for `layer_24_norm`. Else a JobError."""
+    match = re.match(r"layer_(\d+)(?![0-9A-Za-z])", tap)
+    if not match:
+        raise JobError(f"tap {tap!r} names no layer; names look like layer_6, layer_24_norm or layer_6.attn_out")
+    return int(match[1])
+
+
+def claim(folder: Folder, identity: dict[str, Any]) -> None:
+    """Make the folder this run's, or confirm that it is.
+
+    The identity holds everything the activations depend on, as JSON values. JobError where the folder holds a run with
+    another identity, naming every difference.
+    """
+    ours = json.loads(json.dumps(identity))
+    record = {
+        "format": FORMAT,
+        "identity": ours,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pod_job_version": __version__,
+    }
+    try:
+        folder.create(RUN, [json.dumps(record, indent=1).encode()])
+    except NameTaken:
+        differences = _differences(read_run(folder)["identity"], ours)
+        if differences:
+            raise JobError(
+                f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; "
+                "use another storage.run_dir"
+            ) from None
+
+
+def read_run(folder: Folder) -> dict[str, Any]:
+    """The content of run.json. JobError where it is missing, damaged or of a newer format."""
+    try:
+        record = json.loads(folder.read(RUN))
+    except FileNotFoundError:
+        raise JobError(f"{folder.url} holds no run: {RUN} is missing") from None
+    except ValueError as error:
+        raise JobError(f"{folder.url}/{RUN}: not JSON ({error})") from error
+    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+        raise JobError(f"{folder.url}/{RUN}: not a run record: `identity` is missing")
+    if record.get("format") != FORMAT:
+        raise JobError(f"{folder.url}/{RUN}: format {record.get('format')!r}, this version reads {FORMAT}")
+    return record
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Every key path whose values differ, as `extract.dtype is bfloat16 there, float32 here`."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            line
+            for key in sorted(there.keys() | here.keys())
+            for line in _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if there == here else [f"{path} is {_shown(there)} there, {_shown(here)} here"]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "absent" if value is None else json.dumps(value)

@@ -1,0 +1,202 @@
+"""A run folder as named byte objects: a local directory here, a Cloud Storage prefix in `pod_job.gcs`.
+
+Names are relative, like `commits/batch_000001.json`. What `create` has stored is durable and never changes again.
+"""
+
+import base64
+import errno
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import google_crc32c
+import numpy as np
+
+from pod_job.errors import JobError
+
+Part = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is kept under a name: bytes, and the CRC-32C spelled as Cloud Storage does (base64, big-endian)."""
+
+    size: int
+    crc32c: str
+
+
+class NameTaken(Exception):
+    """`create` found other content under the name; that content stays, and `stored` describes it."""
+
+    def __init__(self, name: str, stored: Stored) -> None:
+        super().__init__(f"{name} exists already with other content ({stored.size} bytes, crc32c {stored.crc32c})")
+        self.name = name
+        self.stored = stored
+
+
+class Folder(Protocol):
+    """What the job needs of a place to keep a run; LocalFolder and BucketFolder have it."""
+
+    url: str
+
+    def create(self, name: str, parts: Sequence[Part]) -> Stored:
+        """Store the joined parts under a new name, all or nothing. Equal content already there counts as success.
+
+        Raises NameTaken where other content is there.
+        """
+        ...
+
+    def replace(self, name: str, data: bytes) -> Stored:
+        """Store under the name whether or not it exists; a reader sees the old or the new content, never a mixture."""
+        ...
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """`size` bytes from `start`, or up to the end; fewer where the content ends. FileNotFoundError if missing."""
+        ...
+
+    def stat(self, name: str) -> Stored | None:
+        """Size and checksum, or None where nothing has the name. Locally this reads the file."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Every name that begins with the prefix, sorted. Slow on a large bucket: keep it off the hot path."""
+        ...
+
+    def local_path(self, name: str) -> Path | None:
+        """Where the content can be memory-mapped, or None in a bucket."""
+        ...
+
+    def check_writable(self) -> None:
+        """Create and remove a probe. Raises JobError saying what is wrong and what to do."""
+        ...
+
+
+def open_folder(url: str | Path) -> Folder:
+    """A local path or `gs://bucket/prefix` as a Folder; JobError for anything else. Nothing is contacted yet."""
+    url = str(url).strip()
+    if url.startswith("gs://"):
+        from pod_job.gcs import BucketFolder  # google.cloud takes a second to import and local runs never need it
+
+        return BucketFolder(url)
+    if not url or "://" in url:
+        raise JobError(f"storage.run_dir={url}: must be a local folder or gs://bucket/prefix")
+    return LocalFolder(url)
+
+
+def checksum(parts: Sequence[Part]) -> Stored:
+    """Size and CRC-32C of the joined parts, without joining them."""
+    size, crc = 0, 0
+    for part in parts:
+        if view := memoryview(part).nbytes:
+            # google_crc32c takes bytes and arrays but not memoryviews; frombuffer wraps them without a copy.
+            crc = google_crc32c.extend(crc, np.frombuffer(part, np.uint8))
+            size += view
+    return Stored(size, base64.b64encode(crc.to_bytes(4, "big")).decode())
+
+
+class LocalFolder:
+    """A run folder on this machine's file system (or a shared mount that has hard links)."""
+
+    def __init__(self, url: str) -> None:
+        self.root = Path(url).expanduser().absolute()
+        self.url = str(self.root)
+
+    def create(self, name: str, parts: Sequence[Part]) -> Stored:
+        path, stored = self._path(name), checksum(parts)
+        temporary = self._write_temporary(path, parts)
+        try:
+            os.link(temporary, path)  # unlike rename, a link never replaces what is there
+        except FileExistsError:
+            there = self.stat(name)
+            if there is not None and there != stored:
+                raise NameTaken(name, there) from None
+        finally:
+            temporary.unlink()
+        _sync_directory(path.parent)
+        return stored
+
+    def replace(self, name: str, data: bytes) -> Stored:
+        path = self._path(name)
+        os.replace(self._write_temporary(path, [data]), path)
+        _sync_directory(path.parent)
+        return checksum([data])
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        with open(self._path(name), "rb") as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+
+    def stat(self, name: str) -> Stored | None:
+        size, crc = 0, 0
+        try:
+            with open(self._path(name), "rb") as file:
+                while chunk := file.read(1 << 20):
+                    crc = google_crc32c.extend(crc, chunk)
+                    size += len(chunk)
+        except FileNotFoundError:
+            return None
+        return Stored(size, base64.b64encode(crc.to_bytes(4, "big")).decode())
+
+    def names(self, prefix: str) -> list[str]:
+        top = self.root / prefix.rpartition("/")[0]
+        found = []
+        for directory, _, files in os.walk(top):
+            relative = Path(directory).relative_to(self.root).as_posix()
+            base = "" if relative == "." else f"{relative}/"
+            found += [base + file for file in files if not file.startswith(".")]
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def local_path(self, name: str) -> Path | None:
+        return self._path(name)
+
+    def check_writable(self) -> None:
+        probe = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.create(probe, [b"probe"])
+            self._path(probe).unlink()
+        except OSError as error:
+            advice = "; its file system must allow hard links" if error.errno in _NO_LINKS else ""
+            raise JobError(
+                f"storage.run_dir={self.url}: cannot write there ({error.strerror}){advice}; "
+                "name a folder you may write to"
+            ) from error
+
+    def _path(self, name: str) -> Path:
+        # Names also come out of metadata files that anybody may have written.
+        if name.startswith("/") or ".." in name.split("/"):
+            raise JobError(f"{name!r} is not a name inside {self.url}")
+        return self.root / name
+
+    def _write_temporary(self, path: Path, parts: Sequence[Part]) -> Path:
+        """The parts in a synced file beside `path`; its leading dot hides it from `names` should we die here."""
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sync_directory(path.parent.parent)
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise JobError(f"{path}: no space left; free some and start the job again") from error
+            raise
+        return temporary
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the directory's entries survive a power cut; a file's own fsync does not cover its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
