@@ -5,6 +5,7 @@ Set STORAGE_EMULATOR_HOST to talk to an emulator; otherwise application default 
 
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +38,11 @@ class BucketFolder:
     """`gs://bucket/prefix` as a Folder. Safe to share between threads, to pickle, and to carry over a fork."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.bucket_name, _, prefix = self.url.removeprefix("gs://").partition("/")
-        if not self.bucket_name:
+        match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])(?:/(.*?))?/*", url)
+        if not match:
             raise JobError(f"storage.run_dir={url}: must be gs://bucket/prefix")
+        self.bucket_name, prefix = match[1], match[2]
+        self.url = url.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._client_of: tuple[int, storage.Client] | None = None
 
