@@ -1,0 +1,40 @@
+"""Hooked language models: `create_model_with_hooks(config, layers_to_extract)`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from pod_job.arch import Arch, read_arch
+from pod_job.models.decoder import Decoder
+from pod_job.taps import resolve
+
+__all__ = ["Decoder", "create_model_with_hooks"]
+
+
+def create_model_with_hooks(
+    config: Arch | Mapping[str, Any] | Any,
+    layers_to_extract: Sequence[int] | None = None,
+    *,
+    taps: Sequence[str] = (),
+    dtype: Any = jnp.float32,
+) -> Decoder:
+    """A decoder whose `apply` also returns intermediate activations.
+
+        model = create_model_with_hooks(config, layers_to_extract=[6, 12])
+        logits, activations = model.apply(params, input_ids, return_activations=True)
+        activations["layer_6"]  # [batch, seq_len, hidden_dim]
+
+    Args:
+        config: a Hugging Face configuration (object or dictionary), or an `Arch`.
+        layers_to_extract: layers whose output is returned as `layer_{i}`; None with no `taps` means all.
+        taps: further taps by name or wildcard, such as `"layer_24_norm"` or `"layer_*.attn_out"`.
+        dtype: of weights and compute.
+
+    Raises:
+        JobError: a family we do not have, a key missing in `config`, a layer or tap that does not exist.
+    """
+    if not isinstance(config, Arch | Mapping):
+        config = config.to_dict()
+    arch = config if isinstance(config, Arch) else read_arch(config)
+    return Decoder(arch, resolve(layers_to_extract, taps, arch.layers), dtype)

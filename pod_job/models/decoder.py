@@ -1,0 +1,166 @@
+"""The decoder with taps: token ids in; logits and the chosen activations out, as return values.
+
+Layers are stacked and looped on the device, so compile time does not grow with depth; only chosen taps are held, and
+nothing past the last of them is computed when logits are not wanted.
+
+B rows, S positions, M selected positions of a row, D hidden, N query heads, K key/value heads, H head size, R = H/2, F mlp,
+V vocabulary, L layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int
+
+from pod_job.arch import Arch
+from pod_job.models.attention import attend, rotate, segment_mask
+from pod_job.models.layer_loop import run_layers
+from pod_job.models.weight_table import weight_table
+from pod_job.taps import Tap
+
+Activations = dict[str, Float[Array, "B M width"]]
+
+
+class Decoder(nn.Module):
+    """A pre-norm decoder (RMSNorm, rotary embedding, grouped-query attention, gated mlp) that returns its taps.
+
+    Attributes:
+        arch: sizes and switches.
+        taps: what `return_activations=True` returns, in any order.
+        dtype: of weights and compute; norms, softmax and rotary angles are float32 in any case. With float32,
+            matrix products run at the highest precision of the device.
+        gathered: where weights are split over devices (fsdp): the sharding that one layer's weights are gathered
+            to while that layer runs.
+    """
+
+    arch: Arch
+    taps: tuple[Tap, ...]
+    dtype: Any = jnp.float32
+    gathered: NamedSharding | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"],
+        *,
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        select: Int[Array, "B M"] | None = None,
+        return_activations: bool = False,
+        return_logits: bool = True,
+    ) -> Any:
+        """One forward pass.
+
+        Args:
+            positions: for the rotary embedding; by default 0, 1, 2, ... in each row.
+            segment_ids: tokens attend within their segment only; by default a row is one segment.
+            select: positions whose activations are returned, per row; by default all.
+            return_activations: return `(logits, activations)` instead of logits.
+            return_logits: with False, `(None, activations)` is returned and no layer past the last tap runs.
+
+        Returns:
+            Logits [B, S, V] float32, or `(logits, {tap name: [B, M or S, width] in dtype})`.
+        """
+        weights = {
+            name: jnp.asarray(self.param(name, initializer(name), weight.shape, self.dtype))
+            for name, weight in weight_table(self.arch).items()
+        }
+        B, S = input_ids.shape
+        positions = jnp.broadcast_to(jnp.arange(S), (B, S)) if positions is None else positions
+        segment_ids = jnp.ones((B, S), jnp.int32) if segment_ids is None else segment_ids
+        taps = self.taps if return_activations else ()
+        with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
+            logits, activations = self.forward(weights, input_ids, positions, segment_ids, select, taps, return_logits)
+        return (logits, activations) if return_activations else logits
+
+    def forward(
+        self,
+        weights: dict[str, Array],
+        input_ids: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"],
+        select: Int[Array, "B M"] | None,
+        taps: tuple[Tap, ...],
+        return_logits: bool,
+    ) -> tuple[Float[Array, "B S V"] | None, Activations]:
+        arch = self.arch
+        frequencies = jnp.asarray(arch.rope.frequencies(arch.head_dim))
+        angles = positions[..., None].astype(jnp.float32) * frequencies
+        mask = segment_mask(segment_ids)
+        layer_weights = {name: weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
+
+        def keep(x: Float[Array, "B S width"]) -> Array:
+            return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
+
+        def layer(i: Int[Array, ""] | int, x: Float[Array, "B S D"]) -> tuple[Array, dict[str, Array]]:
+            one = {name: self.gather(stack[i]) for name, stack in layer_weights.items()}
+            return decoder_layer(arch, one, x, angles, mask)
+
+        embedding = self.gather(weights["embed"])
+        x = jnp.take(embedding, input_ids, axis=0)
+        to_the_end = return_logits or any(tap.site == "final_norm" for tap in taps)
+        activations = {tap.name: keep(x) for tap in taps if tap.site == "embed"}
+        layer_taps = tuple(tap for tap in taps if tap.site not in ("embed", "final_norm"))
+        x, tapped = run_layers(layer, x, arch.layers, layer_taps, keep, to_the_end)
+        activations |= tapped
+        if not to_the_end:
+            return None, activations
+        normed = rms_norm(x, self.gather(weights["final_norm"]), arch.norm_eps)
+        activations |= {tap.name: keep(normed) for tap in taps if tap.site == "final_norm"}
+        if not return_logits:
+            return None, activations
+        unembed = embedding.T if arch.tied else self.gather(weights["unembed"])
+        logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
+        return logits, activations
+
+    def gather(self, weight: Array) -> Array:
+        return weight if self.gathered is None else jax.lax.with_sharding_constraint(weight, self.gathered)
+
+
+def decoder_layer(
+    arch: Arch,
+    w: dict[str, Array],
+    x: Float[Array, "B S D"],
+    angles: Float[Array, "B S R"],
+    mask: Bool[Array, "B 1 S S"],
+) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+    """One layer: the residual stream after it, and every site in it by name; sites nobody uses cost nothing."""
+
+    def bias(name: str) -> Array | float:
+        return w.get(f"{name}_bias", 0)
+
+    resid_pre = x
+    normed = rms_norm(x, w["attn_norm"], arch.norm_eps)
+    q = jnp.einsum("bsd,dnh->bsnh", normed, w["q"]) + bias("q")
+    k = jnp.einsum("bsd,dkh->bskh", normed, w["k"]) + bias("k")
+    v = jnp.einsum("bsd,dkh->bskh", normed, w["v"]) + bias("v")
+    z = attend(rotate(q, angles), rotate(k, angles), v, mask)
+    attn_out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + bias("o")
+    resid_mid = x + attn_out
+    normed = rms_norm(resid_mid, w["mlp_norm"], arch.norm_eps)
+    gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + bias("gate")
+    up = jnp.einsum("bsd,df->bsf", normed, w["up"]) + bias("up")
+    mlp_act = jax.nn.silu(gate) * up
+    mlp_out = jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + bias("down")
+    resid_post = resid_mid + mlp_out
+    heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
+    sites = {"attn_out": attn_out, "resid_mid": resid_mid, "mlp_act": mlp_act, "mlp_out": mlp_out}
+    return resid_post, {"resid_pre": resid_pre, "resid_post": resid_post, **heads, **sites}
+
+
+def rms_norm(x: Float[Array, "B S D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "B S D"]:
+    """x / sqrt(mean(x^2) + eps) in float32, then scaled in x's dtype, as Hugging Face does."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale
+
+
+def initializer(name: str) -> Callable[..., Array]:
+    """Random weights as Hugging Face draws them: normal(0.02), norms one, biases zero."""
+    if name.endswith("norm"):
+        return nn.initializers.ones_init()
+    return nn.initializers.zeros_init() if name.endswith("bias") else nn.initializers.normal(0.02)
