@@ -119,6 +119,7 @@ def _free_port(wanted: int | None) -> int:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
+    reason: OSError | None = None
     while time.monotonic() < deadline:
         try:
             _request("GET", f"{url}/_internal/healthcheck")
