@@ -1,0 +1,61 @@
+"""Rebuilds SmolLM2's tokenizer.json from the vocabulary, merges and token types that a GGUF file carries."""
+
+from typing import Any
+
+from gguf import GGUFReader, TokenType
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from pod_job.errors import JobError
+
+# The one pre-tokenizer built here, by llama.cpp's name for it (`llama-vocab.cpp`).
+PRE_TOKENIZER = "smollm"
+
+
+def tokenizer_of(reader: GGUFReader) -> Tokenizer:
+    """The byte-level BPE of the file's `tokenizer.ggml.*` fields, digits split one by one as SmolLM2 does.
+
+    Raises:
+        JobError: the file's tokenizer is of another kind.
+    """
+    kind, pre = _field(reader, "model"), _field(reader, "pre")
+    if (kind, pre) != ("gpt2", PRE_TOKENIZER):
+        raise JobError(f"tokenizer {kind}/{pre} of the GGUF file: only gpt2/{PRE_TOKENIZER} can be rebuilt")
+    tokens: list[str] = _field(reader, "tokens")
+    # Byte-level tokens hold no space (it is written Ġ), so the space in a merge is the separator.
+    merges = [tuple(merge.split(" ")) for merge in _field(reader, "merges")]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    types = zip(tokens, _field(reader, "token_type"), strict=True)
+    special = [token for token, token_type in types if token_type == TokenType.CONTROL]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return tokenizer
+
+
+def tokenizer_config_of(reader: GGUFReader) -> dict[str, Any]:
+    """The tokenizer_config.json that belongs to it: special tokens by name, the chat template, the longest prompt."""
+    tokens: list[str] = _field(reader, "tokens")
+
+    def token(name: str) -> str:
+        return tokens[_field(reader, f"{name}_token_id")]
+
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": token("bos"),
+        "eos_token": token("eos"),
+        "unk_token": token("unknown"),
+        "pad_token": token("padding"),
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": reader.fields["llama.context_length"].contents(),
+        "chat_template": reader.fields["tokenizer.chat_template"].contents(),
+    }
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    return reader.fields[f"tokenizer.ggml.{name}"].contents()
