@@ -74,7 +74,25 @@ def read_record(folder: Folder, batch: int) -> dict[str, Any]:
         raise JobError(f"{folder.url}/{name}: not JSON ({error})") from error
     if not isinstance(record, dict) or record.get("batch") != batch or record.get("format") != rundir.FORMAT:
         raise JobError(f"{folder.url}/{name}: not the record of batch {batch} in format {rundir.FORMAT}")
+    if wrong := _wrong_fields(record, _RECORD_FIELDS) or _wrong_fields(record["rows_file"], _ROWS_FIELDS):
+        raise JobError(f"{folder.url}/{name}: damaged: {wrong} missing or of another type")
+    for entry in record["files"]:
+        if wrong := _wrong_fields(entry, _FILE_FIELDS):
+            raise JobError(f"{folder.url}/{name}: damaged: {wrong} of a file missing or of another type")
     return record
+
+
+_RECORD_FIELDS = {"n_samples": int, "rows": int, "files": list, "rows_file": dict, "host": int}
+_ROWS_FIELDS = {"file": str, "rows": int, "size": int, "crc32c": str}
+_FILE_FIELDS = {
+    **_ROWS_FIELDS,
+    **{"tap": str, "dtype": str, "shape": list, "offset": int, "nonfinite": int, "statistics": dict},
+}
+
+
+def _wrong_fields(entry: Any, fields: dict[str, type]) -> str:
+    table = entry if isinstance(entry, dict) else {}
+    return ", ".join(name for name, kind in fields.items() if not isinstance(table.get(name), kind))
 
 
 def _store_tap(folder: Folder, number: int, tap: str, vectors: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""From commit records to `activations/metadata.json`: reads records, never the data; safe to repeat at any time."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pod_job import __version__, rundir, statistics, tensorfile
+from pod_job.commit import committed, read_record
+from pod_job.errors import JobError
+from pod_job.statistics import TapStatistics
+from pod_job.storage import Folder
+
+READS_IN_FLIGHT = 32
+WINDOW = 256
+"""Records held at a time: statistics make a record large, and reading runs ahead of merging."""
+_ITEM_BYTES = {str(dtype): dtype.itemsize for dtype in tensorfile.DTYPES.values()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What run.json says a complete run holds."""
+
+    taps: list[str]
+    dtype: str
+    samples: int
+    batch_samples: int
+
+    @property
+    def batches(self) -> int:
+        return -(-self.samples // self.batch_samples)
+
+    def samples_in(self, batch: int) -> int:
+        return min(self.batch_samples, self.samples - (batch - 1) * self.batch_samples)
+
+
+@dataclass
+class Merged:
+    """What has been gathered from records so far."""
+
+    rows: int = 0
+    samples: int = 0
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    rows_files: list[dict[str, Any]] = field(default_factory=list)
+    statistics: dict[str, TapStatistics] = field(default_factory=dict)
+
+
+def merge(folder: Folder) -> dict[str, Any]:
+    """Write metadata.json for every batch committed so far and return it; only its time differs between two merges.
+
+    An unfinished run gets `"complete": false` and the numbers in `missing`. Raises JobError, writing nothing, where the
+    records contradict run.json, themselves or each other.
+    """
+    identity = rundir.read_run(folder)["identity"]
+    plan = _plan(identity, f"{folder.url}/{rundir.RUN}")
+    while True:
+        numbers = sorted(committed(folder))
+        if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
+            raise JobError(
+                f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}"
+            )
+        merged = Merged()
+        for record in _records(folder, numbers):
+            _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
+        metadata = _metadata(identity, plan, merged, numbers)
+        folder.replace(rundir.METADATA, _render(metadata).encode())
+        # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
+        if metadata["complete"] or len(committed(folder)) < plan.batches:
+            return metadata
+
+
+def _plan(identity: dict[str, Any], name: str) -> Plan:
+    try:
+        plan = Plan(
+            taps=[str(tap) for tap in identity["taps"]],
+            dtype=str(identity["dtype"]),
+            samples=int(identity["tasks"]["samples"]),
+            batch_samples=int(identity["save_every_n_samples"]),
+        )
+        _ = identity["model"]["name"], identity["model"]["hidden_dim"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise JobError(f"{name}: the identity lacks or garbles {error}") from error
+    if plan.batch_samples < 1:
+        raise JobError(f"{name}: save_every_n_samples is {plan.batch_samples}, it must be at least 1")
+    return plan
+
+
+def _records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """The records in order of batch; many reads in flight, few records in memory."""
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+        for start in range(0, len(numbers), WINDOW):
+            yield from pool.map(lambda number: read_record(folder, number), numbers[start : start + WINDOW])
+
+
+def _add(merged: Merged, record: dict[str, Any], plan: Plan, name: str) -> None:
+    """Check one record and count it in."""
+    number, rows_file = record["batch"], record["rows_file"]
+    taps = [file["tap"] for file in record["files"]]
+    if taps != plan.taps:
+        raise JobError(f"{name}: has taps {taps}, the run's are {plan.taps}")
+    if record["n_samples"] != plan.samples_in(number):
+        raise JobError(f"{name}: has {record['n_samples']} samples, the run's data gives {plan.samples_in(number)}")
+    _check(rows_file["file"] == rundir.rows_file(number), name, "rows_file is another batch's")
+    _check(rows_file["rows"] == record["rows"], name, "rows_file has another number of rows")
+    for file in record["files"]:
+        measured = _measured(file, name)
+        _check_file(file, record, plan.dtype, len(measured.mean), name)
+        so_far = merged.statistics.get(file["tap"])
+        if so_far is not None:
+            _check(len(so_far.mean) == len(measured.mean), name, f"{file['tap']} is not as wide as in other batches")
+            measured = statistics.merge(so_far, measured)
+        merged.statistics[file["tap"]] = measured
+        kept = {key: file[key] for key in ("rows", "offset", "size", "crc32c")}
+        entry = {
+            "batch_id": number,
+            "layer": file["tap"],
+            "file": _bare(file["file"]),
+            "n_samples": record["n_samples"],
+        }
+        merged.batches.append({**entry, **kept})
+    merged.rows_files.append({"batch_id": number, **rows_file, "file": _bare(rows_file["file"])})
+    merged.rows += record["rows"]
+    merged.samples += record["n_samples"]
+
+
+def _check_file(file: dict[str, Any], record: dict[str, Any], dtype: str, width: int, name: str) -> None:
+    tap = file["tap"]
+    _check(file["file"] == rundir.activations_file(tap, record["batch"]), name, f"the file of {tap} is another batch's")
+    _check(file["dtype"] == dtype, name, f"{tap} is {file['dtype']}, the run's dtype is {dtype}")
+    _check(file["rows"] == record["rows"], name, f"{tap} has {file['rows']} rows, the batch {record['rows']}")
+    _check(
+        file["shape"] == [file["rows"], width], name, f"{tap} has shape {file['shape']}, its statistics {width} columns"
+    )
+    expected = file["offset"] + file["rows"] * width * _ITEM_BYTES.get(dtype, 0)
+    _check(file["size"] == expected, name, f"{tap} has {file['size']} bytes, its shape gives {expected}")
+
+
+def _measured(file: dict[str, Any], name: str) -> TapStatistics:
+    try:
+        return statistics.from_json(file["statistics"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise JobError(f"{name}: damaged statistics of {file['tap']} ({error})") from error
+
+
+def _check(true: bool, name: str, otherwise: str) -> None:
+    if not true:
+        raise JobError(f"{name}: {otherwise}; the record is damaged")
+
+
+def _metadata(identity: dict[str, Any], plan: Plan, merged: Merged, numbers: list[int]) -> dict[str, Any]:
+    missing = sorted(set(range(1, plan.batches + 1)) - set(numbers))
+    return {
+        "model_name": identity["model"]["name"],
+        "layers_extracted": sorted({rundir.layer_number(tap) for tap in plan.taps}),
+        "hidden_dim": identity["model"]["hidden_dim"],
+        "total_samples": merged.samples,
+        "format": rundir.FORMAT,
+        "complete": not missing,
+        "missing": missing,
+        "total_batches": plan.batches,
+        "rows": merged.rows,
+        "dtype": plan.dtype,
+        "taps": plan.taps,
+        "statistics": {tap: statistics.summary(found) for tap, found in merged.statistics.items()},
+        "provenance": identity,
+        "pod_job_version": __version__,
+        "merged": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows_files": merged.rows_files,
+        "batches": merged.batches,
+    }
+
+
+def _render(metadata: dict[str, Any]) -> str:
+    """JSON with one file per line: a person can read and grep it, and 400,000 files still take only seconds."""
+    lines = []
+    for key, value in metadata.items():
+        text = json.dumps(value)
+        if key in ("rows_files", "batches"):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _bare(name: str) -> str:
+    """The name as seen from metadata.json, which lies beside the files."""
+    return name.removeprefix(rundir.ACTIVATIONS)
