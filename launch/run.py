@@ -1,0 +1,113 @@
+"""The verb `run`: the whole job on a local pod, watched until the dataset is there or its first failure is known."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from launch import progress, summary
+from launch.cause import Ended, first_cause, tail
+from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
+from launch.plan import planned_commands
+from launch.pod import HostCommand, host_commands, new_attempt
+from launch.summary import Summary
+from pod_job.config import JobConfig, PodKind, load
+from pod_job.errors import JobError
+from pod_job.inputs import read_inputs
+from pod_job.rundir import METADATA
+from pod_job.status import HostStatus, Phase, read_status
+from pod_job.storage import Folder
+
+LOGS = Path("runs/logs")
+
+
+class HostFailed(Exception):
+    """A host ended with a failure: `cause` is the first of them, `log` what it printed."""
+
+    def __init__(self, cause: Ended, log: Path) -> None:
+        super().__init__(f"host {cause.host}: {cause.reason}")
+        self.cause = cause
+        self.log = log
+
+
+def run(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
+    """Runs the job; the summary goes to stdout, progress and errors to stderr.
+
+    Returns 0, or for a failed host 2 where the user can mend it (a JobError on the host) and 1 where not. Raises
+    JobError for input that fails before any host is started, and Stopped when a signal ended the run.
+    """
+    config = load(overrides)
+    if dry_run:
+        print(*planned_commands(config, overrides), sep="\n")
+        return 0
+    screen = Console(stderr=True)
+    try:
+        done = run_pod(config, overrides, screen)
+    except HostFailed as failure:
+        report(failure, screen)
+        return 2 if failure.cause.user_error else 1
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done), indent=2))
+    else:
+        summary.show(done, Console())
+    return 0 if done.complete else 1
+
+
+def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary:
+    """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
+    if config.pod.kind is not PodKind.local:
+        raise JobError(
+            f"pod.kind={config.pod.kind.value}: run starts local pods only; `launch plan` shows the command "
+            "to start on every TPU VM, pod.kind=local rehearses this pod's shape on this machine"
+        )
+    started = time.monotonic()
+    inputs = read_inputs(config)
+    attempt = new_attempt()
+    logs = LOGS / attempt
+    commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)
+    statuses = watch(commands, inputs.folder, inputs.total_batches, attempt, logs, screen)
+    metadata = json.loads(inputs.folder.read(METADATA))
+    return summary.summarise(config, metadata, statuses, time.monotonic() - started, logs)
+
+
+def watch(
+    commands: Sequence[HostCommand], folder: Folder, batches: int, attempt: str, logs: Path, screen: Console
+) -> list[HostStatus]:
+    """Starts the hosts and shows their progress until all are done; returns their last statuses.
+
+    Raises HostFailed, after the other hosts have been ended.
+    """
+
+    def statuses() -> list[HostStatus | None]:
+        return [read_status(folder, host, attempt) for host in range(len(commands))]
+
+    with stopped_by_signals(), LocalPod(commands, logs) as pod, progress.Screen(screen) as shown:
+        ended = follow(pod, lambda: shown.show(progress.bars(statuses(), batches)))
+        if any(ended.values()):
+            cause = first_cause(failures(ended, folder, attempt, pod.logs))
+            raise HostFailed(cause, pod.logs[cause.host])
+    return [status for status in statuses() if status is not None]
+
+
+def failures(ended: Mapping[int, int], folder: Folder, attempt: str, logs: Sequence[Path]) -> list[Ended]:
+    """The hosts that failed, in the order of `ended`, with what each said."""
+    found = []
+    for host, code in ended.items():
+        if code:
+            status = read_status(folder, host, attempt)
+            error = status.error if status else None
+            arrived = status is not None and status.phase is not Phase.checking
+            found.append(Ended(host, code, arrived, error, tail(logs[host])))
+    return found
+
+
+def report(failure: HostFailed, screen: Console) -> None:
+    """The first cause in one line; for a bug, the end of the host's log below it; then where the whole log is."""
+    screen.print(f"error: {failure}", highlight=False, markup=False, soft_wrap=True)
+    if not failure.cause.user_error:
+        for line in failure.cause.tail:
+            screen.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"its log: {failure.log}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,101 @@
+"""The command line: help, errors in one line with status 2, and a dry run that only prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import VERBS, main
+from tools.tiny_model import write_tiny_model
+
+DEMO = ["experiment=demo", "storage.run_dir=runs/never-made"]
+
+
+def test_help_lists_every_verb_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "examples:" in shown
+    for name, verb in VERBS.items():
+        assert f"  {name}" in shown
+        assert verb.purpose in shown
+
+
+def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "verbs:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["paln", "experiment=demo"], "error: paln is not a verb; use one of: plan, run\n"),
+        (["plan", "experiment=dmeo"], "error: experiment=dmeo is not one of the choices: demo, v5e64\n"),
+        (
+            ["run", *DEMO, "pod.hots=3"],
+            "error: pod.hots is not a field of the configuration; did you mean ",
+        ),
+        (["run", *DEMO, "mesh.data=3"], "error: mesh.data=3 x mesh.model=2 is 6 devices, but the pod has "),
+        (["run", "experiment=v5e64"], "error: storage.run_dir is not set; "),
+        (
+            ["run", "experiment=v5e64", "storage.run_dir=gs://bucket/run"],
+            "error: pod.kind=tpu: run starts local pods only; ",
+        ),
+    ],
+)
+def test_a_user_error_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(said)
+    assert shown.err.count("\n") == 1
+
+
+def test_dry_run_prints_one_command_per_host_and_starts_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "experiment=demo", "--dry-run", "tasks.limit=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for host, line in enumerate(lines):
+        assert line.startswith(f"POD_JOB_HOST={host} ")
+        assert line.endswith("-m pod_job experiment=demo tasks.limit=3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_layer_fails_before_any_host_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    job = [f"model.path={model}", "tasks=arc_sample", "extract.layers=[4]", f"storage.run_dir={tmp_path / 'run'}"]
+    assert main(["run", *job]) == 2
+    assert "layer 4 of a 4-layer model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_run_makes_a_dataset_and_run_again_finds_it_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The real job on two hosts of one device."""
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    tasks = Path("tests/data/arc/arc_sample.json").resolve()
+    job = [
+        *("pod.hosts=2", "mesh.data=2", f"model.path={model}", "model.dtype=float32", "tasks=arc_sample"),
+        *(f"tasks.path={tasks}", "tasks.limit=6", "extract.layers=[1,3]", "extract.save_every_n_samples=2"),
+        *("extract.seq_len=128", "extract.too_long=cut", f"storage.run_dir={tmp_path / 'run'}", "--json"),
+    ]
+    monkeypatch.chdir(tmp_path)  # where the logs go
+    assert main(["run", *job]) == 0, capsys.readouterr().err
+    first = json.loads(capsys.readouterr().out)
+    assert first["complete"]
+    assert first["prompts"] == first["attempt_prompts"] == 6
+    assert first["rows_per_tap"] == {"layer_1": 6, "layer_3": 6}
+    assert 0 <= first["padding"] < 1
+    assert main(["run", *job]) == 0, capsys.readouterr().err
+    second = json.loads(capsys.readouterr().out)
+    assert second["attempt_prompts"] == 0
+    assert second["rows_per_tap"] == first["rows_per_tap"]
