@@ -16,8 +16,8 @@ from pod_job.storage import Folder
 class Phase(StrEnum):
     """Phases of a host in their order; a host ends in `done` or `failed`."""
 
-    arrived = "arrived"
-    checking = "checking"
+    checking = "checking"  # reading and checking inputs
+    arrived = "arrived"  # ready, waiting for the other hosts
     weights = "weights"
     compiling = "compiling"
     extracting = "extracting"

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from pod_job.errors import JobError
 from pod_job.models.weight_table import Weight
-from pod_job.tensorfile import TensorSpec, map_tensors, read_file_header
+from pod_job.tensorfile import map_tensors
 
 MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*"]
 
@@ -24,13 +23,7 @@ MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safe
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    path: Path
-    spec: TensorSpec
-
-
-Checkpoint = dict[str, StoredTensor]
+Checkpoint = dict[str, np.ndarray]  # tensors by name, on memory maps: nothing is read before it is used
 
 
 def find_model(path: str, revision: str | None = None) -> Path:
@@ -55,7 +48,7 @@ def find_model(path: str, revision: str | None = None) -> Path:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Every tensor of the folder's safetensors files by name, from their headers.
+    """Every tensor of the folder's safetensors files by name; headers are checked, no weight is read.
 
     Raises:
         JobError: no safetensors file, one named in the index missing, a truncated file, a tensor in two files.
@@ -71,10 +64,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     for path in files:
         if not path.is_file():
             raise JobError(f"model.path={folder}: {path.name} is named in {index.name} but missing; download it again")
-        for name, spec in read_file_header(path).tensors.items():
-            if name in checkpoint:
-                raise JobError(f"model.path={folder}: tensor {name} is in {checkpoint[name].path.name} and {path.name}")
-            checkpoint[name] = StoredTensor(path, spec)
+        tensors = map_tensors(path)
+        if doubled := sorted(tensors.keys() & checkpoint.keys()):
+            raise JobError(f"model.path={folder}: tensor {doubled[0]} of {path.name} is in another file too")
+        checkpoint |= tensors
     return checkpoint
 
 
@@ -92,7 +85,7 @@ def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> Non
             known.add(name)
             if name not in checkpoint:
                 raise JobError(f"checkpoint: tensor {name} {list(weight.checkpoint_shape)} is missing")
-            shape = tuple(checkpoint[name].spec.shape)
+            shape = checkpoint[name].shape
             if shape != weight.checkpoint_shape:
                 raise JobError(
                     f"checkpoint: tensor {name} is {list(shape)}, but config.json says {list(weight.checkpoint_shape)}"
@@ -106,11 +99,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over every tensor's name, dtype, shape and first 4 KiB: tells checkpoints apart without reading them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.items()):
-        spec = tensor.spec
-        digest.update(f"{name} {spec.dtype} {spec.shape}".encode())
-        with tensor.path.open("rb") as file:
-            file.seek(spec.start)
-            digest.update(file.read(min(4096, spec.stop - spec.start)))
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(tensor.reshape(-1).view(np.uint8)[:4096])
     return digest.hexdigest()
 
 
@@ -121,8 +111,6 @@ def load_params(checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any,
     """
     import jax
 
-    mapped = functools.cache(map_tensors)
-
     def part(weight: Weight, index: tuple[slice, ...]) -> np.ndarray:
         if not weight.stacked:
             return one(weight, weight.checkpoint_name, weight.shape, index)
@@ -131,7 +119,7 @@ def load_params(checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any,
         return np.stack([one(weight, name, weight.shape[1:], index[1:]) for name in names])
 
     def one(weight: Weight, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        tensor = mapped(checkpoint[name].path)[name]
+        tensor = checkpoint[name]
         ours = tensor.T.reshape(shape) if weight.linear else tensor.reshape(shape)
         return ours[index].astype(dtype)
 

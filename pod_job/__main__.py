@@ -1,0 +1,37 @@
+"""`python -m pod_job experiment=NAME key=value ...`: the entrypoint on every host.
+
+Exit status: 0 done, 2 bad input (one line on stderr), 1 anything else (traceback).
+"""
+
+import logging
+import os
+import sys
+import traceback
+
+from pod_job.config import load
+from pod_job.errors import JobError
+
+
+def main(overrides: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    try:
+        config = load(overrides)
+        from pod_job.job import run  # jax, only once the configuration is sound
+
+        run(config)
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        # jax waits at exit for peers that will never finish; the reason is already in status/ and the log.
+        os._exit(status)

@@ -1,0 +1,81 @@
+"""The step: one compiled forward pass over a static number of packed rows, and its way to and from the devices.
+
+B rows of all hosts, R rows of one feeder, S positions, M selected positions of a row.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from pod_job.config import Dtype, Positions
+from pod_job.mesh import Feeding
+from pod_job.models.decoder import Decoder
+from pod_job.packing import StepInput
+
+StepOutput = tuple[dict[str, Array], Array]
+Step = Callable[..., StepOutput]
+
+
+def make_step(model: Decoder, mesh: Mesh, rows: NamedSharding, positions: Positions, dtype: Dtype) -> Step:
+    """The compiled function of a step.
+
+    It takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and gives
+    ({tap name: [B, M or S, width] in `dtype`, split by `rows`}, more), where the second `more` is whether any
+    feeder's was true: the only thing that hosts tell each other in a step.
+    """
+
+    def step(
+        params: Any,
+        token_ids: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"],
+        token_positions: Int[Array, "B S"],
+        last: Int[Array, "B M"],
+        more: Int[Array, " B"],
+    ) -> StepOutput:
+        _, activations = model.apply(
+            params,
+            token_ids,
+            positions=token_positions,
+            segment_ids=segment_ids,
+            select=last if positions is Positions.last else None,
+            return_activations=True,
+            return_logits=False,
+        )
+        return {name: value.astype(jnp.dtype(dtype.value)) for name, value in activations.items()}, jnp.max(more)
+
+    taps = {tap.name: rows for tap in model.taps}
+    return jax.jit(step, out_shardings=(taps, NamedSharding(mesh, PartitionSpec())))
+
+
+def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:
+    """This host's part of a step's inputs, as global arrays split by `rows`."""
+    feeder_rows = item.token_ids.shape[0]
+    per_shard = feeder_rows // len(feeding.row_starts)
+    flags = np.full(feeder_rows, more, np.int32)
+
+    def globally(local: np.ndarray) -> Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            at = feeding.row_starts.index(index[0].start or 0) * per_shard
+            return local[at : at + per_shard]
+
+        return jax.make_array_from_callback((feeder_rows * feeding.feeders, *local.shape[1:]), rows, shard)
+
+    return tuple(globally(a) for a in (item.token_ids, item.segment_ids, item.positions, item.last, flags))
+
+
+def start_copy(output: StepOutput) -> None:
+    """Lets the devices send a step's results while the next step runs."""
+    for array in jax.tree.leaves(output):
+        for shard in array.addressable_shards:
+            shard.data.copy_to_host_async()
+
+
+def local_rows(array: Array) -> list[np.ndarray]:
+    """This host's shards of a step's output, in the order of their rows, each once: [rows of a shard, M or S, width]."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return [np.asarray(shards[start]) for start in sorted(shards)]

@@ -1,0 +1,102 @@
+"""Everything a run reads and everything that can be wrong with it, checked before a device or a weight is touched.
+
+In: the configuration. Out: `Inputs`, or one JobError. No jax: the launcher calls it on a workstation, before any host
+starts, and every host calls it again for itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pod_job.arch import Arch, read_arch_file
+from pod_job.batches import batch_count
+from pod_job.config import JobConfig
+from pod_job.errors import JobError
+from pod_job.models.weight_table import Weight, weight_table
+from pod_job.rundir import claim
+from pod_job.sharding import check_divides
+from pod_job.storage import Folder, open_folder
+from pod_job.taps import Tap, resolve
+from pod_job.tasks import Tasks, read_tasks
+from pod_job.tokens import tokenizer_fingerprint
+from pod_job.weights import Checkpoint, check_checkpoint, find_model, fingerprint, read_checkpoint
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the job starts from; `identity` is what its activations depend on."""
+
+    arch: Arch
+    taps: tuple[Tap, ...]
+    tasks: Tasks
+    total_batches: int
+    folder: Folder
+    model_dir: Path
+    checkpoint: Checkpoint
+    table: dict[str, Weight]
+    identity: dict[str, Any]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {tap.name: tap.width(self.arch) for tap in self.taps}
+
+
+def read_inputs(config: JobConfig) -> Inputs:
+    """Reads config.json, checkpoint headers and tasks, and claims the run folder for this run.
+
+    Raises:
+        JobError: in one line, the first thing that is missing, malformed or does not fit together.
+    """
+    extract = config.extract
+    model_dir = find_model(config.model.path, config.model.revision)
+    arch = read_arch_file(model_dir / "config.json")
+    taps = resolve(extract.layers, extract.taps, arch.layers)
+    check_divides(arch, config.mesh, config.sharding)
+    if extract.seq_len > arch.max_positions:
+        raise JobError(
+            f"extract.seq_len={extract.seq_len} is more than the model's max_position_embeddings={arch.max_positions}; "
+            f"use at most {arch.max_positions}"
+        )
+    table = weight_table(arch)
+    checkpoint = read_checkpoint(model_dir)
+    check_checkpoint(checkpoint, table)
+    tasks = read_tasks(config.tasks)
+    folder = open_folder(config.storage.run_dir)
+    folder.check_writable()
+    identity = run_identity(config, arch, taps, tasks, model_dir, checkpoint)
+    claim(folder, identity)
+    total = batch_count(len(tasks.samples), extract.save_every_n_samples)
+    return Inputs(arch, taps, tasks, total, folder, model_dir, checkpoint, table, identity)
+
+
+def run_identity(
+    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], tasks: Tasks, model_dir: Path, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """What the activations depend on, as JSON values: two runs with equal identities give equal datasets.
+
+    Mesh, sharding, hosts and rows per step are not in it: a run may go on with others.
+    """
+    extract = config.extract
+    hub_name = config.model.path if not Path(config.model.path).is_dir() else model_dir.resolve().name
+    return {
+        "model": {
+            "name": hub_name,
+            "family": arch.family,
+            "layers": arch.layers,
+            "hidden_dim": arch.hidden,
+            "dtype": config.model.dtype.value,
+            "weights_fingerprint": fingerprint(checkpoint),
+        },
+        "tokenizer": tokenizer_fingerprint(model_dir),
+        "tasks": {
+            "format": config.tasks.format.value,
+            "fingerprint": tasks.fingerprint,
+            "samples": len(tasks.samples),
+        },
+        "taps": [tap.name for tap in taps],
+        "positions": extract.positions.value,
+        "dtype": extract.dtype.value,
+        "seq_len": extract.seq_len,
+        "too_long": extract.too_long.value,
+        "save_every_n_samples": extract.save_every_n_samples,
+    }

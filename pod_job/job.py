@@ -1,0 +1,127 @@
+"""The job, as every host runs it: from the configuration to committed batches and, on the last host in, metadata."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from pod_job.batches import batch_samples, deal
+from pod_job.commit import committed
+from pod_job.config import ExtractConfig, JobConfig
+from pod_job.distributed import Host, roll_call, start, this_host
+from pod_job.errors import JobError
+from pod_job.forward import Step, make_step
+from pod_job.inputs import Inputs, read_inputs
+from pod_job.merge import merge
+from pod_job.mesh import feeding, gathered_sharding, make_mesh, row_sharding, weight_shardings
+from pod_job.models.decoder import Decoder
+from pod_job.pipeline import Feeder, Writers, extract
+from pod_job.reporter import Reporter
+from pod_job.sharding import row_shards
+from pod_job.status import Phase
+from pod_job.storage import open_folder
+from pod_job.tokens import load_tokenizer, tokenize
+from pod_job.weights import load_params
+
+log = logging.getLogger("pod_job")
+
+
+def run(config: JobConfig) -> None:
+    """Runs this host's part; returns when every batch of the run that fell to it is committed.
+
+    Raises:
+        JobError: bad input, found before any weight is loaded.
+    """
+    host = this_host(config.pod)
+    folder = open_folder(config.storage.run_dir)
+    folder.check_writable()
+    with Reporter(folder, host) as reporter, telling_failure(reporter):
+        inputs = read_inputs(config)
+        tokenizer = load_tokenizer(inputs.model_dir)
+        check_prompts(tokenizer, inputs, config.extract, host)
+
+        reporter.phase(Phase.arrived)
+        roll_call(folder, host, config.pod.arrival_timeout_s)
+        start(host)
+
+        mesh = make_mesh(config.mesh)
+        rows = row_sharding(mesh, config.sharding)
+        global_rows = row_shards(config.mesh, config.sharding) * config.extract.rows_per_device
+        part = feeding(rows, global_rows, jax.process_index())
+        pending = pending_batches(inputs)
+        mine = deal(pending, part.feeders)[part.feeder]
+        log.info("%d of %d batches to do, %d of them here", len(pending), inputs.total_batches, len(mine))
+
+        if pending:
+            reporter.phase(Phase.weights, batches_total=len(mine) if part.writes else 0)
+            dtype = jnp.dtype(config.model.dtype.value)
+            shardings = weight_shardings(mesh, config.sharding, inputs.table)
+            params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
+
+            reporter.phase(Phase.compiling)
+            model = Decoder(inputs.arch, inputs.taps, dtype, gathered_sharding(mesh, config.sharding))
+            step = make_step(model, mesh, rows, config.extract.positions, config.extract.dtype)
+            compiled = compile_step(step, params, rows, global_rows, config.extract)
+
+            reporter.phase(Phase.extracting)
+            feeder_rows = global_rows // part.feeders
+            feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter)
+            with Writers(config.storage.writers, folder, host.index, reporter.committed) as writers:
+                extract(compiled, params, feeder, rows, part, writers, reporter)
+
+        reporter.phase(Phase.merging)
+        merge_when_whole(inputs)
+        reporter.phase(Phase.done)
+
+
+@contextmanager
+def telling_failure(reporter: Reporter) -> Iterator[None]:
+    """Puts the reason of a failure into this host's status, where the launcher and the other hosts find it."""
+    try:
+        yield
+    except BaseException as error:
+        reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
+        log.error("%s", reason, exc_info=not isinstance(error, JobError))
+        reporter.set(phase=Phase.failed, error=reason)
+        raise
+
+
+def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> None:
+    """Tokenises this host's share of the prompts, so that one too long is refused before any weight is loaded."""
+    samples = inputs.tasks.samples
+    for batch in range(1 + host.index, inputs.total_batches + 1, host.count):
+        chosen = batch_samples(batch, len(samples), config.save_every_n_samples)
+        tokenize(tokenizer, [samples[i] for i in chosen], config.seq_len, config.too_long)
+
+
+def pending_batches(inputs: Inputs) -> list[int]:
+    """The batches without a commit record, as host 0 sees them: all hosts must deal the same ones."""
+    done = np.zeros(inputs.total_batches + 1, np.int8)
+    if jax.process_index() == 0:
+        done[sorted(committed(inputs.folder))] = 1
+    if jax.process_count() > 1:
+        done = np.asarray(multihost_utils.broadcast_one_to_all(done))
+    return [batch for batch in range(1, inputs.total_batches + 1) if not done[batch]]
+
+
+def compile_step(step: Step, params: Any, rows: NamedSharding, global_rows: int, config: ExtractConfig) -> Step:
+    """The step's program for the one shape that every step has."""
+
+    def argument(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((global_rows, *shape), jnp.int32, sharding=rows)
+
+    tokens = argument(config.seq_len)
+    lowered = step.lower(params, tokens, tokens, tokens, argument(config.prompts_per_row), argument())
+    return lowered.compile()
+
+
+def merge_when_whole(inputs: Inputs) -> None:
+    """Writes metadata.json if no batch is missing. Every host tries as it ends, so the last one in succeeds."""
+    if len(committed(inputs.folder)) == inputs.total_batches:
+        merge(inputs.folder)

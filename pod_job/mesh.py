@@ -1,0 +1,73 @@
+"""The device mesh, where weights and rows lie on it, and which hosts feed which rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pod_job.config import MeshConfig, Sharding
+from pod_job.errors import JobError
+from pod_job.models.weight_table import Weight
+from pod_job.sharding import ROW_AXES, RULES
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Axes `data` and `model` over all devices of all hosts, in an order that suits their network."""
+    if config.data * config.model != jax.device_count():
+        raise JobError(
+            f"mesh.data={config.data} x mesh.model={config.model} is {config.data * config.model} devices, "
+            f"but jax sees {jax.device_count()} ({jax.local_device_count()} on this host); set mesh to the pod's shape"
+        )
+    return jax.make_mesh((config.data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]) -> dict[str, NamedSharding]:
+    rules = RULES[sharding]
+    return {
+        name: NamedSharding(mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in weight.axes)))
+        for name, weight in table.items()
+    }
+
+
+def gathered_sharding(mesh: Mesh, sharding: Sharding) -> NamedSharding | None:
+    """Where a layer's weights go while it runs; None: they stay where they are."""
+    return NamedSharding(mesh, PartitionSpec()) if sharding is Sharding.fsdp else None
+
+
+def row_sharding(mesh: Mesh, sharding: Sharding) -> NamedSharding:
+    """Of arrays whose first dimension is a step's rows."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES[sharding]))
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """This host's part in feeding steps.
+
+    Hosts whose devices hold the same rows (their weights are split among them) form one feeder: they feed the same
+    prompts, and the first of them writes the results. `row_starts` are the first global rows of the feeder's shards.
+    """
+
+    feeder: int
+    feeders: int
+    writes: bool
+    row_starts: tuple[int, ...]
+
+
+def feeding(rows: NamedSharding, global_rows: int, host: int) -> Feeding:
+    """Which rows of a step this host feeds.
+
+    Raises:
+        JobError: hosts share some of their rows but not all, so that no host can feed them alone.
+    """
+    held: dict[int, set[int]] = {}
+    for device, index in rows.devices_indices_map((global_rows,)).items():
+        held.setdefault(device.process_index, set()).add(index[0].start or 0)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for process, starts in sorted(held.items()):
+        groups.setdefault(tuple(sorted(starts)), []).append(process)
+    if sum(map(len, groups)) != len(set().union(*held.values())):
+        raise JobError("mesh.model: hosts share some rows but not all; let mesh.model be a multiple or a divisor of pod.devices_per_host")
+    ordered = sorted(groups)
+    mine = tuple(sorted(held[host]))
+    return Feeding(ordered.index(mine), len(ordered), groups[mine][0] == host, mine)

@@ -1,0 +1,84 @@
+"""What a host says while it works: its status file and its log in the run folder, refreshed from a thread of its own.
+
+The job's threads only change counters; nothing on their way waits for the bucket.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+from typing import Any, Self
+
+from pod_job.distributed import Host
+from pod_job.rundir import log_file
+from pod_job.status import HostStatus, Phase, write_status
+from pod_job.storage import Folder
+
+REFRESH_S = 2.0
+
+log = logging.getLogger("pod_job")
+
+
+class Reporter(logging.Handler):
+    """Keeps `status/host_NN.json` and `logs/host_NN.log` of one host up to date while it is open."""
+
+    def __init__(self, folder: Folder, host: Host) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.folder = folder
+        self.lines: list[str] = []
+        self.status = HostStatus(host=host.index, attempt=host.attempt, phase=Phase.checking)
+        self.changed = threading.Lock()
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)
+
+    def __enter__(self) -> Self:
+        log.addHandler(self)
+        self.write()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The last word; a folder that cannot be written any more does not hide why the job ended."""
+        self.stopping.set()
+        self.thread.join()
+        log.removeHandler(self)
+        with contextlib.suppress(Exception):
+            self.write()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record) + "\n")
+
+    def phase(self, phase: Phase, **values: Any) -> None:
+        """Enters a phase; it is written at once."""
+        self.set(phase=phase, **values)
+        log.info("%s", phase)
+        self.write()
+
+    def set(self, **values: Any) -> None:
+        with self.changed:
+            self.status = dataclasses.replace(self.status, **values)
+
+    def add(self, **counts: int) -> None:
+        """Adds to counters of the status."""
+        with self.changed:
+            sums = {name: getattr(self.status, name) + count for name, count in counts.items()}
+            self.status = dataclasses.replace(self.status, **sums)
+
+    def committed(self, record: dict[str, Any]) -> None:
+        """Counts a batch by its commit record."""
+        self.add(batches=1, rows=record["rows"], bytes=sum(file["size"] for file in record["files"]))
+
+    def write(self) -> None:
+        write_status(self.folder, self.status)
+        self.folder.replace(log_file(self.status.host), "".join(self.lines).encode())
+
+    def _refresh(self) -> None:
+        written = None
+        while not self.stopping.wait(REFRESH_S):
+            if (self.status, len(self.lines)) != written:
+                written = (self.status, len(self.lines))
+                try:
+                    self.write()
+                except Exception:
+                    log.exception("status could not be written; trying again")
