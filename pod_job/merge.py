@@ -1,22 +1,22 @@
 """From commit records to `activations/metadata.json`: reads records, never the data; safe to repeat at any time."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pod_job import __version__, rundir, statistics, tensorfile
+from pod_job import __version__, rundir, statistics
+from pod_job import metadata as metadata_file
 from pod_job.commit import committed, read_record
 from pod_job.errors import JobError
 from pod_job.statistics import TapStatistics
 from pod_job.storage import Folder
+from pod_job.tensorfile import DTYPE_OF
 
 READS_IN_FLIGHT = 32
 WINDOW = 256
 """Records held at a time: statistics make a record large, and reading runs ahead of merging."""
-_ITEM_BYTES = {str(dtype): dtype.itemsize for dtype in tensorfile.DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def merge(folder: Folder) -> dict[str, Any]:
         for record in _records(folder, numbers):
             _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
         metadata = _metadata(identity, plan, merged, numbers)
-        folder.replace(rundir.METADATA, _render(metadata).encode())
+        folder.replace(rundir.METADATA, metadata_file.render(metadata).encode())
         # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
         if metadata["complete"] or len(committed(folder)) < plan.batches:
             return metadata
@@ -82,13 +82,19 @@ def _plan(identity: dict[str, Any], name: str) -> Plan:
         _ = identity["model"]["name"], identity["model"]["hidden_dim"]
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(f"{name}: the identity lacks or garbles {error}") from error
+    if plan.dtype not in DTYPE_OF:
+        raise JobError(f"{name}: unknown dtype {plan.dtype}; known are {', '.join(DTYPE_OF)}")
     if plan.batch_samples < 1:
         raise JobError(f"{name}: save_every_n_samples is {plan.batch_samples}, it must be at least 1")
     return plan
 
 
 def _records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]:
-    """The records in order of batch; many reads in flight, few records in memory."""
+    """The records in order of batch; from a bucket many reads in flight, few records in memory."""
+    if folder.local_path(rundir.RUN):
+        # Local reads wait for nothing: threads would only hand the interpreter lock around.
+        yield from (read_record(folder, number) for number in numbers)
+        return
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
         for start in range(0, len(numbers), WINDOW):
             yield from pool.map(lambda number: read_record(folder, number), numbers[start : start + WINDOW])
@@ -133,7 +139,7 @@ def _check_file(file: dict[str, Any], record: dict[str, Any], dtype: str, width:
     _check(
         file["shape"] == [file["rows"], width], name, f"{tap} has shape {file['shape']}, its statistics {width} columns"
     )
-    expected = file["offset"] + file["rows"] * width * _ITEM_BYTES.get(dtype, 0)
+    expected = file["offset"] + file["rows"] * width * DTYPE_OF[dtype].itemsize
     _check(file["size"] == expected, name, f"{tap} has {file['size']} bytes, its shape gives {expected}")
 
 
@@ -163,6 +169,7 @@ def _metadata(identity: dict[str, Any], plan: Plan, merged: Merged, numbers: lis
         "rows": merged.rows,
         "dtype": plan.dtype,
         "taps": plan.taps,
+        "widths": {tap: len(found.mean) for tap, found in merged.statistics.items()},
         "statistics": {tap: statistics.summary(found) for tap, found in merged.statistics.items()},
         "provenance": identity,
         "pod_job_version": __version__,
@@ -170,17 +177,6 @@ def _metadata(identity: dict[str, Any], plan: Plan, merged: Merged, numbers: lis
         "rows_files": merged.rows_files,
         "batches": merged.batches,
     }
-
-
-def _render(metadata: dict[str, Any]) -> str:
-    """JSON with one file per line: a person can read and grep it, and 400,000 files still take only seconds."""
-    lines = []
-    for key, value in metadata.items():
-        text = json.dumps(value)
-        if key in ("rows_files", "batches"):
-            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-        lines.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _bare(name: str) -> str:

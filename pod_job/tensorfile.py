@@ -38,6 +38,8 @@ DTYPES: dict[str, np.dtype] = {
         "C64": "<c8",
     }.items()
 }
+DTYPE_OF: dict[str, np.dtype] = {str(dtype): dtype for dtype in DTYPES.values()}
+"""By the name that configs and records use: `bfloat16`, `float32`."""
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 

@@ -1,0 +1,173 @@
+"""A run as an array of activation vectors with their provenance: indexing, and shuffled batches for training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from pod_job import metadata, rundir
+from pod_job import rows as rows_table
+from pod_job.epoch import Batches, Order
+from pod_job.errors import JobError
+from pod_job.row_reader import FileRows, RowReader
+from pod_job.storage import open_folder
+from pod_job.tensorfile import DTYPE_OF
+
+Kind = Literal["numpy", "torch", "jax"]
+TABLES_KEPT = 8
+
+
+class ActivationDataset:
+    """The vectors of one tap of a run, in a local folder or under `gs://`.
+
+    `dataset[i]`, `dataset[a:b]` and `dataset[index_array]` give [D] or [R, D] in the stored dtype (bfloat16 as
+    `ml_dtypes.bfloat16`); `dataset.rows(i)` says where they come from; `dataset.batches(...)` iterates for training.
+    With `as_="torch"` it serves as a map-style dataset for torch's DataLoader.
+
+    Raises JobError where the run has no metadata.json yet, where that is damaged, or where it has no such layer.
+    """
+
+    def __init__(self, run_dir: str | Path, layer: int | str, as_: Kind = "numpy") -> None:
+        self.folder = open_folder(run_dir)
+        self.metadata = metadata.read(self.folder)
+        self.tap = _tap(self.metadata, layer, self.folder.url)
+        self.as_: Kind = as_
+        entries = [entry for entry in self.metadata["batches"] if entry["layer"] == self.tap]
+        self.dtype: np.dtype = DTYPE_OF[self.metadata["dtype"]]
+        width = self.metadata["widths"].get(self.tap, 0)
+        self._reader = RowReader(self.folder, [_file(entry) for entry in entries], width * self.dtype.itemsize)
+        self.shape = (len(self._reader), width)
+        self._tables: dict[int, rows_table.Rows] = {}
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Statistics of the tap over the whole run, as `pod_job.statistics.summary` gives them."""
+        return self.metadata["statistics"][self.tap]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"ActivationDataset({self.folder.url!r}, {self.tap!r}): {self.shape[0]} x {self.shape[1]} {self.dtype}"
+
+    def __getitem__(self, index: Any) -> Any:
+        """One vector [D] for an int; [R, D] for a slice, a list or array of ints, or a boolean mask of all rows."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return self._present(self._reader.read(start, max(start, stop)))
+            return self[np.arange(start, stop, step)]
+        if isinstance(index, (int, np.integer)):
+            return self[np.array([index])][0]
+        return self._present(self._reader.gather(self._numbers(index)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """What torch's DataLoader calls to fetch a whole batch at once."""
+        return list(self[np.asarray(indices)])
+
+    def rows(self, index: Any) -> dict[str, Any]:
+        """Provenance of the rows: arrays `task_id`, `sample_idx`, `position`, `token_id`; single values for an int."""
+        if isinstance(index, (int, np.integer)):
+            return {name: values[0] for name, values in self.rows(np.array([index])).items()}
+        numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else self._numbers(index)
+        found = {name: np.empty(len(numbers), object if name == "task_id" else np.int32) for name in rows_table.COLUMNS}
+        batches = np.searchsorted(self._reader.starts, numbers, "right") - 1
+        for batch in np.unique(batches).tolist():
+            places = np.flatnonzero(batches == batch)
+            table = self._table(batch)
+            for name, column in found.items():
+                column[places] = getattr(table, name)[numbers[places] - self._reader.starts[batch]]
+        return found
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        epoch: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        buffer_rows: int = 65_536,
+        as_: Kind | None = None,
+        with_index: bool = False,
+        drop_last: bool = False,
+    ) -> Batches:
+        """One epoch of batches [batch_size, D], in an order that the seed and the epoch determine.
+
+        Args:
+            shard: (index, count) of this trainer process; together the processes get every row once.
+            buffer_rows: rows shuffled together in memory; two buffers of this size are held.
+            with_index: yield (vectors, row numbers), so that `rows(...)` can tell where they are from.
+        Returns:
+            An iterator with `state_dict` and `load_state_dict`, which continue at the very next batch.
+        """
+        order = Order(len(self), batch_size, shuffle, seed, epoch, shard, buffer_rows, drop_last)
+
+        def present(raw: np.ndarray, numbers: np.ndarray) -> Any:
+            vectors = self._present(raw, as_)
+            return (vectors, numbers) if with_index else vectors
+
+        return Batches(self._reader, order, present)
+
+    def _numbers(self, index: Any) -> np.ndarray:
+        numbers = np.asarray(index)
+        if numbers.dtype == bool and numbers.shape == (len(self),):
+            return np.flatnonzero(numbers)
+        if numbers.ndim != 1 or not (np.issubdtype(numbers.dtype, np.integer) or not numbers.size):
+            raise IndexError(
+                f"index of {numbers.dtype} {list(numbers.shape)}: use ints, a slice, or a mask of all rows"
+            )
+        numbers = np.where(numbers < 0, numbers + len(self), numbers).astype(np.int64)
+        if ((numbers < 0) | (numbers >= len(self))).any():
+            raise IndexError(f"row out of range: the dataset has {len(self)} rows")
+        return numbers
+
+    def _present(self, raw: np.ndarray, as_: Kind | None = None) -> Any:
+        vectors = raw.view(self.dtype).reshape(len(raw), self.shape[1])
+        return _CONVERT[as_ or self.as_](vectors)
+
+    def _table(self, batch: int) -> rows_table.Rows:
+        """The rows table of the batch, by its place in metadata.json."""
+        if batch not in self._tables:
+            entry = self.metadata["rows_files"][batch]
+            name = rundir.ACTIVATIONS + entry["file"]
+            try:
+                table = rows_table.from_parquet(self.folder.read(name), f"{self.folder.url}/{name}")
+            except FileNotFoundError:
+                raise JobError(f"{self.folder.url}/{name}: missing; copy the run again") from None
+            if len(table) != entry["rows"]:
+                raise JobError(f"{self.folder.url}/{name}: {len(table)} rows, metadata.json says {entry['rows']}")
+            if len(self._tables) >= TABLES_KEPT:
+                self._tables.pop(next(iter(self._tables)))
+            self._tables[batch] = table
+        return self._tables[batch]
+
+
+def _tap(metadata: dict[str, Any], layer: int | str, url: str) -> str:
+    tap = layer if isinstance(layer, str) else f"layer_{layer}"
+    if tap not in metadata["taps"]:
+        raise JobError(f"Layer not found in activations: layer={layer}; {url} has {', '.join(metadata['taps'])}")
+    return tap
+
+
+def _file(entry: dict[str, Any]) -> FileRows:
+    return FileRows(rundir.ACTIVATIONS + entry["file"], entry["rows"], entry["offset"], entry["size"])
+
+
+def _to_torch(vectors: np.ndarray) -> Any:
+    import torch
+
+    if vectors.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(vectors.view(np.int16)).view(torch.bfloat16)  # from_numpy refuses ml_dtypes
+    return torch.from_numpy(vectors)
+
+
+def _to_jax(vectors: np.ndarray) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.asarray(vectors)
+
+
+_CONVERT = {"numpy": lambda vectors: vectors, "torch": _to_torch, "jax": _to_jax}
