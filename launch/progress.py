@@ -41,7 +41,7 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
         Bar("weights", past(Phase.weights), hosts),
         Bar("compile", past(Phase.compiling), hosts),
         Bar("batches", done, dealt if past(Phase.compiling) == hosts else max(batches, done), pace(heard, dealt)),
-        Bar("merge", int(any(status.phase is Phase.done for status in heard)), 1),
+        Bar("merge", int(past(Phase.merging) == hosts), 1),
     ]
 
 

@@ -1,0 +1,137 @@
+"""The whole job on this machine: model, bucket, a pod of four processes, and the dataset opened again; `make demo`.
+
+Every call starts over: a new run folder in the same bucket under runs/. The model is made once.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from launch import summary
+from launch.facts import show_facts
+from launch.local import Stopped, stopped_by_signals
+from launch.pod import new_attempt
+from launch.run import HostFailed, report, run_pod
+from pod_job import environment
+from pod_job.config import JobConfig, load
+from pod_job.dataset import ActivationDataset
+from pod_job.errors import JobError
+from pod_job.export import export_pickles
+from pod_job.tokens import load_tokenizer
+from tools.bucket import bucket_available, bucket_server
+from tools.demo_model import write_demo_model
+
+RUNS = Path("runs")
+BUCKET = "demo-activations"
+LAYER = 12
+ROWS_SHOWN = 8
+
+# The loading snippet of the format's documentation, to the letter; it runs in the folder that holds `activations/`.
+SNIPPET = """\
+import pickle
+import numpy as np
+
+# Load a batch
+with open('activations/layer_12_batch_000001.pkl', 'rb') as f:
+    data = pickle.load(f)
+
+layer = data['layer']
+activations = [item['activation'] for item in data['activations']]
+activations_array = np.stack(activations)  # [n_samples, hidden_dim]
+
+print(f"Layer {layer}: {activations_array.shape}")
+"""
+
+
+def main() -> int:
+    """Exit status as of `python -m launch run`."""
+    screen = Console()
+    try:
+        with stopped_by_signals():
+            demo(screen)
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except HostFailed as failure:
+        report(failure, Console(stderr=True))
+        return 2 if failure.cause.user_error else 1
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    return 0
+
+
+def demo(screen: Console) -> None:
+    """All of it, step by step."""
+    name = f"demo-{new_attempt()}"
+    screen.rule("model")
+    model_dir = write_demo_model(Path(load(["experiment=demo"]).model.path))
+    show_facts([("model", "SmolLM2-135M-Instruct"), ("files", str(model_dir))], screen)
+
+    with bucket(name, screen) as run_dir:
+        screen.rule("run")
+        overrides = ["experiment=demo", f"storage.run_dir={run_dir}"]
+        config = load(overrides)
+        summary.show(run_pod(config, overrides, screen), screen)
+
+        screen.rule(f"ActivationDataset(run_dir, layer={LAYER})")
+        show_dataset(config, screen)
+
+        screen.rule("the same as pickle files")
+        exported = RUNS / name
+        export_pickles(run_dir, exported / "activations")
+        show_pickles(exported, screen)
+
+
+@contextmanager
+def bucket(name: str, screen: Console) -> Iterator[str]:
+    """The run folder: in a bucket of the emulator where that exists, else a local folder."""
+    screen.rule("bucket")
+    if reason := bucket_available():
+        screen.print(f"no bucket emulator here: {reason}; the run goes to a local folder", highlight=False)
+        yield str(RUNS / name / "run")
+        return
+    root = RUNS / "buckets"
+    with bucket_server(root, BUCKET) as endpoint:
+        # For this process and, through it, for the hosts.
+        os.environ[environment.STORAGE_EMULATOR] = endpoint
+        again = f"python -m tools.bucket {root} --bucket {BUCKET}"
+        show_facts([("bucket", f"gs://{BUCKET}"), ("files", str(root / BUCKET)), ("serve again", again)], screen)
+        yield f"gs://{BUCKET}/{name}"
+
+
+def show_dataset(config: JobConfig, screen: Console) -> None:
+    """Shape, statistics and a few rows of one tap, each with the token it belongs to."""
+    dataset = ActivationDataset(config.storage.run_dir, layer=LAYER)
+    tokenizer = load_tokenizer(Path(config.model.path))
+    chosen = np.linspace(0, len(dataset) - 1, ROWS_SHOWN).astype(int)
+    vectors, origins = dataset[chosen].astype(np.float32), dataset.rows(chosen)
+    mean_norm = f"{dataset.statistics['mean_norm']:.1f}"
+    show_facts([("shape", str(dataset.shape)), ("dtype", str(dataset.dtype)), ("mean norm", mean_norm)], screen)
+    table = Table("row", "task_id", "sample_idx", "position", "token", "norm")
+    for i, row in enumerate(chosen):
+        token = tokenizer.decode([int(origins["token_id"][i])])
+        origin = [str(origins[column][i]) for column in ("task_id", "sample_idx", "position")]
+        table.add_row(str(row), *origin, repr(token), f"{np.linalg.norm(vectors[i]):.1f}")
+    screen.print(table, highlight=False, markup=False)
+
+
+def show_pickles(exported: Path, screen: Console) -> None:
+    """Loads one exported batch with the documented snippet, in a process that knows nothing of this project."""
+    files = sorted((exported / "activations").glob("*.pkl"))
+    size = sum(file.stat().st_size for file in files)
+    show_facts([("where", str(exported / "activations")), ("files", f"{len(files)}, {size:,} bytes")], screen)
+    shown = subprocess.run(
+        [sys.executable, "-I", "-c", SNIPPET], cwd=exported, capture_output=True, text=True, check=True
+    )
+    show_facts([("loaded", shown.stdout.rstrip())], screen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
