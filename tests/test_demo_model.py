@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
 from pod_job.errors import JobError
-from tools.demo_model import TENSOR_NAMES, hf_config, hf_weights, unpermuted
+from tools.demo_model import TENSOR_NAMES, hf_config, hf_weights, unpermuted, write_demo_model
 from tools.gguf_tokenizer import tokenizer_config_of, tokenizer_of
 from tools.tiny_model import SPECIAL_TOKENS, write_tiny_model
 
@@ -112,3 +112,12 @@ def test_a_gguf_file_with_another_tokenizer_or_tensor_is_refused(tmp_path):
     reader.tensors[5] = reader.tensors[5]._replace(name="blk.0.attn_sinks.weight")
     with pytest.raises(JobError, match=r"tensor blk\.0\.attn_sinks\.weight is not known"):
         dict(hf_weights(reader, hf_config(reader)))
+
+
+def test_a_folder_with_something_else_is_refused_before_anything_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    folder = write_tiny_model(tmp_path / "m")
+    for place in (folder, folder / "config.json"):
+        with pytest.raises(JobError, match="holds something else already"):
+            write_demo_model(place)

@@ -50,6 +50,9 @@ def test_equal_seeds_give_equal_bytes_and_a_model_is_never_overwritten(tmp_path)
     with pytest.raises(JobError, match="holds something else already"):
         write_tiny_model(first, seed=2)
     assert (first / "model.safetensors").read_bytes() == content
+    (other / "model.safetensors").unlink()
+    with pytest.raises(JobError, match="holds something else already"):
+        write_tiny_model(other, seed=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
@@ -151,3 +154,5 @@ def test_an_unwritable_place_gets_one_line(tmp_path):
         arc_tasks.write_tasks({}, tmp_path / "file" / "out.json")
     with pytest.raises(JobError, match=r"out_dir=.*cannot be written"):
         write_tiny_model(tmp_path / "file" / "m")
+    with pytest.raises(JobError, match=r"out_dir=.*holds something else already"):
+        write_tiny_model(tmp_path / "file")

