@@ -7,6 +7,7 @@ import io
 import os
 import re
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +146,7 @@ class BucketFolder:
             # The default pool keeps 10 connections and drops the rest after each use.
             client._http.mount("https://", HTTPAdapter(pool_maxsize=CONNECTIONS))
             client._http.mount("http://", HTTPAdapter(pool_maxsize=CONNECTIONS))
+            weakref.finalize(self, client.close)
             self._client_of = (os.getpid(), client)
         return self._client_of[1]
 
