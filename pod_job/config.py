@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -121,7 +121,7 @@ class ExtractConfig:
     save_every_n_samples: int = 512
     seq_len: int = 1024
     rows_per_device: int = 1  # rows of seq_len tokens in one step
-    prompts_per_row: int = 32  # at most, when short prompts are packed into one row
+    prompts_per_row: int = 64  # at most, when short prompts are packed into one row
     too_long: TooLong = TooLong.refuse
 
     def __post_init__(self) -> None:
@@ -193,6 +193,8 @@ def load(overrides: Sequence[str]) -> JobConfig:
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's error as one line that names the override and the nearest valid key or choice."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not an override; write key=value, and quote it for the shell"
     text = str(error.__cause__ or error)
     if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in 'JobConfig')", text) or re.search(
         r"Could not override '([^']+)'", str(error)

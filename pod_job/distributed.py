@@ -41,7 +41,9 @@ def this_host(pod: PodConfig) -> Host:
     """
     text = os.environ.get(environment.HOST, os.environ.get(environment.TPU_WORKER, "0"))
     if not text.isdigit() or int(text) >= pod.hosts:
-        raise JobError(f"{environment.HOST}={text} is not a host of this pod; use 0..{pod.hosts - 1} (pod.hosts={pod.hosts})")
+        raise JobError(
+            f"{environment.HOST}={text} is not a host of this pod; use 0..{pod.hosts - 1} (pod.hosts={pod.hosts})"
+        )
     return Host(
         index=int(text),
         count=pod.hosts,
@@ -83,7 +85,9 @@ def start(host: Host) -> None:
     """
     if host.coordinator is None:
         if host.count > 1:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S)
+            jax.distributed.initialize(
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S
+            )
         return
     if host.index == 0:
         check_port_free(host.coordinator)
@@ -103,4 +107,6 @@ def check_port_free(address: str) -> None:
         try:
             probe.bind((name, int(port)))
         except OSError as error:
-            raise JobError(f"pod.port={port} is taken on {name} ({error.strerror}); use another, or 0 for a free one") from error
+            raise JobError(
+                f"pod.port={port} is taken on {name} ({error.strerror}); use another, or 0 for a free one"
+            ) from error

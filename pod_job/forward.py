@@ -4,7 +4,7 @@ B rows of all hosts, R rows of one feeder, S positions, M selected positions of 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,44 +12,53 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from pod_job.config import Dtype, Positions
+from pod_job.config import ExtractConfig, Positions
 from pod_job.mesh import Feeding
-from pod_job.models.decoder import Decoder
+from pod_job.models.decoder import Activations, Decoder
 from pod_job.packing import StepInput
 
 StepOutput = tuple[dict[str, Array], Array]
 Step = Callable[..., StepOutput]
 
 
-def make_step(model: Decoder, mesh: Mesh, rows: NamedSharding, positions: Positions, dtype: Dtype) -> Step:
-    """The compiled function of a step.
+def compile_step(
+    model: Decoder, params: Any, mesh: Mesh, rows: NamedSharding, global_rows: int, config: ExtractConfig
+) -> Step:
+    """The program of a step, for the one shape that every step has: `global_rows` rows of `config.seq_len`.
 
     It takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and gives
-    ({tap name: [B, M or S, width] in `dtype`, split by `rows`}, more), where the second `more` is whether any
-    feeder's was true: the only thing that hosts tell each other in a step.
+    ({tap name: [B, M or S, width] in the stored dtype, split by `rows`}, more), where the second `more` is whether
+    any feeder's was true: the only thing that hosts tell each other in a step.
     """
 
     def step(
         params: Any,
         token_ids: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"],
-        token_positions: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
         last: Int[Array, "B M"],
         more: Int[Array, " B"],
     ) -> StepOutput:
-        _, activations = model.apply(
+        applied = model.apply(
             params,
             token_ids,
-            positions=token_positions,
+            positions=positions,
             segment_ids=segment_ids,
-            select=last if positions is Positions.last else None,
+            select=last if config.positions is Positions.last else None,
             return_activations=True,
             return_logits=False,
         )
-        return {name: value.astype(jnp.dtype(dtype.value)) for name, value in activations.items()}, jnp.max(more)
+        _, activations = cast(tuple[None, Activations], applied)
+        stored = jnp.dtype(config.dtype.value)
+        return {name: value.astype(stored) for name, value in activations.items()}, jnp.max(more)
+
+    def argument(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((global_rows, *shape), jnp.int32, sharding=rows)
 
     taps = {tap.name: rows for tap in model.taps}
-    return jax.jit(step, out_shardings=(taps, NamedSharding(mesh, PartitionSpec())))
+    jitted = jax.jit(step, out_shardings=(taps, NamedSharding(mesh, PartitionSpec())))
+    tokens, slots = argument(config.seq_len), argument(config.prompts_per_row)
+    return jitted.lower(params, tokens, tokens, tokens, slots, argument()).compile()
 
 
 def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:
@@ -59,7 +68,7 @@ def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) ->
     flags = np.full(feeder_rows, more, np.int32)
 
     def globally(local: np.ndarray) -> Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             at = feeding.row_starts.index(index[0].start or 0) * per_shard
             return local[at : at + per_shard]
 
@@ -76,6 +85,6 @@ def start_copy(output: StepOutput) -> None:
 
 
 def local_rows(array: Array) -> list[np.ndarray]:
-    """This host's shards of a step's output, in the order of their rows, each once: [rows of a shard, M or S, width]."""
+    """This host's shards of an output, in the order of their rows, each once: [rows of a shard, M or S, width]."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return [np.asarray(shards[start]) for start in sorted(shards)]

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
 
 from pod_job.batches import batch_samples, deal
 from pod_job.commit import committed
 from pod_job.config import ExtractConfig, JobConfig
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
-from pod_job.forward import Step, make_step
+from pod_job.forward import compile_step
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.merge import merge
 from pod_job.mesh import feeding, gathered_sharding, make_mesh, row_sharding, weight_shardings
@@ -66,14 +65,13 @@ def run(config: JobConfig) -> None:
 
             reporter.phase(Phase.compiling)
             model = Decoder(inputs.arch, inputs.taps, dtype, gathered_sharding(mesh, config.sharding))
-            step = make_step(model, mesh, rows, config.extract.positions, config.extract.dtype)
-            compiled = compile_step(step, params, rows, global_rows, config.extract)
+            step = compile_step(model, params, mesh, rows, global_rows, config.extract)
 
             reporter.phase(Phase.extracting)
             feeder_rows = global_rows // part.feeders
             feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter)
             with Writers(config.storage.writers, folder, host.index, reporter.committed) as writers:
-                extract(compiled, params, feeder, rows, part, writers, reporter)
+                extract(step, params, feeder, rows, part, writers, reporter)
 
         reporter.phase(Phase.merging)
         merge_when_whole(inputs)
@@ -108,17 +106,6 @@ def pending_batches(inputs: Inputs) -> list[int]:
     if jax.process_count() > 1:
         done = np.asarray(multihost_utils.broadcast_one_to_all(done))
     return [batch for batch in range(1, inputs.total_batches + 1) if not done[batch]]
-
-
-def compile_step(step: Step, params: Any, rows: NamedSharding, global_rows: int, config: ExtractConfig) -> Step:
-    """The step's program for the one shape that every step has."""
-
-    def argument(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((global_rows, *shape), jnp.int32, sharding=rows)
-
-    tokens = argument(config.seq_len)
-    lowered = step.lower(params, tokens, tokens, tokens, argument(config.prompts_per_row), argument())
-    return lowered.compile()
 
 
 def merge_when_whole(inputs: Inputs) -> None:

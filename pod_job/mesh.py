@@ -67,7 +67,10 @@ def feeding(rows: NamedSharding, global_rows: int, host: int) -> Feeding:
     for process, starts in sorted(held.items()):
         groups.setdefault(tuple(sorted(starts)), []).append(process)
     if sum(map(len, groups)) != len(set().union(*held.values())):
-        raise JobError("mesh.model: hosts share some rows but not all; let mesh.model be a multiple or a divisor of pod.devices_per_host")
+        raise JobError(
+            "mesh.model: hosts share some rows but not all; "
+            "make mesh.model a multiple or a divisor of pod.devices_per_host"
+        )
     ordered = sorted(groups)
     mine = tuple(sorted(held[host]))
     return Feeding(ordered.index(mine), len(ordered), groups[mine][0] == host, mine)

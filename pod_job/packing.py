@@ -17,7 +17,7 @@ from pod_job.tokens import Prompt
 
 # Rows' worth of prompts that are held back to choose from: the more, the fuller the rows.
 CHOICE_ROWS = 64
-# A row that holds a prompt which that many choices passed over is computed now, full or not: its batch is waiting.
+# A row with a prompt which that many choices passed over is computed now, full or not: its batch is waiting for it.
 PATIENCE_CHOICES = 4
 
 
@@ -81,43 +81,46 @@ def pack_steps(queued: Iterable[Queued], rows: int, seq_len: int, prompts_per_ro
 
     Order is kept roughly, not exactly.
     """
-    choice = max(2 * rows, CHOICE_ROWS)
-    patience = PATIENCE_CHOICES * -(-choice // rows)
-    waiting: list[tuple[int, Queued]] = []  # with the step at which each came
-    tokens, step = 0, 0
+    hold = max(2 * rows, CHOICE_ROWS)
+    take = hold // 2 // rows * rows  # about half of what is held, in whole steps
+    waiting: list[tuple[int, Queued]] = []  # with the choice before which each came
+    tokens, choice = 0, 0
+
+    def steps(chosen: list[list[Queued]]) -> Iterator[StepInput]:
+        for start in range(0, len(chosen), rows):
+            yield lay_out(chosen[start : start + rows], rows, seq_len, prompts_per_row)
+
     for item in queued:
-        waiting.append((step, item))
+        waiting.append((choice, item))
         tokens += len(item.prompt.token_ids)
-        while tokens >= choice * seq_len or len(waiting) >= choice * prompts_per_row:
-            taken, waiting = take_step(waiting, step - patience, rows, seq_len, prompts_per_row)
-            tokens -= taken.tokens
-            step += 1
-            yield taken
-    while waiting:
-        taken, waiting = take_step(waiting, step - patience, rows, seq_len, prompts_per_row)
-        step += 1
-        yield taken
+        if tokens >= hold * seq_len or len(waiting) >= hold * prompts_per_row:
+            chosen, waiting = choose_rows(waiting, choice - PATIENCE_CHOICES, take, seq_len, prompts_per_row)
+            tokens = sum(len(item.prompt.token_ids) for _, item in waiting)
+            choice += 1
+            yield from steps(chosen)
+    chosen, _ = choose_rows(waiting, choice, len(waiting), seq_len, prompts_per_row)
+    yield from steps(chosen)
 
 
-def take_step(
-    waiting: list[tuple[int, Queued]], stale_step: int, rows: int, seq_len: int, prompts_per_row: int
-) -> tuple[StepInput, list[tuple[int, Queued]]]:
-    """The best `rows` rows that can be made of the waiting prompts, and those that wait on.
+def choose_rows(
+    waiting: list[tuple[int, Queued]], stale_choice: int, count: int, seq_len: int, prompts_per_row: int
+) -> tuple[list[list[Queued]], list[tuple[int, Queued]]]:
+    """The best `count` rows that can be made of the waiting prompts, and those that wait on.
 
-    Rows with a prompt that came by `stale_step` go first, then the fullest.
+    Rows with a prompt that came by `stale_choice` go first, then the fullest.
     """
     lengths = [len(item.prompt.token_ids) for _, item in waiting]
     packed = pack(lengths, seq_len, prompts_per_row)
 
     def urgency(row: list[int]) -> tuple[bool, int]:
-        stale = min(waiting[i][0] for i in row) <= stale_step
+        stale = min(waiting[i][0] for i in row) <= stale_choice
         return (not stale, -sum(lengths[i] for i in row))
 
-    chosen = sorted(packed, key=urgency)[:rows]
+    chosen = sorted(packed, key=urgency)[:count]
     gone = {i for row in chosen for i in row}
     left = [entry for i, entry in enumerate(waiting) if i not in gone]
-    # The oldest first within a row, so that it reads in the order of the data.
-    return lay_out([[waiting[i][1] for i in sorted(row)] for row in chosen], rows, seq_len, prompts_per_row), left
+    # Within a row the oldest first, so that it reads in the order of the data.
+    return [[waiting[i][1] for i in sorted(row)] for row in chosen], left
 
 
 def lay_out(chosen: Sequence[Sequence[Queued]], rows: int, seq_len: int, prompts_per_row: int) -> StepInput:

@@ -61,7 +61,9 @@ def jsonl_samples(path: Path) -> list[Sample]:
             raise JobError(f"tasks.path={path}, line {number} is not JSON ({error})") from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"]:
             raise JobError(f'tasks.path={path}, line {number} must be an object with a non-empty "text"')
-        samples.append(Sample(str(record.get("task_id", f"line_{number}")), int(record.get("sample_idx", 0)), record["text"]))
+        samples.append(
+            Sample(str(record.get("task_id", f"line_{number}")), int(record.get("sample_idx", 0)), record["text"])
+        )
     if not samples:
         raise JobError(f"tasks.path={path} is empty; there is nothing to extract")
     return samples

@@ -54,12 +54,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         JobError: no safetensors file, one named in the index missing, a truncated file, a tensor in two files.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if (whole := folder / "model.safetensors").is_file():
+        files = [whole]
+    elif index.is_file():
         files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
     else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise JobError(f"model.path={folder} has no safetensors file; convert the checkpoint to safetensors")
+        raise JobError(f"model.path={folder} has neither {whole.name} nor {index.name}; convert it to safetensors")
     checkpoint: Checkpoint = {}
     for path in files:
         if not path.is_file():
@@ -100,7 +100,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.reshape(-1).view(np.uint8)[:4096])
+        digest.update(tensor.reshape(-1).view(np.uint8)[:4096].tobytes())
     return digest.hexdigest()
 
 
@@ -111,7 +111,7 @@ def load_params(checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any,
     """
     import jax
 
-    def part(weight: Weight, index: tuple[slice, ...]) -> np.ndarray:
+    def part(weight: Weight, index: Any) -> np.ndarray:
         if not weight.stacked:
             return one(weight, weight.checkpoint_name, weight.shape, index)
         layers = range(*index[0].indices(weight.shape[0]))

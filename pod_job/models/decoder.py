@@ -3,8 +3,8 @@
 Layers are stacked and looped on the device, so compile time does not grow with depth; only chosen taps are held, and
 nothing past the last of them is computed when logits are not wanted.
 
-B rows, S positions, M selected positions of a row, D hidden, N query heads, K key/value heads, H head size, R = H/2, F mlp,
-V vocabulary, L layers.
+B rows, S positions, M selected positions of a row, D hidden, N query heads, K key/value heads, H head size,
+R = H/2 rotary pairs, F mlp, V vocabulary, L layers.
 """
 
 from collections.abc import Callable
@@ -131,7 +131,7 @@ def decoder_layer(
     """One layer: the residual stream after it, and every site in it by name; sites nobody uses cost nothing."""
 
     def bias(name: str) -> Array | float:
-        return w.get(f"{name}_bias", 0)
+        return w.get(f"{name}_bias", 0.0)
 
     resid_pre = x
     normed = rms_norm(x, w["attn_norm"], arch.norm_eps)

@@ -4,6 +4,7 @@ Few taps: the layers between two taps are one loop each, and a tap of the residu
 Many taps: one loop over all layers that carries a buffer per site. Either way compile time does not grow with depth.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ def pieces(taps: tuple[Tap, ...], stop: int) -> list[tuple[int, int]]:
         else:
             edges.add(layers_needed(tap))
     ordered = sorted(edges)
-    return list(zip(ordered[:-1], ordered[1:], strict=True))
+    return list(itertools.pairwise(ordered))
 
 
 def run_pieces(
