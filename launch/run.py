@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch import progress, summary
-from launch.cause import Ended, first_cause, tail
+from launch.cause import Cause, Ended, first_cause, tail
 from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
 from launch.plan import planned_commands
 from launch.pod import HostCommand, host_commands, new_attempt
@@ -22,12 +22,13 @@ from pod_job.status import HostStatus, Phase, read_status
 from pod_job.storage import Folder
 
 LOGS = Path("runs/logs")
+LINES_SHOWN = 15
 
 
 class HostFailed(Exception):
     """A host ended with a failure: `cause` is the first of them, `log` what it printed."""
 
-    def __init__(self, cause: Ended, log: Path) -> None:
+    def __init__(self, cause: Cause, log: Path) -> None:
         super().__init__(f"host {cause.host}: {cause.reason}")
         self.cause = cause
         self.log = log
@@ -108,6 +109,6 @@ def report(failure: HostFailed, screen: Console) -> None:
     """The first cause in one line; for a bug, the end of the host's log below it; then where the whole log is."""
     screen.print(f"error: {failure}", highlight=False, markup=False, soft_wrap=True)
     if not failure.cause.user_error:
-        for line in failure.cause.tail:
+        for line in tail(failure.log)[-LINES_SHOWN:]:
             screen.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     screen.print(f"its log: {failure.log}", highlight=False, markup=False, soft_wrap=True)

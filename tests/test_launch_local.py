@@ -97,7 +97,7 @@ def test_a_traceback_is_the_cause_and_ends_the_others(tmp_path: Path) -> None:
         watched([hang(), python("1 / 0"), hang()], tmp_path)
     assert time.monotonic() - began < local.SETTLE_S + local.GRACE_S
     assert not caught.value.cause.user_error
-    assert any("1 / 0" in line or "ZeroDivisionError" in line for line in caught.value.cause.tail)
+    assert "ZeroDivisionError" in caught.value.log.read_text()
 
 
 def test_a_job_error_is_named_before_a_host_that_died_of_it(tmp_path: Path) -> None:
