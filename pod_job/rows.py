@@ -68,16 +68,15 @@ def from_parquet(data: bytes, name: str = "rows table") -> Rows:
 
 def from_columns(columns: Mapping[str, Any], timestamp: str) -> Rows:
     """Rows from any sequences of equal length; ValueError where they differ."""
-    rows = Rows(
+    if len({len(columns[name]) for name in COLUMNS}) != 1:
+        raise ValueError("columns of a rows table differ in length")
+    return Rows(
         task_id=np.asarray(columns["task_id"], object),
         sample_idx=np.asarray(columns["sample_idx"], np.int32),
         position=np.asarray(columns["position"], np.int32),
         token_id=np.asarray(columns["token_id"], np.int32),
         timestamp=timestamp,
     )
-    if len({len(getattr(rows, name)) for name in COLUMNS}) != 1:
-        raise ValueError("columns of a rows table differ in length")
-    return rows
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import google_crc32c
 import numpy as np
@@ -37,6 +37,7 @@ class NameTaken(Exception):
         self.stored = stored
 
 
+@runtime_checkable  # so that tests can check annotations while they run
 class Folder(Protocol):
     """What the job needs of a place to keep a run; LocalFolder and BucketFolder have it."""
 

@@ -1,11 +1,13 @@
 """A run folder keeps what it was given, once, whoever else writes, dies or loses the connection."""
 
+import gc
 import http.client
 import json
 import multiprocessing
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -186,6 +188,9 @@ def proxy(tmp_path: Path, require: Callable, monkeypatch: pytest.MonkeyPatch) ->
         yield server
         server.shutdown()
         thread.join()
+    # The library leaves the connection of a failed download to the garbage collector, which warns whoever is on.
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
 
 
 def test_a_lost_acknowledgement_is_success(proxy: _Proxy) -> None:
