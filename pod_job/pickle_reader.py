@@ -64,7 +64,7 @@ class _Array:
         self.values = _from_bytes(data, kind, shape, "F" if fortran else "C").values
 
 
-def _from_bytes(data: bytes, kind: _NumberType, shape: tuple[int, ...], order: Any) -> _Array:
+def _from_bytes(data: bytes | bytearray, kind: _NumberType, shape: tuple[int, ...], order: Any) -> _Array:
     """For numpy's _frombuffer, by which protocol 5 pickles arrays."""
     array = _Array()
     array.values = np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy()

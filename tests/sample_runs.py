@@ -71,10 +71,10 @@ def batch(number: int, count: int, *, seed: int = 0, time: str = TIME, noise: fl
     return Batch(number, other.get("n_samples", PER_BATCH), rows.from_columns(columns, time), taps)
 
 
-def finished_run(folder: Folder, counts: list[int]) -> list[Batch]:
+def finished_run(folder: Folder, counts: list[int], taps: tuple[str, ...] = TAPS) -> list[Batch]:
     """A complete, merged run whose batches have so many rows."""
-    rundir.claim(folder, identity(PER_BATCH * len(counts)))
-    batches = [batch(number, count) for number, count in enumerate(counts, 1)]
+    rundir.claim(folder, identity(PER_BATCH * len(counts), taps))
+    batches = [batch(number, count, taps=taps) for number, count in enumerate(counts, 1)]
     for each in batches:
         commit_batch(folder, each, host=0)
     merge.merge(folder)

@@ -1,0 +1,163 @@
+"""metadata.json says what the commit records say, says so when something is missing, and is refused where they lie."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined
+
+from pod_job import rundir
+from pod_job.commit import commit_batch
+from pod_job.errors import JobError
+from pod_job.merge import merge
+from pod_job.storage import Folder, LocalFolder, Stored, open_folder
+
+
+@pytest.fixture(scope="module", params=["local", "bucket"])
+def new_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
+) -> Iterator[Callable[[], Folder]]:
+    with folders(request.param, tmp_path_factory.mktemp("merge"), require) as opened:
+        yield opened
+
+
+def _metadata(folder: Folder) -> dict[str, Any]:
+    return json.loads(folder.read(rundir.METADATA))
+
+
+def test_a_finished_run_has_the_documented_metadata(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    batches = finished_run(folder, [20, 0, 33])
+    metadata = _metadata(folder)
+    assert {key: metadata[key] for key in ("model_name", "layers_extracted", "hidden_dim", "total_samples")} == {
+        "model_name": "demo/tiny",
+        "layers_extracted": [6, 30],
+        "hidden_dim": WIDTH,
+        "total_samples": 24,
+    }
+    assert [[entry[key] for key in ("batch_id", "layer", "file", "n_samples")] for entry in metadata["batches"]] == [
+        [number, tap, f"{tap}_batch_{number:06d}.safetensors", 8] for number in (1, 2, 3) for tap in TAPS
+    ]
+    assert (metadata["complete"], metadata["missing"], metadata["rows"]) == (True, [], 53)
+    assert metadata["provenance"] == identity(24)
+    for entry in metadata["batches"]:
+        assert folder.stat(f"activations/{entry['file']}") == Stored(entry["size"], entry["crc32c"])
+    for tap in TAPS:
+        vectors = joined(batches, tap).astype(np.float64)
+        found = metadata["statistics"][tap]
+        assert found["count"] == 53
+        np.testing.assert_allclose(found["mean"], vectors.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(found["variance"], vectors.var(0), rtol=1e-9)
+
+
+def test_an_unfinished_run_says_what_is_missing(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    rundir.claim(folder, identity(40))
+    assert merge(folder)["missing"] == [1, 2, 3, 4, 5]
+    for number in (2, 5):
+        commit_batch(folder, batch(number, 10), host=0)
+    metadata = merge(folder)
+    assert (metadata["complete"], metadata["missing"]) == (False, [1, 3, 4])
+    assert (metadata["total_samples"], metadata["total_batches"], metadata["rows"]) == (16, 5, 20)
+    assert _metadata(folder) == metadata
+
+
+def test_merging_again_changes_nothing_but_the_time(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    finished_run(folder, [9, 3, 8, 1])
+    before = _metadata(folder)
+    assert {**merge(folder), "merged": ""} == {**before, "merged": ""}
+
+
+def test_the_last_batch_may_be_short(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    rundir.claim(folder, identity(11))
+    commit_batch(folder, batch(1, 5), host=0)
+    commit_batch(folder, batch(2, 5, n_samples=3), host=0)
+    assert merge(folder)["total_samples"] == 11
+
+
+def test_a_slow_merge_is_not_the_last_word(tmp_path: Path) -> None:
+    """The last batch is committed and merged elsewhere while this merge is about to write."""
+
+    class Slow(LocalFolder):
+        overtaken = False
+
+        def replace(self, name: str, data: bytes) -> Stored:
+            if not self.overtaken:
+                self.overtaken = True
+                commit_batch(open_folder(tmp_path), batch(2, 5), host=1)
+                assert merge(open_folder(tmp_path))["complete"]
+            return super().replace(name, data)
+
+    folder = Slow(str(tmp_path))
+    rundir.claim(folder, identity(16))
+    commit_batch(folder, batch(1, 5), host=0)
+    assert merge(folder)["complete"]
+    assert _metadata(folder)["complete"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda record: record.update(n_samples=7), "has 7 samples, the run's data gives 8"),
+        (lambda record: record["files"].pop(), "has taps"),
+        (lambda record: record["files"].append(record["files"][0]), "has taps"),
+        (lambda record: record["files"][0].update(file=record["files"][1]["file"]), "is another batch's"),
+        (lambda record: record["files"][0].update(rows=21), "has 21 rows, the batch 20"),
+        (lambda record: record["files"][0].update(shape=[20, 17]), "has shape"),
+        (lambda record: record["files"][0].update(size=1), "has 1 bytes, its shape gives"),
+        (lambda record: record["files"][0].update(dtype="float32"), "is float32, the run's dtype is bfloat16"),
+        (lambda record: record["files"][0]["statistics"].pop("mean"), "damaged statistics of layer_6"),
+        (lambda record: record["files"][0]["statistics"].update(norm_bins=[10**9]), "damaged statistics"),
+        (lambda record: record["rows_file"].update(file="activations/x"), "rows_file is another batch's"),
+        (lambda record: record["rows_file"].update(rows=3), "rows_file has another number of rows"),
+    ],
+)
+def test_a_record_that_lies_is_refused(tmp_path: Path, change: Callable, reason: str) -> None:
+    folder = open_folder(tmp_path)
+    finished_run(folder, [20, 20])
+    before = _metadata(folder)
+    path = tmp_path / rundir.commit_file(2)
+    record = json.loads(path.read_text())
+    changed = copy.deepcopy(record)
+    change(changed)
+    path.write_text(json.dumps(changed))
+    with pytest.raises(JobError, match=rf"batch_000002\.json: .*{reason}"):
+        merge(folder)
+    assert _metadata(folder) == before
+
+
+def test_a_record_under_another_number_is_refused(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    finished_run(folder, [20, 20])
+    (tmp_path / rundir.commit_file(2)).write_bytes(folder.read(rundir.commit_file(1)))
+    with pytest.raises(JobError, match=r"batch_000002\.json: not the record of batch 2"):
+        merge(folder)
+
+
+def test_a_batch_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    finished_run(folder, [20])
+    commit_batch(folder, batch(2, 20), host=0)
+    with pytest.raises(JobError, match="batch 2 is committed, but the run has batches 1 to 1"):
+        merge(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"taps": None}, "lacks or garbles"),
+        ({"tasks": {}}, "lacks or garbles 'samples'"),
+        ({"dtype": "int3"}, "unknown dtype int3"),
+        ({"save_every_n_samples": 0}, "save_every_n_samples is 0"),
+    ],
+)
+def test_a_run_without_its_facts_is_refused(tmp_path: Path, change: dict, reason: str) -> None:
+    rundir.claim(open_folder(tmp_path), {**identity(8), **change})
+    with pytest.raises(JobError, match=rf"run\.json: .*{reason}"):
+        merge(open_folder(tmp_path))
