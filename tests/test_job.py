@@ -1,0 +1,199 @@
+"""The whole job in real processes: the same rows on any mesh and any number of hosts, resumed, or refused."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pod_job import environment, rundir
+from pod_job.commit import committed
+from pod_job.dataset import ActivationDataset
+from pod_job.storage import open_folder
+from tools.tiny_model import write_tiny_model
+
+SAMPLES = 44  # prompts of the sample tasks
+PER_BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"), layers=4)
+
+
+def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
+    values = {
+        "model.path": model,
+        "model.dtype": "float32",
+        "tasks": "arc_sample",
+        "extract": "all_tokens",
+        "extract.dtype": "float32",
+        "extract.seq_len": 512,
+        "extract.layers": [1, 3],
+        "extract.save_every_n_samples": PER_BATCH,
+        "storage.run_dir": run_dir,
+    }
+    return [f"{key}={value}" for key, value in (values | changes).items()]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(arguments: list[str], hosts: int, devices: int, only: list[int] | None = None) -> list[subprocess.Popen[str]]:
+    """The job on `hosts` processes of this machine, or on `only` some of them."""
+    coordinator = f"127.0.0.1:{free_port()}"
+    processes = []
+    for host in range(hosts) if only is None else only:
+        env = os.environ | environment.local_host(host, devices, coordinator, "test")
+        command = [sys.executable, "-m", "pod_job", *arguments, f"pod.hosts={hosts}", f"pod.devices_per_host={devices}"]
+        processes.append(
+            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]], status: int = 0) -> str:
+    """Waits for all; their output."""
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(said)
+    return "\n".join(said)
+
+
+def extracted(run_dir: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
+    """Both taps' vectors by (task_id, sample_idx, position, token_id); fails when a row is there twice."""
+    found: dict[tuple[str, int, int, int], np.ndarray] = {}
+    datasets = [ActivationDataset(str(run_dir), layer=layer) for layer in (1, 3)]
+    rows = datasets[0].rows(slice(None))
+    keys = list(zip(*(rows[name].tolist() for name in ("task_id", "sample_idx", "position", "token_id")), strict=True))
+    assert len(set(keys)) == len(keys) == len(datasets[1])
+    for i, key in enumerate(keys):
+        found[key] = np.concatenate([dataset[i] for dataset in datasets])
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int, int], np.ndarray]:
+    """One host, one device."""
+    run_dir = tmp_path_factory.mktemp("reference")
+    finish(start(overrides(model, run_dir), 1, 1))
+    return extracted(run_dir)
+
+
+SHAPES = [
+    (1, 4, "2x2", "replicated"),
+    (1, 8, "8x1", "tensor"),
+    (2, 4, "4x2", "fsdp"),
+    (4, 2, "4x2", "replicated"),
+    (4, 1, "2x2", "tensor"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "devices", "mesh", "sharding"), SHAPES)
+def test_the_same_rows_on_any_mesh_and_number_of_hosts(
+    reference: dict, model: Path, tmp_path: Path, hosts: int, devices: int, mesh: str, sharding: str
+) -> None:
+    finish(start(overrides(model, tmp_path, mesh=mesh, sharding=sharding), hosts, devices))
+    found = extracted(tmp_path)
+    assert found.keys() == reference.keys()
+    for key, vector in found.items():
+        np.testing.assert_allclose(vector, reference[key], rtol=1e-5, atol=1e-5)
+
+
+def test_last_positions_are_the_last_of_all_positions(reference: dict, model: Path, tmp_path: Path) -> None:
+    finish(start(overrides(model, tmp_path, **{"extract": "last_token", "extract.dtype": "bfloat16"}), 1, 1))
+    last = {}
+    for key in reference:
+        last[key[:2]] = max(last.get(key[:2], key), key, key=lambda key: key[2])
+    found = extracted(tmp_path)
+    assert found.keys() == set(last.values())
+    assert len(found) == SAMPLES
+    for key, vector in found.items():
+        np.testing.assert_allclose(vector.astype(np.float32), reference[key], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
+    reference: dict, model: Path, tmp_path: Path
+) -> None:
+    arguments = overrides(model, tmp_path)
+    finish(start(arguments, 1, 1))
+    folder = open_folder(str(tmp_path))
+    # What a run killed after two batches leaves: their records, and files of a third without its record.
+    (tmp_path / rundir.METADATA).unlink()
+    for batch in range(3, 7):
+        (tmp_path / rundir.commit_file(batch)).unlink()
+        if batch > 3:
+            (tmp_path / rundir.activations_file("layer_3", batch)).unlink()
+    kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("activations/*")}
+    records = {batch: folder.read(rundir.commit_file(batch)) for batch in committed(folder)}
+    finish(start([*arguments, "mesh=2x2"], 2, 2))
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept} == kept
+    assert {batch: folder.read(rundir.commit_file(batch)) for batch in records} == records
+    assert json.loads(folder.read(rundir.METADATA))["complete"] is True
+    assert extracted(tmp_path).keys() == reference.keys()
+
+
+@pytest.mark.slow
+def test_a_run_killed_anywhere_resumes(reference: dict, model: Path, tmp_path: Path) -> None:
+    arguments = overrides(model, tmp_path, **{"extract.save_every_n_samples": 2})
+    process = start(arguments, 1, 1)[0]
+    while process.poll() is None and len(list(tmp_path.glob("commits/*.json"))) < 3:
+        pass
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / rundir.METADATA).exists()
+    finish(start(arguments, 1, 1))
+    assert extracted(tmp_path).keys() == reference.keys()
+
+
+def test_a_finished_run_started_again_changes_nothing(model: Path, tmp_path: Path) -> None:
+    arguments = overrides(model, tmp_path, **{"tasks.limit": 4})
+    finish(start(arguments, 1, 1))
+    before = {path: path.read_bytes() for path in [*tmp_path.glob("activations/*"), *tmp_path.glob("commits/*")]}
+    assert "0 of 1 batches to do" in finish(start(arguments, 1, 1))
+    before.pop(tmp_path / rundir.METADATA)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_of_another_run_is_refused_with_the_difference(model: Path, tmp_path: Path) -> None:
+    finish(start(overrides(model, tmp_path, **{"tasks.limit": 4}), 1, 1))
+    said = finish(start(overrides(model, tmp_path, **{"tasks.limit": 4, "extract.seq_len": 256}), 1, 1), status=2)
+    assert "belongs to another run" in said
+    assert "seq_len" in said
+
+
+def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tmp_path: Path) -> None:
+    said = finish(start(overrides(model, tmp_path / "a", **{"extract.seq_len": 128}), 1, 1), status=2)
+    assert "tokens, more than extract.seq_len=128; raise it, or keep the last tokens with extract.too_long=cut" in said
+    assert not list((tmp_path / "a").glob("activations/*"))
+    cut = overrides(model, tmp_path / "b", **{"extract.seq_len": 128, "extract.too_long": "cut"})
+    finish(start(cut, 1, 1))
+    status = json.loads((tmp_path / "b" / rundir.status_file(0)).read_text())
+    assert 0 < status["cut_samples"] <= status["samples"] == SAMPLES
+
+
+def test_a_host_that_never_arrives_is_named(model: Path, tmp_path: Path) -> None:
+    arguments = overrides(model, tmp_path, mesh="2x2", **{"pod.arrival_timeout_s": 3})
+    said = finish(start(arguments, 4, 1, only=[0, 2]), status=2)
+    assert "host 1, 3 of 4 did not arrive within pod.arrival_timeout_s=3" in said
+
+
+def test_a_taken_port_is_refused_by_number(model: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        env = os.environ | environment.local_host(0, 1, f"127.0.0.1:{port}", "test")
+        command = [sys.executable, "-m", "pod_job", *overrides(model, tmp_path)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert f"pod.port={port} is taken" in done.stderr
