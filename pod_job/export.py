@@ -53,8 +53,7 @@ def _content(tap: str, vectors: np.ndarray, rows: rows_table.Rows) -> dict[str, 
     return {
         "layer": rundir.layer_number(tap),
         "activations": [
-            # Each vector is copied: a view would drag the whole batch into every element of the pickle.
-            {"task_id": task, "sample_idx": sample, "activation": vector.copy(), "timestamp": rows.timestamp}
+            {"task_id": task, "sample_idx": sample, "activation": vector, "timestamp": rows.timestamp}
             for task, sample, vector in columns
         ],
     }

@@ -122,6 +122,15 @@ def test_shards_partition_the_rows(order: Order) -> None:
             assert sorted(permutation.tolist()) == list(range(shard.starts[window + 1] - shard.starts[window]))
 
 
+def test_blocks_and_rows_within_a_window_are_both_shuffled_anew() -> None:
+    orders = [Order(100_000, 1, True, seed, epoch, (0, 1), 9_000, False) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        assert order.blocks.tolist() != sorted(order.blocks.tolist())
+    assert len({tuple(order.blocks) for order in orders}) == 4
+    windows = [tuple(order.permutation(window)) for order in orders for window in range(3)]
+    assert len(set(windows)) == 12
+
+
 def test_processes_share_an_epoch(small: Path) -> None:
     data = ActivationDataset(small, layer=6)
     indices = [index for n in range(3) for _, index in data.batches(7, shard=(n, 3), with_index=True)]
