@@ -11,43 +11,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from pod_job.errors import JobError
+from pod_job.fields import number, optional_number, positive
+from pod_job.rope import Rope, read_rope
 
-FAMILIES = ("llama", "qwen2")
+# What a family's layers have beyond Llama's.
+SWITCHES: dict[str, dict[str, bool]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"qk_norm": True},
+    "gemma2": {"post_norms": True, "norm_plus_one": True},
+    "gemma3_text": {"post_norms": True, "norm_plus_one": True, "qk_norm": True},
+}
+
+# What config.json may leave out, because transformers' configuration classes fill it in. Files of Gemma do.
+GEMMA_DEFAULTS: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 10_000.0},
+    "mistral": {"rope_theta": 10_000.0, "sliding_window": 4096},
+    "qwen3": {"head_dim": 128},
+    "gemma2": GEMMA_DEFAULTS
+    | {
+        "vocab_size": 256_000,
+        "max_position_embeddings": 8192,
+        "rope_theta": 10_000.0,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": GEMMA_DEFAULTS
+    | {
+        "vocab_size": 262_208,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "sliding_window_pattern": 6,
+    },
+}
+
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary embedding: base frequency and, for `llama3`, how low frequencies are stretched."""
+@dataclass(frozen=True)
+class LayerAttention:
+    """How far back a layer's queries look, and its rotary embedding; `window` None: to the start of the segment."""
 
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
-
-    def frequencies(self, head_dim: int) -> Float[np.ndarray, "R"]:
-        """Radians per position for each pair of a head's dimensions, float32.
-
-        `llama3` is the piecewise scaling of Llama 3.1 (transformers, `_compute_llama3_parameters`): wavelengths
-        longer than `original_positions / low_freq_factor` are divided by `factor`, short ones kept, between blended.
-        """
-        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        base = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
-        if self.kind == "default":
-            return base
-        if self.kind == "linear":
-            return (base / self.factor).astype(np.float32)
-        wavelength = 2 * math.pi / base
-        blend = (self.original_positions / wavelength - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
-        )
-        blend = np.clip(blend, 0.0, 1.0)
-        return ((1 - blend) * base / self.factor + blend * base).astype(np.float32)
+    window: int | None
+    rope: Rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,86 +82,116 @@ class Arch:
     mlp: int
     vocab: int
     norm_eps: float
-    rope: Rope
+    attention: tuple[LayerAttention, ...]  # one per layer
     max_positions: int
     tied: bool  # the embedding serves as the output matrix
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
+    activation: str  # one of ACTIVATIONS
+    embed_scale: float  # multiplies embeddings
+    query_scale: float  # multiplies dot products of queries and keys
+    attn_softcap: float | None  # c: a score x becomes c tanh(x / c); None: stays
+    logit_softcap: float | None
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation
+    post_norms: bool = False  # RMSNorm also of what attention and mlp add to the residual stream
+    norm_plus_one: bool = False  # norms multiply by 1 + weight
 
 
 def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     """The decoder described by a Hugging Face configuration; `source` names it in errors.
 
+    Of Gemma 3 with vision, the text model.
+
     Raises:
         JobError: an architecture we do not have, a key that is missing or of the wrong type, sizes that do not fit.
     """
+    if config.get("model_type") == "gemma3" and isinstance(config.get("text_config"), Mapping):
+        tied = config.get("tie_word_embeddings", True)
+        config = {**config["text_config"], "model_type": "gemma3_text", "tie_word_embeddings": tied}
     family = config.get("model_type")
-    if family not in FAMILIES:
-        raise JobError(f"{source}: model_type={family!r} is not one of the families here: {', '.join(FAMILIES)}")
-    heads = positive(config, "num_attention_heads", source)
-    hidden = positive(config, "hidden_size", source)
+    if family not in SWITCHES:
+        raise JobError(f"{source}: model_type={family!r} is not one of the families here: {', '.join(SWITCHES)}")
+    config = DEFAULTS.get(family, {}) | dict(config)
+    hidden, heads = positive(config, "hidden_size", source), positive(config, "num_attention_heads", source)
+    layers = positive(config, "num_hidden_layers", source)
+    head_dim = positive(config, "head_dim", source, default=hidden // heads)
+    attention_bias = family != "qwen2" and bool(config.get("attention_bias", False))
     arch = Arch(
         family=family,
-        layers=positive(config, "num_hidden_layers", source),
+        layers=layers,
         hidden=hidden,
         heads=heads,
         kv_heads=positive(config, "num_key_value_heads", source, default=heads),
-        head_dim=positive(config, "head_dim", source, default=hidden // heads),
+        head_dim=head_dim,
         mlp=positive(config, "intermediate_size", source),
         vocab=positive(config, "vocab_size", source),
-        norm_eps=float(required(config, "rms_norm_eps", source)),
-        rope=read_rope(config, source),
+        norm_eps=number(config, "rms_norm_eps", source),
+        attention=read_attention(config, family, layers, source),
         max_positions=positive(config, "max_position_embeddings", source),
         tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
-        out_bias=family != "qwen2" and bool(config.get("attention_bias", False)),
+        activation=config.get("hidden_activation") or config.get("hidden_act") or "silu",
+        embed_scale=math.sqrt(hidden) if family.startswith("gemma") else 1.0,
+        query_scale=number(config, "query_pre_attn_scalar", source, default=head_dim) ** -0.5,
+        # Gemma 3's configurations have the key too, and transformers does not look at it.
+        attn_softcap=optional_number(config, "attn_logit_softcapping", source) if family == "gemma2" else None,
+        logit_softcap=optional_number(config, "final_logit_softcapping", source),
+        qkv_bias=family == "qwen2" or attention_bias,
+        out_bias=attention_bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
+        **SWITCHES[family],
     )
-    if arch.heads % arch.kv_heads:
-        raise JobError(f"{source}: num_key_value_heads={arch.kv_heads} does not divide num_attention_heads={heads}")
-    if config.get("hidden_act", "silu") != "silu":
-        raise JobError(f"{source}: hidden_act={config['hidden_act']!r} is not supported for {family}; only silu is")
-    if config.get("use_sliding_window"):
-        raise JobError(f"{source}: use_sliding_window=true is not supported; only full attention is")
+    check(arch, config, source)
     return arch
 
 
-def read_rope(config: Mapping[str, Any], source: str) -> Rope:
-    """Reads the newer `rope_parameters` or the older `rope_theta` with `rope_scaling`."""
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = scaling.get("rope_theta", config.get("rope_theta"))
-    if theta is None:
-        raise JobError(f"{source}: neither rope_theta nor rope_parameters.rope_theta is there; it is needed")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return Rope(theta=float(theta))
-    if kind == "linear":
-        return Rope(theta=float(theta), kind=kind, factor=float(required(scaling, "factor", source)))
-    if kind == "llama3":
-        return Rope(
-            theta=float(theta),
-            kind=kind,
-            factor=float(required(scaling, "factor", source)),
-            low_freq_factor=float(required(scaling, "low_freq_factor", source)),
-            high_freq_factor=float(required(scaling, "high_freq_factor", source)),
-            original_positions=int(required(scaling, "original_max_position_embeddings", source)),
+def check(arch: Arch, config: Mapping[str, Any], source: str) -> None:
+    if arch.heads % arch.kv_heads:
+        raise JobError(
+            f"{source}: num_key_value_heads={arch.kv_heads} does not divide num_attention_heads={arch.heads}"
         )
-    raise JobError(f"{source}: rope type {kind!r} is not supported; default, linear and llama3 are")
+    if arch.head_dim % 2:
+        raise JobError(f"{source}: a head size of {arch.head_dim} is odd; rotary embeddings need pairs")
+    if arch.activation not in ACTIVATIONS:
+        raise JobError(f"{source}: hidden_act={arch.activation!r} is not supported; {' and '.join(ACTIVATIONS)} are")
+    if config.get("use_bidirectional_attention"):
+        raise JobError(f"{source}: use_bidirectional_attention=true is not supported; only causal attention is")
 
 
-def required(config: Mapping[str, Any], key: str, source: str) -> Any:
-    if config.get(key) is None:
-        raise JobError(f"{source}: {key} is missing; it is needed to size the model")
-    return config[key]
+def read_attention(config: Mapping[str, Any], family: str, layers: int, source: str) -> tuple[LayerAttention, ...]:
+    """Window and rotary embedding of each layer."""
+    kinds = {
+        "full_attention": lambda: LayerAttention(None, read_rope(config, "full_attention", source)),
+        "sliding_attention": lambda: LayerAttention(
+            positive(config, "sliding_window", source), read_rope(config, "sliding_attention", source)
+        ),
+    }
+    types = layer_types(config, family, layers, source)
+    if len(types) != layers or not set(types) <= kinds.keys():
+        shown = ", ".join(sorted(map(str, set(types))))
+        raise JobError(
+            f"{source}: layer_types has {len(types)} entries ({shown}) for {layers} layers; "
+            f"each layer needs one of {', '.join(kinds)}"
+        )
+    made = {name: kinds[name]() for name in set(types)}
+    return tuple(made[name] for name in types)
 
 
-def positive(config: Mapping[str, Any], key: str, source: str, default: int | None = None) -> int:
-    value = config.get(key) if default is not None else required(config, key, source)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise JobError(f"{source}: {key}={value!r} is not a positive whole number")
-    return value
+def layer_types(config: Mapping[str, Any], family: str, layers: int, source: str) -> list[str]:
+    """`full_attention` or `sliding_attention` for each layer, as transformers' model of this family decides it."""
+    if family in ("qwen2", "qwen3") and not config.get("use_sliding_window"):
+        return ["full_attention"] * layers
+    if family == "llama" or config.get("sliding_window") is None:
+        return ["full_attention"] * layers
+    if family == "mistral":
+        return ["sliding_attention"] * layers
+    if config.get("layer_types") is not None:
+        return list(config["layer_types"])
+    if family in ("qwen2", "qwen3"):
+        first = config.get("max_window_layers", 28)
+        return ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    every = positive(config, "sliding_window_pattern", source, default=2)
+    return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
 
 
 def read_arch_file(path: Path) -> Arch:

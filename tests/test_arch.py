@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pod_job.arch import Rope, read_arch
+from pod_job.arch import read_arch
 from pod_job.errors import JobError
+from pod_job.rope import Rope
 
 QWEN: dict[str, Any] = {
     "model_type": "qwen2",
@@ -48,7 +49,10 @@ def test_llama3_keeps_short_wavelengths_and_stretches_long_ones() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "mamba"}, "model_type='mamba' is not one of the families here: llama, qwen2"),
+        (
+            {"model_type": "mamba"},
+            "model_type='mamba' is not one of the families here: llama, mistral, qwen2, qwen3, gemma2, gemma3_text",
+        ),
         ({"hidden_size": None}, "hidden_size is missing; it is needed to size the model"),
         ({"num_hidden_layers": "24"}, "num_hidden_layers='24' is not a positive whole number"),
         ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
@@ -56,7 +60,6 @@ def test_llama3_keeps_short_wavelengths_and_stretches_long_ones() -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
         ({"num_key_value_heads": 4}, "num_key_value_heads=4 does not divide num_attention_heads=14"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window=true is not supported"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(change: dict[str, Any], says: str) -> None:

@@ -8,19 +8,39 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def segment_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
-    """True where query position s may look at key position t: t <= s, and both in one segment."""
-    S = segment_ids.shape[1]
-    causal = jnp.tril(jnp.ones((S, S), bool))
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return (same & causal)[:, None]
+def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:
+    """True where query position s may look at key position t: t <= s, s - t < window, and both in one segment."""
+    position = jnp.arange(segment_ids.shape[1])
+    back = position[:, None] - position[None, :]
+    near = back >= 0 if window is None else (back >= 0) & (back < window)
+    return near & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
 def attend(
-    q: Float[Array, "B S N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Bool[Array, "B 1 S S"]
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
 ) -> Float[Array, "B S N H"]:
-    """Softmax of scaled dot products, in float32; each key/value head serves N/K query heads and is not repeated."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    """Softmax of dot products times `scale`, in float32; each key/value head serves N/K query heads, unrepeated.
+
+    Args:
+        window: how many positions a query sees, its own included; None: its segment from the start.
+        softcap: c turns a score x into c tanh(x / c) before the mask; None leaves it.
+    """
+    B, S, N, H = q.shape
+    K = k.shape[2]
+    grouped = q.reshape(B, S, K, N // K, H)
+    scores = scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    seen = segment_mask(segment_ids, window)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
 
 
 def rotate(x: Float[Array, "B S N H"], angles: Float[Array, "B S R"]) -> Float[Array, "B S N H"]:

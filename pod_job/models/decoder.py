@@ -7,26 +7,29 @@ B rows, S positions, M selected positions of a row, D hidden, N query heads, K k
 R = H/2 rotary pairs, F mlp, V vocabulary, L layers.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pod_job.arch import Arch
-from pod_job.models.attention import attend, rotate, segment_mask
+from pod_job.models.attention import attend, rotate
 from pod_job.models.layer_loop import run_layers
 from pod_job.models.weight_table import weight_table
 from pod_job.taps import Tap
 
 Activations = dict[str, Float[Array, "B M width"]]
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 class Decoder(nn.Module):
-    """A pre-norm decoder (RMSNorm, rotary embedding, grouped-query attention, gated mlp) that returns its taps.
+    """A decoder (RMSNorm, rotary embedding, grouped-query attention, gated mlp) that returns its taps.
 
     Attributes:
         arch: sizes and switches.
@@ -66,7 +69,7 @@ class Decoder(nn.Module):
             Logits [B, S, V] float32, or `(logits, {tap name: [B, M or S, width] in dtype})`.
         """
         weights = {
-            name: jnp.asarray(self.param(name, initializer(name), weight.shape, self.dtype))
+            name: jnp.asarray(self.param(name, initializer(self.arch, name), weight.shape, self.dtype))
             for name, weight in weight_table(self.arch).items()
         }
         B, S = input_ids.shape
@@ -88,9 +91,7 @@ class Decoder(nn.Module):
         return_logits: bool,
     ) -> tuple[Float[Array, "B S V"] | None, Activations]:
         arch = self.arch
-        frequencies = jnp.asarray(arch.rope.frequencies(arch.head_dim))
-        angles = positions[..., None].astype(jnp.float32) * frequencies
-        mask = segment_mask(segment_ids)
+        attention = attention_of_layers(arch, positions, segment_ids)
         layer_weights = {name: weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
 
         def keep(x: Float[Array, "B S width"]) -> Array:
@@ -98,10 +99,10 @@ class Decoder(nn.Module):
 
         def layer(i: Int[Array, ""] | int, x: Float[Array, "B S D"]) -> tuple[Array, dict[str, Array]]:
             one = {name: self.gather(stack[i]) for name, stack in layer_weights.items()}
-            return decoder_layer(arch, one, x, angles, mask)
+            return decoder_layer(arch, one, x, functools.partial(attention, i))
 
         embedding = self.gather(weights["embed"])
-        x = jnp.take(embedding, input_ids, axis=0)
+        x = jnp.take(embedding, input_ids, axis=0) * jnp.float32(arch.embed_scale).astype(self.dtype)
         to_the_end = return_logits or any(tap.site == "final_norm" for tap in taps)
         activations = {tap.name: keep(x) for tap in taps if tap.site == "embed"}
         layer_taps = tuple(tap for tap in taps if tap.site not in ("embed", "final_norm"))
@@ -109,58 +110,97 @@ class Decoder(nn.Module):
         activations |= tapped
         if not to_the_end:
             return None, activations
-        normed = rms_norm(x, self.gather(weights["final_norm"]), arch.norm_eps)
+        normed = rms_norm(arch, x, self.gather(weights["final_norm"]))
         activations |= {tap.name: keep(normed) for tap in taps if tap.site == "final_norm"}
         if not return_logits:
             return None, activations
         unembed = embedding.T if arch.tied else self.gather(weights["unembed"])
         logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
+        if arch.logit_softcap is not None:
+            logits = arch.logit_softcap * jnp.tanh(logits / arch.logit_softcap)
         return logits, activations
 
     def gather(self, weight: Array) -> Array:
         return weight if self.gathered is None else jax.lax.with_sharding_constraint(weight, self.gathered)
 
 
+def attention_of_layers(
+    arch: Arch, positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
+) -> Callable[..., Float[Array, "B S N H"]]:
+    """`attention(i, q, k, v)`: rotates and attends as layer i does, i a number or a loop's counter.
+
+    Layers differ in their window and rotary embedding, and few kinds of them alternate: the angles of all kinds are
+    computed once, and the loop's body holds one branch per kind, so that a kernel's window stays static.
+    """
+    kinds = tuple(dict.fromkeys(arch.attention))
+    kind_of_layer = tuple(kinds.index(kind) for kind in arch.attention)
+    frequencies = jnp.asarray(np.stack([kind.rope.frequencies(arch.head_dim) for kind in kinds]))
+    angles = positions[..., None].astype(jnp.float32) * frequencies[:, None, None]
+    branches = [
+        functools.partial(
+            attend,
+            segment_ids=segment_ids,
+            window=kind.window,
+            # YaRN's factor multiplies queries and keys alike, hence their products by its square.
+            scale=arch.query_scale * kind.rope.attention_factor**2,
+            softcap=arch.attn_softcap,
+        )
+        for kind in kinds
+    ]
+
+    def attention(
+        i: Int[Array, ""] | int, q: Float[Array, "B S N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]
+    ) -> Float[Array, "B S N H"]:
+        kind = kind_of_layer[i] if isinstance(i, int) else jnp.asarray(kind_of_layer)[i]
+        q, k = rotate(q, angles[kind]), rotate(k, angles[kind])
+        return branches[kind](q, k, v) if isinstance(kind, int) else jax.lax.switch(kind, branches, q, k, v)
+
+    return attention
+
+
 def decoder_layer(
-    arch: Arch,
-    w: dict[str, Array],
-    x: Float[Array, "B S D"],
-    angles: Float[Array, "B S R"],
-    mask: Bool[Array, "B 1 S S"],
+    arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"], attention: Callable[..., Float[Array, "B S N H"]]
 ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
     """One layer: the residual stream after it, and every site in it by name; sites nobody uses cost nothing."""
 
     def bias(name: str) -> Array | float:
         return w.get(f"{name}_bias", 0.0)
 
+    def norm(x: Array, name: str, there: bool = True) -> Array:
+        return rms_norm(arch, x, w[name]) if there else x
+
     resid_pre = x
-    normed = rms_norm(x, w["attn_norm"], arch.norm_eps)
+    normed = norm(x, "attn_norm")
     q = jnp.einsum("bsd,dnh->bsnh", normed, w["q"]) + bias("q")
     k = jnp.einsum("bsd,dkh->bskh", normed, w["k"]) + bias("k")
     v = jnp.einsum("bsd,dkh->bskh", normed, w["v"]) + bias("v")
-    z = attend(rotate(q, angles), rotate(k, angles), v, mask)
+    z = attention(norm(q, "q_norm", arch.qk_norm), norm(k, "k_norm", arch.qk_norm), v)
     attn_out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + bias("o")
+    attn_out = norm(attn_out, "attn_post_norm", arch.post_norms)
     resid_mid = x + attn_out
-    normed = rms_norm(resid_mid, w["mlp_norm"], arch.norm_eps)
+    normed = norm(resid_mid, "mlp_norm")
     gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + bias("gate")
     up = jnp.einsum("bsd,df->bsf", normed, w["up"]) + bias("up")
-    mlp_act = jax.nn.silu(gate) * up
+    mlp_act = ACTIVATIONS[arch.activation](gate) * up
     mlp_out = jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + bias("down")
+    mlp_out = norm(mlp_out, "mlp_post_norm", arch.post_norms)
     resid_post = resid_mid + mlp_out
     heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
     sites = {"attn_out": attn_out, "resid_mid": resid_mid, "mlp_act": mlp_act, "mlp_out": mlp_out}
     return resid_post, {"resid_pre": resid_pre, "resid_post": resid_post, **heads, **sites}
 
 
-def rms_norm(x: Float[Array, "B S D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "B S D"]:
-    """x / sqrt(mean(x^2) + eps) in float32, then scaled in x's dtype, as Hugging Face does."""
+def rms_norm(arch: Arch, x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """x / sqrt(mean(x^2) + eps) in float32, then scaled in x's dtype; by 1 + scale in float32 where the family does."""
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + arch.norm_eps)
+    if arch.norm_plus_one:
+        return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return normed.astype(x.dtype) * scale
 
 
-def initializer(name: str) -> Callable[..., Array]:
-    """Random weights as Hugging Face draws them: normal(0.02), norms one, biases zero."""
+def initializer(arch: Arch, name: str) -> Callable[..., Array]:
+    """Random weights as Hugging Face draws them: normal(0.02), norms one (in effect), biases zero."""
     if name.endswith("norm"):
-        return nn.initializers.ones_init()
+        return nn.initializers.zeros_init() if arch.norm_plus_one else nn.initializers.ones_init()
     return nn.initializers.zeros_init() if name.endswith("bias") else nn.initializers.normal(0.02)

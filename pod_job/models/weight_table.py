@@ -55,6 +55,15 @@ def weight_table(arch: Arch) -> dict[str, Weight]:
         "down": Weight((L, F, D), ("layer", "mlp", "embed"), mlp + "down_proj.weight", linear=True),
         "final_norm": Weight((D,), ("embed",), "model.norm.weight"),
     }
+    if arch.qk_norm:
+        table["q_norm"] = Weight((L, H), ("layer", "head"), attn + "q_norm.weight")
+        table["k_norm"] = Weight((L, H), ("layer", "head"), attn + "k_norm.weight")
+    if arch.post_norms:
+        # Here the checkpoint's post_attention_layernorm is what its name says; elsewhere it is the mlp's.
+        layer = "model.layers.{}."
+        table["attn_post_norm"] = Weight((L, D), ("layer", "embed"), layer + "post_attention_layernorm.weight")
+        table["mlp_norm"] = Weight((L, D), ("layer", "embed"), layer + "pre_feedforward_layernorm.weight")
+        table["mlp_post_norm"] = Weight((L, D), ("layer", "embed"), layer + "post_feedforward_layernorm.weight")
     if arch.qkv_bias:
         table["q_bias"] = Weight((L, N, H), ("layer", "heads", "head"), attn + "q_proj.bias")
         table["k_bias"] = Weight((L, K, H), ("layer", "kv_heads", "head"), attn + "k_proj.bias")

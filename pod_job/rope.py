@@ -1,0 +1,131 @@
+"""Rotary position embeddings: from the spellings of a Hugging Face `config.json` to one frequency per pair. No jax.
+
+R = H/2 pairs of a head of size H.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from pod_job.errors import JobError
+from pod_job.fields import number, positive
+
+KINDS = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Base frequency, and how a longer context than the model was first trained with changes the frequencies."""
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    original_positions: int = 8192
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0
+    whole_bounds: bool = True
+    attention_factor: float = 1.0  # multiplies rotated queries and rotated keys
+
+    def frequencies(self, head_dim: int) -> Float[np.ndarray, "R"]:
+        """Radians per position for each pair of a head's dimensions, float32; as transformers' modeling_rope_utils."""
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        base = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        match self.kind:
+            case "linear":
+                kept = np.zeros_like(base)
+            case "llama3":
+                kept = self._kept_by_llama3(base)
+            case "yarn":
+                kept = self._kept_by_yarn(head_dim)
+            case _:
+                return base
+        return ((1 - kept) * base / self.factor + kept * base).astype(np.float32)
+
+    def _kept_by_llama3(self, base: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+        """1 where a frequency stays, 0 where it is divided: wavelengths over `original_positions / low_freq_factor`."""
+        wavelength = 2 * math.pi / base
+        blend = self.original_positions / wavelength - self.low_freq_factor
+        return np.clip(blend / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0)
+
+    def _kept_by_yarn(self, head_dim: int) -> Float[np.ndarray, "R"]:
+        """1 for pairs that turn over `beta_fast` times in the original context, 0 under `beta_slow`, a ramp between.
+
+        Section 3.2 of YaRN (arXiv:2309.00071).
+        """
+
+        def pair_that_turns(times: float) -> float:
+            return head_dim * math.log(self.original_positions / (times * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        if self.whole_bounds:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        ramp = (np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001)
+        return 1 - np.clip(ramp, 0.0, 1.0)
+
+
+def read_rope(config: Mapping[str, Any], layer_type: str, source: str) -> Rope:
+    """The rotary embedding of layers of `layer_type` (`full_attention` or `sliding_attention`).
+
+    Reads transformers 5's `rope_parameters`, per layer type or for all, or transformers 4's `rope_theta` with
+    `rope_scaling`; there `rope_local_base_freq`, where it is, makes sliding layers differ (Gemma 3).
+
+    Raises:
+        JobError: no base frequency, a kind that is not in KINDS, a number missing or out of range.
+    """
+    new = config.get("rope_parameters") or {}
+    nested = isinstance(new.get(layer_type), Mapping)
+    if not nested and layer_type == "sliding_attention" and config.get("rope_local_base_freq") is not None:
+        return Rope(theta=number(config, "rope_local_base_freq", source))
+    scaling = dict(new[layer_type] if nested else new or config.get("rope_scaling") or {})
+    scaling.setdefault("rope_theta", config.get("rope_theta"))
+    scaling.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    if scaling["rope_theta"] is None:
+        raise JobError(f"{source}: neither rope_theta nor rope_parameters.rope_theta is there; it is needed")
+    theta = number(scaling, "rope_theta", source)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    match kind:
+        case "default":
+            return Rope(theta=theta)
+        case "linear":
+            return Rope(theta=theta, kind=kind, factor=number(scaling, "factor", source))
+        case "llama3":
+            return Rope(
+                theta=theta,
+                kind=kind,
+                factor=number(scaling, "factor", source),
+                original_positions=positive(scaling, "original_max_position_embeddings", source),
+                low_freq_factor=number(scaling, "low_freq_factor", source),
+                high_freq_factor=number(scaling, "high_freq_factor", source),
+            )
+        case "yarn":
+            return read_yarn(scaling, theta, source)
+    raise JobError(f"{source}: rope type {kind!r} is not supported; {', '.join(KINDS)} are")
+
+
+def read_yarn(scaling: Mapping[str, Any], theta: float, source: str) -> Rope:
+    """YaRN; its attention factor is, where not given, 0.1 ln(factor) + 1, as a ratio where two `mscale` are given."""
+    factor = number(scaling, "factor", source)
+
+    def growth(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention_factor = growth(1.0)
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        attention_factor = growth(scaling["mscale"]) / growth(scaling["mscale_all_dim"])
+    return Rope(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        original_positions=positive(scaling, "original_max_position_embeddings", source),
+        beta_fast=number(scaling, "beta_fast", source, default=32.0),
+        beta_slow=number(scaling, "beta_slow", source, default=1.0),
+        whole_bounds=bool(scaling.get("truncate", True)),
+        attention_factor=number(scaling, "attention_factor", source, default=attention_factor),
+    )
