@@ -63,13 +63,14 @@ class RowReader:
         """The rows with these numbers, in this order; all must be in range."""
         if self._files and self._folder.local_path(self._files[0].name) is None:
             return self._gather_remote(index)
-        out = np.empty((len(index), self.row_bytes), np.uint8)
         numbers = np.searchsorted(self.starts, index, "right") - 1
         order = np.argsort(numbers, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-            if len(group):
-                number = int(numbers[group[0]])
-                out[group] = np.take(self._mapped(number), index[group] - self.starts[number], axis=0)
+        groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(index) else []
+        if len(groups) == 1:
+            return self._take(int(numbers[0]), index)
+        out = np.empty((len(index), self.row_bytes), np.uint8)
+        for group in groups:
+            out[group] = self._take(int(numbers[group[0]]), index[group])
         return out
 
     def file_of(self, row: int) -> int:
@@ -102,6 +103,9 @@ class RowReader:
             raise self._bad(file, "is missing") from None
         if got != out.nbytes:
             raise self._bad(file, f"ends {out.nbytes - got} bytes too early")
+
+    def _take(self, number: int, index: np.ndarray) -> np.ndarray:
+        return np.take(self._mapped(number), index - self.starts[number], axis=0)
 
     def _mapped(self, number: int) -> np.ndarray:
         """The file's rows [rows, row_bytes] on its memory map."""

@@ -150,7 +150,7 @@ def test_a_missing_pickle_is_named(tmp_path: Path) -> None:
         read_pickle(tmp_path / "x.pkl")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=5), st.integers(0, 10_000))
 def test_fuzzed_pickles_are_refused_or_well_formed(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], length: int
