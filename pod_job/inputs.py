@@ -13,7 +13,7 @@ from pod_job.batches import batch_count
 from pod_job.config import JobConfig
 from pod_job.errors import JobError
 from pod_job.models.weight_table import Weight, weight_table
-from pod_job.rundir import claim
+from pod_job.rundir import confirm
 from pod_job.sharding import check_divides
 from pod_job.storage import Folder, open_folder
 from pod_job.taps import Tap, resolve
@@ -42,7 +42,7 @@ class Inputs:
 
 
 def read_inputs(config: JobConfig) -> Inputs:
-    """Reads config.json, checkpoint headers and tasks, and claims the run folder for this run.
+    """Reads config.json, checkpoint headers and tasks; the run folder must be writable, and empty or this run's.
 
     Raises:
         JobError: in one line, the first thing that is missing, malformed or does not fit together.
@@ -64,7 +64,7 @@ def read_inputs(config: JobConfig) -> Inputs:
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
     identity = run_identity(config, arch, taps, tasks, model_dir, checkpoint)
-    claim(folder, identity)
+    confirm(folder, identity)
     total = batch_count(len(tasks.samples), extract.save_every_n_samples)
     return Inputs(arch, taps, tasks, total, folder, model_dir, checkpoint, table, identity)
 

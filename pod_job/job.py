@@ -22,6 +22,7 @@ from pod_job.mesh import feeding, gathered_sharding, make_mesh, row_sharding, we
 from pod_job.models.decoder import Decoder
 from pod_job.pipeline import Feeder, Writers, extract
 from pod_job.reporter import Reporter
+from pod_job.rundir import claim
 from pod_job.sharding import row_shards
 from pod_job.status import Phase
 from pod_job.storage import open_folder
@@ -44,6 +45,7 @@ def run(config: JobConfig) -> None:
         inputs = read_inputs(config)
         tokenizer = load_tokenizer(inputs.model_dir)
         check_prompts(tokenizer, inputs, config.extract, host)
+        claim(folder, inputs.identity)
 
         reporter.phase(Phase.arrived)
         roll_call(folder, host, config.pod.arrival_timeout_s)

@@ -53,10 +53,9 @@ def layer_number(tap: str) -> int:
 
 
 def claim(folder: Folder, identity: dict[str, Any]) -> None:
-    """Make the folder this run's, or confirm that it is.
+    """Make the folder this run's, or confirm that it is; JobError as `confirm` raises it.
 
-    The identity holds everything the activations depend on, as JSON values. JobError where the folder holds a run with
-    another identity, naming every difference.
+    The identity holds everything the activations depend on, as JSON values.
     """
     ours = json.loads(json.dumps(identity))
     record = {
@@ -68,12 +67,18 @@ def claim(folder: Folder, identity: dict[str, Any]) -> None:
     try:
         folder.create(RUN, [json.dumps(record, indent=1).encode()])
     except NameTaken:
-        differences = _differences(read_run(folder)["identity"], ours)
-        if differences:
-            raise JobError(
-                f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; "
-                "use another storage.run_dir"
-            ) from None
+        confirm(folder, identity)
+
+
+def confirm(folder: Folder, identity: dict[str, Any]) -> None:
+    """JobError where the folder holds a run with another identity, naming every difference. It may hold none."""
+    if folder.stat(RUN) is None:
+        return
+    differences = _differences(read_run(folder)["identity"], json.loads(json.dumps(identity)))
+    if differences:
+        raise JobError(
+            f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; use another storage.run_dir"
+        )
 
 
 def read_run(folder: Folder) -> dict[str, Any]:

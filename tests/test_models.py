@@ -11,7 +11,8 @@ import pytest
 from conftest import GOLDENS
 from safetensors.numpy import load_file
 
-from pod_job.models import Decoder, create_model_with_hooks
+from pod_job.models import create_model_with_hooks
+from pod_job.models.decoder import Decoder
 from pod_job.models.weight_table import weight_table
 from pod_job.weights import check_checkpoint, load_params, read_checkpoint
 

@@ -1,15 +1,16 @@
-"""Hooked language models: `create_model_with_hooks(config, layers_to_extract)`."""
+"""Hooked language models: `create_model_with_hooks(config, layers_to_extract)`.
+
+jax is imported when a model is made, not before: the launcher reads the weight table in this package without it.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Any
 
 from pod_job.arch import Arch, read_arch
-from pod_job.models.decoder import Decoder
 from pod_job.taps import resolve
 
-__all__ = ["Decoder", "create_model_with_hooks"]
+if TYPE_CHECKING:
+    from pod_job.models.decoder import Decoder
 
 
 def create_model_with_hooks(
@@ -17,8 +18,8 @@ def create_model_with_hooks(
     layers_to_extract: Sequence[int] | None = None,
     *,
     taps: Sequence[str] = (),
-    dtype: Any = jnp.float32,
-) -> Decoder:
+    dtype: Any = "float32",
+) -> "Decoder":
     """A decoder whose `apply` also returns intermediate activations.
 
         model = create_model_with_hooks(config, layers_to_extract=[6, 12])
@@ -34,7 +35,11 @@ def create_model_with_hooks(
     Raises:
         JobError: a family we do not have, a key missing in `config`, a layer or tap that does not exist.
     """
+    import jax.numpy as jnp
+
+    from pod_job.models.decoder import Decoder
+
     if not isinstance(config, Arch | Mapping):
         config = config.to_dict()
     arch = config if isinstance(config, Arch) else read_arch(config)
-    return Decoder(arch, resolve(layers_to_extract, taps, arch.layers), dtype)
+    return Decoder(arch, resolve(layers_to_extract, taps, arch.layers), jnp.dtype(dtype))
