@@ -45,10 +45,10 @@ def run(config: JobConfig) -> None:
         inputs = read_inputs(config)
         tokenizer = load_tokenizer(inputs.model_dir)
         check_prompts(tokenizer, inputs, config.extract, host)
-        claim(folder, inputs.identity)
 
         reporter.phase(Phase.arrived)
         roll_call(folder, host, config.pod.arrival_timeout_s)
+        claim(folder, inputs.identity)
         start(host)
 
         mesh = make_mesh(config.mesh)

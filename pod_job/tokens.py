@@ -1,6 +1,7 @@
 """Prompts to token ids, with the model's own tokenizer. No jax."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's Hugging Face tokenizer; JobError where there is none."""
     if not any(folder.glob("tokenizer*")):
         raise JobError(f"model.path={folder} has no tokenizer file; tokenizer.json is needed beside the weights")
+    # Otherwise it advises, on every host, to install a framework that is not needed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # imports for seconds
 
     return AutoTokenizer.from_pretrained(str(folder))
