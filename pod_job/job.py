@@ -18,7 +18,7 @@ from pod_job.errors import JobError
 from pod_job.forward import compile_step
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.merge import merge
-from pod_job.mesh import feeding, gathered_sharding, make_mesh, row_sharding, weight_shardings
+from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
 from pod_job.pipeline import Feeder, Writers, extract
 from pod_job.reporter import Reporter
@@ -66,7 +66,7 @@ def run(config: JobConfig) -> None:
             params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
 
             reporter.phase(Phase.compiling)
-            model = Decoder(inputs.arch, inputs.taps, dtype, gathered_sharding(mesh, config.sharding))
+            model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
             step = compile_step(model, params, mesh, rows, global_rows, config.extract)
 
             reporter.phase(Phase.extracting)

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pod_job.config import MeshConfig, Sharding
 from pod_job.errors import JobError
+from pod_job.models.placement import Placement
 from pod_job.models.weight_table import Weight
 from pod_job.sharding import ROW_AXES, RULES
 
@@ -30,9 +31,15 @@ def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]
     }
 
 
-def gathered_sharding(mesh: Mesh, sharding: Sharding) -> NamedSharding | None:
-    """Where a layer's weights go while it runs; None: they stay where they are."""
-    return NamedSharding(mesh, PartitionSpec()) if sharding is Sharding.fsdp else None
+def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedSharding]) -> Placement:
+    """What the model must know of the mesh; `weights` as from `weight_shardings`."""
+    return Placement(
+        mesh=mesh,
+        rows=ROW_AXES[sharding],
+        weights=RULES[sharding].get("embed"),
+        # Where queries are split by heads and keys are not, all of both are on every device while they attend.
+        heads=weights["k"].spec[2],
+    )
 
 
 def row_sharding(mesh: Mesh, sharding: Sharding) -> NamedSharding:

@@ -1,19 +1,24 @@
-"""Causal grouped-query attention within segments: queries, keys and values in, the heads' outputs out.
+"""Causal grouped-query attention within segments: rotated queries, keys and values in, the heads' outputs out.
 
-B rows, S positions, N query heads, K key/value heads, H head size, R = H/2 rotary pairs.
+One interface, two implementations: JAX's splash attention kernel where the program is lowered for TPU (no score ever
+reaches memory, no key or value is repeated), plain XLA elsewhere and for shapes the kernel does not take.
+
+B rows, S positions, N query heads, K key/value heads, H head size.
 """
+
+import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from pod_job.models.placement import Placement
 
-def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:
-    """True where query position s may look at key position t: t <= s, s - t < window, and both in one segment."""
-    position = jnp.arange(segment_ids.shape[1])
-    back = position[:, None] - position[None, :]
-    near = back >= 0 if window is None else (back >= 0) & (back < window)
-    return near & (segment_ids[:, :, None] == segment_ids[:, None, :])
+LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
+LARGEST_BLOCK = 512
 
 
 def attend(
@@ -25,13 +30,40 @@ def attend(
     window: int | None,
     scale: float,
     softcap: float | None,
+    placement: Placement,
 ) -> Float[Array, "B S N H"]:
     """Softmax of dot products times `scale`, in float32; each key/value head serves N/K query heads, unrepeated.
 
     Args:
         window: how many positions a query sees, its own included; None: its segment from the start.
         softcap: c turns a score x into c tanh(x / c) before the mask; None leaves it.
+        placement: the devices the program is lowered for.
     """
+    if placement.mesh is None or placement.platform != "tpu" or block_size(q.shape[1]) is None:
+        return attend_xla(q, k, v, segment_ids, window=window, scale=scale, softcap=softcap)
+    kernel = functools.partial(attend_splash, window=window, scale=scale, softcap=softcap)
+    # The partitioner cannot look into a kernel: every device runs it on its own rows (and heads).
+    heads = PartitionSpec(placement.rows, None, placement.heads)
+    return jax.shard_map(
+        kernel,
+        mesh=placement.mesh,
+        in_specs=(heads, heads, heads, PartitionSpec(placement.rows)),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, segment_ids)
+
+
+def attend_xla(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "B S N H"]:
+    """`attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
     B, S, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(B, S, K, N // K, H)
@@ -43,9 +75,83 @@ def attend(
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
 
 
-def rotate(x: Float[Array, "B S N H"], angles: Float[Array, "B S R"]) -> Float[Array, "B S N H"]:
-    """Rotary embedding in the half-split layout of Hugging Face: dimension h pairs with h + R."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:
+    """True where query position s may look at key position t: t <= s, s - t < window, and both in one segment."""
+    position = jnp.arange(segment_ids.shape[1])
+    back = position[:, None] - position[None, :]
+    near = back >= 0 if window is None else (back >= 0) & (back < window)
+    return near & (segment_ids[:, :, None] == segment_ids[:, None, :])
+
+
+def attend_splash(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    interpret: bool = False,
+) -> Float[Array, "B S N H"]:
+    """`attend` by the kernel's multi-query form, once per row and key/value head; S a multiple of LANES.
+
+    `interpret` runs it without a TPU, for tests.
+    """
+    B, S, N, H = q.shape
+    K = k.shape[2]
+    block = block_size(S)
+    assert block is not None
+    mask = splash.CausalMask((S, S)) if window is None else splash.LocalMask((S, S), (window - 1, 0), 0)
+    kernel = splash.make_splash_mqa_single_device(
+        splash.MultiHeadMask([mask] * (N // K)),
+        block_sizes=splash.BlockSizes(block_q=block, block_kv=block),
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )
+    # The kernel knows no scale: the queries carry it.
+    scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out = jax.vmap(of_each_group)(
+        scaled.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4),
+        k.transpose(0, 2, 1, 3),
+        v.transpose(0, 2, 1, 3),
+        splash.SegmentIds(segment_ids, segment_ids),
+    )
+    return cast(Array, out).transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+
+
+def block_size(S: int) -> int | None:
+    """Queries and keys that the kernel takes at a time, or None where it cannot take rows of S positions."""
+    return next((size for size in range(LARGEST_BLOCK, 0, -LANES) if S % size == 0), None)
+
+
+def products_computed(S: int, window: int | None) -> int:
+    """How many (query, key) pairs of a row the kernel computes: whole blocks, those with any pair that is seen."""
+    block = block_size(S)
+    assert block is not None
+    reach = S if window is None else window
+    blocks = sum(
+        1
+        for q in range(S // block)
+        for k in range(q + 1)
+        if (q - k) * block - (block - 1) < reach  # the nearest pair of the two blocks
+    )
+    return blocks * block * block
+
+
+def turn(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """Each rotary pair (h, h + H/2) turned by a right angle: (a, b) becomes (-b, a)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([-second, first], axis=-1)
+
+
+def rotate(
+    x: Float[Array, "B S N H"],
+    turned: Float[Array, "B S N H"],
+    cos: Float[Array, "B S H"],
+    sin: Float[Array, "B S H"],
+) -> Float[Array, "B S N H"]:
+    """Rotary embedding in the half-split layout of Hugging Face, in float32: x cos + turned sin, `turned` = turn(x)."""
+    rotated = x.astype(jnp.float32) * cos[:, :, None] + turned.astype(jnp.float32) * sin[:, :, None]
     return rotated.astype(x.dtype)

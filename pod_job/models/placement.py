@@ -1,0 +1,57 @@
+"""How a model lies on the mesh it is compiled for: what its layers must know about devices, in one static value."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Mesh axes by what they split; by default one device of any kind, and nothing is split.
+
+    Attributes:
+        rows: axes that split the rows of a step.
+        weights: the axis over which weights are split along the hidden size and from which a layer's are gathered
+            while it runs (fsdp); None: they stay where they are.
+        heads: the axis that splits the heads of attention (tensor); None: every device has all heads of its rows.
+    """
+
+    mesh: Mesh | None = None
+    rows: tuple[str, ...] = ()
+    weights: str | None = None
+    heads: str | None = None
+
+    @property
+    def platform(self) -> str | None:
+        """Of the devices the program is lowered for, present or not: tpu, gpu or cpu; None: any."""
+        return None if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    def gather(self, weight: Array) -> Array:
+        """A weight as a layer uses it."""
+        return weight if self.weights is None else self._place(weight, PartitionSpec())
+
+    def look_up(self, embedding: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """Rows of the embedding. Where that is split, devices look up each other's tokens in their slice and exchange.
+
+        So what crosses the network is the tokens' vectors, not the table.
+        """
+        if self.weights is None:
+            return jnp.take(embedding, ids, axis=0, mode="clip")
+        shared = tuple(axis for axis in self.rows if axis != self.weights)
+        slices = jnp.take(embedding, self._place(ids, PartitionSpec(shared)), axis=0, mode="clip")
+        slices = self._place(slices, PartitionSpec(shared, None, self.weights))
+        return self._place(slices, PartitionSpec(self.rows))
+
+    def row_major(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """x with D innermost in memory on TPU: else the compiler takes S, and every matrix product pays for it."""
+        if self.platform != "tpu":
+            return x
+        return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
+
+    def _place(self, x: Array, spec: PartitionSpec) -> Array:
+        assert self.mesh is not None
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))

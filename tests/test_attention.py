@@ -1,0 +1,96 @@
+"""Attention's two implementations are one function; and rotation by projection is rotation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pod_job.arch import read_arch
+from pod_job.models import attention, decoder
+from pod_job.models.placement import Placement
+
+ROW = 256  # two blocks of the kernel's smallest size
+SEGMENTS = (100, 60, 90)  # and padding
+
+
+def inputs(heads: int, kv_heads: int, head_dim: int, rows: int = 2) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    segment_ids = np.repeat([1, 2, 3, 0], [*SEGMENTS, ROW - sum(SEGMENTS)])
+    shapes = {"q": heads, "k": kv_heads, "v": kv_heads}
+    arrays = {name: rng.normal(size=(rows, ROW, n, head_dim)).astype(np.float32) for name, n in shapes.items()}
+    return {name: jnp.asarray(a) for name, a in arrays.items()} | {"segment_ids": jnp.tile(segment_ids, (rows, 1))}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LARGEST_BLOCK", 128)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "window", "softcap"),
+    [(4, 2, 64, None, None), (7, 1, 64, 50, None), (2, 2, 128, 129, 5.0)],
+)
+@pytest.mark.usefixtures("small_blocks")
+def test_the_kernel_equals_xla(
+    heads: int, kv_heads: int, head_dim: int, window: int | None, softcap: float | None
+) -> None:
+    """Packed segments, grouped heads, a window that cuts within and across blocks, soft caps."""
+    arrays = inputs(heads, kv_heads, head_dim)
+    how = {"window": window, "softcap": softcap, "scale": head_dim**-0.5}
+    found = jax.jit(functools.partial(attention.attend_splash, interpret=True, **how))(**arrays)
+    truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
+    np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 50, 128, 129, 130, 200])
+@pytest.mark.usefixtures("small_blocks")
+def test_the_kernel_computes_the_blocks_that_are_counted(window: int | None) -> None:
+    seen = np.asarray(attention.segment_mask(jnp.ones((1, 2 * ROW), jnp.int32), window)[0])
+    blocks = seen.reshape(4, 128, 4, 128).any(axis=(1, 3)).sum()
+    assert attention.products_computed(2 * ROW, window) == blocks * 128 * 128
+
+
+def test_block_sizes() -> None:
+    assert {S: attention.block_size(S) for S in (1024, 768, 640, 256, 100)} == {
+        1024: 512,
+        768: 384,
+        640: 128,
+        256: 256,
+        100: None,
+    }
+
+
+def test_turned_projections_rotate_alike() -> None:
+    """Queries turned by a projection of their own: the same layer, to rounding."""
+    config = {
+        "model_type": "qwen2",
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "max_position_embeddings": 64,
+    }
+    arch = read_arch(config)
+    rng = np.random.default_rng(1)
+    weights = {
+        name: jnp.asarray(rng.normal(size=w.shape[1:]) / 8, jnp.float32)
+        for name, w in decoder.weight_table(arch).items()
+        if w.stacked
+    }
+    positions = jnp.tile(jnp.arange(40), (2, 1))
+    attend = decoder.attention_of_layers(arch, Placement(), positions, jnp.ones((2, 40), jnp.int32))
+    x = jnp.asarray(rng.normal(size=(2, 40, 64)), jnp.float32)
+
+    @jax.jit
+    def layer(weights: dict[str, jax.Array]) -> jax.Array:
+        return decoder.decoder_layer(arch, weights, x, functools.partial(attend, 0))[0]
+
+    turned = decoder.turned_projections(weights)
+    assert set(turned) == {"q_turned", "q_turned_bias", "k_turned", "k_turned_bias"}
+    np.testing.assert_allclose(layer(weights | turned), layer(weights), rtol=1e-5, atol=1e-5)
