@@ -62,8 +62,8 @@ def test_block_sizes() -> None:
     }
 
 
-def test_turned_projections_rotate_alike() -> None:
-    """Queries turned by a projection of their own: the same layer, to rounding."""
+def test_swapped_projections_rotate_alike() -> None:
+    """Halves swapped by a projection of their own: the same layer, to rounding."""
     config = {
         "model_type": "qwen2",
         "num_hidden_layers": 1,
@@ -91,6 +91,6 @@ def test_turned_projections_rotate_alike() -> None:
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
         return decoder.decoder_layer(arch, weights, x, functools.partial(attend, 0))[0]
 
-    turned = decoder.turned_projections(weights)
-    assert set(turned) == {"q_turned", "q_turned_bias", "k_turned", "k_turned_bias"}
-    np.testing.assert_allclose(layer(weights | turned), layer(weights), rtol=1e-5, atol=1e-5)
+    swapped = decoder.swapped_projections(weights)
+    assert set(swapped) == {"q_swapped", "q_swapped_bias", "k_swapped", "k_swapped_bias"}
+    np.testing.assert_allclose(layer(weights | swapped), layer(weights), rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -140,18 +141,27 @@ def products_computed(S: int, window: int | None) -> int:
     return blocks * block * block
 
 
-def turn(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
-    """Each rotary pair (h, h + H/2) turned by a right angle: (a, b) becomes (-b, a)."""
+def swap_halves(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """Each rotary pair (h, h + H/2) exchanged."""
     first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([-second, first], axis=-1)
+    return jnp.concatenate([second, first], axis=-1)
+
+
+def rotary_tables(
+    positions: Int[Array, "B S"], frequencies: Float[np.ndarray, "R"]
+) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
+    """Cosine and signed sine of each dimension's angle, float32, for `rotate`; R = H/2 pairs, radians per position."""
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(
     x: Float[Array, "B S N H"],
-    turned: Float[Array, "B S N H"],
+    swapped: Float[Array, "B S N H"],
     cos: Float[Array, "B S H"],
     sin: Float[Array, "B S H"],
 ) -> Float[Array, "B S N H"]:
-    """Rotary embedding in the half-split layout of Hugging Face, in float32: x cos + turned sin, `turned` = turn(x)."""
-    rotated = x.astype(jnp.float32) * cos[:, :, None] + turned.astype(jnp.float32) * sin[:, :, None]
+    """Rotary embedding in the half-split layout of Hugging Face, in float32; `swapped` is `swap_halves(x)`."""
+    rotated = x.astype(jnp.float32) * cos[:, :, None] + swapped.astype(jnp.float32) * sin[:, :, None]
     return rotated.astype(x.dtype)

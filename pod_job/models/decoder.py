@@ -14,11 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pod_job.arch import Arch
-from pod_job.models.attention import LANES, attend, rotate, turn
+from pod_job.models.attention import LANES, attend, rotary_tables, rotate, swap_halves
 from pod_job.models.layer_loop import run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.weight_table import weight_table
@@ -92,8 +91,8 @@ class Decoder(nn.Module):
         arch, placement = self.arch, self.placement
         attention = attention_of_layers(arch, placement, positions, segment_ids)
         layer_weights = {name: weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
-        if turns_by_projection(arch, placement):
-            layer_weights |= turned_projections(layer_weights)
+        if swaps_by_projection(arch, placement):
+            layer_weights |= swapped_projections(layer_weights)
 
         def keep(x: Float[Array, "B S width"]) -> Array:
             return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
@@ -125,17 +124,16 @@ class Decoder(nn.Module):
 def attention_of_layers(
     arch: Arch, placement: Placement, positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
 ) -> Callable[..., Float[Array, "B S N H"]]:
-    """`attention(i, q, k, v, turned q, turned k)`: rotates and attends as layer i does, i a number or a loop's counter.
+    """`attention(i, q, k, v, swapped q, swapped k)`: rotates and attends as layer i does (a number or a loop counter).
 
     Layers differ in their window and rotary embedding, and few kinds of them alternate: the angles of all kinds are
     computed once, and the loop's body holds one branch per kind, so that a kernel's window stays static.
     """
     kinds = tuple(dict.fromkeys(arch.attention))
     kind_of_layer = tuple(kinds.index(kind) for kind in arch.attention)
-    frequencies = jnp.asarray(np.stack([kind.rope.frequencies(arch.head_dim) for kind in kinds]))
-    angles = positions[..., None].astype(jnp.float32) * jnp.tile(frequencies, 2)[:, None, None]
+    tables = [rotary_tables(positions, kind.rope.frequencies(arch.head_dim)) for kind in kinds]
     # Behind a barrier, or the compiler moves these into the loop over layers and computes them for each.
-    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+    cos, sin = jax.lax.optimization_barrier(tuple(jnp.stack(table) for table in zip(*tables, strict=True)))
     branches = [
         functools.partial(
             attend,
@@ -154,20 +152,20 @@ def attention_of_layers(
         q: Float[Array, "B S N H"],
         k: Float[Array, "B S K H"],
         v: Float[Array, "B S K H"],
-        turned_q: Float[Array, "B S N H"],
-        turned_k: Float[Array, "B S K H"],
+        swapped_q: Float[Array, "B S N H"],
+        swapped_k: Float[Array, "B S K H"],
     ) -> Float[Array, "B S N H"]:
         if len(kinds) == 1:
             i = 0  # every layer is like the first
         kind = kind_of_layer[i] if isinstance(i, int) else jnp.asarray(kind_of_layer)[i]
-        q, k = rotate(q, turned_q, cos[kind], sin[kind]), rotate(k, turned_k, cos[kind], sin[kind])
+        q, k = rotate(q, swapped_q, cos[kind], sin[kind]), rotate(k, swapped_k, cos[kind], sin[kind])
         return branches[kind](q, k, v) if isinstance(kind, int) else jax.lax.switch(kind, branches, q, k, v)
 
     return attention
 
 
-def turns_by_projection(arch: Arch, placement: Placement) -> bool:
-    """Whether turned queries and keys come from matrix products of their own, and not from moving lanes about.
+def swaps_by_projection(arch: Arch, placement: Placement) -> bool:
+    """Whether swapped queries and keys come from matrix products of their own, and not from moving lanes about.
 
     A head that fills part of a vector register only makes a TPU shuffle lanes for every rotation, which costs it more
     than a second projection (Qwen2.5-0.5B on v5e: 7 ms of a 51 ms step). A norm between projection and rotation
@@ -176,9 +174,11 @@ def turns_by_projection(arch: Arch, placement: Placement) -> bool:
     return placement.platform == "tpu" and arch.head_dim < LANES and not arch.qk_norm
 
 
-def turned_projections(w: dict[str, Array]) -> dict[str, Array]:
-    """Weights whose projections are turned queries and keys: columns moved and negated, since turning is linear."""
-    return {f"{name[0]}_turned{name[1:]}": turn(w[name]) for name in ("q", "q_bias", "k", "k_bias") if name in w}
+def swapped_projections(w: dict[str, Array]) -> dict[str, Array]:
+    """Weights whose projections are swapped queries and keys: the same columns, in another order."""
+    return {
+        f"{name[0]}_swapped{name[1:]}": swap_halves(w[name]) for name in ("q", "q_bias", "k", "k_bias") if name in w
+    }
 
 
 def decoder_layer(
@@ -199,8 +199,10 @@ def decoder_layer(
     normed = norm(x, "attn_norm")
     q, k, v = project("q"), project("k"), project("v")
     queries, keys = norm(q, "q_norm", arch.qk_norm), norm(k, "k_norm", arch.qk_norm)
-    turned = (project("q_turned"), project("k_turned")) if "q_turned" in w else (turn(queries), turn(keys))
-    z = attention(queries, keys, v, *turned)
+    swapped = (
+        (project("q_swapped"), project("k_swapped")) if "q_swapped" in w else (swap_halves(queries), swap_halves(keys))
+    )
+    z = attention(queries, keys, v, *swapped)
     attn_out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + bias("o")
     attn_out = norm(attn_out, "attn_post_norm", arch.post_norms)
     resid_mid = x + attn_out
