@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pod_job.arch import SWITCHES
+
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = sorted(folder.name for folder in GOLDENS.iterdir() if folder.is_dir())
 SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "mlp_act", "q", "k", "v", "z")
@@ -18,6 +20,16 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """The largest relative L2 error over rows."""
     error = np.linalg.norm(actual - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
     return float(error.max())
+
+
+def is_gemma(config: dict) -> bool:
+    return config["model_type"].startswith("gemma")
+
+
+def activation(config: dict, x: np.ndarray) -> np.ndarray:
+    if is_gemma(config):
+        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x / (1 + np.exp(-x))
 
 
 @pytest.fixture(params=CASES)
@@ -41,6 +53,18 @@ def test_the_cases_cover_every_kind_of_heads_biases_ties_and_rope_spelling():
     assert any(c.get("head_dim", 8) * c["num_attention_heads"] != c["hidden_size"] for c in configs)
 
 
+def test_the_cases_cover_every_family_both_layer_kinds_and_windows_that_cut():
+    configs = [json.loads((GOLDENS / name / "config.json").read_text()) for name in CASES]
+    assert {c["model_type"] for c in configs} == set(SWITCHES)
+    windows = [c["sliding_window"] for c in configs if c.get("sliding_window") and c.get("use_sliding_window", True)]
+    assert len(windows) >= 5
+    assert set(windows) == {4}, "a third of the twelve positions"
+    assert {"sliding_window_pattern" in c for c in configs if c["model_type"] == "gemma3_text"} == {True, False}
+    assert any((c.get("rope_scaling") or {}).get("rope_type") == "yarn" for c in configs)
+    assert any(c.get("attn_logit_softcapping") for c in configs)
+    assert any(c.get("final_logit_softcapping") for c in configs)
+
+
 def test_every_tap_is_there_with_the_shape_the_configuration_gives(case):
     config, _, expected = case
     layers, d = config["num_hidden_layers"], config["hidden_size"]
@@ -58,7 +82,9 @@ def test_every_tap_is_there_with_the_shape_the_configuration_gives(case):
 
 def test_the_residual_stream_adds_up(case):
     config, weights, expected = case
-    np.testing.assert_array_equal(weights["model.embed_tokens.weight"][expected["input_ids"]], expected["embed"])
+    scale = np.float32(config["hidden_size"] ** 0.5 if is_gemma(config) else 1.0)
+    embedded = weights["model.embed_tokens.weight"][expected["input_ids"]] * scale
+    np.testing.assert_array_equal(embedded, expected["embed"])
     before = expected["embed"]
     for i in range(config["num_hidden_layers"]):
         tap = f"layer_{i}"
@@ -73,7 +99,10 @@ def test_sites_follow_from_the_weights(case):
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         variance = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
-        return x / np.sqrt(variance + config["rms_norm_eps"]) * weights[f"{name}.weight"]
+        return x / np.sqrt(variance + config["rms_norm_eps"]) * (weights[f"{name}.weight"] + is_gemma(config))
+
+    def post_norm(x: np.ndarray, name: str) -> np.ndarray:
+        return norm(x, name) if is_gemma(config) else x
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
@@ -86,21 +115,25 @@ def test_sites_follow_from_the_weights(case):
             assert (
                 relative_error(linear(attention_in, f"{layer}.self_attn.{site}_proj"), expected[f"{tap}.{site}"]) < 1e-5
             )
-        assert (
-            relative_error(linear(expected[f"{tap}.z"], f"{layer}.self_attn.o_proj"), expected[f"{tap}.attn_out"])
-            < 1e-5
+        added = post_norm(
+            linear(expected[f"{tap}.z"], f"{layer}.self_attn.o_proj"), f"{layer}.post_attention_layernorm"
         )
-        mlp_in = norm(expected[f"{tap}.resid_mid"], f"{layer}.post_attention_layernorm")
+        assert relative_error(added, expected[f"{tap}.attn_out"]) < 1e-5
+        mlp_norm = "pre_feedforward_layernorm" if is_gemma(config) else "post_attention_layernorm"
+        mlp_in = norm(expected[f"{tap}.resid_mid"], f"{layer}.{mlp_norm}")
         gate, up = linear(mlp_in, f"{layer}.mlp.gate_proj"), linear(mlp_in, f"{layer}.mlp.up_proj")
-        assert relative_error(gate / (1 + np.exp(-gate)) * up, expected[f"{tap}.mlp_act"]) < 1e-5
-        assert (
-            relative_error(linear(expected[f"{tap}.mlp_act"], f"{layer}.mlp.down_proj"), expected[f"{tap}.mlp_out"])
-            < 1e-5
+        assert relative_error(activation(config, gate) * up, expected[f"{tap}.mlp_act"]) < 1e-5
+        added = post_norm(
+            linear(expected[f"{tap}.mlp_act"], f"{layer}.mlp.down_proj"), f"{layer}.post_feedforward_layernorm"
         )
+        assert relative_error(added, expected[f"{tap}.mlp_out"]) < 1e-5
     final = norm(expected[f"layer_{layers - 1}"], "model.norm")
     assert relative_error(final, expected[f"layer_{layers}_norm"]) < 1e-5
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
-    assert relative_error(expected[f"layer_{layers}_norm"] @ head.T, expected["logits"]) < 1e-5
+    logits = expected[f"layer_{layers}_norm"] @ head.T
+    if cap := config.get("final_logit_softcapping"):
+        logits = cap * np.tanh(logits / cap)
+    assert relative_error(logits, expected["logits"]) < 1e-5
 
 
 def test_the_real_model_has_each_layer_and_the_last_logits():
@@ -120,7 +153,7 @@ def test_the_real_model_has_each_layer_and_the_last_logits():
 )
 @pytest.mark.parametrize("name", CASES)
 def test_torch_still_computes_the_committed_arrays(name):
-    from tools.goldens import load_reference, run_reference
+    from tools.reference import load_reference, run_reference
 
     expected = load_file(GOLDENS / name / "expected.safetensors")
     actual = run_reference(load_reference(GOLDENS / name), expected.pop("input_ids"))

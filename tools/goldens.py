@@ -1,108 +1,93 @@
 """Makes the committed truth of tests/goldens: what Hugging Face's torch models compute, tap by tap.
 
 `python -m tools.goldens` rewrites the tiny models and their arrays, `--demo-model DIR` also those of the real model
-(DIR from `python -m tools.demo_model DIR`). Needs torch. `run_reference` serves the live parity tests as well.
+(DIR from `python -m tools.demo_model DIR`). Needs torch.
 """
 
 import argparse
+import copy
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
+
+from tools.reference import load_reference, run_reference
 
 GOLDENS = Path("tests/goldens")
 BATCH, SEQ, VOCAB = 2, 12, 96
 DEMO_PROMPT = "The capital of France is Paris, and"
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1000.0}
 # Short wavelengths, so that twelve positions reach all three bands of the formula: kept, blended, divided.
-LLAMA3_SCALING = {
+LLAMA3_ROPE = {
     "rope_type": "llama3",
+    "rope_theta": 1000.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN_ROPE = PLAIN_ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 4.0}
+GEMMA3_ROPE = {
+    "full_attention": PLAIN_ROPE | {"rope_type": "linear", "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+# A third of the sequence, so that most positions lose keys to it.
+WINDOW = {"sliding_window": 4}
+# A scale that is not the head's, and caps low enough to bend scores and logits of order one.
+GEMMA: dict[str, Any] = WINDOW | {
+    "head_dim": 12,
+    "query_pre_attn_scalar": 8,
+    "final_logit_softcapping": 6.0,
+    "pad_token_id": None,
+}
 CASES: dict[str, dict[str, Any]] = {
     "qwen2_full": {"family": "qwen2", "kv_heads": 4},
     "qwen2_grouped_tied_old_rope": {"family": "qwen2", "kv_heads": 2, "tie_word_embeddings": True, "old_rope": True},
     "qwen2_multiquery": {"family": "qwen2", "kv_heads": 1},
+    "qwen2_window_yarn_old_rope": {
+        "family": "qwen2",
+        "kv_heads": 2,
+        "old_rope": True,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+        "rope_parameters": YARN_ROPE,
+        **WINDOW,
+    },
+    "qwen3_grouped_head_dim_tied": {"family": "qwen3", "kv_heads": 2, "head_dim": 12, "tie_word_embeddings": True},
     "llama_full": {"family": "llama", "kv_heads": 4},
     "llama_grouped_head_dim_tied": {"family": "llama", "kv_heads": 2, "head_dim": 12, "tie_word_embeddings": True},
-    "llama_multiquery_llama3_old_rope": {"family": "llama", "kv_heads": 1, "scaling": LLAMA3_SCALING, "old_rope": True},
+    "llama_multiquery_llama3_old_rope": {
+        "family": "llama",
+        "kv_heads": 1,
+        "rope_parameters": LLAMA3_ROPE,
+        "old_rope": True,
+    },
     "llama_grouped_biases": {"family": "llama", "kv_heads": 2, "attention_bias": True, "mlp_bias": True},
+    "mistral_window": {"family": "mistral", "kv_heads": 2, **WINDOW},
+    "gemma2_grouped": {"family": "gemma2", "kv_heads": 2, "attn_logit_softcapping": 2.0, **GEMMA},
+    "gemma3_grouped": {
+        "family": "gemma3_text",
+        "kv_heads": 2,
+        "rope_parameters": GEMMA3_ROPE,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        **GEMMA,
+    },
+    "gemma3_multiquery_old_rope": {
+        "family": "gemma3_text",
+        "kv_heads": 1,
+        "old_rope": True,
+        "rope_parameters": GEMMA3_ROPE,
+        "sliding_window_pattern": 2,
+        **GEMMA,
+    },
 }
-
-
-def load_reference(folder: Path) -> PreTrainedModel:
-    """The folder's model in float32 with plain ("eager") attention, ready for `run_reference`."""
-    torch.set_float32_matmul_precision("highest")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-def run_reference(model: PreTrainedModel, input_ids: Int[np.ndarray, "B S"]) -> dict[str, np.ndarray]:
-    """Every tap of one forward pass over unpadded rows, taken with forward hooks on the torch modules.
-
-    Hooks, because the last entry of `output_hidden_states` is the final norm's output and not the last layer's.
-
-    Args:
-        model: a causal model of Llama's module layout (Llama, Qwen2, Qwen3, Mistral), see `load_reference`.
-    Returns:
-        float32 arrays [B, S, width]: `embed`, `logits`, the final norm's output `layer_{L}_norm`, the output
-        `layer_{i}` of each decoder layer and its sites `layer_{i}.SITE`: resid_pre, resid_mid, attn_out, mlp_out,
-        mlp_act (input of down_proj), q, k, v (projections with bias, before the rotation), z (input of o_proj).
-    """
-    with _taps_recorded(model) as taps, torch.inference_mode():
-        taps["logits"] = model(input_ids=torch.from_numpy(np.asarray(input_ids, np.int64)), use_cache=False).logits
-    # Copies: a residual stream may be changed in place by what follows, and arrays must own their memory.
-    return {name: tap.float().numpy().copy() for name, tap in taps.items()}
-
-
-@contextmanager
-def _taps_recorded(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
-    taps: dict[str, torch.Tensor] = {}
-    hooks: list[Any] = []
-
-    def keep(name: str, tensor: torch.Tensor) -> None:
-        taps[name] = tensor.detach().clone()
-
-    def on_input(name: str) -> Callable[..., None]:
-        return lambda _module, args, kwargs: keep(name, args[0] if args else kwargs["hidden_states"])
-
-    def on_output(name: str) -> Callable[..., None]:
-        return lambda _module, _args, output: keep(name, output[0] if isinstance(output, tuple) else output)
-
-    def record(module: Any, *, before: str | None = None, after: str | None = None) -> None:
-        if before:
-            hooks.append(module.register_forward_pre_hook(on_input(before), with_kwargs=True))
-        if after:
-            hooks.append(module.register_forward_hook(on_output(after)))
-
-    decoder: Any = model.model
-    record(decoder.embed_tokens, after="embed")
-    for i, layer in enumerate(decoder.layers):
-        tap, attention, mlp = f"layer_{i}", layer.self_attn, layer.mlp
-        record(layer, before=f"{tap}.resid_pre", after=tap)
-        record(attention.q_proj, after=f"{tap}.q")
-        record(attention.k_proj, after=f"{tap}.k")
-        record(attention.v_proj, after=f"{tap}.v")
-        record(attention.o_proj, before=f"{tap}.z", after=f"{tap}.attn_out")
-        record(layer.post_attention_layernorm, before=f"{tap}.resid_mid")
-        record(mlp.down_proj, before=f"{tap}.mlp_act", after=f"{tap}.mlp_out")
-    record(decoder.norm, after=f"layer_{len(decoder.layers)}_norm")
-    try:
-        yield taps
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def write_case(name: str, out_dir: Path) -> None:
@@ -129,31 +114,28 @@ def write_case(name: str, out_dir: Path) -> None:
         raise RuntimeError(f"{out_dir}: loading it back changed {', '.join(different)}")
 
 
-def _random_model(
-    *, family: str, kv_heads: int, head_dim: int | None = None, scaling: dict[str, Any] | None = None, **keys: Any
-) -> PreTrainedModel:
-    if head_dim is not None:
-        keys["head_dim"] = head_dim
-    config = {"qwen2": Qwen2Config, "llama": LlamaConfig}[family](
-        num_hidden_layers=3,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        intermediate_size=24,
-        vocab_size=VOCAB,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", **(scaling or {}), "rope_theta": 1000.0},
-        bos_token_id=None,
-        eos_token_id=0,
-        **keys,
-    )
+def _random_model(*, family: str, kv_heads: int, **keys: Any) -> PreTrainedModel:
+    sizes = {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": 24,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": PLAIN_ROPE,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+    }
+    config = AutoConfig.for_model(family, **copy.deepcopy(sizes | keys))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    neutral = 0.0 if family.startswith("gemma") else 1.0
     with torch.no_grad():
-        # Norms away from one and biases away from zero, so that leaving one out shows; the rest of order one.
+        # Norms away from neutral and biases away from zero, so that leaving one out shows; the rest of order one.
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
-                parameter.normal_(1.0, 0.2)
+                parameter.normal_(neutral, 0.2)
             elif parameter_name.endswith("bias"):
                 parameter.normal_(0.0, 0.5)
             else:
@@ -165,12 +147,16 @@ def _respell_rope(config_file: Path) -> None:
     """Turn transformers 5's keys into those of transformers 4, which most checkpoints on the hub still carry."""
     config = json.loads(config_file.read_text())
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
     for newer_key in ("layer_types", "transformers_version"):
         config.pop(newer_key, None)
-    if "use_sliding_window" in config:
+    if config.get("use_sliding_window") is False:
         # As in Qwen2.5's own files: a window is named and not used. This one is short enough to show if it were.
         config |= {"use_sliding_window": False, "sliding_window": 4}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -12,10 +12,35 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from pod_job.arch import read_arch
 from pod_job.errors import JobError
+from pod_job.models.weight_table import weight_table
+from pod_job.weights import checkpoint_names
 from tools.hf_folder import write_hf_folder
 
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+# A window short enough that a test's prompts reach past it, caps low enough to bend scores and logits of order one.
+GEMMA_KEYS: dict[str, Any] = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 8,
+    "final_logit_softcapping": 6.0,
+}
+FAMILY_KEYS: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": False, "mlp_bias": False},
+    "mistral": {"sliding_window": 8},
+    "gemma2": GEMMA_KEYS | {"attn_logit_softcapping": 2.0},
+    "gemma3_text": GEMMA_KEYS,
+}
+# Whose configurations mean a fixed head size where they name none, and not hidden // heads.
+HEAD_DIM_FAMILIES = ("qwen3", "gemma2", "gemma3_text")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 N_BYTE_TOKENS = 256
 
@@ -72,14 +97,10 @@ def write_tiny_model(
         # Not a Hugging Face key: two random models of one shape must not be taken for the same.
         "random_seed": seed,
     }
-    if head_dim is not None:
-        config["head_dim"] = head_dim
-    if family == "llama":
-        config |= {"attention_bias": False, "mlp_bias": False}
-    if old_rope_spelling:
-        config |= {"rope_theta": rope_theta, "rope_scaling": rope_scaling}
-    else:
-        config["rope_parameters"] = {"rope_type": "default", **(rope_scaling or {}), "rope_theta": rope_theta}
+    config |= FAMILY_KEYS.get(family, {})
+    if head_dim is not None or family in HEAD_DIM_FAMILIES:
+        config["head_dim"] = head_dim or hidden // heads
+    config |= _rope_keys(family, rope_theta, rope_scaling, old_rope_spelling)
     return write_hf_folder(
         out_dir,
         config=config,
@@ -89,39 +110,36 @@ def write_tiny_model(
     )
 
 
+def _rope_keys(family: str, theta: float, scaling: dict[str, Any] | None, old_spelling: bool) -> dict[str, Any]:
+    """Gemma 3 rotates its sliding layers at a base of their own; here a tenth of the others'."""
+    local = {"rope_type": "default", "rope_theta": theta / 10}
+    if old_spelling:
+        two_bases = {"rope_local_base_freq": local["rope_theta"]} if family == "gemma3_text" else {}
+        return {"rope_theta": theta, "rope_scaling": scaling, **two_bases}
+    rope = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+    if family == "gemma3_text":
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
+    return {"rope_parameters": rope}
+
+
 def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray]:
     """float32 weights under their Hugging Face names, scaled so that activations stay of order one in every layer.
 
-    Biases (Qwen2: of q, k and v) are not zero and norms are not one, so that leaving either out shows.
+    Biases (Qwen2: of q, k and v) are not zero and norms not neutral, so that leaving either out shows.
     """
     rng = np.random.default_rng(seed)
-    d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    h = config.get("head_dim") or d // config["num_attention_heads"]
-    q_size, kv_size = h * config["num_attention_heads"], h * config["num_key_value_heads"]
-
-    def linear(out_size: int, in_size: int) -> np.ndarray:
-        return rng.standard_normal((out_size, in_size), dtype=np.float32) / np.float32(math.sqrt(in_size))
-
-    def norm() -> np.ndarray:
-        return 1 + np.float32(0.1) * rng.standard_normal(d, dtype=np.float32)
-
-    weights = {"model.embed_tokens.weight": rng.standard_normal((v, d), dtype=np.float32)}
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        weights[f"{layer}.input_layernorm.weight"] = norm()
-        for name, size in (("q", q_size), ("k", kv_size), ("v", kv_size)):
-            weights[f"{layer}.self_attn.{name}_proj.weight"] = linear(size, d)
-            if config["model_type"] == "qwen2":
-                bias = np.float32(0.5) * rng.standard_normal(size, dtype=np.float32)
-                weights[f"{layer}.self_attn.{name}_proj.bias"] = bias
-        weights[f"{layer}.self_attn.o_proj.weight"] = linear(d, q_size)
-        weights[f"{layer}.post_attention_layernorm.weight"] = norm()
-        weights[f"{layer}.mlp.gate_proj.weight"] = linear(f, d)
-        weights[f"{layer}.mlp.up_proj.weight"] = linear(f, d)
-        weights[f"{layer}.mlp.down_proj.weight"] = linear(d, f)
-    weights["model.norm.weight"] = norm()
-    if not config["tie_word_embeddings"]:
-        weights["lm_head.weight"] = linear(v, d)
+    arch = read_arch(config)
+    weights = {}
+    for name, weight in weight_table(arch).items():
+        for checkpoint_name in checkpoint_names(weight):
+            drawn = rng.standard_normal(weight.checkpoint_shape, dtype=np.float32)
+            if name.endswith("norm"):
+                drawn = np.float32(0 if arch.norm_plus_one else 1) + np.float32(0.1) * drawn
+            elif name.endswith("bias"):
+                drawn *= np.float32(0.5)
+            elif weight.linear:
+                drawn /= np.float32(math.sqrt(weight.checkpoint_shape[1]))
+            weights[checkpoint_name] = drawn
     return weights
 
 
