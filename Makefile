@@ -14,6 +14,7 @@ SIMS := $(EXPERIMENTS:%=sim-%)
 
 SMOKE := $(wildcard tests/test_imports.py tests/test_launch_main.py tests/test_models.py tests/test_dataset.py)
 
+DEMO_MODEL := runs/models/SmolLM2-135M-Instruct
 # 32 layers, so that the layer numbers of every experiment exist in it.
 SIM_MODEL := runs/models/tiny-qwen2
 SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=120 model.path=$(SIM_MODEL) \
@@ -35,7 +36,7 @@ install: $(INSTALLED) ## the environment in .venv (every other target makes it t
 demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a bucket, all on this machine
 	$(BIN)/python -m tools.demo
 
-test: $(INSTALLED) ## the whole test suite
+test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 smoke: $(INSTALLED) ## the part of the test suite that meets most of jax, for a second Python
@@ -65,6 +66,9 @@ $(PLANS): plan-%: $(INSTALLED)
 $(SIMS): sim-%: $(INSTALLED) $(SIM_MODEL)/config.json
 	rm -rf runs/sim-$*
 	$(BIN)/python -m launch run experiment=$* $(SIM_OVERRIDES) storage.run_dir=runs/sim-$* $(ARGS)
+
+$(DEMO_MODEL)/config.json: | $(INSTALLED)
+	$(BIN)/python -m tools.demo_model $(DEMO_MODEL)
 
 $(SIM_MODEL)/config.json: tools/tiny_model.py | $(INSTALLED)
 	rm -rf $(SIM_MODEL)

@@ -135,6 +135,7 @@ class ExtractConfig:
 class StorageConfig:
     run_dir: str = MISSING  # a folder every host sees, or gs://bucket/prefix
     writers: int = 4  # uploads in flight per host
+    compile_cache: str | None = None  # a folder or gs://bucket/prefix where compiled programs are kept
 
     def __post_init__(self) -> None:
         at_least("storage.writers", self.writers, 1)

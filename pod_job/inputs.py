@@ -63,6 +63,8 @@ def read_inputs(config: JobConfig) -> Inputs:
     tasks = read_tasks(config.tasks)
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
+    if config.storage.compile_cache is not None:
+        open_folder(config.storage.compile_cache).check_writable()
     identity = run_identity(config, arch, taps, tasks, model_dir, checkpoint)
     confirm(folder, identity)
     total = batch_count(len(tasks.samples), extract.save_every_n_samples)

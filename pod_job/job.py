@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from pod_job.batches import batch_samples, deal
 from pod_job.commit import committed
+from pod_job.compile_cache import compile_cache
 from pod_job.config import ExtractConfig, JobConfig
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
@@ -67,7 +68,8 @@ def run(config: JobConfig) -> None:
 
             reporter.phase(Phase.compiling)
             model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
-            step = compile_step(model, params, mesh, rows, global_rows, config.extract)
+            with compile_cache(config.storage.compile_cache):
+                step = compile_step(model, params, mesh, rows, global_rows, config.extract)
 
             reporter.phase(Phase.extracting)
             feeder_rows = global_rows // part.feeders
