@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
+def capture(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs `argv` to its end, with this process's environment; stdout and stderr are kept apart, as text."""
+    return subprocess.run(list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
 def start(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Starts `argv` with `env` added to this process's environment, stdout and stderr appended to `log`.
 
