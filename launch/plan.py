@@ -9,6 +9,7 @@ from rich.console import Console
 
 from launch.facts import show_facts
 from launch.local import coordinator_address
+from launch.options import Options
 from launch.pod import HostCommand, host_commands, new_attempt
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.inputs import Inputs, read_inputs
@@ -37,14 +38,14 @@ class Plan:
     commands: list[HostCommand]
 
 
-def plan(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
+def plan(overrides: Sequence[str], options: Options) -> int:
     """Shows the plan for `overrides` on stdout. Raises JobError for whatever would make the run fail before it starts.
 
-    `dry_run` changes nothing: a plan is one.
+    A dry run changes nothing: a plan is one.
     """
     config = load(overrides)
     made = make_plan(config, read_inputs(config), planned_commands(config, overrides))
-    if as_json:
+    if options.as_json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
     else:
         show(made, Console())

@@ -19,6 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pod_job.cloud_config import CloudConfig
 from pod_job.errors import JobError
 
 
@@ -80,6 +81,7 @@ class PodConfig:
     hosts: int = 1
     devices_per_host: int = 1
     accelerator_type: str | None = None  # Cloud TPU's name, v5litepod-64
+    runtime_version: str | None = None  # the TPU VM's image, `gcloud compute tpus tpu-vm versions list`
     port: int = 0  # of the coordinator on host 0; 0: a free one (local) or jax's own choice (tpu)
     arrival_timeout_s: int = 300  # how long the present hosts wait for the missing
 
@@ -150,6 +152,7 @@ class JobConfig:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    cloud: CloudConfig = field(default_factory=CloudConfig)
 
     def __post_init__(self) -> None:
         mesh, pod = self.mesh, self.pod

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
+import time
 from typing import Any, Self
 
 from pod_job.distributed import Host
@@ -15,6 +16,8 @@ from pod_job.status import HostStatus, Phase, write_status
 from pod_job.storage import Folder
 
 REFRESH_S = 2.0
+# At least this often, so that a host that has ended or hangs can be told from one that computes.
+HEARTBEAT_S = 15.0
 
 log = logging.getLogger("pod_job")
 
@@ -74,10 +77,10 @@ class Reporter(logging.Handler):
         self.folder.replace(log_file(self.status.host), "".join(self.lines).encode())
 
     def _refresh(self) -> None:
-        written = None
+        written, when = None, 0.0
         while not self.stopping.wait(REFRESH_S):
-            if (self.status, len(self.lines)) != written:
-                written = (self.status, len(self.lines))
+            if (self.status, len(self.lines)) != written or time.monotonic() - when > HEARTBEAT_S:
+                written, when = (self.status, len(self.lines)), time.monotonic()
                 try:
                     self.write()
                 except Exception:

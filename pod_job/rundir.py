@@ -38,6 +38,11 @@ def log_file(host: int) -> str:
     return f"logs/host_{host:02d}.log"
 
 
+def code_file(name: str) -> str:
+    """Of the code that ran, named by its content: the launcher puts it there and hosts fetch it."""
+    return f"code/{name}.tar.gz"
+
+
 def batch_of_commit(name: str) -> int | None:
     """The batch number in the name of a commit record; None for any other name."""
     match = re.fullmatch(re.escape(COMMITS) + r"batch_(\d{6,})\.json", name)

@@ -66,3 +66,14 @@ def read_status(folder: Folder, host: int, attempt: str) -> HostStatus | None:
     if record["attempt"] != attempt:
         return None
     return HostStatus(**{**record, "phase": Phase(record["phase"])})
+
+
+def latest_attempt(folder: Folder, hosts: int) -> str | None:
+    """The newest start that any host has spoken of; attempts sort by time. None before the first."""
+    found = []
+    for host in range(hosts):
+        try:
+            found.append(json.loads(folder.read(status_file(host)))["attempt"])
+        except FileNotFoundError:
+            continue
+    return max(found, default=None)
