@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from launch.cloud_run import stop
 from launch.local import Stopped
+from launch.logs import logs
 from launch.options import Options
 from launch.plan import plan
 from launch.run import run
-from launch.status import logs, status
+from launch.status import status
 from launch.up import down, up
+from launch.watch import watch
 from pod_job.errors import JobError
 
 
@@ -27,6 +29,7 @@ VERBS = {
     "plan": Verb("check the inputs; show mesh, hosts, batches and the command of each host; start nothing", plan),
     "up": Verb("create the pod in the first zone that has one, or find it, and wait until it is ready", up),
     "run": Verb("start the job, creating the pod if need be; run again, it finishes what is missing", run),
+    "watch": Verb("run to the end through preemptions: create, run, create again, resume; then delete the pod", watch),
     "status": Verb("the run, the pod and each host: phase, batches, speed, time left, cost, errors", status),
     "logs": Verb("what the hosts have logged, in the order of time; also after the pod is gone", logs),
     "stop": Verb("ask the job to end after the batches it holds; the pod stays", stop),

@@ -1,4 +1,4 @@
-"""The job on a pod in the cloud: pod, code, start and, if wanted, its end. The verb `run` for pod.kind=tpu, and `stop`."""
+"""The job on a pod in the cloud: pod, code, start and, if wanted, its end. Verbs `run` (pod.kind=tpu) and `stop`."""
 
 import json
 import shlex

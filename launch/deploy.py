@@ -25,9 +25,7 @@ from pod_job.rundir import code_file
 from pod_job.storage import Folder
 
 
-def deploy(
-    config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, attempt: str, say: Say
-) -> str:
+def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, attempt: str, say: Say) -> str:
     """Starts the job on every host of a pod that is READY. Returns the attempt that runs: an earlier one that still
     does, or `attempt`.
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from launch.gcloud import Reach
 from launch.outcome import End, Outcome, judge
 from launch.pods import find_pods
-from launch.remote import ask_briefly, script
+from launch.remote import Answer, ask_briefly, script
 from launch.up import Say
 from pod_job.errors import JobError
 from pod_job.status import HostStatus, Phase, read_status
@@ -56,8 +56,7 @@ def follow(
             if now - looked > (WORRIED_EVERY_S if worried else NODE_EVERY_S):
                 looked = now
                 node = node_state(reach)
-                probe = worried and node == "READY"
-                answers = ask_briefly(reach, script("probe", {"TAIL": str(TAIL_BYTES)}), PROBE_TIMEOUT_S) if probe else {}
+                answers = probe(reach) if worried and node == "READY" else {}
                 outcome = judge(statuses, answers, node, attempt, now - worried_since, stalled)
                 if outcome is not None:
                     return outcome
@@ -71,6 +70,11 @@ def node_state(reach: Reach) -> str:
     return next((pod.state for pod in find_pods(reach.name, reach.project) if pod.zone == reach.zone), "GONE")
 
 
+def probe(reach: Reach) -> dict[int, Answer]:
+    """What hosts say of their job over ssh, of those that can be reached."""
+    return ask_briefly(reach, script("probe", {"TAIL": str(TAIL_BYTES)}), PROBE_TIMEOUT_S)
+
+
 class Quiet:
     """How long hosts have said nothing, by this machine's clock alone: the hosts' clocks may differ."""
 
@@ -78,7 +82,7 @@ class Quiet:
         now = time.monotonic()
         self.updated = [0.0] * hosts
         self.heard = [now] * hosts
-        self.progress: list[object] = []
+        self.progress: list[tuple[Phase, int, int] | None] = []
         self.progressed = now
 
     def note(self, statuses: Statuses) -> None:
@@ -89,7 +93,7 @@ class Quiet:
                 self.updated[host], self.heard[host] = status.updated, now
         progress = [(status.phase, status.steps, status.batches) if status else None for status in statuses]
         if progress != self.progress:
-            self.progress, self.progressed = list(progress), now
+            self.progress, self.progressed = progress, now
 
     def silent_s(self) -> float:
         """Of the host that has been silent longest."""

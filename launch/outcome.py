@@ -50,7 +50,8 @@ def judge(
         worried_s: for how long something has seemed wrong.
         stalled: whether no host has made progress for too long.
     """
-    ended = [one for one in (host_end(host, status, answers.get(host), attempt) for host, status in enumerate(statuses)) if one]
+    ends = [host_end(host, status, answers.get(host), attempt) for host, status in enumerate(statuses)]
+    ended = [end for end in ends if end is not None]
     cause = first_cause(ended) if ended else None
     guilty = next((one for one in ended if cause is not None and one.host == cause.host), None)
     if cause is not None and guilty is not None and guilty.words and not guilty.died_of_another:

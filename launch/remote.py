@@ -54,41 +54,49 @@ def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
         JobError: some hosts gave no answer in ROUNDS rounds, with their indexes and what gcloud said last.
     """
     answers: dict[int, Answer] = {}
+    said = ""
     for _ in range(ROUNDS):
-        missing = sorted(set(range(hosts)) - answers.keys())
-        workers = "all" if not answers else ",".join(map(str, missing))
+        workers = ",".join(map(str, missing(answers, hosts))) if answers else "all"
         done = call(gcloud.ssh(reach, workers, command(text)))
-        answers |= {answer.host: answer for answer in read_answers([done])}
+        said = done.err
+        answers |= read_answers([done])
         if len(answers) == hosts:
             return answers
-    raise silent(answers, hosts, done)
+    raise silent(answers, hosts, said)
 
 
 def ask_briefly(reach: Reach, text: str, timeout_s: float) -> dict[int, Answer]:
     """The answers of those hosts that can be reached within `timeout_s`."""
     done = call(gcloud.ssh(reach, "all", command(text)), timeout_s=timeout_s)
-    return {answer.host: answer for answer in read_answers([done])}
+    return read_answers([done])
 
 
 def ask_each(reach: Reach, hosts: int, text: str, stdin: bytes) -> dict[int, Answer]:
     """The same with something on every host's stdin; one gcloud a host, since together they would share one stdin."""
     answers: dict[int, Answer] = {}
-    done: list[Finished] = []
+    said = ""
     for _ in range(ROUNDS):
-        missing = sorted(set(range(hosts)) - answers.keys())
         with ThreadPoolExecutor(STDIN_CALLS) as pool:
-            done = list(pool.map(lambda host: call(gcloud.ssh(reach, str(host), command(text)), stdin), missing))
-        answers |= {answer.host: answer for answer in read_answers(done) if answer.word != "FAILED"}
+            calls = [gcloud.ssh(reach, str(host), command(text)) for host in missing(answers, hosts)]
+            done = list(pool.map(lambda argv: call(argv, stdin), calls))
+        said = done[-1].err
+        # FAILED here means that stdin broke off: worth another round.
+        answers |= {host: answer for host, answer in read_answers(done).items() if answer.word != "FAILED"}
         if len(answers) == hosts:
             return answers
-    raise silent(answers, hosts, done[-1])
+    raise silent(answers, hosts, said)
 
 
-def read_answers(done: Iterable[Finished]) -> list[Answer]:
-    return [Answer(int(host), word, detail) for each in done for host, word, detail in ANSWER.findall(each.out)]
+def read_answers(done: Iterable[Finished]) -> dict[int, Answer]:
+    """The answers in what gcloud printed, by host; one given twice, because gcloud tried twice, counts once."""
+    found = (Answer(int(host), word, detail) for each in done for host, word, detail in ANSWER.findall(each.out))
+    return {answer.host: answer for answer in found}
 
 
-def silent(answers: Mapping[int, Answer], hosts: int, done: Finished) -> JobError:
-    missing = sorted(set(range(hosts)) - answers.keys())
-    names = ", ".join(map(str, missing))
-    return JobError(f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(done.err)}; try again, or doctor")
+def missing(answers: Mapping[int, Answer], hosts: int) -> list[int]:
+    return sorted(set(range(hosts)) - answers.keys())
+
+
+def silent(answers: Mapping[int, Answer], hosts: int, said: str) -> JobError:
+    names = ", ".join(map(str, missing(answers, hosts)))
+    return JobError(f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(said)}; run it again")

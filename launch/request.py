@@ -1,4 +1,4 @@
-"""From the configuration to what gcloud is asked for: the pod's name, its specification, and how its hosts are reached."""
+"""From the configuration to what gcloud is asked for: the pod's name, what to create, and how hosts are reached."""
 
 import hashlib
 

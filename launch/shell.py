@@ -1,4 +1,4 @@
-"""The one place of the launcher that starts processes: a command and its environment in, a process or its result out."""
+"""The one place of the launcher that starts processes: a command in, its result or a running process out."""
 
 import os
 import signal

@@ -1,9 +1,8 @@
-"""The verbs `status` and `logs`: how a job is doing, from its run folder and the API alone, without a login."""
+"""The verb `status`: how a job is doing, from its run folder and the API alone, without a login to any host."""
 
 import json
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,11 +18,8 @@ from launch.request import pod_name
 from pod_job.commit import committed
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.inputs import Inputs, read_inputs
-from pod_job.rundir import log_file
 from pod_job.status import HostStatus, Phase, latest_attempt
-from pod_job.storage import Folder, open_folder
 
-STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
 END_PHASES = (Phase.done, Phase.failed)
 
 
@@ -59,6 +55,7 @@ def run_facts(
     hourly = price * config.pod.devices if price is not None else None
     now = time.time()
     spent = hourly * sum(pod.age_s(now) for pod in pods) / 3600 if hourly is not None else None
+    expected = spent + hourly * left_s / 3600 if spent is not None and hourly and left_s is not None else None
     return {
         "run": config.storage.run_dir,
         "batches_done": done,
@@ -66,7 +63,7 @@ def run_facts(
         "tokens_per_s": sum(host.tokens for host in heard) / seconds if seconds else None,
         "left_s": left_s,
         "cost_so_far": spent,
-        "cost_expected": spent + hourly * left_s / 3600 if spent is not None and hourly and left_s is not None else None,
+        "cost_expected": expected,
         "pods": [
             {"name": pod.name, "zone": pod.zone, "state": pod.state, "queued": pod.queued_state, "health": pod.health}
             for pod in pods
@@ -95,51 +92,3 @@ def show(facts: dict[str, Any], hosts: Sequence[HostStatus | None], console: Con
         heard = f"{max(0.0, time.time() - host.updated):.0f} s ago"
         table.add_row(str(number), host.phase, *counts, heard, escape(host.error or ""))
     console.print(table, highlight=False)
-
-
-def logs(overrides: Sequence[str], options: Options) -> int:
-    """Prints what hosts have logged, in the order of time, each line with its host; --follow goes on with what comes."""
-    config = load(overrides)
-    folder = open_folder(config.storage.run_dir)
-    chosen = range(config.pod.hosts) if options.host is None else [options.host]
-    shown = dict.fromkeys(chosen, 0)
-    while True:
-        attempt = latest_attempt(folder, config.pod.hosts)
-        hosts = read_all(folder, config.pod.hosts, attempt) if attempt else []
-        for host, lines in sorted_entries(folder, shown):
-            for line in lines:
-                print(f"{host:02d} {line}", flush=options.follow)
-        ended = hosts and all(host is not None and host.phase in END_PHASES for host in hosts)
-        if not options.follow or ended:
-            return 0
-        time.sleep(POLL_S)
-
-
-def sorted_entries(folder: Folder, shown: dict[int, int]) -> list[tuple[int, list[str]]]:
-    """(host, lines) of every entry that is new since `shown` (characters by host, moved on here), by time of entry."""
-    entries = []
-    for host, seen in shown.items():
-        text = host_log(folder, host)
-        seen = seen if seen <= len(text) else 0  # another attempt's log has taken its place
-        shown[host] = len(text)
-        entries += [(lines[0][:23], host, lines) for lines in split_entries(text[seen:])]
-    return [(host, lines) for _, host, lines in sorted(entries, key=lambda entry: entry[:2])]
-
-
-def split_entries(text: str) -> Iterator[list[str]]:
-    """A log's entries: a line with a time and those that belong to it, such as a traceback."""
-    entry: list[str] = []
-    for line in text.splitlines():
-        if STAMP.match(line) and entry:
-            yield entry
-            entry = []
-        entry.append(line)
-    if entry:
-        yield entry
-
-
-def host_log(folder: Folder, host: int) -> str:
-    try:
-        return folder.read(log_file(host)).decode(errors="replace")
-    except FileNotFoundError:
-        return ""

@@ -44,7 +44,8 @@ def fakepod_available() -> str | None:
     if sys.platform != "linux":
         return f"addresses 127.0.0.2 and up, which {sys.platform} does not have by itself"
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    missing = [name for name in ("gcloud", "ssh", "scp", "ssh-keygen", "sshd", "curl") if not shutil.which(name, path=path)]
+    needed = ("gcloud", "ssh", "scp", "ssh-keygen", "sshd", "curl")
+    missing = [name for name in needed if not shutil.which(name, path=path)]
     return f"{', '.join(missing)} (Google Cloud SDK, openssh-client, openssh-server, curl)" if missing else None
 
 
@@ -63,13 +64,17 @@ def fakepod(root: Path, host_env: Mapping[str, str]) -> Iterator[World]:
     user = getpass.getuser()
     ssh_port, jax_port = free_port(), free_port()
     common = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    coordinator = {"JAX_COORDINATOR_PORT": str(jax_port), "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{jax_port}"}
 
     def new_machines(node: Record) -> Hosts:
         subnet = next(_subnets)
         addresses = [f"127.{os.getpid() % 200 + 1}.{subnet}.{worker + 1}" for worker in range(workers_of(node))]
-        bind = coordinator | {"JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{jax_port}"}
-        return Hosts(root / f"node_{node['id']}", addresses, ssh_port, key.with_suffix(".pub"), {**common, **bind, **host_env})
+        # jax's own port is fixed, and taken where two pods are simulated at once.
+        coordinator = {
+            "JAX_COORDINATOR_PORT": str(jax_port),
+            "JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{jax_port}",
+        }
+        env = {**common, **coordinator, **host_env}
+        return Hosts(root / f"node_{node['id']}", addresses, ssh_port, key.with_suffix(".pub"), env)
 
     cloud = Cloud(PROJECT, new_machines)
     server = ThreadingHTTPServer(("127.0.0.1", 0), api_handler(cloud, f"{user}:{kind} {public} {user}"))
