@@ -195,6 +195,24 @@ def load(overrides: Sequence[str]) -> JobConfig:
     return config
 
 
+def to_json(config: JobConfig) -> dict[str, Any]:
+    """The configuration as JSON values, for `from_json`."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """The configuration that `to_json` recorded, with `key=value` overrides. JobError where either does not fit."""
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(JobConfig), recorded, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise JobError(explain(error, overrides)) from error
+    assert isinstance(config, JobConfig)
+    return config
+
+
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's error as one line that names the override and the nearest valid key or choice."""
     if isinstance(error, OverrideParseException):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Int
 
 from pod_job import metadata, rundir
 from pod_job import rows as rows_table
@@ -73,13 +74,18 @@ class ActivationDataset:
             return {name: values[0] for name, values in self.rows(np.array([index])).items()}
         numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else self._numbers(index)
         found = {name: np.empty(len(numbers), object if name == "task_id" else np.int32) for name in rows_table.COLUMNS}
-        batches = np.searchsorted(self._reader.starts, numbers, "right") - 1
+        batches = self._places(numbers)
         for batch in np.unique(batches).tolist():
             places = np.flatnonzero(batches == batch)
             table = self._table(batch)
             for name, column in found.items():
                 column[places] = getattr(table, name)[numbers[places] - self._reader.starts[batch]]
         return found
+
+    def batch_of(self, index: Any) -> Int[np.ndarray, "R"]:
+        """The numbers of the batches that the rows were computed in."""
+        numbers = np.array([entry["batch_id"] for entry in self.metadata["rows_files"]])
+        return numbers[self._places(self._numbers(index))]
 
     def batches(
         self,
@@ -123,6 +129,10 @@ class ActivationDataset:
         if ((numbers < 0) | (numbers >= len(self))).any():
             raise IndexError(f"row out of range: the dataset has {len(self)} rows")
         return numbers
+
+    def _places(self, numbers: np.ndarray) -> np.ndarray:
+        """Which batch holds each row, by its place in metadata.json."""
+        return np.searchsorted(self._reader.starts, numbers, "right") - 1
 
     def _present(self, raw: np.ndarray, as_: Kind | None = None) -> Any:
         vectors = raw.view(self.dtype).reshape(len(raw), self.shape[1])

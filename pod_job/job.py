@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from pod_job.batches import batch_samples, deal
 from pod_job.commit import committed
 from pod_job.compile_cache import compile_cache
-from pod_job.config import ExtractConfig, JobConfig
+from pod_job.config import ExtractConfig, JobConfig, to_json
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
 from pod_job.forward import compile_step
@@ -49,7 +49,7 @@ def run(config: JobConfig) -> None:
 
         reporter.phase(Phase.arrived)
         roll_call(folder, host, config.pod.arrival_timeout_s)
-        claim(folder, inputs.identity)
+        claim(folder, inputs.identity, to_json(config))
         start(host)
 
         mesh = make_mesh(config.mesh)
