@@ -6,6 +6,7 @@ the fast path neither its precision nor its mesh, its packing nor its kernels.
 
 import importlib.util
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float, Int32
@@ -51,10 +52,8 @@ def _by_us(inputs: Inputs, prompts: Sequence[np.ndarray]) -> list[dict]:
 
     @jax.jit
     def forward(params: dict, token_ids: jax.Array, segment_ids: jax.Array) -> dict:
-        _, taps = model.apply(  # type: ignore[misc]  # with return_activations=True it is a pair
-            params, token_ids, segment_ids=segment_ids, return_activations=True, return_logits=False
-        )
-        return taps
+        applied = model.apply(params, token_ids, segment_ids=segment_ids, return_activations=True, return_logits=False)
+        return cast(tuple[None, dict], applied)[1]
 
     longest = max(map(len, prompts))  # one program for all of them
     found = []
