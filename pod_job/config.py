@@ -20,7 +20,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pod_job.cloud_config import CloudConfig
-from pod_job.errors import JobError
+from pod_job.config_tasks import TasksConfig
+from pod_job.errors import JobError, at_least
 
 
 class Sharding(Enum):
@@ -49,11 +50,6 @@ class TooLong(Enum):
 
     refuse = "refuse"
     cut = "cut"
-
-
-class TaskFormat(Enum):
-    arc = "arc"
-    jsonl = "jsonl"
 
 
 class PodKind(Enum):
@@ -104,17 +100,6 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class TasksConfig:
-    format: TaskFormat = TaskFormat.arc
-    path: str = MISSING  # a file or a folder
-    limit: int | None = None  # first samples only
-
-    def __post_init__(self) -> None:
-        if self.limit is not None:
-            at_least("tasks.limit", self.limit, 1)
-
-
-@dataclass(kw_only=True)
 class ExtractConfig:
     layers: list[int] | None = None  # resid_post of these layers; null: of all, unless `taps` names some
     taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
@@ -162,12 +147,6 @@ class JobConfig:
                 f"pod.hosts={pod.hosts} x pod.devices_per_host={pod.devices_per_host} = {pod.devices}; "
                 f"make the product {pod.devices}"
             )
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Raises JobError unless `value >= least`."""
-    if value < least:
-        raise JobError(f"{name}={value} is too small; use {least} or more")
 
 
 def conf_dir() -> Path:

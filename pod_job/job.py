@@ -27,6 +27,7 @@ from pod_job.rundir import claim
 from pod_job.sharding import row_shards
 from pod_job.status import Phase
 from pod_job.storage import open_folder
+from pod_job.tasks import Tasks
 from pod_job.tokens import load_tokenizer, tokenize
 from pod_job.weights import load_params
 
@@ -44,6 +45,7 @@ def run(config: JobConfig) -> None:
     folder.check_writable()
     with Reporter(folder, host) as reporter, telling_failure(reporter):
         inputs = read_inputs(config)
+        tell_skipped(inputs.tasks, reporter)
         tokenizer = load_tokenizer(inputs.model_dir)
         check_prompts(tokenizer, inputs, config.extract, host)
 
@@ -92,6 +94,15 @@ def telling_failure(reporter: Reporter) -> Iterator[None]:
         log.error("%s", reason, exc_info=not isinstance(error, JobError))
         reporter.set(phase=Phase.failed, error=reason)
         raise
+
+
+def tell_skipped(tasks: Tasks, reporter: Reporter) -> None:
+    """Names the broken tasks that are left out."""
+    reporter.set(skipped_tasks=tasks.skipped)
+    for reason in tasks.reasons:
+        log.warning("skipped: %s", reason)
+    if tasks.skipped > len(tasks.reasons):
+        log.warning("skipped: %d more", tasks.skipped - len(tasks.reasons))
 
 
 def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> None:

@@ -31,6 +31,7 @@ class HostStatus:
     """One host's progress in this attempt; counts are of this attempt and this host only.
 
     `positions` counts all token positions computed, `tokens` those that held a prompt's token: the rest is padding.
+    `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
     `seconds` is the time spent extracting.
     """
 
@@ -42,6 +43,7 @@ class HostStatus:
     batches_total: int = 0
     samples: int = 0
     cut_samples: int = 0
+    skipped_tasks: int = 0
     tokens: int = 0
     positions: int = 0
     rows: int = 0
