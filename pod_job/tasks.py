@@ -94,7 +94,7 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
         samples += 1
         taken.extend(key)
         digest.update(sample.content())
-        chat |= isinstance(sample.prompt, list)
+        chat |= sample.is_chat
         if samples == config.limit:
             break
     if not samples:

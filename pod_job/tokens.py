@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from pod_job.config import TooLong
 from pod_job.errors import JobError
-from pod_job.sources.sample import Message, Sample
+from pod_job.sources.sample import Sample
 
 FILES = ("tokenizer*", "chat_template*")
 
@@ -81,9 +81,10 @@ def tokenize(tokenizer: Any, samples: Sequence[Sample], seq_len: int, too_long: 
 
 def encode(tokenizer: Any, samples: Sequence[Sample]) -> list[Sequence[int]]:
     """Token ids of each sample, however many; all texts and all chats go through the tokenizer in one call each."""
-    encoded: list[Any] = [sample.prompt for sample in samples]
+    prompts = (sample.prompt for sample in samples)
+    encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
     texts = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, str)}
-    chats = {i: render_chat(tokenizer, samples[i], prompt) for i, prompt in enumerate(encoded) if type(prompt) is list}
+    chats = {i: render_chat(tokenizer, sample) for i, sample in enumerate(samples) if sample.is_chat}
     # A template writes its own begin token.
     for group, special in ((texts, True), (chats, False)):
         ids = tokenizer(list(group.values()), add_special_tokens=special, verbose=False)["input_ids"] if group else []
@@ -92,8 +93,9 @@ def encode(tokenizer: Any, samples: Sequence[Sample]) -> list[Sequence[int]]:
     return encoded
 
 
-def render_chat(tokenizer: Any, sample: Sample, messages: list[Message]) -> str:
+def render_chat(tokenizer: Any, sample: Sample) -> str:
     """The chat as the model's template writes it, with the opening of an answer unless it ends in one."""
+    messages: Any = sample.prompt
     opening = messages[-1]["role"] != "assistant"
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)

@@ -30,6 +30,10 @@ class Sample:
     sample_idx: int
     prompt: Prompt
 
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.prompt, list)
+
     def content(self) -> bytes:
         """What the sample is, as bytes: equal for equal samples."""
         prompt = self.prompt.tolist() if isinstance(self.prompt, np.ndarray) else self.prompt
