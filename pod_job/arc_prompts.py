@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pod_job.arc import Grid
-from pod_job.config_tasks import ArcPrompt
 from pod_job.sources.sample import Prompt
+from pod_job.tasks_config import ArcPrompt
 
 INSTRUCTION = (
     "One rule turns each input grid into its output grid. Find it in the examples, then answer with the output grid "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pod_job.arc import Grid
-from pod_job.config_tasks import ArcConfig, Augment
+from pod_job.tasks_config import ArcConfig, Augment
 
 COLOURS = tuple(range(10))
 

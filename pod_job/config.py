@@ -20,8 +20,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pod_job.cloud_config import CloudConfig
-from pod_job.config_tasks import TasksConfig
 from pod_job.errors import JobError, at_least
+from pod_job.tasks_config import TasksConfig
 
 
 class Sharding(Enum):

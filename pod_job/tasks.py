@@ -10,7 +10,6 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int64
 
-from pod_job.config_tasks import OnBroken, TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.sources.arc_source import arc_source
 from pod_job.sources.hub_dataset import dataset_source
@@ -18,6 +17,7 @@ from pod_job.sources.jsonl import jsonl_source
 from pod_job.sources.sample import BrokenTask, Key, Sample, Source, check_tokens
 from pod_job.sources.text_folder import text_source
 from pod_job.sources.token_array import token_source
+from pod_job.tasks_config import OnBroken, TaskFormat, TasksConfig
 
 SKIPPED_NAMED = 100
 """Reasons that are kept; beyond them skipped tasks are only counted."""

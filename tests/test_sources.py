@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pod_job.config_tasks import OnBroken, TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.tasks import Tasks, read_tasks
+from pod_job.tasks_config import OnBroken, TaskFormat, TasksConfig
 
 WORDS = ["one", "two", "three", "four"]
 CHAT = [{"role": "user", "content": "hello"}]

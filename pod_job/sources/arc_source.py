@@ -6,8 +6,8 @@ from pathlib import Path
 from pod_job.arc import check_task, read_arc
 from pod_job.arc_prompts import render
 from pod_job.augment import augmentation
-from pod_job.config_tasks import ArcConfig
 from pod_job.sources.sample import BrokenTask, Key, Sample, Source
+from pod_job.tasks_config import ArcConfig
 
 
 def arc_source(path: Path, config: ArcConfig) -> Source:
