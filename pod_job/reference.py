@@ -19,9 +19,13 @@ TINY = 1e-30  # a row of zeros is as far from itself as anything: not at all
 
 def reference_taps(inputs: Inputs, prompts: Sequence[Int32[np.ndarray, "_"]]) -> tuple[str, list[dict]]:
     """The name of the reference, and for each prompt {tap name: [S, width] float32} of the run's taps."""
-    if importlib.util.find_spec("torch") is not None:
+    if torch_installed():
         return TORCH, _by_torch(inputs, prompts)
     return OURS, _by_us(inputs, prompts)
+
+
+def torch_installed() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 def relative_errors(found: Float[np.ndarray, "R D"], truth: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R"]:
