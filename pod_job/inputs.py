@@ -53,13 +53,13 @@ def read_inputs(config: JobConfig) -> Inputs:
     model_dir = find_model(config.model.path, config.model.revision)
     arch = read_arch_file(model_dir / "config.json")
     taps = resolve(extract.layers, extract.taps, arch.layers)
-    check_divides(arch, config.mesh, config.sharding)
     if extract.seq_len > arch.max_positions:
         raise JobError(
             f"extract.seq_len={extract.seq_len} is more than the model's max_position_embeddings={arch.max_positions}; "
             f"use at most {arch.max_positions}"
         )
     table = weight_table(arch)
+    check_divides(table, config.mesh, config.sharding)
     checkpoint = read_checkpoint(model_dir)
     check_checkpoint(checkpoint, table)
     tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, model_dir))

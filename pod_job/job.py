@@ -24,7 +24,7 @@ from pod_job.models.decoder import Decoder
 from pod_job.pipeline import Feeder, Writers, extract
 from pod_job.reporter import Reporter
 from pod_job.rundir import claim
-from pod_job.sharding import row_shards
+from pod_job.sharding import row_shards, stated
 from pod_job.status import Phase
 from pod_job.storage import open_folder
 from pod_job.tasks import Tasks
@@ -65,6 +65,7 @@ def run(config: JobConfig) -> None:
         if pending:
             reporter.phase(Phase.weights, batches_total=len(mine) if part.writes else 0)
             dtype = jnp.dtype(config.model.dtype.value)
+            log.info("%s", stated(inputs.table, config.mesh, config.sharding))
             shardings = weight_shardings(mesh, config.sharding, inputs.table)
             params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
 

@@ -10,7 +10,7 @@ from pod_job.config import MeshConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.models.placement import Placement
 from pod_job.models.weight_table import Weight
-from pod_job.sharding import ROW_AXES, RULES
+from pod_job.sharding import ROW_AXES, rules
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -24,9 +24,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]) -> dict[str, NamedSharding]:
-    rules = RULES[sharding]
+    split = rules(table, mesh.shape["model"], sharding)
     return {
-        name: NamedSharding(mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in weight.axes)))
+        name: NamedSharding(mesh, PartitionSpec(*(split.get(axis) if axis else None for axis in weight.axes)))
         for name, weight in table.items()
     }
 
@@ -36,8 +36,7 @@ def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedShardin
     return Placement(
         mesh=mesh,
         rows=ROW_AXES[sharding],
-        weights=RULES[sharding].get("embed"),
-        # Where queries are split by heads and keys are not, all of both are on every device while they attend.
+        weights=weights["embed"].spec[1],
         heads=weights["k"].spec[2],
     )
 

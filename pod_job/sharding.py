@@ -1,17 +1,21 @@
-"""How weights and rows are split over the mesh axes: one table of rules per `sharding`, and the checks. No jax.
+"""How weights and rows are split over the mesh axes: one table of rules, what they come to for a model. No jax.
 
 A rule maps a logical axis (named once per weight in models/weight_table.py) to a mesh axis.
 """
 
-from pod_job.arch import Arch
+from collections.abc import Mapping
+
 from pod_job.config import MeshConfig, Sharding
 from pod_job.errors import JobError
+from pod_job.models.weight_table import Weight
 
-RULES: dict[Sharding, dict[str, str]] = {
-    Sharding.replicated: {},
-    # Every weight has one `embed` axis: it is split over `model` and gathered layer by layer.
-    Sharding.fsdp: {"embed": "model"},
-    Sharding.tensor: {"heads": "model", "kv_heads": "model", "mlp": "model", "vocab": "model"},
+# Logical axes that are split over the mesh axis `model`; those of one group all together or not at all.
+SPLIT: dict[Sharding, tuple[tuple[str, ...], ...]] = {
+    Sharding.replicated: (),
+    # Every large weight has one `embed` axis: it is split over `model` and gathered layer by layer.
+    Sharding.fsdp: (("embed",),),
+    # Query heads stay with the key/value heads that they look at.
+    Sharding.tensor: (("heads", "kv_heads"), ("mlp",), ("vocab",)),
 }
 
 # Mesh axes over which a step's rows are split.
@@ -21,27 +25,63 @@ ROW_AXES: dict[Sharding, tuple[str, ...]] = {
     Sharding.tensor: ("data",),
 }
 
+WORDS = {
+    "embed": "hidden size",
+    "heads": "query heads",
+    "kv_heads": "key/value heads",
+    "mlp": "mlp size",
+    "vocab": "vocabulary",
+}
+
 
 def row_shards(mesh: MeshConfig, sharding: Sharding) -> int:
     """Into how many parts a step's rows are split."""
     return mesh.data if sharding is Sharding.tensor else mesh.data * mesh.model
 
 
-def check_divides(arch: Arch, mesh: MeshConfig, sharding: Sharding) -> None:
-    """Raises JobError where a mesh axis does not divide what it would split, with the sizes that do."""
-    sizes = {
-        "embed": ("hidden size", arch.hidden),
-        "heads": ("query heads", arch.heads),
-        "kv_heads": ("key/value heads", arch.kv_heads),
-        "mlp": ("mlp size", arch.mlp),
-        "vocab": ("vocabulary", arch.vocab),
+def rules(table: Mapping[str, Weight], parts: int, sharding: Sharding) -> dict[str, str]:
+    """Logical axis -> mesh axis, for a mesh axis `model` of `parts` devices.
+
+    A group of axes that `parts` does not divide stays whole on every device: the others are split all the same.
+    """
+    sizes = axis_sizes(table)
+    return {
+        axis: "model" for group in SPLIT[sharding] if all(sizes[axis] % parts == 0 for axis in group) for axis in group
     }
-    split = [sizes[axis] for axis in RULES[sharding]]
-    for what, size in split:
-        if size % mesh.model:
-            fits = [str(n) for n in range(1, mesh.model) if all(other % n == 0 for _, other in split)]
-            elsewhere = "fsdp" if sharding is Sharding.tensor and arch.hidden % mesh.model == 0 else "replicated"
-            raise JobError(
-                f"mesh.model={mesh.model} does not divide the {size} {what} of {arch.family}; "
-                f"use {', '.join(fits)}, or sharding={elsewhere}"
-            )
+
+
+def axis_sizes(table: Mapping[str, Weight]) -> dict[str, int]:
+    return {
+        axis: size
+        for weight in table.values()
+        for axis, size in zip(weight.axes, weight.shape, strict=True)
+        if axis is not None
+    }
+
+
+def stated(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> str:
+    """What is split and what is not, in one line for people."""
+    sizes, split = axis_sizes(table), rules(table, mesh.model, sharding)
+    axes = [axis for group in SPLIT[sharding] for axis in group]
+
+    def listed(chosen: list[str]) -> str:
+        return ", ".join(f"{WORDS[axis]} {sizes[axis]}" for axis in chosen) or "nothing"
+
+    whole = [axis for axis in axes if axis not in split]
+    line = f"weights {sharding.value}: split {mesh.model} ways over model: {listed([a for a in axes if a in split])}"
+    return f"{line}; whole on every device, as {mesh.model} does not divide it: {listed(whole)}" if whole else line
+
+
+def check_divides(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> None:
+    """Raises JobError where a mesh axis divides nothing of what it would split, with the sizes that do."""
+    if sharding is Sharding.replicated or rules(table, mesh.model, sharding):
+        return
+    sizes = axis_sizes(table)
+    what = ", ".join(f"{WORDS[axis]} {sizes[axis]}" for group in SPLIT[sharding] for axis in group)
+    fits = ", ".join(str(n) for n in range(1, mesh.model) if rules(table, n, sharding))
+    other = Sharding.fsdp if sharding is Sharding.tensor else Sharding.tensor
+    elsewhere = other if rules(table, mesh.model, other) else Sharding.replicated
+    raise JobError(
+        f"mesh.model={mesh.model} does not divide what sharding={sharding.value} splits ({what}); "
+        f"use {fits}, or sharding={elsewhere.value}"
+    )

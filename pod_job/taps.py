@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pod_job.arch import Arch
 from pod_job.errors import JobError
 
-# Sites of one layer, in the order in which the layer computes them. q, k and v are the projections before any norm
-# or rotary embedding, z is the heads' output before the output projection, mlp_act the input of the down projection.
+# Sites of one layer, in the order in which the layer computes them. q, k and v are the projections with bias, before
+# any norm (Qwen3, Gemma 3) or rotary embedding; z is the heads' output before the output projection; mlp_act the input
+# of the down projection. attn_out and mlp_out are what is added to the residual stream: with post norms (Gemma 2 and 3)
+# these norms' outputs, so that resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post in every family.
 LAYER_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_act", "mlp_out", "resid_post")
 INNER_SITES = tuple(site for site in LAYER_SITES if site not in ("resid_pre", "resid_post"))
 

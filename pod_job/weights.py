@@ -22,6 +22,14 @@ MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safe
 # In some checkpoints, never parameters: derived buffers, and the output matrix of a model whose embedding serves.
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
 
+# In a checkpoint with vision (Gemma 3): how the text model's tensors are called there and alone, and the other parts.
+TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
 
 Checkpoint = dict[str, np.ndarray]  # tensors by name, on memory maps: nothing is read before it is used
 
@@ -50,6 +58,8 @@ def find_model(path: str, revision: str | None = None) -> Path:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Every tensor of the folder's safetensors files by name; headers are checked, no weight is read.
 
+    Of a model with vision, the tensors of its text model, under the names that a text model has.
+
     Raises:
         JobError: no safetensors file, one named in the index missing, a truncated file, a tensor in two files.
     """
@@ -68,7 +78,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if doubled := sorted(tensors.keys() & checkpoint.keys()):
             raise JobError(f"model.path={folder}: tensor {doubled[0]} of {path.name} is in another file too")
         checkpoint |= tensors
-    return checkpoint
+    return of_text_model(checkpoint)
+
+
+def of_text_model(checkpoint: Checkpoint) -> Checkpoint:
+    renamed: Checkpoint = {}
+    for name, tensor in checkpoint.items():
+        if not name.startswith(VISION_PREFIXES):
+            prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
+            renamed[TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return renamed
 
 
 def checkpoint_names(weight: Weight) -> list[str]:

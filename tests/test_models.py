@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDENS
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pod_job.arch import SWITCHES
 from pod_job.models import create_model_with_hooks, layer_loop
@@ -104,6 +104,37 @@ def test_a_wrong_window_or_rotation_would_show(change: dict) -> None:
     wrong = dataclasses.replace(model.arch, attention=(dataclasses.replace(first, **change), *others))
     found = apply(model.clone(arch=wrong), params, expected["input_ids"], return_logits=False)
     assert error(found["layer_0.z"], expected["layer_0.z"]) > 100 * LIMIT
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_checkpoint_with_vision(prefix: str, tmp_path: Path) -> None:
+    """The same sizes and tensors as those of the text model alone, hence the same activations."""
+    case = GOLDENS / "gemma3_grouped"
+    text = json.loads((case / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = {
+        prefix + name.removeprefix("model."): tensor for name, tensor in load_file(case / "model.safetensors").items()
+    }
+    vision = {f"{prefix.partition('language_model')[0]}vision_tower.w": np.ones(2)}
+    save_file(tensors | vision, tmp_path / "model.safetensors")
+    (model, params), (alone, alone_params) = load(tmp_path), load(case)
+    assert model == alone
+    jax.tree.map(np.testing.assert_array_equal, params, alone_params)
+
+
+@pytest.mark.parametrize("deep", [24, 80])
+def test_the_program_does_not_grow_with_depth(deep: int) -> None:
+    """Not with layers of two kinds either."""
+    config = json.loads((GOLDENS / "gemma3_multiquery_old_rope" / "config.json").read_text())
+
+    def lines(layers: int) -> int:
+        model = create_model_with_hooks(config | {"num_hidden_layers": layers}, layers_to_extract=[3, 7])
+        ids = jax.ShapeDtypeStruct((1, 12), jnp.int32)
+        params = jax.eval_shape(model.init, jax.random.key(0), ids)
+        return len(jax.jit(model.apply).lower(params, ids).as_text().splitlines())
+
+    assert lines(deep) == lines(12)
 
 
 @pytest.mark.parametrize("family", SWITCHES)
