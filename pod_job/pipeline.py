@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -137,7 +137,7 @@ class Writers:
         self.slots = threading.BoundedSemaphore(threads)
         self.running: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writers":
         return self
 
     def __exit__(self, *_: object) -> None:

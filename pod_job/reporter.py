@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import threading
 import time
-from typing import Any, Self
+from typing import Any
 
 from pod_job.distributed import Host
 from pod_job.rundir import log_file
@@ -35,7 +35,7 @@ class Reporter(logging.Handler):
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         log.addHandler(self)
         self.write()
         self.thread.start()
