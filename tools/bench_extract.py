@@ -36,7 +36,7 @@ from tools.tiny_model import write_tiny_model
 
 LAYERS = [6, 12, 18, 23]
 SEQ_LEN = 512
-PADDED_ROWS = 4  # prompts in one of torch's batches
+ROWS = 4  # in one of our steps; prompts in one of torch's batches
 
 
 def main() -> None:
@@ -66,6 +66,7 @@ def compare(model: Path, dtype: str, prompts: int, rounds: int, scratch: Path) -
             f"extract.layers={LAYERS}",
             f"extract.dtype={dtype}",
             f"extract.seq_len={SEQ_LEN}",
+            f"extract.rows_per_device={ROWS}",
             "extract.save_every_n_samples=8",
             f"storage.run_dir='{scratch}/ours'",
         ]
@@ -111,14 +112,14 @@ def ours(config: JobConfig, inputs: Inputs, tokenizer: Any, scratch: Path, *, wr
     dtype = jnp.dtype(config.model.dtype.value)
     params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
     model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
-    step = compile_step(model, params, mesh, rows, 1, config.extract)
-    part = feeding(rows, 1, 0)
+    step = compile_step(model, params, mesh, rows, ROWS, config.extract)
+    part = feeding(rows, ROWS, 0)
     batches = range(1, inputs.total_batches + 1)
 
     def run() -> None:
         folder = open_folder(tempfile.mkdtemp(dir=scratch))
         with Reporter(folder, Host(0, 1, "bench", None)) as reporter:
-            feeder = Feeder(batches, inputs, tokenizer, config.extract, 1, write, reporter)
+            feeder = Feeder(batches, inputs, tokenizer, config.extract, ROWS, write, reporter)
             if write:
                 with Writers(config.storage.writers, folder, 0, reporter.committed) as writers:
                     extract(step, params, feeder, rows, part, writers, reporter)
@@ -137,8 +138,8 @@ def hugging_face(model: Path, dtype: str, encoded: list[np.ndarray], scratch: Pa
     network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
 
     def run() -> None:
-        for start in range(0, len(encoded), PADDED_ROWS):
-            chosen = encoded[start : start + PADDED_ROWS]
+        for start in range(0, len(encoded), ROWS):
+            chosen = encoded[start : start + ROWS]
             mask = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
             ids = torch.zeros_like(mask)
             for row, prompt in enumerate(chosen):
