@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
+from launch import shell
 from launch.facts import show_facts
 from launch.local import coordinator_address
 from launch.options import Options
 from launch.pod import HostCommand, host_commands, new_attempt
 from pod_job.config import JobConfig, PodKind, load
+from pod_job.errors import JobError
 from pod_job.inputs import Inputs, read_inputs
+from pod_job.preflight import lines as preflight_lines
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Plan:
     dtype: str
     run_dir: str
     commands: list[HostCommand]
+    preflight: dict[str, Any] | None  # of a TPU pod: what the step takes there (pod_job/preflight.py)
 
 
 def plan(overrides: Sequence[str], options: Options) -> int:
@@ -44,12 +50,23 @@ def plan(overrides: Sequence[str], options: Options) -> int:
     A dry run changes nothing: a plan is one.
     """
     config = load(overrides)
-    made = make_plan(config, read_inputs(config), planned_commands(config, overrides))
+    inputs = read_inputs(config)
+    report = run_preflight(overrides) if config.pod.kind is PodKind.tpu else None
+    made = make_plan(config, inputs, planned_commands(config, overrides), report)
     if options.as_json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
     else:
         show(made, Console())
     return 0
+
+
+def run_preflight(overrides: Sequence[str]) -> dict[str, Any]:
+    """The preflight's report, from a process of its own: it needs jax. Raises JobError with what it refused."""
+    done = shell.call([sys.executable, "-m", "pod_job.preflight", *overrides, "--json"])
+    if done.out.startswith("{"):
+        return json.loads(done.out)
+    last = (done.err.strip().splitlines() or [f"exit status {done.code}"])[-1]
+    raise JobError(f"preflight: {last.removeprefix('error: ')}")
 
 
 def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCommand]:
@@ -58,7 +75,7 @@ def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCo
     return host_commands(config, overrides, coordinator, new_attempt())
 
 
-def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand]) -> Plan:
+def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand], preflight: dict[str, Any] | None) -> Plan:
     """The plan of a checked configuration."""
     pod, extract = config.pod, config.extract
     return Plan(
@@ -79,6 +96,7 @@ def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand]) ->
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
         commands=commands,
+        preflight=preflight,
     )
 
 
@@ -100,3 +118,6 @@ def show(made: Plan, console: Console) -> None:
     if others:
         facts.append(("each other", f"{same} (--json shows them all)"))
     show_facts(facts, console)
+    if made.preflight is not None:
+        for line in preflight_lines(made.preflight):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)

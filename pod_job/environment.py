@@ -20,3 +20,12 @@ def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
     }
+
+
+# What lets libtpu compile on a machine that has no TPU: no look for a TPU VM's metadata, no lock on a chip.
+COMPILE_ONLY = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}

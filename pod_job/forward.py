@@ -23,7 +23,7 @@ Step = Callable[..., StepOutput]
 
 def compile_step(
     model: Decoder, params: Any, mesh: Mesh, rows: NamedSharding, global_rows: int, config: ExtractConfig
-) -> Step:
+) -> jax.stages.Compiled:
     """The program of a step, for the one shape that every step has: `global_rows` rows of `config.seq_len`.
 
     It takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and gives

@@ -1,7 +1,8 @@
 """The device mesh, where weights and rows lie on it, and which hosts feed which rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -13,14 +14,19 @@ from pod_job.models.weight_table import Weight
 from pod_job.sharding import ROW_AXES, rules
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Axes `data` and `model` over all devices of all hosts, in an order that suits their network."""
-    if config.data * config.model != jax.device_count():
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Axes `data` and `model` over all devices of all hosts, in an order that suits their network.
+
+    `devices`: those of a pod that is only compiled for; by default the ones there are.
+    """
+    found = jax.devices() if devices is None else devices
+    if config.data * config.model != len(found):
         raise JobError(
             f"mesh.data={config.data} x mesh.model={config.model} is {config.data * config.model} devices, "
-            f"but jax sees {jax.device_count()} ({jax.local_device_count()} on this host); set mesh to the pod's shape"
+            f"but the pod has {len(found)}; set mesh to the pod's shape"
         )
-    return jax.make_mesh((config.data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    axis_types = (AxisType.Auto,) * 2
+    return jax.make_mesh((config.data, config.model), ("data", "model"), axis_types=axis_types, devices=found)
 
 
 def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]) -> dict[str, NamedSharding]:

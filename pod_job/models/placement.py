@@ -40,7 +40,7 @@ class Placement:
         So what crosses the network is the tokens' vectors, not the table.
         """
         if self.weights is None:
-            return jnp.take(embedding, ids, axis=0, mode="clip")
+            return self._place(jnp.take(embedding, ids, axis=0, mode="clip"), PartitionSpec(self.rows))
         shared = tuple(axis for axis in self.rows if axis != self.weights)
         slices = jnp.take(embedding, self._place(ids, PartitionSpec(shared)), axis=0, mode="clip")
         slices = self._place(slices, PartitionSpec(shared, None, self.weights))
@@ -50,8 +50,16 @@ class Placement:
         """x with D innermost in memory on TPU: else the compiler takes S, and every matrix product pays for it."""
         if self.platform != "tpu":
             return x
-        return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
+        # On each device's own rows: the partitioner would gather all of them for the constraint.
+        rows = PartitionSpec(self.rows)
+        innermost = Layout(major_to_minor=(0, 1, 2))
+        return jax.shard_map(
+            lambda x: with_layout_constraint(x, innermost),
+            mesh=self.mesh,
+            in_specs=rows,
+            out_specs=rows,
+            check_vma=False,
+        )(x)
 
     def _place(self, x: Array, spec: PartitionSpec) -> Array:
-        assert self.mesh is not None
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        return x if self.mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))

@@ -1,0 +1,167 @@
+"""Reads the text of a program that XLA has compiled for TPU: what it runs, how often, and what it says of the cost.
+
+XLA states `estimated_cycles` for every operation it made itself; custom kernels and transfers carry none. The body of a
+loop stands once in the text, so everything in it counts as often as the loop turns.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import ml_dtypes
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+
+HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
+OPERATION = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
+ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\]")
+REFERENCE = re.compile(r"%([\w.\-]+)")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of the program; `rest` is what follows the opening parenthesis, `times` how often it runs."""
+
+    name: str
+    shape: str
+    kind: str
+    rest: str
+    root: bool = field(repr=False)
+    times: int = 1
+
+    @property
+    def cycles(self) -> int:
+        """Estimated cycles of one run; 0 where the compiler states none."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return int(found[1]) if found else 0
+
+    @property
+    def operands(self) -> list[str]:
+        return REFERENCE.findall(self.rest.partition(")")[0])
+
+    @property
+    def bytes(self) -> int:
+        """Size of the result, all arrays of a tuple together."""
+        return sum(array_bytes(dtype, sizes) for dtype, sizes in ARRAY.findall(self.shape))
+
+    def attribute(self, name: str) -> str:
+        """The computation named by `name=%...`."""
+        found = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
+        assert found is not None, (name, self.name)
+        return found[1]
+
+
+Program = dict[str, list[Operation]]  # by computation
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind and size: `bytes` is the size of one result, `count` how many a step runs."""
+
+    kind: str
+    count: int
+    bytes: int
+
+
+def read_program(text: str) -> list[Operation]:
+    """Every operation that a run of the program runs, in order, loops unrolled into `times`.
+
+    Raises:
+        ValueError: the text has no entry, or a loop whose number of turns cannot be read.
+    """
+    program: Program = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if header := HEADER.match(line):
+            current = program.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif current is not None and (found := OPERATION.match(line)):
+            current.append(Operation(found[2], found[3], found[4], found[5], root=bool(found[1])))
+    if entry is None:
+        raise ValueError("no ENTRY computation in the compiled program")
+    return list(walk(program, entry, 1))
+
+
+def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
+    for operation in program[computation]:
+        match operation.kind:
+            case "while":
+                turns = loop_turns(program, computation, operation)
+                yield from walk(program, operation.attribute("body"), times * turns)
+            case "call":
+                yield from walk(program, operation.attribute("to_apply"), times)
+            case "conditional":
+                branches = [list(walk(program, name, times)) for name in branch_names(operation)]
+                yield from max(branches, key=total_cycles)
+            case "fusion" if starts_collective(program, operation):
+                yield replace(operation, times=times)
+                yield from walk(program, operation.attribute("calls"), times)
+            case _:
+                yield replace(operation, times=times)
+
+
+def branch_names(operation: Operation) -> list[str]:
+    """The computations of a conditional: a list, or one each for true and false."""
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", operation.rest):
+        return REFERENCE.findall(listed[1])
+    return [operation.attribute("true_computation"), operation.attribute("false_computation")]
+
+
+def starts_collective(program: Program, fusion: Operation) -> bool:
+    """Whether a fusion starts a collective that goes on while later operations compute.
+
+    Those operations and the one that waits for the end name it once more; only its start counts.
+    """
+    return any('custom_call_target="AsyncCollectiveStart"' in op.rest for op in program[fusion.attribute("calls")])
+
+
+def loop_turns(program: Program, computation: str, loop: Operation) -> int:
+    """Turns of a loop that counts up by one from a constant while less than another, as fori_loop makes them."""
+    condition = {op.name: op for op in program[loop.attribute("condition")]}
+    test = next(op for op in condition.values() if op.root)
+    around = {op.name: op for op in program[computation]}
+    try:
+        counter, bound = test.operands
+        index = re.search(r"index=(\d+)", condition[counter].rest)
+        assert index is not None
+        start = around[loop.operands[0]].operands[int(index[1])]
+        return constant(condition, bound) - constant(around, start)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(f"the number of turns of loop {loop.name} cannot be read: {test.rest[:100]}") from error
+
+
+def constant(operations: dict[str, Operation], name: str) -> int:
+    operation = operations[name]
+    while operation.kind in ("copy", "bitcast"):
+        operation = operations[operation.operands[0]]
+    if operation.kind != "constant":
+        raise ValueError(f"{operation.name} is not a constant")
+    return int(operation.rest.partition(")")[0])
+
+
+def total_cycles(operations: list[Operation]) -> int:
+    return sum(op.cycles * op.times for op in operations)
+
+
+def collectives(operations: list[Operation]) -> list[Collective]:
+    """The collectives of a run by kind and size, largest first."""
+    counts: dict[tuple[str, int], int] = {}
+    for op in operations:
+        kind = op.kind.removesuffix("-start")
+        if kind in COLLECTIVES:
+            counts[kind, op.bytes] = counts.get((kind, op.bytes), 0) + op.times
+    found = [Collective(kind, count, size) for (kind, size), count in counts.items()]
+    return sorted(found, key=lambda each: (-each.count * each.bytes, each.kind))
+
+
+def array_bytes(dtype: str, sizes: str) -> int:
+    """Size of an array written as `bf16[8,1024]`; 1 byte per element of a type narrower than that."""
+    names = {"pred": "bool", "bf16": "bfloat16", "s": "int", "u": "uint", "f": "float"}
+    name = names.get(dtype) or re.sub(r"^(s|u|f)(?=\d+$)", lambda m: names[m[1]], dtype)
+    try:
+        width = np.dtype(getattr(ml_dtypes, name, name)).itemsize
+    except TypeError:
+        return 0  # a token or an opaque handle
+    return width * math.prod(int(size) for size in sizes.split(",") if size)
