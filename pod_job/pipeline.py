@@ -27,6 +27,7 @@ from pod_job.inputs import Inputs
 from pod_job.mesh import Feeding
 from pod_job.packing import Queued, StepInput, lay_out, pack_steps
 from pod_job.reporter import Reporter
+from pod_job.stopping import StopWish
 from pod_job.storage import Folder
 from pod_job.tokens import tokenize
 
@@ -97,8 +98,10 @@ class Feeder:
         rows: int,
         writes: bool,
         reporter: Reporter,
+        stop: StopWish,
     ) -> None:
-        """`rows`: of one step on this feeder; `writes`: whether this host keeps the results."""
+        """`rows`: of one step on this feeder; `writes`: whether this host keeps the results; `stop`: no more batches."""
+        self.stop = stop
         self.open: dict[int, OpenBatch] = {}
         self.writes = writes
         self.empty = lay_out([], rows, config.seq_len, config.prompts_per_row)
@@ -119,7 +122,7 @@ class Feeder:
         self, batches: Sequence[int], inputs: Inputs, tokenizer: Any, config: ExtractConfig, reporter: Reporter
     ) -> Iterator[Queued]:
         samples, dtype = inputs.tasks.samples, np.dtype(jax.numpy.dtype(config.dtype.value))
-        for batch in batches:
+        for batch in itertools.takewhile(lambda _: not self.stop, batches):
             mine = [samples[i] for i in batch_samples(batch, len(samples), config.save_every_n_samples)]
             prompts = tokenize(tokenizer, mine, config.seq_len, config.too_long)
             if self.writes:

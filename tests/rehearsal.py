@@ -1,4 +1,4 @@
-"""A simulated cloud and a bucket for rehearsals: jobs on it are started by the real launcher in processes of its own."""
+"""A simulated cloud and a bucket for rehearsals: jobs on it are started by the real launcher, in its own processes."""
 
 import os
 import shlex

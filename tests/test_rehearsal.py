@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rehearsal import OTHER_ZONE, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
 
 from pod_job.dataset import ActivationDataset
-from tests.rehearsal import OTHER_ZONE, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
 from tools.bucket import bucket_available
 from tools.fakepod import fakepod_available
 from tools.fakepod.cloud import CAPACITY
