@@ -100,7 +100,7 @@ class Feeder:
         reporter: Reporter,
         stop: StopWish,
     ) -> None:
-        """`rows`: of one step on this feeder; `writes`: whether this host keeps the results; `stop`: no more batches."""
+        """`rows`: of one step on this feeder; `writes`: whether this host keeps results; `stop`: no more batches."""
         self.stop = stop
         self.open: dict[int, OpenBatch] = {}
         self.writes = writes

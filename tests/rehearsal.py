@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from pod_job import environment, rundir
 from tools.bucket import bucket_server
 from tools.fakepod import World, fakepod
+from tools.fakepod.hosts import Hosts
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -34,13 +36,12 @@ exec {gcloud} "$@"
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A cloud, a bucket and a model; `name` of the pod of every job here."""
+    """A cloud, a bucket and a model. A run named R is on the pod `pod-R`."""
 
     world: World
     root: Path
     endpoint: str
     model: Path
-    name: str = "rehearsal"
 
     def job(self, run: str, hosts: int, *more: str) -> list[str]:
         """Overrides of a small job on a pod of `hosts` workers; every worker has one device."""
@@ -49,10 +50,22 @@ class Rehearsal:
             *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=cut"),
             *(f"extract.save_every_n_samples={PER_BATCH}", f"storage.run_dir=gs://{BUCKET}/{run}"),
             *(f"pod.accelerator_type=v4-{hosts * CORES_PER_VM}", f"pod.hosts={hosts}"),
-            *("pod.devices_per_host=1", f"mesh.data={hosts}", "mesh.model=1", f"cloud.name={self.name}"),
+            *("pod.devices_per_host=1", f"mesh.data={hosts}", "mesh.model=1", f"cloud.name={self.pod(run)}"),
             *(f"cloud.zones=[{ZONE},{OTHER_ZONE}]", "cloud.internal_ip=true", f"cloud.python={sys.executable}"),
             *(f"cloud.ssh_flags=['-oPort={self.world.ssh_port}']", *more),
         ]
+
+    def pod(self, run: str) -> str:
+        return f"pod-{run}"
+
+    def hosts(self, run: str) -> Hosts:
+        """The machines of a run's pod."""
+        return self.world.hosts(self.pod(run))
+
+    def signal_job(self, run: str, worker: int, signum: signal.Signals) -> None:
+        """Signals the job's own process on a worker; nothing where there is none."""
+        if any(name.endswith(f"/{self.pod(run)}") for name in list(self.world.cloud.machines)):
+            self.hosts(run).signal(worker, signum, program=b"python")
 
     @property
     def env(self) -> dict[str, str]:
