@@ -95,7 +95,7 @@ def test_watch_through_a_preemption_and_its_own_death(stage: Rehearsal, capfd: p
 
 
 def test_hosts_that_die_hang_never_come_or_say_why(stage: Rehearsal, tmp_path: Path) -> None:
-    """Four pods at once, since most of this is waiting. What has no reason of its own is tried again, the rest is not."""
+    """Four pods at once, since most of it is waiting. Only what has no reason of its own is tried again."""
     scenes = (killed, hung, absent, wrong)
     with ThreadPoolExecutor(len(scenes)) as pool:
         for scene in [pool.submit(scene, stage, tmp_path) for scene in scenes]:

@@ -73,7 +73,7 @@ class Hosts:
         self.signal(worker, signal.SIGKILL)
 
     def signal(self, worker: int, signum: signal.Signals, program: bytes = b"") -> None:
-        """Sends a signal to every process of the host (but not to its sshd) whose program's path has `program` in it."""
+        """Signals every process of the host (but not its sshd) whose program's path has `program` in it."""
         for pid in self.processes(worker, program):
             try:
                 os.kill(pid, signum)
