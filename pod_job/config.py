@@ -52,6 +52,19 @@ class TooLong(Enum):
     cut = "cut"
 
 
+class Exclude(Enum):
+    """Rows that are not stored: `special`, of tokens that belong to the tokenizer and not to the text."""
+
+    special = "special"
+
+
+class OnNonfinite(Enum):
+    """What happens to a vector with a NaN or an infinity: the run fails and names it, or it is stored and flagged."""
+
+    fail = "fail"
+    flag = "flag"
+
+
 class PodKind(Enum):
     """`local`: processes with CPU devices on this machine; `tpu`: a Cloud TPU pod slice."""
 
@@ -110,6 +123,8 @@ class ExtractConfig:
     rows_per_device: int = 1  # rows of seq_len tokens in one step
     prompts_per_row: int = 64  # at most, when short prompts are packed into one row
     too_long: TooLong = TooLong.refuse
+    exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
+    on_nonfinite: OnNonfinite = OnNonfinite.fail
 
     def __post_init__(self) -> None:
         for name in ("save_every_n_samples", "seq_len", "rows_per_device", "prompts_per_row"):

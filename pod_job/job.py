@@ -81,9 +81,10 @@ def run(config: JobConfig) -> None:
                 step = compile_step(model, params, mesh, rows, global_rows, config.extract)
 
             reporter.phase(Phase.extracting)
+            on_nonfinite = config.extract.on_nonfinite
             feeder_rows = global_rows // part.feeders
             feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
-            with Writers(config.storage.writers, folder, host.index, reporter.committed) as writers:
+            with Writers(config.storage.writers, folder, host.index, reporter.committed, on_nonfinite) as writers:
                 extract(step, params, feeder, rows, part, writers, reporter)
 
         if stop and len(committed(folder)) < inputs.total_batches:
