@@ -94,7 +94,8 @@ def confirm(folder: Folder, identity: dict[str, Any]) -> None:
     differences = _differences(read_run(folder)["identity"], json.loads(json.dumps(identity)))
     if differences:
         raise JobError(
-            f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; use another storage.run_dir"
+            f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; "
+            "use another storage.run_dir"
         )
 
 

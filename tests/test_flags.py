@@ -1,4 +1,4 @@
-"""Flags of rows: special tokens by their place, attention sinks and non-finite rows by their norms; and leaving them out."""
+"""Flags of rows: special tokens by place, attention sinks and non-finite rows by norm; rows left out by their flags."""
 
 from pathlib import Path
 
