@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launch.cloud_run import stop
+from launch.doctor import doctor
+from launch.gc import gc
 from launch.local import Stopped
 from launch.logs import logs
 from launch.options import Options
@@ -33,6 +35,8 @@ VERBS = {
     "status": Verb("the run, the pod and each host: phase, batches, speed, time left, cost, errors", status),
     "logs": Verb("what the hosts have logged, in the order of time; also after the pod is gone", logs),
     "stop": Verb("ask the job to end after the batches it holds; the pod stays", stop),
+    "doctor": Verb("check gcloud, account, API, bucket, inputs and code; one line each, with the fix", doctor),
+    "gc": Verb("list what the launcher left in the cloud, in all zones; delete what is dead", gc),
     "down": Verb("delete the pod in every zone where it is", down),
 }
 

@@ -110,6 +110,11 @@ def settings() -> list[str]:
     return ["gcloud", "config", "list", "--format=json"]
 
 
+def describe_bucket(bucket: str) -> list[str]:
+    """A bucket's settings, its location among them, as JSON."""
+    return ["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", "--quiet", "--format=json"]
+
+
 def version() -> list[str]:
     return ["gcloud", "version", "--format=json"]
 

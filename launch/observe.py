@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from launch.cause import Cause
 from launch.gcloud import Reach
 from launch.outcome import End, Outcome, judge
 from launch.pods import find_pods
@@ -22,6 +23,9 @@ SILENT_S = 40.0  # hosts rewrite their status more often than that
 PROBE_TIMEOUT_S = 45.0
 TAIL_BYTES = 2400  # of a log; an answer must stay below 4096 bytes to arrive in one piece
 READERS = 16
+
+PREEMPTION_S = 40.0  # from the notice until the node is gone
+OVER = (Phase.done, Phase.stopped)
 
 Statuses = Sequence[HostStatus | None]
 
@@ -47,6 +51,8 @@ def follow(
             show(statuses)
             if all(status is not None and status.phase is Phase.done for status in statuses):
                 return Outcome(End.done)
+            if all(status is not None and status.phase in OVER for status in statuses):
+                return stopped(reach, statuses)
             quiet.note(statuses)
             failed = any(status is not None and status.phase is Phase.failed for status in statuses)
             stalled = quiet.without_progress_s() > stall_s
@@ -63,6 +69,16 @@ def follow(
         except JobError as error:
             say(f"{error}; looking again")
         time.sleep(POLL_S)
+
+
+def stopped(reach: Reach, statuses: Statuses) -> Outcome:
+    """Of hosts that ended because they were asked to: by a preemption, if the node goes now, else by a person."""
+    deadline = time.monotonic() + PREEMPTION_S
+    while (node := node_state(reach)) == "READY" and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    host, reason = next((status.host, status.error) for status in statuses if status is not None and status.error)
+    cause = Cause(host, f"was asked to stop ({reason})", user_error=False)
+    return Outcome(End.stopped, cause) if node == "READY" else Outcome(End.preempted, node=node)
 
 
 def node_state(reach: Reach) -> str:
@@ -89,7 +105,7 @@ class Quiet:
         """Takes in what hosts say now; a host that is done has nothing more to say."""
         now = time.monotonic()
         for host, status in enumerate(statuses):
-            if status is not None and (status.updated != self.updated[host] or status.phase is Phase.done):
+            if status is not None and (status.updated != self.updated[host] or status.phase in OVER):
                 self.updated[host], self.heard[host] = status.updated, now
         progress = [(status.phase, status.steps, status.batches) if status else None for status in statuses]
         if progress != self.progress:

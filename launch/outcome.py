@@ -15,11 +15,12 @@ SETTLE_S = 60.0
 
 
 class End(Enum):
-    """How a run on a pod ended. `failed`: a host says why. `lost`: hosts died, hang or cannot be reached and none says
-    why, so another start may do.
+    """How a run on a pod ended. `stopped`: it was asked to. `failed`: a host says why. `lost`: hosts died, hang or
+    cannot be reached and none says why, so another start may do.
     """
 
     done = "done"
+    stopped = "stopped"
     failed = "failed"
     lost = "lost"
     preempted = "preempted"

@@ -34,12 +34,14 @@ class Answer:
 
 
 def script(name: str, values: Mapping[str, str | Sequence[str]]) -> str:
-    """The text of a script with its variables set before it; a sequence becomes an array."""
-    lines = [
-        f"{key}={shlex.quote(value)}" if isinstance(value, str) else f"{key}=({shlex.join(value)})"
-        for key, value in values.items()
-    ]
+    """The text of a script with its variables set before it."""
+    lines = [assignment(key, value) for key, value in values.items()]
     return "\n".join([(SCRIPTS / "head.sh").read_text(), *lines, (SCRIPTS / f"{name}.sh").read_text()])
+
+
+def assignment(name: str, value: str | Sequence[str]) -> str:
+    """A line of bash that sets a variable, to an array for a sequence."""
+    return f"{name}={shlex.quote(value)}" if isinstance(value, str) else f"{name}=({shlex.join(value)})"
 
 
 def command(text: str) -> str:

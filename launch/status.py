@@ -20,7 +20,7 @@ from pod_job.config import JobConfig, PodKind, load
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.status import HostStatus, Phase, latest_attempt
 
-END_PHASES = (Phase.done, Phase.failed)
+END_PHASES = (Phase.done, Phase.stopped, Phase.failed)
 
 
 def status(overrides: Sequence[str], options: Options) -> int:

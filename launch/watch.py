@@ -35,7 +35,7 @@ def watch(overrides: Sequence[str], options: Options) -> int:
     while True:
         started = start(config, overrides, say)
         outcome = until_end(config, started, say)
-        if outcome.end in (End.done, End.failed):
+        if outcome.end not in lost:
             break
         lost[outcome.end] += 1
         say(f"{describe(outcome)}; {lost[outcome.end]} of {budget[outcome.end]} {BUDGETS[outcome.end]} used")

@@ -52,6 +52,19 @@ class TooLong(Enum):
     cut = "cut"
 
 
+class Exclude(Enum):
+    """Rows that are not stored: `special`, of tokens that belong to the tokenizer and not to the text."""
+
+    special = "special"
+
+
+class OnNonfinite(Enum):
+    """What happens to a vector with a NaN or an infinity: the run fails and names it, or it is stored and flagged."""
+
+    fail = "fail"
+    flag = "flag"
+
+
 class PodKind(Enum):
     """`local`: processes with CPU devices on this machine; `tpu`: a Cloud TPU pod slice."""
 
@@ -110,6 +123,8 @@ class ExtractConfig:
     rows_per_device: int = 1  # rows of seq_len tokens in one step
     prompts_per_row: int = 64  # at most, when short prompts are packed into one row
     too_long: TooLong = TooLong.refuse
+    exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
+    on_nonfinite: OnNonfinite = OnNonfinite.fail
 
     def __post_init__(self) -> None:
         for name in ("save_every_n_samples", "seq_len", "rows_per_device", "prompts_per_row"):
@@ -166,7 +181,7 @@ def load(overrides: Sequence[str]) -> JobConfig:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             tree = compose("job", list(overrides))
         if missing := sorted(OmegaConf.missing_keys(tree)):
-            raise JobError(f"{missing[0]} is not set; give {missing[0]}=... or an experiment=... that sets it")
+            raise JobError(not_set(missing[0]))
         config = OmegaConf.to_object(tree)
     except (HydraException, OmegaConfBaseException) as error:
         raise JobError(explain(error, overrides)) from error
@@ -192,11 +207,17 @@ def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobCon
     return config
 
 
+def not_set(key: str) -> str:
+    return f"{key} is not set; give {key}=... or an experiment=... that sets it"
+
+
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's error as one line that names the override and the nearest valid key or choice."""
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not an override; write key=value, and quote it for the shell"
     text = str(error.__cause__ or error)
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):  # of a field that another one refers to
+        return not_set(missing[1])
     if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in 'JobConfig')", text) or re.search(
         r"Could not override '([^']+)'", str(error)
     ):

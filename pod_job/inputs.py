@@ -113,5 +113,6 @@ def run_identity(
         "dtype": extract.dtype.value,
         "seq_len": extract.seq_len,
         "too_long": extract.too_long.value,
+        "exclude": sorted({kind.value for kind in extract.exclude}),
         "save_every_n_samples": extract.save_every_n_samples,
     }

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from pod_job.batches import batch_samples, deal
 from pod_job.commit import committed
 from pod_job.compile_cache import compile_cache
-from pod_job.config import ExtractConfig, JobConfig, to_json
+from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
 from pod_job.forward import compile_step
@@ -26,6 +26,7 @@ from pod_job.reporter import Reporter
 from pod_job.rundir import claim
 from pod_job.sharding import row_shards, stated
 from pod_job.status import Phase
+from pod_job.stopping import StopWish
 from pod_job.storage import open_folder
 from pod_job.tasks import Tasks
 from pod_job.tokens import load_tokenizer, tokenize
@@ -43,6 +44,10 @@ def run(config: JobConfig) -> None:
     host = this_host(config.pod)
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
+    stop = StopWish()
+    stop.on_signal()
+    if config.pod.kind is PodKind.tpu:
+        stop.on_notice()
     with Reporter(folder, host) as reporter, telling_failure(reporter):
         inputs = read_inputs(config)
         tell_skipped(inputs.tasks, reporter)
@@ -53,6 +58,7 @@ def run(config: JobConfig) -> None:
         roll_call(folder, host, config.pod.arrival_timeout_s)
         claim(folder, inputs.identity, to_json(config))
         start(host)
+        stop.on_signal()
 
         mesh = make_mesh(config.mesh)
         rows = row_sharding(mesh, config.sharding)
@@ -75,11 +81,15 @@ def run(config: JobConfig) -> None:
                 step = compile_step(model, params, mesh, rows, global_rows, config.extract)
 
             reporter.phase(Phase.extracting)
+            on_nonfinite = config.extract.on_nonfinite
             feeder_rows = global_rows // part.feeders
-            feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter)
-            with Writers(config.storage.writers, folder, host.index, reporter.committed) as writers:
+            feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
+            with Writers(config.storage.writers, folder, host.index, reporter.committed, on_nonfinite) as writers:
                 extract(step, params, feeder, rows, part, writers, reporter)
 
+        if stop and len(committed(folder)) < inputs.total_batches:
+            reporter.phase(Phase.stopped, error=stop.reason)
+            return
         reporter.phase(Phase.merging)
         merge_when_whole(inputs)
         reporter.phase(Phase.done)

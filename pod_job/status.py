@@ -14,7 +14,7 @@ from pod_job.storage import Folder
 
 
 class Phase(StrEnum):
-    """Phases of a host in their order; a host ends in `done` or `failed`."""
+    """Phases of a host in their order; a host ends in `done`, `stopped` or `failed`."""
 
     checking = "checking"  # reading and checking inputs
     arrived = "arrived"  # ready, waiting for the other hosts
@@ -23,6 +23,7 @@ class Phase(StrEnum):
     extracting = "extracting"
     merging = "merging"
     done = "done"
+    stopped = "stopped"  # asked to, before all was done; `error` says by what
     failed = "failed"
 
 

@@ -72,22 +72,23 @@ class Hosts:
         sshd.wait()
         self.signal(worker, signal.SIGKILL)
 
-    def signal(self, worker: int, signum: signal.Signals) -> None:
-        """Sends a signal to every process of the host (but not to its sshd)."""
-        for pid in self.processes(worker):
+    def signal(self, worker: int, signum: signal.Signals, program: bytes = b"") -> None:
+        """Signals every process of the host (but not its sshd) whose program's path has `program` in it."""
+        for pid in self.processes(worker, program):
             try:
                 os.kill(pid, signum)
             except ProcessLookupError:
                 continue
 
-    def processes(self, worker: int) -> list[int]:
-        """The processes on the host, by the mark in their environment."""
+    def processes(self, worker: int, program: bytes = b"") -> list[int]:
+        """The processes on the host, by the mark in their environment, that run `program`."""
         mark = f"{MARK}={self.homes[worker]}".encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    ours = mark in (entry / "environ").read_bytes().split(b"\0")
+                    if ours and program in (entry / "cmdline").read_bytes().split(b"\0")[0]:
                         found.append(int(entry.name))
                 except OSError:
                     continue  # ended meanwhile, or another user's

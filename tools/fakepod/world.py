@@ -19,7 +19,7 @@ from tools.fakepod.cloud import Cloud, Record
 from tools.fakepod.hosts import Hosts
 
 PROJECT = "simulated-project"
-VMS_OF_CHIPS = 4  # chips of a v5litepod VM
+CHIPS_PER_VM, CORES_PER_VM = 4, 8
 _subnets = itertools.count(1)
 
 
@@ -108,9 +108,11 @@ def gcloud_env(root: Path, home: Path, port: int) -> dict[str, str]:
 
 
 def workers_of(node: Record) -> int:
-    """The number of VMs of a v5litepod-N: one up to 8 chips, then one for every four."""
-    chips = int(node["acceleratorType"].rpartition("-")[2])
-    return 1 if chips <= 8 else chips // VMS_OF_CHIPS
+    """The number of VMs: v5litepod and v6e count chips and have one VM up to 8, v4 and v5p count cores."""
+    kind, _, size = node["acceleratorType"].rpartition("-")
+    if kind in ("v4", "v5p"):
+        return max(1, int(size) // CORES_PER_VM)
+    return 1 if int(size) <= 8 else int(size) // CHIPS_PER_VM
 
 
 def free_port() -> int:
