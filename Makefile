@@ -21,7 +21,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test smoke lint constraints clean $(RUNS) $(PLANS) $(SIMS)
+.PHONY: help install demo test smoke chaos lint constraints clean $(RUNS) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the whole test suite
 
 smoke: $(INSTALLED) ## the part of the test suite that meets most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)
+
+chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a commit; an hour
+	rm -rf runs/chaos
+	$(BIN)/python -m tools.chaos runs/chaos --runs 300 $(ARGS)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -5,23 +5,39 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from launch.cloud_run import stop
+from launch.doctor import doctor
+from launch.gc import gc
 from launch.local import Stopped
+from launch.logs import logs
+from launch.options import Options
 from launch.plan import plan
 from launch.run import run
+from launch.status import status
+from launch.up import down, up
+from launch.watch import watch
 from pod_job.errors import JobError
 
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb is for, and the function that does it: `act(overrides, dry_run=..., as_json=...)` -> exit status."""
+    """What a verb is for, and the function that does it, which returns the exit status."""
 
     purpose: str
-    act: Callable[..., int]
+    act: Callable[[Sequence[str], Options], int]
 
 
 VERBS = {
     "plan": Verb("check the inputs; show mesh, hosts, batches and the command of each host; start nothing", plan),
-    "run": Verb("run the job on a local pod and show its progress; run again, it finishes what is missing", run),
+    "up": Verb("create the pod in the first zone that has one, or find it, and wait until it is ready", up),
+    "run": Verb("start the job, creating the pod if need be; run again, it finishes what is missing", run),
+    "watch": Verb("run to the end through preemptions: create, run, create again, resume; then delete the pod", watch),
+    "status": Verb("the run, the pod and each host: phase, batches, speed, time left, cost, errors", status),
+    "logs": Verb("what the hosts have logged, in the order of time; also after the pod is gone", logs),
+    "stop": Verb("ask the job to end after the batches it holds; the pod stays", stop),
+    "doctor": Verb("check gcloud, account, API, bucket, inputs and code; one line each, with the fix", doctor),
+    "gc": Verb("list what the launcher left in the cloud, in all zones; delete what is dead", gc),
+    "down": Verb("delete the pod in every zone where it is", down),
 }
 
 EXAMPLES = """\
@@ -29,7 +45,8 @@ examples:
   python -m launch plan experiment=demo
   python -m launch plan experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json
   python -m launch run experiment=demo storage.run_dir=runs/first tasks.limit=8
-  python -m launch run experiment=demo --dry-run
+  python -m launch run experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a] --follow
+  python -m launch down experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --dry-run
 
 Every field of the configuration can be set as key=value; conf/ has the groups to choose from (mesh=4x2, pod=local_4x2).
 """
@@ -39,13 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a failure that is a bug or a lost host, 2 something the user can mend, 128+n signal n."""
     parser = make_parser()
     options = parser.parse_intermixed_args(argv)
+    chosen = Options(dry_run=options.dry_run, as_json=options.json, follow=options.follow, host=options.host)
     if options.verb is None:
         parser.print_help()
         return 2
     try:
         if options.verb not in VERBS:
             raise JobError(f"{options.verb} is not a verb; use one of: {', '.join(VERBS)}")
-        return VERBS[options.verb].act(options.overrides, dry_run=options.dry_run, as_json=options.json)
+        return VERBS[options.verb].act(options.overrides, chosen)
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    verbs = "\n".join(f"  {name:<6}{verb.purpose}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<7}{verb.purpose}" for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="python -m launch",
         description=f"Plans the job and runs it on a pod.\n\nverbs:\n{verbs}",
@@ -66,6 +84,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra reads it")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would be started, start none")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    parser.add_argument("--follow", action="store_true", help="run, status, logs: stay until the run has ended")
+    parser.add_argument("--host", type=int, help="logs: of this host only")
     return parser
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from launch import shell
 from launch.facts import show_facts
 from launch.local import coordinator_address
+from launch.options import Options
 from launch.pod import HostCommand, host_commands, new_attempt
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.errors import JobError
@@ -43,16 +44,16 @@ class Plan:
     preflight: dict[str, Any] | None  # of a TPU pod: what the step takes there (pod_job/preflight.py)
 
 
-def plan(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
+def plan(overrides: Sequence[str], options: Options) -> int:
     """Shows the plan for `overrides` on stdout. Raises JobError for whatever would make the run fail before it starts.
 
-    `dry_run` changes nothing: a plan is one.
+    A dry run changes nothing: a plan is one.
     """
     config = load(overrides)
     inputs = read_inputs(config)
     report = run_preflight(overrides) if config.pod.kind is PodKind.tpu else None
     made = make_plan(config, inputs, planned_commands(config, overrides), report)
-    if as_json:
+    if options.as_json:
         print(json.dumps(dataclasses.asdict(made), indent=2))
     else:
         show(made, Console())
@@ -61,10 +62,10 @@ def plan(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
 
 def run_preflight(overrides: Sequence[str]) -> dict[str, Any]:
     """The preflight's report, from a process of its own: it needs jax. Raises JobError with what it refused."""
-    done = shell.capture([sys.executable, "-m", "pod_job.preflight", *overrides, "--json"])
-    if done.stdout.startswith("{"):
-        return json.loads(done.stdout)
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    done = shell.call([sys.executable, "-m", "pod_job.preflight", *overrides, "--json"])
+    if done.out.startswith("{"):
+        return json.loads(done.out)
+    last = (done.err.strip().splitlines() or [f"exit status {done.code}"])[-1]
     raise JobError(f"preflight: {last.removeprefix('error: ')}")
 
 

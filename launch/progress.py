@@ -31,7 +31,7 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
     heard = [status for status in statuses if status is not None]
 
     def past(phase: Phase) -> int:
-        alive = [status for status in heard if status.phase is not Phase.failed]
+        alive = [status for status in heard if status.phase not in (Phase.stopped, Phase.failed)]
         return sum(ORDER.index(status.phase) > ORDER.index(phase) for status in alive)
 
     dealt = sum(status.batches_total for status in heard)

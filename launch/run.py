@@ -10,12 +10,13 @@ from rich.console import Console
 
 from launch import progress, summary
 from launch.cause import Cause, Ended, first_cause, tail
+from launch.cloud_run import run_in_cloud
 from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
+from launch.options import Options
 from launch.plan import planned_commands
 from launch.pod import HostCommand, host_commands, new_attempt
 from launch.summary import Summary
 from pod_job.config import JobConfig, PodKind, load
-from pod_job.errors import JobError
 from pod_job.inputs import read_inputs
 from pod_job.rundir import METADATA
 from pod_job.status import HostStatus, Phase, read_status
@@ -34,14 +35,17 @@ class HostFailed(Exception):
         self.log = log
 
 
-def run(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
-    """Runs the job; the summary goes to stdout, progress and errors to stderr.
+def run(overrides: Sequence[str], options: Options) -> int:
+    """Runs the job, on this machine or, for pod.kind=tpu, on a pod in the cloud; the summary goes to stdout, progress
+    and errors to stderr.
 
     Returns 0, or for a failed host 2 where the user can mend it (a JobError on the host) and 1 where not. Raises
     JobError for input that fails before any host is started, and Stopped when a signal ended the run.
     """
     config = load(overrides)
-    if dry_run:
+    if config.pod.kind is PodKind.tpu:
+        return run_in_cloud(config, overrides, options)
+    if options.dry_run:
         print(*planned_commands(config, overrides), sep="\n")
         return 0
     screen = Console(stderr=True)
@@ -50,7 +54,7 @@ def run(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     except HostFailed as failure:
         report(failure, screen)
         return 2 if failure.cause.user_error else 1
-    if as_json:
+    if options.as_json:
         print(json.dumps(dataclasses.asdict(done), indent=2))
     else:
         summary.show(done, Console())
@@ -59,11 +63,6 @@ def run(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
 
 def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary:
     """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
-    if config.pod.kind is not PodKind.local:
-        raise JobError(
-            f"pod.kind={config.pod.kind.value}: run starts local pods only; `launch plan` shows the command "
-            "to start on every TPU VM, pod.kind=local rehearses this pod's shape on this machine"
-        )
     started = time.monotonic()
     inputs = read_inputs(config)
     attempt = new_attempt()

@@ -1,14 +1,49 @@
-"""The one place of the launcher that starts processes: a command and its environment in, a running process out."""
+"""The one place of the launcher that starts processes: a command in, its result or a running process out."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from pod_job.errors import JobError
 
-def capture(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Runs `argv` to its end, with this process's environment; stdout and stderr are kept apart, as text."""
-    return subprocess.run(list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+CALL_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: exit code and text."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(argv: Sequence[str], stdin: bytes = b"", timeout_s: float = CALL_TIMEOUT_S) -> Finished:
+    """Runs a command to its end; after `timeout_s` it is killed, with all it started, and code is -9.
+
+    Raises:
+        JobError: the program is not installed.
+    """
+    pipe = subprocess.PIPE
+    try:
+        # In a session of its own: gcloud's ssh processes outlive it unless they are ended with it.
+        process = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+    except FileNotFoundError as error:
+        raise JobError(f"{argv[0]} is not installed; install the Google Cloud SDK, cloud.google.com/sdk") from error
+    late = ""
+    try:
+        out, err = process.communicate(stdin, timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        late = f"\nno answer within {timeout_s:g} s"
+        out, err = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return Finished(process.returncode, out.decode(errors="replace"), err.decode(errors="replace") + late)
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

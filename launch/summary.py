@@ -38,7 +38,7 @@ class Summary:
 
 
 def summarise(
-    config: JobConfig, metadata: Mapping[str, Any], statuses: Sequence[HostStatus], elapsed_s: float, logs: Path
+    config: JobConfig, metadata: Mapping[str, Any], statuses: Sequence[HostStatus], elapsed_s: float, logs: Path | str
 ) -> Summary:
     """Adds up `activations/metadata.json` and the last status of every host; `elapsed_s` is the launcher's own time."""
     rows: dict[str, int] = {}

@@ -1,32 +1,41 @@
-"""ARC task files: read, checked, and rendered as prompts.
+"""ARC task files, read and checked.
 
 The format is the ARC-AGI one: a task is `{"train": [{"input": grid, "output": grid}, ...], "test": [...]}`, a grid a
 list of equally long lists of colours 0..9. A file holds one task or a dictionary of them; a folder, one file per task.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
+from pod_job.sources.sample import BrokenTask
 
 Grid = list[list[int]]
 
 
-def read_arc(path: Path) -> dict[str, dict[str, Any]]:
-    """Tasks by id, in the order of the file (of the file names, for a folder), each checked."""
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    tasks: dict[str, dict[str, Any]] = {}
-    for file in files:
-        content = read_json(file)
+def read_arc(path: Path) -> dict[str, Any]:
+    """Tasks by id, in the order of the file (of the file names, for a folder), unchecked.
+
+    A file of a folder that is not JSON comes as the BrokenTask that says so.
+
+    Raises:
+        JobError: no such file, or it is not a JSON object.
+    """
+    if not path.is_dir():
+        content = read_json(path)
         if not isinstance(content, dict):
-            raise JobError(f"tasks.path={file}: must be a JSON object of tasks, not {type(content).__name__}")
-        tasks |= {file.stem: content} if "train" in content and "test" in content else content
-    if not tasks:
-        raise JobError(f"tasks.path={path}: there is no task in it")
-    for task_id, task in tasks.items():
-        check_task(f"tasks.path={path}: task {task_id}", task)
+            raise JobError(f"tasks.path={path}: must be a JSON object of tasks, not {type(content).__name__}")
+        return {path.stem: content} if "train" in content and "test" in content else content
+    tasks: dict[str, Any] = {}
+    for file in sorted(path.glob("*.json")):
+        try:
+            content = read_json(file)
+        except JobError as error:
+            tasks[file.stem] = BrokenTask(str(error))
+            continue
+        many = isinstance(content, dict) and not ("train" in content and "test" in content)
+        tasks |= content if many else {file.stem: content}
     return tasks
 
 
@@ -40,11 +49,13 @@ def read_json(file: Path) -> Any:
 
 
 def check_task(where: str, task: Any) -> None:
-    """Raises JobError naming the pair and what is wrong with it."""
+    """Raises BrokenTask naming the pair and what is wrong with it."""
+    if isinstance(task, BrokenTask):
+        raise task
     if not isinstance(task, dict) or not all(isinstance(task.get(part), list) for part in ("train", "test")):
-        raise JobError(f'{where} must be an object with the lists "train" and "test"')
+        raise BrokenTask(f'{where} must be an object with the lists "train" and "test"')
     if not task["test"]:
-        raise JobError(f"{where} has no test input; there is nothing to prompt for")
+        raise BrokenTask(f"{where} has no test input; there is nothing to prompt for")
     for part, needed in (("train", ("input", "output")), ("test", ("input",))):
         for i, pair in enumerate(task[part]):
             for side in needed:
@@ -54,19 +65,18 @@ def check_task(where: str, task: Any) -> None:
 
 def check_grid(where: str, grid: Any) -> None:
     if not isinstance(grid, list) or not grid or not all(isinstance(row, list) and row for row in grid):
-        raise JobError(f"{where} is not a grid: a list of non-empty lists of colours 0..9 is needed")
+        raise BrokenTask(f"{where} is not a grid: a list of non-empty lists of colours 0..9 is needed")
     if len({len(row) for row in grid}) > 1:
-        raise JobError(f"{where} is not rectangular: its rows have {', '.join(str(len(row)) for row in grid)} cells")
+        raise BrokenTask(f"{where} is not rectangular: its rows have {', '.join(str(len(row)) for row in grid)} cells")
     if bad := [cell for row in grid for cell in row if type(cell) is not int or not 0 <= cell <= 9]:
-        raise JobError(f"{where} has the cell {bad[0]!r}; colours are whole numbers 0..9")
+        raise BrokenTask(f"{where} has the cell {bad[0]!r}; colours are whole numbers 0..9")
 
 
-def prompts(task: dict[str, Any]) -> Iterator[str]:
-    """One prompt per test input: the train pairs, then the input whose output is asked for."""
-    shown = "".join(f"Input:\n{digits(pair['input'])}\nOutput:\n{digits(pair['output'])}\n\n" for pair in task["train"])
-    for pair in task["test"]:
-        yield f"{shown}Input:\n{digits(pair['input'])}\nOutput:\n"
-
-
-def digits(grid: Grid) -> str:
-    return "\n".join(" ".join(map(str, row)) for row in grid)
+def solution(task: dict[str, Any], test: int) -> Grid | None:
+    """The output of a test pair; None where the file does not have it (or keeps a placeholder there)."""
+    output = task["test"][test].get("output")
+    try:
+        check_grid("", output)
+    except BrokenTask:
+        return None
+    return output

@@ -5,15 +5,16 @@ batch's, so any number of writers, dying anywhere and in any order, leave one co
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from pod_job import rows as rows_table
 from pod_job import rundir, statistics, tensorfile
+from pod_job.config import OnNonfinite
 from pod_job.errors import JobError
 from pod_job.rows import Rows
 from pod_job.storage import Folder, NameTaken, checksum
@@ -35,21 +36,28 @@ class Batch:
     taps: dict[str, Shaped[np.ndarray, "R _"]]
 
 
-def commit_batch(folder: Folder, batch: Batch, host: int) -> dict[str, Any]:
-    """Store the batch and return its commit record: ours, or that of whoever committed it first.
+def commit_batch(
+    folder: Folder, batch: Batch, host: int, on_nonfinite: OnNonfinite = OnNonfinite.flag
+) -> dict[str, Any]:
+    """Store the batch, flags set, and return its commit record: ours, or that of whoever committed it first.
 
-    Raises JobError where files of this batch are there that another run or version must have written.
+    Raises JobError where files of this batch are there that another run or version must have written, and under
+    `on_nonfinite=fail`, before it is stored, for a vector that is not finite.
     """
-    started = _now()
+    started, files, flagged = _now(), [], batch.rows
     for tap, vectors in batch.taps.items():
         assert len(vectors) == len(batch.rows), f"{tap} has {len(vectors)} vectors for {len(batch.rows)} rows"
+        file, norms = _store_tap(folder, batch, tap, on_nonfinite)
+        files.append(file)
+        sink = statistics.outliers(norms) & (_is_residual(tap) & np.isfinite(norms))
+        flagged = replace(flagged, sink=flagged.sink | sink, nonfinite=flagged.nonfinite | ~np.isfinite(norms))
     record = {
         "format": rundir.FORMAT,
         "batch": batch.number,
         "n_samples": batch.n_samples,
         "rows": len(batch.rows),
-        "files": [_store_tap(folder, batch.number, tap, vectors) for tap, vectors in batch.taps.items()],
-        "rows_file": _store_rows(folder, batch),
+        "files": files,
+        "rows_file": _store_rows(folder, batch.number, flagged),
         "host": host,
         "started": started,
         "committed": _now(),
@@ -95,7 +103,19 @@ def _wrong_fields(entry: Any, fields: dict[str, type]) -> str:
     return ", ".join(name for name, kind in fields.items() if not isinstance(table.get(name), kind))
 
 
-def _store_tap(folder: Folder, number: int, tap: str, vectors: np.ndarray) -> dict[str, Any]:
+def _is_residual(tap: str) -> bool:
+    """Whether the tap is of the residual stream, where attention sinks stand out; other sites have other outliers."""
+    return "." not in tap or tap.rpartition(".")[2].startswith("resid")
+
+
+def _store_tap(
+    folder: Folder, batch: Batch, tap: str, on_nonfinite: OnNonfinite
+) -> tuple[dict[str, Any], Float[np.ndarray, "R"]]:
+    """The tap file's entry in the record, and the norms of its rows."""
+    number, vectors = batch.number, batch.taps[tap]
+    measured, norms = statistics.measure(vectors)
+    if measured.nonfinite and on_nonfinite is OnNonfinite.fail:
+        raise JobError(_nonfinite(batch, tap, int(np.flatnonzero(~np.isfinite(norms))[0])))
     name = rundir.activations_file(tap, number)
     # Nothing here may vary between two writers of the batch (no time, no host): equal vectors make equal files.
     parts = tensorfile.write_parts({TENSOR: vectors}, {"format": str(rundir.FORMAT), "tap": tap, "batch": str(number)})
@@ -104,8 +124,8 @@ def _store_tap(folder: Folder, number: int, tap: str, vectors: np.ndarray) -> di
     except NameTaken as taken:
         # Another mesh rounds differently in the last bits. The first file stays, and the record describes that one.
         stored, kept = taken.stored, _adopt_tap(folder, name, vectors)
-    measured = statistics.of(kept)
-    return {
+        measured, norms = statistics.measure(kept)
+    entry = {
         "tap": tap,
         "file": name,
         "rows": len(kept),
@@ -117,6 +137,16 @@ def _store_tap(folder: Folder, number: int, tap: str, vectors: np.ndarray) -> di
         "nonfinite": measured.nonfinite,
         "statistics": statistics.to_json(measured),
     }
+    return entry, norms
+
+
+def _nonfinite(batch: Batch, tap: str, row: int) -> str:
+    rows, dtype = batch.rows, batch.taps[tap].dtype
+    where = f"task {rows.task_id[row]}, sample {rows.sample_idx[row]}, position {rows.position[row]}"
+    return (
+        f"batch {batch.number}, {tap}, row {row} ({where}) has a NaN or an infinity in {dtype}; "
+        "use a wider extract.dtype or model.dtype, or store such rows, flagged, with extract.on_nonfinite=flag"
+    )
 
 
 def _adopt_tap(folder: Folder, name: str, ours: np.ndarray) -> np.ndarray:
@@ -132,20 +162,20 @@ def _adopt_tap(folder: Folder, name: str, ours: np.ndarray) -> np.ndarray:
     return tensorfile.view_tensor(np.frombuffer(data, np.uint8), spec)
 
 
-def _store_rows(folder: Folder, batch: Batch) -> dict[str, Any]:
-    name, data = rundir.rows_file(batch.number), rows_table.to_parquet(batch.rows)
+def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:
+    name, data = rundir.rows_file(number), rows_table.to_parquet(rows)
     try:
         stored = folder.create(name, [data])
     except NameTaken:
         # The table carries its time, and its size may vary with the pyarrow version: what must agree is the rows.
         data = folder.read(name)
         stored = checksum([data])
-        if not rows_table.from_parquet(data, f"{folder.url}/{name}").describes_same(batch.rows):
+        if not rows_table.from_parquet(data, f"{folder.url}/{name}").describes_same(rows):
             raise JobError(
-                f"{folder.url}/{name}: describes other rows than this run's batch {batch.number}; "
+                f"{folder.url}/{name}: describes other rows than this run's batch {number}; "
                 "another run wrote it: use another storage.run_dir"
             ) from None
-    return {"file": name, "rows": len(batch.rows), "size": stored.size, "crc32c": stored.crc32c}
+    return {"file": name, "rows": len(rows), "size": stored.size, "crc32c": stored.crc32c}
 
 
 def _store_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pod_job.errors import JobError
+from pod_job.cloud_config import CloudConfig
+from pod_job.errors import JobError, at_least
+from pod_job.tasks_config import TasksConfig
 
 
 class Sharding(Enum):
@@ -50,9 +52,17 @@ class TooLong(Enum):
     cut = "cut"
 
 
-class TaskFormat(Enum):
-    arc = "arc"
-    jsonl = "jsonl"
+class Exclude(Enum):
+    """Rows that are not stored: `special`, of tokens that belong to the tokenizer and not to the text."""
+
+    special = "special"
+
+
+class OnNonfinite(Enum):
+    """What happens to a vector with a NaN or an infinity: the run fails and names it, or it is stored and flagged."""
+
+    fail = "fail"
+    flag = "flag"
 
 
 class PodKind(Enum):
@@ -80,6 +90,7 @@ class PodConfig:
     hosts: int = 1
     devices_per_host: int = 1
     accelerator_type: str | None = None  # Cloud TPU's name, v5litepod-64
+    runtime_version: str | None = None  # the TPU VM's image, `gcloud compute tpus tpu-vm versions list`
     port: int = 0  # of the coordinator on host 0; 0: a free one (local) or jax's own choice (tpu)
     arrival_timeout_s: int = 300  # how long the present hosts wait for the missing
 
@@ -102,17 +113,6 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class TasksConfig:
-    format: TaskFormat = TaskFormat.arc
-    path: str = MISSING  # a file or a folder
-    limit: int | None = None  # first samples only
-
-    def __post_init__(self) -> None:
-        if self.limit is not None:
-            at_least("tasks.limit", self.limit, 1)
-
-
-@dataclass(kw_only=True)
 class ExtractConfig:
     layers: list[int] | None = None  # resid_post of these layers; null: of all, unless `taps` names some
     taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
@@ -123,6 +123,8 @@ class ExtractConfig:
     rows_per_device: int = 1  # rows of seq_len tokens in one step
     prompts_per_row: int = 64  # at most, when short prompts are packed into one row
     too_long: TooLong = TooLong.refuse
+    exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
+    on_nonfinite: OnNonfinite = OnNonfinite.fail
 
     def __post_init__(self) -> None:
         for name in ("save_every_n_samples", "seq_len", "rows_per_device", "prompts_per_row"):
@@ -150,6 +152,7 @@ class JobConfig:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    cloud: CloudConfig = field(default_factory=CloudConfig)
 
     def __post_init__(self) -> None:
         mesh, pod = self.mesh, self.pod
@@ -159,12 +162,6 @@ class JobConfig:
                 f"pod.hosts={pod.hosts} x pod.devices_per_host={pod.devices_per_host} = {pod.devices}; "
                 f"make the product {pod.devices}"
             )
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Raises JobError unless `value >= least`."""
-    if value < least:
-        raise JobError(f"{name}={value} is too small; use {least} or more")
 
 
 def conf_dir() -> Path:
@@ -184,7 +181,7 @@ def load(overrides: Sequence[str]) -> JobConfig:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             tree = compose("job", list(overrides))
         if missing := sorted(OmegaConf.missing_keys(tree)):
-            raise JobError(f"{missing[0]} is not set; give {missing[0]}=... or an experiment=... that sets it")
+            raise JobError(not_set(missing[0]))
         config = OmegaConf.to_object(tree)
     except (HydraException, OmegaConfBaseException) as error:
         raise JobError(explain(error, overrides)) from error
@@ -192,11 +189,35 @@ def load(overrides: Sequence[str]) -> JobConfig:
     return config
 
 
+def to_json(config: JobConfig) -> dict[str, Any]:
+    """The configuration as JSON values, for `from_json`."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """The configuration that `to_json` recorded, with `key=value` overrides. JobError where either does not fit."""
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(JobConfig), recorded, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise JobError(explain(error, overrides)) from error
+    assert isinstance(config, JobConfig)
+    return config
+
+
+def not_set(key: str) -> str:
+    return f"{key} is not set; give {key}=... or an experiment=... that sets it"
+
+
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's error as one line that names the override and the nearest valid key or choice."""
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not an override; write key=value, and quote it for the shell"
     text = str(error.__cause__ or error)
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):  # of a field that another one refers to
+        return not_set(missing[1])
     if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in 'JobConfig')", text) or re.search(
         r"Could not override '([^']+)'", str(error)
     ):

@@ -1,17 +1,19 @@
 """A run as an array of activation vectors with their provenance: indexing, and shuffled batches for training."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Int
 
 from pod_job import metadata, rundir
 from pod_job import rows as rows_table
 from pod_job.epoch import Batches, Order
 from pod_job.errors import JobError
-from pod_job.row_reader import FileRows, RowReader
+from pod_job.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowReader
 from pod_job.storage import open_folder
 from pod_job.tensorfile import DTYPE_OF
 
@@ -26,10 +28,13 @@ class ActivationDataset:
     `ml_dtypes.bfloat16`); `dataset.rows(i)` says where they come from; `dataset.batches(...)` iterates for training.
     With `as_="torch"` it serves as a map-style dataset for torch's DataLoader.
 
+    `exclude` leaves out rows by their flags: `special` (tokens that are not part of the text), `sink` (attention sinks,
+    whose norms dwarf all others), `nonfinite`; the rest is numbered anew, and all rows tables are read at once.
+
     Raises JobError where the run has no metadata.json yet, where that is damaged, or where it has no such layer.
     """
 
-    def __init__(self, run_dir: str | Path, layer: int | str, as_: Kind = "numpy") -> None:
+    def __init__(self, run_dir: str | Path, layer: int | str, as_: Kind = "numpy", exclude: Sequence[str] = ()) -> None:
         self.folder = open_folder(run_dir)
         self.metadata = metadata.read(self.folder)
         self.tap = _tap(self.metadata, layer, self.folder.url)
@@ -37,9 +42,11 @@ class ActivationDataset:
         entries = [entry for entry in self.metadata["batches"] if entry["layer"] == self.tap]
         self.dtype: np.dtype = DTYPE_OF[self.metadata["dtype"]]
         width = self.metadata["widths"].get(self.tap, 0)
-        self._reader = RowReader(self.folder, [_file(entry) for entry in entries], width * self.dtype.itemsize)
-        self.shape = (len(self._reader), width)
+        files = RowReader(self.folder, [_file(entry) for entry in entries], width * self.dtype.itemsize)
+        self._starts = files.starts
         self._tables: dict[int, rows_table.Rows] = {}
+        self._reader = KeptRows(files, self._without(exclude)) if exclude else files
+        self.shape = (len(self._reader), width)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -68,18 +75,26 @@ class ActivationDataset:
         return list(self[np.asarray(indices)])
 
     def rows(self, index: Any) -> dict[str, Any]:
-        """Provenance of the rows: arrays `task_id`, `sample_idx`, `position`, `token_id`; single values for an int."""
+        """Provenance of the rows: arrays `task_id`, `sample_idx`, `position`, `token_id`, and the flags `special`,
+        `sink`, `nonfinite`; single values for an int.
+        """
         if isinstance(index, (int, np.integer)):
             return {name: values[0] for name, values in self.rows(np.array([index])).items()}
         numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else self._numbers(index)
-        found = {name: np.empty(len(numbers), object if name == "task_id" else np.int32) for name in rows_table.COLUMNS}
-        batches = np.searchsorted(self._reader.starts, numbers, "right") - 1
+        dtypes = {**dict.fromkeys(rows_table.COLUMNS, np.int32), **dict.fromkeys(rows_table.FLAGS, np.bool_)}
+        found = {name: np.empty(len(numbers), dtype) for name, dtype in (dtypes | {"task_id": object}).items()}
+        numbers, batches = self._places(numbers)
         for batch in np.unique(batches).tolist():
             places = np.flatnonzero(batches == batch)
             table = self._table(batch)
             for name, column in found.items():
-                column[places] = getattr(table, name)[numbers[places] - self._reader.starts[batch]]
+                column[places] = getattr(table, name)[numbers[places] - self._starts[batch]]
         return found
+
+    def batch_of(self, index: Any) -> Int[np.ndarray, "R"]:
+        """The numbers of the batches that the rows were computed in."""
+        numbers = np.array([entry["batch_id"] for entry in self.metadata["rows_files"]])
+        return numbers[self._places(self._numbers(index))[1]]
 
     def batches(
         self,
@@ -124,25 +139,49 @@ class ActivationDataset:
             raise IndexError(f"row out of range: the dataset has {len(self)} rows")
         return numbers
 
+    def _places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows' numbers among all rows of the run, and which batch holds each, by its place in metadata.json."""
+        if isinstance(self._reader, KeptRows):
+            numbers = self._reader.kept[numbers]
+        return numbers, np.searchsorted(self._starts, numbers, "right") - 1
+
+    def _without(self, exclude: Sequence[str]) -> np.ndarray:
+        """The numbers of the rows that have none of the flags."""
+        if unknown := sorted(set(exclude) - set(rows_table.FLAGS)):
+            raise JobError(f"exclude={unknown[0]}: not a flag of rows; use {', '.join(rows_table.FLAGS)}")
+
+        def kept(batch: int) -> np.ndarray:
+            table = self._read_table(batch)
+            return np.flatnonzero(~np.logical_or.reduce([getattr(table, name) for name in exclude]))
+
+        with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+            found = list(pool.map(kept, range(len(self._starts) - 1)))
+        numbers = [rows + start for rows, start in zip(found, self._starts, strict=False)]
+        return np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+
     def _present(self, raw: np.ndarray, as_: Kind | None = None) -> Any:
         vectors = raw.view(self.dtype).reshape(len(raw), self.shape[1])
         return _CONVERT[as_ or self.as_](vectors)
 
     def _table(self, batch: int) -> rows_table.Rows:
-        """The rows table of the batch, by its place in metadata.json."""
+        """The rows table of the batch, by its place in metadata.json; the last few are kept."""
         if batch not in self._tables:
-            entry = self.metadata["rows_files"][batch]
-            name = rundir.ACTIVATIONS + entry["file"]
-            try:
-                table = rows_table.from_parquet(self.folder.read(name), f"{self.folder.url}/{name}")
-            except FileNotFoundError:
-                raise JobError(f"{self.folder.url}/{name}: missing; copy the run again") from None
-            if len(table) != entry["rows"]:
-                raise JobError(f"{self.folder.url}/{name}: {len(table)} rows, metadata.json says {entry['rows']}")
+            table = self._read_table(batch)
             if len(self._tables) >= TABLES_KEPT:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[batch] = table
         return self._tables[batch]
+
+    def _read_table(self, batch: int) -> rows_table.Rows:
+        entry = self.metadata["rows_files"][batch]
+        name = rundir.ACTIVATIONS + entry["file"]
+        try:
+            table = rows_table.from_parquet(self.folder.read(name), f"{self.folder.url}/{name}")
+        except FileNotFoundError:
+            raise JobError(f"{self.folder.url}/{name}: missing; copy the run again") from None
+        if len(table) != entry["rows"]:
+            raise JobError(f"{self.folder.url}/{name}: {len(table)} rows, metadata.json says {entry['rows']}")
+        return table
 
 
 def _tap(metadata: dict[str, Any], layer: int | str, url: str) -> str:

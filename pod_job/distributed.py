@@ -85,8 +85,11 @@ def start(host: Host) -> None:
     """
     if host.coordinator is None:
         if host.count > 1:
+            # Named, so that nothing else jax might detect on the machine (Slurm, Open MPI) is taken for the pod.
             jax.distributed.initialize(
-                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S
+                cluster_detection_method="gcetpu",
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
             )
         return
     if host.index == 0:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pod_job.errors import JobError
-from pod_job.row_reader import READS_IN_FLIGHT, RowReader
+from pod_job.row_reader import READS_IN_FLIGHT, KeptRows, RowReader
 
 BLOCK_ROWS = 1024
 
@@ -93,7 +93,9 @@ class Batches:
     Memory: two windows of `buffer_rows` rows.
     """
 
-    def __init__(self, reader: RowReader, order: Order, present: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+    def __init__(
+        self, reader: RowReader | KeptRows, order: Order, present: Callable[[np.ndarray, np.ndarray], Any]
+    ) -> None:
         self.order = order
         self._reader = reader
         self._present = present

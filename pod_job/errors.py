@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person who started the job."""
+"""The one exception whose message is meant for the person who started the job, and the commonest rule it tells of."""
 
 
 class JobError(Exception):
@@ -6,3 +6,9 @@ class JobError(Exception):
 
     Commands print it as `error: ...` and exit with status 2; every other exception is a bug and keeps its traceback.
     """
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raises JobError unless `value >= least`."""
+    if value < least:
+        raise JobError(f"{name}={value} is too small; use {least} or more")

@@ -4,6 +4,7 @@ In: the configuration. Out: `Inputs`, or one JobError. No jax: the launcher call
 starts, and every host calls it again for itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from pod_job.errors import JobError
 from pod_job.models.weight_table import Weight, weight_table
 from pod_job.rundir import confirm
 from pod_job.sharding import check_divides
+from pod_job.sources.sample import Sample
 from pod_job.storage import Folder, open_folder
 from pod_job.taps import Tap, resolve
 from pod_job.tasks import Tasks, read_tasks
-from pod_job.tokens import tokenizer_fingerprint
+from pod_job.tokens import check_template, load_tokenizer, tokenize, tokenizer_fingerprint
 from pod_job.weights import Checkpoint, check_checkpoint, find_model, fingerprint, read_checkpoint
 
 
@@ -60,7 +62,9 @@ def read_inputs(config: JobConfig) -> Inputs:
     check_divides(table, config.mesh, config.sharding)
     checkpoint = read_checkpoint(model_dir)
     check_checkpoint(checkpoint, table)
-    tasks = read_tasks(config.tasks)
+    tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, model_dir))
+    if tasks.chat:
+        check_template(model_dir)
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
     if config.storage.compile_cache is not None:
@@ -69,6 +73,14 @@ def read_inputs(config: JobConfig) -> Inputs:
     confirm(folder, identity)
     total = batch_count(len(tasks.samples), extract.save_every_n_samples)
     return Inputs(arch, taps, tasks, total, folder, model_dir, checkpoint, table, identity)
+
+
+def token_counter(config: JobConfig, model_dir: Path) -> Callable[[Sample], int] | None:
+    """How many tokens of a sample the job computes; None where no budget asks for it."""
+    if config.tasks.max_tokens is None:
+        return None
+    tokenizer, extract = load_tokenizer(model_dir), config.extract
+    return lambda sample: len(tokenize(tokenizer, [sample], extract.seq_len, extract.too_long)[0].token_ids)
 
 
 def run_identity(
@@ -94,11 +106,13 @@ def run_identity(
             "format": config.tasks.format.value,
             "fingerprint": tasks.fingerprint,
             "samples": len(tasks.samples),
+            "skipped": tasks.skipped,
         },
         "taps": [tap.name for tap in taps],
         "positions": extract.positions.value,
         "dtype": extract.dtype.value,
         "seq_len": extract.seq_len,
         "too_long": extract.too_long.value,
+        "exclude": sorted({kind.value for kind in extract.exclude}),
         "save_every_n_samples": extract.save_every_n_samples,
     }

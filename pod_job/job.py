@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from pod_job.batches import batch_samples, deal
 from pod_job.commit import committed
 from pod_job.compile_cache import compile_cache
-from pod_job.config import ExtractConfig, JobConfig
+from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
 from pod_job.forward import compile_step
@@ -26,7 +26,9 @@ from pod_job.reporter import Reporter
 from pod_job.rundir import claim
 from pod_job.sharding import row_shards, stated
 from pod_job.status import Phase
+from pod_job.stopping import StopWish
 from pod_job.storage import open_folder
+from pod_job.tasks import Tasks
 from pod_job.tokens import load_tokenizer, tokenize
 from pod_job.weights import load_params
 
@@ -42,15 +44,21 @@ def run(config: JobConfig) -> None:
     host = this_host(config.pod)
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
+    stop = StopWish()
+    stop.on_signal()
+    if config.pod.kind is PodKind.tpu:
+        stop.on_notice()
     with Reporter(folder, host) as reporter, telling_failure(reporter):
         inputs = read_inputs(config)
+        tell_skipped(inputs.tasks, reporter)
         tokenizer = load_tokenizer(inputs.model_dir)
         check_prompts(tokenizer, inputs, config.extract, host)
 
         reporter.phase(Phase.arrived)
         roll_call(folder, host, config.pod.arrival_timeout_s)
-        claim(folder, inputs.identity)
+        claim(folder, inputs.identity, to_json(config))
         start(host)
+        stop.on_signal()
 
         mesh = make_mesh(config.mesh)
         rows = row_sharding(mesh, config.sharding)
@@ -73,11 +81,15 @@ def run(config: JobConfig) -> None:
                 step = compile_step(model, params, mesh, rows, global_rows, config.extract)
 
             reporter.phase(Phase.extracting)
+            on_nonfinite = config.extract.on_nonfinite
             feeder_rows = global_rows // part.feeders
-            feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter)
-            with Writers(config.storage.writers, folder, host.index, reporter.committed) as writers:
+            feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
+            with Writers(config.storage.writers, folder, host.index, reporter.committed, on_nonfinite) as writers:
                 extract(step, params, feeder, rows, part, writers, reporter)
 
+        if stop and len(committed(folder)) < inputs.total_batches:
+            reporter.phase(Phase.stopped, error=stop.reason)
+            return
         reporter.phase(Phase.merging)
         merge_when_whole(inputs)
         reporter.phase(Phase.done)
@@ -93,6 +105,15 @@ def telling_failure(reporter: Reporter) -> Iterator[None]:
         log.error("%s", reason, exc_info=not isinstance(error, JobError))
         reporter.set(phase=Phase.failed, error=reason)
         raise
+
+
+def tell_skipped(tasks: Tasks, reporter: Reporter) -> None:
+    """Names the broken tasks that are left out."""
+    reporter.set(skipped_tasks=tasks.skipped)
+    for reason in tasks.reasons:
+        log.warning("skipped: %s", reason)
+    if tasks.skipped > len(tasks.reasons):
+        log.warning("skipped: %d more", tasks.skipped - len(tasks.reasons))
 
 
 def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> None:

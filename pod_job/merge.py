@@ -1,5 +1,7 @@
 """From commit records to `activations/metadata.json`: reads records, never the data; safe to repeat at any time."""
 
+import argparse
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from pod_job import metadata as metadata_file
 from pod_job.commit import committed, read_record
 from pod_job.errors import JobError
 from pod_job.statistics import TapStatistics
-from pod_job.storage import Folder
+from pod_job.storage import Folder, open_folder
 from pod_job.tensorfile import DTYPE_OF
 
 READS_IN_FLIGHT = 32
@@ -53,25 +55,30 @@ def merge(folder: Folder) -> dict[str, Any]:
     An unfinished run gets `"complete": false` and the numbers in `missing`. Raises JobError, writing nothing, where the
     records contradict run.json, themselves or each other.
     """
-    identity = rundir.read_run(folder)["identity"]
-    plan = _plan(identity, f"{folder.url}/{rundir.RUN}")
     while True:
-        numbers = sorted(committed(folder))
-        if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
-            raise JobError(
-                f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}"
-            )
-        merged = Merged()
-        for record in _records(folder, numbers):
-            _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
-        metadata = _metadata(identity, plan, merged, numbers)
+        metadata = gather(folder)
         folder.replace(rundir.METADATA, metadata_file.render(metadata).encode())
         # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
-        if metadata["complete"] or len(committed(folder)) < plan.batches:
+        if metadata["complete"] or len(committed(folder)) < metadata["total_batches"]:
             return metadata
 
 
-def _plan(identity: dict[str, Any], name: str) -> Plan:
+def gather(folder: Folder) -> dict[str, Any]:
+    """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
+    identity = rundir.read_run(folder)["identity"]
+    plan = read_plan(folder, identity)
+    numbers = sorted(committed(folder))
+    if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
+        raise JobError(f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}")
+    merged = Merged()
+    for record in read_records(folder, numbers):
+        _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
+    return _metadata(identity, plan, merged, numbers)
+
+
+def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:
+    """What a complete run of this identity holds; JobError where the identity does not tell."""
+    name = f"{folder.url}/{rundir.RUN}"
     try:
         plan = Plan(
             taps=[str(tap) for tap in identity["taps"]],
@@ -89,7 +96,7 @@ def _plan(identity: dict[str, Any], name: str) -> Plan:
     return plan
 
 
-def _records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]:
+def read_records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]:
     """The records in order of batch; from a bucket many reads in flight, few records in memory."""
     if folder.local_path(rundir.RUN):
         # Local reads wait for nothing: threads would only hand the interpreter lock around.
@@ -139,6 +146,8 @@ def _check_file(file: dict[str, Any], record: dict[str, Any], dtype: str, width:
     _check(
         file["shape"] == [file["rows"], width], name, f"{tap} has shape {file['shape']}, its statistics {width} columns"
     )
+    counted = file["statistics"].get("count", 0) + file["nonfinite"]
+    _check(counted == file["rows"], name, f"the statistics of {tap} are of {counted} rows")
     expected = file["offset"] + file["rows"] * width * DTYPE_OF[dtype].itemsize
     _check(file["size"] == expected, name, f"{tap} has {file['size']} bytes, its shape gives {expected}")
 
@@ -182,3 +191,21 @@ def _metadata(identity: dict[str, Any], plan: Plan, merged: Merged, numbers: lis
 def _bare(name: str) -> str:
     """The name as seen from metadata.json, which lies beside the files."""
     return name.removeprefix(rundir.ACTIVATIONS)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m pod_job.merge RUN_DIR`: writes metadata.json for what is committed so far."""
+    parser = argparse.ArgumentParser(prog="python -m pod_job.merge", description=__doc__)
+    parser.add_argument("run_dir", help="a local folder or gs://bucket/prefix")
+    try:
+        metadata = merge(open_folder(parser.parse_args(argv).run_dir))
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    done = metadata["total_batches"] - len(metadata["missing"])
+    print(f"{done} of {metadata['total_batches']} batches, {metadata['rows']:,} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,18 +24,24 @@ def render(metadata: dict[str, Any]) -> str:
 
 def read(folder: Folder) -> dict[str, Any]:
     """The content of metadata.json. JobError where it is missing or damaged; a warning where the run is unfinished."""
+    metadata = read_any(folder)
+    if not metadata["complete"]:
+        missing, total = len(metadata["missing"]), metadata["total_batches"]
+        warnings.warn(f"{folder.url}: unfinished run, {missing} of {total} batches are missing", stacklevel=3)
+    return metadata
+
+
+def read_any(folder: Folder) -> dict[str, Any]:
+    """`read`, without the warning: for those who look whether the run is finished."""
     name = f"{folder.url}/{rundir.METADATA}"
     try:
         metadata = json.loads(folder.read(rundir.METADATA))
     except FileNotFoundError:
-        raise JobError(f"{name}: missing; run `python -m pod_job merge {folder.url}` to write it") from None
+        raise JobError(f"{name}: missing; run `python -m pod_job.merge {folder.url}` to write it") from None
     except ValueError as error:
         raise JobError(f"{name}: not JSON ({error})") from error
     if problem := _problem(metadata):
-        raise JobError(f"{name}: damaged: {problem}; run `python -m pod_job merge {folder.url}` to write it anew")
-    if not metadata["complete"]:
-        missing, total = len(metadata["missing"]), metadata["total_batches"]
-        warnings.warn(f"{folder.url}: unfinished run, {missing} of {total} batches are missing", stacklevel=3)
+        raise JobError(f"{name}: damaged: {problem}; run `python -m pod_job.merge {folder.url}` to write it anew")
     return metadata
 
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,12 +21,14 @@ from jax.sharding import NamedSharding
 from pod_job.assembly import OpenBatch
 from pod_job.batches import batch_samples
 from pod_job.commit import Batch, commit_batch
-from pod_job.config import ExtractConfig
+from pod_job.config import ExtractConfig, OnNonfinite
 from pod_job.forward import Step, StepOutput, local_rows, place, start_copy
 from pod_job.inputs import Inputs
 from pod_job.mesh import Feeding
 from pod_job.packing import Queued, StepInput, lay_out, pack_steps
 from pod_job.reporter import Reporter
+from pod_job.special import special_ids, special_tokens
+from pod_job.stopping import StopWish
 from pod_job.storage import Folder
 from pod_job.tokens import tokenize
 
@@ -97,8 +99,10 @@ class Feeder:
         rows: int,
         writes: bool,
         reporter: Reporter,
+        stop: StopWish,
     ) -> None:
-        """`rows`: of one step on this feeder; `writes`: whether this host keeps the results."""
+        """`rows`: of one step on this feeder; `writes`: whether this host keeps results; `stop`: no more batches."""
+        self.stop = stop
         self.open: dict[int, OpenBatch] = {}
         self.writes = writes
         self.empty = lay_out([], rows, config.seq_len, config.prompts_per_row)
@@ -119,11 +123,13 @@ class Feeder:
         self, batches: Sequence[int], inputs: Inputs, tokenizer: Any, config: ExtractConfig, reporter: Reporter
     ) -> Iterator[Queued]:
         samples, dtype = inputs.tasks.samples, np.dtype(jax.numpy.dtype(config.dtype.value))
-        for batch in batches:
+        control = special_ids(tokenizer)
+        for batch in itertools.takewhile(lambda _: not self.stop, batches):
             mine = [samples[i] for i in batch_samples(batch, len(samples), config.save_every_n_samples)]
             prompts = tokenize(tokenizer, mine, config.seq_len, config.too_long)
             if self.writes:
-                self.open[batch] = OpenBatch(batch, prompts, config.positions, inputs.widths, dtype)
+                special = [special_tokens(prompt, control) for prompt in prompts]
+                self.open[batch] = OpenBatch(batch, prompts, special, config, inputs.widths, dtype)
                 reporter.add(samples=len(prompts), cut_samples=sum(prompt.cut for prompt in prompts))
             yield from (Queued(batch, index, prompt) for index, prompt in enumerate(prompts))
 
@@ -131,13 +137,20 @@ class Feeder:
 class Writers:
     """Threads that commit batches; at most `threads` wait or run, then `commit` blocks."""
 
-    def __init__(self, threads: int, folder: Folder, host: int, on_record: Callable[[dict[str, Any]], None]) -> None:
-        self.folder, self.host, self.on_record = folder, host, on_record
+    def __init__(
+        self,
+        threads: int,
+        folder: Folder,
+        host: int,
+        on_record: Callable[[dict[str, Any]], None],
+        on_nonfinite: OnNonfinite = OnNonfinite.fail,
+    ) -> None:
+        self.folder, self.host, self.on_record, self.on_nonfinite = folder, host, on_record, on_nonfinite
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
         self.slots = threading.BoundedSemaphore(threads)
         self.running: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writers":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +170,7 @@ class Writers:
 
     def _commit(self, batch: Batch) -> None:
         try:
-            self.on_record(commit_batch(self.folder, batch, self.host))
+            self.on_record(commit_batch(self.folder, batch, self.host, self.on_nonfinite))
         finally:
             self.slots.release()
 

@@ -147,7 +147,7 @@ def whole_run(
         prompts = tokenize(load_tokenizer(model_dir), chosen, config.extract.seq_len, config.extract.too_long)
         lengths = [len(prompt.token_ids) for prompt in prompts]
     else:
-        lengths = [min(len(sample.text) // CHARACTERS_PER_TOKEN, config.extract.seq_len) for sample in chosen]
+        lengths = [min(len(sample.content()) // CHARACTERS_PER_TOKEN, config.extract.seq_len) for sample in chosen]
     tokens = max(1, round(sum(lengths) / len(chosen) * len(samples)))
     rows = len(samples) if config.extract.positions is Positions.last else tokens
     steps = -(-tokens // round(PACKED * found.tokens))

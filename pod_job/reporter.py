@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from typing import Any, Self
+import time
+from typing import Any
 
 from pod_job.distributed import Host
 from pod_job.rundir import log_file
@@ -15,6 +16,8 @@ from pod_job.status import HostStatus, Phase, write_status
 from pod_job.storage import Folder
 
 REFRESH_S = 2.0
+# At least this often, so that a host that has ended or hangs can be told from one that computes.
+HEARTBEAT_S = 15.0
 
 log = logging.getLogger("pod_job")
 
@@ -32,7 +35,7 @@ class Reporter(logging.Handler):
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         log.addHandler(self)
         self.write()
         self.thread.start()
@@ -74,10 +77,10 @@ class Reporter(logging.Handler):
         self.folder.replace(log_file(self.status.host), "".join(self.lines).encode())
 
     def _refresh(self) -> None:
-        written = None
+        written, when = None, 0.0
         while not self.stopping.wait(REFRESH_S):
-            if (self.status, len(self.lines)) != written:
-                written = (self.status, len(self.lines))
+            if (self.status, len(self.lines)) != written or time.monotonic() - when > HEARTBEAT_S:
+                written, when = (self.status, len(self.lines)), time.monotonic()
                 try:
                     self.write()
                 except Exception:

@@ -135,6 +135,33 @@ class RowReader:
         return JobError(f"{self._folder.url}/{file.name}: {reason}; copy it again or make the run anew")
 
 
+class KeptRows:
+    """Some rows of a RowReader, renumbered from 0: `kept` are their numbers there, ascending. Eight bytes a row."""
+
+    def __init__(self, reader: RowReader, kept: Int[np.ndarray, "R"]) -> None:
+        self.row_bytes = reader.row_bytes
+        self.kept = kept
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def read(
+        self, start: int, stop: int, out: UInt8[np.ndarray, "R bytes"] | None = None
+    ) -> UInt8[np.ndarray, "R bytes"]:
+        """Rows [start, stop), in `out` where given; what lies between them is read, too, for it is little."""
+        out = np.empty((stop - start, self.row_bytes), np.uint8) if out is None else out
+        if start < stop:
+            numbers = self.kept[start:stop]
+            around = self._reader.read(int(numbers[0]), int(numbers[-1]) + 1)
+            np.take(around, numbers - numbers[0], axis=0, out=out)
+        return out
+
+    def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
+        """The rows with these numbers, in this order; all must be in range."""
+        return self._reader.gather(self.kept[index])
+
+
 def _read_into(path: Path, position: int, out: np.ndarray) -> int:
     """Fill `out` from the file and return the bytes read. Not through a map: page faults would come one by one."""
     view, got = out.reshape(-1).data, 0

@@ -8,11 +8,14 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from pod_job.errors import JobError
 
 COLUMNS = ("task_id", "sample_idx", "position", "token_id")
+FLAGS = ("special", "sink", "nonfinite")
+"""Of a row: its token belongs to the tokenizer and not to the text (`pod_job.special`); its norm is above ten times the
+batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class Rows:
     sample_idx: Int[np.ndarray, "R"]
     position: Int[np.ndarray, "R"]
     token_id: Int[np.ndarray, "R"]
+    special: Bool[np.ndarray, "R"]
+    sink: Bool[np.ndarray, "R"]
+    nonfinite: Bool[np.ndarray, "R"]
     timestamp: str
 
     def __len__(self) -> int:
@@ -38,7 +44,8 @@ def to_parquet(rows: Rows) -> bytes:
     task_id = pa.array(rows.task_id, pa.string()).dictionary_encode()
     timestamp = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [rows.timestamp])
     integers = {name: pa.array(getattr(rows, name), pa.int32()) for name in COLUMNS[1:]}
-    table = pa.table({"task_id": task_id, **integers, "timestamp": timestamp})
+    flags = {name: pa.array(getattr(rows, name)) for name in FLAGS}
+    table = pa.table({"task_id": task_id, **integers, **flags, "timestamp": timestamp})
     file = BytesIO()
     pq.write_table(
         table,
@@ -48,6 +55,7 @@ def to_parquet(rows: Rows) -> bytes:
             "sample_idx": "DELTA_BINARY_PACKED",
             "position": "DELTA_BINARY_PACKED",
             "token_id": "BYTE_STREAM_SPLIT",
+            **dict.fromkeys(FLAGS, "RLE"),
         },
         compression="zstd",
         write_statistics=False,
@@ -58,8 +66,9 @@ def to_parquet(rows: Rows) -> bytes:
 def from_parquet(data: bytes, name: str = "rows table") -> Rows:
     """Inverse of `to_parquet`; unknown columns are left alone. JobError naming the file where it is damaged."""
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=[*COLUMNS, "timestamp"])
-        columns = {column: _values(table, column) for column in (*COLUMNS, "timestamp")}
+        names = (*COLUMNS, *FLAGS, "timestamp")
+        table = pq.read_table(pa.BufferReader(data), columns=list(names))
+        columns = {name: _values(table, name) for name in names}
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise JobError(f"{name}: not a rows table ({_first_line(error)})") from error
     timestamps = columns.pop("timestamp")
@@ -67,14 +76,18 @@ def from_parquet(data: bytes, name: str = "rows table") -> Rows:
 
 
 def from_columns(columns: Mapping[str, Any], timestamp: str) -> Rows:
-    """Rows from any sequences of equal length; ValueError where they differ."""
-    if len({len(columns[name]) for name in COLUMNS}) != 1:
+    """Rows from any sequences of equal length, flags where they are given; ValueError where lengths differ."""
+    if len({len(column) for column in columns.values()}) != 1:
         raise ValueError("columns of a rows table differ in length")
+    none = np.zeros(len(columns["task_id"]), bool)
     return Rows(
         task_id=np.asarray(columns["task_id"], object),
         sample_idx=np.asarray(columns["sample_idx"], np.int32),
         position=np.asarray(columns["position"], np.int32),
         token_id=np.asarray(columns["token_id"], np.int32),
+        special=np.asarray(columns.get("special", none), bool),
+        sink=np.asarray(columns.get("sink", none), bool),
+        nonfinite=np.asarray(columns.get("nonfinite", none), bool),
         timestamp=timestamp,
     )
 

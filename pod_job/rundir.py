@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,10 +39,24 @@ def log_file(host: int) -> str:
     return f"logs/host_{host:02d}.log"
 
 
+def code_file(name: str) -> str:
+    """Of the code that ran, named by its content: the launcher puts it there and hosts fetch it."""
+    return f"code/{name}.tar.gz"
+
+
 def batch_of_commit(name: str) -> int | None:
     """The batch number in the name of a commit record; None for any other name."""
     match = re.fullmatch(re.escape(COMMITS) + r"batch_(\d{6,})\.json", name)
     return int(match[1]) if match else None
+
+
+def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
+    """The batch number in the name of a tap file or rows table; None for any other name."""
+    match = re.fullmatch(re.escape(ACTIVATIONS) + r"(.+)_batch_(\d{6,})\.(safetensors|parquet)", name)
+    if not match:
+        return None
+    number, tap = int(match[2]), match[1]
+    return number if name == rows_file(number) or (tap in taps and name == activations_file(tap, number)) else None
 
 
 def layer_number(tap: str) -> int:
@@ -52,15 +67,17 @@ def layer_number(tap: str) -> int:
     return int(match[1])
 
 
-def claim(folder: Folder, identity: dict[str, Any]) -> None:
+def claim(folder: Folder, identity: dict[str, Any], config: dict[str, Any] | None = None) -> None:
     """Make the folder this run's, or confirm that it is; JobError as `confirm` raises it.
 
-    The identity holds everything the activations depend on, as JSON values.
+    The identity holds everything the activations depend on, as JSON values; `config` tells how the run was started,
+    and so where its prompts and its model are.
     """
     ours = json.loads(json.dumps(identity))
     record = {
         "format": FORMAT,
         "identity": ours,
+        "config": config,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pod_job_version": __version__,
     }
@@ -77,7 +94,8 @@ def confirm(folder: Folder, identity: dict[str, Any]) -> None:
     differences = _differences(read_run(folder)["identity"], json.loads(json.dumps(identity)))
     if differences:
         raise JobError(
-            f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; use another storage.run_dir"
+            f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; "
+            "use another storage.run_dir"
         )
 
 

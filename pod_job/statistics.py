@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 CHUNK_VALUES = 1 << 18
 """Values converted to float64 at a time: 2 MiB, which stays in a core's cache."""
@@ -45,12 +45,24 @@ class TapStatistics:
 
 def of(vectors: np.ndarray) -> TapStatistics:
     """Statistics of rows [R, D] of any float dtype, at about 0.5 CPU seconds per GB of bfloat16."""
+    return measure(vectors)[0]
+
+
+def measure(vectors: np.ndarray) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
+    """The statistics, and the norm of each row: infinite or NaN where a value of it is."""
     rows, width = vectors.shape
     step = max(1, CHUNK_VALUES // max(width, 1))
-    total = _empty(width)
+    total, norms = _empty(width), np.empty(rows)
     for start in range(0, rows, step):
-        total = merge(total, _of_chunk(vectors[start : start + step]))
-    return total
+        chunk, norms[start : start + step] = _of_chunk(vectors[start : start + step])
+        total = merge(total, chunk)
+    return total, norms
+
+
+def outliers(norms: Float[np.ndarray, "R"]) -> Bool[np.ndarray, "R"]:
+    """Rows whose norm is above OUTLIER_FACTOR medians; the median is that of the finite ones."""
+    finite = norms[np.isfinite(norms)]
+    return norms > OUTLIER_FACTOR * np.median(finite) if len(finite) else np.zeros(len(norms), bool)
 
 
 def merge(a: TapStatistics, b: TapStatistics) -> TapStatistics:
@@ -130,7 +142,7 @@ def _empty(width: int) -> TapStatistics:
     return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, np.zeros(_BINS, np.int64))
 
 
-def _of_chunk(chunk: np.ndarray) -> TapStatistics:
+def _of_chunk(chunk: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
     # float32 on the way: ml_dtypes converts to it several times faster than to float64, and it holds every value.
     values = np.asarray(chunk, np.float32).astype(np.float64)
     count, width = values.shape
@@ -141,14 +153,15 @@ def _of_chunk(chunk: np.ndarray) -> TapStatistics:
         square_sums, squared_norms = np.ones(count) @ squares, squares @ np.ones(width)
     finite = np.isfinite(squared_norms)
     if not finite.all():
-        kept = _of_chunk(chunk[finite])
-        return merge(kept, TapStatistics(**{**vars(_empty(width)), "nonfinite": count - kept.count}))
+        kept, _ = _of_chunk(chunk[finite])
+        left_out = TapStatistics(**{**vars(_empty(width)), "nonfinite": count - kept.count})
+        return merge(kept, left_out), np.sqrt(squared_norms)
     deviations = square_sums - count * mean**2
     # Where the mean dwarfs the spread that difference has lost its digits; those few columns are summed again.
     lost = np.flatnonzero(deviations < 1e-6 * square_sums)
     deviations[lost] = np.square(chunk[:, lost].astype(np.float64) - mean[lost]).sum(axis=0)
     norms = np.sqrt(squared_norms)
-    return TapStatistics(
+    found = TapStatistics(
         count=count,
         nonfinite=0,
         mean=mean,
@@ -158,6 +171,7 @@ def _of_chunk(chunk: np.ndarray) -> TapStatistics:
         norm_max=float(norms.max(initial=0.0)),
         norm_histogram=np.bincount(_bins(norms), minlength=_BINS),
     )
+    return found, norms
 
 
 def _bins(norms: np.ndarray) -> np.ndarray:

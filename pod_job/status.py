@@ -14,7 +14,7 @@ from pod_job.storage import Folder
 
 
 class Phase(StrEnum):
-    """Phases of a host in their order; a host ends in `done` or `failed`."""
+    """Phases of a host in their order; a host ends in `done`, `stopped` or `failed`."""
 
     checking = "checking"  # reading and checking inputs
     arrived = "arrived"  # ready, waiting for the other hosts
@@ -23,6 +23,7 @@ class Phase(StrEnum):
     extracting = "extracting"
     merging = "merging"
     done = "done"
+    stopped = "stopped"  # asked to, before all was done; `error` says by what
     failed = "failed"
 
 
@@ -31,6 +32,7 @@ class HostStatus:
     """One host's progress in this attempt; counts are of this attempt and this host only.
 
     `positions` counts all token positions computed, `tokens` those that held a prompt's token: the rest is padding.
+    `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
     `seconds` is the time spent extracting.
     """
 
@@ -42,6 +44,7 @@ class HostStatus:
     batches_total: int = 0
     samples: int = 0
     cut_samples: int = 0
+    skipped_tasks: int = 0
     tokens: int = 0
     positions: int = 0
     rows: int = 0
@@ -66,3 +69,14 @@ def read_status(folder: Folder, host: int, attempt: str) -> HostStatus | None:
     if record["attempt"] != attempt:
         return None
     return HostStatus(**{**record, "phase": Phase(record["phase"])})
+
+
+def latest_attempt(folder: Folder, hosts: int) -> str | None:
+    """The newest start that any host has spoken of; attempts sort by time. None before the first."""
+    found = []
+    for host in range(hosts):
+        try:
+            found.append(json.loads(folder.read(status_file(host)))["attempt"])
+        except FileNotFoundError:
+            continue
+    return max(found, default=None)

@@ -7,7 +7,7 @@ import base64
 import errno
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -87,7 +87,7 @@ def open_folder(url: str | Path) -> Folder:
     return LocalFolder(url)
 
 
-def checksum(parts: Sequence[Part]) -> Stored:
+def checksum(parts: Iterable[Part]) -> Stored:
     """Size and CRC-32C of the joined parts, without joining them."""
     size, crc = 0, 0
     for part in parts:

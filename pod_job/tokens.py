@@ -1,4 +1,4 @@
-"""Prompts to token ids, with the model's own tokenizer. No jax."""
+"""Prompts to token ids, with the model's own tokenizer and chat template. No jax."""
 
 import hashlib
 import os
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
+from jinja2 import TemplateError
 
 from pod_job.config import TooLong
 from pod_job.errors import JobError
-from pod_job.tasks import Sample
+from pod_job.sources.sample import Sample
+
+FILES = ("tokenizer*", "chat_template*")
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,36 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 over the tokenizer's files."""
+    """SHA-256 over the files of the tokenizer and its chat template."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("tokenizer*")):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
+def check_template(folder: Path) -> None:
+    """Raises JobError unless the tokenizer has a chat template."""
+    if not load_tokenizer(folder).chat_template:
+        raise JobError(
+            f"model.path={folder} has no chat template, which chat prompts need; use an instruction-tuned model, "
+            "or prompts that are text (tasks.arc.prompt=plain)"
+        )
+
+
 def tokenize(tokenizer: Any, samples: Sequence[Sample], seq_len: int, too_long: TooLong) -> list[Prompt]:
     """Token ids as the model expects them (with its begin token, where it has one), at most `seq_len` each.
 
-    A longer prompt keeps its last `seq_len` tokens, or is refused.
+    Text is tokenised, chats are rendered by the model's template first, token ids stay as they are. A longer prompt
+    keeps its last `seq_len` tokens, or is refused.
 
     Raises:
-        JobError: a prompt that is too long under `too_long=refuse`, or that has no token at all.
+        JobError: a prompt that is too long under `too_long=refuse`, that has no token at all, or a chat that the
+            template refuses.
     """
-    encoded = tokenizer([sample.text for sample in samples], verbose=False)["input_ids"] if samples else []
     tokenized = []
-    for sample, ids in zip(samples, encoded, strict=True):
-        if not ids:
+    for sample, ids in zip(samples, encode(tokenizer, samples), strict=True):
+        if len(ids) == 0:
             raise JobError(f"task {sample.task_id}, sample {sample.sample_idx} has no token; remove it from the tasks")
         if len(ids) > seq_len and too_long is TooLong.refuse:
             raise JobError(
@@ -64,3 +77,29 @@ def tokenize(tokenizer: Any, samples: Sequence[Sample], seq_len: int, too_long: 
             )
         tokenized.append(Prompt(sample, np.array(ids[-seq_len:], np.int32), len(ids) > seq_len))
     return tokenized
+
+
+def encode(tokenizer: Any, samples: Sequence[Sample]) -> list[Sequence[int]]:
+    """Token ids of each sample, however many; all texts and all chats go through the tokenizer in one call each."""
+    prompts = (sample.prompt for sample in samples)
+    encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
+    texts = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, str)}
+    chats = {i: render_chat(tokenizer, sample) for i, sample in enumerate(samples) if sample.is_chat}
+    # A template writes its own begin token.
+    for group, special in ((texts, True), (chats, False)):
+        ids = tokenizer(list(group.values()), add_special_tokens=special, verbose=False)["input_ids"] if group else []
+        for i, one in zip(group, ids, strict=True):
+            encoded[i] = one
+    return encoded
+
+
+def render_chat(tokenizer: Any, sample: Sample) -> str:
+    """The chat as the model's template writes it, with the opening of an answer unless it ends in one."""
+    messages: Any = sample.prompt
+    opening = messages[-1]["role"] != "assistant"
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+    except (TemplateError, ValueError) as error:
+        raise JobError(
+            f"task {sample.task_id}, sample {sample.sample_idx}: the model's chat template refuses it ({error})"
+        ) from error

@@ -1,4 +1,4 @@
-"""Bad input, as the person who typed it meets it: one line, status 2, no host started, nothing left in the run folder."""
+"""Bad input, as the person who typed it meets it: one line, status 2, no host started, nothing left behind."""
 
 import json
 import shutil

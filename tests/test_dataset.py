@@ -211,7 +211,7 @@ def test_a_layer_that_is_not_there_is_named(small: Path) -> None:
 
 
 def test_an_unmerged_run_says_how_to_merge(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"metadata\.json: missing; run `python -m pod_job merge"):
+    with pytest.raises(JobError, match=r"metadata\.json: missing; run `python -m pod_job.merge"):
         ActivationDataset(tmp_path, layer=6)
 
 
@@ -247,7 +247,7 @@ def _changed(path: Path, **change: object) -> None:
 )
 def test_damaged_metadata_is_named(small: Path, change: dict, reason: str) -> None:
     _changed(small / rundir.METADATA, **change)
-    with pytest.raises(JobError, match=rf"metadata\.json: damaged: .*{reason}.* run `python -m pod_job merge"):
+    with pytest.raises(JobError, match=rf"metadata\.json: damaged: .*{reason}.* run `python -m pod_job.merge"):
         ActivationDataset(small, layer=6)
 
 

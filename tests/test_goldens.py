@@ -153,7 +153,7 @@ def test_the_real_model_has_each_layer_and_the_last_logits():
 )
 @pytest.mark.parametrize("name", CASES)
 def test_torch_still_computes_the_committed_arrays(name):
-    from tools.reference import load_reference, run_reference
+    from pod_job.hf_reference import load_reference, run_reference
 
     expected = load_file(GOLDENS / name / "expected.safetensors")
     actual = run_reference(load_reference(GOLDENS / name), expected.pop("input_ids"))

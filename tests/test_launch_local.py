@@ -201,7 +201,7 @@ def test_the_command_line_reports_a_signal(tmp_path: Path) -> None:
         from launch import __main__ as command
         from launch.local import LocalPod, follow, stopped_by_signals
         from launch.pod import HostCommand
-        def hold(overrides, dry_run, as_json):
+        def hold(overrides, options):
             host = HostCommand(["sh", "-c", "echo $$; exec sleep 600"])
             with stopped_by_signals(), LocalPod([host], Path(sys.argv[1])) as pod:
                 return len(follow(pod, lambda: None))

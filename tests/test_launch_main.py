@@ -8,6 +8,7 @@ import pytest
 from launch.__main__ import VERBS, main
 from tools.tiny_model import write_tiny_model
 
+CLOUD = ["experiment=v5e64", "storage.run_dir=gs://bucket/run"]
 DEMO = ["experiment=demo", "storage.run_dir=runs/never-made"]
 
 
@@ -30,7 +31,7 @@ def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["paln", "experiment=demo"], "error: paln is not a verb; use one of: plan, run\n"),
+        (["paln", "experiment=demo"], "error: paln is not a verb; use one of: plan, up, "),
         (["plan", "experiment=dmeo"], "error: experiment=dmeo is not one of the choices: demo, v5e64\n"),
         (
             ["run", *DEMO, "pod.hots=3"],
@@ -38,10 +39,11 @@ def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["run", *DEMO, "mesh.data=3"], "error: mesh.data=3 x mesh.model=2 is 6 devices, but the pod has "),
         (["run", "experiment=v5e64"], "error: storage.run_dir is not set; "),
-        (
-            ["run", "experiment=v5e64", "storage.run_dir=gs://bucket/run"],
-            "error: pod.kind=tpu: run starts local pods only; ",
-        ),
+        (["up", *DEMO], "error: pod.kind=local has no pod in the cloud; "),
+        (["up", *CLOUD], "error: cloud.zones is not set; "),
+        (["up", *CLOUD, "cloud.zones=['us-west4-a; id']"], "error: cloud.zones: 'us-west4-a; id' is not allowed; "),
+        (["up", *CLOUD, "cloud.name='$(id)'"], "error: cloud.name: '$(id)' is not allowed; "),
+        (["up", *CLOUD, "+cloud.labels.a='b c'"], "error: cloud.labels: 'b c' is not allowed; "),
     ],
 )
 def test_a_user_error_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.packing import CHOICE_ROWS, PATIENCE_CHOICES, Queued, StepInput, pack, pack_steps
-from pod_job.tasks import Sample
+from pod_job.sources.sample import Sample
 from pod_job.tokens import Prompt
 
 

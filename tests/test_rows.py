@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.errors import JobError
-from pod_job.rows import COLUMNS, Rows, from_columns, from_parquet, to_parquet
+from pod_job.rows import COLUMNS, FLAGS, Rows, from_columns, from_parquet, to_parquet
 
 TIME = "2025-01-15T10:30:00+00:00"
 _INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -50,7 +50,7 @@ def test_unknown_columns_are_left_alone() -> None:
 
 def test_any_reader_of_parquet_sees_plain_columns() -> None:
     table = pq.read_table(pa.BufferReader(to_parquet(_rows(3))))
-    assert table.column_names == ["task_id", "sample_idx", "position", "token_id", "timestamp"]
+    assert table.column_names == [*COLUMNS, *FLAGS, "timestamp"]
     assert table.column("timestamp").to_pylist() == [TIME] * 3
 
 

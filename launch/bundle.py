@@ -1,0 +1,69 @@
+"""The code that hosts run, as one archive whose name is its content: equal sources make equal bytes."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pod_job
+from pod_job.config import conf_dir
+from pod_job.errors import JobError
+
+REQUIREMENTS = ("pyproject.toml", "constraints.txt")
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`data`: a .tar.gz; `name`: its SHA-256; `environment`: a name for what its dependencies install."""
+
+    name: str
+    data: bytes
+    environment: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.tar.gz"
+
+
+def make_bundle(tasks: str) -> Bundle:
+    """The packages the hosts need, the configuration, the list of dependencies, and a task file given relatively.
+
+    Raises:
+        JobError: the sources are not here, or the tasks are too large to send along.
+    """
+    package = Path(pod_job.__file__).parent
+    files = tree(package, "pod_job") | tree(conf_dir(), "conf")
+    for name in REQUIREMENTS:
+        if not (package.parent / name).is_file():
+            raise JobError(f"{name} is not beside {package}; launch from a checkout of this project")
+        files[name] = package.parent / name
+    if not Path(tasks).is_absolute():
+        files |= tree(Path(tasks), tasks)
+    if sum(path.stat().st_size for path in files.values()) > MAX_BYTES:
+        raise JobError(f"tasks.path={tasks} is over {MAX_BYTES >> 20} MiB; put it where every host sees it")
+    data = archive(files)
+    requirements = b"".join((package.parent / name).read_bytes() for name in REQUIREMENTS)
+    return Bundle(hashlib.sha256(data).hexdigest(), data, hashlib.sha256(requirements).hexdigest()[:16])
+
+
+def tree(top: Path, name: str) -> dict[str, Path]:
+    """name in the archive -> file, of a file or of all files below a folder."""
+    if top.is_file():
+        return {name: top}
+    inside = (path for path in sorted(top.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return {f"{name}/{path.relative_to(top).as_posix()}": path for path in inside}
+
+
+def archive(files: dict[str, Path]) -> bytes:
+    """A .tar.gz of the files' names and contents alone: no times, no owners."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for name in sorted(files):
+            content = files[name].read_bytes()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

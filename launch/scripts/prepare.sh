@@ -1,0 +1,38 @@
+# Unpacks the code and makes the environment, each once. Set before: BUNDLE (sha256), BUNDLE_URL (empty: it was copied
+# here), PYTHON (empty: make an environment with uv), ENVIRONMENT (its name, by content).
+mkdir -p "$ROOT/bundles" "$ROOT/environments"
+exec 9>"$ROOT/prepare.lock"
+flock 9
+
+fetch() {
+  local base="${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}" token
+  token=$(metadata instance/service-accounts/default/token | sed -n 's/.*"access_token": *"\([^"]*\)".*/\1/p')
+  curl -sS --fail --retry 5 -H "Authorization: Bearer $token" -o "$1" "$base$BUNDLE_URL"
+}
+
+code="$ROOT/bundles/$BUNDLE"
+if [ ! -d "$code" ]; then
+  archive="$HOME/.pod_job-$BUNDLE.tar.gz"
+  if [ -n "$BUNDLE_URL" ] && ! fetch "$archive" 2>"$ROOT/error"; then answer FAILED "code: $(tail -1 "$ROOT/error")"; fi
+  echo "$BUNDLE  $archive" | sha256sum --check --status || answer FAILED "code: $archive is not what was sent"
+  rm -rf "$code.new" && mkdir "$code.new" && tar -xzf "$archive" -C "$code.new" && mv "$code.new" "$code"
+  rm -f "$archive"
+fi
+
+made=reused
+if [ -z "$PYTHON" ]; then
+  environment="$ROOT/environments/$ENVIRONMENT"
+  if [ ! -e "$environment/complete" ]; then
+    made=made
+    rm -rf "$environment"
+    PATH="$HOME/.local/bin:$PATH"
+    {
+      command -v uv || python3 -m pip install --user uv || python3 -m pip install --user --break-system-packages uv
+      uv venv --python '>=3.11' "$environment" &&
+        uv pip install --python "$environment/bin/python" -c "$code/constraints.txt" -r "$code/pyproject.toml" --extra tpu &&
+        touch "$environment/complete"
+    } >"$ROOT/environment.log" 2>&1
+    [ -e "$environment/complete" ] || answer FAILED "environment: $(tail -1 "$ROOT/environment.log")"
+  fi
+fi
+answer READY "$made"

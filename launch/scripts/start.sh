@@ -1,0 +1,37 @@
+# Starts the job once per attempt, however often this runs. Set before: ATTEMPT, BUNDLE, PYTHON, ENVIRONMENT, JOB (the
+# job's arguments as shell words).
+exec 9>"$ROOT/start.lock"
+flock 9
+current=$(cat "$ROOT/attempt" 2>/dev/null)
+here="$ROOT/attempts/$current"
+# Whoever runs the job holds the lock `alive` until its last process has ended.
+if ! flock -n "$ROOT/alive" true; then answer ALREADY_RUNNING "$current"; fi
+if [ "$current" = "$ATTEMPT" ] && [ -e "$here/exit" ]; then
+  [ "$(cat "$here/exit")" = 0 ] && answer ALREADY_COMPLETE "$current"
+  answer ENDED "$(cat "$here/exit")"
+fi
+
+here="$ROOT/attempts/$ATTEMPT"
+mkdir -p "$here"
+echo "$ATTEMPT" >"$ROOT/attempt"
+python="${PYTHON:-$ROOT/environments/$ENVIRONMENT/bin/python}"
+export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1
+cd "$ROOT/bundles/$BUNDLE" || answer FAILED "$ROOT/bundles/$BUNDLE is not there"
+# In a session of its own, so that the end of this connection is not the job's; 9 closed, so that it does not hold it.
+setsid nohup bash -c '
+  exec 8>"$1/alive"
+  flock 8
+  if [ -e "$1/secrets" ]; then . "$1/secrets"; rm "$1/secrets"; fi
+  here=$2
+  shift 2
+  echo $$ >"$here/group"
+  "$@" &
+  echo $! >"$here/pid"
+  wait $!
+  echo $? >"$here/exit.new" && mv "$here/exit.new" "$here/exit"
+' runner "$ROOT" "$here" "$python" -m pod_job "${JOB[@]}" </dev/null >"$here/log" 2>&1 9>&- &
+for _ in $(seq 100); do
+  [ -e "$here/pid" ] && answer LAUNCHED "$ATTEMPT"
+  sleep 0.1
+done
+answer FAILED "the job did not start within 10 s"

@@ -1,0 +1,144 @@
+"""The verbs `up` and `down`: a pod that is READY, in the first zone that has one; and no pod any more."""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from launch import gcloud
+from launch.options import Options
+from launch.pods import Pod, delete, delete_commands, find_pods, gcloud_error
+from launch.request import pod_name, pod_spec
+from launch.shell import call
+from pod_job.config import JobConfig, load
+from pod_job.errors import JobError
+
+POLL_S = 5.0
+PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0  # between two rounds through the zones
+# What gcloud says when another zone may well have what this one lacks.
+NO_CAPACITY = ("no more capacity", "RESOURCE_EXHAUSTED", '"code": 8,', "quota", "stockout", "not enough resources")
+
+Say = Callable[[str], None]
+
+
+def up(overrides: Sequence[str], options: Options) -> int:
+    """Creates the pod, or finds it, and waits until it is READY; prints name, zone and addresses."""
+    config = load(overrides)
+    spec = pod_spec(config)
+    if options.dry_run:
+        create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
+        print(*(shlex.join(create(spec, zone, config.cloud.project)) for zone in config.cloud.zones), sep="\n")
+        return 0
+    pod = bring_up(config, speaker())
+    show(pod, options.as_json)
+    return 0
+
+
+def down(overrides: Sequence[str], options: Options) -> int:
+    """Deletes the pod in every zone where there is one; none is fine too."""
+    config = load(overrides)
+    pods = find_pods(pod_name(config), config.cloud.project)
+    if options.dry_run:
+        commands = [command for pod in pods for command in delete_commands(pod, config.cloud.project)]
+        print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
+        return 0
+    take_down(pods, config, speaker())
+    if options.as_json:
+        print(json.dumps([{"name": pod.name, "zone": pod.zone} for pod in pods]))
+    return 0
+
+
+def speaker() -> Say:
+    """Prints what goes on to stderr, each line with the seconds since now."""
+    screen, began = Console(stderr=True), time.monotonic()
+
+    def say(text: str) -> None:
+        screen.print(f"{time.monotonic() - began:6.1f} s  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def take_down(pods: Sequence[Pod], config: JobConfig, say: Say) -> None:
+    for pod in pods:
+        say(f"deleting {pod.name} in {pod.zone} ({pod.state})")
+        delete(pod, config.cloud.project)
+    say(f"{pod_name(config)} is gone")
+
+
+def bring_up(config: JobConfig, say: Say) -> Pod:
+    """The pod of this job, READY: the one there is, else a new one in the first zone that gives it.
+
+    Raises:
+        JobError: no zone had one within `cloud.rounds` rounds, with each zone's reason; or the request itself is wrong.
+    """
+    spec = pod_spec(config)
+    reasons: dict[str, str] = {}
+    for attempt in range(config.cloud.rounds):
+        if attempt:
+            pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1))
+            say(f"no zone has a pod; trying again in {pause:.0f} s")
+            time.sleep(pause)
+        there = clear(find_pods(spec.name, config.cloud.project), config, say)
+        for zone in [there.zone] if there else config.cloud.zones:
+            answer = wait(config, zone, say) if there else request(spec, zone, config, say)
+            if isinstance(answer, Pod):
+                return answer
+            reasons[zone] = answer
+            say(f"{zone}: {answer}")
+    said = "; ".join(f"{zone}: {reason}" for zone, reason in reasons.items())
+    raise JobError(f"cloud.zones: none has a {spec.accelerator_type} ({said}); add zones, or try later")
+
+
+def clear(pods: Sequence[Pod], config: JobConfig, say: Say) -> Pod | None:
+    """Deletes pods that will not come (again): preempted, failed, stopped. Returns one that is or will be READY."""
+    living = [pod for pod in pods if pod.ready or pod.coming]
+    for pod in pods:
+        if pod not in living:
+            say(f"{pod.name} in {pod.zone} is {pod.state}; deleting it")
+            delete(pod, config.cloud.project)
+    return max(living, key=lambda pod: pod.ready, default=None)
+
+
+def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, say: Say) -> Pod | str:
+    """Asks one zone and waits; the pod, or why this zone has none. Raises JobError for a request that is wrong."""
+    how = f"{spec.accelerator_type} ({spec.capacity.value}{', queued' if config.cloud.queued else ''})"
+    say(f"asking {zone} for {spec.name}, {how}")
+    create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
+    done = call(create(spec, zone, config.cloud.project))
+    if done.code and "ALREADY_EXISTS" not in done.err:
+        reason = gcloud_error(done.err)
+        if not any(sign.lower() in reason.lower() for sign in NO_CAPACITY):
+            raise JobError(f"{zone} refuses {spec.name}: {reason}")
+        return reason
+    return wait(config, zone, say)
+
+
+def wait(config: JobConfig, zone: str, say: Say) -> Pod | str:
+    """Waits for the pod in `zone`; the pod once READY, else why it will not come. What has failed is deleted."""
+    deadline = time.monotonic() + config.cloud.zone_wait_s
+    shown = ""
+    while True:
+        pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.zone == zone), None)
+        if pod is None:
+            return "the request is gone"
+        if pod.state != shown:
+            shown = pod.state
+            say(f"{pod.name} in {zone}: {shown}")
+        if pod.ready:
+            return pod
+        late = time.monotonic() > deadline
+        if late or not pod.coming:
+            delete(pod, config.cloud.project)
+            return pod.error or (f"not served within cloud.zone_wait_s={config.cloud.zone_wait_s}" if late else shown)
+        time.sleep(POLL_S if pod.node is None else POLL_S / 5)
+
+
+def show(pod: Pod, as_json: bool) -> None:
+    addresses = [endpoint["ipAddress"] for endpoint in (pod.node or {}).get("networkEndpoints", [])]
+    facts = {"name": pod.name, "zone": pod.zone, "state": pod.state, "workers": pod.workers, "addresses": addresses}
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(f"{pod.name} in {pod.zone}: {pod.state}, {pod.workers} workers")

@@ -1,0 +1,1 @@
+"""Task sources: each module reads one format into samples."""

@@ -1,0 +1,230 @@
+"""Verifies a run folder, trusting nothing in it: `python -m pod_job.verify RUN_DIR [--recompute N] [--json]`.
+
+Every file is read once from end to end, a piece at a time. Exit status: 0 whole and sound, 1 not, 2 no run there.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pod_job import merge, metadata, rundir
+from pod_job import rows as rows_table
+from pod_job.commit import TENSOR, committed, read_record
+from pod_job.errors import JobError
+from pod_job.recompute import Deviation, recompute
+from pod_job.storage import Folder, Stored, checksum, open_folder
+from pod_job.tensorfile import TensorSpec, read_header
+
+READS_IN_FLIGHT = 8
+PIECE_BYTES = 8 << 20
+"""Of a file in memory at a time, for each read in flight."""
+VARYING = ("merged", "pod_job_version")
+"""Keys of metadata.json that two merges of the same records may give other values."""
+
+
+@dataclass
+class Report:
+    """What was read, and everything that is wrong. `recomputed`: per tap, how far rows are from computing them anew."""
+
+    url: str
+    complete: bool = False
+    missing: list[int] = field(default_factory=list)
+    batches: int = 0
+    rows: int = 0
+    files: int = 0
+    bytes: int = 0
+    nonfinite_rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    recomputed: dict[str, Deviation] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        return self.complete and not self.problems
+
+
+@dataclass
+class Found:
+    """The same of one batch."""
+
+    rows: int = 0
+    files: int = 0
+    bytes: int = 0
+    nonfinite_rows: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(run_dir: str | Path) -> Report:
+    """Structure, sizes, checksums, headers, row counts, finite values and metadata.json of a run.
+
+    An unfinished run is checked as far as it goes. Raises JobError where there is no run.
+    """
+    folder = open_folder(run_dir)
+    rundir.read_run(folder)
+    report = Report(folder.url)
+    numbers = sorted(committed(folder))
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+        for found in pool.map(lambda number: check_batch(folder, number), numbers):
+            report.batches += 1
+            report.rows += found.rows
+            report.files += found.files
+            report.bytes += found.bytes
+            report.nonfinite_rows += found.nonfinite_rows
+            report.problems += found.problems
+    check_metadata(folder, report)
+    check_names(folder, report)
+    return report
+
+
+def check_batch(folder: Folder, number: int) -> Found:
+    """Reads every file of a committed batch."""
+    found = Found()
+    try:
+        record = read_record(folder, number)
+        for entry in record["files"]:
+            check_tap(folder, entry, found)
+        check_rows(folder, record, found)
+        found.rows = record["rows"]
+    except JobError as error:
+        found.problems.append(str(error))
+    return found
+
+
+def check_tap(folder: Folder, entry: dict[str, Any], found: Found) -> None:
+    """Checks one tap file against its entry in the commit record, and counts it in."""
+    name = f"{folder.url}/{entry['file']}"
+    try:
+        header = read_header(lambda start, size: folder.read(entry["file"], start, size), name)
+        spec = header.tensors.get(TENSOR)
+        if spec is None:
+            raise JobError(f"{name}: has no tensor {TENSOR}; it is another program's file")
+        bad: list[int] = []
+        stored = checksum(pieces(folder, entry["file"], spec, bad))
+    except FileNotFoundError:
+        found.problems.append(f"{name}: missing")
+        return
+    except JobError as error:
+        found.problems.append(str(error))
+        return
+    found.files += 1
+    found.bytes += stored.size
+    found.nonfinite_rows += sum(bad)
+    said = (entry["dtype"], entry["shape"], entry["offset"], entry["nonfinite"])
+    there = (str(spec.dtype), list(spec.shape), spec.start, sum(bad))
+    if stored != (recorded := Stored(entry["size"], entry["crc32c"])):
+        found.problems.append(f"{name}: {shown(stored)}, its record says {shown(recorded)}")
+    elif said != there:
+        found.problems.append(f"{name}: has dtype, shape, offset, non-finite rows {there}, its record says {said}")
+
+
+def pieces(folder: Folder, name: str, spec: TensorSpec, bad: list[int]) -> Iterator[bytes]:
+    """The whole file in order; the numbers of non-finite rows in its pieces are appended to `bad`."""
+    width = int(np.prod(spec.shape[1:]))
+    row_bytes = max(1, width * spec.dtype.itemsize)
+    step = max(1, PIECE_BYTES // row_bytes) * row_bytes
+    yield folder.read(name, 0, spec.start)
+    position = spec.start
+    while piece := folder.read(name, position, step):
+        yield piece
+        whole = len(piece) // row_bytes * row_bytes  # less only where the file was cut, which its size tells
+        values = np.frombuffer(piece, spec.dtype, whole // spec.dtype.itemsize).reshape(-1, width)
+        bad.append(int((~np.isfinite(values).all(axis=1)).sum()))
+        position += len(piece)
+
+
+def check_rows(folder: Folder, record: dict[str, Any], found: Found) -> None:
+    """Checks the batch's rows table against its entry in the commit record, and counts it in."""
+    entry = record["rows_file"]
+    name = f"{folder.url}/{entry['file']}"
+    try:
+        data = folder.read(entry["file"])
+        stored, table = checksum([data]), rows_table.from_parquet(data, name)
+    except FileNotFoundError:
+        found.problems.append(f"{name}: missing")
+        return
+    found.files += 1
+    found.bytes += stored.size
+    samples = len(set(zip(table.task_id, table.sample_idx.tolist(), strict=True)))
+    if stored != (recorded := Stored(entry["size"], entry["crc32c"])):
+        found.problems.append(f"{name}: {shown(stored)}, its record says {shown(recorded)}")
+    elif len(table) != record["rows"]:
+        found.problems.append(f"{name}: describes {len(table)} rows, the batch has {record['rows']}")
+    elif samples > record["n_samples"]:
+        found.problems.append(f"{name}: describes {samples} samples, the batch has {record['n_samples']}")
+
+
+def check_metadata(folder: Folder, report: Report) -> None:
+    """Whether the records make a whole run, and whether metadata.json is what they say."""
+    try:
+        truth = json.loads(metadata.render(merge.gather(folder)))
+        report.complete, report.missing = truth["complete"], truth["missing"]
+        there = metadata.read_any(folder)
+    except JobError as error:
+        report.problems.append(str(error))
+        return
+    differing = [key for key in sorted(truth.keys() | there.keys()) if truth.get(key) != there.get(key)]
+    if differing := [key for key in differing if key not in VARYING]:
+        report.problems.append(
+            f"{folder.url}/{rundir.METADATA}: {', '.join(differing)} differ from what the commit records say; "
+            f"run `python -m pod_job.merge {folder.url}` to write it anew"
+        )
+
+
+def check_names(folder: Folder, report: Report) -> None:
+    """Whether the folder of activations holds anything that no batch of this run owns."""
+    plan = merge.read_plan(folder, rundir.read_run(folder)["identity"])
+    for name in folder.names(rundir.ACTIVATIONS):
+        if name != rundir.METADATA and rundir.batch_of_file(name, plan.taps) not in range(1, plan.batches + 1):
+            report.problems.append(f"{folder.url}/{name}: is not a file of this run; move it away")
+
+
+def shown(stored: Stored) -> str:
+    return f"{stored.size} bytes with crc32c {stored.crc32c}"
+
+
+def text(report: Report) -> str:
+    """The report for people."""
+    state = "whole" if report.complete else f"unfinished, {len(report.missing)} batches missing"
+    lines = [
+        f"{report.url}: {state}",
+        f"{report.batches} batches, {report.rows:,} rows, {report.files} files, {report.bytes:,} bytes read",
+    ]
+    if report.nonfinite_rows:
+        lines.append(f"{report.nonfinite_rows} vectors have a NaN or an infinity")
+    for tap, deviation in report.recomputed.items():
+        lines.append(f"{tap}: {deviation}")
+    lines += [f"problem: {problem}" for problem in report.problems]
+    return "\n".join([*lines, "sound" if report.sound else "NOT SOUND"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pod_job.verify", description=__doc__)
+    parser.add_argument("run_dir", help="a local folder or gs://bucket/prefix")
+    parser.add_argument("--recompute", type=int, default=0, metavar="N", help="compute N random rows anew")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the rows")
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("overrides", nargs="*", help="where inputs were moved: model.path=... tasks.path=...")
+    options = parser.parse_args(argv)
+    try:
+        report = verify(options.run_dir)
+        if options.recompute and report.sound:
+            report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
+            far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
+            report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(dataclasses.asdict(report) | {"sound": report.sound}, indent=1) if options.json else text(report))
+    return 0 if report.sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""A simulated cloud and a bucket for rehearsals: jobs on it are started by the real launcher, in its own processes."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pod_job import environment, rundir
+from tools.bucket import bucket_server
+from tools.fakepod import World, fakepod
+from tools.fakepod.hosts import Hosts
+from tools.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).parent.parent
+BUCKET = "rehearsal"
+ZONE, OTHER_ZONE = "us-west4-a", "us-west4-b"
+CORES_PER_VM = 8  # of a v4, the TPU that can have two VMs
+PROMPTS = 44  # of the sample tasks
+PER_BATCH = 4
+
+# Writes down what gcloud was told, then is gcloud.
+RECORDING_GCLOUD = """\
+#!/bin/bash
+printf '%q ' "$@" >>{log}
+echo >>{log}
+exec {gcloud} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A cloud, a bucket and a model. A run named R is on the pod `pod-R`."""
+
+    world: World
+    root: Path
+    endpoint: str
+    model: Path
+
+    def job(self, run: str, hosts: int, *more: str) -> list[str]:
+        """Overrides of a small job on a pod of `hosts` workers; every worker has one device."""
+        return [
+            *("experiment=v5e64", f"model.path={self.model}", "model.dtype=float32", "tasks=arc_sample"),
+            *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=cut"),
+            *(f"extract.save_every_n_samples={PER_BATCH}", f"storage.run_dir=gs://{BUCKET}/{run}"),
+            *(f"pod.accelerator_type=v4-{hosts * CORES_PER_VM}", f"pod.hosts={hosts}"),
+            *("pod.devices_per_host=1", f"mesh.data={hosts}", "mesh.model=1", f"cloud.name={self.pod(run)}"),
+            *(f"cloud.zones=[{ZONE},{OTHER_ZONE}]", "cloud.internal_ip=true", f"cloud.python={sys.executable}"),
+            *(f"cloud.ssh_flags=['-oPort={self.world.ssh_port}']", *more),
+        ]
+
+    def pod(self, run: str) -> str:
+        return f"pod-{run}"
+
+    def hosts(self, run: str) -> Hosts:
+        """The machines of a run's pod."""
+        return self.world.hosts(self.pod(run))
+
+    def signal_job(self, run: str, worker: int, signum: signal.Signals) -> None:
+        """Signals the job's own process on a worker; nothing where there is none."""
+        if any(name.endswith(f"/{self.pod(run)}") for name in list(self.world.cloud.machines)):
+            self.hosts(run).signal(worker, signum, program=b"python")
+
+    @property
+    def env(self) -> dict[str, str]:
+        path = f"{self.root}:{os.environ['PATH']}"
+        emulator = {environment.STORAGE_EMULATOR: self.endpoint}
+        return {**os.environ, **self.world.env, **emulator, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    def start(self, verb: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        """`python -m launch VERB ...` in a process of its own."""
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-m", "launch", verb, *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def launch(self, verb: str, *arguments: str, status: int = 0, **env: str) -> tuple[str, str]:
+        """The same to its end, which must have that exit status: (stdout, stderr)."""
+        process = self.start(verb, *arguments, **env)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == status, f"{verb}: {process.returncode}\n{out}\n{err}"
+        return out, err
+
+    def commands(self) -> list[list[str]]:
+        """What gcloud has been told so far."""
+        return [shlex.split(line) for line in (self.root / "commands.log").read_text().splitlines()]
+
+    def folder(self, run: str) -> Path:
+        """A run folder as the bucket's server keeps it: plain files."""
+        return self.root / "buckets" / BUCKET / run
+
+    def records(self, run: str) -> int:
+        """How many batches of a run are committed."""
+        return len(list((self.folder(run) / rundir.COMMITS).glob("*.json")))
+
+    def wait_for_records(
+        self, run: str, count: int, launcher: subprocess.Popen[str] | None = None, timeout_s: float = 150.0
+    ) -> float:
+        """Waits until `count` batches are committed, as long as `launcher` lives; Unix time of the moment."""
+        deadline = time.monotonic() + timeout_s
+        while self.records(run) < count:
+            assert launcher is None or launcher.poll() is None, launcher.communicate()
+            assert time.monotonic() < deadline, f"{self.records(run)} of {count} batches after {timeout_s} s"
+            time.sleep(0.05)
+        return time.time()
+
+
+@contextmanager
+def rehearsal(root: Path) -> Iterator[Rehearsal]:
+    """All of it, until the context is left."""
+    model = write_tiny_model(root / "model", layers=4)
+    gcloud = root / "gcloud"
+    gcloud.write_text(RECORDING_GCLOUD.format(log=root / "commands.log", gcloud=shutil.which("gcloud")))
+    gcloud.chmod(0o755)
+    with bucket_server(root / "buckets", BUCKET) as endpoint:
+        # The compiled programs of earlier jobs, so that a rehearsal takes seconds.
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        host_env = {environment.STORAGE_EMULATOR: endpoint, "JAX_NUM_CPU_DEVICES": "1", **cache}
+        with fakepod(root / "cloud", host_env) as world:
+            yield Rehearsal(world, root, endpoint, model)
+
+
+def secret_seen(paths: Sequence[Path], secret: str) -> list[Path]:
+    """The files at or below `paths` that contain the secret."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return [file for file in files if secret.encode() in file.read_bytes()]

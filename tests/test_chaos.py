@@ -1,0 +1,61 @@
+"""A short `make chaos`: pods killed and stopped at steps of the protocol leave the dataset of an undisturbed run."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sample_runs import TAPS, batch, identity
+
+from pod_job import rundir
+from pod_job.commit import commit_batch
+from pod_job.dataset import ActivationDataset
+from pod_job.merge import merge
+from pod_job.storage import open_folder
+from tools import chaos
+from tools.chaos_host import STEPS
+from tools.chaos_plan import scenarios
+
+
+@pytest.mark.slow
+def test_disturbed_runs_leave_the_dataset_of_an_undisturbed_one(tmp_path: Path) -> None:
+    result = chaos.chaos(tmp_path, runs=5, seed=33, samples=6, say=print)
+    assert result["bad"] == []
+    assert result["disturbed"] >= 5
+    assert any(outcome.startswith("woke up") for outcome in result["outcomes"])
+
+
+def test_every_step_has_its_turn() -> None:
+    planned = itertools.chain.from_iterable(scenario.disturbed for scenario in itertools.islice(scenarios(0), 20))
+    assert {start.fault.step for start in planned if start.fault} == set(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"noise": 1e-2}, "layer_6 differs"),
+        ({"seed": 1}, "token_id differs"),
+        ({"missing": True}, "missing batches: \\[2\\]"),
+    ],
+    ids=str,
+)
+def test_a_difference_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, problem: str | None
+) -> None:
+    monkeypatch.setattr(chaos, "LAYERS", TAPS)
+    missing = change.pop("missing", False)
+    for name, other in (("truth", {}), ("found", change)):
+        folder = open_folder(tmp_path / name)
+        rundir.claim(folder, identity(16))
+        for number in (1,) if missing and name == "found" else (1, 2):
+            commit_batch(folder, batch(number, 20, **(other if number == 2 else {})), host=0)
+        merge(folder)
+    truth = chaos.read_dataset(tmp_path / "truth")
+    found = chaos.problems_of(tmp_path / "found", truth)
+    if problem is None:
+        assert found == []
+        assert np.array_equal(truth[1][0], ActivationDataset(tmp_path / "found", TAPS[0])[:])
+    else:
+        assert any(re.search(problem, text) for text in found), found

@@ -1,0 +1,187 @@
+"""Extraction through to files on this machine's CPU, ours beside Hugging Face torch with forward hooks.
+
+Both run the same random model of Qwen2.5-0.5B's shape on the same prompts in one process on all cores, four taps, all
+positions, in turn; each turn ends when its files are on disk. Ours is timed a second way, forward passes alone, to
+show what copying and writing cost. Prints one JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pod_job.config import JobConfig, load
+from pod_job.distributed import Host
+from pod_job.forward import compile_step, place
+from pod_job.inputs import Inputs, read_inputs
+from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.decoder import Decoder
+from pod_job.pipeline import Feeder, Writers, extract
+from pod_job.reporter import Reporter
+from pod_job.storage import open_folder
+from pod_job.tokens import load_tokenizer, tokenize
+from pod_job.weights import load_params
+from tools.tiny_model import write_tiny_model
+
+LAYERS = [6, 12, 18, 23]
+SEQ_LEN = 512
+ROWS = 4  # in one of our steps; prompts in one of torch's batches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("runs/models/random-qwen2.5-0.5b"), help="made if missing")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if not options.model.is_dir():
+        write_tiny_model(options.model, layers=24, hidden=896, heads=14, kv_heads=2, mlp=4864, vocab=151936, tied=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        print(
+            json.dumps(compare(options.model, options.dtype, options.prompts, options.rounds, Path(scratch)), indent=2)
+        )
+
+
+def compare(model: Path, dtype: str, prompts: int, rounds: int, scratch: Path) -> dict[str, Any]:
+    """Tokens/s of the three ways, round by round in turn, and the ratios of their medians."""
+    config = load(
+        [
+            f"model.path='{model}'",
+            f"model.dtype={dtype}",
+            "tasks=arc_sample",
+            f"tasks.limit={prompts}",
+            "extract=all_tokens",
+            f"extract.layers={LAYERS}",
+            f"extract.dtype={dtype}",
+            f"extract.seq_len={SEQ_LEN}",
+            f"extract.rows_per_device={ROWS}",
+            "extract.save_every_n_samples=8",
+            f"storage.run_dir='{scratch}/ours'",
+        ]
+    )
+    inputs = read_inputs(config)
+    tokenizer = load_tokenizer(inputs.model_dir)
+    encoded = [
+        prompt.token_ids for prompt in tokenize(tokenizer, inputs.tasks.samples, SEQ_LEN, config.extract.too_long)
+    ]
+    tokens = sum(map(len, encoded))
+    ways = {
+        "ours": ours(config, inputs, tokenizer, scratch, write=True),
+        "ours, forward only": ours(config, inputs, tokenizer, scratch, write=False),
+        "hugging face": hugging_face(model, dtype, encoded, scratch),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            started = time.monotonic()
+            run()
+            speeds[name].append(tokens / (time.monotonic() - started))
+    median = {name: statistics.median(found) for name, found in speeds.items()}
+    return {
+        "tokens_per_s": speeds,
+        "ours / hugging face": median["ours"] / median["hugging face"],
+        "writing costs": median["ours, forward only"] / median["ours"] - 1,
+        "tokens": tokens,
+        "dtype": dtype,
+        "layers": LAYERS,
+        "python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "torch": torch_version(),
+        "machine": platform.processor() or platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def ours(config: JobConfig, inputs: Inputs, tokenizer: Any, scratch: Path, *, write: bool) -> Callable[[], None]:
+    """A function that extracts all batches into a fresh folder, or only computes them; loaded and compiled before."""
+    mesh = make_mesh(config.mesh)
+    rows = row_sharding(mesh, config.sharding)
+    shardings = weight_shardings(mesh, config.sharding, inputs.table)
+    dtype = jnp.dtype(config.model.dtype.value)
+    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
+    model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
+    step = compile_step(model, params, mesh, rows, ROWS, config.extract)
+    part = feeding(rows, ROWS, 0)
+    batches = range(1, inputs.total_batches + 1)
+
+    def run() -> None:
+        folder = open_folder(tempfile.mkdtemp(dir=scratch))
+        with Reporter(folder, Host(0, 1, "bench", None)) as reporter:
+            feeder = Feeder(batches, inputs, tokenizer, config.extract, ROWS, write, reporter)
+            if write:
+                with Writers(config.storage.writers, folder, 0, reporter.committed) as writers:
+                    extract(step, params, feeder, rows, part, writers, reporter)
+                return
+            while feeder.has(0):
+                jax.block_until_ready(step(params, *place(feeder.take(), False, rows, part)))
+
+    return run
+
+
+def hugging_face(model: Path, dtype: str, encoded: list[np.ndarray], scratch: Path) -> Callable[[], None]:
+    """A function that runs right-padded batches with hooks, stops after the last of them and saves each batch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+
+    def run() -> None:
+        for start in range(0, len(encoded), ROWS):
+            chosen = encoded[start : start + ROWS]
+            mask = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
+            ids = torch.zeros_like(mask)
+            for row, prompt in enumerate(chosen):
+                mask[row, : len(prompt)] = 1
+                ids[row, : len(prompt)] = torch.from_numpy(prompt.astype(np.int64))
+            with torch.no_grad(), hooks(network.model.layers) as caught, contextlib.suppress(Enough):
+                network.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            kept = {layer: hidden[mask.bool()] for layer, hidden in caught.items()}
+            torch.save(kept, scratch / f"hugging_face_{start}.pt")
+
+    return run
+
+
+class Enough(Exception):
+    """Raised by the last hook: nothing after it is wanted."""
+
+
+@contextlib.contextmanager
+def hooks(layers: Any) -> Iterator[dict[int, Any]]:
+    caught: dict[int, Any] = {}
+
+    def hook(layer: int) -> Callable[..., None]:
+        def keep(module: Any, arguments: Any, output: Any) -> None:
+            caught[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == LAYERS[-1]:
+                raise Enough
+
+        return keep
+
+    handles = [layers[layer].register_forward_hook(hook(layer)) for layer in LAYERS]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def torch_version() -> str:
+    import torch
+
+    return torch.__version__
+
+
+if __name__ == "__main__":
+    main()

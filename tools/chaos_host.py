@@ -1,0 +1,96 @@
+"""One host of a pod that may die: the real job in a forked process, with a fault planted in its run folder's writes.
+
+Nothing of this is in the job itself: the fault sits around the calls by which objects get their names.
+"""
+
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import transformers
+
+# Imported here, before the fork, once for all hosts: imports are most of what a start costs.
+import pod_job.job  # noqa: F401
+from pod_job import __main__ as entry
+from pod_job.storage import LocalFolder
+
+# transformers imports a class when it is first named.
+_ = transformers.PreTrainedTokenizerFast, transformers.AutoTokenizer, transformers.AutoConfig
+
+KINDS = {
+    "run": r"run\.json",
+    "tap": r".+_batch_\d+\.safetensors",
+    "rows": r"rows_batch_\d+\.parquet",
+    "record": r"batch_\d+\.json",
+    "metadata": r"metadata\.json",
+}
+MOMENTS = ("before", "written", "named")
+"""Of an object: nothing of it is there; its bytes are on the disk, nameless; it has its name."""
+STEPS = tuple(f"{kind}.{moment}" for kind, moment in itertools.product(KINDS, MOMENTS))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls a host when it comes to `step` for the `nth` time: SIGKILL, or SIGSTOP for a later awakening."""
+
+    step: str
+    nth: int = 1
+    signum: signal.Signals = signal.SIGKILL
+
+
+def host_main(overrides: Sequence[str], env: Mapping[str, str], fault: Fault | None, log: Path) -> None:
+    """The body of the forked process: `python -m pod_job` with these overrides and variables."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(env)
+    # jax read its variables when it was imported, before the fork.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", int(env["JAX_NUM_CPU_DEVICES"]))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if fault is not None:
+        plant(fault)
+    status = entry.main(list(overrides))
+    sys.stdout.flush()
+    if status:
+        os._exit(status)
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()  # at exit, were this not a fork
+    os._exit(0)
+
+
+def plant(fault: Fault) -> None:
+    """Lets this process meet its fault."""
+    counter, lock = itertools.count(1), threading.Lock()
+
+    def reach(path: Any, moment: str) -> None:
+        kind = next((kind for kind, name in KINDS.items() if re.fullmatch(name, Path(path).name)), None)
+        if f"{kind}.{moment}" == fault.step:
+            with lock:
+                if next(counter) == fault.nth:
+                    os.kill(os.getpid(), fault.signum)
+
+    def around(named: Callable[..., None]) -> Callable[..., None]:
+        def call(source: Any, target: Any) -> None:
+            reach(target, "written")
+            named(source, target)
+            reach(target, "named")
+
+        return call
+
+    write = LocalFolder._write_temporary
+
+    def write_temporary(folder: LocalFolder, path: Path, parts: Any) -> Path:
+        reach(path, "before")
+        return write(folder, path, parts)
+
+    LocalFolder._write_temporary = write_temporary  # type: ignore[method-assign]
+    os.link, os.replace = around(os.link), around(os.replace)  # type: ignore[assignment]

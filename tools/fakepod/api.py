@@ -1,0 +1,101 @@
+"""The HTTP face of the simulated cloud: the paths that gcloud's `compute tpus` commands and its ssh ask for."""
+
+import json
+import re
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tools.fakepod.cloud import ALREADY_EXISTS, NOT_FOUND, ApiError, Cloud
+
+HTTP_STATUS = {ALREADY_EXISTS: 409, NOT_FOUND: 404}
+STATUS_NAME = {ALREADY_EXISTS: "ALREADY_EXISTS", NOT_FOUND: "NOT_FOUND"}
+
+Answer = dict[str, Any]
+
+
+def api_handler(cloud: Cloud, ssh_keys: str) -> type[BaseHTTPRequestHandler]:
+    """A handler class for http.server. `ssh_keys`: the project's metadata value of that name."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._serve("GET")
+
+        def do_POST(self) -> None:
+            self._serve("POST")
+
+        def do_DELETE(self) -> None:
+            self._serve("DELETE")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def _serve(self, method: str) -> None:
+            url = urlsplit(self.path)
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            try:
+                status, content = 200, answer(cloud, ssh_keys, method, url.path, query, json.loads(body or b"{}"))
+            except ApiError as error:
+                status = HTTP_STATUS.get(error.code, 400)
+                name = STATUS_NAME.get(error.code, "FAILED_PRECONDITION")
+                content = {"error": {"code": status, "message": str(error), "status": name}}
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    return Handler
+
+
+def answer(cloud: Cloud, ssh_keys: str, method: str, path: str, query: dict[str, str], body: Answer) -> Answer:
+    """One request's answer. Raises ApiError; an unknown path is a NOT_FOUND that names it."""
+    location = r"(projects/[^/]+/locations/[^/]+)"
+    routes: list[tuple[str, str, Callable[..., Answer]]] = [
+        ("GET", rf"/v2/({location}/nodes/[^/:]+)", lambda name, _: cloud.get(cloud.nodes, name)),
+        ("GET", rf"/v2/{location}/nodes", lambda parent: {"nodes": cloud.list(cloud.nodes, parent)}),
+        ("POST", rf"/v2/{location}/nodes", lambda parent: cloud.create_node(parent, query["nodeId"], body)),
+        ("DELETE", rf"/v2/({location}/nodes/[^/:]+)", lambda name, _: cloud.delete_node(name)),
+        (
+            "POST",
+            rf"/v2/({location}/nodes/[^/:]+):getGuestAttributes",
+            lambda name, _: cloud.guest_attributes(name, (body.get("workerIds") or [""])[0]),
+        ),
+        ("GET", rf"/v2/({location}/operations/[^/]+)", lambda name, _: cloud.operation(name)),
+        ("GET", rf"/v2/({location}/queuedResources/[^/]+)", lambda name, _: cloud.get(cloud.queued, name)),
+        (
+            "GET",
+            rf"/v2/{location}/queuedResources",
+            lambda parent: {"queuedResources": cloud.list(cloud.queued, parent)},
+        ),
+        (
+            "POST",
+            rf"/v2/{location}/queuedResources",
+            lambda parent: cloud.create_queued(parent, query["queuedResourceId"], body),
+        ),
+        (
+            "DELETE",
+            rf"/v2/({location}/queuedResources/[^/]+)",
+            lambda name, _: cloud.delete_queued(name, query.get("force", "").lower() == "true"),
+        ),
+        ("GET", r"/compute/v1/projects/([^/]+)", lambda project: compute_project(project, ssh_keys)),
+    ]
+    for verb, pattern, serve in routes:
+        match = re.fullmatch(pattern, path)
+        if verb == method and match:
+            return serve(*match.groups())
+    raise ApiError(NOT_FOUND, f"the simulated cloud has no {method} {path}")
+
+
+def compute_project(project: str, ssh_keys: str) -> Answer:
+    """Of Compute Engine: the project, whose metadata holds the keys that may log in."""
+    return {
+        "kind": "compute#project",
+        "name": project,
+        "commonInstanceMetadata": {"items": [{"key": "ssh-keys", "value": ssh_keys}]},
+    }

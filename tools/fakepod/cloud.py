@@ -1,0 +1,204 @@
+"""The state of a simulated Cloud TPU: nodes, queued resources, operations, and the faults a test asks for.
+
+No HTTP here: `tools.fakepod.api` maps requests to these methods. Records are the JSON of API version v2,
+https://cloud.google.com/tpu/docs/reference/rest/v2.
+"""
+
+import itertools
+import re
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+Record = dict[str, Any]
+
+CREATE_S = 0.3  # from request to READY
+ALREADY_EXISTS, NOT_FOUND, FAILED_PRECONDITION, RESOURCE_EXHAUSTED = 6, 5, 9, 8
+CAPACITY = "There is no more capacity in the zone; you can try in another zone where Cloud TPU nodes are offered"
+QUOTA = "Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone"
+
+
+class ApiError(Exception):
+    """An answer other than 200: google.rpc code and message."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Machines(Protocol):
+    """The hosts of one node: where they listen, and how they come and go."""
+
+    addresses: list[str]
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def announce_preemption(self) -> None: ...
+
+    def host_keys(self) -> list[str]: ...
+
+
+class Cloud:
+    """All locations of one project. Methods may be called from any thread."""
+
+    def __init__(self, project: str, new_machines: Callable[[Record], Machines]) -> None:
+        self.project = project
+        self.new_machines = new_machines
+        self.lock = threading.RLock()
+        self.nodes: dict[str, Record] = {}
+        self.queued: dict[str, Record] = {}
+        self.operations: dict[str, Record] = {}
+        self.machines: dict[str, Machines] = {}
+        self.ready_at: dict[str, float] = {}
+        self.refusals: defaultdict[str, deque[str]] = defaultdict(deque)  # by zone: why the next creations fail
+        self.created: list[str] = []  # zones, in the order in which nodes were asked for
+        self.numbers = itertools.count(1)
+
+    # What a test does to the pod.
+
+    def refuse(self, zone: str, reason: str, times: int = 1) -> None:
+        """The next `times` creations in the zone fail with `reason` (CAPACITY, QUOTA or any text)."""
+        self.refusals[zone].extend([reason] * times)
+
+    def preempt(self, node_id: str, notice_s: float = 0.0) -> None:
+        """Takes the node away: a notice to its hosts, then their end, then state PREEMPTED (queued: SUSPENDED)."""
+        name = self._only(self.nodes, node_id)
+        self.machines[name].announce_preemption()
+        time.sleep(notice_s)
+        with self.lock:
+            self.machines[name].stop()
+            self.nodes[name]["state"] = "PREEMPTED"
+            for queued in self.queued.values():
+                if queued["tpu"]["nodeSpec"][0]["nodeId"] == node_id:
+                    queued["state"] = {"state": "SUSPENDED", "stateInitiator": "SERVICE"}
+
+    def addresses(self, node_id: str) -> list[str]:
+        return self.machines[self._only(self.nodes, node_id)].addresses
+
+    # What the API asks.
+
+    def create_node(self, parent: str, node_id: str, node: Record) -> Record:
+        with self.lock:
+            name = f"{parent}/nodes/{node_id}"
+            if name in self.nodes:
+                raise ApiError(ALREADY_EXISTS, f"Resource '{name}' already exists")
+            self.created.append(zone_of(name))
+            if self.refusals[zone_of(name)]:
+                return self._operation(parent, error=self.refusals[zone_of(name)].popleft())
+            self._add_node(name, node)
+            return self._operation(parent, waits_for=name)
+
+    def delete_node(self, name: str) -> Record:
+        with self.lock:
+            self.get(self.nodes, name)
+            self._remove_node(name)
+            return self._operation(parent_of(name))
+
+    def create_queued(self, parent: str, queued_id: str, queued: Record) -> Record:
+        with self.lock:
+            name = f"{parent}/queuedResources/{queued_id}"
+            if name in self.queued:
+                raise ApiError(ALREADY_EXISTS, f"Resource '{name}' already exists")
+            spec = queued["tpu"]["nodeSpec"][0]
+            self.queued[name] = {**queued, "name": name, "createTime": now(), "state": {"state": "ACCEPTED"}}
+            self.created.append(zone_of(name))
+            if self.refusals[zone_of(name)]:
+                error = {"code": RESOURCE_EXHAUSTED, "message": self.refusals[zone_of(name)].popleft()}
+                self.queued[name]["state"] = {"state": "FAILED", "failedData": {"error": error}}
+            else:
+                self._add_node(f"{parent}/nodes/{spec['nodeId']}", spec["node"])
+            return self._operation(parent)
+
+    def delete_queued(self, name: str, force: bool) -> Record:
+        with self.lock:
+            queued = self.get(self.queued, name)
+            node = f"{parent_of(name)}/nodes/{queued['tpu']['nodeSpec'][0]['nodeId']}"
+            if node in self.nodes:
+                if not force:
+                    raise ApiError(FAILED_PRECONDITION, f"{name} has nodes; use force to delete them with it")
+                self._remove_node(node)
+            del self.queued[name]
+            return self._operation(parent_of(name))
+
+    def get(self, table: dict[str, Record], name: str) -> Record:
+        with self.lock:
+            self._advance()
+            if name not in table:
+                raise ApiError(NOT_FOUND, f"Resource '{name}' was not found")
+            return table[name]
+
+    def list(self, table: dict[str, Record], parent: str) -> list[Record]:
+        """All records under projects/P/locations/Z; Z may be `-` for any."""
+        with self.lock:
+            self._advance()
+            pattern = re.compile(re.escape(parent).replace(re.escape("locations/-"), "locations/[^/]+") + "/")
+            return [record for name, record in table.items() if pattern.match(name)]
+
+    def guest_attributes(self, name: str, worker: str) -> Record:
+        """The hosts' ssh host keys, all or one worker's."""
+        self.get(self.nodes, name)
+        keys = self.machines[name].host_keys()
+        chosen = [keys[int(worker)]] if worker else keys
+        item = {"namespace": "hostkeys", "key": "ssh-ed25519"}
+        return {"guestAttributes": [{"queryValue": {"items": [{**item, "value": key}]}} for key in chosen]}
+
+    def _add_node(self, name: str, node: Record) -> None:
+        number = next(self.numbers)
+        record = {**node, "name": name, "id": str(number), "state": "CREATING", "createTime": now()}
+        self.machines[name] = self.new_machines(record)
+        record["networkEndpoints"] = [{"ipAddress": ip, "port": 8470} for ip in self.machines[name].addresses]
+        self.nodes[name] = {"apiVersion": "V2", "health": "HEALTHY", **record}
+        self.ready_at[name] = time.monotonic() + CREATE_S
+
+    def _remove_node(self, name: str) -> None:
+        self.machines.pop(name).stop()
+        del self.nodes[name]
+
+    def _advance(self) -> None:
+        """Moves what is due on: nodes to READY, their queued resources to ACTIVE."""
+        for name, node in self.nodes.items():
+            if node["state"] == "CREATING" and time.monotonic() >= self.ready_at[name]:
+                self.machines[name].start()
+                node["state"] = "READY"
+        for name, queued in self.queued.items():
+            node = self.nodes.get(f"{parent_of(name)}/nodes/{queued['tpu']['nodeSpec'][0]['nodeId']}")
+            if node is not None and queued["state"]["state"] not in ("SUSPENDED", "FAILED"):
+                queued["state"] = {"state": "ACTIVE" if node["state"] == "READY" else "PROVISIONING"}
+
+    def _operation(self, parent: str, waits_for: str | None = None, error: str | None = None) -> Record:
+        """A long-running operation; it is done once the node it waits for is READY."""
+        name = f"{parent}/operations/operation-{next(self.numbers)}"
+        self.operations[name] = {"name": name, "done": True, "response": {"@type": "type.googleapis.com/Any"}}
+        if error is not None:
+            failed = {"code": RESOURCE_EXHAUSTED, "message": error}
+            self.operations[name] = {"name": name, "done": True, "error": failed}
+        if waits_for is not None:
+            self.operations[name] |= {"done": False, "metadata": {"target": waits_for}}
+        return self.operations[name]
+
+    def operation(self, name: str) -> Record:
+        found = self.get(self.operations, name)
+        node = self.nodes.get(found.get("metadata", {}).get("target", ""))
+        return found | {"done": True} if node is None or node["state"] != "CREATING" else found
+
+    def _only(self, table: dict[str, Record], last: str) -> str:
+        (name,) = (name for name in table if name.endswith(f"/{last}"))
+        return name
+
+
+def parent_of(name: str) -> str:
+    """projects/P/locations/Z of a resource's name."""
+    return "/".join(name.split("/")[:4])
+
+
+def zone_of(name: str) -> str:
+    return name.split("/")[3]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

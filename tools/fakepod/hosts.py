@@ -1,0 +1,132 @@
+"""The hosts of one simulated node: each a home folder, an address of 127.0.0.0/8, an sshd and a metadata server."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tools.fakepod.metadata import MetadataServer
+
+MARK = "FAKEPOD_HOST"  # in the environment of every process of a host: its home folder
+SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/libexec/sftp-server")
+START_TIMEOUT_S = 20.0
+
+# What every login runs. With a file `drop` in the home, one command runs and then its connection breaks.
+LOGIN = """\
+#!/bin/bash
+cd "$HOME" || exit 1
+printf '%s\\n' "$SSH_ORIGINAL_COMMAND" >>"$HOME.commands"
+if rm drop 2>/dev/null; then
+  bash -c "$SSH_ORIGINAL_COMMAND"
+  kill -9 $PPID
+  sleep 60
+fi
+exec bash -c "$SSH_ORIGINAL_COMMAND"
+"""
+
+
+class Hosts:
+    """The machines of one node, stopped until `start`. `env` is set in every process on every host."""
+
+    def __init__(
+        self, root: Path, addresses: Sequence[str], port: int, authorized_keys: Path, env: Mapping[str, str]
+    ) -> None:
+        self.addresses = list(addresses)
+        self.homes = [root / f"host_{worker:02d}" for worker in range(len(addresses))]
+        self.port, self.authorized_keys, self.env = port, authorized_keys, env
+        self.sshds: dict[int, subprocess.Popen[bytes]] = {}
+        self.metadata: dict[int, MetadataServer] = {}
+        self.absent: set[int] = set()
+
+    def start(self) -> None:
+        """Starts every host but those in `absent`; returns when all accept connections."""
+        for worker, home in enumerate(self.homes):
+            home.mkdir(parents=True)
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{home}.key"], check=True)
+            self.metadata[worker] = MetadataServer(self.addresses, worker)
+            if worker not in self.absent:
+                self.sshds[worker] = self._start_sshd(worker)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        for worker, sshd in self.sshds.items():
+            log = Path(f"{self.homes[worker]}.sshd.log")
+            while not log.exists() or "Server listening" not in log.read_text():
+                if sshd.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"sshd of host {worker} did not start; see {log}")
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends every host as a power cut does; their folders stay."""
+        for worker in list(self.sshds):
+            self.kill(worker)
+        for server in self.metadata.values():
+            server.close()
+        self.metadata.clear()
+
+    def kill(self, worker: int) -> None:
+        """One host's end: its sshd and all that runs on it."""
+        sshd = self.sshds.pop(worker)
+        sshd.kill()
+        sshd.wait()
+        self.signal(worker, signal.SIGKILL)
+
+    def signal(self, worker: int, signum: signal.Signals, program: bytes = b"") -> None:
+        """Signals every process of the host (but not its sshd) whose program's path has `program` in it."""
+        for pid in self.processes(worker, program):
+            try:
+                os.kill(pid, signum)
+            except ProcessLookupError:
+                continue
+
+    def processes(self, worker: int, program: bytes = b"") -> list[int]:
+        """The processes on the host, by the mark in their environment, that run `program`."""
+        mark = f"{MARK}={self.homes[worker]}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    ours = mark in (entry / "environ").read_bytes().split(b"\0")
+                    if ours and program in (entry / "cmdline").read_bytes().split(b"\0")[0]:
+                        found.append(int(entry.name))
+                except OSError:
+                    continue  # ended meanwhile, or another user's
+        return found
+
+    def announce_preemption(self) -> None:
+        for server in self.metadata.values():
+            server.preempted.set()
+
+    def host_keys(self) -> list[str]:
+        return [Path(f"{home}.key.pub").read_text().split()[1] for home in self.homes]
+
+    def drop_next_login(self, worker: int) -> None:
+        """The next command on this host runs, but its connection breaks before the answer's end."""
+        (self.homes[worker] / "drop").touch()
+
+    def _start_sshd(self, worker: int) -> subprocess.Popen[bytes]:
+        home, address = self.homes[worker], self.addresses[worker]
+        login = Path(f"{home}.login")
+        login.write_text(LOGIN)
+        login.chmod(0o755)
+        env = {**self.env, MARK: str(home), "HOME": str(home), "GCE_METADATA_IP": self.metadata[worker].address}
+        settings = " ".join(f'"{name}={value}"' for name, value in env.items())
+        config = Path(f"{home}.sshd_config")
+        config.write_text(
+            f"ListenAddress {address}:{self.port}\nHostKey {home}.key\nPidFile none\nUsePAM no\nStrictModes no\n"
+            f"AuthorizedKeysFile {self.authorized_keys}\nPermitRootLogin yes\nPasswordAuthentication no\n"
+            f"SetEnv {settings}\nForceCommand {login}\nSubsystem sftp {sftp_server()}\n"
+        )
+        sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        assert sshd is not None
+        # An sshd run as root wants this folder, which its service would have made.
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sshd, "-D", "-f", str(config), "-E", f"{home}.sshd.log"], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
+def sftp_server() -> str:
+    return next((path for path in SFTP_SERVERS if Path(path).exists()), "internal-sftp")

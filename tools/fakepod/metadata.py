@@ -1,0 +1,59 @@
+"""A worker's metadata server: who it is in its slice, an access token, and whether it is being taken away.
+
+https://cloud.google.com/compute/docs/metadata/overview; the attributes are those of a Cloud TPU VM.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "simulated-token-of-a-host"
+
+
+class MetadataServer:
+    """Serves from construction until `close`; `address` is the host:port for GCE_METADATA_IP."""
+
+    def __init__(self, addresses: Sequence[str], worker: int) -> None:
+        self.preempted = threading.Event()
+        endpoints = ",".join(f"unknown:unknown:{address}" for address in addresses)
+        values = {
+            "instance/attributes/agent-worker-number": str(worker),
+            "instance/attributes/worker-network-endpoints": endpoints,
+            "instance/attributes/tpu-env": f"WORKER_ID: '{worker}'",
+            "instance/service-accounts/default/token": json.dumps({"access_token": TOKEN, "token_type": "Bearer"}),
+            "instance/maintenance-event": "NONE",
+        }
+        self.server = ThreadingHTTPServer((addresses[worker], 0), handler(values, self.preempted))
+        self.address = f"{addresses[worker]}:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def handler(values: dict[str, str], preempted: threading.Event) -> type[BaseHTTPRequestHandler]:
+    """A handler class for http.server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.removeprefix("/computeMetadata/v1/").partition("?")[0]
+            value = values.get(name)
+            if name == "instance/preempted":
+                if "wait_for_change=true" in self.path:
+                    preempted.wait(60)
+                value = "TRUE" if preempted.is_set() else "FALSE"
+            known = value is not None and self.headers.get("Metadata-Flavor") == "Google"
+            data = (value or "").encode() if known else b""
+            self.send_response(200 if known else 404)
+            self.send_header("Metadata-Flavor", "Google")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Handler
