@@ -54,7 +54,7 @@ lint: $(INSTALLED) ## ruff and pyright
 constraints: $(INSTALLED) ## pin the newest versions of all dependencies in constraints.txt
 	$(BIN)/python -m pip install --quiet uv
 	{ echo '# Exact versions for Python 3.11 and newer; made by: make constraints'; \
-	  $(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-header \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra preflight --universal --python-version 3.11 --upgrade --no-header \
 	    --no-annotate --no-emit-index-url --no-emit-find-links --quiet; } > constraints.new
 	mv constraints.new constraints.txt
 
