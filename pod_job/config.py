@@ -144,6 +144,17 @@ class StorageConfig:
 
 
 @dataclass(kw_only=True)
+class ParityConfig:
+    """Before a run, its first prompts go through an independent float32 reference."""
+
+    samples: int = 2  # prompts; 0 leaves the comparison out
+    limit: float | None = None  # largest relative L2 error of a vector; by default what the dtypes' rounding explains
+
+    def __post_init__(self) -> None:
+        at_least("parity.samples", self.samples, 0)
+
+
+@dataclass(kw_only=True)
 class JobConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sharding: Sharding = Sharding.replicated
@@ -152,6 +163,7 @@ class JobConfig:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from pod_job.inputs import Inputs, read_inputs
 from pod_job.merge import merge
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
+from pod_job.parity import check_parity
 from pod_job.pipeline import Feeder, Writers, extract
 from pod_job.reporter import Reporter
 from pod_job.rundir import claim
@@ -79,6 +80,8 @@ def run(config: JobConfig) -> None:
             model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
             with compile_cache(config.storage.compile_cache):
                 step = compile_step(model, params, mesh, rows, global_rows, config.extract)
+            if config.parity.samples:
+                check_parity(config, inputs, tokenizer, host, step, params, rows, global_rows)
 
             reporter.phase(Phase.extracting)
             on_nonfinite = config.extract.on_nonfinite

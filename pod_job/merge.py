@@ -1,6 +1,7 @@
 """From commit records to `activations/metadata.json`: reads records, never the data; safe to repeat at any time."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,8 @@ def gather(folder: Folder) -> dict[str, Any]:
     merged = Merged()
     for record in read_records(folder, numbers):
         _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
-    return _metadata(identity, plan, merged, numbers)
+    parity = [json.loads(folder.read(name)) for name in folder.names(rundir.PARITY)]
+    return _metadata(identity, plan, merged, numbers) | {"parity": parity}
 
 
 def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:

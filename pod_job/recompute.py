@@ -13,8 +13,7 @@ from pod_job.config import JobConfig, MeshConfig, PodConfig, Sharding, from_json
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs, read_inputs
-from pod_job.parity import limit_of
-from pod_job.reference import reference_taps, relative_errors
+from pod_job.reference import limit_of, reference_taps, relative_errors
 from pod_job.storage import open_folder
 from pod_job.tokens import load_tokenizer, tokenize
 

@@ -11,9 +11,12 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, Int32
 
+from pod_job.config import Dtype
 from pod_job.inputs import Inputs
 
 TORCH, OURS = "Hugging Face transformers, torch, float32", "this model on one CPU device, float32"
+LIMITS = {Dtype.float32: 1e-3, Dtype.float16: 0.1, Dtype.bfloat16: 0.1}
+"""Largest relative L2 error of a vector that rounding explains, by the coarsest dtype on its way."""
 TINY = 1e-30  # a row of zeros is as far from itself as anything: not at all
 
 
@@ -22,6 +25,11 @@ def reference_taps(inputs: Inputs, prompts: Sequence[Int32[np.ndarray, "_"]]) ->
     if torch_installed():
         return TORCH, _by_torch(inputs, prompts)
     return OURS, _by_us(inputs, prompts)
+
+
+def limit_of(*dtypes: Dtype) -> float:
+    """The limit for a vector that went through these dtypes."""
+    return max(LIMITS[dtype] for dtype in dtypes)
 
 
 def torch_installed() -> bool:

@@ -14,6 +14,7 @@ RUN = "run.json"
 ACTIVATIONS = "activations/"
 METADATA = ACTIVATIONS + "metadata.json"
 COMMITS = "commits/"
+PARITY = "parity/"
 OUTPUTS = "outputs/"
 FORMAT = 1
 """Version of the layout and of the records; a reader refuses a newer one."""
@@ -42,6 +43,10 @@ def log_file(host: int) -> str:
 def code_file(name: str) -> str:
     """Of the code that ran, named by its content: the launcher puts it there and hosts fetch it."""
     return f"code/{name}.tar.gz"
+
+
+def parity_file(attempt: str) -> str:
+    return f"{PARITY}{attempt}.json"
 
 
 def batch_of_commit(name: str) -> int | None:

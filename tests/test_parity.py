@@ -1,0 +1,82 @@
+"""The parity gate: its result is in metadata.json, on any mesh; a step that computes something else is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pod_job import reference, rundir
+from pod_job.config import Dtype
+from pod_job.merge import merge
+from pod_job.reference import limit_of, relative_errors
+from pod_job.storage import open_folder
+from pod_job.verify import verify
+from tools.tiny_model import write_tiny_model
+
+# The job, with its reference made by our own code (no torch), or spoilt as a miscompiled step would look.
+PROGRAM = """
+import sys
+from pod_job import __main__, reference
+reference.torch_installed = lambda: False
+if "spoilt" in sys.argv:
+    ours = reference._by_us
+    def spoilt(inputs, prompts):
+        return [one | {"layer_2": one["layer_2"] + abs(one["layer_2"]).max()} for one in ours(inputs, prompts)]
+    reference._by_us = spoilt
+status = __main__.main([text for text in sys.argv[1:] if text != "spoilt"])
+import os; os._exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"), layers=3)
+
+
+def job(model: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    overrides = [
+        *("mesh=2x2", "pod.devices_per_host=4", "tasks=arc_sample", "tasks.limit=4", "extract.seq_len=256"),
+        *(f"model.path={model}", "model.dtype=float32", "extract.layers=[1,2]", f"storage.run_dir={run_dir}"),
+        *("extract.too_long=cut", "parity.samples=3"),
+    ]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *overrides, *more], env=env, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.mark.parametrize(
+    "more", [("extract=all_tokens", "sharding=tensor", "extract.dtype=float32"), ("sharding=fsdp",)], ids=str
+)
+def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    done = job(model, tmp_path, *more)
+    assert done.returncode == 0, done.stderr
+    [found] = merge(open_folder(tmp_path))["parity"]
+    assert found == json.loads((tmp_path / rundir.METADATA).read_text())["parity"][0]
+    # A step has two rows of one long prompt each where devices of the axis `model` share them, else four.
+    assert (found["reference"], found["prompts"], found["passed"]) == (reference.OURS, 3 if len(more) == 1 else 2, True)
+    assert found["rows"] == (3 if len(more) == 1 else 2 * 256)
+    assert found["limit"] == limit_of(Dtype.float32, Dtype.bfloat16 if len(more) == 1 else Dtype.float32)
+    assert found["errors"].keys() == {"layer_1", "layer_2"}
+    rounding = 2**-8 if len(more) == 1 else 1e-5
+    assert all(0 < error["median"] <= error["largest"] < rounding for error in found["errors"].values())
+    assert verify(tmp_path).sound
+
+
+def test_a_step_that_is_off_is_refused_and_stores_nothing(model: Path, tmp_path: Path) -> None:
+    done = job(model, tmp_path, "spoilt")
+    assert done.returncode == 2
+    assert "parity.limit=0.1: layer_2 is" in done.stderr
+    assert not list(tmp_path.glob("commits/*"))
+    [found] = merge(open_folder(tmp_path))["parity"]
+    assert not found["passed"]
+
+
+def test_relative_errors_of_rows() -> None:
+    truth = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    found = np.array([[3.0, 4.5], [0.0, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
+    assert relative_errors(found, truth).tolist() == pytest.approx([0.1, 0.0, np.inf, np.inf])
