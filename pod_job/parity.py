@@ -60,7 +60,7 @@ def check_parity(
     rows: NamedSharding,
     size: int,
 ) -> None:
-    """Runs the step once, on every host, and returns if it agrees with the reference.
+    """Runs the step once, on every host, with the first prompts that fit; returns if it agrees with the reference.
 
     Args:
         rows: how a step's `size` rows are split.
