@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXPERIMENTS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.yaml))
 RUNS := $(EXPERIMENTS:%=run-%)
+WATCHES := $(EXPERIMENTS:%=watch-%)
 PLANS := $(EXPERIMENTS:%=plan-%)
 SIMS := $(EXPERIMENTS:%=sim-%)
 
@@ -21,20 +22,24 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test smoke chaos lint constraints clean $(RUNS) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test smoke chaos lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@for name in $(EXPERIMENTS); do \
 	  printf '\n  %s: %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
 	  printf '  make %-16s %s\n' "plan-$$name" 'mesh, hosts, batches and the command of each host; starts nothing' \
-	    "run-$$name" 'the job' "sim-$$name" 'its pod shape, mesh and taps on this machine, with a tiny random model'; \
+	    "run-$$name" 'the job' "watch-$$name" 'the job on a pod in the cloud, through preemptions, to its end' \
+	    "sim-$$name" 'its pod shape, mesh and taps on this machine, with a tiny random model'; \
 	done
 
 install: $(INSTALLED) ## the environment in .venv (every other target makes it too)
 
 demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a bucket, all on this machine
 	$(BIN)/python -m tools.demo
+
+rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## a job on 16 workers from nothing to its end: real gcloud and ssh, simulated cloud
+	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/python -m launch watch experiment=rehearsal $(ARGS)
 
 test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
@@ -63,6 +68,9 @@ clean: ## remove the environment and all that runs left behind
 
 $(RUNS): run-%: $(INSTALLED)
 	$(BIN)/python -m launch run experiment=$* $(ARGS)
+
+$(WATCHES): watch-%: $(INSTALLED)
+	$(BIN)/python -m launch watch experiment=$* $(ARGS)
 
 $(PLANS): plan-%: $(INSTALLED)
 	$(BIN)/python -m launch plan experiment=$* $(ARGS)

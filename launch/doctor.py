@@ -107,7 +107,7 @@ def check_bucket(config: JobConfig) -> str:
 
 def bucket_location(bucket: str) -> str:
     """The bucket's region or multi-region in lower case; empty when gcloud may not tell."""
-    done = call(gcloud.describe_bucket(bucket))
+    done = call(gcloud.describe_bucket(bucket), timeout_s=60)
     return json.loads(done.out).get("location", "").lower() if done.code == 0 else ""
 
 

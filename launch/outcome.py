@@ -60,7 +60,8 @@ def judge(
     if node != "READY":
         return Outcome(End.preempted, node=node)
     lines = guilty.lines if guilty is not None else ()
-    if cause is not None and guilty is not None and not guilty.died_of_another:
+    # Without a guilty one among the ended, those that ended name a host that hangs.
+    if cause is not None and (guilty is None or not guilty.died_of_another):
         return Outcome(End.lost, cause, lines)
     unreachable = [host for host in range(len(statuses)) if answers and host not in answers]
     if worried_s > SETTLE_S and unreachable:

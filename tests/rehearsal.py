@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pod_job import environment, rundir
+from pod_job import rundir
 from tools.bucket import bucket_server
 from tools.fakepod import World, fakepod
 from tools.fakepod.hosts import Hosts
@@ -40,7 +40,6 @@ class Rehearsal:
 
     world: World
     root: Path
-    endpoint: str
     model: Path
 
     def job(self, run: str, hosts: int, *more: str) -> list[str]:
@@ -49,6 +48,7 @@ class Rehearsal:
             *("experiment=v5e64", f"model.path={self.model}", "model.dtype=float32", "tasks=arc_sample"),
             *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=cut"),
             *(f"extract.save_every_n_samples={PER_BATCH}", f"storage.run_dir=gs://{BUCKET}/{run}"),
+            f"storage.compile_cache={self.root}/compiled",
             *(f"pod.accelerator_type=v4-{hosts * CORES_PER_VM}", f"pod.hosts={hosts}"),
             *("pod.devices_per_host=1", f"mesh.data={hosts}", "mesh.model=1", f"cloud.name={self.pod(run)}"),
             *(f"cloud.zones=[{ZONE},{OTHER_ZONE}]", "cloud.internal_ip=true", f"cloud.python={sys.executable}"),
@@ -70,8 +70,7 @@ class Rehearsal:
     @property
     def env(self) -> dict[str, str]:
         path = f"{self.root}:{os.environ['PATH']}"
-        emulator = {environment.STORAGE_EMULATOR: self.endpoint}
-        return {**os.environ, **self.world.env, **emulator, "PYTHONPATH": str(ROOT), "PATH": path}
+        return {**os.environ, **self.world.env, "PYTHONPATH": str(ROOT), "PATH": path}
 
     def start(self, verb: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """`python -m launch VERB ...` in a process of its own."""
@@ -119,12 +118,9 @@ def rehearsal(root: Path) -> Iterator[Rehearsal]:
     gcloud = root / "gcloud"
     gcloud.write_text(RECORDING_GCLOUD.format(log=root / "commands.log", gcloud=shutil.which("gcloud")))
     gcloud.chmod(0o755)
-    with bucket_server(root / "buckets", BUCKET) as endpoint:
-        # The compiled programs of earlier jobs, so that a rehearsal takes seconds.
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        host_env = {environment.STORAGE_EMULATOR: endpoint, "JAX_NUM_CPU_DEVICES": "1", **cache}
-        with fakepod(root / "cloud", host_env) as world:
-            yield Rehearsal(world, root, endpoint, model)
+    one_device = {"JAX_NUM_CPU_DEVICES": "1"}
+    with bucket_server(root / "buckets", BUCKET) as url, fakepod(root / "cloud", one_device, url) as world:
+        yield Rehearsal(world, root, model)
 
 
 def secret_seen(paths: Sequence[Path], secret: str) -> list[Path]:

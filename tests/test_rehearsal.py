@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rehearsal import OTHER_ZONE, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
+from rehearsal import OTHER_ZONE, PER_BATCH, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
 
 from pod_job.dataset import ActivationDataset
 from tools.bucket import bucket_available
@@ -50,14 +50,14 @@ def test_up_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[
     assert [len(list(home.glob(".pod_job/attempts/*"))) for home in machines.homes] == [1] * hosts
     first = stage.wait_for_records("calm", 1) - began
 
-    watched, said = stage.launch("watch", *job, "--json", REHEARSAL_SECRET=SECRET)
-    assert json.loads(watched)["complete"], said
-    assert json.loads(watched)["prompts"] == PROMPTS
+    stage.launch("status", *job, "--follow")
+    status = json.loads(stage.launch("status", *job, "--json")[0])
+    assert (status["batches_done"], status["batches"]) == (BATCHES, BATCHES)
+    assert [pod["state"] for pod in status["pods"]] == ["READY"]
+    stage.launch("down", *job)
     assert not stage.world.cloud.nodes
     assert not stage.world.cloud.queued
-
-    status = json.loads(stage.launch("status", *job, "--json")[0])
-    assert (status["batches_done"], status["batches"], status["pods"]) == (BATCHES, BATCHES, [])
+    assert len(ActivationDataset(str(stage.folder("calm")), layer=1)) == PROMPTS
     assert [host["phase"] for host in status["hosts"]] == ["done"] * hosts
     logs = stage.launch("logs", *job)[0].splitlines()
     assert {int(line[:2]) for line in logs if line.endswith("INFO done")} == set(range(hosts))
@@ -154,10 +154,10 @@ def wrong(stage: Rehearsal, tmp_path: Path) -> None:
 def test_code_by_scp_a_clean_stop_and_what_is_left(stage: Rehearsal, tmp_path: Path) -> None:
     """Without a bucket. `stop` ends the job with what it holds; `gc` deletes a preempted pod; `doctor` is content."""
     folder = tmp_path / "run"
-    prompts = [json.dumps({"task_id": str(i), "text": "1 2 3 4 " * 10}) for i in range(600)]
+    prompts = [json.dumps({"task_id": str(i), "text": "1 2 3 4 " * 10}) for i in range(10_000)]
     (tmp_path / "tasks.jsonl").write_text("\n".join(prompts))
     tasks = ("tasks.format=jsonl", f"tasks.path={tmp_path / 'tasks.jsonl'}", "cloud.queued=false")
-    job = stage.job("plain", 2, ONE_EACH, *tasks, f"storage.run_dir={folder}")
+    job = stage.job("plain", 2, *tasks, f"storage.run_dir={folder}")
     findings = json.loads(stage.launch("doctor", *job, "--json")[0])
     assert [finding["check"] for finding in findings if not finding["well"]] == []
     stage.launch("run", *job)
@@ -168,7 +168,7 @@ def test_code_by_scp_a_clean_stop_and_what_is_left(stage: Rehearsal, tmp_path: P
     deadline = time.monotonic() + 60
     while {"stopped"} != {host["phase"] for host in json.loads(stage.launch("status", *job, "--json")[0])["hosts"]}:
         assert time.monotonic() < deadline
-    assert 3 <= len(list(folder.glob("commits/*"))) < len(prompts)
+    assert 3 <= len(list(folder.glob("commits/*"))) < len(prompts) // PER_BATCH
     stage.world.cloud.preempt(stage.pod("plain"))
     assert [pod["state"] for pod in json.loads(stage.launch("gc", *job, "--json")[0])] == ["PREEMPTED"]
     assert not stage.world.cloud.nodes

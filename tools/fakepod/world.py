@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+from pod_job import environment
 from tools.fakepod.api import api_handler
 from tools.fakepod.cloud import Cloud, Record
 from tools.fakepod.hosts import Hosts
@@ -50,11 +51,12 @@ def fakepod_available() -> str | None:
 
 
 @contextmanager
-def fakepod(root: Path, host_env: Mapping[str, str]) -> Iterator[World]:
+def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) -> Iterator[World]:
     """Serves a simulated cloud for as long as the context is open; `root` (absolute) keeps homes and logs.
 
     Args:
         host_env: environment of every process on a host, beside what the simulation needs itself.
+        bucket: address of a bucket server, for the workstation and the hosts.
     """
     home = root / "home"
     key = home / ".ssh" / "google_compute_engine"
@@ -63,7 +65,13 @@ def fakepod(root: Path, host_env: Mapping[str, str]) -> Iterator[World]:
     kind, public, *_ = key.with_suffix(".pub").read_text().split()
     user = getpass.getuser()
     ssh_port, jax_port = free_port(), free_port()
-    common = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    emulator = {} if bucket is None else {environment.STORAGE_EMULATOR: bucket}
+    common = {
+        **emulator,
+        "PATH": os.environ["PATH"],
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    }
 
     def new_machines(node: Record) -> Hosts:
         subnet = next(_subnets)
@@ -80,7 +88,10 @@ def fakepod(root: Path, host_env: Mapping[str, str]) -> Iterator[World]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), api_handler(cloud, f"{user}:{kind} {public} {user}"))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
-        yield World(cloud, gcloud_env(root, home, server.server_port), ssh_port, root)
+        env = gcloud_env(root, home, server.server_port)
+        if bucket is not None:
+            env |= emulator | {"CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{bucket}/storage/v1/"}
+        yield World(cloud, env, ssh_port, root)
     finally:
         server.shutdown()
         server.server_close()

@@ -1,0 +1,52 @@
+"""`python -m tools.fakepod ROOT MODEL COMMAND...`: runs a command in a simulated cloud with a bucket, and ends both.
+
+The command finds gcloud set up, the bucket gs://rehearsal, and what conf/experiment/rehearsal.yaml refers to:
+FAKEPOD_SSH_PORT on which every host listens, FAKEPOD_MODEL and FAKEPOD_PYTHON.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pod_job.errors import JobError
+from tools.bucket import bucket_server
+from tools.fakepod import fakepod, fakepod_available
+
+BUCKET = "rehearsal"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.fakepod", description=__doc__)
+    parser.add_argument("root", type=Path, help="folder for buckets, homes and logs; it is emptied first")
+    parser.add_argument("model", type=Path, help="a model's folder, which hosts use too")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; a shell if left out")
+    options = parser.parse_args(argv)
+    try:
+        return rehearse(
+            options.root.absolute(), options.model.absolute(), options.command or [os.environ.get("SHELL", "sh")]
+        )
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def rehearse(root: Path, model: Path, command: list[str]) -> int:
+    if reason := fakepod_available():
+        raise JobError(f"no cloud can be simulated here, for want of {reason}")
+    if root.exists() and not (root / "cloud").exists() and any(root.iterdir()):
+        raise JobError(f"root={root} holds something else; name a folder that may be emptied")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    with bucket_server(root / "buckets", BUCKET) as endpoint:
+        common = {"FAKEPOD_MODEL": str(model), "FAKEPOD_PYTHON": sys.executable}
+        with fakepod(root / "cloud", common | {"JAX_NUM_CPU_DEVICES": "1"}, endpoint) as world:
+            env = {**os.environ, **world.env, **common, "FAKEPOD_SSH_PORT": str(world.ssh_port)}
+            return subprocess.run(command, env=env).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
