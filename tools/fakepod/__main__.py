@@ -25,10 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="a model's folder, which hosts use too")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; a shell if left out")
     options = parser.parse_args(argv)
+    command = options.command or [os.environ.get("SHELL", "sh")]
     try:
-        return rehearse(
-            options.root.absolute(), options.model.absolute(), options.command or [os.environ.get("SHELL", "sh")]
-        )
+        return rehearse(options.root.absolute(), options.model.absolute(), command)
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

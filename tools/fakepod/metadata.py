@@ -3,6 +3,7 @@
 https://cloud.google.com/compute/docs/metadata/overview; the attributes are those of a Cloud TPU VM.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ def handler(values: dict[str, str], preempted: threading.Event) -> type[BaseHTTP
             self.send_header("Metadata-Flavor", "Google")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(ConnectionError):  # a process that ended while it waited for a change
+                self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

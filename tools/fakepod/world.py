@@ -66,12 +66,8 @@ def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) 
     user = getpass.getuser()
     ssh_port, jax_port = free_port(), free_port()
     emulator = {} if bucket is None else {environment.STORAGE_EMULATOR: bucket}
-    common = {
-        **emulator,
-        "PATH": os.environ["PATH"],
-        "JAX_PLATFORMS": "cpu",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-    }
+    cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    common = {**emulator, **cpu, "PATH": os.environ["PATH"]}
 
     def new_machines(node: Record) -> Hosts:
         subnet = next(_subnets)
