@@ -42,14 +42,14 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Options) 
     if options.dry_run:
         print(*planned(config), sep="\n")
         return 0
-    say = speaker()
     began = time.monotonic()
+    say = speaker(began)
     started = start(config, overrides, say)
     if not options.follow:
         facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
         print(json.dumps(facts | {"hosts": config.pod.hosts}) if options.as_json else next_steps(started, overrides))
         return 0
-    outcome = until_end(config, started, say)
+    outcome = until_end(config, started, say, began)
     return finish(config, started, outcome, time.monotonic() - began, options)
 
 
@@ -66,9 +66,9 @@ def start(config: JobConfig, overrides: Sequence[str], say: Say) -> Started:
     return Started(how, deploy(config, overrides, how, inputs.folder, new_attempt(), say), inputs)
 
 
-def until_end(config: JobConfig, started: Started, say: Say) -> Outcome:
+def until_end(config: JobConfig, started: Started, say: Say, began: float) -> Outcome:
     """Shows the hosts' progress until the attempt has ended."""
-    with progress.Screen(Console(stderr=True)) as screen:
+    with progress.Screen(Console(stderr=True), began) as screen:
         return follow(
             started.reach,
             config.pod.hosts,

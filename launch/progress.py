@@ -59,7 +59,8 @@ def pace(heard: Sequence[HostStatus], dealt: int) -> str:
 class Screen:
     """Bars redrawn in place on a terminal; elsewhere one line per finished phase, and batches every PLAIN_EVERY_S."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, began: float | None = None) -> None:
+        """`began`: the moment of time.monotonic() from which seconds are shown; now, if None."""
         self.console = console
         self.progress = Progress(
             TextColumn("{task.description:<14}"),
@@ -71,7 +72,8 @@ class Screen:
         )
         self.tasks: dict[str, int] = {}
         self.finished: set[str] = set()
-        self.started = self.spoke = time.monotonic()
+        self.spoke = time.monotonic()
+        self.started = self.spoke if began is None else began
 
     def __enter__(self) -> Self:
         self.progress.start()

@@ -54,7 +54,7 @@ def run_facts(
     price = config.cloud.price_per_chip_hour
     hourly = price * config.pod.devices if price is not None else None
     now = time.time()
-    spent = hourly * sum(pod.age_s(now) for pod in pods) / 3600 if hourly is not None else None
+    spent = hourly * sum(pod.age_s(now) for pod in pods) / 3600 if hourly is not None and pods else None
     expected = spent + hourly * left_s / 3600 if spent is not None and hourly and left_s is not None else None
     return {
         "run": config.storage.run_dir,

@@ -50,12 +50,13 @@ def down(overrides: Sequence[str], options: Options) -> int:
     return 0
 
 
-def speaker() -> Say:
-    """Prints what goes on to stderr, each line with the seconds since now."""
-    screen, began = Console(stderr=True), time.monotonic()
+def speaker(began: float | None = None) -> Say:
+    """Prints what goes on to stderr, each line with the seconds since `began`, a moment of time.monotonic(); or now."""
+    screen = Console(stderr=True)
+    origin = time.monotonic() if began is None else began
 
     def say(text: str) -> None:
-        screen.print(f"{time.monotonic() - began:6.1f} s  {text}", highlight=False, markup=False, soft_wrap=True)
+        screen.print(f"{time.monotonic() - origin:6.1f} s  {text}", highlight=False, markup=False, soft_wrap=True)
 
     return say
 

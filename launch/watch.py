@@ -28,13 +28,13 @@ def watch(overrides: Sequence[str], options: Options) -> int:
     if options.dry_run:
         print(*planned(config), sep="\n")
         return 0
-    say = speaker()
     began = time.monotonic()
+    say = speaker(began)
     lost = dict.fromkeys((End.preempted, End.lost), 0)
     budget = {End.preempted: config.cloud.preemptions, End.lost: config.cloud.failures}
     while True:
         started = start(config, overrides, say)
-        outcome = until_end(config, started, say)
+        outcome = until_end(config, started, say, began)
         if outcome.end not in lost:
             break
         lost[outcome.end] += 1
