@@ -3,6 +3,7 @@
 Set STORAGE_EMULATOR_HOST to talk to an emulator; otherwise application default credentials are used.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -100,6 +101,10 @@ class BucketFolder:
                 **_patience(),
             )
             return sorted(blob.name.removeprefix(self._prefix) for blob in blobs)
+
+    def remove(self, name: str) -> None:
+        with self._explained(), contextlib.suppress(api.NotFound):
+            self._blob(name).delete(**_patience())
 
     def local_path(self, name: str) -> Path | None:
         return None

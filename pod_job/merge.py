@@ -74,8 +74,16 @@ def gather(folder: Folder) -> dict[str, Any]:
     merged = Merged()
     for record in read_records(folder, numbers):
         _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
-    parity = [json.loads(folder.read(name)) for name in folder.names(rundir.PARITY)]
+    parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
     return _metadata(identity, plan, merged, numbers) | {"parity": parity}
+
+
+def _parity(folder: Folder, name: str) -> dict[str, Any]:
+    """What one start found when it compared its step with the reference."""
+    try:
+        return json.loads(folder.read(name))
+    except ValueError as error:
+        raise JobError(f"{folder.url}/{name}: not JSON ({error})") from error
 
 
 def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:

@@ -15,6 +15,7 @@ ACTIVATIONS = "activations/"
 METADATA = ACTIVATIONS + "metadata.json"
 COMMITS = "commits/"
 PARITY = "parity/"
+PIECES = "pieces/"
 OUTPUTS = "outputs/"
 FORMAT = 1
 """Version of the layout and of the records; a reader refuses a newer one."""
@@ -43,6 +44,10 @@ def log_file(host: int) -> str:
 def code_file(name: str) -> str:
     """Of the code that ran, named by its content: the launcher puts it there and hosts fetch it."""
     return f"code/{name}.tar.gz"
+
+
+def piece_file(number: int) -> str:
+    return f"{PIECES}batch_{number:06d}.safetensors"
 
 
 def parity_file(attempt: str) -> str:

@@ -66,6 +66,10 @@ class Folder(Protocol):
         """Every name that begins with the prefix, sorted. Slow on a large bucket: keep it off the hot path."""
         ...
 
+    def remove(self, name: str) -> None:
+        """Remove what is kept under the name, if anything is."""
+        ...
+
     def local_path(self, name: str) -> Path | None:
         """Where the content can be memory-mapped, or None in a bucket."""
         ...
@@ -149,6 +153,9 @@ class LocalFolder:
             base = "" if relative == "." else f"{relative}/"
             found += [base + file for file in files if not file.startswith(".")]
         return sorted(name for name in found if name.startswith(prefix))
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
 
     def local_path(self, name: str) -> Path | None:
         return self._path(name)

@@ -1,0 +1,155 @@
+"""A finished run with its rows in random order: `python -m pod_job.shuffle RUN_DIR OUT [--seed S]`.
+
+Two passes with bounded memory (after Sanders, "Random permutations on distributed, external and hierarchical memory",
+1998). The first cuts each batch's rows, permuted, into one stretch per part of the new run; the second gathers a
+part's stretches, permutes them, and commits them as a batch. All orders are equally likely; the seed decides. Hosts
+share both passes by number, and whatever is done already is left alone. In the new run every row counts as a sample.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from pod_job import metadata, rundir
+from pod_job.commit import commit_batch, committed
+from pod_job.errors import JobError
+from pod_job.merge import merge
+from pod_job.row_reader import READS_IN_FLIGHT
+from pod_job.storage import Folder, open_folder
+from pod_job.stretches import Piece, Record, open_piece, read_stretch, to_batch, write_piece
+
+PART_BYTES = 256 << 20
+"""Of all taps of one batch of the new run; the second pass holds about three times as much."""
+MOST_ROWS = 10**9
+"""As many rows as NumPy draws from a multivariate hypergeometric distribution."""
+POLL_S = 1.0
+
+
+def shuffle(
+    run_dir: str | Path,
+    out_dir: str | Path,
+    seed: int = 0,
+    *,
+    host: int = 0,
+    hosts: int = 1,
+    part_bytes: int = PART_BYTES,
+) -> dict[str, Any]:
+    """This host's share; returns the new run's metadata, complete once the last host is through.
+
+    Raises JobError where the run is unfinished, has more than 10^9 rows, or `out_dir` belongs to another run.
+    """
+    source, out = open_folder(run_dir), open_folder(out_dir)
+    described = metadata.read_any(source)
+    if not described["complete"]:
+        raise JobError(f"{source.url}: unfinished; start the job again before its rows are shuffled")
+    if described["rows"] > MOST_ROWS:
+        raise JobError(f"{source.url}: {described['rows']} rows, at most {MOST_ROWS} can be shuffled at once")
+    if source.url == out.url:
+        raise JobError(f"OUT={out.url}: is the run itself; name another folder")
+    record = Record.of(described)
+    part_rows = max(1, part_bytes // record.bytes)
+    rundir.claim(out, _identity(described, part_rows, seed))
+    sizes = [entry["rows"] for entry in described["rows_files"]]
+    parts = part_sizes(sum(sizes), part_rows)
+    if len(committed(out)) == len(parts):
+        return _finish(out)
+    mine = np.arange(host, len(parts), hosts)
+    places = np.empty((len(sizes), 2, len(mine)), np.int64)  # per batch: where each part's stretch begins, its length
+    for number, counts in enumerate(stretches(sizes, parts, seed)):
+        places[number] = (np.cumsum(counts) - counts)[mine], counts[mine]
+        if number % hosts == host and sizes[number]:
+            write_piece(source, out, described, record, number, batch_order(number, sizes[number], seed))
+    _await_pieces(out, sizes)
+    done = committed(out)
+    pieces = [open_piece(out, number) if size and len(done) < len(parts) else None for number, size in enumerate(sizes)]
+    for part, (begins, counts) in zip((mine + 1).tolist(), places.transpose(2, 1, 0), strict=True):
+        if part not in done:
+            wanted = [(p, int(b), int(n)) for p, b, n in zip(pieces, begins, counts, strict=True) if p and n]
+            _write_part(out, record, part, wanted, seed, host)
+    return _finish(out)
+
+
+def part_sizes(rows: int, part_rows: int) -> Int[np.ndarray, "P"]:
+    """The rows of each part: all equal, but the last."""
+    return np.diff(np.append(np.arange(0, rows, part_rows), rows))
+
+
+def stretches(sizes: Sequence[int], parts: Int[np.ndarray, "P"], seed: int) -> Iterator[Int[np.ndarray, "P"]]:
+    """For each batch, how many of its rows go to each part, as if the parts were dealt from one shuffled deck."""
+    room = parts.copy()
+    for number, size in enumerate(sizes):
+        counts = np.random.default_rng([seed, 0, number]).multivariate_hypergeometric(room, size, method="marginals")
+        room -= counts
+        yield counts
+
+
+def batch_order(number: int, size: int, seed: int) -> Int[np.ndarray, "R"]:
+    """The order in which a batch's rows are dealt to the parts."""
+    return np.random.default_rng([seed, 1, number]).permutation(size)
+
+
+def part_order(number: int, size: int, seed: int) -> Int[np.ndarray, "R"]:
+    """The order of a part's rows, once those of all batches have come together."""
+    return np.random.default_rng([seed, 2, number]).permutation(size)
+
+
+def _identity(described: dict[str, Any], part_rows: int, seed: int) -> dict[str, Any]:
+    given = described["provenance"]
+    dealt = {"seed": seed, "samples": given["tasks"]["samples"], "batch_samples": given["save_every_n_samples"]}
+    tasks = given["tasks"] | {"samples": described["rows"]}
+    return given | {"tasks": tasks, "save_every_n_samples": part_rows, "shuffled": dealt}
+
+
+def _await_pieces(out: Folder, sizes: Sequence[int]) -> None:
+    """Until every host's share of the first pass is there; after the last part is committed they are gone again."""
+    while len(out.names(rundir.PIECES)) < sum(size > 0 for size in sizes) and not out.stat(rundir.METADATA):
+        time.sleep(POLL_S)
+
+
+def _write_part(
+    out: Folder, record: Record, part: int, wanted: Sequence[tuple[Piece, int, int]], seed: int, host: int
+) -> None:
+    """Gathers the part's stretches, `(piece, begin, length)` each, and commits them, permuted, as a batch."""
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+        found = list(pool.map(lambda stretch: read_stretch(out, record, *stretch), wanted))
+    rows = np.concatenate([records for records, _ in found])
+    tasks = [name for _, names in found for name in names]
+    commit_batch(out, to_batch(record, part, rows, tasks, part_order(part, len(rows), seed)), host)
+
+
+def _finish(out: Folder) -> dict[str, Any]:
+    described = merge(out)
+    if described["complete"]:
+        for name in out.names(rundir.PIECES):
+            out.remove(name)
+    return described
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pod_job.shuffle", description=__doc__)
+    parser.add_argument("run_dir", help="a finished run: a local folder or gs://bucket/prefix")
+    parser.add_argument("out", help="the new run folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--host", type=int, default=0, help="this process, of --hosts that share the work")
+    parser.add_argument("--hosts", type=int, default=1)
+    options = parser.parse_args(argv)
+    try:
+        described = shuffle(options.run_dir, options.out, options.seed, host=options.host, hosts=options.hosts)
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    state = "complete" if described["complete"] else f"{len(described['missing'])} batches to come from other hosts"
+    print(f"{described['rows']:,} rows in {described['total_batches']} batches, {state}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
