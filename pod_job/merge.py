@@ -75,7 +75,7 @@ def gather(folder: Folder) -> dict[str, Any]:
     for record in read_records(folder, numbers):
         _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
-    return _metadata(identity, plan, merged, numbers) | {"parity": parity}
+    return _metadata(identity, plan, merged, numbers, parity)
 
 
 def _parity(folder: Folder, name: str) -> dict[str, Any]:
@@ -174,7 +174,9 @@ def _check(true: bool, name: str, otherwise: str) -> None:
         raise JobError(f"{name}: {otherwise}; the record is damaged")
 
 
-def _metadata(identity: dict[str, Any], plan: Plan, merged: Merged, numbers: list[int]) -> dict[str, Any]:
+def _metadata(
+    identity: dict[str, Any], plan: Plan, merged: Merged, numbers: list[int], parity: list[dict[str, Any]]
+) -> dict[str, Any]:
     missing = sorted(set(range(1, plan.batches + 1)) - set(numbers))
     return {
         "model_name": identity["model"]["name"],
@@ -191,6 +193,7 @@ def _metadata(identity: dict[str, Any], plan: Plan, merged: Merged, numbers: lis
         "widths": {tap: len(found.mean) for tap, found in merged.statistics.items()},
         "statistics": {tap: statistics.summary(found) for tap, found in merged.statistics.items()},
         "provenance": identity,
+        "parity": parity,
         "pod_job_version": __version__,
         "merged": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows_files": merged.rows_files,
