@@ -106,6 +106,9 @@ class BucketFolder:
         with self._explained(), contextlib.suppress(api.NotFound):
             self._blob(name).delete(**_patience())
 
+    def sweep(self, idle_s: float) -> None:
+        """Nothing: an upload that was not finished has no object, and Cloud Storage forgets it after a week."""
+
     def local_path(self, name: str) -> Path | None:
         return None
 

@@ -18,6 +18,8 @@ from pod_job.storage import Folder, open_folder
 from pod_job.tensorfile import DTYPE_OF
 
 READS_IN_FLIGHT = 32
+ABANDONED_S = 600.0
+"""A temporary file that was last written to so long ago is a killed writer's."""
 WINDOW = 256
 """Records held at a time: statistics make a record large, and reading runs ahead of merging."""
 
@@ -61,7 +63,10 @@ def merge(folder: Folder) -> dict[str, Any]:
         folder.replace(rundir.METADATA, metadata_file.render(metadata).encode())
         # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
         if metadata["complete"] or len(committed(folder)) < metadata["total_batches"]:
-            return metadata
+            break
+    if metadata["complete"]:
+        folder.sweep(ABANDONED_S)
+    return metadata
 
 
 def gather(folder: Folder) -> dict[str, Any]:

@@ -4,8 +4,10 @@ Names are relative, like `commits/batch_000001.json`. What `create` has stored i
 """
 
 import base64
+import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,6 +70,10 @@ class Folder(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove what is kept under the name, if anything is."""
+        ...
+
+    def sweep(self, idle_s: float) -> None:
+        """Remove what killed writers have left unfinished, once nobody has written to it for so long."""
         ...
 
     def local_path(self, name: str) -> Path | None:
@@ -156,6 +162,12 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
+
+    def sweep(self, idle_s: float) -> None:
+        for path in self.root.rglob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # its writer is alive after all, or another sweeps too
+                if time.time() - path.stat().st_mtime > idle_s:
+                    path.unlink()
 
     def local_path(self, name: str) -> Path | None:
         return self._path(name)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,6 +100,17 @@ def test_a_writer_killed_before_the_link_leaves_no_name(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     assert folder.names("") == []
     assert folder.create("x", [b"second"]).size == 6
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.create("c/x", [b"kept"])
+    old, fresh = (tmp_path / "c" / f".x.{age}.tmp" for age in ("old", "fresh"))
+    old.write_bytes(b"half")
+    fresh.write_bytes(b"half")
+    os.utime(old, (0, time.time() - 601))
+    folder.sweep(600.0)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [fresh.name, "x"]
 
 
 def _die_before_link(url: str) -> None:
