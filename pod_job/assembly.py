@@ -13,6 +13,7 @@ from pod_job.commit import Batch
 from pod_job.config import Exclude, ExtractConfig, Positions
 from pod_job.packing import Placed
 from pod_job.rows import from_columns
+from pod_job.sources.sample import Sample
 from pod_job.tokens import Prompt
 
 
@@ -50,22 +51,45 @@ class OpenBatch:
     def finish(self) -> Batch:
         """The batch with its rows table."""
         counts = np.diff(self.starts)
-        kept = [prompt.token_ids[-count:] for prompt, count in zip(self.prompts, counts, strict=True)]
-        positions = [
-            np.arange(len(prompt.token_ids) - count, len(prompt.token_ids))
+        kept = [
+            range(len(prompt.token_ids) - count, len(prompt.token_ids))
             for prompt, count in zip(self.prompts, counts, strict=True)
         ]
-        special = np.concatenate([mask[-count:] for mask, count in zip(self.special, counts, strict=True)])
-        columns = {
-            "task_id": np.repeat(np.array([p.sample.task_id for p in self.prompts], object), counts),
-            "sample_idx": np.repeat(np.array([p.sample.sample_idx for p in self.prompts], np.int32), counts),
-            "position": np.concatenate(positions),
-            "token_id": np.concatenate(kept),
-            "special": special,
-        }
-        taps = self.taps
-        if Exclude.special in self.exclude:
-            columns = {name: column[~special] for name, column in columns.items()}
-            taps = {name: vectors[~special] for name, vectors in taps.items()}
-        rows = from_columns(columns, datetime.now(UTC).isoformat(timespec="seconds"))
-        return Batch(self.number, len(self.prompts), rows, taps)
+        return whole_batch(
+            self.number,
+            [prompt.sample for prompt in self.prompts],
+            [prompt.token_ids for prompt in self.prompts],
+            self.special,
+            kept,
+            self.taps,
+            self.exclude,
+        )
+
+
+def whole_batch(
+    number: int,
+    samples: Sequence[Sample],
+    tokens: Sequence[np.ndarray],
+    special: Sequence[np.ndarray],
+    kept: Sequence[range],
+    taps: dict[str, np.ndarray],
+    exclude: Sequence[Exclude],
+) -> Batch:
+    """The batch of vectors `taps` at the `kept` positions of each sample, without the rows that are excluded.
+
+    `tokens` and `special` of each sample go from its position 0 on.
+    """
+    counts = [len(positions) for positions in kept]
+    marks = np.concatenate([mask[one.start : one.stop] for mask, one in zip(special, kept, strict=True)])
+    columns = {
+        "task_id": np.repeat(np.array([sample.task_id for sample in samples], object), counts),
+        "sample_idx": np.repeat(np.array([sample.sample_idx for sample in samples], np.int32), counts),
+        "position": np.concatenate([np.arange(one.start, one.stop) for one in kept]),
+        "token_id": np.concatenate([ids[one.start : one.stop] for ids, one in zip(tokens, kept, strict=True)]),
+        "special": marks,
+    }
+    if Exclude.special in exclude:
+        columns = {name: column[~marks] for name, column in columns.items()}
+        taps = {name: vectors[~marks] for name, vectors in taps.items()}
+    rows = from_columns(columns, datetime.now(UTC).isoformat(timespec="seconds"))
+    return Batch(number, len(samples), rows, taps)

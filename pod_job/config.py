@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pod_job.cloud_config import CloudConfig
 from pod_job.errors import JobError, at_least
+from pod_job.generate_config import GenerateConfig, Mode
 from pod_job.tasks_config import TasksConfig
 
 
@@ -39,10 +40,15 @@ class Dtype(Enum):
 
 
 class Positions(Enum):
-    """Which token positions of a prompt are stored."""
+    """Which token positions are stored.
+
+    `last`: the last one of each forward pass: with mode=generate, where each new token was chosen; `all`: of the prompt
+    and of what was generated; `generated`: the new tokens' own.
+    """
 
     last = "last"
     all = "all"
+    generated = "generated"
 
 
 class TooLong(Enum):
@@ -156,12 +162,14 @@ class ParityConfig:
 
 @dataclass(kw_only=True)
 class JobConfig:
+    mode: Mode = Mode.prefill
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sharding: Sharding = Sharding.replicated
     pod: PodConfig = field(default_factory=PodConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
@@ -174,6 +182,8 @@ class JobConfig:
                 f"pod.hosts={pod.hosts} x pod.devices_per_host={pod.devices_per_host} = {pod.devices}; "
                 f"make the product {pod.devices}"
             )
+        if self.extract.positions is Positions.generated and self.mode is not Mode.generate:
+            raise JobError("extract.positions=generated needs generated tokens; set mode=generate, or use last or all")
 
 
 def conf_dir() -> Path:

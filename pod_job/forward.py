@@ -3,7 +3,7 @@
 B rows of all hosts, R rows of one feeder, S positions, M selected positions of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -63,9 +63,14 @@ def compile_step(
 
 def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:
     """This host's part of a step's inputs, as global arrays split by `rows`."""
-    feeder_rows = item.token_ids.shape[0]
+    flags = np.full(item.token_ids.shape[0], more, np.int32)
+    return spread((item.token_ids, item.segment_ids, item.positions, item.last, flags), rows, feeding)
+
+
+def spread(arrays: Sequence[np.ndarray], rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:
+    """A feeder's arrays [R, ...] as its part of global arrays split by `rows`."""
+    feeder_rows = len(arrays[0])
     per_shard = feeder_rows // len(feeding.row_starts)
-    flags = np.full(feeder_rows, more, np.int32)
 
     def globally(local: np.ndarray) -> Array:
         def shard(index: Any) -> np.ndarray:
@@ -74,11 +79,11 @@ def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) ->
 
         return jax.make_array_from_callback((feeder_rows * feeding.feeders, *local.shape[1:]), rows, shard)
 
-    return tuple(globally(a) for a in (item.token_ids, item.segment_ids, item.positions, item.last, flags))
+    return tuple(globally(array) for array in arrays)
 
 
-def start_copy(output: StepOutput) -> None:
-    """Lets the devices send a step's results while the next step runs."""
+def start_copy(output: Any) -> None:
+    """Lets the devices send results while the next step runs."""
     for array in jax.tree.leaves(output):
         for shard in array.addressable_shards:
             shard.data.copy_to_host_async()

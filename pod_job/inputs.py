@@ -5,7 +5,7 @@ starts, and every host calls it again for itself.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pod_job.arch import Arch, read_arch_file
 from pod_job.batches import batch_count
 from pod_job.config import JobConfig
 from pod_job.errors import JobError
+from pod_job.generate_config import Mode
 from pod_job.models.weight_table import Weight, weight_table
 from pod_job.rundir import confirm
 from pod_job.sharding import check_divides
@@ -20,7 +21,7 @@ from pod_job.sources.sample import Sample
 from pod_job.storage import Folder, open_folder
 from pod_job.taps import Tap, resolve
 from pod_job.tasks import Tasks, read_tasks
-from pod_job.tokens import check_template, load_tokenizer, tokenize, tokenizer_fingerprint
+from pod_job.tokens import check_template, end_tokens, load_tokenizer, tokenize, tokenizer_fingerprint
 from pod_job.weights import Checkpoint, check_checkpoint, find_model, fingerprint, read_checkpoint
 
 
@@ -36,6 +37,7 @@ class Inputs:
     model_dir: Path
     checkpoint: Checkpoint
     table: dict[str, Weight]
+    end_tokens: tuple[int, ...]
     identity: dict[str, Any]
 
     @property
@@ -53,11 +55,7 @@ def read_inputs(config: JobConfig) -> Inputs:
     model_dir = find_model(config.model.path, config.model.revision)
     arch = read_arch_file(model_dir / "config.json")
     taps = resolve(extract.layers, extract.taps, arch.layers)
-    if extract.seq_len > arch.max_positions:
-        raise JobError(
-            f"extract.seq_len={extract.seq_len} is more than the model's max_position_embeddings={arch.max_positions}; "
-            f"use at most {arch.max_positions}"
-        )
+    check_context(config, arch)
     table = weight_table(arch)
     check_divides(table, config.mesh, config.sharding)
     checkpoint = read_checkpoint(model_dir)
@@ -69,10 +67,28 @@ def read_inputs(config: JobConfig) -> Inputs:
     folder.check_writable()
     if config.storage.compile_cache is not None:
         open_folder(config.storage.compile_cache).check_writable()
+    ends = end_tokens(model_dir)
     identity = run_identity(config, arch, taps, tasks, model_dir, checkpoint)
+    if config.mode is Mode.generate:
+        identity["generate"] = {**asdict(config.generate), "end_tokens": ends}
     confirm(folder, identity)
     total = batch_count(len(tasks.samples), extract.save_every_n_samples)
-    return Inputs(arch, taps, tasks, total, folder, model_dir, checkpoint, table, identity)
+    return Inputs(arch, taps, tasks, total, folder, model_dir, checkpoint, table, ends, identity)
+
+
+def check_context(config: JobConfig, arch: Arch) -> None:
+    """Raises JobError where prompts, or prompts and what is generated after them, are more than the model can see."""
+    seq_len, most = config.extract.seq_len, arch.max_positions
+    if config.mode is Mode.generate and seq_len + config.generate.max_new_tokens > most:
+        raise JobError(
+            f"extract.seq_len={seq_len} and generate.max_new_tokens={config.generate.max_new_tokens} are "
+            f"{seq_len + config.generate.max_new_tokens} in sum, more than the model's max_position_embeddings={most}; "
+            "lower one of them"
+        )
+    if seq_len > most:
+        raise JobError(
+            f"extract.seq_len={seq_len} is more than the model's max_position_embeddings={most}; use at most {most}"
+        )
 
 
 def token_counter(config: JobConfig, model_dir: Path) -> Callable[[Sample], int] | None:

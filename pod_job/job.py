@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,15 +15,19 @@ from pod_job.batches import batch_samples, deal
 from pod_job.commit import committed
 from pod_job.compile_cache import compile_cache
 from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
+from pod_job.decoding import compile_generation
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
 from pod_job.forward import compile_step
+from pod_job.generate import Ending, generate, wave_feeder
+from pod_job.generate_config import Mode
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.merge import merge
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
 from pod_job.parity import check_parity
-from pod_job.pipeline import Feeder, Writers, extract
+from pod_job.pipeline import Writers, extract, packed_feeder
+from pod_job.predictions import write_predictions
 from pod_job.reporter import Reporter
 from pod_job.rundir import claim
 from pod_job.sharding import row_shards, stated
@@ -79,22 +84,28 @@ def run(config: JobConfig) -> None:
             reporter.phase(Phase.compiling)
             model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
             with compile_cache(config.storage.compile_cache):
-                step = compile_step(model, params, mesh, rows, global_rows, config.extract)
-            if config.parity.samples:
-                check_parity(config, inputs, tokenizer, host, step, params, rows, global_rows)
+                if config.mode is Mode.generate:
+                    ending = Ending(config.generate, inputs.end_tokens, tokenizer)
+                    programs = compile_generation(model, params, mesh, rows, global_rows, config.extract, ending)
+                    make_feeder, run_steps = wave_feeder, partial(generate, programs, ending)
+                else:
+                    step = compile_step(model, params, mesh, rows, global_rows, config.extract)
+                    make_feeder, run_steps = packed_feeder, partial(extract, step)
+                    if config.parity.samples:
+                        check_parity(config, inputs, tokenizer, host, step, params, rows, global_rows)
 
             reporter.phase(Phase.extracting)
             on_nonfinite = config.extract.on_nonfinite
             feeder_rows = global_rows // part.feeders
-            feeder = Feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
+            feeder = make_feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
             with Writers(config.storage.writers, folder, host.index, reporter.committed, on_nonfinite) as writers:
-                extract(step, params, feeder, rows, part, writers, reporter)
+                run_steps(params, feeder, rows, part, writers, reporter)
 
         if stop and len(committed(folder)) < inputs.total_batches:
             reporter.phase(Phase.stopped, error=stop.reason)
             return
         reporter.phase(Phase.merging)
-        merge_when_whole(inputs)
+        finish_when_whole(inputs, config)
         reporter.phase(Phase.done)
 
 
@@ -137,7 +148,14 @@ def pending_batches(inputs: Inputs) -> list[int]:
     return [batch for batch in range(1, inputs.total_batches + 1) if not done[batch]]
 
 
-def merge_when_whole(inputs: Inputs) -> None:
-    """Writes metadata.json if no batch is missing. Every host tries as it ends, so the last one in succeeds."""
-    if len(committed(inputs.folder)) == inputs.total_batches:
-        merge(inputs.folder)
+def finish_when_whole(inputs: Inputs, config: JobConfig) -> None:
+    """Writes metadata.json if no batch is missing, and before it what was predicted.
+
+    Every host tries as it ends, so the last one in succeeds.
+    """
+    if len(committed(inputs.folder)) < inputs.total_batches:
+        return
+    if config.mode is Mode.generate:
+        summary = write_predictions(inputs.folder, inputs.total_batches, config.tasks)
+        log.info("predictions: %s", ", ".join(f"{name} {value}" for name, value in summary.items()))
+    merge(inputs.folder)

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from pod_job.assembly import OpenBatch
 from pod_job.batches import batch_samples
 from pod_job.commit import Batch, commit_batch
+from pod_job.completions import Completion, store_completions
 from pod_job.config import ExtractConfig, OnNonfinite
 from pod_job.forward import Step, StepOutput, local_rows, place, start_copy
 from pod_job.inputs import Inputs
@@ -30,7 +31,7 @@ from pod_job.reporter import Reporter
 from pod_job.special import special_ids, special_tokens
 from pod_job.stopping import StopWish
 from pod_job.storage import Folder
-from pod_job.tokens import tokenize
+from pod_job.tokens import Prompt, tokenize
 
 T = TypeVar("T")
 
@@ -88,50 +89,88 @@ def collect(item: StepInput, output: StepOutput, feeder: "Feeder", writers: "Wri
 
 
 class Feeder:
-    """Step inputs of this host's batches, tokenised and packed ahead in a thread of its own."""
+    """Step inputs of this host's batches, tokenised and laid out ahead in a thread of its own.
+
+    `open` holds the batches under assembly, where this host keeps the results (`writes`).
+    """
 
     def __init__(
         self,
         batches: Sequence[int],
-        inputs: Inputs,
-        tokenizer: Any,
-        config: ExtractConfig,
-        rows: int,
+        prompts: Callable[[int], list[Prompt]],
+        open_batch: Callable[[int, list[Prompt]], Any],
+        lay_out: Callable[[Iterator[Queued]], Iterator[Any]],
+        empty: Any,
         writes: bool,
         reporter: Reporter,
         stop: StopWish,
     ) -> None:
-        """`rows`: of one step on this feeder; `writes`: whether this host keeps results; `stop`: no more batches."""
-        self.stop = stop
-        self.open: dict[int, OpenBatch] = {}
-        self.writes = writes
-        self.empty = lay_out([], rows, config.seq_len, config.prompts_per_row)
-        queued = self._queue_prompts(batches, inputs, tokenizer, config, reporter)
-        self._steps = prefetch(pack_steps(queued, rows, config.seq_len, config.prompts_per_row), STEPS_AHEAD)
-        self._ahead: deque[StepInput] = deque()
+        """`lay_out` makes step inputs of the prompts that `prompts` gives for each batch; `empty` is one of none.
+
+        Once there is a wish to `stop`, no more batches are begun.
+        """
+        self.open: dict[int, Any] = {}
+        self.writes, self.empty, self.reporter, self.stop = writes, empty, reporter, stop
+        self._steps = prefetch(lay_out(self._queue_prompts(batches, prompts, open_batch)), STEPS_AHEAD)
+        self._ahead: deque[Any] = deque()
 
     def has(self, n: int) -> bool:
         """Whether there is a step `n` after the next one."""
         self._ahead.extend(itertools.islice(self._steps, max(0, n + 1 - len(self._ahead))))
         return len(self._ahead) > n
 
-    def take(self) -> StepInput:
+    def take(self) -> Any:
         """The next step, or an empty one when there is none left."""
         return self._ahead.popleft() if self.has(0) else self.empty
 
     def _queue_prompts(
-        self, batches: Sequence[int], inputs: Inputs, tokenizer: Any, config: ExtractConfig, reporter: Reporter
+        self,
+        batches: Sequence[int],
+        prompts: Callable[[int], list[Prompt]],
+        open_batch: Callable[[int, list[Prompt]], Any],
     ) -> Iterator[Queued]:
-        samples, dtype = inputs.tasks.samples, np.dtype(jax.numpy.dtype(config.dtype.value))
-        control = special_ids(tokenizer)
         for batch in itertools.takewhile(lambda _: not self.stop, batches):
-            mine = [samples[i] for i in batch_samples(batch, len(samples), config.save_every_n_samples)]
-            prompts = tokenize(tokenizer, mine, config.seq_len, config.too_long)
+            tokenized = prompts(batch)
             if self.writes:
-                special = [special_tokens(prompt, control) for prompt in prompts]
-                self.open[batch] = OpenBatch(batch, prompts, special, config, inputs.widths, dtype)
-                reporter.add(samples=len(prompts), cut_samples=sum(prompt.cut for prompt in prompts))
-            yield from (Queued(batch, index, prompt) for index, prompt in enumerate(prompts))
+                self.open[batch] = open_batch(batch, tokenized)
+                self.reporter.add(samples=len(tokenized), cut_samples=sum(prompt.cut for prompt in tokenized))
+            yield from (Queued(batch, index, prompt) for index, prompt in enumerate(tokenized))
+
+
+def packed_feeder(
+    batches: Sequence[int],
+    inputs: Inputs,
+    tokenizer: Any,
+    config: ExtractConfig,
+    rows: int,
+    writes: bool,
+    reporter: Reporter,
+    stop: StopWish,
+) -> Feeder:
+    """For `extract`: prompts packed into steps of `rows` rows."""
+    dtype, control = np.dtype(jax.numpy.dtype(config.dtype.value)), special_ids(tokenizer)
+
+    def open_batch(batch: int, prompts: list[Prompt]) -> OpenBatch:
+        special = [special_tokens(prompt, control) for prompt in prompts]
+        return OpenBatch(batch, prompts, special, config, inputs.widths, dtype)
+
+    return Feeder(
+        batches,
+        lambda batch: batch_prompts(batch, inputs, tokenizer, config),
+        open_batch,
+        lambda queued: pack_steps(queued, rows, config.seq_len, config.prompts_per_row),
+        lay_out([], rows, config.seq_len, config.prompts_per_row),
+        writes,
+        reporter,
+        stop,
+    )
+
+
+def batch_prompts(batch: int, inputs: Inputs, tokenizer: Any, config: ExtractConfig) -> list[Prompt]:
+    """The tokenised prompts of a batch."""
+    samples = inputs.tasks.samples
+    chosen = batch_samples(batch, len(samples), config.save_every_n_samples)
+    return tokenize(tokenizer, [samples[i] for i in chosen], config.seq_len, config.too_long)
 
 
 class Writers:
@@ -156,20 +195,22 @@ class Writers:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def commit(self, batch: Batch) -> None:
-        """Queues a batch; raises what went wrong with an earlier one."""
+    def commit(self, batch: Batch, completions: Sequence[Completion] = ()) -> None:
+        """Queues a batch, and what its prompts were completed with; raises what went wrong with an earlier one."""
         while self.running and self.running[0].done():
             self.running.popleft().result()
         self.slots.acquire()
-        self.running.append(self.pool.submit(self._commit, batch))
+        self.running.append(self.pool.submit(self._commit, batch, completions))
 
     def finish(self) -> None:
         """Returns when all batches are committed; raises what went wrong with any."""
         while self.running:
             self.running.popleft().result()
 
-    def _commit(self, batch: Batch) -> None:
+    def _commit(self, batch: Batch, completions: Sequence[Completion]) -> None:
         try:
+            if completions:
+                store_completions(self.folder, batch.number, completions)
             self.on_record(commit_batch(self.folder, batch, self.host, self.on_nonfinite))
         finally:
             self.slots.release()

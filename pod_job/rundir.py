@@ -33,6 +33,10 @@ def commit_file(batch: int) -> str:
     return f"{COMMITS}batch_{batch:06d}.json"
 
 
+def outputs_file(batch: int) -> str:
+    return f"{OUTPUTS}batch_{batch:06d}.jsonl"
+
+
 def status_file(host: int) -> str:
     return f"status/host_{host:02d}.json"
 

@@ -1,6 +1,7 @@
 """Prompts to token ids, with the model's own tokenizer and chat template. No jax."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,25 @@ def tokenizer_fingerprint(folder: Path) -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """Tokens that end what the model says: of generation_config.json, else of config.json, as Hugging Face takes them.
+
+    Raises:
+        JobError: a file that is not JSON, or an eos_token_id that is no token id.
+    """
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        try:
+            found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        except (ValueError, AttributeError) as error:
+            raise JobError(f"model.path: {path} is not a JSON object ({error})") from error
+        ids: list[Any] = found if isinstance(found, list) else [found]
+        if found is not None and not all(type(one) is int and one >= 0 for one in ids):
+            raise JobError(f"model.path: {path}: eos_token_id={found!r} is not a token id or a list of them")
+        if found is not None:
+            return tuple(ids)
+    return ()
 
 
 def check_template(folder: Path) -> None:

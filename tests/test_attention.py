@@ -84,12 +84,12 @@ def test_swapped_projections_rotate_alike() -> None:
         if w.stacked
     }
     positions = jnp.tile(jnp.arange(40), (2, 1))
-    attend = decoder.attention_of_layers(arch, Placement(), positions, jnp.ones((2, 40), jnp.int32))
+    attend = decoder.attention_of_layers(arch, Placement(), positions, jnp.ones((2, 40), jnp.int32), None)
     x = jnp.asarray(rng.normal(size=(2, 40, 64)), jnp.float32)
 
     @jax.jit
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
-        return decoder.decoder_layer(arch, weights, x, functools.partial(attend, 0))[0]
+        return decoder.decoder_layer(arch, weights, x, functools.partial(attend, 0, None))[0]
 
     swapped = decoder.swapped_projections(weights)
     assert set(swapped) == {"q_swapped", "q_swapped_bias", "k_swapped", "k_swapped_bias"}

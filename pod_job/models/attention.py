@@ -3,7 +3,7 @@
 One interface, two implementations: JAX's splash attention kernel where the program is lowered for TPU (no score ever
 reaches memory, no key or value is repeated), plain XLA elsewhere and for shapes the kernel does not take.
 
-B rows, S positions, N query heads, K key/value heads, H head size.
+B rows, S positions, C keys and values where they are not as many, N query heads, K key/value heads, H head size.
 """
 
 import functools
@@ -65,14 +65,26 @@ def attend_xla(
     softcap: float | None,
 ) -> Float[Array, "B S N H"]:
     """`attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
+    return attend_seen(q, k, v, segment_mask(segment_ids, window), scale=scale, softcap=softcap)
+
+
+def attend_seen(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B C K H"],
+    v: Float[Array, "B C K H"],
+    seen: Bool[Array, "B S C"],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "B S N H"]:
+    """Queries over keys and values of their own number; `seen` says which of them each query sees."""
     B, S, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(B, S, K, N // K, H)
     scores = scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    seen = segment_mask(segment_ids, window)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
 
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pod_job.arch import Arch
-from pod_job.models.attention import LANES, attend, rotary_tables, rotate, swap_halves
+from pod_job.arch import Arch, LayerAttention
+from pod_job.models.attention import LANES, attend, attend_seen, rotary_tables, rotate, swap_halves
+from pod_job.models.cache import Cache
 from pod_job.models.layer_loop import run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.weight_table import weight_table
@@ -53,6 +54,7 @@ class Decoder(nn.Module):
         select: Int[Array, "B M"] | None = None,
         return_activations: bool = False,
         return_logits: bool = True,
+        cache: Cache | None = None,
     ) -> Any:
         """One forward pass.
 
@@ -62,9 +64,12 @@ class Decoder(nn.Module):
             select: positions whose activations are returned, per row; by default all.
             return_activations: return `(logits, activations)` instead of logits.
             return_logits: with False, `(None, activations)` is returned and no layer past the last tap runs.
+            cache: of the positions before these, which come to its next slots. A call of one position attends to all
+                that is in it; one of several must be the first.
 
         Returns:
-            Logits [B, S, V] float32, or `(logits, {tap name: [B, M or S, width] in dtype})`.
+            Logits [B, S, V] float32, or `(logits, {tap name: [B, M or S, width] in dtype})`. With a cache,
+            `(logits of the last position [B, 1, V], activations, cache)`.
         """
         weights = {
             name: jnp.asarray(self.param(name, initializer(self.arch, name), weight.shape, self.dtype))
@@ -75,7 +80,11 @@ class Decoder(nn.Module):
         segment_ids = jnp.ones((B, S), jnp.int32) if segment_ids is None else segment_ids
         taps = self.taps if return_activations else ()
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
-            logits, activations = self.forward(weights, input_ids, positions, segment_ids, select, taps, return_logits)
+            logits, activations, cache = self.forward(
+                weights, input_ids, positions, segment_ids, select, taps, return_logits, cache
+            )
+        if cache is not None:
+            return logits, activations, cache
         return (logits, activations) if return_activations else logits
 
     def forward(
@@ -87,44 +96,55 @@ class Decoder(nn.Module):
         select: Int[Array, "B M"] | None,
         taps: tuple[Tap, ...],
         return_logits: bool,
-    ) -> tuple[Float[Array, "B S V"] | None, Activations]:
+        cache: Cache | None,
+    ) -> tuple[Float[Array, "B _ V"] | None, Activations, Cache | None]:
         arch, placement = self.arch, self.placement
-        attention = attention_of_layers(arch, placement, positions, segment_ids)
+        cache = None if cache is None else cache.begin(segment_ids)
+        attention = attention_of_layers(arch, placement, positions, segment_ids, cache)
         layer_weights = {name: weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
-        if swaps_by_projection(arch, placement):
+        if input_ids.shape[1] > 1 and swaps_by_projection(arch, placement):
             layer_weights |= swapped_projections(layer_weights)
 
         def keep(x: Float[Array, "B S width"]) -> Array:
             return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
 
-        def layer(i: Int[Array, ""] | int, x: Float[Array, "B S D"]) -> tuple[Array, dict[str, Array]]:
+        def layer(i: Int[Array, ""] | int, carry: tuple[Array, Any]) -> tuple[tuple[Array, Any], dict[str, Array]]:
+            x, cache = carry
             one = {name: placement.gather(stack[i]) for name, stack in layer_weights.items()}
-            return decoder_layer(arch, one, placement.row_major(x), functools.partial(attention, i))
+            return decoder_layer(arch, one, placement.row_major(x), functools.partial(attention, i, cache))
 
         x = placement.look_up(weights["embed"], input_ids)
         x = x * jnp.float32(arch.embed_scale).astype(self.dtype)
         to_the_end = return_logits or any(tap.site == "final_norm" for tap in taps)
         activations = {tap.name: keep(x) for tap in taps if tap.site == "embed"}
         layer_taps = tuple(tap for tap in taps if tap.site not in ("embed", "final_norm"))
-        x, tapped = run_layers(layer, x, arch.layers, layer_taps, keep, to_the_end)
+        (x, cache), tapped = run_layers(layer, (x, cache), arch.layers, layer_taps, keep, to_the_end)
+        cache = None if cache is None else cache.advance(input_ids.shape[1])
         activations |= tapped
         if not to_the_end:
-            return None, activations
+            return None, activations, cache
         normed = rms_norm(arch, x, placement.gather(weights["final_norm"]))
         activations |= {tap.name: keep(normed) for tap in taps if tap.site == "final_norm"}
         if not return_logits:
-            return None, activations
+            return None, activations, cache
+        normed = normed if cache is None else normed[:, -1:]
         unembed = placement.gather(weights["embed"].T if arch.tied else weights["unembed"])
         logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
         if arch.logit_softcap is not None:
             logits = arch.logit_softcap * jnp.tanh(logits / arch.logit_softcap)
-        return logits, activations
+        return logits, activations, cache
 
 
 def attention_of_layers(
-    arch: Arch, placement: Placement, positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
-) -> Callable[..., Float[Array, "B S N H"]]:
-    """`attention(i, q, k, v, swapped q, swapped k)`: rotates and attends as layer i does (a number or a loop counter).
+    arch: Arch,
+    placement: Placement,
+    positions: Int[Array, "B S"],
+    segment_ids: Int[Array, "B S"],
+    cache: Cache | None,
+) -> Callable[..., tuple[Float[Array, "B S N H"], Cache | None]]:
+    """`attention(i, cache, q, k, v, swapped q, swapped k) -> (z, cache)`: rotates, and attends as layer i does.
+
+    i is a number or a loop counter. With a cache, keys and values go into it; a single position attends to all in it.
 
     Layers differ in their window and rotary embedding, and few kinds of them alternate: the angles of all kinds are
     computed once, and the loop's body holds one branch per kind, so that a kernel's window stays static.
@@ -134,32 +154,41 @@ def attention_of_layers(
     tables = [rotary_tables(positions, kind.rope.frequencies(arch.head_dim)) for kind in kinds]
     # Behind a barrier, or the compiler moves these into the loop over layers and computes them for each.
     cos, sin = jax.lax.optimization_barrier(tuple(jnp.stack(table) for table in zip(*tables, strict=True)))
-    branches = [
-        functools.partial(
+    from_cache = cache is not None and positions.shape[1] == 1
+
+    def branch(kind: LayerAttention) -> Callable[..., Float[Array, "B S N H"]]:
+        # YaRN's factor multiplies queries and keys alike, hence their products by its square.
+        scale = arch.query_scale * kind.rope.attention_factor**2
+        if cache is not None and from_cache:
+            return functools.partial(attend_seen, seen=cache.seen(kind.window), scale=scale, softcap=arch.attn_softcap)
+        return functools.partial(
             attend,
             segment_ids=segment_ids,
             window=kind.window,
-            # YaRN's factor multiplies queries and keys alike, hence their products by its square.
-            scale=arch.query_scale * kind.rope.attention_factor**2,
+            scale=scale,
             softcap=arch.attn_softcap,
             placement=placement,
         )
-        for kind in kinds
-    ]
+
+    branches = [branch(kind) for kind in kinds]
 
     def attention(
         i: Int[Array, ""] | int,
+        cache: Cache | None,
         q: Float[Array, "B S N H"],
         k: Float[Array, "B S K H"],
         v: Float[Array, "B S K H"],
         swapped_q: Float[Array, "B S N H"],
         swapped_k: Float[Array, "B S K H"],
-    ) -> Float[Array, "B S N H"]:
-        if len(kinds) == 1:
-            i = 0  # every layer is like the first
-        kind = kind_of_layer[i] if isinstance(i, int) else jnp.asarray(kind_of_layer)[i]
+    ) -> tuple[Float[Array, "B S N H"], Cache | None]:
+        like = 0 if len(kinds) == 1 else i  # where there is one kind, every layer is like the first
+        kind = kind_of_layer[like] if isinstance(like, int) else jnp.asarray(kind_of_layer)[like]
         q, k = rotate(q, swapped_q, cos[kind], sin[kind]), rotate(k, swapped_k, cos[kind], sin[kind])
-        return branches[kind](q, k, v) if isinstance(kind, int) else jax.lax.switch(kind, branches, q, k, v)
+        if cache is not None:
+            cache = cache.write(i, k, v)
+            k, v = (cache.k[i], cache.v[i]) if from_cache else (k, v)
+        z = branches[kind](q, k, v) if isinstance(kind, int) else jax.lax.switch(kind, branches, q, k, v)
+        return z, cache
 
     return attention
 
@@ -182,9 +211,12 @@ def swapped_projections(w: dict[str, Array]) -> dict[str, Array]:
 
 
 def decoder_layer(
-    arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"], attention: Callable[..., Float[Array, "B S N H"]]
-) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
-    """One layer: the residual stream after it, and every site in it by name; sites nobody uses cost nothing."""
+    arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"], attention: Callable[..., tuple[Array, Any]]
+) -> tuple[tuple[Float[Array, "B S D"], Any], dict[str, Array]]:
+    """One layer: the residual stream after it with the cache `attention` gives, and every site in it by name.
+
+    Sites nobody uses cost nothing.
+    """
 
     def bias(name: str) -> Array | float:
         return w.get(f"{name}_bias", 0.0)
@@ -202,7 +234,7 @@ def decoder_layer(
     swapped = (
         (project("q_swapped"), project("k_swapped")) if "q_swapped" in w else (swap_halves(queries), swap_halves(keys))
     )
-    z = attention(queries, keys, v, *swapped)
+    z, cache = attention(queries, keys, v, *swapped)
     attn_out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + bias("o")
     attn_out = norm(attn_out, "attn_post_norm", arch.post_norms)
     resid_mid = x + attn_out
@@ -215,7 +247,7 @@ def decoder_layer(
     resid_post = resid_mid + mlp_out
     heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
     sites = {"attn_out": attn_out, "resid_mid": resid_mid, "mlp_act": mlp_act, "mlp_out": mlp_out}
-    return resid_post, {"resid_pre": resid_pre, "resid_post": resid_post, **heads, **sites}
+    return (resid_post, cache), {"resid_pre": resid_pre, "resid_post": resid_post, **heads, **sites}
 
 
 def rms_norm(arch: Arch, x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:

@@ -14,24 +14,27 @@ from jaxtyping import Array
 
 from pod_job.taps import INNER_SITES, Tap
 
-Layer = Callable[[Any, Array], tuple[Array, dict[str, Array]]]
+Carry = tuple[Array, Any]
+"""The residual stream, and whatever else goes from layer to layer (None, or the cache of keys and values)."""
+
+Layer = Callable[[Any, Carry], tuple[Carry, dict[str, Array]]]
 
 # Past this many separate loops, one loop with buffers compiles faster than it costs to write the buffers.
 MOST_PIECES = 12
 
 
 def run_layers(
-    layer: Layer, x: Array, layers: int, taps: tuple[Tap, ...], keep: Callable[[Array], Array], to_the_end: bool
-) -> tuple[Array, dict[str, Array]]:
-    """Runs `layer(i, x) -> (x, sites)` for i = 0, 1, ... and returns the last x and `{tap name: keep(site)}`.
+    layer: Layer, carry: Carry, layers: int, taps: tuple[Tap, ...], keep: Callable[[Array], Array], to_the_end: bool
+) -> tuple[Carry, dict[str, Array]]:
+    """Runs `layer(i, carry) -> (carry, sites)` for i = 0, 1, ...: the last carry, and `{tap name: keep(site)}`.
 
     `keep` picks the positions that are wanted. Unless `to_the_end`, layers past the last tap do not run.
     """
     stop = layers if to_the_end else max((layers_needed(tap) for tap in taps), default=0)
     cuts = pieces(taps, stop)
     if len(cuts) <= MOST_PIECES:
-        return run_pieces(layer, x, cuts, taps, keep)
-    return run_buffered(layer, x, stop, taps, keep)
+        return run_pieces(layer, carry, cuts, taps, keep)
+    return run_buffered(layer, carry, stop, taps, keep)
 
 
 def layers_needed(tap: Tap) -> int:
@@ -52,25 +55,25 @@ def pieces(taps: tuple[Tap, ...], stop: int) -> list[tuple[int, int]]:
 
 
 def run_pieces(
-    layer: Layer, x: Array, cuts: list[tuple[int, int]], taps: tuple[Tap, ...], keep: Callable[[Array], Array]
-) -> tuple[Array, dict[str, Array]]:
-    residual = {0: x}  # by number of layers run
+    layer: Layer, carry: Carry, cuts: list[tuple[int, int]], taps: tuple[Tap, ...], keep: Callable[[Array], Array]
+) -> tuple[Carry, dict[str, Array]]:
+    residual = {0: carry[0]}  # by number of layers run
     activations = {}
     for start, stop in cuts:
         inner = [tap for tap in taps if tap.layer == start and tap.site in INNER_SITES]
         if inner:
-            x, sites = layer(start, x)
+            carry, sites = layer(start, carry)
             activations |= {tap.name: keep(sites[tap.site]) for tap in inner}
         else:
-            x = jax.lax.fori_loop(start, stop, lambda i, x: layer(i, x)[0], x)
-        residual[stop] = x
+            carry = jax.lax.fori_loop(start, stop, lambda i, carry: layer(i, carry)[0], carry)
+        residual[stop] = carry[0]
     between = [tap for tap in taps if tap.site not in INNER_SITES]
-    return x, activations | {tap.name: keep(residual[layers_needed(tap)]) for tap in between}
+    return carry, activations | {tap.name: keep(residual[layers_needed(tap)]) for tap in between}
 
 
 def run_buffered(
-    layer: Layer, x: Array, stop: int, taps: tuple[Tap, ...], keep: Callable[[Array], Array]
-) -> tuple[Array, dict[str, Array]]:
+    layer: Layer, carry: Carry, stop: int, taps: tuple[Tap, ...], keep: Callable[[Array], Array]
+) -> tuple[Carry, dict[str, Array]]:
     """One loop; each site has a buffer with a slot per tapped layer.
 
     Every layer writes into the slot of the next tapped layer at or after it, so that no branch is needed: the tapped
@@ -81,13 +84,15 @@ def run_buffered(
         tapped.setdefault(tap.site, []).append(tap.layer)
     tapped = {site: sorted(at) for site, at in tapped.items()}
     slots = {site: jnp.array([sum(t < i for t in at) for i in range(stop)]) for site, at in tapped.items()}
-    shapes = jax.eval_shape(lambda x: {site: keep(layer(0, x)[1][site]) for site in tapped}, x)
+    shapes = jax.eval_shape(lambda carry: {site: keep(layer(0, carry)[1][site]) for site in tapped}, carry)
     buffers = {site: jnp.zeros((len(at), *shapes[site].shape), shapes[site].dtype) for site, at in tapped.items()}
 
-    def body(i: Array, carry: tuple[Array, dict[str, Array]]) -> tuple[Array, dict[str, Array]]:
-        x, buffers = carry
-        x, sites = layer(i, x)
-        return x, {site: buf.at[slots[site][i]].set(keep(sites[site]), mode="drop") for site, buf in buffers.items()}
+    def body(i: Array, state: tuple[Carry, dict[str, Array]]) -> tuple[Carry, dict[str, Array]]:
+        carry, buffers = state
+        carry, sites = layer(i, carry)
+        return carry, {
+            site: buf.at[slots[site][i]].set(keep(sites[site]), mode="drop") for site, buf in buffers.items()
+        }
 
-    x, buffers = jax.lax.fori_loop(0, stop, body, (x, buffers))
-    return x, {tap.name: buffers[tap.site][tapped[tap.site].index(tap.layer)] for tap in taps}
+    carry, buffers = jax.lax.fori_loop(0, stop, body, (carry, buffers))
+    return carry, {tap.name: buffers[tap.site][tapped[tap.site].index(tap.layer)] for tap in taps}
