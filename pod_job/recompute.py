@@ -9,6 +9,7 @@ import numpy as np
 
 from pod_job import rundir
 from pod_job.batches import batch_samples
+from pod_job.completions import read_completions
 from pod_job.config import JobConfig, MeshConfig, PodConfig, Sharding, from_json
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
@@ -79,7 +80,7 @@ def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
 def _prompts(
     config: JobConfig, inputs: Inputs, dataset: ActivationDataset, chosen: np.ndarray
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """For each row the token ids of its prompt, and which of them it belongs to."""
+    """For each row the token ids of its prompt and what was generated after it, and which of them it belongs to."""
     tokenizer, samples = load_tokenizer(inputs.model_dir), inputs.tasks.samples
     rows = dataset.rows(chosen)
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
@@ -91,6 +92,8 @@ def _prompts(
         if wanted not in of_batch:
             raise JobError(f"{where} is of task {wanted[0]}, sample {wanted[1]}, which is not in that batch")
         [prompt] = tokenize(tokenizer, [of_batch[wanted]], config.extract.seq_len, config.extract.too_long)
-        if position >= len(prompt.token_ids) or prompt.token_ids[position] != token:
+        completed = {(one.task_id, one.sample_idx): one.token_ids for one in read_completions(inputs.folder, batch)}
+        token_ids = np.concatenate([prompt.token_ids, np.array(completed.get(wanted, []), np.int32)])
+        if position >= len(token_ids) or token_ids[position] != token:
             raise JobError(f"{where} has token {token} at position {position}, which its prompt has not")
-        yield prompt.token_ids, position
+        yield token_ids, position
