@@ -46,6 +46,10 @@ class Record:
     def bytes(self) -> int:
         return self.dtype.itemsize
 
+    def in_order(self, records: np.ndarray, order: Int[np.ndarray, "R"]) -> np.ndarray:
+        """The records in this order; as rows of bytes, which NumPy moves many times faster than records."""
+        return np.take(records.view(np.uint8).reshape(-1, self.bytes), order, axis=0).view(self.dtype)[:, 0]
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -72,7 +76,7 @@ def write_piece(
     for file in described["batches"]:
         if file["batch_id"] == entry["batch_id"]:
             records[file["layer"]] = _vectors(source, file)
-    dealt = np.take(records, order).view(np.uint8).reshape(len(records), record.bytes)
+    dealt = record.in_order(records, order).view(np.uint8).reshape(len(records), record.bytes)
     out.create(name, tensorfile.write_parts({RECORDS: dealt}, {"tasks": json.dumps(names.tolist())}))
 
 
@@ -94,7 +98,7 @@ def read_stretch(out: Folder, record: Record, piece: Piece, start: int, count: i
 
 def to_batch(record: Record, number: int, records: np.ndarray, tasks: Sequence[str], order: np.ndarray) -> Batch:
     """The records in this order as batch `number`."""
-    records = records[order]
+    records = record.in_order(records, order)
     columns = {name: records[name] for name in (*INTEGERS, *rows_table.FLAGS)}
     columns["task_id"] = np.array(tasks, object)[order]
     taps = {tap: np.ascontiguousarray(records[tap]).view(record.stored) for tap in record.taps}
