@@ -1,0 +1,73 @@
+"""Predictions: answers brought back to the task's own form, two attempts by vote, malformed ones counted, accuracy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pod_job.arc_prompts import digits
+from pod_job.augment import augmentation
+from pod_job.completions import Completion, store_completions
+from pod_job.predictions import NO_GRID, two_best, write_predictions
+from pod_job.storage import open_folder
+from pod_job.tasks_config import ArcConfig, TaskFormat, TasksConfig
+
+PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
+TASKS: dict[str, Any] = {
+    "a": {"train": [PAIR], "test": [{"input": [[3, 4]], "output": [[4, 3]]}]},
+    "b": {"train": [PAIR], "test": [{"input": [[5, 6]], "output": [[6, 5]]}, {"input": [[7]]}]},
+}
+PREDICTIONS = 3
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TasksConfig:
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps(TASKS))
+    return TasksConfig(path=str(path), arc=ArcConfig(predictions=PREDICTIONS))
+
+
+def answer(config: TasksConfig, task_id: str, test: int, attempt: int, grid: list[list[int]] | None) -> Completion:
+    """What a model that answers `grid`, in the form it was asked in, leaves."""
+    text = "no idea" if grid is None else digits(augmentation(config.arc, task_id, attempt).apply(grid)) + "\n"
+    return Completion(task_id, test * PREDICTIONS + attempt, 5, [1, 2], text, "stop")
+
+
+def test_arc_answers_become_a_submission_and_a_score(tmp_path: Path, config: TasksConfig) -> None:
+    folder, right_a, right_b, wrong = open_folder(str(tmp_path)), [[4, 3]], [[6, 5]], [[9, 9]]
+    answers = {("a", 0): [wrong, right_a, right_a], ("b", 0): [None, wrong, right_b], ("b", 1): [None, None, None]}
+    made = [
+        answer(config, task_id, test, attempt, grid)
+        for (task_id, test), grids in answers.items()
+        for attempt, grid in enumerate(grids)
+    ]
+    store_completions(folder, 1, made[:5])
+    store_completions(folder, 2, made[5:])
+    summary = write_predictions(folder, 2, config)
+    submission = json.loads((tmp_path / "outputs/submission.json").read_text())
+    assert submission == {
+        "a": [{"attempt_1": right_a, "attempt_2": wrong}],
+        "b": [{"attempt_1": wrong, "attempt_2": right_b}, {"attempt_1": NO_GRID, "attempt_2": NO_GRID}],
+    }
+    assert (summary["predictions"], summary["malformed"], summary["accuracy"]) == (9, 4, 1.0)
+    assert (summary["test_inputs_with_solution"], summary["test_inputs_solved_by_the_first_attempt"]) == (2, 1)
+    assert (summary["tasks_with_solution"], summary["tasks_solved"]) == (2, 2)
+    lines = [json.loads(line) for line in (tmp_path / "outputs/predictions.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [False, True, True, False, False, True, None, None, None]
+    assert lines[3]["problem"] == "no row of digits"
+
+
+def test_other_sources_keep_texts(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    store_completions(folder, 1, [Completion("line_1", 0, 3, [1, 2], "yes", "end_token")])
+    assert write_predictions(folder, 1, TasksConfig(format=TaskFormat.jsonl, path="x")) == {"predictions": 1}
+    line = json.loads((tmp_path / "outputs/predictions.jsonl").read_text())
+    assert (line["task_id"], line["text"], line["ended"]) == ("line_1", "yes", "end_token")
+
+
+def test_attempts_are_the_grids_most_often_predicted() -> None:
+    a, b, c = [[1]], [[2]], [[3]]
+    assert two_best([a, b, b, c]) == [b, a]
+    assert two_best([a]) == [a, a]
+    assert two_best([]) == [NO_GRID, NO_GRID]
