@@ -7,6 +7,7 @@ FAKEPOD_SSH_PORT on which every host listens, FAKEPOD_MODEL and FAKEPOD_PYTHON.
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="a model's folder, which hosts use too")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run; a shell if left out")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that contexts are left, and hosts end
     command = options.command or [os.environ.get("SHELL", "sh")]
     try:
         return rehearse(options.root.absolute(), options.model.absolute(), command)

@@ -91,8 +91,9 @@ def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) 
     finally:
         server.shutdown()
         server.server_close()
-        for machines in cloud.machines.values():
-            machines.stop()
+        with cloud.lock:  # hosts that are just being started are all there before they are ended
+            for machines in cloud.machines.values():
+                machines.stop()
 
 
 def gcloud_env(root: Path, home: Path, port: int) -> dict[str, str]:
