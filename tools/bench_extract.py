@@ -27,7 +27,7 @@ from pod_job.forward import compile_step, place
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
-from pod_job.pipeline import Feeder, Writers, extract
+from pod_job.pipeline import Writers, extract, packed_feeder
 from pod_job.reporter import Reporter
 from pod_job.stopping import StopWish
 from pod_job.storage import open_folder
@@ -120,7 +120,7 @@ def ours(config: JobConfig, inputs: Inputs, tokenizer: Any, scratch: Path, *, wr
     def run() -> None:
         folder = open_folder(tempfile.mkdtemp(dir=scratch))
         with Reporter(folder, Host(0, 1, "bench", None)) as reporter:
-            feeder = Feeder(batches, inputs, tokenizer, config.extract, ROWS, write, reporter, StopWish())
+            feeder = packed_feeder(batches, inputs, tokenizer, config.extract, ROWS, write, reporter, StopWish())
             if write:
                 with Writers(config.storage.writers, folder, 0, reporter.committed) as writers:
                     extract(step, params, feeder, rows, part, writers, reporter)
