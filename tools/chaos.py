@@ -99,7 +99,7 @@ def state(pid: int) -> str:
     """The kernel's letter for what a process does: T is stopped; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before, or while it was read
         return ""
 
 
