@@ -104,16 +104,20 @@ def state(pid: int) -> str:
 
 
 def play(scenario: Scenario, overrides: Sequence[str], log: Path) -> list[tuple[Start, str]]:
-    """Plays a scenario to its end; what became of each start, in order."""
-    outcomes, stopped = [], []
-    for start in scenario.disturbed:
-        pod = Pod(start, overrides, log)
-        outcomes.append((start, pod.wait()))
-        if outcomes[-1][1] == "stopped":
-            stopped.append(pod)
-    last = [Pod(start, overrides, log) for start in scenario.last]
-    outcomes += [(pod.start, pod.wait()) for pod in last]
-    outcomes += [(pod.start, f"woke up and {pod.wake()}") for pod in stopped]
+    """Plays a scenario to its end; what became of each start, in order. No process outlives it."""
+    outcomes, stopped, last = [], [], []
+    try:
+        for start in scenario.disturbed:
+            stopped.append(Pod(start, overrides, log))
+            outcomes.append((start, stopped[-1].wait()))
+            if outcomes[-1][1] != "stopped":
+                stopped.pop()
+        last += [Pod(start, overrides, log) for start in scenario.last]
+        outcomes += [(pod.start, pod.wait()) for pod in last]
+        outcomes += [(pod.start, f"woke up and {pod.wake()}") for pod in stopped]
+    finally:
+        for pod in (*stopped, *last):
+            pod.end("ended")
     return outcomes
 
 
