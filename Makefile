@@ -22,10 +22,10 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test smoke chaos lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test test-pods smoke chaos lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@for name in $(EXPERIMENTS); do \
 	  printf '\n  %s: %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
 	  printf '  make %-16s %s\n' "plan-$$name" 'mesh, hosts, batches and the command of each host; starts nothing' \
@@ -41,8 +41,11 @@ demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a 
 rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## a job on 16 workers from nothing to its end: real gcloud and ssh, simulated cloud
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/python -m launch watch experiment=rehearsal $(ARGS)
 
-test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the test suite, but for whole pods
+	$(BIN)/python -m pytest -m "not pod" $(ARGS)
+
+test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## whole jobs on many processes, disturbed or in a simulated cloud
+	$(BIN)/python -m pytest -m pod $(ARGS)
 
 smoke: $(INSTALLED) ## the part of the test suite that meets most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)

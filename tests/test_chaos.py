@@ -19,6 +19,7 @@ from tools.chaos_plan import scenarios
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_disturbed_runs_leave_the_dataset_of_an_undisturbed_one(tmp_path: Path) -> None:
     result = chaos.chaos(tmp_path, runs=5, seed=33, samples=6, say=print)
     assert result["bad"] == []

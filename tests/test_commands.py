@@ -24,6 +24,7 @@ def command(name: str, *flags: object, devices: int = 1) -> subprocess.Completed
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_the_documents_snippet_loads_what_the_simple_command_writes(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", layers=13)
     out, activations = tmp_path / "outputs", tmp_path / "activations"
@@ -39,6 +40,7 @@ def test_the_documents_snippet_loads_what_the_simple_command_writes(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_the_distributed_command_predicts_on_a_mesh(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", layers=4)
     flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 2]

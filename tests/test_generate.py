@@ -99,6 +99,7 @@ def test_vectors_are_those_of_one_clean_pass_over_prompt_and_completion(
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 @pytest.mark.parametrize(("hosts", "devices", "data", "model_axis"), [(2, 1, 1, 2), (2, 2, 2, 2)])
 def test_the_same_rows_and_texts_on_any_pod(
     model: Path, alone: Path, tmp_path: Path, hosts: int, devices: int, data: int, model_axis: int

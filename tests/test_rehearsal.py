@@ -16,7 +16,7 @@ from tools.bucket import bucket_available
 from tools.fakepod import fakepod_available
 from tools.fakepod.cloud import CAPACITY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.pod, pytest.mark.timeout(600)]
 SECRET = "s3cr3t'\"$(touch stolen)"
 HOSTILE = "a b 'c' $(touch stolen) `touch stolen`; touch stolen # \\ \"d\""
 BATCHES = 11

@@ -17,6 +17,7 @@ PROMPTS = 500
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_sigterm_ends_a_pod_cleanly_and_the_rest_is_done_later(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", layers=4)
     tasks = tmp_path / "tasks.jsonl"
