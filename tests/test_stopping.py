@@ -13,7 +13,7 @@ from pod_job.stopping import StopWish
 from tools.fakepod.metadata import MetadataServer
 from tools.tiny_model import write_tiny_model
 
-PROMPTS = 500
+PROMPTS = 1000
 
 
 @pytest.mark.slow
@@ -24,6 +24,7 @@ def test_sigterm_ends_a_pod_cleanly_and_the_rest_is_done_later(tmp_path: Path) -
     tasks.write_text("".join(json.dumps({"task_id": f"t{i}", "text": "1 2 3 " * 8}) + "\n" for i in range(PROMPTS)))
     run_dir = tmp_path / "run"
     changes = {"extract.save_every_n_samples": 2, "tasks.format": "jsonl", "tasks.path": tasks, "mesh.data": 2}
+    changes["extract.seq_len"] = 64  # so that the prompts held back for packing are few of all
     arguments = overrides(model, run_dir, **changes)
 
     processes = start(arguments, 2, 1)
