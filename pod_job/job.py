@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pod_job.batches import batch_samples, deal
+from pod_job.batches import deal
 from pod_job.commit import committed
 from pod_job.compile_cache import compile_cache
 from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
@@ -26,7 +26,7 @@ from pod_job.merge import merge
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
 from pod_job.parity import check_parity
-from pod_job.pipeline import Writers, extract, packed_feeder
+from pod_job.pipeline import Writers, batch_prompts, extract, packed_feeder
 from pod_job.predictions import write_predictions
 from pod_job.reporter import Reporter
 from pod_job.rundir import claim
@@ -35,7 +35,7 @@ from pod_job.status import Phase
 from pod_job.stopping import StopWish
 from pod_job.storage import open_folder
 from pod_job.tasks import Tasks
-from pod_job.tokens import load_tokenizer, tokenize
+from pod_job.tokens import load_tokenizer
 from pod_job.weights import load_params
 
 log = logging.getLogger("pod_job")
@@ -132,10 +132,8 @@ def tell_skipped(tasks: Tasks, reporter: Reporter) -> None:
 
 def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> None:
     """Tokenises this host's share of the prompts, so that one too long is refused before any weight is loaded."""
-    samples = inputs.tasks.samples
     for batch in range(1 + host.index, inputs.total_batches + 1, host.count):
-        chosen = batch_samples(batch, len(samples), config.save_every_n_samples)
-        tokenize(tokenizer, [samples[i] for i in chosen], config.seq_len, config.too_long)
+        batch_prompts(batch, inputs, tokenizer, config)
 
 
 def pending_batches(inputs: Inputs) -> list[int]:
