@@ -22,7 +22,7 @@ from launch.up import Say, bring_up, speaker
 from pod_job.config import JobConfig, load
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs, read_inputs
-from pod_job.rundir import METADATA
+from pod_job.run_folder.rundir import METADATA
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from launch.shell import call
 from launch.up import Say
 from pod_job.config import JobConfig
 from pod_job.errors import JobError
-from pod_job.rundir import code_file
+from pod_job.run_folder.rundir import code_file
 from pod_job.storage import Folder
 
 

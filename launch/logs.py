@@ -9,7 +9,7 @@ from launch.options import Options
 from launch.status import END_PHASES
 from pod_job.config import load
 from pod_job.errors import JobError
-from pod_job.rundir import log_file
+from pod_job.run_folder.rundir import log_file
 from pod_job.status import latest_attempt
 from pod_job.storage import Folder, open_folder
 

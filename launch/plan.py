@@ -17,7 +17,7 @@ from launch.pod import HostCommand, host_commands, new_attempt
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs, read_inputs
-from pod_job.preflight import lines as preflight_lines
+from pod_job.preflight.lines import lines as preflight_lines
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Plan:
     dtype: str
     run_dir: str
     commands: list[HostCommand]
-    preflight: dict[str, Any] | None  # of a TPU pod: what the step takes there (pod_job/preflight.py)
+    preflight: dict[str, Any] | None  # of a TPU pod: what the step takes there (pod_job/preflight)
 
 
 def plan(overrides: Sequence[str], options: Options) -> int:

@@ -18,7 +18,7 @@ from launch.pod import HostCommand, host_commands, new_attempt
 from launch.summary import Summary
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.inputs import read_inputs
-from pod_job.rundir import METADATA
+from pod_job.run_folder.rundir import METADATA
 from pod_job.status import HostStatus, Phase, read_status
 from pod_job.storage import Folder
 

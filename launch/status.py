@@ -15,9 +15,9 @@ from launch.observe import POLL_S, read_all
 from launch.options import Options
 from launch.pods import Pod, find_pods
 from launch.request import pod_name
-from pod_job.commit import committed
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.inputs import Inputs, read_inputs
+from pod_job.run_folder.commit import committed
 from pod_job.status import HostStatus, Phase, latest_attempt
 
 END_PHASES = (Phase.done, Phase.stopped, Phase.failed)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from launch.facts import show_facts
 from pod_job.config import JobConfig
-from pod_job.rundir import METADATA
+from pod_job.run_folder.rundir import METADATA
 from pod_job.status import HostStatus
 
 

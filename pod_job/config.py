@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pod_job.cloud_config import CloudConfig
 from pod_job.errors import JobError, at_least
-from pod_job.generate_config import GenerateConfig, Mode
-from pod_job.tasks_config import TasksConfig
+from pod_job.generation.generate_config import GenerateConfig, Mode
+from pod_job.prompts.tasks_config import TasksConfig
 
 
 class Sharding(Enum):

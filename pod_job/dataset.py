@@ -9,13 +9,13 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Int
 
-from pod_job import metadata, rundir
-from pod_job import rows as rows_table
-from pod_job.epoch import Batches, Order
 from pod_job.errors import JobError
-from pod_job.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowReader
+from pod_job.reading.epoch import Batches, Order
+from pod_job.reading.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowReader
+from pod_job.run_folder import metadata, rundir
+from pod_job.run_folder import rows as rows_table
+from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import open_folder
-from pod_job.tensorfile import DTYPE_OF
 
 Kind = Literal["numpy", "torch", "jax"]
 TABLES_KEPT = 8
@@ -50,7 +50,7 @@ class ActivationDataset:
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Statistics of the tap over the whole run, as `pod_job.statistics.summary` gives them."""
+        """Statistics of the tap over the whole run, as `pod_job.run_folder.statistics.summary` gives them."""
         return self.metadata["statistics"][self.tap]
 
     def __len__(self) -> int:

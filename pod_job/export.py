@@ -1,6 +1,6 @@
 """A run as the pickle files and metadata.json of the extraction document, for programs that already read that layout.
 
-Pickled lists cost twenty times the CPU of our own files; `pod_job.pickle_reader` reads them back.
+Pickled lists cost twenty times the CPU of our own files; `pod_job.reading.pickle_reader` reads them back.
 """
 
 import json
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pod_job import metadata as metadata_file
-from pod_job import rows as rows_table
-from pod_job import rundir
-from pod_job.commit import TENSOR
 from pod_job.errors import JobError
+from pod_job.run_folder import metadata as metadata_file
+from pod_job.run_folder import rows as rows_table
+from pod_job.run_folder import rundir
+from pod_job.run_folder.commit import TENSOR
+from pod_job.run_folder.tensorfile import read_header, view_tensor
 from pod_job.storage import Folder, open_folder
-from pod_job.tensorfile import read_header, view_tensor
 
 
 def export_pickles(run_dir: str | Path, out_dir: str | Path, report: Callable[[str], None] = lambda name: None) -> int:

@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pod_job.arch import Arch, read_arch_file
-from pod_job.batches import batch_count
 from pod_job.config import JobConfig
 from pod_job.errors import JobError
-from pod_job.generate_config import Mode
+from pod_job.extraction.batches import batch_count
+from pod_job.generation.generate_config import Mode
+from pod_job.models.arch import Arch, read_arch_file
+from pod_job.models.sharding import check_divides
+from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import Weight, weight_table
-from pod_job.rundir import confirm
-from pod_job.sharding import check_divides
-from pod_job.sources.sample import Sample
+from pod_job.models.weights import Checkpoint, check_checkpoint, find_model, fingerprint, read_checkpoint
+from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.tasks import Tasks, read_tasks
+from pod_job.prompts.tokens import check_template, end_tokens, load_tokenizer, tokenize, tokenizer_fingerprint
+from pod_job.run_folder.rundir import confirm
 from pod_job.storage import Folder, open_folder
-from pod_job.taps import Tap, resolve
-from pod_job.tasks import Tasks, read_tasks
-from pod_job.tokens import check_template, end_tokens, load_tokenizer, tokenize, tokenizer_fingerprint
-from pod_job.weights import Checkpoint, check_checkpoint, find_model, fingerprint, read_checkpoint
 
 
 @dataclass(frozen=True)

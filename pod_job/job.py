@@ -11,32 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pod_job.batches import deal
-from pod_job.commit import committed
+from pod_job.checking.parity import check_parity
 from pod_job.compile_cache import compile_cache
 from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
-from pod_job.decoding import compile_generation
 from pod_job.distributed import Host, roll_call, start, this_host
 from pod_job.errors import JobError
-from pod_job.forward import compile_step
-from pod_job.generate import Ending, generate, wave_feeder
-from pod_job.generate_config import Mode
+from pod_job.extraction.batches import deal
+from pod_job.extraction.forward import compile_step
+from pod_job.extraction.pipeline import Writers, batch_prompts, extract, packed_feeder
+from pod_job.generation.decoding import compile_generation
+from pod_job.generation.generate import Ending, generate, wave_feeder
+from pod_job.generation.generate_config import Mode
+from pod_job.generation.predictions import write_predictions
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.merge import merge
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
-from pod_job.parity import check_parity
-from pod_job.pipeline import Writers, batch_prompts, extract, packed_feeder
-from pod_job.predictions import write_predictions
+from pod_job.models.sharding import row_shards, stated
+from pod_job.models.weights import load_params
+from pod_job.prompts.tasks import Tasks
+from pod_job.prompts.tokens import load_tokenizer
 from pod_job.reporter import Reporter
-from pod_job.rundir import claim
-from pod_job.sharding import row_shards, stated
+from pod_job.run_folder.commit import committed
+from pod_job.run_folder.rundir import claim
 from pod_job.status import Phase
 from pod_job.stopping import StopWish
 from pod_job.storage import open_folder
-from pod_job.tasks import Tasks
-from pod_job.tokens import load_tokenizer
-from pod_job.weights import load_params
 
 log = logging.getLogger("pod_job")
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pod_job import __version__, rundir, statistics
-from pod_job import metadata as metadata_file
-from pod_job.commit import committed, read_record
+from pod_job import __version__
 from pod_job.errors import JobError
-from pod_job.statistics import TapStatistics
+from pod_job.run_folder import metadata as metadata_file
+from pod_job.run_folder import rundir, statistics
+from pod_job.run_folder.commit import committed, read_record
+from pod_job.run_folder.statistics import TapStatistics
+from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder
-from pod_job.tensorfile import DTYPE_OF
 
 READS_IN_FLIGHT = 32
 ABANDONED_S = 600.0

@@ -10,8 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pod_job.config import MeshConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.models.placement import Placement
+from pod_job.models.sharding import ROW_AXES, rules
 from pod_job.models.weight_table import Weight
-from pod_job.sharding import ROW_AXES, rules
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

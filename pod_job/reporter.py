@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from pod_job.distributed import Host
-from pod_job.rundir import log_file
+from pod_job.run_folder.rundir import log_file
 from pod_job.status import HostStatus, Phase, write_status
 from pod_job.storage import Folder
 

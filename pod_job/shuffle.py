@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pod_job import metadata, rundir
-from pod_job.commit import commit_batch, committed
 from pod_job.errors import JobError
 from pod_job.merge import merge
-from pod_job.row_reader import READS_IN_FLIGHT
+from pod_job.reading.row_reader import READS_IN_FLIGHT
+from pod_job.run_folder import metadata, rundir
+from pod_job.run_folder.commit import commit_batch, committed
+from pod_job.run_folder.stretches import Piece, Record, open_piece, read_stretch, to_batch, write_piece
 from pod_job.storage import Folder, open_folder
-from pod_job.stretches import Piece, Record, open_piece, read_stretch, to_batch, write_piece
 
 PART_BYTES = 256 << 20
 """Of all taps of one batch of the new run; the second pass holds about three times as much."""

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pod_job.rundir import status_file
+from pod_job.run_folder.rundir import status_file
 from pod_job.storage import Folder
 
 

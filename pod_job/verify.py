@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pod_job import merge, metadata, rundir
-from pod_job import rows as rows_table
-from pod_job.commit import TENSOR, committed, read_record
+from pod_job import merge
+from pod_job.checking.recompute import Deviation, recompute
 from pod_job.errors import JobError
-from pod_job.recompute import Deviation, recompute
+from pod_job.run_folder import metadata, rundir
+from pod_job.run_folder import rows as rows_table
+from pod_job.run_folder.commit import TENSOR, committed, read_record
+from pod_job.run_folder.tensorfile import TensorSpec, read_header
 from pod_job.storage import Folder, Stored, checksum, open_folder
-from pod_job.tensorfile import TensorSpec, read_header
 
 READS_IN_FLIGHT = 8
 PIECE_BYTES = 8 << 20

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pod_job import rundir
+from pod_job.run_folder import rundir
 from tools.bucket import bucket_server
 from tools.fakepod import World, fakepod
 from tools.fakepod.hosts import Hosts

@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pod_job import merge, rows, rundir
-from pod_job.commit import Batch, commit_batch
+from pod_job import merge
+from pod_job.run_folder import rows, rundir
+from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.storage import Folder, open_folder
 from tools.bucket import bucket_available, bucket_server
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pod_job.arc import Grid
-from pod_job.arc_answers import parse_grid
-from pod_job.arc_prompts import digits, numbered, plain, render
-from pod_job.augment import COLOURS, Augmentation, augmentation
-from pod_job.tasks import read_tasks
-from pod_job.tasks_config import ArcConfig, ArcPrompt, Augment, TasksConfig
+from pod_job.prompts.arc import Grid
+from pod_job.prompts.arc_answers import parse_grid
+from pod_job.prompts.arc_prompts import digits, numbered, plain, render
+from pod_job.prompts.augment import COLOURS, Augmentation, augmentation
+from pod_job.prompts.tasks import read_tasks
+from pod_job.prompts.tasks_config import ArcConfig, ArcPrompt, Augment, TasksConfig
 
 TASK: dict[str, Any] = {
     "train": [{"input": [[1, 2]], "output": [[2], [1]]}],

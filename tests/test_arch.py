@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pod_job.arch import read_arch
 from pod_job.errors import JobError
-from pod_job.rope import Rope
+from pod_job.models.arch import read_arch
+from pod_job.models.rope import Rope
 
 QWEN: dict[str, Any] = {
     "model_type": "qwen2",

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.arch import read_arch
 from pod_job.models import attention, decoder
+from pod_job.models.arch import read_arch
 from pod_job.models.placement import Placement
 
 ROW = 256  # two blocks of the kernel's smallest size

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pod_job.batches import batch_count, batch_samples, deal
+from pod_job.extraction.batches import batch_count, batch_samples, deal
 
 
 @given(st.integers(1, 5000), st.integers(1, 600))

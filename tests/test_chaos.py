@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sample_runs import TAPS, batch, identity
 
-from pod_job import rundir
-from pod_job.commit import commit_batch
 from pod_job.dataset import ActivationDataset
 from pod_job.merge import merge
+from pod_job.run_folder import rundir
+from pod_job.run_folder.commit import commit_batch
 from pod_job.storage import open_folder
 from tools import chaos
 from tools.chaos_host import STEPS

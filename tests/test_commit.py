@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from sample_runs import TAPS, WIDTH, batch, folders
 
-from pod_job import rows, rundir, statistics
-from pod_job.commit import commit_batch, committed, read_record
 from pod_job.errors import JobError
+from pod_job.run_folder import rows, rundir, statistics
+from pod_job.run_folder.commit import commit_batch, committed, read_record
+from pod_job.run_folder.tensorfile import read_header, view_tensor
 from pod_job.storage import Folder, Stored, open_folder
-from pod_job.tensorfile import read_header, view_tensor
 
 
 @pytest.fixture(scope="module", params=["local", "bucket"])

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined
 
-from pod_job import rundir
-from pod_job.commit import Batch, commit_batch
 from pod_job.dataset import ActivationDataset
-from pod_job.epoch import BLOCK_ROWS, Order
 from pod_job.errors import JobError
 from pod_job.merge import merge
+from pod_job.reading.epoch import BLOCK_ROWS, Order
+from pod_job.run_folder import rundir
+from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.storage import Folder, open_folder
 
 COUNTS = [700, 900, 0, 1500, 13]  # blocks cross files, and one file is empty

@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.arch import read_arch_file
-from pod_job.completions import Ending
 from pod_job.config import Dtype, ExtractConfig, MeshConfig, Positions, Sharding
-from pod_job.decoding import Programs, compile_generation
-from pod_job.generate_config import GenerateConfig
+from pod_job.extraction.packing import Queued
+from pod_job.generation.completions import Ending
+from pod_job.generation.decoding import Programs, compile_generation
+from pod_job.generation.generate_config import GenerateConfig
+from pod_job.generation.waves import FREE, lay_out
 from pod_job.mesh import make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
+from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
-from pod_job.packing import Queued
-from pod_job.sources.sample import Sample
-from pod_job.taps import resolve
-from pod_job.tokens import Prompt
-from pod_job.waves import FREE, lay_out
-from pod_job.weights import load_params, read_checkpoint
+from pod_job.models.weights import load_params, read_checkpoint
+from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.tokens import Prompt
 from tools.tiny_model import write_tiny_model
 
 S, NEW, ROWS = 12, 21, 8

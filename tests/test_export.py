@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_runs import TAPS, TIME, finished_run, joined
 
-from pod_job import rundir
 from pod_job.errors import JobError
 from pod_job.export import export_pickles
-from pod_job.pickle_reader import read_pickle
+from pod_job.reading.pickle_reader import read_pickle
+from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
 
 # From the section "Loading Activations for SAE Training" of the extraction document, to the letter.

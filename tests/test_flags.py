@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from sample_runs import batch, identity, joined
 
-from pod_job import rows, rundir
-from pod_job.assembly import OpenBatch
-from pod_job.commit import commit_batch
 from pod_job.config import Exclude, ExtractConfig, OnNonfinite, Positions
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
+from pod_job.extraction.assembly import OpenBatch
+from pod_job.extraction.packing import Placed
 from pod_job.merge import merge
-from pod_job.packing import Placed
-from pod_job.sources.sample import Sample
-from pod_job.special import special_ids, special_tokens
+from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.special import special_ids, special_tokens
+from pod_job.prompts.tokens import Prompt
+from pod_job.run_folder import rows, rundir
+from pod_job.run_folder.commit import commit_batch
 from pod_job.storage import open_folder
-from pod_job.tokens import Prompt
 from tools.tiny_model import byte_tokenizer
 
 BOS, EOS, TEXT = 256, 257, 7

@@ -10,13 +10,20 @@ import pytest
 from safetensors.numpy import save_file
 from test_job import finish, start
 
-from pod_job import rundir
-from pod_job.completions import Completion, Ending, completed_text, find_end, read_completions, store_completions
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
-from pod_job.generate_config import GenerateConfig
+from pod_job.generation.completions import (
+    Completion,
+    Ending,
+    completed_text,
+    find_end,
+    read_completions,
+    store_completions,
+)
+from pod_job.generation.generate_config import GenerateConfig
+from pod_job.prompts.tokens import end_tokens, load_tokenizer
+from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
-from pod_job.tokens import end_tokens, load_tokenizer
 from tools.tiny_model import write_tiny_model
 
 NEW, SAMPLES, PER_BATCH = 18, 10, 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pod_job.arch import SWITCHES
+from pod_job.models.arch import SWITCHES
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = sorted(folder.name for folder in GOLDENS.iterdir() if folder.is_dir())
@@ -153,7 +153,7 @@ def test_the_real_model_has_each_layer_and_the_last_logits():
 )
 @pytest.mark.parametrize("name", CASES)
 def test_torch_still_computes_the_committed_arrays(name):
-    from pod_job.hf_reference import load_reference, run_reference
+    from pod_job.checking.hf_reference import load_reference, run_reference
 
     expected = load_file(GOLDENS / name / "expected.safetensors")
     actual = run_reference(load_reference(GOLDENS / name), expected.pop("input_ids"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined
 
-from pod_job import rundir
-from pod_job.commit import commit_batch
 from pod_job.errors import JobError
 from pod_job.merge import merge
+from pod_job.run_folder import rundir
+from pod_job.run_folder.commit import commit_batch
 from pod_job.storage import Folder, LocalFolder, Stored, open_folder
 
 

@@ -12,12 +12,12 @@ import pytest
 from conftest import GOLDENS
 from safetensors.numpy import load_file, save_file
 
-from pod_job.arch import SWITCHES
 from pod_job.models import create_model_with_hooks, layer_loop
+from pod_job.models.arch import SWITCHES
 from pod_job.models.decoder import Decoder
+from pod_job.models.rope import Rope
 from pod_job.models.weight_table import weight_table
-from pod_job.rope import Rope
-from pod_job.weights import check_checkpoint, load_params, read_checkpoint
+from pod_job.models.weights import check_checkpoint, load_params, read_checkpoint
 
 CASES = sorted(path for path in GOLDENS.iterdir() if path.is_dir())
 LIMIT = 1e-4
@@ -144,7 +144,7 @@ def test_the_program_does_not_grow_with_depth(deep: int) -> None:
 @pytest.mark.parametrize("family", SWITCHES)
 def test_live_against_torch(family: str, tmp_path: Path, torch_there: None) -> None:
     """More layers than `MOST_PIECES`, in which Gemma 3's own pattern has both kinds, and more rows and positions."""
-    from pod_job.hf_reference import load_reference, run_reference
+    from pod_job.checking.hf_reference import load_reference, run_reference
     from tools.tiny_model import write_tiny_model
 
     folder = write_tiny_model(tmp_path / family, family, layers=13, hidden=48, heads=6, head_dim=16, seed=3)
@@ -175,7 +175,7 @@ def test_smollm2_in_bfloat16_keeps_the_direction(smollm2: Path) -> None:
 @pytest.mark.slow
 def test_smollm2_live_against_torch(smollm2: Path, torch_there: None) -> None:
     """Every site of every layer on a prompt that no golden array holds."""
-    from pod_job.hf_reference import load_reference, run_reference
+    from pod_job.checking.hf_reference import load_reference, run_reference
 
     input_ids = np.random.default_rng(1).integers(0, 49152, (2, 16))
     reference = run_reference(load_reference(smollm2), input_ids)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pod_job.packing import CHOICE_ROWS, PATIENCE_CHOICES, Queued, StepInput, pack, pack_steps
-from pod_job.sources.sample import Sample
-from pod_job.tokens import Prompt
+from pod_job.extraction.packing import CHOICE_ROWS, PATIENCE_CHOICES, Queued, StepInput, pack, pack_steps
+from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.tokens import Prompt
 
 
 def queue(lengths: list[int], per_batch: int = 16) -> list[Queued]:

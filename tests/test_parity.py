@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pod_job import reference, rundir
+from pod_job.checking import reference
+from pod_job.checking.reference import limit_of, relative_errors
 from pod_job.config import Dtype
 from pod_job.merge import merge
-from pod_job.reference import limit_of, relative_errors
+from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
 from pod_job.verify import verify
 from tools.tiny_model import write_tiny_model
@@ -20,7 +21,8 @@ from tools.tiny_model import write_tiny_model
 # The job, with its reference made by our own code (no torch), or spoilt as a miscompiled step would look.
 PROGRAM = """
 import sys
-from pod_job import __main__, reference
+from pod_job import __main__
+from pod_job.checking import reference
 reference.torch_installed = lambda: False
 if "spoilt" in sys.argv:
     ours = reference._by_us

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pod_job.arc_prompts import digits
-from pod_job.augment import augmentation
-from pod_job.completions import Completion, store_completions
-from pod_job.predictions import NO_GRID, two_best, write_predictions
+from pod_job.generation.completions import Completion, store_completions
+from pod_job.generation.predictions import NO_GRID, two_best, write_predictions
+from pod_job.prompts.arc_prompts import digits
+from pod_job.prompts.augment import augmentation
+from pod_job.prompts.tasks_config import ArcConfig, TaskFormat, TasksConfig
 from pod_job.storage import open_folder
-from pod_job.tasks_config import ArcConfig, TaskFormat, TasksConfig
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
 TASKS: dict[str, Any] = {

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pod_job import compiled_text, tpu_facts
-from pod_job.arch import read_arch_file
 from pod_job.config import load
 from pod_job.errors import JobError
-from pod_job.preflight import pod_slice, proposals
-from pod_job.taps import resolve
+from pod_job.models.arch import read_arch_file
+from pod_job.models.taps import resolve
+from pod_job.preflight import compiled_text, tpu_facts
+from pod_job.preflight.report import pod_slice, proposals
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +121,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_path: Path) -> None:
-    from pod_job.forecast import Forecast
+    from pod_job.preflight.forecast import Forecast
 
     config = load(overrides(model, tmp_path, "extract.rows_per_device=4"))
     arch = read_arch_file(model / "config.json")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pod_job import reference, rundir
+from pod_job.checking import reference
+from pod_job.checking.recompute import recompute
 from pod_job.errors import JobError
-from pod_job.recompute import recompute
+from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
 from pod_job.verify import main
 from tools.tiny_model import write_tiny_model

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.errors import JobError
-from pod_job.rows import COLUMNS, FLAGS, Rows, from_columns, from_parquet, to_parquet
+from pod_job.run_folder.rows import COLUMNS, FLAGS, Rows, from_columns, from_parquet, to_parquet
 
 TIME = "2025-01-15T10:30:00+00:00"
 _INT32 = st.integers(-(2**31), 2**31 - 1)

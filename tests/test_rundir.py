@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sample_runs import identity
 
-from pod_job import rundir
 from pod_job.errors import JobError
+from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pod_job.arch import read_arch_file
 from pod_job.config import Dtype, ExtractConfig, MeshConfig, Positions, Sharding
 from pod_job.errors import JobError
-from pod_job.forward import compile_step
+from pod_job.extraction.forward import compile_step
 from pod_job.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models import layer_loop
+from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
+from pod_job.models.sharding import check_divides, rules, stated
+from pod_job.models.taps import resolve
 from pod_job.models.weight_table import Weight, weight_table
-from pod_job.sharding import check_divides, rules, stated
-from pod_job.taps import resolve
-from pod_job.weights import load_params, read_checkpoint
+from pod_job.models.weights import load_params, read_checkpoint
 from tools.tiny_model import write_tiny_model
 
 ROWS, SEQ = 8, 12

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sample_runs import TAPS, finished_run, folders
 
-from pod_job import rundir
-from pod_job.commit import commit_batch
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.merge import merge
-from pod_job.rows import COLUMNS
+from pod_job.run_folder import rundir
+from pod_job.run_folder.commit import commit_batch
+from pod_job.run_folder.rows import COLUMNS
 from pod_job.shuffle import batch_order, main, part_order, part_sizes, shuffle, stretches
 from pod_job.storage import Folder, open_folder
 from pod_job.verify import verify

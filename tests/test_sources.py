@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from pod_job.errors import JobError
-from pod_job.tasks import Tasks, read_tasks
-from pod_job.tasks_config import OnBroken, TaskFormat, TasksConfig
+from pod_job.prompts.tasks import Tasks, read_tasks
+from pod_job.prompts.tasks_config import OnBroken, TaskFormat, TasksConfig
 
 WORDS = ["one", "two", "three", "four"]
 CHAT = [{"role": "user", "content": "hello"}]

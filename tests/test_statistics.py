@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pod_job import statistics
+from pod_job.run_folder import statistics
 
 
 def _vectors(rows: int, width: int, dtype: np.dtype | type = np.float32, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_job import finish, overrides, start
 
-from pod_job import rundir
+from pod_job.run_folder import rundir
 from pod_job.stopping import StopWish
 from tools.fakepod.metadata import MetadataServer
 from tools.tiny_model import write_tiny_model

@@ -3,7 +3,7 @@
 import pytest
 
 from pod_job.errors import JobError
-from pod_job.taps import Tap, available, resolve
+from pod_job.models.taps import Tap, available, resolve
 
 
 def names(taps: tuple[Tap, ...]) -> list[str]:

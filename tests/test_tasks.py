@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pod_job.errors import JobError
-from pod_job.tasks import Tasks, read_tasks
-from pod_job.tasks_config import OnBroken, TaskFormat, TasksConfig
+from pod_job.prompts.tasks import Tasks, read_tasks
+from pod_job.prompts.tasks_config import OnBroken, TaskFormat, TasksConfig
 
 TASK = {"train": [{"input": [[1, 2]], "output": [[2], [1]]}], "test": [{"input": [[3, 4]]}, {"input": [[5, 6]]}]}
 

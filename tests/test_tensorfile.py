@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pod_job.errors import JobError
-from pod_job.tensorfile import DTYPES, Header, map_tensors, read_header, view_tensor, write_parts
+from pod_job.run_folder.tensorfile import DTYPES, Header, map_tensors, read_header, view_tensor, write_parts
 
 
 def _file(tensors: dict[str, np.ndarray], **options) -> bytes:

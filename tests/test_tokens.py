@@ -9,8 +9,8 @@ import pytest
 
 from pod_job.config import TooLong
 from pod_job.errors import JobError
-from pod_job.sources.sample import Message, Sample
-from pod_job.tokens import check_template, load_tokenizer, tokenize, tokenizer_fingerprint
+from pod_job.prompts.sources.sample import Message, Sample
+from pod_job.prompts.tokens import check_template, load_tokenizer, tokenize, tokenizer_fingerprint
 from tools.tiny_model import write_tiny_model
 
 ASK: list[Message] = [{"role": "user", "content": "hello"}]

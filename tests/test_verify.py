@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sample_runs import batch, finished_run, folders, identity
 
-from pod_job import rundir
-from pod_job.commit import commit_batch
 from pod_job.merge import merge
+from pod_job.run_folder import rundir
+from pod_job.run_folder.commit import commit_batch
 from pod_job.storage import Folder, open_folder
 from pod_job.verify import main, verify
 

@@ -10,12 +10,12 @@ from conftest import GOLDENS
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from pod_job.arch import read_arch_file
 from pod_job.config import MeshConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.mesh import make_mesh, weight_shardings
+from pod_job.models.arch import read_arch_file
 from pod_job.models.weight_table import weight_table
-from pod_job.weights import check_checkpoint, find_model, fingerprint, load_params, read_checkpoint
+from pod_job.models.weights import check_checkpoint, find_model, fingerprint, load_params, read_checkpoint
 
 CASE = GOLDENS / "qwen2_full"
 TABLE = weight_table(read_arch_file(CASE / "config.json"))

@@ -23,16 +23,16 @@ import numpy as np
 
 from pod_job.config import JobConfig, load
 from pod_job.distributed import Host
-from pod_job.forward import compile_step, place
+from pod_job.extraction.forward import compile_step, place
+from pod_job.extraction.pipeline import Writers, extract, packed_feeder
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
-from pod_job.pipeline import Writers, extract, packed_feeder
+from pod_job.models.weights import load_params
+from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.reporter import Reporter
 from pod_job.stopping import StopWish
 from pod_job.storage import open_folder
-from pod_job.tokens import load_tokenizer, tokenize
-from pod_job.weights import load_params
 from tools.tiny_model import write_tiny_model
 
 LAYERS = [6, 12, 18, 23]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pod_job import environment
-from pod_job.arch import Arch, read_arch_file
 from pod_job.config import load
-from pod_job.preflight import pod_slice, step_report
-from pod_job.taps import resolve
+from pod_job.models.arch import Arch, read_arch_file
+from pod_job.models.taps import resolve
+from pod_job.preflight.report import pod_slice, step_report
 
 CONFIGS = Path("tests/data/configs")
 DEEP = 80  # layers, of which compile time must not depend
@@ -30,7 +30,7 @@ CASES = {
 
 def measure(model: str, overrides: Sequence[str], layers: int | None = None) -> dict[str, Any]:
     """The forecast of one case; `layers` makes the same model deeper."""
-    from pod_job.forecast import forecast
+    from pod_job.preflight.forecast import forecast
 
     config = load([*POD, f"model.path={CONFIGS / model}", *overrides])
     arch = read_arch_file(CONFIGS / model / "config.json")

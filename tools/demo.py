@@ -24,7 +24,7 @@ from pod_job.config import JobConfig, load
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.export import export_pickles
-from pod_job.tokens import load_tokenizer
+from pod_job.prompts.tokens import load_tokenizer
 from tools.bucket import bucket_available, bucket_server
 from tools.demo_model import write_demo_model
 

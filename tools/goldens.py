@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from pod_job.hf_reference import load_reference, run_reference
+from pod_job.checking.hf_reference import load_reference, run_reference
 
 GOLDENS = Path("tests/goldens")
 BATCH, SEQ, VOCAB = 2, 12, 96

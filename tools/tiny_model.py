@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from pod_job.arch import read_arch
 from pod_job.errors import JobError
+from pod_job.models.arch import read_arch
 from pod_job.models.weight_table import weight_table
-from pod_job.weights import checkpoint_names
+from pod_job.models.weights import checkpoint_names
 from tools.hf_folder import write_hf_folder
 
 ARCHITECTURES = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pod_job.config import load
 from pod_job.errors import JobError
 from pod_job.export import export_pickles
-from pod_job.rundir import METADATA, OUTPUTS
+from pod_job.run_folder.rundir import METADATA, OUTPUTS
 from pod_job.storage import open_folder
 
 RUN = "run"

@@ -6,8 +6,8 @@ jax is imported when a model is made, not before: the launcher reads the weight 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pod_job.arch import Arch, read_arch
-from pod_job.taps import resolve
+from pod_job.models.arch import Arch, read_arch
+from pod_job.models.taps import resolve
 
 if TYPE_CHECKING:
     from pod_job.models.decoder import Decoder

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pod_job.arch import Arch
+from pod_job.models.arch import Arch
 
 
 class Cache(NamedTuple):

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pod_job.arch import Arch, LayerAttention
+from pod_job.models.arch import Arch, LayerAttention
 from pod_job.models.attention import LANES, attend, attend_seen, rotary_tables, rotate, swap_halves
 from pod_job.models.cache import Cache
 from pod_job.models.layer_loop import run_layers
 from pod_job.models.placement import Placement
+from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
-from pod_job.taps import Tap
 
 Activations = dict[str, Float[Array, "B M width"]]
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pod_job.taps import INNER_SITES, Tap
+from pod_job.models.taps import INNER_SITES, Tap
 
 Carry = tuple[Array, Any]
 """The residual stream, and whatever else goes from layer to layer (None, or the cache of keys and values)."""

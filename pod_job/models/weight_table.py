@@ -7,7 +7,7 @@ Shapes: D hidden, N query heads, K key/value heads, H head size, F mlp, V vocabu
 import math
 from dataclasses import dataclass
 
-from pod_job.arch import Arch
+from pod_job.models.arch import Arch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Is it right: the parity gate, the independent reference, rows computed again."""

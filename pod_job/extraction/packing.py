@@ -1,0 +1,142 @@
+"""Prompts packed into rows of one static length, and rows into steps; where each prompt lies is kept beside it.
+
+A packed prompt has its own segment id (from 1; 0 is padding) and positions from 0, so its activations are those of
+the prompt alone.
+
+R rows of a feeder's step, S positions of a row, M prompts of a row at most.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32
+
+from pod_job.prompts.tokens import Prompt
+
+# Rows' worth of prompts that are held back to choose from: the more, the fuller the rows.
+CHOICE_ROWS = 64
+# A row with a prompt which that many choices passed over is computed now, full or not: its batch is waiting for it.
+PATIENCE_CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A prompt on its way: number `index` of batch `batch`."""
+
+    batch: int
+    index: int
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a prompt lies in a step: tokens [start, start + length) of `row`, and the row's `slot`-th prompt."""
+
+    batch: int
+    index: int
+    row: int
+    slot: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a feeder puts into one step. `last` is the position of each slot's last token (0 in empty slots)."""
+
+    token_ids: Int32[np.ndarray, "R S"]
+    segment_ids: Int32[np.ndarray, "R S"]
+    positions: Int32[np.ndarray, "R S"]
+    last: Int32[np.ndarray, "R M"]
+    placed: tuple[Placed, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(placed.length for placed in self.placed)
+
+
+def pack(lengths: Sequence[int], seq_len: int, most: int) -> list[list[int]]:
+    """Best-fit decreasing: lists of indices into `lengths`, each list at most `seq_len` long in sum, `most` in number.
+
+    The longest prompt comes first, into the fullest row that still has room for it (Johnson 1974: within 11/9 of
+    the fewest rows).
+    """
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (free positions, row), sorted; rows that take no more are not in it
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = bisect.bisect_left(rooms, (lengths[i], -1))
+        free, row = rooms.pop(at) if at < len(rooms) else (seq_len, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        if free > lengths[i] and len(rows[row]) < most:
+            bisect.insort(rooms, (free - lengths[i], row))
+    return rows
+
+
+def pack_steps(queued: Iterable[Queued], rows: int, seq_len: int, prompts_per_row: int) -> Iterator[StepInput]:
+    """Steps of `rows` rows, each as full as the prompts at hand allow; only the last may have empty rows.
+
+    Order is kept roughly, not exactly.
+    """
+    hold = max(2 * rows, CHOICE_ROWS)
+    take = hold // 2 // rows * rows  # about half of what is held, in whole steps
+    waiting: list[tuple[int, Queued]] = []  # with the choice before which each came
+    tokens, choice = 0, 0
+
+    def steps(chosen: list[list[Queued]]) -> Iterator[StepInput]:
+        for start in range(0, len(chosen), rows):
+            yield lay_out(chosen[start : start + rows], rows, seq_len, prompts_per_row)
+
+    for item in queued:
+        waiting.append((choice, item))
+        tokens += len(item.prompt.token_ids)
+        if tokens >= hold * seq_len or len(waiting) >= hold * prompts_per_row:
+            chosen, waiting = choose_rows(waiting, choice - PATIENCE_CHOICES, take, seq_len, prompts_per_row)
+            tokens = sum(len(item.prompt.token_ids) for _, item in waiting)
+            choice += 1
+            yield from steps(chosen)
+    chosen, _ = choose_rows(waiting, choice, len(waiting), seq_len, prompts_per_row)
+    yield from steps(chosen)
+
+
+def choose_rows(
+    waiting: list[tuple[int, Queued]], stale_choice: int, count: int, seq_len: int, prompts_per_row: int
+) -> tuple[list[list[Queued]], list[tuple[int, Queued]]]:
+    """The best `count` rows that can be made of the waiting prompts, and those that wait on.
+
+    Rows with a prompt that came by `stale_choice` go first, then the fullest.
+    """
+    lengths = [len(item.prompt.token_ids) for _, item in waiting]
+    packed = pack(lengths, seq_len, prompts_per_row)
+
+    def urgency(row: list[int]) -> tuple[bool, int]:
+        stale = min(waiting[i][0] for i in row) <= stale_choice
+        return (not stale, -sum(lengths[i] for i in row))
+
+    chosen = sorted(packed, key=urgency)[:count]
+    gone = {i for row in chosen for i in row}
+    left = [entry for i, entry in enumerate(waiting) if i not in gone]
+    # Within a row the oldest first, so that it reads in the order of the data.
+    return [[waiting[i][1] for i in sorted(row)] for row in chosen], left
+
+
+def lay_out(chosen: Sequence[Sequence[Queued]], rows: int, seq_len: int, prompts_per_row: int) -> StepInput:
+    """The arrays of a step; rows past `chosen` are padding."""
+    token_ids, segment_ids, positions = (np.zeros((rows, seq_len), np.int32) for _ in range(3))
+    last = np.zeros((rows, prompts_per_row), np.int32)
+    placed = []
+    for row, items in enumerate(chosen):
+        start = 0
+        for slot, item in enumerate(items):
+            length = len(item.prompt.token_ids)
+            span = slice(start, start + length)
+            token_ids[row, span] = item.prompt.token_ids
+            segment_ids[row, span] = slot + 1
+            positions[row, span] = np.arange(length)
+            last[row, slot] = start + length - 1
+            placed.append(Placed(item.batch, item.index, row, slot, start, length))
+            start += length
+    return StepInput(token_ids, segment_ids, positions, last, tuple(placed))

@@ -1,0 +1,124 @@
+"""What a run predicted: outputs/predictions.jsonl, and for ARC a submission and how much of it is right."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pod_job.generation.completions import Completion, read_completions
+from pod_job.prompts.arc import Grid, read_arc, solution
+from pod_job.prompts.arc_answers import parse_grid
+from pod_job.prompts.augment import augmentation
+from pod_job.prompts.tasks_config import TaskFormat, TasksConfig
+from pod_job.run_folder.rundir import OUTPUTS
+from pod_job.storage import Folder
+
+PREDICTIONS = OUTPUTS + "predictions.jsonl"
+SUBMISSION = OUTPUTS + "submission.json"
+SUMMARY = OUTPUTS + "summary.json"
+NO_GRID: Grid = [[0]]
+"""Stands in a submission where no answer was a grid; the format has no empty one."""
+
+
+def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> dict[str, Any]:
+    """Writes predictions.jsonl, a line per sample in their order, and summary.json, which is returned.
+
+    For ARC also submission.json: per test input the two grids most often predicted (the earlier one at a tie), in the
+    format of the ARC Prize.
+    """
+    completions = (completion for batch in range(1, batches + 1) for completion in read_completions(folder, batch))
+    if config.format is TaskFormat.arc:
+        scores = ArcScores(config, read_arc(Path(config.path)))
+        records = [scores.add(completion) for completion in completions]
+        folder.replace(SUBMISSION, json.dumps(scores.submission()).encode())
+        summary = scores.summary()
+    else:
+        records = [described(completion) for completion in completions]
+        summary = {"predictions": len(records)}
+    folder.replace(PREDICTIONS, "".join(json.dumps(record) + "\n" for record in records).encode())
+    folder.replace(SUMMARY, json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def described(completion: Completion) -> dict[str, Any]:
+    return {
+        "task_id": completion.task_id,
+        "sample_idx": completion.sample_idx,
+        "text": completion.text,
+        "new_tokens": len(completion.token_ids),
+        "ended": completion.ended,
+    }
+
+
+@dataclass
+class ArcScores:
+    """Answers read as grids so far, by task and test input."""
+
+    config: TasksConfig
+    tasks: dict[str, Any]
+    grids: dict[str, dict[int, list[Grid]]] = field(default_factory=dict)
+    predictions: int = 0
+    malformed: int = 0
+
+    def add(self, completion: Completion) -> dict[str, Any]:
+        """Counts one answer in; its line of predictions.jsonl. `correct` is None where the solution is not known."""
+        test, attempt = divmod(completion.sample_idx, self.config.arc.predictions)
+        form = augmentation(self.config.arc, completion.task_id, attempt)
+        grid, problem = parse_grid(completion.text)
+        grid = None if grid is None else form.invert(grid)
+        self.predictions += 1
+        self.malformed += grid is None
+        answers = self.grids.setdefault(completion.task_id, {}).setdefault(test, [])
+        answers += [] if grid is None else [grid]
+        right = solution(self.tasks[completion.task_id], test)
+        return {
+            **described(completion),
+            "test": test,
+            "prediction": attempt,
+            "form": {"mirrored": form.mirrored, "quarters": form.quarters, "colours": form.colours},
+            "grid": grid,
+            "problem": problem or None,
+            "correct": None if right is None else grid == right,
+        }
+
+    def submission(self) -> dict[str, list[dict[str, Grid]]]:
+        """Task id -> per test input its two attempts."""
+        return {
+            task_id: [{f"attempt_{n}": grid for n, grid in enumerate(attempts, 1)} for _, attempts in tests]
+            for task_id, tests in self._attempts()
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Counts; a test input is solved when one of its two attempts is right, a task when all its inputs are."""
+        known = solved = first = tasks_known = tasks_solved = 0
+        for task_id, tests in self._attempts():
+            results = []
+            for test, attempts in tests:
+                if (right := solution(self.tasks[task_id], test)) is not None:
+                    results.append(right in attempts)
+                    first += right == attempts[0]
+            known, solved = known + len(results), solved + sum(results)
+            tasks_known, tasks_solved = tasks_known + bool(results), tasks_solved + bool(results and all(results))
+        return {
+            "predictions": self.predictions,
+            "malformed": self.malformed,
+            "test_inputs_with_solution": known,
+            "test_inputs_solved": solved,
+            "test_inputs_solved_by_the_first_attempt": first,
+            "tasks_with_solution": tasks_known,
+            "tasks_solved": tasks_solved,
+            "accuracy": solved / known if known else None,
+        }
+
+    def _attempts(self) -> Iterator[tuple[str, list[tuple[int, list[Grid]]]]]:
+        for task_id, tests in self.grids.items():
+            yield task_id, [(test, two_best(grids)) for test, grids in sorted(tests.items())]
+
+
+def two_best(grids: list[Grid]) -> list[Grid]:
+    """The two grids that are there most often, the earlier one at a tie; the first again where all are equal."""
+    votes = Counter(json.dumps(grid) for grid in grids)
+    best: list[Grid] = [json.loads(text) for text, _ in votes.most_common(2)] or [NO_GRID]
+    return best if len(best) == 2 else best * 2

@@ -1,0 +1,82 @@
+"""ARC task files, read and checked.
+
+The format is the ARC-AGI one: a task is `{"train": [{"input": grid, "output": grid}, ...], "test": [...]}`, a grid a
+list of equally long lists of colours 0..9. A file holds one task or a dictionary of them; a folder, one file per task.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pod_job.errors import JobError
+from pod_job.prompts.sources.sample import BrokenTask
+
+Grid = list[list[int]]
+
+
+def read_arc(path: Path) -> dict[str, Any]:
+    """Tasks by id, in the order of the file (of the file names, for a folder), unchecked.
+
+    A file of a folder that is not JSON comes as the BrokenTask that says so.
+
+    Raises:
+        JobError: no such file, or it is not a JSON object.
+    """
+    if not path.is_dir():
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise JobError(f"tasks.path={path}: must be a JSON object of tasks, not {type(content).__name__}")
+        return {path.stem: content} if "train" in content and "test" in content else content
+    tasks: dict[str, Any] = {}
+    for file in sorted(path.glob("*.json")):
+        try:
+            content = read_json(file)
+        except JobError as error:
+            tasks[file.stem] = BrokenTask(str(error))
+            continue
+        many = isinstance(content, dict) and not ("train" in content and "test" in content)
+        tasks |= content if many else {file.stem: content}
+    return tasks
+
+
+def read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise JobError(f"tasks.path={file} does not exist; give a tasks file or a folder") from None
+    except (ValueError, OSError) as error:
+        raise JobError(f"tasks.path={file} is not readable JSON ({error})") from error
+
+
+def check_task(where: str, task: Any) -> None:
+    """Raises BrokenTask naming the pair and what is wrong with it."""
+    if isinstance(task, BrokenTask):
+        raise task
+    if not isinstance(task, dict) or not all(isinstance(task.get(part), list) for part in ("train", "test")):
+        raise BrokenTask(f'{where} must be an object with the lists "train" and "test"')
+    if not task["test"]:
+        raise BrokenTask(f"{where} has no test input; there is nothing to prompt for")
+    for part, needed in (("train", ("input", "output")), ("test", ("input",))):
+        for i, pair in enumerate(task[part]):
+            for side in needed:
+                grid = pair.get(side) if isinstance(pair, dict) else None
+                check_grid(f"{where}, {part}[{i}].{side}", grid)
+
+
+def check_grid(where: str, grid: Any) -> None:
+    if not isinstance(grid, list) or not grid or not all(isinstance(row, list) and row for row in grid):
+        raise BrokenTask(f"{where} is not a grid: a list of non-empty lists of colours 0..9 is needed")
+    if len({len(row) for row in grid}) > 1:
+        raise BrokenTask(f"{where} is not rectangular: its rows have {', '.join(str(len(row)) for row in grid)} cells")
+    if bad := [cell for row in grid for cell in row if type(cell) is not int or not 0 <= cell <= 9]:
+        raise BrokenTask(f"{where} has the cell {bad[0]!r}; colours are whole numbers 0..9")
+
+
+def solution(task: dict[str, Any], test: int) -> Grid | None:
+    """The output of a test pair; None where the file does not have it (or keeps a placeholder there)."""
+    output = task["test"][test].get("output")
+    try:
+        check_grid("", output)
+    except BrokenTask:
+        return None
+    return output

@@ -1,0 +1,46 @@
+"""ARC tasks as samples: `arc.predictions` prompts per test input, each another form of its task."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pod_job.prompts.arc import check_task, read_arc
+from pod_job.prompts.arc_prompts import render
+from pod_job.prompts.augment import augmentation
+from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
+from pod_job.prompts.tasks_config import ArcConfig
+
+
+def arc_source(path: Path, config: ArcConfig) -> Source:
+    """Samples task by task; `sample_idx` is test input x predictions + prediction.
+
+    Raises:
+        JobError: no such file, or it is not a JSON object.
+    """
+    tasks = list(read_arc(path).items())
+    checked: dict[int, BrokenTask | None] = {}
+
+    def problem(number: int) -> BrokenTask | None:
+        if number not in checked:
+            task_id, task = tasks[number]
+            try:
+                check_task(f"tasks.path={path}: task {task_id}", task)
+                checked[number] = None
+            except BrokenTask as broken:
+                checked[number] = broken
+        return checked[number]
+
+    def keys() -> Iterator[Key]:
+        for number, (_, task) in enumerate(tasks):
+            samples = 1 if problem(number) else len(task["test"]) * config.predictions
+            yield from ((number, sample_idx) for sample_idx in range(samples))
+
+    def load(key: Key) -> Sample:
+        number, sample_idx = key
+        if broken := problem(number):
+            raise broken
+        task_id, task = tasks[number]
+        test, attempt = divmod(sample_idx, config.predictions)
+        form = augmentation(config, task_id, attempt)
+        return Sample(task_id, sample_idx, render(form.apply_to_task(task), test, config.prompt))
+
+    return Source(keys, load)

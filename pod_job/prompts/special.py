@@ -1,0 +1,30 @@
+"""Which tokens of a prompt are no part of the text: begin and end marks, the control tokens of a chat."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from pod_job.prompts.tokens import Prompt
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids of the tokenizer's control tokens."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+
+
+def special_tokens(prompt: Prompt, ids: Collection[int]) -> Bool[np.ndarray, " length"]:
+    """True where a token is special: by its id and its place, never by its id alone.
+
+    In a chat the template wrote every control token. In other prompts they count at both ends, where tokenizers put
+    them; one in the midst of a text separates documents or is quoted, and the model attends to it as to any other.
+    (Padding is never stored, so it needs no mark, even where its id is that of the end of text.)
+    """
+    marked = np.isin(prompt.token_ids, list(ids))
+    if prompt.sample.is_chat or marked.all():
+        return marked
+    ordinary = np.flatnonzero(~marked)
+    places = np.arange(len(marked))
+    return (places < ordinary[0]) | (places > ordinary[-1])

@@ -1,0 +1,125 @@
+"""Prompts to token ids, with the model's own tokenizer and chat template. No jax."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from jinja2 import TemplateError
+
+from pod_job.config import TooLong
+from pod_job.errors import JobError
+from pod_job.prompts.sources.sample import Sample
+
+FILES = ("tokenizer*", "chat_template*")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One tokenised sample. `cut` tells that leading tokens were dropped to fit."""
+
+    sample: Sample
+    token_ids: Int32[np.ndarray, " length"]
+    cut: bool
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's Hugging Face tokenizer; JobError where there is none."""
+    if not any(folder.glob("tokenizer*")):
+        raise JobError(f"model.path={folder} has no tokenizer file; tokenizer.json is needed beside the weights")
+    # Otherwise it advises, on every host, to install a framework that is not needed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer  # imports for seconds
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 over the files of the tokenizer and its chat template."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """Tokens that end what the model says: of generation_config.json, else of config.json, as Hugging Face takes them.
+
+    Raises:
+        JobError: a file that is not JSON, or an eos_token_id that is no token id.
+    """
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        try:
+            found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        except (ValueError, AttributeError) as error:
+            raise JobError(f"model.path: {path} is not a JSON object ({error})") from error
+        ids: list[Any] = found if isinstance(found, list) else [found]
+        if found is not None and not all(type(one) is int and one >= 0 for one in ids):
+            raise JobError(f"model.path: {path}: eos_token_id={found!r} is not a token id or a list of them")
+        if found is not None:
+            return tuple(ids)
+    return ()
+
+
+def check_template(folder: Path) -> None:
+    """Raises JobError unless the tokenizer has a chat template."""
+    if not load_tokenizer(folder).chat_template:
+        raise JobError(
+            f"model.path={folder} has no chat template, which chat prompts need; use an instruction-tuned model, "
+            "or prompts that are text (tasks.arc.prompt=plain)"
+        )
+
+
+def tokenize(tokenizer: Any, samples: Sequence[Sample], seq_len: int, too_long: TooLong) -> list[Prompt]:
+    """Token ids as the model expects them (with its begin token, where it has one), at most `seq_len` each.
+
+    Text is tokenised, chats are rendered by the model's template first, token ids stay as they are. A longer prompt
+    keeps its last `seq_len` tokens, or is refused.
+
+    Raises:
+        JobError: a prompt that is too long under `too_long=refuse`, that has no token at all, or a chat that the
+            template refuses.
+    """
+    tokenized = []
+    for sample, ids in zip(samples, encode(tokenizer, samples), strict=True):
+        if len(ids) == 0:
+            raise JobError(f"task {sample.task_id}, sample {sample.sample_idx} has no token; remove it from the tasks")
+        if len(ids) > seq_len and too_long is TooLong.refuse:
+            raise JobError(
+                f"task {sample.task_id}, sample {sample.sample_idx} has {len(ids)} tokens, more than "
+                f"extract.seq_len={seq_len}; raise it, or keep the last tokens with extract.too_long=cut"
+            )
+        tokenized.append(Prompt(sample, np.array(ids[-seq_len:], np.int32), len(ids) > seq_len))
+    return tokenized
+
+
+def encode(tokenizer: Any, samples: Sequence[Sample]) -> list[Sequence[int]]:
+    """Token ids of each sample, however many; all texts and all chats go through the tokenizer in one call each."""
+    prompts = (sample.prompt for sample in samples)
+    encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
+    texts = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, str)}
+    chats = {i: render_chat(tokenizer, sample) for i, sample in enumerate(samples) if sample.is_chat}
+    # A template writes its own begin token.
+    for group, special in ((texts, True), (chats, False)):
+        ids = tokenizer(list(group.values()), add_special_tokens=special, verbose=False)["input_ids"] if group else []
+        for i, one in zip(group, ids, strict=True):
+            encoded[i] = one
+    return encoded
+
+
+def render_chat(tokenizer: Any, sample: Sample) -> str:
+    """The chat as the model's template writes it, with the opening of an answer unless it ends in one."""
+    messages: Any = sample.prompt
+    opening = messages[-1]["role"] != "assistant"
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+    except (TemplateError, ValueError) as error:
+        raise JobError(
+            f"task {sample.task_id}, sample {sample.sample_idx}: the model's chat template refuses it ({error})"
+        ) from error

@@ -1,0 +1,1 @@
+"""How a finished run is read: rows by index, epochs in shuffled blocks, pickle files of strangers."""

@@ -1,0 +1,172 @@
+"""One pass over numbered rows in shuffled batches: a pure order, and an iterator that reads ahead along it.
+
+The rows are cut into blocks of 1,024, the blocks permuted and dealt to the trainer's processes; each process reads its
+blocks a window at a time and permutes the rows of the window. Every read is large, and the order is a function of the
+settings alone, so any batch can be found again without going through those before it.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from pod_job.errors import JobError
+from pod_job.reading.row_reader import READS_IN_FLIGHT, KeptRows, RowReader
+
+BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows come when, for process `shard[0]` of `shard[1]`.
+
+    Processes get equal numbers of blocks, give or take one, so their numbers of batches may differ by a few.
+    """
+
+    rows: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    epoch: int
+    shard: tuple[int, int]
+    buffer_rows: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        index, count = self.shard
+        if not 0 <= index < count:
+            raise JobError(f"shard={self.shard}: must be (index, count) with 0 <= index < count")
+        for name in ("batch_size", "buffer_rows"):
+            if getattr(self, name) < 1:
+                raise JobError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    @cached_property
+    def blocks(self) -> Int[np.ndarray, "blocks"]:
+        """This process's blocks in the order they are read."""
+        count = -(-self.rows // BLOCK_ROWS)
+        every = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
+        return every[self.shard[0] :: self.shard[1]]
+
+    @cached_property
+    def windows(self) -> list[Int[np.ndarray, "_"]]:
+        """Those blocks, cut into the groups that are in memory together."""
+        size = max(1, self.buffer_rows // BLOCK_ROWS)
+        return [self.blocks[start : start + size] for start in range(0, len(self.blocks), size)]
+
+    @cached_property
+    def starts(self) -> Int[np.ndarray, "windows_and_one"]:
+        """The place in this process's order at which each window begins, and at the end how many rows it gets."""
+        sizes = [np.minimum(BLOCK_ROWS, self.rows - blocks * BLOCK_ROWS).sum() for blocks in self.windows]
+        return np.cumsum([0, *sizes])
+
+    @property
+    def batches(self) -> int:
+        """How many batches this process gets."""
+        total = int(self.starts[-1])
+        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+
+    def permutation(self, window: int) -> Int[np.ndarray, "rows"]:
+        """The order in which the rows of a window are handed out."""
+        size = int(self.starts[window + 1] - self.starts[window])
+        if not self.shuffle:
+            return np.arange(size)
+        return np.random.default_rng([self.seed, self.epoch, self.shard[0], window]).permutation(size)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window being read: `buffer` is whole when all reads are done; `rows` are the row numbers in it."""
+
+    buffer: np.ndarray
+    rows: np.ndarray
+    permutation: np.ndarray
+    reads: list[Future]
+
+
+class Batches:
+    """An iterator over the batches of an Order, always reading one window ahead; `len` is the number of all of them.
+
+    Memory: two windows of `buffer_rows` rows.
+    """
+
+    def __init__(
+        self, reader: RowReader | KeptRows, order: Order, present: Callable[[np.ndarray, np.ndarray], Any]
+    ) -> None:
+        self.order = order
+        self._reader = reader
+        self._present = present
+        self._delivered = 0
+        self._forget()
+
+    def __len__(self) -> int:
+        return self.order.batches
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Any:
+        if self._delivered >= self.order.batches:
+            self._forget()
+            raise StopIteration
+        place = self._delivered * self.order.batch_size
+        stop = min(place + self.order.batch_size, int(self.order.starts[-1]))
+        vectors, rows = [], []
+        while place < stop:
+            number = int(np.searchsorted(self.order.starts, place, "right")) - 1
+            window, start = self._window(number), int(self.order.starts[number])
+            chosen = window.permutation[place - start : stop - start]
+            vectors.append(np.take(window.buffer, chosen, axis=0))
+            rows.append(window.rows[chosen])
+            place += len(chosen)
+        self._delivered += 1
+        joined = (vectors[0], rows[0]) if len(rows) == 1 else (np.concatenate(vectors), np.concatenate(rows))
+        return self._present(*joined)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where we are, as JSON values; `load_state_dict` continues with the very next batch."""
+        return {**asdict(self.order), "shard": list(self.order.shard), "delivered": self._delivered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there, in the state's epoch. JobError where its order is another: the rows would differ."""
+        order = replace(self.order, epoch=state["epoch"])
+        ours = {**asdict(order), "shard": list(order.shard)}
+        if differing := [key for key in ours if state.get(key) != ours[key]]:
+            shown = "; ".join(f"{key} was {state.get(key)}, is {ours[key]}" for key in differing)
+            raise JobError(f"the state is of another order: {shown}; use the settings it was saved with")
+        self.order, self._delivered = order, state["delivered"]
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what is read ahead. Buffers go, too: a read still under way may write into them."""
+        self._pool: ThreadPoolExecutor | None = None
+        self._windows: dict[int, _Window] = {}
+        self._spare: list[np.ndarray] = []
+
+    def _window(self, number: int) -> _Window:
+        """The window, whole, with the next one on its way."""
+        for passed in [known for known in self._windows if known < number]:
+            self._spare.append(self._windows.pop(passed).buffer)
+        for wanted in (number, number + 1):
+            if wanted not in self._windows and wanted < len(self.order.windows):
+                self._windows[wanted] = self._begin(wanted)
+        window = self._windows[number]
+        for read in window.reads:
+            read.result()
+        window.reads.clear()
+        return window
+
+    def _begin(self, number: int) -> _Window:
+        self._pool = self._pool or ThreadPoolExecutor(READS_IN_FLIGHT)
+        most = int(np.diff(self.order.starts).max())
+        buffer = self._spare.pop() if self._spare else np.empty((most, self._reader.row_bytes), np.uint8)
+        reads, rows, filled = [], [], 0
+        for block in self.order.windows[number].tolist():
+            first, last = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self.order.rows)
+            reads.append(self._pool.submit(self._reader.read, first, last, buffer[filled : filled + last - first]))
+            rows.append(np.arange(first, last))
+            filled += last - first
+        return _Window(buffer, np.concatenate(rows), self.order.permutation(number), reads)

@@ -1,0 +1,107 @@
+"""The rows table: which sample, position and token each stored vector belongs to, one small Parquet file per batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int, Shaped
+
+from pod_job.errors import JobError
+
+COLUMNS = ("task_id", "sample_idx", "position", "token_id")
+FLAGS = ("special", "sink", "nonfinite")
+"""Of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten times the
+batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row i describes vector i of every tap of the batch. `task_id` holds str, `timestamp` is ISO 8601."""
+
+    task_id: Shaped[np.ndarray, "R"]
+    sample_idx: Int[np.ndarray, "R"]
+    position: Int[np.ndarray, "R"]
+    token_id: Int[np.ndarray, "R"]
+    special: Bool[np.ndarray, "R"]
+    sink: Bool[np.ndarray, "R"]
+    nonfinite: Bool[np.ndarray, "R"]
+    timestamp: str
+
+    def __len__(self) -> int:
+        return len(self.sample_idx)
+
+    def describes_same(self, other: "Rows") -> bool:
+        """Whether the other names the same vectors in the same order, whenever it was made."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMNS)
+
+
+def to_parquet(rows: Rows) -> bytes:
+    """The table as a Parquet file: task and sample run-length encoded, positions as differences, tokens compressed."""
+    task_id = pa.array(rows.task_id, pa.string()).dictionary_encode()
+    timestamp = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [rows.timestamp])
+    integers = {name: pa.array(getattr(rows, name), pa.int32()) for name in COLUMNS[1:]}
+    flags = {name: pa.array(getattr(rows, name)) for name in FLAGS}
+    table = pa.table({"task_id": task_id, **integers, **flags, "timestamp": timestamp})
+    file = BytesIO()
+    pq.write_table(
+        table,
+        file,
+        use_dictionary=cast(bool, ["task_id", "timestamp"]),  # the stubs know only one type for it
+        column_encoding={
+            "sample_idx": "DELTA_BINARY_PACKED",
+            "position": "DELTA_BINARY_PACKED",
+            "token_id": "BYTE_STREAM_SPLIT",
+            **dict.fromkeys(FLAGS, "RLE"),
+        },
+        compression="zstd",
+        write_statistics=False,
+    )
+    return file.getvalue()
+
+
+def from_parquet(data: bytes, name: str = "rows table") -> Rows:
+    """Inverse of `to_parquet`; unknown columns are left alone. JobError naming the file where it is damaged."""
+    try:
+        names = (*COLUMNS, *FLAGS, "timestamp")
+        table = pq.read_table(pa.BufferReader(data), columns=list(names))
+        columns = {name: _values(table, name) for name in names}
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise JobError(f"{name}: not a rows table ({_first_line(error)})") from error
+    timestamps = columns.pop("timestamp")
+    return Rows(**columns, timestamp=timestamps[0] if len(timestamps) else "")
+
+
+def from_columns(columns: Mapping[str, Any], timestamp: str) -> Rows:
+    """Rows from any sequences of equal length, flags where they are given; ValueError where lengths differ."""
+    if len({len(column) for column in columns.values()}) != 1:
+        raise ValueError("columns of a rows table differ in length")
+    none = np.zeros(len(columns["task_id"]), bool)
+    return Rows(
+        task_id=np.asarray(columns["task_id"], object),
+        sample_idx=np.asarray(columns["sample_idx"], np.int32),
+        position=np.asarray(columns["position"], np.int32),
+        token_id=np.asarray(columns["token_id"], np.int32),
+        special=np.asarray(columns.get("special", none), bool),
+        sink=np.asarray(columns.get("sink", none), bool),
+        nonfinite=np.asarray(columns.get("nonfinite", none), bool),
+        timestamp=timestamp,
+    )
+
+
+def _values(table: pa.Table, column: str) -> np.ndarray:
+    values = table.column(column).combine_chunks()
+    if values.null_count:
+        raise ValueError(f"column {column} has missing values")
+    if not pa.types.is_dictionary(values.type):
+        return np.asarray(values.to_numpy(zero_copy_only=False), object if column == "task_id" else None)
+    # Few distinct strings, many rows: share one str object between rows instead of making each anew.
+    distinct = np.asarray(values.dictionary.to_pylist(), object)
+    return distinct[values.indices.to_numpy(zero_copy_only=False)]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
