@@ -1,6 +1,6 @@
 """`python -m pod_job experiment=NAME key=value ...`: the entrypoint on every host.
 
-Exit status: 0 done, 2 bad input (one line on stderr), 1 anything else (traceback).
+Exit status: 0 done, 2 bad input (one line on stderr), 1 anything else (traceback). People start it by `launch`.
 """
 
 import logging
@@ -8,11 +8,15 @@ import os
 import sys
 import traceback
 
+from pod_job.command_line import command_list
 from pod_job.config import load
 from pod_job.errors import JobError
 
 
 def main(overrides: list[str]) -> int:
+    if {"-h", "--help"} & set(overrides):
+        print(f"{__doc__}\n{command_list()}")
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     try:
         config = load(overrides)

@@ -5,12 +5,14 @@ Pickled lists cost twenty times the CPU of our own files; `pod_job.reading.pickl
 
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rows as rows_table
@@ -76,3 +78,23 @@ def _read(run: Folder, file: str) -> bytes:
         return run.read(rundir.ACTIVATIONS + file)
     except FileNotFoundError:
         raise JobError(f"{run.url}/{rundir.ACTIVATIONS}{file}: missing; copy the run again") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: the name of each file as it is written."""
+    parser = make_parser(
+        "export", __doc__ or "", ["runs/first activations", "gs://my-bucket/run gs://my-bucket/pickles"]
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
+    parser.add_argument("out", metavar="OUT", help="where the pickle files go, a local folder or gs://bucket/prefix")
+    options = parser.parse_args(argv)
+
+    def command() -> int:
+        export_pickles(options.run_dir, options.out, print)
+        return 0
+
+    return exit_status(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -64,6 +64,8 @@ def run(config: JobConfig) -> None:
         roll_call(folder, host, config.pod.arrival_timeout_s)
         claim(folder, inputs.identity, to_json(config))
         start(host)
+        reporter.timeline.device = jax.devices()[0].device_kind
+        reporter.timeline.devices = jax.local_device_count()
         stop.on_signal()
 
         mesh = make_mesh(config.mesh)

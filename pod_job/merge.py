@@ -1,6 +1,5 @@
 """From commit records to `activations/metadata.json`: reads records, never the data; safe to repeat at any time."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pod_job import __version__
+from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rundir, statistics
@@ -17,6 +17,7 @@ from pod_job.run_folder.commit import committed, read_record
 from pod_job.run_folder.statistics import TapStatistics
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder
+from pod_job.watching import Watch, unwatched, watched
 
 READS_IN_FLIGHT = 32
 ABANDONED_S = 600.0
@@ -53,14 +54,14 @@ class Merged:
     statistics: dict[str, TapStatistics] = field(default_factory=dict)
 
 
-def merge(folder: Folder) -> dict[str, Any]:
+def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
     """Write metadata.json for every batch committed so far and return it; only its time differs between two merges.
 
     An unfinished run gets `"complete": false` and the numbers in `missing`. Raises JobError, writing nothing, where the
     records contradict run.json, themselves or each other.
     """
     while True:
-        metadata = gather(folder)
+        metadata = gather(folder, watch)
         folder.replace(rundir.METADATA, metadata_file.render(metadata).encode())
         # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
         if metadata["complete"] or len(committed(folder)) < metadata["total_batches"]:
@@ -70,7 +71,7 @@ def merge(folder: Folder) -> dict[str, Any]:
     return metadata
 
 
-def gather(folder: Folder) -> dict[str, Any]:
+def gather(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
     """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
     identity = rundir.read_run(folder)["identity"]
     plan = read_plan(folder, identity)
@@ -78,7 +79,7 @@ def gather(folder: Folder) -> dict[str, Any]:
     if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
         raise JobError(f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}")
     merged = Merged()
-    for record in read_records(folder, numbers):
+    for record in watch(read_records(folder, numbers), len(numbers), "records"):
         _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
     return _metadata(identity, plan, merged, numbers, parity)
@@ -214,15 +215,20 @@ def _bare(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m pod_job.merge RUN_DIR`: writes metadata.json for what is committed so far."""
-    parser = argparse.ArgumentParser(prog="python -m pod_job.merge", description=__doc__)
-    parser.add_argument("run_dir", help="a local folder or gs://bucket/prefix")
-    try:
-        metadata = merge(open_folder(parser.parse_args(argv).run_dir))
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser = make_parser("merge", __doc__ or "", ["gs://my-bucket/run"])
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    options = parser.parse_args(argv)
+    return exit_status(lambda: show_merged(merge(open_folder(options.run_dir), watched), options.json))
+
+
+def show_merged(metadata: dict[str, Any], as_json: bool) -> int:
     done = metadata["total_batches"] - len(metadata["missing"])
-    print(f"{done} of {metadata['total_batches']} batches, {metadata['rows']:,} rows")
+    if as_json:
+        kept = ("complete", "missing", "total_batches", "total_samples", "rows", "taps", "dtype")
+        print(json.dumps({key: metadata[key] for key in kept}))
+    else:
+        print(f"{done} of {metadata['total_batches']} batches, {metadata['rows']:,} rows")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a host says while it works: its status file and its log in the run folder, refreshed from a thread of its own.
+"""What a host says while it works: status file, log and timeline in the run folder, refreshed from a thread of its own.
 
 The job's threads only change counters; nothing on their way waits for the bucket.
 """
@@ -14,10 +14,13 @@ from pod_job.distributed import Host
 from pod_job.run_folder.rundir import log_file
 from pod_job.status import HostStatus, Phase, write_status
 from pod_job.storage import Folder
+from pod_job.timeline import Timeline, write_timeline
 
 REFRESH_S = 2.0
 # At least this often, so that a host that has ended or hangs can be told from one that computes.
 HEARTBEAT_S = 15.0
+# The timeline is for afterwards: it need not be as fresh.
+TIMELINE_S = 30.0
 
 log = logging.getLogger("pod_job")
 
@@ -31,12 +34,14 @@ class Reporter(logging.Handler):
         self.folder = folder
         self.lines: list[str] = []
         self.status = HostStatus(host=host.index, attempt=host.attempt, phase=Phase.checking)
+        self.timeline = Timeline(host.index, host.attempt)
         self.changed = threading.Lock()
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)
 
     def __enter__(self) -> "Reporter":
         log.addHandler(self)
+        self._mark(self.status.phase)
         self.write()
         self.thread.start()
         return self
@@ -48,6 +53,8 @@ class Reporter(logging.Handler):
         log.removeHandler(self)
         with contextlib.suppress(Exception):
             self.write()
+            self._mark(self.status.phase)  # a host that fails does not enter the phase
+            write_timeline(self.folder, self.timeline)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record) + "\n")
@@ -55,6 +62,7 @@ class Reporter(logging.Handler):
     def phase(self, phase: Phase, **values: Any) -> None:
         """Enters a phase; it is written at once."""
         self.set(phase=phase, **values)
+        self._mark(phase)
         log.info("%s", phase)
         self.write()
 
@@ -76,12 +84,20 @@ class Reporter(logging.Handler):
         write_status(self.folder, self.status)
         self.folder.replace(log_file(self.status.host), "".join(self.lines).encode())
 
+    def _mark(self, phase: Phase) -> None:
+        self.timeline.enter(phase, time.time())
+        self.timeline.note(self.status, time.time())
+
     def _refresh(self) -> None:
-        written, when = None, 0.0
+        written, when, timeline_written = None, 0.0, time.monotonic()
         while not self.stopping.wait(REFRESH_S):
             if (self.status, len(self.lines)) != written or time.monotonic() - when > HEARTBEAT_S:
                 written, when = (self.status, len(self.lines)), time.monotonic()
+                self.timeline.note(self.status, time.time())
                 try:
                     self.write()
+                    if time.monotonic() - timeline_written > TIMELINE_S:
+                        timeline_written = time.monotonic()
+                        write_timeline(self.folder, self.timeline)
                 except Exception:
                     log.exception("status could not be written; trying again")

@@ -1,4 +1,4 @@
-"""A finished run with its rows in random order: `python -m pod_job.shuffle RUN_DIR OUT [--seed S]`.
+"""A finished run with its rows in random order, as another run.
 
 Two passes with bounded memory (after Sanders, "Random permutations on distributed, external and hierarchical memory",
 1998). The first cuts each batch's rows, permuted, into one stretch per part of the new run; the second gathers a
@@ -6,9 +6,9 @@ part's stretches, permutes them, and commits them as a batch. All orders are equ
 share both passes by number, and whatever is done already is left alone. In the new run every row counts as a sample.
 """
 
-import argparse
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.merge import merge
 from pod_job.reading.row_reader import READS_IN_FLIGHT
@@ -24,6 +25,7 @@ from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder.commit import commit_batch, committed
 from pod_job.run_folder.stretches import Piece, Record, open_piece, read_stretch, to_batch, write_piece
 from pod_job.storage import Folder, open_folder
+from pod_job.watching import Watch, unwatched, watched
 
 PART_BYTES = 256 << 20
 """Of all taps of one batch of the new run; the second pass holds about three times as much."""
@@ -40,6 +42,7 @@ def shuffle(
     host: int = 0,
     hosts: int = 1,
     part_bytes: int = PART_BYTES,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """This host's share; returns the new run's metadata, complete once the last host is through.
 
@@ -62,14 +65,15 @@ def shuffle(
         return _finish(out)
     mine = np.arange(host, len(parts), hosts)
     places = np.empty((len(sizes), 2, len(mine)), np.int64)  # per batch: where each part's stretch begins, its length
-    for number, counts in enumerate(stretches(sizes, parts, seed)):
+    for number, counts in enumerate(watch(stretches(sizes, parts, seed), len(sizes), "batches cut")):
         places[number] = (np.cumsum(counts) - counts)[mine], counts[mine]
         if number % hosts == host and sizes[number]:
             write_piece(source, out, described, record, number, batch_order(number, sizes[number], seed))
     _await_pieces(out, sizes)
     done = committed(out)
     pieces = [open_piece(out, number) if size and len(done) < len(parts) else None for number, size in enumerate(sizes)]
-    for part, (begins, counts) in zip((mine + 1).tolist(), places.transpose(2, 1, 0), strict=True):
+    gathered = zip((mine + 1).tolist(), places.transpose(2, 1, 0), strict=True)
+    for part, (begins, counts) in watch(gathered, len(mine), "parts"):
         if part not in done:
             wanted = [(p, int(b), int(n)) for p, b, n in zip(pieces, begins, counts, strict=True) if p and n]
             _write_part(out, record, part, wanted, seed, host)
@@ -134,18 +138,21 @@ def _finish(out: Folder) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pod_job.shuffle", description=__doc__)
-    parser.add_argument("run_dir", help="a finished run: a local folder or gs://bucket/prefix")
-    parser.add_argument("out", help="the new run folder")
+    examples = ["runs/first runs/shuffled", "gs://my-bucket/run gs://my-bucket/shuffled --host 3 --hosts 16"]
+    parser = make_parser("shuffle", __doc__ or "", examples)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=f"a finished run: {RUN_DIR_HELP}")
+    parser.add_argument("out", metavar="OUT", help="the new run folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--host", type=int, default=0, help="this process, of --hosts that share the work")
     parser.add_argument("--hosts", type=int, default=1)
     options = parser.parse_args(argv)
-    try:
-        described = shuffle(options.run_dir, options.out, options.seed, host=options.host, hosts=options.hosts)
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: shuffle_and_tell(options))
+
+
+def shuffle_and_tell(options: Namespace) -> int:
+    described = shuffle(
+        options.run_dir, options.out, options.seed, host=options.host, hosts=options.hosts, watch=watched
+    )
     state = "complete" if described["complete"] else f"{len(described['missing'])} batches to come from other hosts"
     print(f"{described['rows']:,} rows in {described['total_batches']} batches, {state}")
     return 0

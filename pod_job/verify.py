@@ -1,28 +1,31 @@
-"""Verifies a run folder, trusting nothing in it: `python -m pod_job.verify RUN_DIR [--recompute N] [--json]`.
+"""Verifies a run folder, trusting nothing in it: every file is read once from end to end, a piece at a time.
 
-Every file is read once from end to end, a piece at a time. Exit status: 0 whole and sound, 1 not, 2 no run there.
+The result is kept in the run as verify/report.json. Exit status 1: not whole, or not sound.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pod_job import merge
+from pod_job import __version__, merge
 from pod_job.checking.recompute import Deviation, recompute
+from pod_job.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder.commit import TENSOR, committed, read_record
 from pod_job.run_folder.tensorfile import TensorSpec, read_header
 from pod_job.storage import Folder, Stored, checksum, open_folder
+from pod_job.watching import Watch, unwatched, watched
 
 READS_IN_FLIGHT = 8
 PIECE_BYTES = 8 << 20
@@ -62,7 +65,7 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(run_dir: str | Path) -> Report:
+def verify(run_dir: str | Path, watch: Watch = unwatched) -> Report:
     """Structure, sizes, checksums, headers, row counts, finite values and metadata.json of a run.
 
     An unfinished run is checked as far as it goes. Raises JobError where there is no run.
@@ -72,7 +75,7 @@ def verify(run_dir: str | Path) -> Report:
     report = Report(folder.url)
     numbers = sorted(committed(folder))
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        for found in pool.map(lambda number: check_batch(folder, number), numbers):
+        for found in watch(pool.map(lambda number: check_batch(folder, number), numbers), len(numbers), "batches"):
             report.batches += 1
             report.rows += found.rows
             report.files += found.files
@@ -207,24 +210,39 @@ def text(report: Report) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pod_job.verify", description=__doc__)
-    parser.add_argument("run_dir", help="a local folder or gs://bucket/prefix")
+    examples = ["runs/first", "gs://my-bucket/run --json", "gs://my-bucket/run --recompute 64 tasks.path=moved.json"]
+    parser = make_parser("verify", __doc__ or "", examples)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
     parser.add_argument("--recompute", type=int, default=0, metavar="N", help="compute N random rows anew")
     parser.add_argument("--seed", type=int, default=0, help="chooses the rows")
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
     parser.add_argument("overrides", nargs="*", help="where inputs were moved: model.path=... tasks.path=...")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
+    return exit_status(lambda: verify_and_tell(options))
+
+
+def verify_and_tell(options: Namespace) -> int:
+    report = verify(options.run_dir, watched)
+    if options.recompute and report.sound:
+        report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
+        far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
+        report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
+    record(report)
+    print(json.dumps(to_json(report), indent=1) if options.json else text(report))
+    return DONE if report.sound else FAILED
+
+
+def record(report: Report) -> None:
+    """Keeps the report in the run, for whoever looks later; a run that may only be read is verified all the same."""
+    stamped = {"verified": datetime.now(UTC).isoformat(timespec="seconds"), "pod_job_version": __version__}
     try:
-        report = verify(options.run_dir)
-        if options.recompute and report.sound:
-            report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
-            far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
-            report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(dataclasses.asdict(report) | {"sound": report.sound}, indent=1) if options.json else text(report))
-    return 0 if report.sound else 1
+        open_folder(report.url).replace(rundir.VERIFIED, json.dumps(stamped | to_json(report), indent=1).encode())
+    except Exception as error:
+        print(f"note: {report.url}/{rundir.VERIFIED} could not be written ({error})", file=sys.stderr)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    return dataclasses.asdict(report) | {"sound": report.sound}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ COMMITS = "commits/"
 PARITY = "parity/"
 PIECES = "pieces/"
 OUTPUTS = "outputs/"
+TIMELINE = "timeline/"
+VERIFIED = "verify/report.json"
 FORMAT = 1
 """Version of the layout and of the records; a reader refuses a newer one."""
 
@@ -56,6 +58,10 @@ def piece_file(number: int) -> str:
 
 def parity_file(attempt: str) -> str:
     return f"{PARITY}{attempt}.json"
+
+
+def timeline_file(attempt: str, host: int) -> str:
+    return f"{TIMELINE}{attempt}_host_{host:02d}.json"
 
 
 def batch_of_commit(name: str) -> int | None:
@@ -105,12 +111,10 @@ def confirm(folder: Folder, identity: dict[str, Any]) -> None:
     """JobError where the folder holds a run with another identity, naming every difference. It may hold none."""
     if folder.stat(RUN) is None:
         return
-    differences = _differences(read_run(folder)["identity"], json.loads(json.dumps(identity)))
-    if differences:
-        raise JobError(
-            f"storage.run_dir={folder.url} belongs to another run: {'; '.join(differences)}; "
-            "use another storage.run_dir"
-        )
+    found = differences(read_run(folder)["identity"], json.loads(json.dumps(identity)))
+    if found:
+        told = "; ".join(f"{path} is {shown(there)} there, {shown(here)} here" for path, there, here in found)
+        raise JobError(f"storage.run_dir={folder.url} belongs to another run: {told}; use another storage.run_dir")
 
 
 def read_run(folder: Folder) -> dict[str, Any]:
@@ -128,16 +132,17 @@ def read_run(folder: Folder) -> dict[str, Any]:
     return record
 
 
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Every key path whose values differ, as `extract.dtype is bfloat16 there, float32 here`."""
+def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Every key path whose values differ, with both; None for what is absent."""
     if isinstance(there, dict) and isinstance(here, dict):
         return [
-            line
+            found
             for key in sorted(there.keys() | here.keys())
-            for line in _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+            for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if there == here else [f"{path} is {_shown(there)} there, {_shown(here)} here"]
+    return [] if there == here else [(path, there, here)]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of an identity in a line for people."""
     return value if isinstance(value, str) else "absent" if value is None else json.dumps(value)
