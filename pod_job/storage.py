@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import google_crc32c
 import numpy as np
 
+from pod_job.direct import write_all
 from pod_job.errors import JobError
 
 Part = bytes | memoryview
@@ -197,10 +198,8 @@ class LocalFolder:
             _sync_directory(path.parent.parent)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
         try:
-            with open(temporary, "xb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
+            with open(temporary, "xb", buffering=0) as file:
+                write_all(file.fileno(), parts)
                 os.fsync(file.fileno())
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pod_job.config import Exclude, ExtractConfig, Positions
+from pod_job.direct import aligned_empty
 from pod_job.extraction.packing import Placed
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt
@@ -35,7 +36,7 @@ class OpenBatch:
         self.prompts, self.special = prompts, special
         counts = [1 if self.positions is Positions.last else len(prompt.token_ids) for prompt in prompts]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.taps = {name: np.empty((int(self.starts[-1]), width), dtype) for name, width in widths.items()}
+        self.taps = {name: aligned_empty((int(self.starts[-1]), width), dtype) for name, width in widths.items()}
         self.missing = set(range(len(prompts)))
 
     def put(self, placed: Placed, shards: Mapping[str, Sequence[np.ndarray]]) -> bool:

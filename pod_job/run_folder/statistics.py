@@ -5,14 +5,16 @@ computing sample variances" (1979), so the result does not depend on how the row
 Rows with a NaN or an infinity are counted and left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-CHUNK_VALUES = 1 << 18
-"""Values converted to float64 at a time: 2 MiB, which stays in a core's cache."""
+CHUNK_VALUES = 1 << 20
+"""Values whose sums are kept raw; chunks are then combined as batches are."""
+BLOCK_VALUES = 1 << 17
+"""Values converted to float64 at a time: 1 MiB, which stays in a core's cache."""
 BINS_PER_OCTAVE = 128
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -32, 32
 _BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
@@ -44,18 +46,27 @@ class TapStatistics:
 
 
 def of(vectors: np.ndarray) -> TapStatistics:
-    """Statistics of rows [R, D] of any float dtype, at about 0.5 CPU seconds per GB of bfloat16."""
+    """Statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
     return measure(vectors)[0]
 
 
 def measure(vectors: np.ndarray) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
     """The statistics, and the norm of each row: infinite or NaN where a value of it is."""
     rows, width = vectors.shape
-    step = max(1, CHUNK_VALUES // max(width, 1))
+    step, block = (max(1, values // max(width, 1)) for values in (CHUNK_VALUES, BLOCK_VALUES))
+    wide = np.empty((min(block, rows), width))
     total, norms = _empty(width), np.empty(rows)
     for start in range(0, rows, step):
-        chunk, norms[start : start + step] = _of_chunk(vectors[start : start + step])
+        chunk, norms[start : start + step] = _of_chunk(vectors[start : start + step], wide)
         total = merge(total, chunk)
+    finite = norms[np.isfinite(norms)]
+    total = replace(
+        total,
+        norm_sum=float(finite.sum()),
+        norm_min=float(finite.min(initial=np.inf)),
+        norm_max=float(finite.max(initial=0.0)),
+        norm_histogram=np.bincount(_bins(finite), minlength=_BINS),
+    )
     return total, norms
 
 
@@ -142,36 +153,32 @@ def _empty(width: int) -> TapStatistics:
     return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, np.zeros(_BINS, np.int64))
 
 
-def _of_chunk(chunk: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
-    # float32 on the way: ml_dtypes converts to it several times faster than to float64, and it holds every value.
-    values = np.asarray(chunk, np.float32).astype(np.float64)
-    count, width = values.shape
+def _of_chunk(chunk: np.ndarray, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
+    """All but what is made of norms, and the norms. `wide` is memory to work in: as many rows as fit a cache."""
+    count, width = chunk.shape
+    sums, square_sums, squared_norms = np.zeros(width), np.zeros(width), np.empty(count)
+    ones, of_width = np.ones(len(wide)), np.ones(width)
     with np.errstate(invalid="ignore", over="ignore"):
-        # Products with a vector of ones are sums at the speed of BLAS.
-        mean = np.ones(count) @ values / max(count, 1)
-        squares = np.multiply(values, values, out=values)
-        square_sums, squared_norms = np.ones(count) @ squares, squares @ np.ones(width)
+        for start in range(0, count, len(wide)):
+            # By way of float32: ml_dtypes converts to it several times faster than to float64; it holds every value.
+            block = np.asarray(chunk[start : start + len(wide)], np.float32)
+            values = wide[: len(block)]
+            values[:] = block
+            # Products with a vector of ones are sums at the speed of BLAS.
+            sums += ones[: len(block)] @ values
+            np.multiply(values, values, out=values)
+            square_sums += ones[: len(block)] @ values
+            np.matmul(values, of_width, out=squared_norms[start : start + len(block)])
     finite = np.isfinite(squared_norms)
     if not finite.all():
-        kept, _ = _of_chunk(chunk[finite])
-        left_out = TapStatistics(**{**vars(_empty(width)), "nonfinite": count - kept.count})
-        return merge(kept, left_out), np.sqrt(squared_norms)
+        kept, _ = _of_chunk(chunk[finite], wide)
+        return replace(kept, nonfinite=count - kept.count), np.sqrt(squared_norms)
+    mean = sums / max(count, 1)
     deviations = square_sums - count * mean**2
     # Where the mean dwarfs the spread that difference has lost its digits; those few columns are summed again.
     lost = np.flatnonzero(deviations < 1e-6 * square_sums)
     deviations[lost] = np.square(chunk[:, lost].astype(np.float64) - mean[lost]).sum(axis=0)
-    norms = np.sqrt(squared_norms)
-    found = TapStatistics(
-        count=count,
-        nonfinite=0,
-        mean=mean,
-        squared_deviations=deviations,
-        norm_sum=float(norms.sum()),
-        norm_min=float(norms.min(initial=np.inf)),
-        norm_max=float(norms.max(initial=0.0)),
-        norm_histogram=np.bincount(_bins(norms), minlength=_BINS),
-    )
-    return found, norms
+    return replace(_empty(width), count=count, mean=mean, squared_deviations=deviations), np.sqrt(squared_norms)
 
 
 def _bins(norms: np.ndarray) -> np.ndarray:
