@@ -22,15 +22,16 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test test-pods smoke chaos lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test test-pods smoke chaos plans lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@echo; printf '  %-22s %s\n' 'make plan-EXPERIMENT' 'mesh, hosts, batches and the command of each host; starts nothing' \
+	  'make run-EXPERIMENT' 'the job' 'make watch-EXPERIMENT' 'the job on a pod in the cloud, through preemptions, to its end' \
+	  'make sim-EXPERIMENT' 'its pod shape, mesh and taps on this machine, with a tiny random model'
+	@printf '\n  experiments\n'
 	@for name in $(EXPERIMENTS); do \
-	  printf '\n  %s: %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
-	  printf '  make %-16s %s\n' "plan-$$name" 'mesh, hosts, batches and the command of each host; starts nothing' \
-	    "run-$$name" 'the job' "watch-$$name" 'the job on a pod in the cloud, through preemptions, to its end' \
-	    "sim-$$name" 'its pod shape, mesh and taps on this machine, with a tiny random model'; \
+	  printf '  %-20s %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
 	done
 
 install: $(INSTALLED) ## the environment in .venv (every other target makes it too)
@@ -53,6 +54,9 @@ smoke: $(INSTALLED) ## the part of the test suite that meets most of jax, for a 
 chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a commit; an hour
 	rm -rf runs/chaos
 	$(BIN)/python -m tools.chaos runs/chaos --runs 300 $(ARGS)
+
+plans: $(INSTALLED) ## docs/plans.md: what each experiment takes and costs on its pod, by its preflight (needs libtpu, no TPU)
+	$(BIN)/python -m tools.plans
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

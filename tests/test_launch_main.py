@@ -32,7 +32,7 @@ def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "said"),
     [
         (["paln", "experiment=demo"], "error: paln is not a verb; use one of: plan, up, "),
-        (["plan", "experiment=dmeo"], "error: experiment=dmeo is not one of the choices: demo, rehearsal, v5e64\n"),
+        (["plan", "experiment=dmeo"], "error: experiment=dmeo is not one of the choices: all-layers-v5e64, demo, "),
         (
             ["run", *DEMO, "pod.hots=3"],
             "error: pod.hots is not a field of the configuration; did you mean ",

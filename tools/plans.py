@@ -1,0 +1,143 @@
+"""`python -m tools.plans [OUT.md]`: what every experiment on a TPU pod takes and costs, by its preflight, as a page.
+
+Needs libtpu and no TPU, weights, network or prompts: a model's sizes are in tests/data/configs, and time and cost are
+given for a billion tokens.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pod_job.config import JobConfig, PodKind, Positions, conf_dir, load
+from pod_job.errors import JobError
+from pod_job.preflight.report import PACKED
+from pod_job.preflight.tpu_facts import read_accelerator_type
+
+CONFIGS = Path("tests/data/configs")
+OUT = Path("docs/plans.md")
+UNUSED = "storage.run_dir=gs://unused/run"
+COLUMNS = (
+    "experiment",
+    "model",
+    "pod",
+    "taps",
+    "memory per chip",
+    "step",
+    "bound by",
+    "MFU",
+    "tokens/s",
+    "hours per billion tokens",
+    "list $",
+    "spot $",
+    "vectors",
+)
+HEAD = """# What the experiments take, before they are paid for
+
+Made by `make plans` ({made}) from the preflight of each experiment in `conf/experiment`: the step compiled by the TPU
+compiler for that very pod, not measured on one. How the numbers come about, and what they assume, is in
+[preflight.md](preflight.md). Time and cost are of a billion tokens in rows that are full to 98%, start and compilation
+aside; *vectors* is what those tokens leave in the bucket, in bfloat16. Prices: {prices}.
+
+"""
+FOOT = """
+The last token of an ARC prompt is one vector for about 1,900 tokens: the 416 prompts of the 400 training tasks have
+795,020 tokens (SmolLM2's tokenizer) and leave {arc_mb:.1f} MB for each tap of width 896, so such a run is start and
+compilation, whatever the pod.
+
+`make plan-NAME ARGS="storage.run_dir=gs://... tasks.path=..."` makes the plan of one of them with your own prompts;
+`make sim-NAME` runs its pod shape, mesh and taps on this machine with a tiny random model.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.plans", description=__doc__)
+    parser.add_argument("out", nargs="?", type=Path, default=OUT)
+    parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="these alone, printed and not written")
+    options = parser.parse_args(argv)
+    found = {}
+    for name in options.only or experiments():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found[name] = preflight(name)
+    made = f"{datetime.now(UTC).date().isoformat()}, jax {version('jax')}, libtpu {version('libtpu')}"
+    text = page(found, made)
+    if options.only:
+        print(text)
+    else:
+        options.out.write_text(text)
+    return 0
+
+
+def experiments() -> list[str]:
+    """The experiments on TPU pods of a model whose sizes are known here."""
+    names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+    return [name for name in names if sizes_of(configuration(name)).is_dir()]
+
+
+def configuration(name: str) -> JobConfig:
+    return load([f"experiment={name}", UNUSED])
+
+
+def sizes_of(config: JobConfig) -> Path:
+    """The folder with the config.json of the model; one that is not there for a pod on this machine."""
+    return CONFIGS / (Path(config.model.path).name if config.pod.kind is PodKind.tpu else "none")
+
+
+def preflight(name: str) -> dict[str, Any]:
+    """The report on the experiment. JobError with what the preflight refused."""
+    argv = [sys.executable, "-m", "pod_job.preflight", f"experiment={name}", UNUSED]
+    argv += [f"model.path={sizes_of(configuration(name))}", "tasks=arc_sample", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if not done.stdout.startswith("{"):
+        raise JobError(f"experiment={name}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    return json.loads(done.stdout)
+
+
+def page(reports: dict[str, dict[str, Any]], made: str) -> str:
+    rows = [row(name, configuration(name), report["step"]) for name, report in reports.items()]
+    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    prices = next(iter(reports.values()))["prices"]
+    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+    return HEAD.format(made=made, prices=prices) + lines + "\n" + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
+
+
+def row(name: str, config: JobConfig, step: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    slice_ = read_accelerator_type(str(config.pod.accelerator_type))
+    layers = "all" if config.extract.layers is None else ", ".join(map(str, config.extract.layers))
+    memory = f"{step['hbm']['total'] / 2**30:.1f} of {step['hbm_available'] / 2**30:.0f} GiB"
+    start = [f"`{name}`", Path(config.model.path).name, str(config.pod.accelerator_type)]
+    start += [f"{layers}; {config.extract.positions.value}", memory]
+    if not step["fits"]:
+        return [*start, "does not fit", *[""] * (len(COLUMNS) - len(start) - 1)]
+    hours = 1e9 / (PACKED * step["tokens_per_s"]) / 3600
+    usd = hours * slice_.chips * slice_.chip.list_usd_hour
+    if config.extract.positions is Positions.last:
+        per_prompt = step["stored_bytes"] * config.extract.seq_len / step["tokens"] / config.extract.prompts_per_row
+        stored = f"{per_prompt / 1e3:.1f} kB a prompt"
+    else:
+        stored = f"{1e9 * step['stored_bytes'] / step['tokens'] / 1e12:.2f} TB"
+    return [
+        *start,
+        f"{1e3 * step['step_s']:.0f} ms",
+        step["bottleneck"],
+        f"{step['mfu']:.0%}",
+        f"{step['tokens_per_s']:,.0f}",
+        f"{hours:.2f}",
+        f"{usd:,.0f}",
+        f"{usd * slice_.chip.spot_usd_hour / slice_.chip.list_usd_hour:,.0f}",
+        stored,
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
