@@ -12,8 +12,8 @@ LOST_PEER = re.compile(
     r"|connection refused|gloo|barrier|another task|preempt",
     re.IGNORECASE,
 )
-# How the job's roll call (pod_job/distributed.py) blames a host that failed before the start.
-BLAMES_PEER = re.compile(r"host \d+ failed")
+# How a host blames another: in the roll call (pod_job/distributed.py), and later (pod_job/lookout.py).
+BLAMES_PEER = re.compile(r"host \d+ (failed|was asked to stop)")
 # What jax's coordination service says, before it aborts a host, of one that no longer answers.
 UNHEALTHY = re.compile(r"stopped sending heartbeats\):\s*(?:\S*task:)?(\d+)")
 EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception|Exit|Interrupt|Warning)\b")
@@ -48,8 +48,10 @@ class Ended:
 
     @property
     def died_of_another(self) -> bool:
+        if BLAMES_PEER.match(self.words or ""):
+            return True
         if self.user_error:
-            return BLAMES_PEER.match(self.words or "") is not None
+            return False
         aborted = self.code in (-signal.SIGABRT, 128 + signal.SIGABRT)
         return aborted or LOST_PEER.search(self.words or "") is not None
 
@@ -81,7 +83,8 @@ def first_cause(ended: Sequence[Ended]) -> Cause:
     died of another, it is the host that they say has stopped answering.
     """
     first = min(ended, key=lambda one: (one.died_of_another, not one.user_error))
-    if first.died_of_another and (silent := UNHEALTHY.search("\n".join(first.lines))):
+    said = "\n".join(line for one in ended for line in one.lines)
+    if first.died_of_another and (silent := UNHEALTHY.search(said)):
         return Cause(int(silent[1]), "stopped answering; the other hosts ended because of it", user_error=False)
     return Cause(first.host, first.reason, first.user_error)
 

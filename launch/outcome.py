@@ -76,7 +76,7 @@ def judge(
 
 def host_end(host: int, status: HostStatus | None, answer: Answer | None, attempt: str) -> Ended | None:
     """How a host ended, if it did: from its answer, else from its status when that says `failed`."""
-    error = status.error if status is not None else None
+    error = status.error if status is not None and status.phase is not Phase.stopped else None
     arrived = status is not None and status.phase is not Phase.checking
     if answer is not None and answer.word == "EXITED" and answer.detail.split()[0] == attempt:
         _, code, *tail = answer.detail.split()

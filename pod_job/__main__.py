@@ -32,10 +32,15 @@ def main(overrides: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    status = main(sys.argv[1:])
+def run_to_exit(overrides: list[str]) -> None:
+    """The same as the last thing that this process does."""
+    status = main(overrides)
     sys.stdout.flush()
     sys.stderr.flush()
     if status:
         # jax waits at exit for peers that will never finish; the reason is already in status/ and the log.
         os._exit(status)
+
+
+if __name__ == "__main__":
+    run_to_exit(sys.argv[1:])

@@ -65,6 +65,8 @@ def roll_call(folder: Folder, host: Host, timeout_s: float) -> None:
             status = read_status(folder, other, host.attempt)
             if status is not None and status.phase is Phase.failed:
                 raise JobError(f"host {other} failed before the start: {status.error}")
+            if status is not None and status.phase is Phase.stopped:
+                raise JobError(f"host {other} was asked to stop before the start: {status.error}")
             if status is not None and status.phase is not Phase.checking:
                 missing.remove(other)
         if missing and time.monotonic() > deadline:

@@ -23,7 +23,10 @@ from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generate import Ending, generate, wave_feeder
 from pod_job.generation.generate_config import Mode
 from pod_job.generation.predictions import write_predictions
+from pod_job.holders import free_chips
 from pod_job.inputs import Inputs, read_inputs
+from pod_job.lookout import Lookout, forget, last_word
+from pod_job.machine import check_machine
 from pod_job.merge import merge
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
@@ -36,7 +39,7 @@ from pod_job.run_folder.commit import committed
 from pod_job.run_folder.rundir import claim
 from pod_job.status import Phase
 from pod_job.stopping import StopWish
-from pod_job.storage import open_folder
+from pod_job.storage import Folder, open_folder
 
 log = logging.getLogger("pod_job")
 
@@ -50,15 +53,22 @@ def run(config: JobConfig) -> None:
     host = this_host(config.pod)
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
-    stop = StopWish()
-    stop.on_signal()
-    if config.pod.kind is PodKind.tpu:
-        stop.on_notice()
-    with Reporter(folder, host) as reporter, telling_failure(reporter):
+    forget(folder, host.attempt)
+    with (
+        StopWish() as stop,
+        Reporter(folder, host) as reporter,
+        telling_failure(reporter, folder, host),
+        Lookout(folder, host, stop, reporter),
+    ):
+        stop.on_signal()
+        if config.pod.kind is PodKind.tpu:
+            stop.on_notice()
         inputs = read_inputs(config)
         tell_skipped(inputs.tasks, reporter)
         tokenizer = load_tokenizer(inputs.model_dir)
-        check_prompts(tokenizer, inputs, config.extract, host)
+        check_machine(config, inputs, check_prompts(tokenizer, inputs, config.extract, host))
+        if config.pod.kind is PodKind.tpu:
+            free_chips()
 
         reporter.phase(Phase.arrived)
         roll_call(folder, host, config.pod.arrival_timeout_s)
@@ -112,14 +122,14 @@ def run(config: JobConfig) -> None:
 
 
 @contextmanager
-def telling_failure(reporter: Reporter) -> Iterator[None]:
-    """Puts the reason of a failure into this host's status, where the launcher and the other hosts find it."""
+def telling_failure(reporter: Reporter, folder: Folder, host: Host) -> Iterator[None]:
+    """Puts the reason of a failure into this host's status, and where the other hosts look out for it."""
     try:
         yield
     except BaseException as error:
         reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
         log.error("%s", reason, exc_info=not isinstance(error, JobError))
-        reporter.set(phase=Phase.failed, error=reason)
+        last_word(reporter, folder, host, Phase.failed, reason)
         raise
 
 
@@ -132,10 +142,14 @@ def tell_skipped(tasks: Tasks, reporter: Reporter) -> None:
         log.warning("skipped: %d more", tasks.skipped - len(tasks.reasons))
 
 
-def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> None:
-    """Tokenises this host's share of the prompts, so that one too long is refused before any weight is loaded."""
-    for batch in range(1 + host.index, inputs.total_batches + 1, host.count):
-        batch_prompts(batch, inputs, tokenizer, config)
+def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> list[int]:
+    """Tokenises this host's share of the prompts, so that one too long is refused before any weight is loaded; the
+    tokens of each of its batches.
+    """
+    batches = range(1 + host.index, inputs.total_batches + 1, host.count)
+    return [
+        sum(len(prompt.token_ids) for prompt in batch_prompts(batch, inputs, tokenizer, config)) for batch in batches
+    ]
 
 
 def pending_batches(inputs: Inputs) -> list[int]:

@@ -1,7 +1,6 @@
 """A wish that this host end soon: SIGTERM, or the metadata server's notice that the machine is being taken away.
 
-The host then begins no further batch, commits those it holds, and ends; a batch that takes longer than the machine's
-last 30 seconds is abandoned, and nothing of it counts.
+The host then begins no further batch, commits those it holds, and ends; `pod_job.lookout` sees that it is in time.
 """
 
 import logging
@@ -11,6 +10,7 @@ import threading
 import time
 import urllib.request
 from types import FrameType
+from typing import Any
 
 from pod_job import environment
 
@@ -22,28 +22,56 @@ log = logging.getLogger("pod_job")
 
 
 class StopWish:
-    """Unwished until a signal or a notice comes; `reason` then says which."""
+    """Unwished until a signal or a notice comes; `reason` says which. A context manager, which gives SIGTERM back."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._before: tuple[Any, int] | None = None
+        self._wakeup = -1
 
     def __bool__(self) -> bool:
         return self.reason is not None
 
+    def __enter__(self) -> "StopWish":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            handler, wakeup = self._before
+            signal.signal(signal.SIGTERM, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(self._wakeup)  # ends the listener
+
     def on_signal(self) -> None:
-        """Takes SIGTERM over, from jax too, which puts its own handler there when it starts."""
-        signal.signal(signal.SIGTERM, self._signalled)
+        """Takes SIGTERM over, from jax too, which puts its own handler there when it starts.
+
+        Python runs a handler only between two steps of the main thread, which may be minutes within a compilation. The
+        byte that comes through the pipe is there at once, for a thread.
+        """
+        before = signal.signal(signal.SIGTERM, self._signalled)
+        if self._before is None:
+            listens, self._wakeup = os.pipe()
+            os.set_blocking(self._wakeup, False)
+            self._before = before, signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=[listens], name="signals", daemon=True).start()
 
     def on_notice(self) -> None:
         """Waits for the notice in a thread."""
         threading.Thread(target=self._wait_for_notice, name="preemption", daemon=True).start()
 
     def wish(self, reason: str) -> None:
-        log.info("%s: no further batch is begun", reason)
-        self.reason = reason
+        if self.reason is None:
+            self.reason = reason
+            log.info("%s: no further batch is begun", reason)
 
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         self.wish(signal.Signals(signum).name)
+
+    def _listen(self, listens: int) -> None:
+        while heard := os.read(listens, 1):
+            if heard[0] == signal.SIGTERM:
+                self.wish(signal.SIGTERM.name)
+        os.close(listens)
 
     def _wait_for_notice(self) -> None:
         host = os.environ.get(environment.METADATA_SERVER, "metadata.google.internal")

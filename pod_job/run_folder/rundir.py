@@ -43,6 +43,11 @@ def status_file(host: int) -> str:
     return f"status/host_{host:02d}.json"
 
 
+def departure_file(attempt: str) -> str:
+    """Of the first host that left an attempt before its end."""
+    return f"status/departure_{attempt}.json"
+
+
 def log_file(host: int) -> str:
     return f"logs/host_{host:02d}.log"
 

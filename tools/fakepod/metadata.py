@@ -6,6 +6,7 @@ https://cloud.google.com/compute/docs/metadata/overview; the attributes are thos
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +19,7 @@ class MetadataServer:
 
     def __init__(self, addresses: Sequence[str], worker: int) -> None:
         self.preempted = threading.Event()
+        self.ahead_s = 0.0  # by which this server's clock is ahead of the machine's
         endpoints = ",".join(f"unknown:unknown:{address}" for address in addresses)
         values = {
             "instance/attributes/agent-worker-number": str(worker),
@@ -26,7 +28,7 @@ class MetadataServer:
             "instance/service-accounts/default/token": json.dumps({"access_token": TOKEN, "token_type": "Bearer"}),
             "instance/maintenance-event": "NONE",
         }
-        self.server = ThreadingHTTPServer((addresses[worker], 0), handler(values, self.preempted))
+        self.server = ThreadingHTTPServer((addresses[worker], 0), handler(self, values))
         self.address = f"{addresses[worker]}:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -35,8 +37,9 @@ class MetadataServer:
         self.server.server_close()
 
 
-def handler(values: dict[str, str], preempted: threading.Event) -> type[BaseHTTPRequestHandler]:
+def handler(server: MetadataServer, values: dict[str, str]) -> type[BaseHTTPRequestHandler]:
     """A handler class for http.server."""
+    preempted = server.preempted
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -54,6 +57,9 @@ def handler(values: dict[str, str], preempted: threading.Event) -> type[BaseHTTP
             self.end_headers()
             with contextlib.suppress(ConnectionError):  # a process that ended while it waited for a change
                 self.wfile.write(data)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(time.time() + server.ahead_s)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
