@@ -14,7 +14,7 @@ from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rundir, statistics
 from pod_job.run_folder.commit import committed, read_record
-from pod_job.run_folder.statistics import TapStatistics
+from pod_job.run_folder.statistics import Tally, TapStatistics
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder
 from pod_job.watching import Watch, unwatched, watched
@@ -51,7 +51,7 @@ class Merged:
     samples: int = 0
     batches: list[dict[str, Any]] = field(default_factory=list)
     rows_files: list[dict[str, Any]] = field(default_factory=list)
-    statistics: dict[str, TapStatistics] = field(default_factory=dict)
+    statistics: dict[str, Tally] = field(default_factory=dict)
 
 
 def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:
             batch_samples=int(identity["save_every_n_samples"]),
         )
         _ = identity["model"]["name"], identity["model"]["hidden_dim"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise JobError(f"{name}: the identity lacks or garbles {error}") from error
     if plan.dtype not in DTYPE_OF:
         raise JobError(f"{name}: unknown dtype {plan.dtype}; known are {', '.join(DTYPE_OF)}")
@@ -137,11 +137,9 @@ def _add(merged: Merged, record: dict[str, Any], plan: Plan, name: str) -> None:
     for file in record["files"]:
         measured = _measured(file, name)
         _check_file(file, record, plan.dtype, len(measured.mean), name)
-        so_far = merged.statistics.get(file["tap"])
-        if so_far is not None:
-            _check(len(so_far.mean) == len(measured.mean), name, f"{file['tap']} is not as wide as in other batches")
-            measured = statistics.merge(so_far, measured)
-        merged.statistics[file["tap"]] = measured
+        tally = merged.statistics.setdefault(file["tap"], Tally(len(measured.mean)))
+        _check(tally.width == len(measured.mean), name, f"{file['tap']} is not as wide as in other batches")
+        tally.add(measured)
         kept = {key: file[key] for key in ("rows", "offset", "size", "crc32c")}
         entry = {
             "batch_id": number,
@@ -172,7 +170,7 @@ def _check_file(file: dict[str, Any], record: dict[str, Any], dtype: str, width:
 def _measured(file: dict[str, Any], name: str) -> TapStatistics:
     try:
         return statistics.from_json(file["statistics"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise JobError(f"{name}: damaged statistics of {file['tap']} ({error})") from error
 
 
@@ -197,8 +195,8 @@ def _metadata(
         "rows": merged.rows,
         "dtype": plan.dtype,
         "taps": plan.taps,
-        "widths": {tap: len(found.mean) for tap, found in merged.statistics.items()},
-        "statistics": {tap: statistics.summary(found) for tap, found in merged.statistics.items()},
+        "widths": {tap: tally.width for tap, tally in merged.statistics.items()},
+        "statistics": {tap: tally.summary() for tap, tally in merged.statistics.items()},
         "provenance": identity,
         "parity": parity,
         "pod_job_version": __version__,

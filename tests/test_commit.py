@@ -141,10 +141,10 @@ def _die_at(url: str, after: int) -> None:
     ("content", "reason"),
     [
         (b"{", "not JSON"),
-        (b"[]", "not the record of batch 1 in format 1"),
-        (b'{"format": 1, "batch": 2}', "not the record of batch 1"),
-        (b'{"format": 2, "batch": 1}', "not the record of batch 1"),
-        (b'{"format": 1, "batch": 1}', "damaged: n_samples, rows, files, rows_file, host missing"),
+        (b"[]", "not the record of batch 1 in format 2"),
+        (b'{"format": 2, "batch": 2}', "not the record of batch 1"),
+        (b'{"format": 3, "batch": 1}', "not the record of batch 1"),
+        (b'{"format": 2, "batch": 1}', "damaged: n_samples, rows, files, rows_file, host missing"),
     ],
 )
 def test_damaged_records_are_named(tmp_path: Path, content: bytes, reason: str) -> None:

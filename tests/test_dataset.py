@@ -235,7 +235,7 @@ def _changed(path: Path, **change: object) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 2}, "format 2, this version reads 1"),
+        ({"format": 3}, "format 3, this version reads 2"),
         ({"batches": [{}]}, "every entry of batches must have"),
         ({"batches": []}, "batches of layer_6 do not match rows_files"),
         ({"rows_files": [{"file": 1}]}, "every entry of rows_files must have"),

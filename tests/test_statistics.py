@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pod_job.run_folder import statistics
+from pod_job.run_folder import norms, statistics
 
 
 def _vectors(rows: int, width: int, dtype: np.dtype | type = np.float32, seed: int = 0) -> np.ndarray:
@@ -23,23 +23,52 @@ def _vectors(rows: int, width: int, dtype: np.dtype | type = np.float32, seed: i
 def test_equal_to_a_direct_computation(dtype: np.dtype) -> None:
     vectors = _vectors(3000, 257, dtype)  # several chunks, the last one short
     exact = vectors.astype(np.float64)
-    norms = np.linalg.norm(exact, axis=1)
+    lengths = np.linalg.norm(exact, axis=1)
     found = statistics.summary(statistics.of(vectors))
     np.testing.assert_allclose(found["mean"], exact.mean(0), rtol=1e-9)
     np.testing.assert_allclose(found["variance"], exact.var(0), rtol=1e-9)
     assert found["count"] == 3000
-    assert found["mean_norm"] == pytest.approx(norms.mean(), rel=1e-9)
-    assert found["mean_squared_norm"] == pytest.approx((norms**2).mean(), rel=1e-9)
-    assert (found["norm_min"], found["norm_max"]) == pytest.approx((norms.min(), norms.max()), rel=1e-12)
+    assert found["mean_norm"] == pytest.approx(lengths.mean(), rel=1e-9)
+    assert found["mean_squared_norm"] == pytest.approx((lengths**2).mean(), rel=1e-9)
+    assert (found["norm_min"], found["norm_max"]) == pytest.approx((lengths.min(), lengths.max()), rel=1e-12)
     assert ((exact * found["scale"]) ** 2).sum(1).mean() == pytest.approx(257, rel=1e-9)
-    assert found["outlier_share"] == pytest.approx((norms > 10 * np.median(norms)).mean(), abs=1e-9)
+    assert found["outlier_share"] == pytest.approx((lengths > 10 * np.median(lengths)).mean(), abs=1e-9)
 
 
-def test_quantiles_are_right_to_half_a_percent() -> None:
-    vectors = np.random.default_rng(1).lognormal(sigma=2, size=(50_000, 4)).astype(np.float32)
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    for q, found in statistics.summary(statistics.of(vectors))["norm_quantiles"].items():
-        assert found == pytest.approx(np.quantile(norms, float(q), method="inverted_cdf"), rel=6e-3), q
+@pytest.mark.parametrize("rows", [1, 10, 50_000])
+def test_quantiles_and_outliers_of_many_batches_are_right_to_a_millionth(rows: int) -> None:
+    vectors = np.random.default_rng(1).lognormal(sigma=2, size=(rows, 4)).astype(np.float32)
+    exact = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    tally = statistics.Tally(4)
+    for part in np.array_split(vectors, 7):  # some are empty
+        tally.add(statistics.from_json(json.loads(json.dumps(statistics.to_json(statistics.of(part))))))
+    found = tally.summary()
+    for q, quantile in found["norm_quantiles"].items():
+        assert quantile == pytest.approx(np.quantile(exact, float(q), method="inverted_cdf"), rel=1e-6), q
+    median = np.quantile(exact, 0.5, method="inverted_cdf")
+    assert found["outlier_share"] == pytest.approx((exact > 10 * median).mean(), abs=1e-9)
+    assert found["outlier_share"] > 0 or rows < 50_000
+
+
+def test_a_tally_counts_every_norm_however_often_it_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "WAITING_KEYS", 50)
+    parts = [np.random.default_rng(i).integers(0, 99, 30).astype(np.float64) for i in range(20)]
+    tally = norms.NormTally()
+    for part in parts:
+        tally.add(norms.keys_of(part))
+    keys, counts = np.unique(norms.keys_of(np.concatenate(parts)), return_counts=True)
+    np.testing.assert_array_equal(tally.counts().keys, keys)
+    np.testing.assert_array_equal(tally.counts().counts, counts)
+
+
+def test_norms_take_little_room_and_damaged_ones_are_refused() -> None:
+    keys = norms.keys_of(np.random.default_rng(0).lognormal(5, 0.3, 2000) * 100)
+    text = norms.to_text(keys)
+    assert len(text) < 3.5 * len(keys)
+    np.testing.assert_array_equal(norms.from_text(text, 2000), keys)
+    for damaged in (text[:-8], text[4:], "!" + text, norms.to_text(keys[:-1])):
+        with pytest.raises(ValueError, match="norms"):
+            norms.from_text(damaged, 2000)
 
 
 def test_a_small_spread_around_a_large_mean_keeps_its_digits() -> None:
@@ -58,7 +87,7 @@ def test_any_cut_gives_the_same(cuts: list[int]) -> None:
         parts = statistics.merge(parts, statistics.of(vectors[start:stop]))
     np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-12)
     np.testing.assert_allclose(parts.squared_deviations, whole.squared_deviations, rtol=1e-9)
-    np.testing.assert_array_equal(parts.norm_histogram, whole.norm_histogram)
+    np.testing.assert_array_equal(parts.norm_keys, whole.norm_keys)
     assert (parts.count, parts.norm_min, parts.norm_max) == (whole.count, whole.norm_min, whole.norm_max)
 
 

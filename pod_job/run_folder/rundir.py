@@ -19,8 +19,8 @@ PIECES = "pieces/"
 OUTPUTS = "outputs/"
 TIMELINE = "timeline/"
 VERIFIED = "verify/report.json"
-FORMAT = 1
-"""Version of the layout and of the records; a reader refuses a newer one."""
+FORMAT = 2
+"""Version of the layout and of the records; a reader refuses any other."""
 
 
 def activations_file(tap: str, batch: int) -> str:

@@ -9,25 +9,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, UInt32
+
+from pod_job.run_folder.norms import NormTally, from_text, keys_of, to_text
 
 CHUNK_VALUES = 1 << 20
 """Values whose sums are kept raw; chunks are then combined as batches are."""
 BLOCK_VALUES = 1 << 17
 """Values converted to float64 at a time: 1 MiB, which stays in a core's cache."""
-BINS_PER_OCTAVE = 128
-LOWEST_OCTAVE, HIGHEST_OCTAVE = -32, 32
-_BINS = (HIGHEST_OCTAVE - LOWEST_OCTAVE) * BINS_PER_OCTAVE
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 OUTLIER_FACTOR = 10.0
 """A row is an outlier when its norm is above this many medians."""
+_NO_KEYS = np.zeros(0, np.uint32)
 
 
 @dataclass(frozen=True)
 class TapStatistics:
     """Of `count` finite rows: per-dimension mean and sum of squared deviations, and the rows' Euclidean norms.
 
-    `norm_histogram` counts norms in bins of 2**(1/128): quantiles from it are right to half a percent.
+    `norm_keys` has every row's norm to one part in a million, sorted (`norms.keys_of`).
     """
 
     count: int
@@ -37,7 +37,7 @@ class TapStatistics:
     norm_sum: float
     norm_min: float
     norm_max: float
-    norm_histogram: Int[np.ndarray, "bins"]
+    norm_keys: UInt32[np.ndarray, "R"]
 
     @property
     def mean_squared_norm(self) -> float:
@@ -58,14 +58,14 @@ def measure(vectors: np.ndarray) -> tuple[TapStatistics, Float[np.ndarray, "R"]]
     total, norms = _empty(width), np.empty(rows)
     for start in range(0, rows, step):
         chunk, norms[start : start + step] = _of_chunk(vectors[start : start + step], wide)
-        total = merge(total, chunk)
+        total = _merged_moments(total, chunk)
     finite = norms[np.isfinite(norms)]
     total = replace(
         total,
         norm_sum=float(finite.sum()),
         norm_min=float(finite.min(initial=np.inf)),
         norm_max=float(finite.max(initial=0.0)),
-        norm_histogram=np.bincount(_bins(finite), minlength=_BINS),
+        norm_keys=keys_of(finite),
     )
     return total, norms
 
@@ -78,6 +78,53 @@ def outliers(norms: Float[np.ndarray, "R"]) -> Bool[np.ndarray, "R"]:
 
 def merge(a: TapStatistics, b: TapStatistics) -> TapStatistics:
     """Statistics of the rows of both."""
+    return replace(_merged_moments(a, b), norm_keys=np.sort(np.concatenate([a.norm_keys, b.norm_keys])))
+
+
+class Tally:
+    """Statistics of many batches, in memory that does not go with the number of their rows."""
+
+    def __init__(self, width: int) -> None:
+        self._moments = _empty(width)
+        self._norms = NormTally()
+
+    @property
+    def width(self) -> int:
+        return len(self._moments.mean)
+
+    def add(self, batch: TapStatistics) -> None:
+        self._moments = _merged_moments(self._moments, batch)
+        self._norms.add(batch.norm_keys)
+
+    def summary(self) -> dict[str, Any]:
+        """What a trainer wants to know, as JSON: vectors times `scale` have a mean squared norm of the width D."""
+        moments, norms = self._moments, self._norms.counts()
+        counted, power = max(moments.count, 1), moments.mean_squared_norm
+        [median, *quantiles] = norms.quantiles((0.5, *QUANTILES))
+        return {
+            "count": moments.count,
+            "nonfinite": moments.nonfinite,
+            "mean": moments.mean.tolist(),
+            "variance": (moments.squared_deviations / counted).tolist(),
+            "mean_norm": moments.norm_sum / counted,
+            "mean_squared_norm": power,
+            "scale": float(np.sqrt(self.width / power)) if power > 0 else 1.0,
+            "norm_min": moments.norm_min if moments.count else 0.0,
+            "norm_max": moments.norm_max,
+            "norm_quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
+            "outlier_share": norms.above(OUTLIER_FACTOR * median) / counted,
+        }
+
+
+def summary(statistics: TapStatistics) -> dict[str, Any]:
+    """`Tally.summary` of one batch."""
+    tally = Tally(len(statistics.mean))
+    tally.add(statistics)
+    return tally.summary()
+
+
+def _merged_moments(a: TapStatistics, b: TapStatistics) -> TapStatistics:
+    """Statistics of the rows of both, but for their norms' keys."""
     count = a.count + b.count
     share = b.count / max(count, 1)
     delta = b.mean - a.mean
@@ -89,16 +136,15 @@ def merge(a: TapStatistics, b: TapStatistics) -> TapStatistics:
         norm_sum=a.norm_sum + b.norm_sum,
         norm_min=min(a.norm_min, b.norm_min),
         norm_max=max(a.norm_max, b.norm_max),
-        norm_histogram=a.norm_histogram + b.norm_histogram,
+        norm_keys=_NO_KEYS,
     )
 
 
 def to_json(statistics: TapStatistics) -> dict[str, Any]:
-    """Everything `merge` needs, exactly: vectors as little-endian float64 in hex, the histogram as filled bins.
+    """Everything `merge` needs, exactly: vectors as little-endian float64 in hex, norms as keys.
 
     Hex is read seven times faster than base64, which a merge of 100,000 batches notices.
     """
-    filled = np.flatnonzero(statistics.norm_histogram)
     return {
         "count": statistics.count,
         "nonfinite": statistics.nonfinite,
@@ -106,15 +152,12 @@ def to_json(statistics: TapStatistics) -> dict[str, Any]:
         "squared_deviations": _encoded(statistics.squared_deviations),
         "norm_sum": statistics.norm_sum,
         "norm_range": [statistics.norm_min, statistics.norm_max] if statistics.count else None,
-        "norm_bins": filled.tolist(),
-        "norm_counts": statistics.norm_histogram[filled].tolist(),
+        "norms": to_text(statistics.norm_keys),
     }
 
 
 def from_json(record: dict[str, Any]) -> TapStatistics:
-    """Inverse of `to_json`. KeyError, TypeError, ValueError or IndexError where the record is not one."""
-    histogram = np.zeros(_BINS, np.int64)
-    histogram[record["norm_bins"]] = record["norm_counts"]
+    """Inverse of `to_json`. KeyError, TypeError or ValueError where the record is not one."""
     lowest, highest = record["norm_range"] or (np.inf, 0.0)
     return TapStatistics(
         count=int(record["count"]),
@@ -124,33 +167,13 @@ def from_json(record: dict[str, Any]) -> TapStatistics:
         norm_sum=float(record["norm_sum"]),
         norm_min=float(lowest),
         norm_max=float(highest),
-        norm_histogram=histogram,
+        norm_keys=from_text(record["norms"], int(record["count"])),
     )
-
-
-def summary(statistics: TapStatistics) -> dict[str, Any]:
-    """What a trainer wants to know, as JSON: vectors times `scale` have a mean squared norm of the width D."""
-    counted, width = max(statistics.count, 1), len(statistics.mean)
-    power = statistics.mean_squared_norm
-    median = _quantile(statistics, 0.5)
-    return {
-        "count": statistics.count,
-        "nonfinite": statistics.nonfinite,
-        "mean": statistics.mean.tolist(),
-        "variance": (statistics.squared_deviations / counted).tolist(),
-        "mean_norm": statistics.norm_sum / counted,
-        "mean_squared_norm": power,
-        "scale": float(np.sqrt(width / power)) if power > 0 else 1.0,
-        "norm_min": statistics.norm_min if statistics.count else 0.0,
-        "norm_max": statistics.norm_max,
-        "norm_quantiles": {str(q): _quantile(statistics, q) for q in QUANTILES},
-        "outlier_share": _share_above(statistics, OUTLIER_FACTOR * median),
-    }
 
 
 def _empty(width: int) -> TapStatistics:
     zero = np.zeros(width)
-    return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, np.zeros(_BINS, np.int64))
+    return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, _NO_KEYS)
 
 
 def _of_chunk(chunk: np.ndarray, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
@@ -179,32 +202,6 @@ def _of_chunk(chunk: np.ndarray, wide: np.ndarray) -> tuple[TapStatistics, np.nd
     lost = np.flatnonzero(deviations < 1e-6 * square_sums)
     deviations[lost] = np.square(chunk[:, lost].astype(np.float64) - mean[lost]).sum(axis=0)
     return replace(_empty(width), count=count, mean=mean, squared_deviations=deviations), np.sqrt(squared_norms)
-
-
-def _bins(norms: np.ndarray) -> np.ndarray:
-    octaves = np.log2(np.maximum(norms, 2.0**LOWEST_OCTAVE)) - LOWEST_OCTAVE
-    return np.minimum((octaves * BINS_PER_OCTAVE).astype(np.int64), _BINS - 1)
-
-
-def _edge(position: float) -> float:
-    """The norm at a (fractional) bin number."""
-    return float(2.0 ** (position / BINS_PER_OCTAVE + LOWEST_OCTAVE))
-
-
-def _quantile(statistics: TapStatistics, q: float) -> float:
-    if not statistics.count:
-        return 0.0
-    cumulative = np.cumsum(statistics.norm_histogram)
-    rank = q * statistics.count
-    bin_ = int(np.searchsorted(cumulative, rank))
-    inside = statistics.norm_histogram[bin_]
-    fraction = (rank - (cumulative[bin_] - inside)) / inside
-    return float(np.clip(_edge(bin_ + fraction), statistics.norm_min, statistics.norm_max))
-
-
-def _share_above(statistics: TapStatistics, norm: float) -> float:
-    above = statistics.norm_histogram[int(_bins(np.array([norm]))[0]) + 1 :].sum()
-    return float(above / max(statistics.count, 1))
 
 
 def _encoded(vector: np.ndarray) -> str:
