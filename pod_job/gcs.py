@@ -9,20 +9,24 @@ import os
 import re
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import requests.exceptions
 from google.api_core import exceptions as api
+from google.api_core.retry import Retry
 from google.auth import exceptions as auth
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 
 from pod_job.errors import JobError
+from pod_job.gcs_media import receive_object, send_object
 from pod_job.storage import NameTaken, Part, Stored, checksum
+
+T = TypeVar("T")
 
 RETRY_DEADLINE_S = 300.0
 """How long one request (for a large upload: one chunk) is tried again before the job gives up."""
@@ -30,8 +34,10 @@ CHECK_DEADLINE_S = 20.0
 """The same for the first contact, where somebody is watching."""
 REQUEST_TIMEOUT_S = (10.0, 120.0)
 """To connect, and between two packets of an answer."""
+ONE_REQUEST_BYTES = 32 << 20
+"""A larger upload is a session of chunks, so that less than all is sent again when the connection is lost."""
 UPLOAD_CHUNK_BYTES = 32 << 20
-"""Above 8 MiB an upload is a session of such chunks. Each upload in flight holds one (the default: 100 MiB)."""
+"""Each upload in flight holds at most one (the default: 100 MiB)."""
 CONNECTIONS = 64
 SESSION_RESTARTS = 3
 
@@ -72,20 +78,17 @@ class BucketFolder:
         return stored
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        if size == 0:
-            return b""
-        with self._explained():
-            try:
-                return self._blob(name).download_as_bytes(
-                    start=start or None,
-                    end=None if size is None else start + size - 1,
-                    raw_download=True,
-                    **_patience(),
-                )
-            except api.NotFound:
-                raise FileNotFoundError(f"{self.url}/{name}") from None
-            except api.RequestRangeNotSatisfiable:
-                return b""
+        return b"" if size == 0 else self._received(name, start, size, lambda pieces: b"".join(pieces), b"")
+
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        def fill(pieces: Iterable[bytes]) -> int:
+            got = 0
+            for piece in pieces:
+                out[got : got + len(piece)] = piece
+                got += len(piece)
+            return got
+
+        return self._received(name, start, len(out), fill, 0) if len(out) else 0
 
     def stat(self, name: str) -> Stored | None:
         with self._explained():
@@ -118,6 +121,22 @@ class BucketFolder:
             self._upload(probe, [b"probe"], checksum([b"probe"]), deadline_s=CHECK_DEADLINE_S, if_generation_match=0)
             self._blob(probe).delete(**_patience(CHECK_DEADLINE_S))
 
+    def _received(self, name: str, start: int, size: int | None, take: Callable[[Iterable[bytes]], T], nothing: T) -> T:
+        """What `take` makes of the bytes; it is called anew where they have to be read again."""
+        client, of_bucket = self._client(), self.bucket_name
+
+        def attempt() -> T:
+            place = (client._http, client.api_endpoint, of_bucket, self._prefix + name)
+            return take(receive_object(*place, start, size, REQUEST_TIMEOUT_S))
+
+        with self._explained():
+            try:
+                return _retry(RETRY_DEADLINE_S)(attempt)()
+            except api.NotFound:
+                raise FileNotFoundError(f"{self.url}/{name}") from None
+            except api.RequestRangeNotSatisfiable:
+                return nothing
+
     def _upload(
         self,
         name: str,
@@ -126,8 +145,27 @@ class BucketFolder:
         deadline_s: float = RETRY_DEADLINE_S,
         if_generation_match: int | None = None,
     ) -> None:
+        if stored.size <= ONE_REQUEST_BYTES:
+            there = self._send(name, parts, stored, deadline_s, if_generation_match)
+        else:
+            there = self._send_in_chunks(name, parts, stored, deadline_s, if_generation_match)
+        if Stored(int(there["size"]), there["crc32c"]) != stored:
+            self._blob(name).delete(if_generation_match=int(there["generation"]))
+            raise JobError(f"{self.url}/{name}: arrived damaged and was removed; start the job again")
+
+    def _send(
+        self, name: str, parts: Sequence[Part], stored: Stored, deadline_s: float, if_generation_match: int | None
+    ) -> dict[str, Any]:
+        client = self._client()
+        metadata = {"name": self._prefix + name, "crc32c": stored.crc32c}  # the server refuses what does not match
+        place = (client._http, client.api_endpoint, self.bucket_name, metadata)
+        return _retry(deadline_s)(send_object)(*place, parts, if_generation_match, REQUEST_TIMEOUT_S)
+
+    def _send_in_chunks(
+        self, name: str, parts: Sequence[Part], stored: Stored, deadline_s: float, if_generation_match: int | None
+    ) -> dict[str, Any]:
         blob = self._blob(name)
-        blob.crc32c = stored.crc32c  # the server refuses content that does not match
+        blob.crc32c = stored.crc32c
         blob.chunk_size = UPLOAD_CHUNK_BYTES
         for attempt in range(1, SESSION_RESTARTS + 1):
             try:
@@ -143,9 +181,7 @@ class BucketFolder:
                 # 410: the server dropped the resumable session; only a new session helps.
                 if error.code != 410 or attempt == SESSION_RESTARTS:
                     raise
-        if _stored(blob) != stored:
-            blob.delete(if_generation_match=blob.generation)
-            raise JobError(f"{self.url}/{name}: arrived damaged and was removed; start the job again")
+        return {"size": blob.size, "crc32c": blob.crc32c, "generation": blob.generation}
 
     def _client(self) -> storage.Client:
         # A connection must not be shared with a forked child (torch's DataLoader workers), so each process has its own.
@@ -204,14 +240,14 @@ class _PartStream(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int = -1, /) -> bytes | memoryview:  # type: ignore[override]
         pieces, skip, wanted = [], self._position, size if size >= 0 else sum(map(len, self._parts))
         for part in self._parts:
             if piece := part[skip : skip + wanted] if skip < len(part) else None:
                 pieces.append(piece)
                 wanted -= len(piece)
             skip = max(skip - len(part), 0)
-        data = b"".join(pieces)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # what lies in one part is sent from where it is
         self._position += len(data)
         return data
 
@@ -221,8 +257,12 @@ def _stored(blob: storage.Blob) -> Stored:
 
 
 def _patience(deadline_s: float = RETRY_DEADLINE_S) -> dict[str, Any]:
-    """The keywords every request takes."""
-    return {"timeout": REQUEST_TIMEOUT_S, "retry": DEFAULT_RETRY.with_timeout(deadline_s)}
+    """The keywords every request of the library takes."""
+    return {"timeout": REQUEST_TIMEOUT_S, "retry": _retry(deadline_s)}
+
+
+def _retry(deadline_s: float) -> Retry:
+    return DEFAULT_RETRY.with_timeout(deadline_s)
 
 
 def _first_line(error: BaseException) -> str:

@@ -61,6 +61,10 @@ class Folder(Protocol):
         """`size` bytes from `start`, or up to the end; fewer where the content ends. FileNotFoundError if missing."""
         ...
 
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        """Fill `out` with bytes from `start` on; returns how many, fewer where the content ends. As `read`."""
+        ...
+
     def stat(self, name: str) -> Stored | None:
         """Size and checksum, or None where nothing has the name. Locally this reads the file."""
         ...
@@ -140,6 +144,13 @@ class LocalFolder:
         with open(self._path(name), "rb") as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
+
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        got = 0
+        with open(self._path(name), "rb", buffering=0) as file:
+            while count := os.preadv(file.fileno(), [out[got:]], start + got):
+                got += count
+        return got
 
     def stat(self, name: str) -> Stored | None:
         size, crc = 0, 0

@@ -70,9 +70,14 @@ def test_check_writable_leaves_nothing(new_folder: Callable[[], Folder]) -> None
     assert folder.names("") == []
 
 
-def test_large_content_arrives_whole(new_folder: Callable[[], Folder]) -> None:
+@pytest.mark.parametrize("one_request", [8 << 20, 32 << 20])
+def test_large_content_arrives_whole(
+    new_folder: Callable[[], Folder], monkeypatch: pytest.MonkeyPatch, one_request: int
+) -> None:
+    monkeypatch.setattr(gcs, "ONE_REQUEST_BYTES", one_request)  # above it uploads go in chunks
+    monkeypatch.setattr(gcs, "UPLOAD_CHUNK_BYTES", 4 << 20)
     folder = new_folder()
-    parts = [b"head" * 1024, memoryview(os.urandom(9 << 20))]  # above 8 MiB uploads go in chunks
+    parts = [b"head" * 1024, memoryview(os.urandom(9 << 20))]
     stored = folder.create("large", parts)
     assert (stored, folder.read("large")) == (checksum(parts), b"".join(parts))
 
@@ -221,7 +226,8 @@ def test_passing_errors_are_waited_out(proxy: _Proxy) -> None:
     assert folder.read("x") == b"content"
 
 
-def test_a_lost_upload_session_is_begun_again(proxy: _Proxy) -> None:
+def test_a_lost_upload_session_is_begun_again(proxy: _Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs, "ONE_REQUEST_BYTES", 8 << 20)
     folder = open_folder(f"gs://{BUCKET}/run")
     proxy.faults = ["none", 410]
     data = os.urandom(9 << 20)

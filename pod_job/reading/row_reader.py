@@ -1,11 +1,9 @@
 """Rows of one tap, numbered through the files of all batches, as raw bytes: ranges at full speed, or any selection."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -90,15 +88,9 @@ class RowReader:
         return found[places]
 
     def _read_from(self, file: FileRows, first: int, out: np.ndarray) -> None:
-        position = file.offset + first * self.row_bytes
-        path = self._folder.local_path(file.name)
         try:
-            if path is None:
-                data = self._folder.read(file.name, position, out.nbytes)
-                got = len(data)
-                out.reshape(-1)[:got] = np.frombuffer(data, np.uint8)
-            else:
-                got = _read_into(path, position, out)
+            # Not through a map: page faults would come one by one.
+            got = self._folder.read_into(file.name, file.offset + first * self.row_bytes, out.reshape(-1).data)
         except FileNotFoundError:
             raise self._bad(file, "is missing") from None
         if got != out.nbytes:
@@ -160,18 +152,3 @@ class KeptRows:
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
         """The rows with these numbers, in this order; all must be in range."""
         return self._reader.gather(self.kept[index])
-
-
-def _read_into(path: Path, position: int, out: np.ndarray) -> int:
-    """Fill `out` from the file and return the bytes read. Not through a map: page faults would come one by one."""
-    view, got = out.reshape(-1).data, 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        while got < len(view):
-            count = os.preadv(descriptor, [view[got:]], position + got)
-            if not count:
-                break
-            got += count
-    finally:
-        os.close(descriptor)
-    return got
