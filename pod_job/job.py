@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pod_job.checking.parity import check_parity
+from pod_job.checking.trial import try_generation, try_step
 from pod_job.compile_cache import compile_cache
 from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
 from pod_job.distributed import Host, roll_call, start, this_host
@@ -100,15 +101,18 @@ def run(config: JobConfig) -> None:
                     ending = Ending(config.generate, inputs.end_tokens, tokenizer)
                     programs = compile_generation(model, params, mesh, rows, global_rows, config.extract, ending)
                     make_feeder, run_steps = wave_feeder, partial(generate, programs, ending)
+                    try_out = partial(try_generation, programs, ending)
                 else:
                     step = compile_step(model, params, mesh, rows, global_rows, config.extract)
-                    make_feeder, run_steps = packed_feeder, partial(extract, step)
-                    if config.parity.samples:
-                        check_parity(config, inputs, tokenizer, host, step, params, rows, global_rows)
+                    make_feeder, run_steps, try_out = packed_feeder, partial(extract, step), partial(try_step, step)
+            feeder_rows = global_rows // part.feeders
+            if config.parity.samples:
+                tried = partial(try_out, params, rows, part, feeder_rows, config.extract)
+                with_host_0 = part.feeder == feeding(rows, global_rows, 0).feeder
+                check_parity(config, inputs, tokenizer, host, tried, with_host_0)
 
             reporter.phase(Phase.extracting)
             on_nonfinite = config.extract.on_nonfinite
-            feeder_rows = global_rows // part.feeders
             feeder = make_feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
             with Writers(config.storage.writers, folder, host.index, reporter.committed, on_nonfinite) as writers:
                 run_steps(params, feeder, rows, part, writers, reporter)

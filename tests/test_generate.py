@@ -49,6 +49,7 @@ def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
         "extract.layers": [1, 3],
         "extract.save_every_n_samples": PER_BATCH,
         "generate.max_new_tokens": NEW,
+        "parity.samples": 0,
         "storage.run_dir": run_dir,
     }
     return [f"{key}={value}" for key, value in (values | changes).items()]

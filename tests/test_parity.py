@@ -69,6 +69,20 @@ def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[
     assert verify(tmp_path).sound
 
 
+def test_generation_is_held_against_the_reference_over_prompt_and_new_tokens(model: Path, tmp_path: Path) -> None:
+    generation = ("mode=generate", "generate.max_new_tokens=18", "extract.positions=all", "extract.dtype=float32")
+    done = job(model, tmp_path, *generation, "extract.rows_per_device=2", "sharding=tensor")
+    assert done.returncode == 0, done.stderr
+    [found] = merge(open_folder(tmp_path))["parity"]
+    texts = [json.loads(line) for line in (tmp_path / "outputs/batch_000001.jsonl").read_text().splitlines()[:3]]
+    # One call of decode: 16 tokens of the 18, unless an end token came before.
+    new = [min(16, len(text["token_ids"])) for text in texts]
+    assert (found["prompts"], found["passed"]) == (3, True)
+    assert found["rows"] == sum(text["prompt_tokens"] for text in texts) + sum(new)
+    assert all(0 < error["median"] <= error["largest"] < 1e-5 for error in found["errors"].values())
+    assert json.loads((tmp_path / "status/host_00.json").read_text())["seconds"] > 0
+
+
 def test_a_step_that_is_off_is_refused_and_stores_nothing(model: Path, tmp_path: Path) -> None:
     done = job(model, tmp_path, "spoilt")
     assert done.returncode == 2

@@ -1,29 +1,27 @@
-"""The parity gate: before a run stores anything, the very step it will run is held against the float32 reference.
+"""The parity gate: before a run stores anything, the very programs it will run are held against a float32 reference.
 
-The first prompts of the run go through the compiled step on the whole mesh, packed as always; host 0 compares its rows
-and leaves the result in the run folder, where the other hosts wait for it and merge finds it for metadata.json.
+The first prompts of the run go through them on the whole mesh: through one packed step, or with mode=generate through
+prefill and some steps of decode. Host 0 compares its rows and leaves the result in the run folder, where the other
+hosts wait for it and merge finds it for metadata.json.
 """
 
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from pod_job.checking.reference import limit_of, reference_taps, relative_errors
-from pod_job.config import JobConfig, Positions
+from pod_job.checking.trial import Trial
+from pod_job.config import JobConfig
 from pod_job.distributed import Host
 from pod_job.errors import JobError
-from pod_job.extraction.forward import Step, local_rows, place
-from pod_job.extraction.packing import Placed, Queued, lay_out, pack_steps
 from pod_job.inputs import Inputs
-from pod_job.mesh import feeding
 from pod_job.prompts.tokens import Prompt, tokenize
 from pod_job.run_folder import rundir
 from pod_job.status import Phase, read_status
@@ -55,31 +53,23 @@ def check_parity(
     inputs: Inputs,
     tokenizer: Any,
     host: Host,
-    step: Step,
-    params: Any,
-    rows: NamedSharding,
-    size: int,
+    try_out: Callable[[Sequence[Prompt]], list[Trial]],
+    with_host_0: bool,
 ) -> None:
-    """Runs the step once, on every host, with the first prompts that fit; returns if it agrees with the reference.
+    """Tries the first prompts that fit, on every host; returns if the vectors agree with the reference.
 
     Args:
-        rows: how a step's `size` rows are split.
+        try_out: runs the programs once.
+        with_host_0: whether this host feeds the rows that host 0 sees; the others try nothing.
     Raises:
         JobError: some tap is further off than `parity.limit`; the run must not go on.
     """
-    extract, part = config.extract, feeding(rows, size, jax.process_index())
-    samples = inputs.tasks.samples
+    extract, samples = config.extract, inputs.tasks.samples
     chosen = [samples[i] for i in range(min(config.parity.samples, len(samples)))]
     prompts = tokenize(tokenizer, chosen, extract.seq_len, extract.too_long)
-    queued = [Queued(0, index, prompt) for index, prompt in enumerate(prompts)]
-    layout = (size // part.feeders, extract.seq_len, extract.prompts_per_row)
-    # Only the feeder to which host 0 belongs has prompts: host 0 sees their rows.
-    with_host_0 = part.feeder == feeding(rows, size, 0).feeder
-    item = next(pack_steps(queued, *layout)) if with_host_0 else lay_out([], *layout)
-    output, _ = step(params, *place(item, False, rows, part))
+    trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
-        taps = {name: np.concatenate(local_rows(array)) for name, array in output.items()}
-        result = compare(config, inputs, host, prompts, item.placed, taps)
+        result = compare(config, inputs, host, trials)
         inputs.folder.replace(rundir.parity_file(host.attempt), json.dumps(asdict(result)).encode())
     else:
         result = await_result(inputs, host)
@@ -87,21 +77,13 @@ def check_parity(
         raise JobError(refusal(result))
 
 
-def compare(
-    config: JobConfig,
-    inputs: Inputs,
-    host: Host,
-    prompts: Sequence[Prompt],
-    placed: Sequence[Placed],
-    taps: Mapping[str, np.ndarray],
-) -> Parity:
-    """The step's vectors of the placed prompts against the reference's."""
-    last = config.extract.positions is Positions.last
-    name, truths = reference_taps(inputs, [prompts[each.index].token_ids for each in placed])
+def compare(config: JobConfig, inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
+    """The trials' vectors against the reference's."""
+    name, truths = reference_taps(inputs, [trial.token_ids for trial in trials])
     errors, count = {}, 0
-    for tap, found in taps.items():
-        ours = [found[p.row, [p.slot] if last else slice(p.start, p.start + p.length)] for p in placed]
-        theirs = [truth[tap][-1:] if last else truth[tap] for truth in truths]
+    for tap in trials[0].vectors:
+        theirs = [truth[tap][trial.kept.start : trial.kept.stop] for truth, trial in zip(truths, trials, strict=True)]
+        ours = [trial.vectors[tap] for trial in trials]
         each = relative_errors(np.concatenate(ours), np.concatenate(theirs))
         errors[tap] = {"median": float(np.median(each)), "largest": float(each.max())}
         count = len(each)
@@ -114,7 +96,7 @@ def compare(
         mesh=f"{config.mesh.data}x{config.mesh.model}",
         sharding=config.sharding.value,
         devices=jax.devices()[0].device_kind,
-        prompts=len(placed),
+        prompts=len(trials),
         rows=count,
         limit=limit,
         passed=worst <= limit,

@@ -1,5 +1,6 @@
 """Generation as every host runs it: waves of prompts through prefill and decode, completions and vectors to commits."""
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def generate(
     reporter: Reporter,
 ) -> None:
     """Runs waves until no feeder has prompts left."""
-    going = anyone([feeder.has(0)])[0]
+    going, started = anyone([feeder.has(0)])[0], time.monotonic()
     while going:
         wave = feeder.take()
         result = run_wave(programs, ending, params, wave, feeder.has(0), rows, feeding)
@@ -87,11 +88,13 @@ def generate(
                 batch = feeder.open[item.batch]
                 completion = result.completion(row, item.prompt, ending)
                 kept = kept_positions(batch.positions, completion.prompt_tokens, len(completion.token_ids))
-                if batch.put(item.index, completion, result.vectors(row, completion, kept)):
+                if batch.put(item.index, completion, result.vectors(row, completion.prompt_tokens, kept)):
                     writers.commit(*feeder.open.pop(item.batch).finish())
                 reporter.add(tokens=completion.prompt_tokens + len(completion.token_ids))
             reporter.add(steps=1, positions=wave.token_ids.size + result.read * len(wave.token_ids))
+        reporter.set(seconds=time.monotonic() - started)
     writers.finish()
+    reporter.set(seconds=time.monotonic() - started)
 
 
 def wave_feeder(
@@ -142,9 +145,9 @@ class WaveResult:
         text = completed_text(tokens, ending)
         return Completion(prompt.sample.task_id, prompt.sample.sample_idx, len(prompt.token_ids), tokens, text, reason)
 
-    def vectors(self, row: int, completion: Completion, kept: range) -> dict[str, np.ndarray]:
+    def vectors(self, row: int, prompt_tokens: int, kept: range) -> dict[str, np.ndarray]:
         """The kept positions' vectors: those of the prompt are at the end of its row, those of new tokens follow."""
-        of_prompt = max(0, completion.prompt_tokens - kept.start)
+        of_prompt = max(0, prompt_tokens - kept.start)
         vectors = {name: new[row, : len(kept) - of_prompt] for name, new in self.of_tokens.items()}
         if not of_prompt:
             return vectors
