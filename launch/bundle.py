@@ -3,9 +3,12 @@
 import gzip
 import hashlib
 import io
+import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 import pod_job
 from pod_job.config import conf_dir
@@ -13,6 +16,8 @@ from pod_job.errors import JobError
 
 REQUIREMENTS = ("pyproject.toml", "constraints.txt")
 MAX_BYTES = 64 << 20
+HOST_PYTHON = ".".join(map(str, sys.version_info[:2]))
+"""Hosts get the Python of this machine, and with it the very versions that were checked and compiled with here."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,19 @@ def make_bundle(tasks: str) -> Bundle:
         raise JobError(f"tasks.path={tasks} is over {MAX_BYTES >> 20} MiB; put it where every host sees it")
     data = archive(files)
     requirements = b"".join((package.parent / name).read_bytes() for name in REQUIREMENTS)
+    requirements += HOST_PYTHON.encode()
     return Bundle(hashlib.sha256(data).hexdigest(), data, hashlib.sha256(requirements).hexdigest()[:16])
+
+
+def pinned_versions() -> dict[str, str]:
+    """package -> the version that constraints.txt gives a host, which has the Python of this machine."""
+    lines = (Path(pod_job.__file__).parent.parent / "constraints.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {
+        each.name: str(each.specifier).removeprefix("==")
+        for each in wanted
+        if each.marker is None or each.marker.evaluate()
+    }
 
 
 def tree(top: Path, name: str) -> dict[str, Path]:

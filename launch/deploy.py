@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from launch import gcloud
-from launch.bundle import Bundle, make_bundle
+from launch.bundle import HOST_PYTHON, Bundle, make_bundle
 from launch.gcloud import Reach
 from launch.pods import gcloud_error
 from launch.remote import Answer, ask, ask_each, script
@@ -55,7 +55,12 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
 
 def common_values(config: JobConfig, bundle: Bundle) -> dict[str, str]:
     """Values of the scripts that say which code runs with which Python."""
-    return {"BUNDLE": bundle.name, "PYTHON": config.cloud.python or "", "ENVIRONMENT": bundle.environment}
+    return {
+        "BUNDLE": bundle.name,
+        "PYTHON": config.cloud.python or "",
+        "ENVIRONMENT": bundle.environment,
+        "HOST_PYTHON": HOST_PYTHON,
+    }
 
 
 def place_bundle(bundle: Bundle, reach: Reach, folder: Folder) -> dict[str, str]:

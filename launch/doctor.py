@@ -4,24 +4,33 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from launch import gcloud
-from launch.bundle import make_bundle
+from launch.bundle import make_bundle, pinned_versions
 from launch.options import Options
-from launch.pods import list_pods
-from launch.request import pod_spec
+from launch.pods import Pod, find_pods, gcloud_error, list_pods
+from launch.remote import ask_briefly, script
+from launch.request import pod_name, pod_spec, reach
 from launch.shell import call
+from pod_job.cloud_config import Capacity
 from pod_job.config import JobConfig, load
 from pod_job.errors import JobError
 from pod_job.inputs import read_inputs
 from pod_job.storage import open_folder
 
 TESTED_GCLOUD = 528
+QUOTA_PAGE = "console.cloud.google.com/iam-admin/quotas?service=tpu.googleapis.com"
+# https://cloud.google.com/tpu/docs/quota
+QUOTA_KINDS = {Capacity.spot: "preemptible", Capacity.on_demand: "on-demand", Capacity.reserved: "reserved"}
+VERSIONS_TIMEOUT_S = 60.0
+AT_ONCE = 4  # checks; each waits for gcloud most of the time
 KEY = Path("~/.ssh/google_compute_engine")
 
 
@@ -40,7 +49,8 @@ def doctor(overrides: Sequence[str], options: Options) -> int:
     if options.dry_run:
         print(*CHECKS, sep="\n")
         return 0
-    findings = [examine(name, check, config) for name, check in CHECKS.items()]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        findings = list(pool.map(lambda name: examine(name, CHECKS[name], config), CHECKS))
     if options.as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -84,6 +94,34 @@ def check_request(config: JobConfig) -> str:
     return f"{spec.name}: {spec.accelerator_type} ({spec.capacity.value}), zones {', '.join(config.cloud.zones)}"
 
 
+def check_zones(config: JobConfig) -> str:
+    """Whether each zone has such pods at all; whether one is free, only a request tells."""
+    spec = pod_spec(config)
+    commands = [gcloud.describe_accelerator(spec.accelerator_type, z, config.cloud.project) for z in config.cloud.zones]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(call, commands))
+    for zone, answer in zip(config.cloud.zones, answers, strict=True):
+        if "NOT_FOUND" in answer.err:
+            raise JobError(
+                f"{zone} has no {spec.accelerator_type}; take it off cloud.zones, or see "
+                f"`gcloud compute tpus accelerator-types list --zone={zone}`"
+            )
+        if answer.code:
+            raise JobError(f"{zone}: {gcloud_error(answer.err)}")
+    return f"{spec.accelerator_type} is offered in {', '.join(config.cloud.zones)}"
+
+
+def check_quota(config: JobConfig) -> str:
+    """What is needed; a request that was refused for want of quota is found among the queued resources."""
+    spec = pod_spec(config)
+    kind = QUOTA_KINDS[spec.capacity]
+    fix = f"ask for {kind} quota of {config.pod.devices} chips at {QUOTA_PAGE} (0 unless asked for)"
+    for pod in list_pods(config.cloud.project):
+        if "quota" in (pod.error or "").lower():
+            raise JobError(f"{pod.zone} refused {pod.name}: {pod.error}; {fix}")
+    return f"{config.pod.devices} chips of {kind} quota needed in a zone; not refused so far. Else {fix}"
+
+
 def check_key(config: JobConfig) -> str:
     key = KEY.expanduser()
     if not key.exists():
@@ -117,10 +155,46 @@ def check_inputs(config: JobConfig) -> str:
 
 
 def check_code(config: JobConfig) -> str:
-    bundle = make_bundle(config.tasks.path)
-    with_uv = "with the pinned packages of constraints.txt, by uv"
-    hosts = f"hosts use {config.cloud.python}" if config.cloud.python else f"hosts get Python 3.11 or newer {with_uv}"
-    return f"{len(bundle.data):,} bytes; {hosts}; here Python {sys.version.split()[0]}"
+    return f"{len(make_bundle(config.tasks.path).data):,} bytes to send, sources, configuration and small task files"
+
+
+def check_versions(config: JobConfig) -> str:
+    """Python and jax here against the hosts': of a pod that is READY as its hosts say, else as they will be."""
+    here = {name: installed(name) for name in ("jax", "libtpu")}
+    python = ".".join(map(str, sys.version_info[:2]))
+    said = f"here Python {python}, jax {here['jax']}"
+    pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.ready), None)
+    if pod is not None and (found := host_versions(config, pod)):
+        if len(set(found.values())) > 1:
+            raise JobError(f"hosts differ in Python and jax: {found}; `launch down`, then `launch up`")
+        theirs = next(iter(found.values()))
+        if theirs.split()[-1] != here["jax"]:
+            raise JobError(f"hosts have Python and jax {theirs}, {said}; install constraints.txt on both")
+        return f"hosts have Python and jax {theirs}, {said}"
+    if config.cloud.python is not None:
+        return f"{said}; hosts use {config.cloud.python}, whose versions show once the pod is READY"
+    pinned = pinned_versions()
+    wrong = [name for name in here if here[name] not in (None, pinned.get(name))]
+    if wrong:
+        raise JobError(
+            f"{wrong[0]} {here[wrong[0]]} here, {pinned.get(wrong[0])} on the hosts: what is compiled here is not what "
+            "runs there; pip install -c constraints.txt 'jax[tpu]'"
+        )
+    return f"{said}; hosts get Python {python} and jax {pinned['jax']} by uv, with constraints.txt"
+
+
+def host_versions(config: JobConfig, pod: Pod) -> dict[int, str]:
+    """host -> its Python and jax, of those whose environment is made."""
+    values = {"PYTHON": config.cloud.python or "", "ENVIRONMENT": make_bundle(config.tasks.path).environment}
+    answers = ask_briefly(reach(config, pod.zone), script("versions", values), VERSIONS_TIMEOUT_S)
+    return {host: answer.detail for host, answer in sorted(answers.items()) if answer.word == "VERSIONS"}
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_secrets(config: JobConfig) -> str:
@@ -135,9 +209,12 @@ CHECKS: dict[str, Callable[[JobConfig], str]] = {
     "account": check_account,
     "api": check_api,
     "request": check_request,
+    "zones": check_zones,
+    "quota": check_quota,
     "ssh key": check_key,
     "bucket": check_bucket,
     "inputs": check_inputs,
     "code": check_code,
+    "versions": check_versions,
     "secrets": check_secrets,
 }

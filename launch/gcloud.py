@@ -105,6 +105,11 @@ def scp(reach: Reach, source: str, target: str) -> list[str]:
     return [*TPUS, "tpu-vm", "scp", source, f"{reach.name}:{target}", "--worker=all", *_reached(reach), *flags]
 
 
+def describe_accelerator(accelerator_type: str, zone: str, project: str | None) -> list[str]:
+    """One kind of pod as a zone offers it; an error where it does not."""
+    return [*TPUS, "accelerator-types", "describe", accelerator_type, *place(zone, project), "--format=json"]
+
+
 def settings() -> list[str]:
     """gcloud's own account and project, as JSON."""
     return ["gcloud", "config", "list", "--format=json"]

@@ -53,13 +53,20 @@ class Pod:
 
     @property
     def health(self) -> str:
-        """The node's health, its symptoms and the maintenance that is announced, in one line."""
-        if self.node is None:
-            return ""
-        symptoms = [symptom.get("symptomType", "") for symptom in self.node.get("symptoms", [])]
-        upcoming = self.node.get("upcomingMaintenance", {}).get("windowStartTime")
-        said = [self.node.get("health", ""), self.node.get("healthDescription", ""), *symptoms]
-        return ", ".join([*filter(None, said), *([f"maintenance from {upcoming}"] if upcoming else [])])
+        """The node's health as the API says it, and in words where there is more to say."""
+        node = self.node or {}
+        return ", ".join(filter(None, [node.get("health", ""), node.get("healthDescription", "")]))
+
+    @property
+    def symptoms(self) -> list[str]:
+        """What the API has seen go wrong on the node's workers."""
+        found = (self.node or {}).get("symptoms", [])
+        return [" ".join(filter(None, [each.get("symptomType"), each.get("workerId")])) for each in found]
+
+    @property
+    def maintenance(self) -> str | None:
+        """When the next maintenance that is announced begins."""
+        return (self.node or {}).get("upcomingMaintenance", {}).get("windowStartTime")
 
     @property
     def workers(self) -> int:
@@ -75,10 +82,15 @@ class Pod:
         node = self.node or (self.queued or {})["tpu"]["nodeSpec"][0]["node"]
         return node.get("acceleratorType", "")
 
+    @property
+    def created(self) -> float:
+        """Unix time of the node's creation; 0 without one."""
+        said = (self.node or {}).get("createTime")
+        return datetime.fromisoformat(said).timestamp() if said else 0.0
+
     def age_s(self, now: float) -> float:
         """Seconds since the node was created; 0 without one."""
-        created = (self.node or {}).get("createTime")
-        return max(0.0, now - datetime.fromisoformat(created).timestamp()) if created else 0.0
+        return max(0.0, now - self.created) if self.created else 0.0
 
 
 def list_pods(project: str | None) -> list[Pod]:

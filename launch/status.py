@@ -3,92 +3,146 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from launch.facts import show_facts
-from launch.observe import POLL_S, read_all
+from launch.cost import all_records, hours, spent, usd_per_hour
+from launch.observe import NODE_EVERY_S, POLL_S, read_all
 from launch.options import Options
 from launch.pods import Pod, find_pods
 from launch.request import pod_name
+from launch.status_view import Live, table
 from pod_job.config import JobConfig, PodKind, load
-from pod_job.inputs import Inputs, read_inputs
+from pod_job.extraction.batches import batch_count
+from pod_job.inputs import read_inputs
 from pod_job.run_folder.commit import committed
+from pod_job.run_folder.rundir import RUN, read_run
 from pod_job.status import HostStatus, Phase, latest_attempt
+from pod_job.storage import Folder, open_folder
 
 END_PHASES = (Phase.done, Phase.stopped, Phase.failed)
 
 
+@dataclass(frozen=True)
+class View:
+    """A run at one moment: `facts` of it as a whole, as JSON values, and its hosts, None for one not heard of."""
+
+    facts: dict[str, Any]
+    hosts: Sequence[HostStatus | None]
+
+    @property
+    def ended(self) -> bool:
+        return all(host is not None and host.phase in END_PHASES for host in self.hosts)
+
+
 def status(overrides: Sequence[str], options: Options) -> int:
-    """Shows the run, the pod and each host; with --follow again and again until the run has ended."""
+    """Shows the run, the pod and each host. With --follow until the run has ended: a table that is drawn anew in a
+    terminal, elsewhere a line when something has changed.
+    """
     config = load(overrides)
-    inputs = read_inputs(config)
-    while True:
-        attempt = latest_attempt(inputs.folder, config.pod.hosts)
-        hosts = read_all(inputs.folder, config.pod.hosts, attempt) if attempt else [None] * config.pod.hosts
-        pods = find_pods(pod_name(config), config.cloud.project) if config.pod.kind is PodKind.tpu else []
-        facts = run_facts(config, inputs, hosts, pods)
-        if options.as_json:
-            print(json.dumps(facts | {"hosts": [asdict(host) if host else None for host in hosts]}))
-        else:
-            show(facts, hosts, Console())
-        if not options.follow or all(host is not None and host.phase in END_PHASES for host in hosts):
-            return 0
-        time.sleep(POLL_S)
+    folder = open_folder(config.storage.run_dir)
+    with ThreadPoolExecutor(1) as gcloud:  # which takes its seconds while the run folder is read
+        asked = gcloud.submit(pods_of, config)
+        batches = total_batches(config, folder)
+        pods = asked.result()
+    view = look(config, folder, batches, pods)
+    if not options.follow:
+        show(view, options.as_json)
+        return 0
+    looked = time.monotonic()
+    with Live(Console(), plain=options.as_json) as live:
+        while True:
+            if options.as_json:
+                print(as_json(view), flush=True)
+            else:
+                live.show(view.facts, view.hosts)
+            if view.ended:
+                return 0
+            time.sleep(POLL_S)
+            if time.monotonic() - looked > NODE_EVERY_S:
+                looked = time.monotonic()
+                pods = pods_of(config)
+            view = look(config, folder, batches, pods)
+
+
+def pods_of(config: JobConfig) -> list[Pod]:
+    """The pods of a job in the cloud; none of a job on this machine."""
+    return find_pods(pod_name(config), config.cloud.project) if config.pod.kind is PodKind.tpu else []
+
+
+def total_batches(config: JobConfig, folder: Folder) -> int:
+    """From the run itself once it has started; before that, its inputs are read."""
+    if folder.stat(RUN) is None:
+        return read_inputs(config).total_batches
+    identity = read_run(folder)["identity"]
+    return batch_count(identity["tasks"]["samples"], identity["save_every_n_samples"])
+
+
+def look(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> View:
+    """The run as it is now."""
+    attempt = latest_attempt(folder, config.pod.hosts)
+    hosts = read_all(folder, config.pod.hosts, attempt) if attempt else [None] * config.pod.hosts
+    return View(run_facts(config, folder, batches, hosts, pods, time.time()), hosts)
 
 
 def run_facts(
-    config: JobConfig, inputs: Inputs, hosts: Sequence[HostStatus | None], pods: Sequence[Pod]
+    config: JobConfig,
+    folder: Folder,
+    batches: int,
+    hosts: Sequence[HostStatus | None],
+    pods: Sequence[Pod],
+    now: float,
 ) -> dict[str, Any]:
-    """The run and its pod as a whole. Costs are in the currency of cloud.price_per_chip_hour; None where unknown."""
+    """The run and its pods as a whole. Costs are in dollars, or in the currency of cloud.price_per_chip_hour; None
+    where they are not known.
+    """
     heard = [host for host in hosts if host is not None]
-    done = len(committed(inputs.folder))
+    done = len(committed(folder))
     seconds = max((host.seconds for host in heard), default=0.0)
-    here = sum(host.batches for host in heard)
-    rate = here / seconds if seconds else 0.0
-    left_s = (inputs.total_batches - done) / rate if rate else None
-    price = config.cloud.price_per_chip_hour
-    hourly = price * config.pod.devices if price is not None else None
-    now = time.time()
-    spent = hourly * sum(pod.age_s(now) for pod in pods) / 3600 if hourly is not None and pods else None
-    expected = spent + hourly * left_s / 3600 if spent is not None and hourly and left_s is not None else None
+    rate = sum(host.batches for host in heard) / seconds if seconds else 0.0
+    left_s = 0.0 if done == batches else (batches - done) / rate if rate else None
+    paid = hours(all_records(folder, pods, config), pods, max((host.updated for host in heard), default=0.0), now)
+    so_far = spent(paid, config) if paid else None
+    hourly = usd_per_hour(config.pod.accelerator_type or "", config.cloud.capacity.value, config)
+    expected = None
+    if so_far is not None and hourly is not None and left_s is not None:
+        expected = so_far + hourly * left_s / 3600
     return {
         "run": config.storage.run_dir,
         "batches_done": done,
-        "batches": inputs.total_batches,
+        "batches": batches,
+        "batches_per_hour": 3600 * rate or None,
         "tokens_per_s": sum(host.tokens for host in heard) / seconds if seconds else None,
         "left_s": left_s,
-        "cost_so_far": spent,
+        "ready_at": now + left_s if left_s else None,
+        "cost_so_far": so_far,
         "cost_expected": expected,
-        "pods": [
-            {"name": pod.name, "zone": pod.zone, "state": pod.state, "queued": pod.queued_state, "health": pod.health}
-            for pod in pods
-        ],
+        "pod_hours": [{"zone": record.zone, "hours": round(time_h, 3)} for record, time_h in paid],
+        "pods": [pod_facts(pod) for pod in pods],
     }
 
 
-def show(facts: dict[str, Any], hosts: Sequence[HostStatus | None], console: Console) -> None:
-    """A few lines for the run, one for each pod, one for each host."""
-    share = f"{facts['batches_done']:,} of {facts['batches']:,} batches"
-    pace = [f"{facts['tokens_per_s']:,.0f} tokens/s"] if facts["tokens_per_s"] else []
-    pace += [f"{facts['left_s']:,.0f} s left"] if facts["left_s"] else []
-    lines = [("run", facts["run"]), ("done", ", ".join([share, *pace]))]
-    lines += [("pod", f"{pod['name']} in {pod['zone']}: {pod['state']} {pod['health']}") for pod in facts["pods"]]
-    if facts["cost_so_far"] is not None:
-        expected = f", {facts['cost_expected']:,.2f} expected" if facts["cost_expected"] is not None else ""
-        lines.append(("cost", f"{facts['cost_so_far']:,.2f} for the pods there are now{expected}"))
-    show_facts(lines, console)
-    table = Table("host", "phase", "steps", "batches", "tokens/s", "heard", "error", box=None)
-    for number, host in enumerate(hosts):
-        if host is None:
-            table.add_row(str(number), "not heard of yet")
-            continue
-        speed = f"{host.tokens / host.seconds:,.0f}" if host.seconds else ""
-        counts = (str(host.steps), f"{host.batches}/{host.batches_total}", speed)
-        heard = f"{max(0.0, time.time() - host.updated):.0f} s ago"
-        table.add_row(str(number), host.phase, *counts, heard, escape(host.error or ""))
-    console.print(table, highlight=False)
+def pod_facts(pod: Pod) -> dict[str, Any]:
+    return {
+        "name": pod.name,
+        "zone": pod.zone,
+        "state": pod.state,
+        "queued": pod.queued_state,
+        "health": pod.health,
+        "symptoms": pod.symptoms,
+        "maintenance": pod.maintenance,
+    }
+
+
+def as_json(view: View) -> str:
+    return json.dumps(view.facts | {"hosts": [asdict(host) if host else None for host in view.hosts]})
+
+
+def show(view: View, with_json: bool) -> None:
+    if with_json:
+        print(as_json(view))
+    else:
+        Console().print(table(view.facts, view.hosts), highlight=False, soft_wrap=True)

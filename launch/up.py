@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from launch import gcloud
+from launch.cost import note_end, note_start, record_of
 from launch.options import Options
 from launch.pods import Pod, delete, delete_commands, find_pods, gcloud_error
 from launch.request import pod_name, pod_spec
 from launch.shell import call
 from pod_job.config import JobConfig, load
 from pod_job.errors import JobError
+from pod_job.storage import Folder, open_folder
 
 POLL_S = 5.0
 PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0  # between two rounds through the zones
@@ -64,7 +66,7 @@ def speaker(began: float | None = None) -> Say:
 def take_down(pods: Sequence[Pod], config: JobConfig, say: Say) -> None:
     for pod in pods:
         say(f"deleting {pod.name} in {pod.zone} ({pod.state})")
-        delete(pod, config.cloud.project)
+        end(pod, config, say)
     say(f"{pod_name(config)} is gone")
 
 
@@ -85,6 +87,7 @@ def bring_up(config: JobConfig, say: Say) -> Pod:
         for zone in [there.zone] if there else config.cloud.zones:
             answer = wait(config, zone, say) if there else request(spec, zone, config, say)
             if isinstance(answer, Pod):
+                note(config, say, lambda folder, pod=answer: note_start(folder, record_of(pod, config.cloud.capacity)))
                 return answer
             reasons[zone] = answer
             say(f"{zone}: {answer}")
@@ -98,8 +101,24 @@ def clear(pods: Sequence[Pod], config: JobConfig, say: Say) -> Pod | None:
     for pod in pods:
         if pod not in living:
             say(f"{pod.name} in {pod.zone} is {pod.state}; deleting it")
-            delete(pod, config.cloud.project)
+            end(pod, config, say)
     return max(living, key=lambda pod: pod.ready, default=None)
+
+
+def end(pod: Pod, config: JobConfig, say: Say) -> None:
+    """Deletes a pod and notes when; one that was taken away before has ended with the last word of its hosts."""
+    living = pod.ready or pod.coming
+    delete(pod, config.cloud.project)
+    if living:
+        note(config, say, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), time.time()))
+
+
+def note(config: JobConfig, say: Say, write: Callable[[Folder], None]) -> None:
+    """Lets `write` keep something about a pod in the run folder, if that can be written from here."""
+    try:
+        write(open_folder(config.storage.run_dir))
+    except (JobError, OSError) as error:
+        say(f"what this pod costs will not be in `status`: {error}")
 
 
 def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, say: Say) -> Pod | str:

@@ -1,5 +1,5 @@
 # Unpacks the code and makes the environment, each once. Set before: BUNDLE (sha256), BUNDLE_URL (empty: it was copied
-# here), PYTHON (empty: make an environment with uv), ENVIRONMENT (its name, by content).
+# here), PYTHON (empty: make an environment with uv), ENVIRONMENT (its name, by content), HOST_PYTHON (its version).
 mkdir -p "$ROOT/bundles" "$ROOT/environments"
 exec 9>"$ROOT/prepare.lock"
 flock 9
@@ -28,7 +28,7 @@ if [ -z "$PYTHON" ]; then
     PATH="$HOME/.local/bin:$PATH"
     {
       command -v uv || python3 -m pip install --user uv || python3 -m pip install --user --break-system-packages uv
-      uv venv --python '>=3.11' "$environment" &&
+      uv venv --python "$HOST_PYTHON" "$environment" &&
         uv pip install --python "$environment/bin/python" -c "$code/constraints.txt" -r "$code/pyproject.toml" --extra tpu &&
         touch "$environment/complete"
     } >"$ROOT/environment.log" 2>&1

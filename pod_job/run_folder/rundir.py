@@ -16,6 +16,7 @@ METADATA = ACTIVATIONS + "metadata.json"
 COMMITS = "commits/"
 PARITY = "parity/"
 PIECES = "pieces/"
+PODS = "pods/"
 OUTPUTS = "outputs/"
 TIMELINE = "timeline/"
 VERIFIED = "verify/report.json"
@@ -59,6 +60,11 @@ def code_file(name: str) -> str:
 
 def piece_file(number: int) -> str:
     return f"{PIECES}batch_{number:06d}.safetensors"
+
+
+def pod_file(key: str, moment: str) -> str:
+    """Of a pod that the run has had, written by the launcher; `moment`: created or ended."""
+    return f"{PODS}{key}_{moment}.json"
 
 
 def parity_file(attempt: str) -> str:

@@ -56,6 +56,7 @@ class Cloud:
         self.machines: dict[str, Machines] = {}
         self.ready_at: dict[str, float] = {}
         self.refusals: defaultdict[str, deque[str]] = defaultdict(deque)  # by zone: why the next creations fail
+        self.not_offered: set[tuple[str, str]] = set()  # zone, accelerator type
         self.created: list[str] = []  # zones, in the order in which nodes were asked for
         self.numbers = itertools.count(1)
 
@@ -124,6 +125,13 @@ class Cloud:
                 self._remove_node(node)
             del self.queued[name]
             return self._operation(parent_of(name))
+
+    def accelerator_type(self, name: str) -> Record:
+        """Every zone offers all kinds but those in `not_offered`."""
+        kind = name.rpartition("/")[2]
+        if (zone_of(name), kind) in self.not_offered:
+            raise ApiError(NOT_FOUND, f"Resource '{name}' was not found")
+        return {"name": name, "type": kind}
 
     def get(self, table: dict[str, Record], name: str) -> Record:
         with self.lock:
