@@ -71,7 +71,7 @@ class BucketFolder:
                     raise NameTaken(name, there) from None
         return stored
 
-    def replace(self, name: str, data: bytes) -> Stored:
+    def replace(self, name: str, data: Part) -> Stored:
         stored = checksum([data])
         with self._explained():
             self._upload(name, [data], stored)

@@ -53,7 +53,7 @@ class Folder(Protocol):
         """
         ...
 
-    def replace(self, name: str, data: bytes) -> Stored:
+    def replace(self, name: str, data: Part) -> Stored:
         """Store under the name whether or not it exists; a reader sees the old or the new content, never a mixture."""
         ...
 
@@ -134,7 +134,7 @@ class LocalFolder:
         _sync_directory(path.parent)
         return stored
 
-    def replace(self, name: str, data: bytes) -> Stored:
+    def replace(self, name: str, data: Part) -> Stored:
         path = self._path(name)
         os.replace(self._write_temporary(path, [data]), path)
         _sync_directory(path.parent)

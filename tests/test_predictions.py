@@ -1,13 +1,16 @@
 """Predictions: answers brought back to the task's own form, two attempts by vote, malformed ones counted, accuracy."""
 
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_runs import folders
 
 from pod_job.generation.completions import Completion, store_completions
-from pod_job.generation.predictions import NO_GRID, two_best, write_predictions
+from pod_job.generation.predictions import NO_GRID, PREDICTIONS, two_best, write_predictions
 from pod_job.prompts.arc_prompts import digits
 from pod_job.prompts.augment import augmentation
 from pod_job.prompts.tasks_config import ArcConfig, TaskFormat, TasksConfig
@@ -18,20 +21,20 @@ TASKS: dict[str, Any] = {
     "a": {"train": [PAIR], "test": [{"input": [[3, 4]], "output": [[4, 3]]}]},
     "b": {"train": [PAIR], "test": [{"input": [[5, 6]], "output": [[6, 5]]}, {"input": [[7]]}]},
 }
-PREDICTIONS = 3
+ATTEMPTS = 3
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> TasksConfig:
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps(TASKS))
-    return TasksConfig(path=str(path), arc=ArcConfig(predictions=PREDICTIONS))
+    return TasksConfig(path=str(path), arc=ArcConfig(predictions=ATTEMPTS))
 
 
 def answer(config: TasksConfig, task_id: str, test: int, attempt: int, grid: list[list[int]] | None) -> Completion:
     """What a model that answers `grid`, in the form it was asked in, leaves."""
     text = "no idea" if grid is None else digits(augmentation(config.arc, task_id, attempt).apply(grid)) + "\n"
-    return Completion(task_id, test * PREDICTIONS + attempt, 5, [1, 2], text, "stop")
+    return Completion(task_id, test * ATTEMPTS + attempt, 5, [1, 2], text, "stop")
 
 
 def test_arc_answers_become_a_submission_and_a_score(tmp_path: Path, config: TasksConfig) -> None:
@@ -64,6 +67,31 @@ def test_other_sources_keep_texts(tmp_path: Path) -> None:
     assert write_predictions(folder, 1, TasksConfig(format=TaskFormat.jsonl, path="x")) == {"predictions": 1}
     line = json.loads((tmp_path / "outputs/predictions.jsonl").read_text())
     assert (line["task_id"], line["text"], line["ended"]) == ("line_1", "yes", "end_token")
+
+
+@pytest.mark.parametrize("kind", ["local", "bucket"])
+def test_predictions_are_in_the_order_of_samples_and_not_held_in_memory(
+    tmp_path: Path, require: Callable[[bool, str], None], kind: str
+) -> None:
+    batches, per_batch = 30, 100
+    with folders(kind, tmp_path, require) as new_folder:
+        folder = new_folder()
+        for batch in range(1, batches + 1):
+            made = [
+                Completion(f"{batch}/{i}", 0, 3, [1], f"{batch} {i} " + "x" * 1000, "stop") for i in range(per_batch)
+            ]
+            store_completions(folder, batch, made)
+        config = TasksConfig(format=TaskFormat.text, path="x")
+        tracemalloc.start()
+        assert write_predictions(folder, batches, config) == {"predictions": batches * per_batch}
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        written = folder.read(PREDICTIONS)
+        lines = [json.loads(line)["task_id"] for line in written.splitlines()]
+        assert lines == [f"{batch}/{i}" for batch in range(1, batches + 1) for i in range(per_batch)]
+        assert peak < len(written) / 3
+        write_predictions(folder, batches, config)
+        assert folder.read(PREDICTIONS) == written
 
 
 def test_attempts_are_the_grids_most_often_predicted() -> None:

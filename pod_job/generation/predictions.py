@@ -1,8 +1,9 @@
 """What a run predicted: outputs/predictions.jsonl, and for ARC a submission and how much of it is right."""
 
 import json
+import mmap
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,22 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> dict
     """Writes predictions.jsonl, a line per sample in their order, and summary.json, which is returned.
 
     For ARC also submission.json: per test input the two grids most often predicted (the earlier one at a tie), in the
-    format of the ARC Prize.
+    format of the ARC Prize. Lines go through a temporary file: one batch's completions are in memory at a time.
     """
-    completions = (completion for batch in range(1, batches + 1) for completion in read_completions(folder, batch))
-    if config.format is TaskFormat.arc:
-        scores = ArcScores(config, read_arc(Path(config.path)))
-        records = [scores.add(completion) for completion in completions]
+    scores = ArcScores(config, read_arc(Path(config.path))) if config.format is TaskFormat.arc else None
+    count = 0
+    with tempfile.TemporaryFile() as lines:
+        for batch in range(1, batches + 1):
+            for completion in read_completions(folder, batch):
+                record = described(completion) if scores is None else scores.add(completion)
+                lines.write(json.dumps(record).encode() + b"\n")
+                count += 1
+        lines.flush()
+        with mmap.mmap(lines.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as whole:
+            folder.replace(PREDICTIONS, whole)
+    if scores is not None:
         folder.replace(SUBMISSION, json.dumps(scores.submission()).encode())
-        summary = scores.summary()
-    else:
-        records = [described(completion) for completion in completions]
-        summary = {"predictions": len(records)}
-    folder.replace(PREDICTIONS, "".join(json.dumps(record) + "\n" for record in records).encode())
+    summary = {"predictions": count} if scores is None else scores.summary()
     folder.replace(SUMMARY, json.dumps(summary, indent=1).encode())
     return summary
 
@@ -54,11 +59,16 @@ def described(completion: Completion) -> dict[str, Any]:
 
 @dataclass
 class ArcScores:
-    """Answers read as grids so far, by task and test input."""
+    """Answers read as grids so far. Samples come task by task, so all grids are held of the last task only.
+
+    `attempts[task_id]` has the two attempts at each test input of a task that is done.
+    """
 
     config: TasksConfig
     tasks: dict[str, Any]
-    grids: dict[str, dict[int, list[Grid]]] = field(default_factory=dict)
+    attempts: dict[str, list[list[Grid]]] = field(default_factory=dict)
+    task_id: str | None = None
+    grids: list[list[Grid]] = field(default_factory=list)
     predictions: int = 0
     malformed: int = 0
 
@@ -70,8 +80,12 @@ class ArcScores:
         grid = None if grid is None else form.invert(grid)
         self.predictions += 1
         self.malformed += grid is None
-        answers = self.grids.setdefault(completion.task_id, {}).setdefault(test, [])
-        answers += [] if grid is None else [grid]
+        if completion.task_id != self.task_id:
+            self._close_task()
+            self.task_id = completion.task_id
+        if test == len(self.grids):
+            self.grids.append([])
+        self.grids[test] += [] if grid is None else [grid]
         right = solution(self.tasks[completion.task_id], test)
         return {
             **described(completion),
@@ -85,17 +99,19 @@ class ArcScores:
 
     def submission(self) -> dict[str, list[dict[str, Grid]]]:
         """Task id -> per test input its two attempts."""
+        self._close_task()
         return {
-            task_id: [{f"attempt_{n}": grid for n, grid in enumerate(attempts, 1)} for _, attempts in tests]
-            for task_id, tests in self._attempts()
+            task_id: [{f"attempt_{n}": grid for n, grid in enumerate(attempts, 1)} for attempts in tests]
+            for task_id, tests in self.attempts.items()
         }
 
     def summary(self) -> dict[str, Any]:
         """Counts; a test input is solved when one of its two attempts is right, a task when all its inputs are."""
+        self._close_task()
         known = solved = first = tasks_known = tasks_solved = 0
-        for task_id, tests in self._attempts():
+        for task_id, tests in self.attempts.items():
             results = []
-            for test, attempts in tests:
+            for test, attempts in enumerate(tests):
                 if (right := solution(self.tasks[task_id], test)) is not None:
                     results.append(right in attempts)
                     first += right == attempts[0]
@@ -112,9 +128,10 @@ class ArcScores:
             "accuracy": solved / known if known else None,
         }
 
-    def _attempts(self) -> Iterator[tuple[str, list[tuple[int, list[Grid]]]]]:
-        for task_id, tests in self.grids.items():
-            yield task_id, [(test, two_best(grids)) for test, grids in sorted(tests.items())]
+    def _close_task(self) -> None:
+        if self.task_id is not None:
+            self.attempts[self.task_id] = [two_best(grids) for grids in self.grids]
+        self.task_id, self.grids = None, []
 
 
 def two_best(grids: list[Grid]) -> list[Grid]:
