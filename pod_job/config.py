@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pod_job.cloud_config import CloudConfig
 from pod_job.errors import JobError, at_least
 from pod_job.generation.generate_config import GenerateConfig, Mode
+from pod_job.preflight.preflight_config import PreflightConfig
 from pod_job.prompts.tasks_config import TasksConfig
 
 
@@ -172,6 +173,7 @@ class JobConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
 
     def __post_init__(self) -> None:

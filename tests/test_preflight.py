@@ -1,8 +1,8 @@
 """What a pod would take is read from the compiler's own text, and the job is compiled for the pod it names."""
 
-import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,8 +15,11 @@ from pod_job.config import load
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
+from pod_job.models.weight_table import weight_table
 from pod_job.preflight import compiled_text, tpu_facts
-from pod_job.preflight.report import pod_slice, proposals
+from pod_job.preflight.changes import proposals
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.report import pod_slice
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +89,8 @@ def test_a_loop_that_cannot_be_counted_is_refused() -> None:
         ("v5p-8", "v5p:2x2x1", 1, 4),
         ("v5p-32", "v5p:2x2x4", 4, 4),
         ("v4-64", "v4:2x4x4", 8, 4),
+        ("v5p-1536", "v5p:8x8x12", 192, 4),
+        ("v5p-12288", "v5p:16x16x24", 1536, 4),
     ],
 )
 def test_slices(name: str, topology: str, hosts: int, chips_per_host: int) -> None:
@@ -93,10 +98,30 @@ def test_slices(name: str, topology: str, hosts: int, chips_per_host: int) -> No
     assert (found.topology, found.hosts, found.chips_per_host) == (topology, hosts, chips_per_host)
 
 
-@pytest.mark.parametrize("name", ["v5e64", "v7x-8", "v5litepod-48", "v5p-7", "v4-4"])
-def test_unknown_slices_are_refused(name: str) -> None:
-    with pytest.raises(JobError, match=f"pod.accelerator_type={name}"):
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("v5e64", "did you mean v5litepod-64"),
+        ("v5e-64", "did you mean v5litepod-64"),  # what many call it, and Cloud TPU does not
+        ("v5litpod-16", "did you mean v5litepod-16"),
+        ("v7x-8", "use one of v5litepod-N, v6e-N, v5p-N, v4-N"),
+        ("v5litepod-48", "nearest are v5litepod-32 or v5litepod-64"),
+        ("v6e-2", "nearest are v6e-1 or v6e-4"),
+        ("v5p-7", "nearest are v5p-8 or v5p-16"),
+        ("v4-4", "nearest are v4-8 or v4-16"),
+        ("v5p-16384", "nearest are"),
+    ],
+)
+def test_unknown_slices_are_refused_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(JobError, match=f"pod.accelerator_type={name}.*{near}"):
         tpu_facts.read_accelerator_type(name)
+
+
+def test_every_size_of_a_chip_has_a_grid_of_that_many_chips() -> None:
+    for prefix, chip in tpu_facts.PREFIXES.items():
+        for chips in tpu_facts.known_sizes(chip):
+            found = tpu_facts.read_accelerator_type(f"{prefix}-{chips * chip.cores}")
+            assert math.prod(found.grid) == chips == found.hosts * found.chips_per_host
 
 
 def test_hosts_must_be_those_of_the_slice() -> None:
@@ -121,26 +146,39 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_path: Path) -> None:
-    from pod_job.preflight.forecast import Forecast
-
-    config = load(overrides(model, tmp_path, "extract.rows_per_device=4"))
+    config = load(overrides(model, tmp_path, "extract.rows_per_device=16"))
     arch = read_arch_file(model / "config.json")
-    taps = resolve([0, 2], [], arch.layers)
-    found = Forecast(topology="", chips=4, fits=False, compile_s=1.0, hbm={"total": 2}, hbm_available=1)
-    assert [change for change, *_ in proposals(config, arch, taps, found)] == [
-        "sharding=fsdp",
-        "extract.rows_per_device=2",
-        "extract.rows_per_device=1",
-    ]
-    waits = dataclasses.replace(found, fits=True, seconds={"compute": 1.0, "bucket": 2.0})
-    assert [change for change, *_ in proposals(config, arch, taps, waits)] == ["fewer taps: layer_2"]
-    computes = dataclasses.replace(found, fits=True, seconds={"compute": 2.0, "bucket": 1.0})
-    assert list(proposals(config, arch, taps, computes)) == []
+    taps = resolve([0, 1, 2, 3], [], arch.layers)
+    whole = sum(math.prod(weight.shape) for weight in weight_table(arch).values()) * 2
+
+    def proposed(need: int, available: int, **seconds: float) -> list[str]:
+        found = Forecast(
+            program="step",
+            topology="",
+            chips=4,
+            fits=bool(seconds),
+            compile_s=1.0,
+            hbm={"total": need},
+            hbm_available=available,
+            seconds=seconds,
+        )
+        return [change for change, *_ in proposals(config, arch, taps, found)]
+
+    rows = "extract.rows_per_device="
+    # A quarter more than there is: half the weights gone mend it; so do rows that need 2 in place of 3 parts.
+    assert proposed(4 * whole, 3 * whole)[0] == f"{rows}8"
+    assert proposed(2 * whole + whole // 2, 2 * whole)[:2] == ["sharding=fsdp", f"{rows}8"]
+    # Weights alone are too much: fewer rows do not help.
+    assert proposed(5 * whole, whole // 2 + whole // 4)[:2] == ["sharding=fsdp", f"sharding=fsdp {rows}1"]
+    # The compiler did not say how much it needs.
+    assert proposed(0, 3 * whole) == [f"{rows}{fewer}" for fewer in (8, 4, 2, 1)]
+    assert proposed(1, 2, compute=1.0, hbm=0.1, bucket=2.0) == ["extract.layers=[1,3]", "extract.layers=[3]"]
+    assert proposed(1, 2, compute=2.0, hbm=0.1, bucket=1.0) == []
 
 
-def run_preflight(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_preflight(arguments: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
     """In a process of its own, as for users: jax must not have started with other settings."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)} | {"HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-m", "pod_job.preflight", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
 
@@ -154,7 +192,7 @@ def compiler(require: Callable[[bool, str], None]) -> None:
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
 def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, tmp_path: Path) -> None:
-    done = run_preflight([*overrides(model, tmp_path, f"sharding={sharding}"), "--json"])
+    done = run_preflight([*overrides(model, tmp_path, f"sharding={sharding}"), "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     step = report["step"]
@@ -169,6 +207,61 @@ def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, t
     assert kinds == {flag} if sharding == "replicated" else kinds > {flag}
     assert report["run"]["samples"] == 44
     assert report["run"]["usd_list"] > report["run"]["usd_spot"] > 0
+    assert report["rates"]["assumed"] == ["host_gb_s", "bucket_gb_s"]
+    assert ("split 2 ways over model: hidden size 64" in report["weights"]) == (sharding == "fsdp")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_the_same_job_is_compiled_once(model: Path, tmp_path: Path) -> None:
+    """Another run folder and other prompts are the same programs."""
+    job = overrides(model, tmp_path, "mode=generate", "generate.max_new_tokens=20", "extract.positions=generated")
+    first = json.loads(run_preflight([*job, "--json"], tmp_path).stdout)
+    again = json.loads(run_preflight([*job, "storage.run_dir=elsewhere", "tasks.limit=8", "--json"], tmp_path).stdout)
+    assert (first.pop("cached"), again.pop("cached")) == (False, True)
+    assert (first.pop("run")["samples"], again.pop("run")["samples"]) == (44, 8)
+    assert first == again
+
+    prefill, decode = first["step"], first["decode"]
+    assert (prefill["program"], decode["program"], decode["tokens_in_turn"]) == ("prefill", "decode", 16)
+    assert decode["tokens"] == 4 * 16
+    slots = 128 + 2 * 16  # whole calls
+    cache = 4 * slots * 2 * 64 * 2 * 2  # layers x slots x heads x head size x (key, value) x bytes, for one row
+    assert cache <= decode["cache_bytes"] < 2 * cache  # so few heads are padded
+    assert prefill["stored_bytes"] == 0
+    assert decode["stored_bytes"] == decode["tokens"] * 2 * 64 * 2
+    assert decode["seconds"]["hbm"] > prefill["seconds"]["hbm"]
+
+
+CHIPS = """
+from pod_job import environment
+import os
+os.environ.update(environment.COMPILE_ONLY)
+import jax, sys
+from jax.sharding import SingleDeviceSharding
+from pod_job.preflight.compiled_text import read_program, total_cycles
+from pod_job.preflight.pod_compiler import pod_devices
+from pod_job.preflight.tpu_facts import read_accelerator_type
+for name in sys.argv[1:]:
+    pod = read_accelerator_type(name)
+    devices = pod_devices(pod)
+    square = jax.ShapeDtypeStruct((2048, 2048), "bfloat16", sharding=SingleDeviceSharding(devices[0]))
+    cycles = total_cycles(read_program(jax.jit(lambda x: x @ x).lower(square).compile().as_text()))
+    print(name, len(devices), 2 * 2048**3 / (cycles / pod.chip.cycles_s) / pod.chip.peak_flops)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_the_compiler_knows_every_kind_and_counts_its_cycles_at_our_clock() -> None:
+    """A large product runs at 50 to 100% of the published peak; a chip whose cores count as two has half."""
+    names = {"v5litepod-1": 1, "v5litepod-256": 256, "v6e-8": 8, "v6e-16": 16, "v5p-8": 4, "v5p-384": 192, "v4-16": 8}
+    done = subprocess.run(
+        [sys.executable, "-c", CHIPS, *names], cwd=ROOT, capture_output=True, text=True, timeout=280, check=True
+    )
+    found = {name: (int(chips), float(share)) for name, chips, share in map(str.split, done.stdout.splitlines())}
+    assert {name: chips for name, (chips, _) in found.items()} == names
+    assert all(0.5 < share < 1 for _, share in found.values()), found
 
 
 def test_errors_are_one_line(model: Path, tmp_path: Path) -> None:
@@ -177,7 +270,7 @@ def test_errors_are_one_line(model: Path, tmp_path: Path) -> None:
         "model.path=nobody/nothing": "give a folder that holds config.json",
         "pod.kind=local": "a preflight is for TPU pods",
     }.items():
-        done = run_preflight(overrides(model, tmp_path, wrong))
+        done = run_preflight(overrides(model, tmp_path, wrong), tmp_path)
         assert done.returncode == 2
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

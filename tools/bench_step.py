@@ -17,7 +17,7 @@ from pod_job import environment
 from pod_job.config import load
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.taps import resolve
-from pod_job.preflight.report import pod_slice, step_report
+from pod_job.preflight.report import pod_slice
 
 CONFIGS = Path("tests/data/configs")
 DEEP = 80  # layers, of which compile time must not depend
@@ -30,15 +30,15 @@ CASES = {
 
 def measure(model: str, overrides: Sequence[str], layers: int | None = None) -> dict[str, Any]:
     """The forecast of one case; `layers` makes the same model deeper."""
-    from pod_job.preflight.forecast import forecast
+    from pod_job.preflight.pod_compiler import forecasts
 
     config = load([*POD, f"model.path={CONFIGS / model}", *overrides])
     arch = read_arch_file(CONFIGS / model / "config.json")
     if layers is not None:
         arch = deeper(arch, layers)
     taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
-    found = step_report(forecast(config, arch, taps, pod_slice(config)))
-    return {"layers": arch.layers, "taps": [tap.name for tap in taps]} | found
+    (found,) = forecasts(config, arch, taps, pod_slice(config))
+    return {"layers": arch.layers, "taps": [tap.name for tap in taps]} | found.report()
 
 
 def deeper(arch: Arch, layers: int) -> Arch:

@@ -16,8 +16,8 @@ from typing import Any
 
 from pod_job.config import JobConfig, PodKind, Positions, conf_dir, load
 from pod_job.errors import JobError
-from pod_job.preflight.report import PACKED
 from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.preflight.whole_run import PACKED
 
 CONFIGS = Path("tests/data/configs")
 OUT = Path("docs/plans.md")

@@ -25,7 +25,7 @@ def preflight_and_tell(options: Namespace) -> int:
     os.environ.update(environment.COMPILE_ONLY)
     report = preflight(options.overrides)
     print(json.dumps(report, indent=2) if options.json else "\n".join(lines(report)))
-    return DONE if report["step"]["fits"] else BAD_INPUT
+    return DONE if report["fits"] else BAD_INPUT
 
 
 if __name__ == "__main__":

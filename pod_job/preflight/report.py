@@ -1,74 +1,84 @@
-"""The report on a job before it starts: memory, time and cost of its step on the pod.
+"""The report on a job before it starts: memory, time and cost of its programs on the pod.
 
 In: the configuration, the model's config.json and the tasks. Out: a report; no weight, TPU or network is needed. Where
-the step does not fit or waits for its results to leave, it says what to change, and has compiled that too.
+a program does not fit or waits for its results to leave, it says what to change, and has compiled that too.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pod_job.config import JobConfig, PodKind, Positions, Sharding, load
+from pod_job.config import JobConfig, PodKind, load
 from pod_job.errors import JobError
-from pod_job.models.arch import Arch, read_arch_file
-from pod_job.models.sharding import check_divides
+from pod_job.inputs import check_context
+from pod_job.models.arch import read_arch_file
+from pod_job.models.sharding import check_divides, stated
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import weight_table
-from pod_job.preflight.tpu_facts import PRICES_FROM, Slice, read_accelerator_type
-from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import load_tokenizer, tokenize
-
-if TYPE_CHECKING:
-    from pod_job.preflight.forecast import Forecast
-
-TOKENIZED_SAMPLES = 256  # from which the tokens of all are estimated
-CHARACTERS_PER_TOKEN = 4  # of English text, where there is no tokenizer to ask
-PACKED = 0.98  # share of positions that hold tokens, as packing reaches on real prompts
-MOST_CHANGES = 2  # compiled and checked when something must change
-
-Change = tuple[str, JobConfig, tuple[Tap, ...]]  # overrides, and what they make of the job
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The whole run: what it stores, how long the pod computes and what that costs, start and compilation aside."""
-
-    samples: int
-    tokens: int
-    rows: int
-    bytes: int
-    steps: int
-    hours: float
-    usd_list: float
-    usd_spot: float
+from pod_job.preflight.changes import checked_changes
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.forecast_cache import cached
+from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, PRICES_FROM, Slice, read_accelerator_type
+from pod_job.preflight.whole_run import whole_run
+from pod_job.prompts.tokens import end_tokens
 
 
 def preflight(overrides: Sequence[str]) -> dict[str, Any]:
-    """The report as JSON values. Raises JobError for whatever can be seen to be wrong with the job."""
+    """The report as JSON values. Raises JobError for whatever can be seen to be wrong with the job.
+
+    `step` is the program of a step; with mode=generate it is the prefill, and `decode` a call that adds
+    `tokens_in_turn` tokens to every row.
+    """
     config = load(overrides)
     pod = pod_slice(config)
     model_dir = config_folder(config.model.path, config.model.revision)
     arch = read_arch_file(model_dir / "config.json")
-    taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
-    check_divides(weight_table(arch), config.mesh, config.sharding)
-    from pod_job.preflight.forecast import forecast  # jax, only once the configuration is sound
+    taps, table, ends = (
+        resolve(config.extract.layers, config.extract.taps, arch.layers),
+        weight_table(arch),
+        end_tokens(model_dir),
+    )
+    check_context(config, arch)
+    check_divides(table, config.mesh, config.sharding)
 
-    found = forecast(config, arch, taps, pod)
-    changes = []
-    for change, changed, fewer_taps in list(proposals(config, arch, taps, found))[:MOST_CHANGES]:
-        outcome = forecast(changed, arch, fewer_taps, pod)
-        changes.append({"change": change} | step_report(outcome))
-        if outcome.fits and outcome.bottleneck == "compute":
-            break
-    run = dataclasses.asdict(whole_run(config, arch, taps, model_dir, pod, found)) if found.fits else None
+    def compiled(config: JobConfig, taps: tuple[Tap, ...]) -> list[Forecast]:
+        from pod_job.preflight.pod_compiler import forecasts  # jax, only once the configuration is sound
+
+        return forecasts(config, arch, taps, pod, ends)
+
+    def forecast(config: JobConfig, taps: tuple[Tap, ...]) -> tuple[list[Forecast], bool]:
+        return cached(config, arch, taps, ends, lambda: compiled(config, taps))
+
+    found, known = forecast(config, taps)
+    first = next((each for each in found if not each.fits), found[0])
+    changes = checked_changes(config, arch, taps, first, lambda config, taps: forecast(config, taps)[0])
+    run = asdict(whole_run(config, arch, taps, model_dir, pod, found)) if first.fits else None
     return {
         "model": config.model.path,
+        "mode": config.mode.value,
         "pod": config.pod.accelerator_type,
-        "step": step_report(found),
+        "hosts": pod.hosts,
+        "weights": stated(table, config.mesh, config.sharding),
+        "fits": first.fits,
+        "cached": known,
+        "step": found[0].report(),
+        "decode": found[1].report() if len(found) > 1 else None,
         "changes": changes,
         "run": run,
+        "rates": rates(config, pod),
         "prices": PRICES_FROM,
+    }
+
+
+def rates(config: JobConfig, pod: Slice) -> dict[str, Any]:
+    """What the host link and the bucket take, in GB/s; those that the configuration does not set are assumptions."""
+    host, bucket = config.preflight.host_gb_s, config.preflight.bucket_gb_s
+    assumed = [name for name, rate in (("host_gb_s", host), ("bucket_gb_s", bucket)) if rate is None]
+    return {
+        "host_gb_s": host or pod.chip.host_bytes_s / GB,
+        "bucket_gb_s": bucket or BUCKET_BYTES_S / GB,
+        "assumed": assumed,
     }
 
 
@@ -101,60 +111,3 @@ def config_folder(path: str, revision: str | None) -> Path:
             f"model.path={path} is no local folder, and the hub does not give its config.json ({reason}); "
             "without a network, give a folder that holds config.json"
         ) from error
-
-
-def proposals(config: JobConfig, arch: Arch, taps: tuple[Tap, ...], found: "Forecast") -> Iterator[Change]:
-    """What may help where a step does not fit, or its results leave more slowly than they are computed."""
-    if not found.fits:
-        if config.sharding is Sharding.replicated and arch.hidden % config.mesh.model == 0 and config.mesh.model > 1:
-            yield "sharding=fsdp", dataclasses.replace(config, sharding=Sharding.fsdp), taps
-        rows = config.extract.rows_per_device
-        while rows > 1:
-            rows //= 2
-            extract = dataclasses.replace(config.extract, rows_per_device=rows)
-            yield f"extract.rows_per_device={rows}", dataclasses.replace(config, extract=extract), taps
-    elif found.bottleneck in ("host", "bucket"):
-        while len(taps) > 1:
-            taps = taps[1::2] if len(taps) > 2 else taps[-1:]
-            yield f"fewer taps: {', '.join(tap.name for tap in taps)}", config, taps
-
-
-def step_report(found: "Forecast") -> dict[str, Any]:
-    """A forecast as JSON values, with what follows from it."""
-    derived = {
-        "step_s": found.step_s,
-        "bottleneck": found.bottleneck,
-        "mfu": found.mfu,
-        "compute_mfu": found.compute_mfu,
-        "tokens_per_s": found.tokens / found.step_s if found.step_s else 0.0,
-    }
-    return dataclasses.asdict(found) | derived
-
-
-def whole_run(
-    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], model_dir: Path, pod: Slice, found: "Forecast"
-) -> Run:
-    """What the run comes to. Tokens are estimated from a part of the samples; without a tokenizer, from characters."""
-    samples = read_tasks(config.tasks).samples
-    every = max(1, len(samples) // TOKENIZED_SAMPLES)
-    chosen = samples[::every]
-    if any(model_dir.glob("tokenizer*")):
-        prompts = tokenize(load_tokenizer(model_dir), chosen, config.extract.seq_len, config.extract.too_long)
-        lengths = [len(prompt.token_ids) for prompt in prompts]
-    else:
-        lengths = [min(len(sample.content()) // CHARACTERS_PER_TOKEN, config.extract.seq_len) for sample in chosen]
-    tokens = max(1, round(sum(lengths) / len(chosen) * len(samples)))
-    rows = len(samples) if config.extract.positions is Positions.last else tokens
-    steps = -(-tokens // round(PACKED * found.tokens))
-    hours = steps * found.step_s / 3600
-    itemsize = {"float32": 4}.get(config.extract.dtype.value, 2)
-    return Run(
-        samples=len(samples),
-        tokens=tokens,
-        rows=rows,
-        bytes=rows * itemsize * sum(tap.width(arch) for tap in taps),
-        steps=steps,
-        hours=hours,
-        usd_list=hours * pod.chips * pod.chip.list_usd_hour,
-        usd_spot=hours * pod.chips * pod.chip.spot_usd_hour,
-    )

@@ -1,5 +1,9 @@
-"""What is known about Cloud TPU chips and slices: speeds, sizes, prices, and how a slice is named. No jax."""
+"""What is known about Cloud TPU chips and slices: speeds, sizes, prices, and how a slice is named. No jax.
 
+Figures are public ones, looked up on 2026-11-23; docs/preflight.md has the source of each.
+"""
+
+import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -9,26 +13,31 @@ from pod_job.errors import JobError
 GB = 1_000_000_000
 GIB = 1 << 30
 
-# Sustained from one host to a bucket, with the default number of writers. An assumption, on the safe side.
+# Sustained from one host to a bucket, with the default number of writers. An assumption, on the safe side of the 12.5
+# GB/s of network that a VM of 4 chips has its part of; preflight.bucket_gb_s sets it.
 BUCKET_BYTES_S = 1 * GB
 
 PRICES_FROM = (
-    "list price per chip-hour in US regions, cloud.google.com/tpu/pricing as known in mid 2025; "
-    "spot is about 0.45 of it and changes monthly (cloud.google.com/spot-vms/pricing)"
+    "Google's list price per chip-hour and spot price of us-central1 (v4: us-central2), from the SkyPilot catalogue "
+    "v8 read on 2026-11-23; spot changes monthly and is up to 2.5 times as much in other US regions"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip as jax sees it. Rates per second; sources: the system architecture pages of cloud.google.com/tpu.
+    """One chip as jax sees it. Rates per second.
 
     Attributes:
         cycles_s: clock of the compiler's estimates: peak / (2 x 128 x 128 x number of matrix units), as the peak is
             published.
-        network_bytes_s: both directions of one link to a neighbour, what a gather along one mesh axis gets.
-        host_bytes_s: from the chip to its host's memory; an assumption, PCIe shared by a host's chips.
+        hbm_bytes: what a program may use of the chip's memory; above it the compiler refuses.
+        link_bytes_s: both directions together of one link to a neighbour.
+        host_bytes_s: from the chip to its host's memory: half of what PCIe is said to carry, an assumption;
+            preflight.host_gb_s sets it.
         dimensions: of the network's grid.
         cores: TensorCores; accelerator types of v4 and v5p count these.
+        most_chips: of the largest slice.
+        spot_usd_hour: in the region that PRICES_FROM names.
     """
 
     name: str
@@ -36,68 +45,81 @@ class Chip:
     cycles_s: float
     hbm_bytes: int
     hbm_bytes_s: float
-    network_bytes_s: float
+    link_bytes_s: float
     host_bytes_s: float
     dimensions: int
     cores: int
+    most_chips: int
     list_usd_hour: float
-
-    @property
-    def spot_usd_hour(self) -> float:
-        return 0.45 * self.list_usd_hour
+    spot_usd_hour: float
 
 
 V5E = Chip(
     name="v5e",
     peak_flops=197e12,
     cycles_s=1.5e9,
-    hbm_bytes=16 * GIB,
+    hbm_bytes=int(15.75 * GIB),  # of 16
     hbm_bytes_s=819e9,
-    network_bytes_s=90e9,
-    host_bytes_s=8e9,
+    link_bytes_s=100e9,  # 400 GB/s over 4 links
+    host_bytes_s=7.5e9,
     dimensions=2,
     cores=1,
+    most_chips=256,
     list_usd_hour=1.20,
+    spot_usd_hour=0.245,
 )
 V6E = Chip(
     name="v6e",
     peak_flops=918e12,
     cycles_s=1.75e9,
-    hbm_bytes=32 * GIB,
-    hbm_bytes_s=1640e9,
-    network_bytes_s=180e9,
-    host_bytes_s=8e9,
+    hbm_bytes=int(31.25 * GIB),  # of 32
+    hbm_bytes_s=1638e9,
+    link_bytes_s=200e9,  # 800 GB/s over 4 links
+    host_bytes_s=16e9,
     dimensions=2,
     cores=1,
+    most_chips=256,
     list_usd_hour=2.70,
+    spot_usd_hour=0.544,
 )
 V5P = Chip(
     name="v5p",
     peak_flops=459e12,
     cycles_s=1.75e9,
-    hbm_bytes=95 * GIB,
+    hbm_bytes=int(95.74 * GIB),  # "95 GB" in the documents
     hbm_bytes_s=2765e9,
-    network_bytes_s=180e9,
-    host_bytes_s=8e9,
+    link_bytes_s=200e9,  # 1200 GB/s over 6 links
+    host_bytes_s=7.5e9,
     dimensions=3,
     cores=2,
+    most_chips=6144,
     list_usd_hour=4.20,
+    spot_usd_hour=0.836,
 )
 V4 = Chip(
     name="v4",
     peak_flops=275e12,
     cycles_s=1.05e9,
-    hbm_bytes=32 * GIB,
-    hbm_bytes_s=1228e9,
-    network_bytes_s=90e9,
-    host_bytes_s=8e9,
+    hbm_bytes=int(30.75 * GIB),  # of 32
+    hbm_bytes_s=1200e9,
+    link_bytes_s=90e9,
+    host_bytes_s=7.5e9,
     dimensions=3,
     cores=2,
+    most_chips=4096,
     list_usd_hour=3.22,
+    spot_usd_hour=0.922,
 )
 
 # Prefixes of Cloud TPU accelerator types.
-PREFIXES = {"v5litepod": V5E, "v5e": V5E, "v6e": V6E, "v5p": V5P, "v4": V4}
+PREFIXES = {"v5litepod": V5E, "v6e": V6E, "v5p": V5P, "v4": V4}
+
+# Chips of a slice -> its grid, by the number of dimensions. Larger slices in three are whole cubes of 4x4x4.
+GRIDS: dict[int, dict[int, tuple[int, ...]]] = {
+    2: {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
+    3: {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)},
+}
+CUBE = 64
 
 
 @dataclass(frozen=True)
@@ -118,34 +140,62 @@ class Slice:
         """The compiler's name for it, such as v5e:8x8."""
         return f"{self.chip.name}:{'x'.join(map(str, self.grid))}"
 
+    @property
+    def network_bytes_s(self) -> float:
+        """What a chip gets of a gather along one side of the grid: one direction of a link, both where sides close."""
+        closes = all(side % (16 if self.chip.dimensions == 2 else 4) == 0 for side in self.grid)
+        return self.chip.link_bytes_s * (1.0 if closes else 0.5)
+
 
 def read_accelerator_type(name: str) -> Slice:
     """The slice that Cloud TPU sells as `name`, such as v5litepod-64, v6e-8 or v4-32.
 
     Raises:
-        JobError: not such a name, or a size that is not a power of two of whole VMs.
+        JobError: not such a name, or a size that is not sold; with the nearest ones that are.
     """
     found = re.fullmatch(r"(\w+)-(\d+)", name)
     if not found or found[1] not in PREFIXES:
         known = ", ".join(f"{prefix}-N" for prefix in PREFIXES)
-        raise JobError(f"pod.accelerator_type={name} is not known to the compiler here; use one of {known}")
+        near = "".join(f"did you mean {' or '.join(names)}? " for names in [near_names(name)] if names)
+        raise JobError(f"pod.accelerator_type={name} is not known to the compiler here; {near}use one of {known}")
     chip = PREFIXES[found[1]]
     chips, rest = divmod(int(found[2]), chip.cores)
-    smallest = 1 if chip.dimensions == 2 else 4
-    if rest or chips < smallest or chips & (chips - 1):
-        sizes = ", ".join(str(smallest * chip.cores << n) for n in range(6))
-        raise JobError(
-            f"pod.accelerator_type={name}: no slice of that size is known; use {found[1]}- with {sizes}, ..."
-        )
+    shape = None if rest else grid(chips, chip)
+    if shape is None:
+        sizes = sorted(known_sizes(chip), key=lambda size: abs(size - int(found[2]) / chip.cores))[:2]
+        near = " or ".join(f"{found[1]}-{size * chip.cores}" for size in sorted(sizes))
+        raise JobError(f"pod.accelerator_type={name}: there is no slice of that size; the nearest are {near}")
     # v5e and v6e of up to 8 chips are one VM, larger ones and all of v4 and v5p have 4 chips on each.
-    per_host = chips if chip.dimensions == 2 and chips <= 8 else 4
-    return Slice(chip, chips, per_host, grid(chips, chip.dimensions))
+    return Slice(chip, chips, chips if chip.dimensions == 2 and chips <= 8 else 4, shape)
 
 
-def grid(chips: int, dimensions: int) -> tuple[int, ...]:
-    """The squarest grid of a power of two; the short sides of three dimensions come first, but 4 chips are 2x2x1."""
-    doublings = int(math.log2(chips))
-    sides = [doublings // dimensions + (i < doublings % dimensions) for i in range(dimensions)]
-    if chips == 4:
-        return (2, 2, 1)[:dimensions]
-    return tuple(1 << side for side in sorted(sides))
+def near_names(name: str) -> list[str]:
+    """Names that may have been meant, those first that look most like it; v5e-64 is what many call v5litepod-64."""
+    sold = {}
+    for prefix, chip in PREFIXES.items():
+        for chips in known_sizes(chip):
+            sold |= dict.fromkeys((f"{prefix}-{chips * chip.cores}", f"{chip.name}-{chips * chip.cores}"), prefix)
+    close = difflib.get_close_matches(name.lower(), sold, 2, 0.75)
+    return list(dict.fromkeys(f"{sold[each]}-{each.partition('-')[2]}" for each in close))
+
+
+def known_sizes(chip: Chip) -> list[int]:
+    """Chips of all slices."""
+    cubes = range(CUBE, chip.most_chips + 1, CUBE) if chip.dimensions == 3 else []
+    return [*GRIDS[chip.dimensions], *cubes]
+
+
+def grid(chips: int, chip: Chip) -> tuple[int, ...] | None:
+    """The network's shape of a slice; of whole cubes the squarest. None where there is no such slice."""
+    if chips in GRIDS[chip.dimensions] or chip.dimensions == 2:
+        return GRIDS[chip.dimensions].get(chips)
+    cubes, rest = divmod(chips, CUBE)
+    if rest or not 1 <= cubes <= chip.most_chips // CUBE:
+        return None
+    shapes = [
+        (a, b, cubes // a // b)
+        for a in range(1, math.isqrt(cubes) + 1)
+        for b in range(a, math.isqrt(cubes // a) + 1)
+        if cubes % (a * b) == 0
+    ]
+    return tuple(4 * side for side in min(shapes, key=sum))
