@@ -1,7 +1,12 @@
 """Every command line of gcloud to the letter; that gcloud itself accepts them is what rehearsals show."""
 
+import json
+import shlex
+import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +49,17 @@ GOLDEN = {
         "--labels=made-by=pod-job,team=sae --service-account=extract@p.iam.gserviceaccount.com --internal-ips "
         "--zone=us-west4-a --quiet",
     ),
+    "create_reserved": (
+        gcloud.create_queued(replace(SPEC, capacity=Capacity.reserved, service_account=None), "us-west4-a", None),
+        "gcloud compute tpus queued-resources create extract-1 --node-id=extract-1 "
+        "--runtime-version=v2-alpha-tpuv5-lite --valid-until-duration=6h --accelerator-type=v5litepod-64 "
+        "--labels=made-by=pod-job,team=sae --reserved --zone=us-west4-a --quiet --async",
+    ),
+    "create_node_reserved": (
+        gcloud.create_node(replace(SPEC, capacity=Capacity.reserved), "us-west4-a", "my-project"),
+        "gcloud compute tpus tpu-vm create extract-1 --version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-64 "
+        f"--labels=made-by=pod-job,team=sae --reserved --service-account=extract@p.iam.gserviceaccount.com {PLACE}",
+    ),
     "delete_queued": (
         gcloud.delete_queued("extract-1", "us-west4-a", "my-project"),
         f"gcloud compute tpus queued-resources delete extract-1 --force {PLACE}",
@@ -57,6 +73,16 @@ GOLDEN = {
         gcloud.list_queued("my-project"),
         "gcloud compute tpus queued-resources list --zone=- --project=my-project --quiet --format=json",
     ),
+    "describe_accelerator": (
+        gcloud.describe_accelerator("v5litepod-64", "us-west4-a", "my-project"),
+        f"gcloud compute tpus accelerator-types describe v5litepod-64 {PLACE} --format=json",
+    ),
+    "describe_bucket": (
+        gcloud.describe_bucket("my-bucket"),
+        "gcloud storage buckets describe gs://my-bucket --quiet --format=json",
+    ),
+    "settings": (gcloud.settings(), "gcloud config list --format=json"),
+    "version": (gcloud.version(), "gcloud version --format=json"),
     "ssh": (
         gcloud.ssh(REACH, "1,4", "true"),
         f"gcloud compute tpus tpu-vm ssh extract-1 --worker=1,4 {PLACE} --internal-ip {SSH} --command=true",
@@ -73,6 +99,27 @@ GOLDEN = {
 def test_command_lines(name: str) -> None:
     argv, golden = GOLDEN[name]
     assert " ".join(argv) == golden
+
+
+def refused(commands: list[list[str]], scratch: Path) -> list[str]:
+    """What the real gcloud's parser has against the commands; it runs none of them."""
+    listed = scratch / "commands.json"
+    listed.write_text(json.dumps([{"command_string": shlex.join(command)} for command in commands]))
+    done = call(["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={listed}"], timeout_s=120)
+    return [
+        f"{said['command_string']}: {said['error_message']}" for said in json.loads(done.out) if not said["success"]
+    ]
+
+
+@pytest.mark.slow
+def test_the_real_gcloud_accepts_every_command_line(require: Callable[[bool, str], None], tmp_path: Path) -> None:
+    require(shutil.which("gcloud") is not None, "gcloud")
+    public = [getattr(gcloud, name) for name in vars(gcloud) if not name.startswith("_")]
+    built = {f.__name__ for f in public if callable(f) and f.__module__ == gcloud.__name__} - {"node_flags", "place"}
+    assert built - {"PodSpec", "Reach"} <= {name.removesuffix("_reserved") for name in GOLDEN}
+    assert refused([argv for argv, _ in GOLDEN.values()], tmp_path) == []
+    misspelt = [arg.replace("--reserved", "--reservd") for arg in GOLDEN["create_reserved"][0]]
+    assert "--reservd" in refused([misspelt], tmp_path)[0]
 
 
 def test_a_request_from_the_configuration() -> None:

@@ -32,7 +32,9 @@ if [ -z "$PYTHON" ]; then
         uv pip install --python "$environment/bin/python" -c "$code/constraints.txt" -r "$code/pyproject.toml" --extra tpu &&
         touch "$environment/complete"
     } >"$ROOT/environment.log" 2>&1
-    [ -e "$environment/complete" ] || answer FAILED "environment: $(tail -1 "$ROOT/environment.log")"
+    # uv says why first, and ends with hints.
+    why=$(grep -m1 -A2 -iE '^error|×' "$ROOT/environment.log" || tail -1 "$ROOT/environment.log")
+    [ -e "$environment/complete" ] || answer FAILED "environment: $(echo "$why" | tr -s ' \n' ' ')"
   fi
 fi
 answer READY "$made"
