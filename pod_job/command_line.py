@@ -10,10 +10,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
+
 from pod_job.errors import JobError
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 RUN_DIR_HELP = "a local folder or gs://bucket/prefix"
+PIPED_WIDTH = 160
 
 COMMANDS = {
     "inspect": "show a run, a batch, a tap, or a row with the text around it",
@@ -54,6 +57,11 @@ def exit_status(command: Callable[[], int]) -> int:
         # Who read us has seen enough; python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def stdout_console() -> Console:
+    """Colours and the terminal's width on a terminal; neither in a pipe or a file."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 def command_list() -> str:

@@ -31,12 +31,21 @@ class ActivationDataset:
     `exclude` leaves out rows by their flags: `special` (tokens that are not part of the text), `sink` (attention sinks,
     whose norms dwarf all others), `nonfinite`; the rest is numbered anew, and all rows tables are read at once.
 
+    `described` is what metadata.json would say of a run that is not finished (`pod_job.merge.gather`).
+
     Raises JobError where the run has no metadata.json yet, where that is damaged, or where it has no such layer.
     """
 
-    def __init__(self, run_dir: str | Path, layer: int | str, as_: Kind = "numpy", exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        layer: int | str,
+        as_: Kind = "numpy",
+        exclude: Sequence[str] = (),
+        described: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = open_folder(run_dir)
-        self.metadata = metadata.read(self.folder)
+        self.metadata = metadata.read(self.folder) if described is None else described
         self.tap = _tap(self.metadata, layer, self.folder.url)
         self.as_: Kind = as_
         entries = [entry for entry in self.metadata["batches"] if entry["layer"] == self.tap]

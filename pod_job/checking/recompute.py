@@ -13,7 +13,8 @@ from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.extraction.batches import batch_samples
 from pod_job.generation.completions import read_completions
-from pod_job.inputs import Inputs, read_inputs
+from pod_job.inputs import read_inputs
+from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
@@ -55,7 +56,8 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequenc
     chosen = np.sort(np.random.default_rng(seed).choice(len(first), min(count, len(first)), replace=False))
     prompts: dict[bytes, np.ndarray] = {}  # each once, however many rows are of it
     places = []
-    for token_ids, position in _prompts(config, inputs, first, chosen):
+    tokenizer = load_tokenizer(inputs.model_dir)
+    for token_ids, position in row_prompts(config, inputs.tasks.samples, tokenizer, first, chosen):
         prompts.setdefault(token_ids.tobytes(), token_ids)
         places.append((token_ids.tobytes(), position))
     name, computed = reference_taps(inputs, list(prompts.values())) if prompts else ("", [])
@@ -77,11 +79,10 @@ def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
     return from_json({**recorded, **alone}, [*overrides, f"storage.run_dir={run_dir}"])
 
 
-def _prompts(
-    config: JobConfig, inputs: Inputs, dataset: ActivationDataset, chosen: np.ndarray
+def row_prompts(
+    config: JobConfig, samples: Samples, tokenizer: Any, dataset: ActivationDataset, chosen: np.ndarray
 ) -> Iterator[tuple[np.ndarray, int]]:
     """For each row the token ids of its prompt and what was generated after it, and which of them it belongs to."""
-    tokenizer, samples = load_tokenizer(inputs.model_dir), inputs.tasks.samples
     rows = dataset.rows(chosen)
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
         wanted = (rows["task_id"][i], int(rows["sample_idx"][i]))
@@ -92,7 +93,7 @@ def _prompts(
         if wanted not in of_batch:
             raise JobError(f"{where} is of task {wanted[0]}, sample {wanted[1]}, which is not in that batch")
         [prompt] = tokenize(tokenizer, [of_batch[wanted]], config.extract.seq_len, config.extract.too_long)
-        completed = {(one.task_id, one.sample_idx): one.token_ids for one in read_completions(inputs.folder, batch)}
+        completed = {(one.task_id, one.sample_idx): one.token_ids for one in read_completions(dataset.folder, batch)}
         token_ids = np.concatenate([prompt.token_ids, np.array(completed.get(wanted, []), np.int32)])
         if position >= len(token_ids) or token_ids[position] != token:
             raise JobError(f"{where} has token {token} at position {position}, which its prompt has not")

@@ -1,0 +1,91 @@
+"""Runs of real prompts with made-up vectors, as the job would leave them: for tests of what shows a run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from pod_job.config import ExtractConfig, JobConfig, load, to_json
+from pod_job.extraction.batches import batch_count, batch_samples
+from pod_job.merge import merge
+from pod_job.prompts.tasks import read_tasks
+from pod_job.prompts.tokens import load_tokenizer, tokenize
+from pod_job.run_folder import rows, rundir
+from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.storage import Folder
+from pod_job.timeline import COUNTERS
+from tools.tiny_model import write_tiny_model
+
+WIDTH = 32
+OUTLIER_DIMENSION = 5
+TIME = "2025-01-15T10:30:00+00:00"
+SINK = 50.0
+"""What the vectors of each prompt's first token are multiplied by."""
+
+
+def text_run(
+    folder: Folder,
+    model: Path,
+    positions: str = "all",
+    taps: Sequence[str] = ("layer_1", "layer_2"),
+    skip: Sequence[int] = (),
+    mode: str = "prefill",
+) -> JobConfig:
+    """A run of 12 ARC prompts in batches of 4, without those to `skip`; merged where none is."""
+    write_tiny_model(model, layers=3)
+    settings = {"mode": mode, "tasks.limit": 12, "extract.save_every_n_samples": 4, "extract.positions": positions}
+    settings |= {"model.path": model, "storage.run_dir": folder.url, "extract.seq_len": 512}
+    config = load(["tasks=arc_sample", *(f"{key}={value}" for key, value in settings.items())])
+    samples = read_tasks(config.tasks).samples
+    identity = {
+        "model": {"name": "tiny", "family": "qwen2", "layers": 3, "hidden_dim": WIDTH, "dtype": "bfloat16"},
+        "tasks": {"format": "arc", "fingerprint": "f", "samples": len(samples), "skipped": 0},
+        "taps": list(taps),
+        "positions": positions,
+        "dtype": "bfloat16",
+        "save_every_n_samples": 4,
+    }
+    rundir.claim(folder, identity, to_json(config))
+    tokenizer = load_tokenizer(model)
+    for number in range(1, batch_count(len(samples), 4) + 1):
+        chosen = [samples[i] for i in batch_samples(number, len(samples), 4)]
+        if number not in skip:
+            commit_batch(folder, _batch(number, tokenizer, chosen, config.extract, taps), host=number % 2)
+    _write_timelines(folder)
+    if not skip:
+        merge(folder)
+    return config
+
+
+def _batch(number: int, tokenizer: object, samples: list, extract: ExtractConfig, taps: Sequence[str]) -> Batch:
+    columns: dict[str, list] = {name: [] for name in rows.COLUMNS}
+    for prompt in tokenize(tokenizer, samples, extract.seq_len, extract.too_long):
+        ids = prompt.token_ids.tolist()
+        for position in range(len(ids)) if extract.positions.value == "all" else [len(ids) - 1]:
+            origin = (prompt.sample.task_id, prompt.sample.sample_idx, position, ids[position])
+            for name, value in zip(rows.COLUMNS, origin, strict=True):
+                columns[name].append(value)
+    rng = np.random.default_rng(number)
+    first = np.array(columns["position"]) == 0
+    vectors = {}
+    for depth, tap in enumerate(taps, 1):
+        made = rng.standard_normal((len(first), WIDTH)) * depth
+        made[:, OUTLIER_DIMENSION] += 20 * depth
+        made[first] *= SINK
+        vectors[tap] = made.astype(np.float32).astype(ml_dtypes.bfloat16)
+    return Batch(number, len(samples), rows.from_columns(columns, TIME), vectors)
+
+
+def _write_timelines(folder: Folder) -> None:
+    for host in (0, 1):
+        phases = {"checking": 1000.0, "weights": 1010.0, "compiling": 1020.0, "extracting": 1040.0, "done": 1100.0}
+        points = [
+            [1040.0, *[0] * len(COUNTERS)],
+            [1070.0, 3, 1, 300, 400, 300, 5000],
+            [1100.0, 6, 2, 600, 800, 600, 9000],
+        ]
+        record = {"host": host, "attempt": "20250115T103000Z-abcdef", "device": "TPU v5 lite", "devices": 4}
+        record |= {"counters": COUNTERS, "phases": phases, "points": points}
+        folder.replace(rundir.timeline_file(record["attempt"], host), json.dumps(record).encode())
