@@ -40,7 +40,7 @@ demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a 
 	$(BIN)/python -m tools.demo
 
 rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## a job on 16 workers from nothing to its end: real gcloud and ssh, simulated cloud
-	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/python -m launch watch experiment=rehearsal $(ARGS)
+	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/python -m launch watch experiment=rehearsal --no-preflight $(ARGS)
 
 test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the test suite, but for whole pods
 	$(BIN)/python -m pytest -m "not pod" $(ARGS)

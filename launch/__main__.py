@@ -56,7 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a failure that is a bug or a lost host, 2 something the user can mend, 128+n signal n."""
     parser = make_parser()
     options = parser.parse_intermixed_args(argv)
-    chosen = Options(dry_run=options.dry_run, as_json=options.json, follow=options.follow, host=options.host)
+    chosen = Options(
+        dry_run=options.dry_run,
+        as_json=options.json,
+        follow=options.follow,
+        host=options.host,
+        no_preflight=options.no_preflight,
+    )
     if options.verb is None:
         parser.print_help()
         return 2
@@ -85,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would be started, start none")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--follow", action="store_true", help="run, status, logs: stay until the run has ended")
+    parser.add_argument("--no-preflight", action="store_true", help="plan, up, run, watch: compile nothing before")
     parser.add_argument("--host", type=int, help="logs: of this host only")
     return parser
 

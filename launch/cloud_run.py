@@ -16,6 +16,7 @@ from launch.options import Options
 from launch.outcome import End, Outcome
 from launch.pod import new_attempt
 from launch.pods import find_pods
+from launch.preflight import preflight_first
 from launch.remote import ask, script
 from launch.request import pod_name, pod_spec, reach
 from launch.up import Say, bring_up, speaker
@@ -44,6 +45,7 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Options) 
         return 0
     began = time.monotonic()
     say = speaker(began)
+    preflight_first(overrides, options, say)
     started = start(config, overrides, say)
     if not options.follow:
         facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}

@@ -2,20 +2,17 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
-from launch import shell
 from launch.facts import show_facts
 from launch.local import coordinator_address
 from launch.options import Options
 from launch.pod import HostCommand, host_commands, new_attempt
+from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
 from pod_job.config import JobConfig, PodKind, load
-from pod_job.errors import JobError
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.preflight.lines import lines as preflight_lines
 
@@ -41,32 +38,38 @@ class Plan:
     dtype: str
     run_dir: str
     commands: list[HostCommand]
-    preflight: dict[str, Any] | None  # of a TPU pod: what the step takes there (pod_job/preflight)
 
 
 def plan(overrides: Sequence[str], options: Options) -> int:
     """Shows the plan for `overrides` on stdout. Raises JobError for whatever would make the run fail before it starts.
 
-    A dry run changes nothing: a plan is one.
+    The plan is there at once; of a TPU pod the preflight follows, which compiles. A dry run changes nothing: a plan is
+    one.
     """
     config = load(overrides)
-    inputs = read_inputs(config)
-    report = run_preflight(overrides) if config.pod.kind is PodKind.tpu else None
-    made = make_plan(config, inputs, planned_commands(config, overrides), report)
+    made = make_plan(config, read_inputs(config), planned_commands(config, overrides))
+    screen = Console()
+    if not options.as_json:
+        show(made, screen)
+    reason = no_preflight(config, options)
+    report = None if reason else run_preflight(overrides)
     if options.as_json:
-        print(json.dumps(dataclasses.asdict(made), indent=2))
+        print(json.dumps(dataclasses.asdict(made) | {"preflight": report, "no_preflight": reason}, indent=2))
     else:
-        show(made, Console())
+        for line in preflight_lines(report) if report else [f"preflight   none: {reason}"]:
+            screen.print(line, highlight=False, markup=False, soft_wrap=True)
+    if report:
+        refuse_what_does_not_fit(report)
     return 0
 
 
-def run_preflight(overrides: Sequence[str]) -> dict[str, Any]:
-    """The preflight's report, from a process of its own: it needs jax. Raises JobError with what it refused."""
-    done = shell.call([sys.executable, "-m", "pod_job.preflight", *overrides, "--json"])
-    if done.out.startswith("{"):
-        return json.loads(done.out)
-    last = (done.err.strip().splitlines() or [f"exit status {done.code}"])[-1]
-    raise JobError(f"preflight: {last.removeprefix('error: ')}")
+def no_preflight(config: JobConfig, options: Options) -> str | None:
+    """Why there is none; None where there is."""
+    if config.pod.kind is not PodKind.tpu:
+        return f"pod.kind={config.pod.kind.value} has no TPU"
+    if options.no_preflight:
+        return "--no-preflight"
+    return None if compiler_here() else NO_COMPILER
 
 
 def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCommand]:
@@ -75,7 +78,7 @@ def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCo
     return host_commands(config, overrides, coordinator, new_attempt())
 
 
-def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand], preflight: dict[str, Any] | None) -> Plan:
+def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand]) -> Plan:
     """The plan of a checked configuration."""
     pod, extract = config.pod, config.extract
     return Plan(
@@ -96,7 +99,6 @@ def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand], pr
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
         commands=commands,
-        preflight=preflight,
     )
 
 
@@ -118,6 +120,3 @@ def show(made: Plan, console: Console) -> None:
     if others:
         facts.append(("each other", f"{same} (--json shows them all)"))
     show_facts(facts, console)
-    if made.preflight is not None:
-        for line in preflight_lines(made.preflight):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from launch import gcloud
 from launch.cost import note_end, note_start, record_of
 from launch.options import Options
 from launch.pods import Pod, delete, delete_commands, find_pods, gcloud_error
+from launch.preflight import preflight_first
 from launch.request import pod_name, pod_spec
 from launch.shell import call
 from pod_job.config import JobConfig, load
@@ -33,7 +34,9 @@ def up(overrides: Sequence[str], options: Options) -> int:
         create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
         print(*(shlex.join(create(spec, zone, config.cloud.project)) for zone in config.cloud.zones), sep="\n")
         return 0
-    pod = bring_up(config, speaker())
+    say = speaker()
+    preflight_first(overrides, options, say)
+    pod = bring_up(config, say)
     show(pod, options.as_json)
     return 0
 

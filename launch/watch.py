@@ -12,6 +12,7 @@ from launch.cloud_run import finish, kill, planned, show_outcome, start, until_e
 from launch.options import Options
 from launch.outcome import End, Outcome
 from launch.pods import find_pods
+from launch.preflight import preflight_first
 from launch.request import pod_name, pod_spec
 from launch.up import Say, speaker, take_down
 from pod_job.config import JobConfig, load
@@ -30,6 +31,7 @@ def watch(overrides: Sequence[str], options: Options) -> int:
         return 0
     began = time.monotonic()
     say = speaker(began)
+    preflight_first(overrides, options, say)
     lost = dict.fromkeys((End.preempted, End.lost), 0)
     budget = {End.preempted: config.cloud.preemptions, End.lost: config.cloud.failures}
     while True:
