@@ -114,9 +114,8 @@ def hf_tokens(folder: Path, prompts: list[np.ndarray]) -> list[list[int]]:
 
 @pytest.mark.usefixtures("torch_there")
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
-def test_greedy_tokens_are_those_of_hugging_face(tmp_path: Path, family: str) -> None:
-    folder = write_tiny_model(tmp_path / family, family=family, layers=4)
+def test_greedy_tokens_past_a_window_are_those_of_hugging_face(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path, family="gemma3_text", layers=4)
     found, _, _ = run(folder, GREEDY, ONE)
     assert found == hf_tokens(folder, prompts(read_arch_file(folder / "config.json").vocab))
 
