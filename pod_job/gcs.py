@@ -34,7 +34,7 @@ CHECK_DEADLINE_S = 20.0
 """The same for the first contact, where somebody is watching."""
 REQUEST_TIMEOUT_S = (10.0, 120.0)
 """To connect, and between two packets of an answer."""
-ONE_REQUEST_BYTES = 32 << 20
+ONE_REQUEST_BYTES = 128 << 20
 """A larger upload is a session of chunks, so that less than all is sent again when the connection is lost."""
 UPLOAD_CHUNK_BYTES = 32 << 20
 """Each upload in flight holds at most one (the default: 100 MiB)."""
