@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pod_job.errors import JobError
-from pod_job.reading.epoch import Batches, Order
+from pod_job.reading.epoch import BLOCK_ROWS, BUCKET_BLOCK_ROWS, Batches, Order
 from pod_job.reading.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowReader
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
@@ -114,6 +114,7 @@ class ActivationDataset:
         epoch: int = 0,
         shard: tuple[int, int] = (0, 1),
         buffer_rows: int = 65_536,
+        block_rows: int | None = None,
         as_: Kind | None = None,
         with_index: bool = False,
         drop_last: bool = False,
@@ -123,11 +124,14 @@ class ActivationDataset:
         Args:
             shard: (index, count) of this trainer process; together the processes get every row once.
             buffer_rows: rows shuffled together in memory; two buffers of this size are held.
+            block_rows: neighbours that are read at once; 1,024 from a disk and 4,096 from a bucket where not given.
             with_index: yield (vectors, row numbers), so that `rows(...)` can tell where they are from.
         Returns:
             An iterator with `state_dict` and `load_state_dict`, which continue at the very next batch.
         """
-        order = Order(len(self), batch_size, shuffle, seed, epoch, shard, buffer_rows, drop_last)
+        if block_rows is None:
+            block_rows = BUCKET_BLOCK_ROWS if self.folder.local_path(rundir.METADATA) is None else BLOCK_ROWS
+        order = Order(len(self), batch_size, shuffle, seed, epoch, shard, buffer_rows, drop_last, block_rows)
 
         def present(raw: np.ndarray, numbers: np.ndarray) -> Any:
             vectors = self._present(raw, as_)

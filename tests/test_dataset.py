@@ -16,7 +16,7 @@ from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joi
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.merge import merge
-from pod_job.reading.epoch import BLOCK_ROWS, Order
+from pod_job.reading.epoch import Order
 from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.storage import Folder, open_folder
@@ -77,7 +77,7 @@ def test_rows_tell_where_a_vector_comes_from(run: tuple[Folder, list[Batch]]) ->
 def test_an_epoch_is_a_permutation(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
     full, data = joined(batches, "layer_6"), ActivationDataset(folder.url, layer=6)
-    iterator = data.batches(100, seed=3, buffer_rows=2048, with_index=True)
+    iterator = data.batches(100, seed=3, buffer_rows=2048, block_rows=700, with_index=True)
     assert len(iterator) == 32
     indices = []
     for vectors, index in iterator:
@@ -104,6 +104,7 @@ _ORDERS = st.builds(
     shard=st.integers(1, 5).map(lambda count: (0, count)),
     buffer_rows=st.integers(1, 9_000),
     drop_last=st.booleans(),
+    block_rows=st.sampled_from([1, 100, 1024, 4096]),
 )
 
 
@@ -113,7 +114,7 @@ def test_shards_partition_the_rows(order: Order) -> None:
     count = order.shard[1]
     shards = [Order(**{**vars(order), "shard": (index, count)}) for index in range(count)]
     blocks = np.concatenate([shard.blocks for shard in shards])
-    assert sorted(blocks.tolist()) == list(range(-(-order.rows // BLOCK_ROWS)))
+    assert sorted(blocks.tolist()) == list(range(-(-order.rows // order.block_rows)))
     assert sum(int(shard.starts[-1]) for shard in shards) == order.rows
     for shard in shards:
         assert [block for window in shard.windows for block in window] == shard.blocks.tolist()
@@ -149,7 +150,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(run: tuple[Folder, list[Batch
 
 def test_resuming_continues_with_the_very_next_batch(run: tuple[Folder, list[Batch]]) -> None:
     data = ActivationDataset(run[0].url, layer=6)
-    settings = {"seed": 5, "shard": (1, 2), "buffer_rows": 1024, "with_index": True}
+    settings = {"seed": 5, "shard": (1, 2), "buffer_rows": 1024, "block_rows": 512, "with_index": True}
     whole = [index.tolist() for _, index in data.batches(64, epoch=4, **settings)]
     for taken in (0, 1, 7, len(whole)):
         first = data.batches(64, epoch=4, **settings)
@@ -169,7 +170,7 @@ def test_a_state_of_another_order_is_refused(small: Path) -> None:
         data.batches(8).load_state_dict(state)
 
 
-@pytest.mark.parametrize("wrong", [{"shard": (2, 2)}, {"buffer_rows": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("wrong", [{"shard": (2, 2)}, {"buffer_rows": 0}, {"block_rows": 0}, {"batch_size": 0}])
 def test_impossible_orders_are_refused(small: Path, wrong: dict) -> None:
     with pytest.raises(JobError, match=f"{next(iter(wrong))}=.*must be"):
         ActivationDataset(small, layer=6).batches(**{"batch_size": 8, **wrong})

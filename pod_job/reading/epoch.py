@@ -1,6 +1,6 @@
 """One pass over numbered rows in shuffled batches: a pure order, and an iterator that reads ahead along it.
 
-The rows are cut into blocks of 1,024, the blocks permuted and dealt to the trainer's processes; each process reads its
+The rows are cut into blocks, the blocks permuted and dealt to the trainer's processes; each process reads its
 blocks a window at a time and permutes the rows of the window. Every read is large, and the order is a function of the
 settings alone, so any batch can be found again without going through those before it.
 """
@@ -18,6 +18,8 @@ from pod_job.errors import JobError
 from pod_job.reading.row_reader import READS_IN_FLIGHT, KeptRows, RowReader
 
 BLOCK_ROWS = 1024
+BUCKET_BLOCK_ROWS = 4096
+"""A request to a bucket costs as much as a megabyte, so that its blocks are larger."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,33 @@ class Order:
     shard: tuple[int, int]
     buffer_rows: int
     drop_last: bool
+    block_rows: int = BLOCK_ROWS
 
     def __post_init__(self) -> None:
         index, count = self.shard
         if not 0 <= index < count:
             raise JobError(f"shard={self.shard}: must be (index, count) with 0 <= index < count")
-        for name in ("batch_size", "buffer_rows"):
+        for name in ("batch_size", "buffer_rows", "block_rows"):
             if getattr(self, name) < 1:
                 raise JobError(f"{name}={getattr(self, name)}: must be at least 1")
 
     @cached_property
     def blocks(self) -> Int[np.ndarray, "blocks"]:
         """This process's blocks in the order they are read."""
-        count = -(-self.rows // BLOCK_ROWS)
+        count = -(-self.rows // self.block_rows)
         every = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
         return every[self.shard[0] :: self.shard[1]]
 
     @cached_property
     def windows(self) -> list[Int[np.ndarray, "_"]]:
         """Those blocks, cut into the groups that are in memory together."""
-        size = max(1, self.buffer_rows // BLOCK_ROWS)
+        size = max(1, self.buffer_rows // self.block_rows)
         return [self.blocks[start : start + size] for start in range(0, len(self.blocks), size)]
 
     @cached_property
     def starts(self) -> Int[np.ndarray, "windows_and_one"]:
         """The place in this process's order at which each window begins, and at the end how many rows it gets."""
-        sizes = [np.minimum(BLOCK_ROWS, self.rows - blocks * BLOCK_ROWS).sum() for blocks in self.windows]
+        sizes = [np.minimum(self.block_rows, self.rows - blocks * self.block_rows).sum() for blocks in self.windows]
         return np.cumsum([0, *sizes])
 
     @property
@@ -165,7 +168,8 @@ class Batches:
         buffer = self._spare.pop() if self._spare else np.empty((most, self._reader.row_bytes), np.uint8)
         reads, rows, filled = [], [], 0
         for block in self.order.windows[number].tolist():
-            first, last = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self.order.rows)
+            first = block * self.order.block_rows
+            last = min(first + self.order.block_rows, self.order.rows)
             reads.append(self._pool.submit(self._reader.read, first, last, buffer[filled : filled + last - first]))
             rows.append(np.arange(first, last))
             filled += last - first

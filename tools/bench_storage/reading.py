@@ -1,4 +1,4 @@
-"""Reading a million rows: shuffled epochs of ours beside a memory map's gather, `datasets`, `safe_open`, and the disk."""
+"""Reading a million rows: shuffled epochs of ours beside a memory map, `datasets`, `safe_open`, and the disk."""
 
 import os
 from collections.abc import Callable
@@ -30,10 +30,10 @@ def reading(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
     gigabytes = dataset.shape[0] * WIDTH * 2 / 1e9
     slow = len(dataset) / (FEW * BATCH)
     ours: dict[str, Callable[[], Any]] = {"ours": lambda: exhaust(dataset.batches(BATCH, seed=1))}
-    warm = in_turn(ours | {"memory map": memory_map(scratch / "rows.bin", rows=len(dataset))}, rounds)
+    warm = in_turn(ours | {"memory map": memory_map(scratch / "rows.bin", len(dataset))}, rounds)
     warm |= scaled(in_turn(others, rounds), slow)
     cold = in_turn(
-        ours | {"disk": lambda: sequentially(run), "memory map": memory_map(scratch / "rows.bin", FEW)},
+        ours | {"disk": lambda: sequentially(run), "memory map": memory_map(scratch / "rows.bin", FEW * BATCH)},
         rounds,
         lambda: evict(run, scratch / "rows.bin"),
     )
@@ -91,13 +91,13 @@ def sequentially(run: Path) -> None:
                 pass
 
 
-def memory_map(path: Path, batches: int | None = None, rows: int = 0) -> Callable[[], None]:
-    """Gathers rows in random order from a NumPy memory map: all `rows`, or those of so many batches."""
+def memory_map(path: Path, rows: int) -> Callable[[], Any]:
+    """Gathers so many rows in random order from a NumPy memory map."""
 
     def gather() -> None:
         mapped = np.memmap(path, np.uint16, "r").reshape(-1, WIDTH)
         order = np.random.default_rng(1).permutation(len(mapped))
-        for start in range(0, rows or batches * BATCH, BATCH):
+        for start in range(0, rows, BATCH):
             mapped[order[start : start + BATCH]]
 
     return gather
@@ -124,7 +124,7 @@ def other_formats(dataset: ActivationDataset, scratch: Path) -> dict[str, Callab
             for batch in order:
                 np.concatenate([rows[int(row) : int(row) + 1] for row in batch])
 
-    ways = {"safe_open": slices}
+    ways: dict[str, Callable[[], Any]] = {"safe_open": slices}
     if arrow := arrow_dataset(whole, scratch / "arrow"):
         ways["datasets"] = lambda: [arrow[batch]["x"] for batch in order]
     return ways

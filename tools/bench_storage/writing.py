@@ -24,7 +24,7 @@ TAPS = ("layer_6", "layer_12", "layer_18", "layer_24_norm")
 
 
 def writing(scratch: Path, bucket: str | None, rounds: int) -> dict[str, Any]:
-    """CPU and wall seconds per GB of vectors, four taps of a batch; `bucket` is gs://... or None where there is none."""
+    """CPU and wall seconds per GB of vectors, four taps of a batch; `bucket` is gs://... where there is one."""
     batch = Batch(
         1,
         BATCH_ROWS // PROMPT_TOKENS,
