@@ -24,7 +24,7 @@ def compile_cache(url: str | None) -> Iterator[None]:
     if url is None:
         yield
         return
-    folder = open_folder(url)
+    folder = open_folder(url, "storage.compile_cache")
     if local := folder.local_path("."):
         with jax_cache(local):
             yield

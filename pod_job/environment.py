@@ -7,6 +7,8 @@ ATTEMPT = "POD_JOB_ATTEMPT"  # token of this start, the same on every host: tell
 HOST = "POD_JOB_HOST"  # this host's index, 0 .. pod.hosts - 1
 COORDINATOR = "POD_JOB_COORDINATOR"  # host 0's address:port
 STORAGE_EMULATOR = "STORAGE_EMULATOR_HOST"  # google-cloud-storage's own: an endpoint in place of GCS
+TENSORSTORE_EMULATOR = "TENSORSTORE_GCS_HTTP_URL"  # the same for tensorstore, which reads converted checkpoints
+TENSORSTORE_TOKEN = "GOOGLE_AUTH_TOKEN_FOR_TESTING"  # tensorstore's: what it shows in place of credentials
 METADATA_SERVER = "GCE_METADATA_IP"  # Google's own: host:port in place of the metadata server
 TPU_WORKER = "TPU_WORKER_ID"  # set on TPU VMs by Google: the index of this VM in its slice
 

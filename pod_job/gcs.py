@@ -45,17 +45,18 @@ SESSION_RESTARTS = 3
 class BucketFolder:
     """`gs://bucket/prefix` as a Folder. Safe to share between threads, to pickle, and to carry over a fork."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, field: str = "storage.run_dir") -> None:
         match = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])(?:/(.*?))?/*", url)
         if not match:
-            raise JobError(f"storage.run_dir={url}: must be gs://bucket/prefix")
+            raise JobError(f"{field}={url}: must be gs://bucket/prefix")
         self.bucket_name, prefix = match[1], match[2]
         self.url = url.rstrip("/")
+        self.field = field
         self._prefix = f"{prefix}/" if prefix else ""
         self._client_of: tuple[int, storage.Client] | None = None
 
     def __reduce__(self) -> tuple:
-        return BucketFolder, (self.url,)
+        return BucketFolder, (self.url, self.field)
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
         stored = checksum(parts)
@@ -203,7 +204,7 @@ class BucketFolder:
     @contextmanager
     def _explained(self, deadline_s: float = RETRY_DEADLINE_S) -> Iterator[None]:
         """Turn what a person has to fix into one line; other errors are bugs and keep their traceback."""
-        here = f"storage.run_dir={self.url}"
+        here = f"{self.field}={self.url}"
         try:
             yield
         except api.NotFound as error:

@@ -14,10 +14,11 @@ from pod_job.errors import JobError
 from pod_job.extraction.batches import batch_count
 from pod_job.generation.generate_config import Mode
 from pod_job.models.arch import Arch, read_arch_file
+from pod_job.models.checkpoint import Checkpoint, check_checkpoint, fingerprint, model_name, read_checkpoint
+from pod_job.models.model_files import ModelFiles, find_model
 from pod_job.models.sharding import check_divides
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import Weight, weight_table
-from pod_job.models.weights import Checkpoint, check_checkpoint, find_model, fingerprint, read_checkpoint
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
 from pod_job.prompts.tokens import check_template, end_tokens, load_tokenizer, tokenize, tokenizer_fingerprint
@@ -52,13 +53,14 @@ def read_inputs(config: JobConfig) -> Inputs:
         JobError: in one line, the first thing that is missing, malformed or does not fit together.
     """
     extract = config.extract
-    model_dir = find_model(config.model.path, config.model.revision)
+    files = find_model(config.model.path, config.model.revision)
+    model_dir = files.directory
     arch = read_arch_file(model_dir / "config.json")
     taps = resolve(extract.layers, extract.taps, arch.layers)
     check_context(config, arch)
     table = weight_table(arch)
     check_divides(table, config.mesh, config.sharding)
-    checkpoint = read_checkpoint(model_dir)
+    checkpoint = read_checkpoint(files.weights)
     check_checkpoint(checkpoint, table)
     tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, model_dir))
     if tasks.chat:
@@ -66,9 +68,9 @@ def read_inputs(config: JobConfig) -> Inputs:
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
     if config.storage.compile_cache is not None:
-        open_folder(config.storage.compile_cache).check_writable()
+        open_folder(config.storage.compile_cache, "storage.compile_cache").check_writable()
     ends = end_tokens(model_dir)
-    identity = run_identity(config, arch, taps, tasks, model_dir, checkpoint)
+    identity = run_identity(config, arch, taps, tasks, files, checkpoint)
     if config.mode is Mode.generate:
         identity["generate"] = {**asdict(config.generate), "end_tokens": ends}
     confirm(folder, identity)
@@ -100,24 +102,23 @@ def token_counter(config: JobConfig, model_dir: Path) -> Callable[[Sample], int]
 
 
 def run_identity(
-    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], tasks: Tasks, model_dir: Path, checkpoint: Checkpoint
+    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], tasks: Tasks, files: ModelFiles, checkpoint: Checkpoint
 ) -> dict[str, Any]:
     """What the activations depend on, as JSON values: two runs with equal identities give equal datasets.
 
     Mesh, sharding, hosts and rows per step are not in it: a run may go on with others.
     """
     extract = config.extract
-    hub_name = config.model.path if not Path(config.model.path).is_dir() else model_dir.resolve().name
     return {
         "model": {
-            "name": hub_name,
+            "name": model_name(files.name, checkpoint),
             "family": arch.family,
             "layers": arch.layers,
             "hidden_dim": arch.hidden,
             "dtype": config.model.dtype.value,
             "weights_fingerprint": fingerprint(checkpoint),
         },
-        "tokenizer": tokenizer_fingerprint(model_dir),
+        "tokenizer": tokenizer_fingerprint(files.directory),
         "tasks": {
             "format": config.tasks.format.value,
             "fingerprint": tasks.fingerprint,

@@ -41,10 +41,23 @@ class NameTaken(Exception):
 
 
 @runtime_checkable  # so that tests can check annotations while they run
-class Folder(Protocol):
-    """What the job needs of a place to keep a run; LocalFolder and BucketFolder have it."""
+class Readable(Protocol):
+    """A place that is only read from."""
 
     url: str
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """`size` bytes from `start`, or up to the end; fewer where the content ends. FileNotFoundError if missing."""
+        ...
+
+    def local_path(self, name: str) -> Path | None:
+        """Where the content can be memory-mapped, or None where it is not on this machine."""
+        ...
+
+
+@runtime_checkable
+class Folder(Readable, Protocol):
+    """What the job needs of a place to keep a run; LocalFolder and BucketFolder have it."""
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
         """Store the joined parts under a new name, all or nothing. Equal content already there counts as success.
@@ -55,10 +68,6 @@ class Folder(Protocol):
 
     def replace(self, name: str, data: Part) -> Stored:
         """Store under the name whether or not it exists; a reader sees the old or the new content, never a mixture."""
-        ...
-
-    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """`size` bytes from `start`, or up to the end; fewer where the content ends. FileNotFoundError if missing."""
         ...
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
@@ -81,25 +90,24 @@ class Folder(Protocol):
         """Remove what killed writers have left unfinished, once nobody has written to it for so long."""
         ...
 
-    def local_path(self, name: str) -> Path | None:
-        """Where the content can be memory-mapped, or None in a bucket."""
-        ...
-
     def check_writable(self) -> None:
         """Create and remove a probe. Raises JobError saying what is wrong and what to do."""
         ...
 
 
-def open_folder(url: str | Path) -> Folder:
-    """A local path or `gs://bucket/prefix` as a Folder; JobError for anything else. Nothing is contacted yet."""
+def open_folder(url: str | Path, field: str = "storage.run_dir") -> Folder:
+    """A local path or `gs://bucket/prefix` as a Folder; JobError for anything else. Nothing is contacted yet.
+
+    `field`: what the user set to this place, named in errors.
+    """
     url = str(url).strip()
     if url.startswith("gs://"):
         from pod_job.gcs import BucketFolder  # google.cloud takes a second to import and local runs never need it
 
-        return BucketFolder(url)
+        return BucketFolder(url, field)
     if not url or "://" in url:
-        raise JobError(f"storage.run_dir={url}: must be a local folder or gs://bucket/prefix")
-    return LocalFolder(url)
+        raise JobError(f"{field}={url}: must be a local folder or gs://bucket/prefix")
+    return LocalFolder(url, field)
 
 
 def checksum(parts: Iterable[Part]) -> Stored:
@@ -116,9 +124,10 @@ def checksum(parts: Iterable[Part]) -> Stored:
 class LocalFolder:
     """A run folder on this machine's file system (or a shared mount that has hard links)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, field: str = "storage.run_dir") -> None:
         self.root = Path(url).expanduser().absolute()
         self.url = str(self.root)
+        self.field = field
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
         path, stored = self._path(name), checksum(parts)
@@ -192,7 +201,7 @@ class LocalFolder:
         except OSError as error:
             advice = "; its file system must allow hard links" if error.errno in _NO_LINKS else ""
             raise JobError(
-                f"storage.run_dir={self.url}: cannot write there ({error.strerror}){advice}; "
+                f"{self.field}={self.url}: cannot write there ({error.strerror}){advice}; "
                 "name a folder you may write to"
             ) from error
 

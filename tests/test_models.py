@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from pod_job.models import create_model_with_hooks, layer_loop
 from pod_job.models.arch import SWITCHES
+from pod_job.models.checkpoint import check_checkpoint, read_checkpoint
 from pod_job.models.decoder import Decoder
 from pod_job.models.rope import Rope
 from pod_job.models.weight_table import weight_table
-from pod_job.models.weights import check_checkpoint, load_params, read_checkpoint
+from pod_job.models.weights import load_params
 
 CASES = sorted(path for path in GOLDENS.iterdir() if path.is_dir())
 LIMIT = 1e-4

@@ -16,11 +16,12 @@ from pod_job.extraction.forward import compile_step
 from pod_job.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models import layer_loop
 from pod_job.models.arch import read_arch_file
+from pod_job.models.checkpoint import read_checkpoint
 from pod_job.models.decoder import Decoder
 from pod_job.models.sharding import check_divides, rules, stated
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import Weight, weight_table
-from pod_job.models.weights import load_params, read_checkpoint
+from pod_job.models.weights import load_params
 from tools.tiny_model import write_tiny_model
 
 ROWS, SEQ = 8, 12

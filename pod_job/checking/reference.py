@@ -1,7 +1,7 @@
 """Activations from an independent float32 reference, to hold the fast path against: prompts in, vectors out.
 
-Hugging Face's torch model where torch is installed; else our own model in float32 on one CPU device, which shares with
-the fast path neither its precision nor its mesh, its packing nor its kernels.
+Hugging Face's torch model where torch is installed and the weights are files here; else our own model in float32 on one
+CPU device, which shares with the fast path neither its precision nor its mesh, its packing nor its kernels.
 """
 
 import importlib.util
@@ -13,6 +13,8 @@ from jaxtyping import Float, Int32
 
 from pod_job.config import Dtype
 from pod_job.inputs import Inputs
+from pod_job.models.checkpoint import Checkpoint
+from pod_job.models.tensor_files import TensorFiles
 
 TORCH, OURS = "Hugging Face transformers, torch, float32", "this model on one CPU device, float32"
 LIMITS = {Dtype.float32: 1e-3, Dtype.float16: 0.1, Dtype.bfloat16: 0.1}
@@ -22,7 +24,7 @@ TINY = 1e-30  # a row of zeros is as far from itself as anything: not at all
 
 def reference_taps(inputs: Inputs, prompts: Sequence[Int32[np.ndarray, "_"]]) -> tuple[str, list[dict]]:
     """The name of the reference, and for each prompt {tap name: [S, width] float32} of the run's taps."""
-    if torch_installed():
+    if torch_installed() and in_local_files(inputs.checkpoint):
         return TORCH, _by_torch(inputs, prompts)
     return OURS, _by_us(inputs, prompts)
 
@@ -34,6 +36,11 @@ def limit_of(*dtypes: Dtype) -> float:
 
 def torch_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
+
+
+def in_local_files(checkpoint: Checkpoint) -> bool:
+    """Whether the weights are where Hugging Face's library can load them."""
+    return isinstance(checkpoint, TensorFiles) and checkpoint.folder.local_path(".") is not None
 
 
 def relative_errors(found: Float[np.ndarray, "R D"], truth: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R"]:

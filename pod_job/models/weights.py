@@ -1,149 +1,191 @@
-"""Checkpoints: from a Hugging Face folder or hub name to parameters on the mesh, each host reading its slices only.
+"""Parameters on the mesh from a checkpoint, each host reading about the bytes that its devices hold.
 
-Reading and checking headers needs no jax and no weights in memory; `load_params` is the only part that does.
+A checkpoint's matrices lie row by row, so a slice of rows is one range of a file. Where the mesh splits columns among
+hosts, each host reads an equal part of the rows instead, and the devices exchange them (`by_exchange`).
+
+Letters: L layers, R rows and C columns of a tensor in the checkpoint (of a torch Linear: [out, in]).
 """
 
 import functools
-import hashlib
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, Shaped
 
-from pod_job.errors import JobError
+from pod_job.models.checkpoint import Checkpoint
+from pod_job.models.converted import Converted, fill_from_converted
+from pod_job.models.tensor_files import TensorFiles, ahead, checkpoint_names
 from pod_job.models.weight_table import Weight
-from pod_job.run_folder.tensorfile import map_tensors
 
-MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*"]
+log = logging.getLogger("pod_job")
 
-# In some checkpoints, never parameters: derived buffers, and the output matrix of a model whose embedding serves.
-DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
+PIECE_BYTES = 4 << 20
+"""Of one read; more than one in flight hide the latency of a bucket."""
 
-# In a checkpoint with vision (Gemma 3): how the text model's tensors are called there and alone, and the other parts.
-TEXT_PREFIXES = {
-    "language_model.model.": "model.",
-    "model.language_model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-}
-VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+Box = tuple[tuple[int, int], ...]
+"""A slice of an array: start and stop of each dimension."""
+Fill = Callable[[Weight, Mapping[Box, np.ndarray]], None]
+"""Writes each slice of a weight into the array that waits for it."""
 
 
-Checkpoint = dict[str, np.ndarray]  # tensors by name, on memory maps: nothing is read before it is used
+def load_params(
+    checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any, shardings: Mapping[str, Sharding]
+) -> Any:
+    """Parameters `{"params": {name: array}}` of `dtype`, placed by `shardings`.
 
-
-def find_model(path: str, revision: str | None = None) -> Path:
-    """The folder of a model: a local one as it is, a hub name after download into the hub's own cache.
-
-    Raises:
-        JobError: neither a folder nor a model that the hub (or its cache) can give.
+    Every process of the shardings' devices must call it with the same arguments.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or folder.exists():
-        raise JobError(f"model.path={path} is not a folder; give a Hugging Face folder or a hub name (org/model)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise JobError(f"model.path={path} is no local folder and cannot be had from the hub: {reason}") from error
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Every tensor of the folder's safetensors files by name; headers are checked, no weight is read.
-
-    Of a model with vision, the tensors of its text model, under the names that a text model has.
-
-    Raises:
-        JobError: no safetensors file, one named in the index missing, a truncated file, a tensor in two files.
-    """
-    index = folder / "model.safetensors.index.json"
-    if (whole := folder / "model.safetensors").is_file():
-        files = [whole]
-    elif index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        raise JobError(f"model.path={folder} has neither {whole.name} nor {index.name}; convert it to safetensors")
-    checkpoint: Checkpoint = {}
-    for path in files:
-        if not path.is_file():
-            raise JobError(f"model.path={folder}: {path.name} is named in {index.name} but missing; download it again")
-        tensors = map_tensors(path)
-        if doubled := sorted(tensors.keys() & checkpoint.keys()):
-            raise JobError(f"model.path={folder}: tensor {doubled[0]} of {path.name} is in another file too")
-        checkpoint |= tensors
-    return of_text_model(checkpoint)
-
-
-def of_text_model(checkpoint: Checkpoint) -> Checkpoint:
-    renamed: Checkpoint = {}
-    for name, tensor in checkpoint.items():
-        if not name.startswith(VISION_PREFIXES):
-            prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
-            renamed[TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)] = tensor
-    return renamed
-
-
-def checkpoint_names(weight: Weight) -> list[str]:
-    if not weight.stacked:
-        return [weight.checkpoint_name]
-    return [weight.checkpoint_name.format(layer) for layer in range(weight.shape[0])]
-
-
-def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> None:
-    """Raises JobError naming the first tensor that is missing, misshapen or unknown."""
-    known = set()
-    for weight in table.values():
-        for name in checkpoint_names(weight):
-            known.add(name)
-            if name not in checkpoint:
-                raise JobError(f"checkpoint: tensor {name} {list(weight.checkpoint_shape)} is missing")
-            shape = checkpoint[name].shape
-            if shape != weight.checkpoint_shape:
-                raise JobError(
-                    f"checkpoint: tensor {name} is {list(shape)}, but config.json says {list(weight.checkpoint_shape)}"
-                )
-    extra = sorted(name for name in checkpoint.keys() - known if not DERIVED.fullmatch(name))
-    if extra:
-        raise JobError(f"checkpoint: tensor {extra[0]} is not part of this model ({len(extra)} such); wrong config?")
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over every tensor's name, dtype, shape and first 4 KiB: tells checkpoints apart without reading them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.reshape(-1).view(np.uint8)[:4096].tobytes())
-    return digest.hexdigest()
-
-
-def load_params(checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any, shardings: Mapping[str, Any]) -> Any:
-    """Parameters `{"params": {name: array}}` placed by `shardings`; only this host's slices are read and cast.
-
-    Files are memory-mapped, so a slice costs its own bytes, whatever the size of its file.
-    """
-    import jax
-
-    def part(weight: Weight, index: Any) -> np.ndarray:
-        if not weight.stacked:
-            return one(weight, weight.checkpoint_name, weight.shape, index)
-        layers = range(*index[0].indices(weight.shape[0]))
-        names = [weight.checkpoint_name.format(layer) for layer in layers]
-        return np.stack([one(weight, name, weight.shape[1:], index[1:]) for name in names])
-
-    def one(weight: Weight, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        tensor = checkpoint[name]
-        ours = tensor.T.reshape(shape) if weight.linear else tensor.reshape(shape)
-        return ours[index].astype(dtype)
-
-    params = {
-        name: jax.make_array_from_callback(weight.shape, shardings[name], functools.partial(part, weight))
-        for name, weight in table.items()
-    }
+    started = time.monotonic()
+    params = {}
+    for name, weight in table.items():
+        sharding = shardings[name]
+        if isinstance(checkpoint, Converted):
+            params[name] = place(weight, dtype, sharding, fill_from_converted(checkpoint, name))
+        elif isinstance(sharding, NamedSharding) and (axis := split_column_axis(weight, sharding)) is not None:
+            params[name] = by_exchange(checkpoint, weight, dtype, sharding, axis)
+        else:
+            params[name] = place(weight, dtype, sharding, fill_from_tensors(checkpoint))
+    jax.block_until_ready(params)
+    log.info("weights read in %.1f s", time.monotonic() - started)
     return {"params": params}
+
+
+def place(weight: Weight, dtype: Any, sharding: Sharding, fill: Fill) -> Array:
+    """The weight, of which `fill` reads the slices that this process's devices hold, each once."""
+    boxes = {box(index, weight.shape) for index in sharding.addressable_devices_indices_map(weight.shape).values()}
+    slices = {each: np.empty([stop - start for start, stop in each], dtype) for each in boxes}
+    fill(weight, slices)
+    return jax.make_array_from_callback(weight.shape, sharding, lambda index: slices[box(index, weight.shape)])
+
+
+def box(index: Any, shape: tuple[int, ...]) -> Box:
+    spans = (one.indices(size) for one, size in zip(index, shape, strict=True))
+    return tuple((start, stop) for start, stop, _ in spans)
+
+
+def fill_from_tensors(checkpoint: TensorFiles) -> Fill:
+    """Rows that any of the slices needs are read once, piece by piece, and cast on their way into the slices."""
+
+    def fill(weight: Weight, slices: Mapping[Box, np.ndarray]) -> None:
+        views = [View.of(weight, each, array) for each, array in slices.items()]
+        spans = sorted({view.rows for view in views})
+        names = checkpoint_names(weight)
+        row_bytes = checkpoint.tensors[names[0]].dtype.itemsize * matrix_shape(weight)[1]
+        pieces = [
+            (layer, *piece) for layer in range(len(names)) for piece in cut(spans, max(1, PIECE_BYTES // row_bytes))
+        ]
+        read = ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:]), pieces)
+        for (layer, start, stop), data in zip(pieces, read, strict=True):
+            for view in views:
+                view.take(layer, start, stop, data)
+
+    return fill
+
+
+def cut(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """The union of sorted spans, in pieces of `most` rows at most."""
+    done = 0
+    for start, stop in spans:
+        for at in range(max(start, done), stop, most):
+            yield at, min(at + most, stop)
+        done = max(done, stop)
+
+
+def matrix_shape(weight: Weight) -> tuple[int, int]:
+    """R, C of the checkpoint's tensor (of one layer's, where stacked)."""
+    shape = weight.checkpoint_shape
+    return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
+
+
+@dataclass(frozen=True)
+class View:
+    """A slice of a weight as the checkpoint has it: `matrix` [L, rows, columns] is a view of the slice's memory."""
+
+    matrix: Shaped[np.ndarray, "L rows columns"]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @classmethod
+    def of(cls, weight: Weight, each: Box, array: np.ndarray) -> "View":
+        if not weight.stacked:
+            each, array = ((0, 1), *each), array[None]
+        sizes = weight.shape[1:] if weight.stacked else weight.shape
+        at = leading_dims(weight)
+        first, second = flat_span(each[1 : 1 + at], sizes[:at]), flat_span(each[1 + at :], sizes[at:])
+        matrix = array.reshape(len(array), first[1] - first[0], second[1] - second[0])
+        if weight.linear:
+            return cls(matrix.swapaxes(1, 2), second, first)
+        return cls(matrix, first, second)
+
+    def take(self, layer: int, start: int, stop: int, data: Shaped[np.ndarray, "R C"]) -> None:
+        """Copies what is ours of rows [start, stop)."""
+        begin, end = max(start, self.rows[0]), min(stop, self.rows[1])
+        if begin < end:
+            ours = slice(begin - self.rows[0], end - self.rows[0])
+            self.matrix[layer, ours] = data[begin - start : end - start, slice(*self.columns)]
+
+
+def leading_dims(weight: Weight) -> int:
+    """How many of our dimensions (but for the layers) come first in memory as one of the checkpoint's matrix."""
+    axes = weight.axes[1:] if weight.stacked else weight.axes
+    if weight.linear:
+        return len(axes) - 1 if axes[-1] == "embed" else 1
+    return 1 if len(weight.checkpoint_shape) == 2 else 0
+
+
+def flat_span(spans: Box, sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Where a slice lies in the flattened dimensions; only the first of them is ever split."""
+    inner = math.prod(sizes[1:])
+    assert all(span == (0, size) for span, size in zip(spans[1:], sizes[1:], strict=True))
+    return (spans[0][0] * inner, spans[0][1] * inner) if spans else (0, 1)
+
+
+def split_column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
+    """Our dimension that splits the checkpoint's columns among hosts, where rows can be exchanged instead."""
+    rows, _ = matrix_shape(weight)
+    hosts = {device.process_index for device in sharding.device_set}
+    if len(hosts) == 1 or rows % sharding.mesh.size:
+        return None
+    return column_axis(weight, sharding)
+
+
+def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
+    """Our dimension that is split and makes up the checkpoint's columns."""
+    split = [dim for dim, axis in enumerate(sharding.spec) if axis is not None]
+    if len(weight.checkpoint_shape) < 2 or not split:
+        return None
+    first_of_rows = int(weight.stacked) + (leading_dims(weight) if weight.linear else 0)
+    return None if split[0] == first_of_rows else split[0]
+
+
+def by_exchange(checkpoint: TensorFiles, weight: Weight, dtype: Any, sharding: NamedSharding, axis: int) -> Array:
+    """The weight, split along `axis`: devices are given equal parts of the rows, and swap them for their columns."""
+    layers = weight.shape[:1] if weight.stacked else ()
+    axes = (*weight.axes[: len(layers)], None, None)
+    tensor = replace(weight, shape=(*layers, *weight.checkpoint_shape), axes=axes, linear=False)
+    by_rows = PartitionSpec(*(None for _ in layers), sharding.mesh.axis_names)
+    rows = place(tensor, dtype, NamedSharding(sharding.mesh, by_rows), fill_from_tensors(checkpoint))
+    parts = sharding.mesh.shape["model"]
+    local = tuple(size // parts if at == axis else size for at, size in enumerate(weight.shape))
+    return exchange(sharding, by_rows, len(layers), weight.linear, local)(rows)
+
+
+@functools.lru_cache
+def exchange(
+    sharding: NamedSharding, by_rows: PartitionSpec, dim: int, transposed: bool, local: tuple[int, ...]
+) -> Callable[[Array], Array]:
+    """The program that turns rows, split over all devices along `dim`, into each device's columns, of shape `local`."""
+
+    def swap(block: Array) -> Array:
+        block = jax.lax.all_to_all(block, "model", split_axis=dim + 1, concat_axis=dim, tiled=True)
+        block = jax.lax.all_gather(block, "data", axis=dim, tiled=True)
+        return (block.swapaxes(-1, -2) if transposed else block).reshape(local)
+
+    return jax.jit(jax.shard_map(swap, mesh=sharding.mesh, in_specs=by_rows, out_specs=sharding.spec, check_vma=False))
