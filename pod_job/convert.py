@@ -4,7 +4,6 @@ Every host of any mesh reads its own slices from it, and no bytes of anybody els
 along, and runs keep the model's name and fingerprint: one begun with the original goes on with this.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -13,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import uuid
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 
+from pod_job.command_line import exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.checkpoint import check_checkpoint, fingerprint, read_checkpoint
@@ -135,18 +136,19 @@ def remove_unfinished(out: Folder, converted: Converted) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 2 bad input (one line on stderr)."""
-    parser = argparse.ArgumentParser(prog="python -m pod_job.convert", description=__doc__)
+    """The command line."""
+    examples = ["Qwen/Qwen2.5-7B gs://my-bucket/models/Qwen2.5-7B", "gs://my-bucket/hf/my-model runs/models/my-model"]
+    parser = make_parser("convert", __doc__ or "", examples)
     parser.add_argument("model", metavar="MODEL", help="as model.path: a folder, gs://bucket/folder, or a hub name")
     parser.add_argument("out", metavar="OUT", help="a local folder or gs://bucket/folder")
     parser.add_argument("--revision", help="of the hub's repository")
     options = parser.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax finds our chunks small; a slice should cost no more
-    try:
-        converted = convert(options.model, options.out, options.revision)
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: convert_and_tell(options))
+
+
+def convert_and_tell(options: Namespace) -> int:
+    converted = convert(options.model, options.out, options.revision)
     print(f"{converted.folder.url}: {converted.name}, {len(converted.weights)} weights; use it as model.path")
     return 0
 

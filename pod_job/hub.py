@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_url, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from pod_job.errors import JobError
@@ -26,9 +26,12 @@ def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> 
     """
     try:
         here = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, INDEX]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise JobError(f"model.path={repo} is no local folder and cannot be had from the hub: {reason}") from error
+        raise JobError(
+            f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
+            "give a folder"
+        ) from error
     local = LocalFolder(str(here), "model.path")
     # Other programs leave whole models in the cache.
     cached = (here / WHOLE).is_file() or (here / INDEX).is_file()

@@ -6,13 +6,13 @@ a program does not fit or waits for its results to leave, it says what to change
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.errors import JobError
 from pod_job.inputs import check_context
 from pod_job.models.arch import read_arch_file
+from pod_job.models.model_files import find_model
 from pod_job.models.sharding import check_divides, stated
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import weight_table
@@ -32,7 +32,7 @@ def preflight(overrides: Sequence[str]) -> dict[str, Any]:
     """
     config = load(overrides)
     pod = pod_slice(config)
-    model_dir = config_folder(config.model.path, config.model.revision)
+    model_dir = find_model(config.model.path, config.model.revision).directory
     arch = read_arch_file(model_dir / "config.json")
     taps, table, ends = (
         resolve(config.extract.layers, config.extract.taps, arch.layers),
@@ -94,20 +94,3 @@ def pod_slice(config: JobConfig) -> Slice:
             f"{found.hosts} hosts of {found.chips_per_host} chips; set those"
         )
     return found
-
-
-def config_folder(path: str, revision: str | None) -> Path:
-    """The folder with the model's config.json and tokenizer: a local one, or from the hub; no weight is fetched."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["config.json", "tokenizer*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise JobError(
-            f"model.path={path} is no local folder, and the hub does not give its config.json ({reason}); "
-            "without a network, give a folder that holds config.json"
-        ) from error

@@ -14,7 +14,7 @@ from pod_job.config import JobConfig, from_json
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.inputs import token_counter
-from pod_job.preflight.report import config_folder
+from pod_job.models.model_files import find_model
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer
 from pod_job.reading.overview import Overview
@@ -38,7 +38,7 @@ def open_decoder(overview: Overview, overrides: Sequence[str] = ()) -> tuple[Dec
     """Token ids to text; where the tokenizer cannot be had, to their numbers, with the reason."""
     try:
         config = recorded(overview, overrides)
-        tokenizer = load_tokenizer(config_folder(config.model.path, config.model.revision))
+        tokenizer = load_tokenizer(find_model(config.model.path, config.model.revision).directory)
     except JobError as error:
         return by_numbers, str(error)
     return decoder(tokenizer), None
@@ -76,7 +76,7 @@ def texts_from_prompts(
 ) -> list[RowText]:
     """From the prompts of the run, read again. JobError where they cannot be had, or are no longer the run's."""
     config = recorded(overview, overrides)
-    model_dir = config_folder(config.model.path, config.model.revision)
+    model_dir = find_model(config.model.path, config.model.revision).directory
     tokenizer = load_tokenizer(model_dir)
     samples = read_tasks(config.tasks, count_tokens=token_counter(config, model_dir)).samples
     decode = decoder(tokenizer)
