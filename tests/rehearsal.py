@@ -16,6 +16,7 @@ from pod_job.run_folder import rundir
 from tools.bucket import bucket_server
 from tools.fakepod import World, fakepod
 from tools.fakepod.hosts import Hosts
+from tools.fakepod.lean_python import lean_python
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,7 @@ class Rehearsal:
     world: World
     root: Path
     model: Path
+    python: Path
 
     def job(self, run: str, hosts: int, *more: str) -> list[str]:
         """Overrides of a small job on a pod of `hosts` workers; every worker has one device."""
@@ -51,7 +53,7 @@ class Rehearsal:
             f"storage.compile_cache={self.root}/compiled",
             *(f"pod.accelerator_type=v4-{hosts * CORES_PER_VM}", f"pod.hosts={hosts}"),
             *("pod.devices_per_host=1", f"mesh.data={hosts}", "mesh.model=1", f"cloud.name={self.pod(run)}"),
-            *(f"cloud.zones=[{ZONE},{OTHER_ZONE}]", "cloud.internal_ip=true", f"cloud.python={sys.executable}"),
+            *(f"cloud.zones=[{ZONE},{OTHER_ZONE}]", "cloud.internal_ip=true", f"cloud.python={self.python}"),
             *(f"cloud.ssh_flags=['-oPort={self.world.ssh_port}']", *more),
         ]
 
@@ -119,9 +121,10 @@ def rehearsal(root: Path) -> Iterator[Rehearsal]:
     gcloud = root / "gcloud"
     gcloud.write_text(RECORDING_GCLOUD.format(log=root / "commands.log", gcloud=shutil.which("gcloud")))
     gcloud.chmod(0o755)
-    one_device = {"JAX_NUM_CPU_DEVICES": "1"}
-    with bucket_server(root / "buckets", BUCKET) as url, fakepod(root / "cloud", one_device, url) as world:
-        yield Rehearsal(world, root, model)
+    # Compiled quickly: how fast the program is does not matter here.
+    hosts = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    with bucket_server(root / "buckets", BUCKET) as url, fakepod(root / "cloud", hosts, url) as world:
+        yield Rehearsal(world, root, model, lean_python(root / "python"))
 
 
 def secret_seen(paths: Sequence[Path], secret: str) -> list[Path]:

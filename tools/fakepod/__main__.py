@@ -15,6 +15,7 @@ from pathlib import Path
 from pod_job.errors import JobError
 from tools.bucket import bucket_server
 from tools.fakepod import fakepod, fakepod_available
+from tools.fakepod.lean_python import lean_python
 
 BUCKET = "rehearsal"
 
@@ -43,7 +44,7 @@ def rehearse(root: Path, model: Path, command: list[str]) -> int:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     with bucket_server(root / "buckets", BUCKET) as endpoint:
-        common = {"FAKEPOD_MODEL": str(model), "FAKEPOD_PYTHON": sys.executable}
+        common = {"FAKEPOD_MODEL": str(model), "FAKEPOD_PYTHON": str(lean_python(root / "python"))}
         with fakepod(root / "cloud", common | {"JAX_NUM_CPU_DEVICES": "1"}, endpoint) as world:
             env = {**os.environ, **world.env, **common, "FAKEPOD_SSH_PORT": str(world.ssh_port)}
             return subprocess.run(command, env=env).returncode

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,8 +16,8 @@ STATUS_NAME = {ALREADY_EXISTS: "ALREADY_EXISTS", NOT_FOUND: "NOT_FOUND"}
 Answer = dict[str, Any]
 
 
-def api_handler(cloud: Cloud, ssh_keys: str) -> type[BaseHTTPRequestHandler]:
-    """A handler class for http.server. `ssh_keys`: the project's metadata value of that name."""
+def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestHandler]:
+    """A handler class for http.server; every request goes to `log`. `ssh_keys`: the project's metadata of that name."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -37,6 +38,8 @@ def api_handler(cloud: Cloud, ssh_keys: str) -> type[BaseHTTPRequestHandler]:
             url = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with log.open("ab") as file:
+                file.write(f"{method} {self.path} ".encode() + body + b"\n")
             try:
                 status, content = 200, answer(cloud, ssh_keys, method, url.path, query, json.loads(body or b"{}"))
             except ApiError as error:

@@ -1,5 +1,6 @@
 """The hosts of one simulated node: each a home folder, an address of 127.0.0.0/8, an sshd and a metadata server."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tools import keeper
 from tools.fakepod.metadata import MetadataServer
 
 MARK = "FAKEPOD_HOST"  # in the environment of every process of a host: its home folder
@@ -70,6 +72,7 @@ class Hosts:
         sshd = self.sshds.pop(worker)
         sshd.kill()
         sshd.wait()
+        keeper.release(sshd.pid)
         self.signal(worker, signal.SIGKILL)
 
     def signal(self, worker: int, signum: signal.Signals, program: bytes = b"") -> None:
@@ -82,17 +85,15 @@ class Hosts:
 
     def processes(self, worker: int, program: bytes = b"") -> list[int]:
         """The processes on the host, by the mark in their environment, that run `program`."""
-        mark = f"{MARK}={self.homes[worker]}".encode()
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    ours = mark in (entry / "environ").read_bytes().split(b"\0")
-                    if ours and program in (entry / "cmdline").read_bytes().split(b"\0")[0]:
-                        found.append(int(entry.name))
-                except OSError:
-                    continue  # ended meanwhile, or another user's
+        for pid in keeper.marked(self._mark(worker)):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+                    found.append(pid)
         return found
+
+    def _mark(self, worker: int) -> str:
+        return f"{MARK}={self.homes[worker]}"
 
     def announce_preemption(self) -> None:
         for server in self.metadata.values():
@@ -123,9 +124,12 @@ class Hosts:
         # An sshd run as root wants this folder, which its service would have made.
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sshd, "-D", "-f", str(config), "-E", f"{home}.sshd.log"], stdin=subprocess.DEVNULL, start_new_session=True
         )
+        keeper.keep(process.pid)
+        keeper.keep_marked(self._mark(worker))
+        return process
 
 
 def sftp_server() -> str:

@@ -32,6 +32,8 @@ class World:
     env: Mapping[str, str]
     ssh_port: int
     root: Path
+    missing: dict[str, set[int]]
+    """By node: workers of its next creations that never come."""
 
     def hosts(self, node_id: str) -> Hosts:
         """The machines of a node."""
@@ -69,6 +71,8 @@ def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) 
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     common = {**emulator, **cpu, "PATH": os.environ["PATH"]}
 
+    missing: dict[str, set[int]] = {}
+
     def new_machines(node: Record) -> Hosts:
         subnet = next(_subnets)
         addresses = [f"127.{os.getpid() % 200 + 1}.{subnet}.{worker + 1}" for worker in range(workers_of(node))]
@@ -78,16 +82,20 @@ def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) 
             "JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{jax_port}",
         }
         env = {**common, **coordinator, **host_env}
-        return Hosts(root / f"node_{node['id']}", addresses, ssh_port, key.with_suffix(".pub"), env)
+        hosts = Hosts(root / f"node_{node['id']}", addresses, ssh_port, key.with_suffix(".pub"), env)
+        hosts.absent |= missing.get(node["name"].rpartition("/")[2], set())
+        return hosts
 
     cloud = Cloud(PROJECT, new_machines)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), api_handler(cloud, f"{user}:{kind} {public} {user}"))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), api_handler(cloud, f"{user}:{kind} {public} {user}", root / "api.log")
+    )
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         env = gcloud_env(root, home, server.server_port)
         if bucket is not None:
             env |= emulator | {"CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{bucket}/storage/v1/"}
-        yield World(cloud, env, ssh_port, root)
+        yield World(cloud, env, ssh_port, root, missing)
     finally:
         server.shutdown()
         server.server_close()
