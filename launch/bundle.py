@@ -15,6 +15,7 @@ from pod_job.config import conf_dir
 from pod_job.errors import JobError
 
 REQUIREMENTS = ("pyproject.toml", "constraints.txt")
+INSTALLED_ONLY = ("pod_job/conf/", "pod_job/requirements/")
 MAX_BYTES = 64 << 20
 HOST_PYTHON = ".".join(map(str, sys.version_info[:2]))
 """Hosts get the Python of this machine, and with it the very versions that were checked and compiled with here."""
@@ -40,24 +41,32 @@ def make_bundle(tasks: str) -> Bundle:
         JobError: the sources are not here, or the tasks are too large to send along.
     """
     package = Path(pod_job.__file__).parent
-    files = tree(package, "pod_job") | tree(conf_dir(), "conf")
-    for name in REQUIREMENTS:
-        if not (package.parent / name).is_file():
-            raise JobError(f"{name} is not beside {package}; launch from a checkout of this project")
-        files[name] = package.parent / name
+    requirements = requirements_of(package)
+    # An installed package holds conf and the requirements inside itself; hosts get what a checkout has.
+    ours = {name: path for name, path in tree(package, "pod_job").items() if not name.startswith(INSTALLED_ONLY)}
+    files = ours | tree(conf_dir(), "conf") | requirements
     if not Path(tasks).is_absolute():
         files |= tree(Path(tasks), tasks)
     if sum(path.stat().st_size for path in files.values()) > MAX_BYTES:
         raise JobError(f"tasks.path={tasks} is over {MAX_BYTES >> 20} MiB; put it where every host sees it")
     data = archive(files)
-    requirements = b"".join((package.parent / name).read_bytes() for name in REQUIREMENTS)
-    requirements += HOST_PYTHON.encode()
-    return Bundle(hashlib.sha256(data).hexdigest(), data, hashlib.sha256(requirements).hexdigest()[:16])
+    installs = b"".join(path.read_bytes() for path in requirements.values()) + HOST_PYTHON.encode()
+    return Bundle(hashlib.sha256(data).hexdigest(), data, hashlib.sha256(installs).hexdigest()[:16])
+
+
+def requirements_of(package: Path) -> dict[str, Path]:
+    """The lists of dependencies: inside the installed package, or beside it in a checkout. JobError without them."""
+    inside = package / "requirements"
+    files = {name: (inside if inside.is_dir() else package.parent) / name for name in REQUIREMENTS}
+    for name, path in files.items():
+        if not path.is_file():
+            raise JobError(f"{name} is not in {path.parent}; install the package anew, or launch from a checkout")
+    return files
 
 
 def pinned_versions() -> dict[str, str]:
     """package -> the version that constraints.txt gives a host, which has the Python of this machine."""
-    lines = (Path(pod_job.__file__).parent.parent / "constraints.txt").read_text().splitlines()
+    lines = requirements_of(Path(pod_job.__file__).parent)["constraints.txt"].read_text().splitlines()
     wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {
         each.name: str(each.specifier).removeprefix("==")
