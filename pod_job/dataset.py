@@ -1,6 +1,6 @@
 """A run as an array of activation vectors with their provenance: indexing, and shuffled batches for training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,12 @@ class ActivationDataset:
             return (vectors, numbers) if with_index else vectors
 
         return Batches(self._reader, order, present)
+
+    def excluded(self) -> Iterator[np.ndarray]:
+        """The vectors that `exclude` leaves out, [R, D] in the stored dtype, a part at a time."""
+        if isinstance(self._reader, KeptRows):
+            for raw in self._reader.left_out():
+                yield self._present(raw, "numpy")
 
     def _numbers(self, index: Any) -> np.ndarray:
         numbers = np.asarray(index)

@@ -1,6 +1,6 @@
 """Rows of one tap, numbered through the files of all batches, as raw bytes: ranges at full speed, or any selection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +12,7 @@ from pod_job.errors import JobError
 from pod_job.storage import Folder
 
 READS_IN_FLIGHT = 8
+PART_ROWS = 65_536
 MAPS_OPEN = 512
 """Memory maps kept; the kernel allows a process about 65,000."""
 
@@ -152,3 +153,9 @@ class KeptRows:
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
         """The rows with these numbers, in this order; all must be in range."""
         return self._reader.gather(self.kept[index])
+
+    def left_out(self) -> Iterator[UInt8[np.ndarray, "R bytes"]]:
+        """The other rows of the reader, ascending, at most PART_ROWS at a time."""
+        others = np.setdiff1d(np.arange(len(self._reader)), self.kept, assume_unique=True)
+        for start in range(0, len(others), PART_ROWS):
+            yield self._reader.gather(others[start : start + PART_ROWS])

@@ -1,0 +1,42 @@
+"""A run whose vectors are sparse sums of a few directions, with attention sinks: what an autoencoder should find."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from pod_job.merge import merge
+from pod_job.run_folder import rows, rundir
+from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.storage import open_folder
+from tests.sample_runs import TIME, WIDTH, identity
+
+TAP = "layer_6"
+DIRECTIONS, ACTIVE, ROWS = 24, 3, 1500
+SINK_EVERY = 50
+
+
+def sparse_run(folder: Path, batches: int = 3) -> Path:
+    """Every 50th row is a sink, a hundred times as long as the others and far from them."""
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((DIRECTIONS, WIDTH))
+    run = open_folder(folder)
+    rundir.claim(run, identity(ROWS * batches, (TAP,), per_batch=ROWS))
+    for number in range(1, batches + 1):
+        chosen = rng.random((ROWS, DIRECTIONS)).argsort(axis=1)[:, :ACTIVE]
+        codes = np.zeros((ROWS, DIRECTIONS))
+        np.put_along_axis(codes, chosen, rng.uniform(1, 2, (ROWS, ACTIVE)), axis=1)
+        vectors = codes @ directions + 3
+        sink = np.arange(ROWS) % SINK_EVERY == 0
+        vectors[sink] += 1000
+        columns = {
+            "task_id": [f"task_{row}" for row in range(ROWS)],
+            "sample_idx": np.zeros(ROWS, int),
+            "position": np.arange(ROWS),
+            "token_id": rng.integers(0, 50_000, ROWS),
+            "sink": sink,
+        }
+        taps = {TAP: vectors.astype(np.float32).astype(ml_dtypes.bfloat16)}
+        commit_batch(run, Batch(number, ROWS, rows.from_columns(columns, TIME), taps), host=0)
+    merge(run)
+    return folder

@@ -1,0 +1,76 @@
+"""Environments of other programs that ours is used with or measured beside: `python -m tools.peers NAME...`.
+
+Each is made once, in runs/peers/NAME, with pinned versions and this package in it; nothing goes into our own.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pod_job.errors import JobError
+
+FOLDER = Path("runs/peers")
+TORCH = "torch==2.13.0"
+PEERS = {
+    "trainers": ("sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3"),
+    "sae-lens": ("sae-lens==6.54.12",),
+    "transformer-lens": ("transformer-lens==4.3.0",),
+    "nnsight": ("nnsight==0.8.1",),
+}
+# nnsight 0.3 of dictionary-learning asks for it; a build that does not match torch's breaks transformers' import.
+UNWANTED = "torchvision"
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of the environment, which may not be there yet."""
+    return (FOLDER / name / "bin" / "python").absolute()
+
+
+def is_made(name: str) -> bool:
+    return (FOLDER / name / ".installed").exists()
+
+
+def make(name: str) -> Path:
+    """The interpreter of the environment, made where it is missing. JobError where an installation fails."""
+    if name not in PEERS:
+        raise JobError(f"{name}: not one of {', '.join(PEERS)}")
+    if not is_made(name):
+        _call([sys.executable, "-m", "venv", "--clear", str(FOLDER / name)])
+        pip = [str(python_of(name)), "-m", "pip", "--disable-pip-version-check"]
+        _call([*pip, "install", "--quiet", "-c", "constraints.txt", TORCH, *PEERS[name], "-e", ".[datasets]"])
+        _call([*pip, "uninstall", "--quiet", "--yes", UNWANTED])
+        (FOLDER / name / ".installed").touch()
+    return python_of(name)
+
+
+def quiet_environment() -> dict[str, str]:
+    """For a peer's process: no account, no hub, no progress bars."""
+    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, **quiet, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _call(argv: Sequence[str]) -> None:
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise JobError(f"{' '.join(argv[1:4])} ... failed: {last}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; prints the interpreters."""
+    parser = argparse.ArgumentParser(prog="python -m tools.peers", description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(PEERS))
+    try:
+        for name in parser.parse_args(argv).names:
+            print(make(name))
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
