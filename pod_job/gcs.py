@@ -14,15 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import requests.exceptions
 from google.api_core import exceptions as api
-from google.api_core.retry import Retry
-from google.auth import exceptions as auth
 from google.cloud import storage
-from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 
 from pod_job.errors import JobError
+from pod_job.gcs_faults import reason_of, retry
 from pod_job.gcs_media import receive_object, send_object
 from pod_job.storage import NameTaken, Part, Stored, checksum
 
@@ -39,7 +36,8 @@ ONE_REQUEST_BYTES = 128 << 20
 UPLOAD_CHUNK_BYTES = 32 << 20
 """Each upload in flight holds at most one (the default: 100 MiB)."""
 CONNECTIONS = 64
-SESSION_RESTARTS = 3
+UPLOAD_ATTEMPTS = 3
+"""Of uploads that arrive damaged, or whose session the server forgets."""
 
 
 class BucketFolder:
@@ -132,7 +130,7 @@ class BucketFolder:
 
         with self._explained():
             try:
-                return _retry(RETRY_DEADLINE_S)(attempt)()
+                return retry(RETRY_DEADLINE_S)(attempt)()
             except api.NotFound:
                 raise FileNotFoundError(f"{self.url}/{name}") from None
             except api.RequestRangeNotSatisfiable:
@@ -143,45 +141,55 @@ class BucketFolder:
         name: str,
         parts: Sequence[Part],
         stored: Stored,
-        deadline_s: float = RETRY_DEADLINE_S,
+        deadline_s: float | None = None,
         if_generation_match: int | None = None,
     ) -> None:
-        if stored.size <= ONE_REQUEST_BYTES:
-            there = self._send(name, parts, stored, deadline_s, if_generation_match)
-        else:
-            there = self._send_in_chunks(name, parts, stored, deadline_s, if_generation_match)
-        if Stored(int(there["size"]), there["crc32c"]) != stored:
-            self._blob(name).delete(if_generation_match=int(there["generation"]))
-            raise JobError(f"{self.url}/{name}: arrived damaged and was removed; start the job again")
+        send = self._send if stored.size <= ONE_REQUEST_BYTES else self._send_in_chunks
+        for attempt in range(1, UPLOAD_ATTEMPTS + 1):
+            try:
+                there = send(name, parts, stored, deadline_s, if_generation_match)
+            except api.GoogleAPICallError as error:
+                # 404, 410: the server forgot the session; only a new one helps. 400: what arrived was damaged.
+                passing = error.code in (404, 410) or (error.code == 400 and "crc32c" in str(error).lower())
+                if not passing or attempt == UPLOAD_ATTEMPTS:
+                    raise
+                continue
+            if Stored(int(there["size"]), there["crc32c"]) == stored:
+                return
+            self._blob(name).delete(if_generation_match=int(there["generation"]), **_patience(deadline_s))
+        raise JobError(f"{self.url}/{name}: arrived damaged {UPLOAD_ATTEMPTS} times and was removed; check the network")
 
     def _send(
-        self, name: str, parts: Sequence[Part], stored: Stored, deadline_s: float, if_generation_match: int | None
+        self,
+        name: str,
+        parts: Sequence[Part],
+        stored: Stored,
+        deadline_s: float | None,
+        if_generation_match: int | None,
     ) -> dict[str, Any]:
         client = self._client()
         metadata = {"name": self._prefix + name, "crc32c": stored.crc32c}  # the server refuses what does not match
         place = (client._http, client.api_endpoint, self.bucket_name, metadata)
-        return _retry(deadline_s)(send_object)(*place, parts, if_generation_match, REQUEST_TIMEOUT_S)
+        return retry(deadline_s or RETRY_DEADLINE_S)(send_object)(*place, parts, if_generation_match, REQUEST_TIMEOUT_S)
 
     def _send_in_chunks(
-        self, name: str, parts: Sequence[Part], stored: Stored, deadline_s: float, if_generation_match: int | None
+        self,
+        name: str,
+        parts: Sequence[Part],
+        stored: Stored,
+        deadline_s: float | None,
+        if_generation_match: int | None,
     ) -> dict[str, Any]:
         blob = self._blob(name)
         blob.crc32c = stored.crc32c
         blob.chunk_size = UPLOAD_CHUNK_BYTES
-        for attempt in range(1, SESSION_RESTARTS + 1):
-            try:
-                blob.upload_from_file(
-                    _PartStream(parts),
-                    size=stored.size,
-                    if_generation_match=if_generation_match,
-                    checksum=cast(str, None),  # ours is sent along already: one pass over the data is enough
-                    **_patience(deadline_s),
-                )
-                break
-            except api.GoogleAPICallError as error:
-                # 410: the server dropped the resumable session; only a new session helps.
-                if error.code != 410 or attempt == SESSION_RESTARTS:
-                    raise
+        blob.upload_from_file(
+            _PartStream(parts),
+            size=stored.size,
+            if_generation_match=if_generation_match,
+            checksum=cast(str, None),  # ours is sent along already: one pass over the data is enough
+            **_patience(deadline_s),
+        )
         return {"size": blob.size, "crc32c": blob.crc32c, "generation": blob.generation}
 
     def _client(self) -> storage.Client:
@@ -202,28 +210,15 @@ class BucketFolder:
         return self._bucket().blob(self._prefix + name)
 
     @contextmanager
-    def _explained(self, deadline_s: float = RETRY_DEADLINE_S) -> Iterator[None]:
+    def _explained(self, deadline_s: float | None = None) -> Iterator[None]:
         """Turn what a person has to fix into one line; other errors are bugs and keep their traceback."""
-        here = f"{self.field}={self.url}"
         try:
             yield
-        except api.NotFound as error:
-            raise JobError(f"{here}: bucket {self.bucket_name} does not exist; create it first") from error
-        except (api.Forbidden, api.Unauthorized) as error:
-            raise JobError(
-                f"{here}: access refused ({error.code}); give the job's service account "
-                f"roles/storage.objectAdmin on bucket {self.bucket_name}"
-            ) from error
-        except (auth.DefaultCredentialsError, auth.RefreshError) as error:
-            raise JobError(
-                f"{here}: no usable Google credentials ({_first_line(error)}); "
-                "run `gcloud auth application-default login`, or give the VM a service account"
-            ) from error
-        except (api.RetryError, api.ServerError, auth.TransportError, requests.exceptions.RequestException) as error:
-            endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "storage.googleapis.com")
-            raise JobError(
-                f"{here}: no answer from {endpoint} within {deadline_s:.0f} s ({_first_line(error)})"
-            ) from error
+        except Exception as error:
+            cause = error.cause if isinstance(error, api.RetryError) and error.cause else error
+            if reason := reason_of(cause, self.bucket_name, deadline_s or RETRY_DEADLINE_S):
+                raise JobError(f"{self.field}={self.url}: {reason}") from error
+            raise
 
 
 class _PartStream(io.RawIOBase):
@@ -257,14 +252,6 @@ def _stored(blob: storage.Blob) -> Stored:
     return Stored(int(blob.size or 0), str(blob.crc32c))
 
 
-def _patience(deadline_s: float = RETRY_DEADLINE_S) -> dict[str, Any]:
+def _patience(deadline_s: float | None = None) -> dict[str, Any]:
     """The keywords every request of the library takes."""
-    return {"timeout": REQUEST_TIMEOUT_S, "retry": _retry(deadline_s)}
-
-
-def _retry(deadline_s: float) -> Retry:
-    return DEFAULT_RETRY.with_timeout(deadline_s)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(getattr(error, "cause", None) or error).strip() or type(error).__name__).splitlines()[0][:200]
+    return {"timeout": REQUEST_TIMEOUT_S, "retry": retry(deadline_s or RETRY_DEADLINE_S)}

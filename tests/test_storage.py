@@ -1,20 +1,13 @@
 """A run folder keeps what it was given, once, whoever else writes, dies or loses the connection."""
 
-import gc
-import http.client
-import json
 import multiprocessing
 import os
-import re
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from sample_runs import BUCKET, folders
+from sample_runs import folders
 
 from pod_job import gcs
 from pod_job.errors import JobError
@@ -139,123 +132,3 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(JobError, match="not a name inside"):
         open_folder(tmp_path).read(name)
-
-
-# What a network does: a proxy before the emulator, with a list of faults to apply to the next requests.
-
-
-class _Proxy(ThreadingHTTPServer):
-    def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Forward)
-        self.upstream = upstream.removeprefix("http://")
-        self.faults: list[str | int] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_: object) -> None:
-        pass  # a client that hangs up is part of the game
-
-
-class _Forward(BaseHTTPRequestHandler):
-    server: _Proxy
-    protocol_version = "HTTP/1.1"
-
-    def _forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        # The library also asks for the bucket's own metadata, in the background; faults are for objects.
-        of_object = not re.search(r"/b/[^/?]+(\?|$)", self.path)
-        fault = self.server.faults.pop(0) if of_object and self.server.faults else "none"
-        if isinstance(fault, int):
-            self._answer(fault, [], b"{}")
-            return
-        upstream = http.client.HTTPConnection(self.server.upstream)
-        upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k != "Host"})
-        answer = upstream.getresponse()
-        content = answer.read().replace(self.server.upstream.encode(), self.server.url.removeprefix("http://").encode())
-        upstream.close()
-        if fault == "lost answer":
-            self.close_connection = True
-            return
-        headers = [
-            (k, v.replace(self.server.upstream, self.server.url.removeprefix("http://")))
-            for k, v in answer.getheaders()
-        ]
-        self._answer(answer.status, headers, content)
-
-    do_GET = do_POST = do_PUT = do_DELETE = _forward
-
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
-        self.send_response(status)
-        for key, value in headers:
-            if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
-                self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def proxy(tmp_path: Path, require: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Proxy]:
-    with folders("bucket", tmp_path, require), _Proxy(os.environ["STORAGE_EMULATOR_HOST"]) as server:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-    # The library leaves the connection of a failed download to the garbage collector, which warns whoever is on.
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()
-
-
-def test_a_lost_acknowledgement_is_success(proxy: _Proxy) -> None:
-    folder = open_folder(f"gs://{BUCKET}/run")
-    proxy.faults = ["lost answer"]
-    assert folder.create("x", [b"content"]) == checksum([b"content"])
-    assert not proxy.faults
-    assert folder.read("x") == b"content"
-
-
-def test_passing_errors_are_waited_out(proxy: _Proxy) -> None:
-    folder = open_folder(f"gs://{BUCKET}/run")
-    proxy.faults = [503, 429]
-    folder.create("x", [b"content"])
-    proxy.faults = [500]
-    assert folder.read("x") == b"content"
-
-
-def test_a_lost_upload_session_is_begun_again(proxy: _Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcs, "ONE_REQUEST_BYTES", 8 << 20)
-    folder = open_folder(f"gs://{BUCKET}/run")
-    proxy.faults = ["none", 410]
-    data = os.urandom(9 << 20)
-    assert folder.create("x", [data]) == folder.stat("x") == checksum([data])
-    assert not proxy.faults
-
-
-def test_a_refused_bucket_is_one_line(proxy: _Proxy) -> None:
-    proxy.faults = [403]
-    with pytest.raises(JobError, match=r"access refused \(403\); give the job's service account"):
-        open_folder(f"gs://{BUCKET}/run").check_writable()
-
-
-def test_a_missing_bucket_is_one_line(proxy: _Proxy) -> None:
-    with pytest.raises(JobError, match="bucket no-such-bucket does not exist"):
-        open_folder("gs://no-such-bucket/run").check_writable()
-
-
-def test_an_unreachable_endpoint_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    monkeypatch.setattr(gcs, "CHECK_DEADLINE_S", 0.5)
-    with pytest.raises(JobError, match=r"no answer from http://127\.0\.0\.1:9 within 0 s"):
-        open_folder(f"gs://{BUCKET}/run").check_writable()
-
-
-def test_missing_credentials_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    (tmp_path / "key.json").write_text(json.dumps({"type": "unheard of"}))
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    with pytest.raises(JobError, match="no usable Google credentials"):
-        open_folder(f"gs://{BUCKET}/run").check_writable()

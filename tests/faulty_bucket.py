@@ -1,0 +1,152 @@
+"""What a network does to a bucket: a proxy before the emulator, with a list of faults to apply to the next requests.
+
+A fault is a status to answer with; a status with a message; or one of
+`lost answer` (the server has done it, nobody hears of it), `reset` (the connection breaks before anything is done),
+`cut upload` (it breaks half-way through the body), `cut` (half-way through the answer), `stall` (silence),
+`flip upload`, `flip` (a byte of the content changes on its way), `none`.
+"""
+
+import gc
+import http.client
+import json
+import os
+import re
+import socket
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from sample_runs import folders
+
+Fault = str | int | tuple[int, str]
+STALL_S = 3.0
+
+
+class Proxy(ThreadingHTTPServer):
+    """`faults` befall the next requests for objects, `token_faults` those for tokens; every request takes `delay_s`.
+
+    Where `token` is set, requests without it are answered with 401.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.upstream = upstream.removeprefix("http://")
+        self.faults: list[Fault] = []
+        self.token_faults: list[int] = []
+        self.token: str | None = None
+        self.delay_s = 0.0
+        self.requests = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that hangs up is part of the game
+
+
+class _Forward(BaseHTTPRequestHandler):
+    server: Proxy
+    protocol_version = "HTTP/1.1"
+
+    def _forward(self) -> None:
+        if self.path == "/token":
+            self._give_token()
+            return
+        fault = self._next_fault()
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault in ("reset", "cut upload"):
+            self.rfile.read(length // 2 if fault == "cut upload" else 0)
+            self._reset()
+            return
+        body = self.rfile.read(length)
+        time.sleep(self.server.delay_s)
+        if fault == "stall":
+            time.sleep(STALL_S)
+            self._reset()
+        elif isinstance(fault, int):
+            self._answer(fault, [], b"{}")
+        elif isinstance(fault, tuple):
+            self._answer(fault[0], [], json.dumps({"error": {"message": fault[1]}}).encode())
+        else:
+            status, headers, content = self._ask(_flipped(body) if fault == "flip upload" else body)
+            self._pass_on(fault, status, headers, content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _forward
+
+    def _next_fault(self) -> Fault:
+        self.server.requests += 1
+        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            return 401
+        # The library also asks for the bucket's own metadata, in the background; faults are for objects.
+        of_object = not re.search(r"/b/[^/?]+(\?|$)", self.path)
+        return self.server.faults.pop(0) if of_object and self.server.faults else "none"
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        upstream = http.client.HTTPConnection(self.server.upstream)
+        upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k != "Host"})
+        answer = upstream.getresponse()
+        ours, theirs = self.server.url.removeprefix("http://"), self.server.upstream
+        content = answer.read().replace(theirs.encode(), ours.encode())
+        upstream.close()
+        return answer.status, [(k, v.replace(theirs, ours)) for k, v in answer.getheaders()], content
+
+    def _pass_on(self, fault: Fault, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        if fault == "lost answer":
+            self.close_connection = True
+        elif fault == "cut":
+            self._answer(status, headers, content, sent=len(content) // 2)
+            self._reset()
+        else:
+            self._answer(status, headers, _flipped(content) if fault == "flip" else content)
+
+    def _give_token(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server.token_faults:
+            self._answer(self.server.token_faults.pop(0), [], b"{}")
+            return
+        token = {"access_token": self.server.token, "expires_in": 3600, "token_type": "Bearer"}
+        self._answer(200, [("Content-Type", "application/json")], json.dumps(token).encode())
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, sent: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in headers:
+            if key.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:sent])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _flipped(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes(byte ^ 1 for byte in data[at : at + 1]) + data[at + 1 :]
+
+
+@contextmanager
+def faulty_bucket(tmp_path: Path, require: Callable[[bool, str], None], setenv: Any) -> Iterator[Proxy]:
+    """An emulator behind a proxy; whoever opens a folder of BUCKET meanwhile talks to the proxy."""
+    with folders("bucket", tmp_path, require), Proxy(os.environ["STORAGE_EMULATOR_HOST"]) as server:
+        setenv("STORAGE_EMULATOR_HOST", server.url)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+    # The library leaves the connection of a failed download to the garbage collector, which warns whoever is on.
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
