@@ -33,7 +33,8 @@ class HostStatus:
 
     `positions` counts all token positions computed, `tokens` those that held a prompt's token: the rest is padding.
     `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
-    `seconds` is the time spent extracting.
+    `seconds` is the time spent extracting. `step_s` is the median time from one step's results to the next one's, with
+    mode=generate that of a prefill, and `token_s` that of one more token of every row; 0 where none was timed.
     """
 
     host: int
@@ -50,6 +51,8 @@ class HostStatus:
     rows: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    step_s: float = 0.0
+    token_s: float = 0.0
     updated: float = 0.0  # Unix time
     error: str | None = None
 

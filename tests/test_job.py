@@ -181,6 +181,7 @@ def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tm
     finish(start(cut, 1, 1))
     status = json.loads((tmp_path / "b" / rundir.status_file(0)).read_text())
     assert 0 < status["cut_samples"] <= status["samples"] == SAMPLES
+    assert 0 < status["step_s"] < status["seconds"]
 
 
 def test_a_host_that_never_arrives_is_named(model: Path, tmp_path: Path) -> None:

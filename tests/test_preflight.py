@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pod_job.config import load
+from launch.local import coordinator_address
+from pod_job import environment
+from pod_job.config import load, to_json
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
@@ -19,7 +22,11 @@ from pod_job.models.weight_table import weight_table
 from pod_job.preflight import compiled_text, tpu_facts
 from pod_job.preflight.changes import proposals
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.measured import measure
 from pod_job.preflight.report import pod_slice
+from pod_job.run_folder.rundir import claim
+from pod_job.status import HostStatus, Phase, write_status
+from pod_job.storage import open_folder
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -136,10 +143,13 @@ def overrides(model: Path, tmp_path: Path, *more: str) -> list[str]:
     return [f"model.path={model}", "tasks=arc_sample", f"storage.run_dir={tmp_path / 'run'}", *pod, *sizes, *more]
 
 
+TINY = {"layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sizes that a TPU kernel takes; only config.json and the tokenizer are left."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("tiny") / "m", layers=4, heads=4, kv_heads=2, head_dim=64)
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny") / "m", **TINY)
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
     return folder
@@ -211,18 +221,34 @@ def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, t
     assert ("split 2 ways over model: hidden size 64" in report["weights"]) == (sharding == "fsdp")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-def test_the_same_job_is_compiled_once(model: Path, tmp_path: Path) -> None:
-    """Another run folder and other prompts are the same programs."""
-    job = overrides(model, tmp_path, "mode=generate", "generate.max_new_tokens=20", "extract.positions=generated")
-    first = json.loads(run_preflight([*job, "--json"], tmp_path).stdout)
-    again = json.loads(run_preflight([*job, "storage.run_dir=elsewhere", "tasks.limit=8", "--json"], tmp_path).stdout)
-    assert (first.pop("cached"), again.pop("cached")) == (False, True)
-    assert (first.pop("run")["samples"], again.pop("run")["samples"]) == (44, 8)
-    assert first == again
+@pytest.fixture(scope="module")
+def generation(
+    model: Path, tmp_path_factory: pytest.TempPathFactory, compiler: None
+) -> tuple[list[str], Path, dict[str, Any]]:
+    """A job that generates, where its forecasts are kept, and its report."""
+    cache = tmp_path_factory.mktemp("cache")
+    more = ["mode=generate", "generate.max_new_tokens=20", "extract.positions=generated", "tasks.limit=8"]
+    job = overrides(model, cache, *more)
+    return job, cache, json.loads(run_preflight([*job, "--json"], cache).stdout)
 
-    prefill, decode = first["step"], first["decode"]
+
+@pytest.mark.slow
+def test_the_programs_of_generation_are_compiled_once(generation: tuple[list[str], Path, dict[str, Any]]) -> None:
+    """Another run folder and other prompts are the same programs."""
+    job, cache, first = generation
+    again = json.loads(run_preflight([*job, "storage.run_dir=elsewhere", "tasks.limit=9", "--json"], cache).stdout)
+    assert (first["cached"], again["cached"]) == (False, True)
+    assert (first["run"]["samples"], again["run"]["samples"]) == (8, 9)
+    changing = {"cached", "run"}
+    assert {name: first[name] for name in first.keys() - changing} == {
+        name: again[name] for name in again.keys() - changing
+    }
+
+
+@pytest.mark.slow
+def test_a_preflight_covers_generation(generation: tuple[list[str], Path, dict[str, Any]]) -> None:
+    report = generation[2]
+    prefill, decode = report["step"], report["decode"]
     assert (prefill["program"], decode["program"], decode["tokens_in_turn"]) == ("prefill", "decode", 16)
     assert decode["tokens"] == 4 * 16
     slots = 128 + 2 * 16  # whole calls
@@ -231,6 +257,59 @@ def test_the_same_job_is_compiled_once(model: Path, tmp_path: Path) -> None:
     assert prefill["stored_bytes"] == 0
     assert decode["stored_bytes"] == decode["tokens"] * 2 * 64 * 2
     assert decode["seconds"]["hbm"] > prefill["seconds"]["hbm"]
+    run = report["run"]
+    assert (run["steps"], run["new_tokens"], run["rows"]) == (2, 8 * 20, 8 * 20)  # waves of 4 rows
+    assert run["hours"] == pytest.approx(2 * (prefill["step_s"] + 2 * decode["step_s"]) / 3600)
+
+
+@pytest.mark.slow
+def test_what_was_predicted_is_compared_with_what_a_run_measured(
+    generation: tuple[list[str], Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """On CPU devices, so the ratio is not one of a TPU; everything else is as on a pod."""
+    job, cache, report = generation
+    job = [*job, f"model.path={write_tiny_model(tmp_path / 'm', **TINY)}"]
+    mine = ["pod.kind=local", "pod.devices_per_host=4", f"storage.run_dir={tmp_path / 'run'}"]
+    mine += ["parity.samples=0", "extract.rows_per_device=2"]
+    env = os.environ | environment.local_host(0, 4, coordinator_address(0), "one")
+    command = [sys.executable, "-m", "pod_job", *job, *mine]
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    measured = json.loads(run_preflight([*job, "--measured", str(tmp_path / "run"), "--json"], cache).stdout)[
+        "measured"
+    ]
+    assert (measured["hosts"], measured["device"], measured["attempt"]) == (1, "cpu", "one")
+    assert measured["step"]["predicted_s"] == report["step"]["step_s"]
+    assert measured["token"]["predicted_s"] == report["decode"]["step_s"] / 16
+    for each in (measured["step"], measured["token"]):
+        assert each["ratio"] == each["measured_s"] / each["predicted_s"] > 1
+    assert measured["differs"] == ["extract.rows_per_device: 2 there, 1 here"]
+
+
+def test_the_median_of_the_hosts_is_compared(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    config = load(["model.path=m", f"storage.run_dir={tmp_path}", "tasks=arc_sample", "pod.hosts=3", "mesh.data=3"])
+    step = Forecast(
+        program="step",
+        topology="",
+        chips=3,
+        fits=True,
+        compile_s=0.0,
+        hbm={},
+        hbm_available=1,
+        seconds={"compute": 0.5},
+    )
+    with pytest.raises(JobError, match="holds no run"):
+        measure(folder, config, [step])
+    claim(folder, {}, to_json(config))
+    with pytest.raises(JobError, match="no host has timed a step"):
+        measure(folder, config, [step])
+    for host, seconds in enumerate((0.4, 0.6, 9.0)):
+        write_status(folder, HostStatus(host=host, attempt="b", phase=Phase.done, step_s=seconds))
+    found = measure(folder, config, [step])
+    assert found["step"] == {"predicted_s": 0.5, "measured_s": 0.6, "ratio": 1.2}
+    assert (found["token"], found["differs"]) == (None, [])
 
 
 CHIPS = """

@@ -6,6 +6,7 @@ tokenise and pack (feeder thread) -> compute (devices) -> copy and assemble (thi
 
 import itertools
 import queue
+import statistics
 import threading
 import time
 from collections import deque
@@ -36,6 +37,7 @@ from pod_job.storage import Folder
 T = TypeVar("T")
 
 STEPS_AHEAD = 4  # packed steps that may wait for the devices
+STEPS_TIMED = 256  # the last ones, of which the median is reported
 
 
 def extract(
@@ -53,7 +55,8 @@ def extract(
     waits for an answer: the flag of step k is read while step k + 1 runs.
     """
     wanted = deque(anyone([feeder.has(0), feeder.has(1)]))
-    started = time.monotonic()
+    started = before = time.monotonic()
+    times: deque[float] = deque(maxlen=STEPS_TIMED)
     earlier: tuple[StepInput, StepOutput] | None = None
     while wanted.popleft():
         item = feeder.take()
@@ -61,8 +64,10 @@ def extract(
         start_copy(output)
         if earlier is not None:
             wanted.append(collect(*earlier, feeder, writers, reporter))
-        earlier = (item, output)
-        reporter.set(seconds=time.monotonic() - started)
+            times.append(time.monotonic() - before)
+            reporter.set(step_s=statistics.median(times))
+        earlier, before = (item, output), time.monotonic()
+        reporter.set(seconds=before - started)
     if earlier is not None:
         collect(*earlier, feeder, writers, reporter)
     writers.finish()

@@ -1,6 +1,8 @@
 """Generation as every host runs it: waves of prompts through prefill and decode, completions and vectors to commits."""
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from jax.sharding import NamedSharding
 from pod_job.config import ExtractConfig, Positions
 from pod_job.extraction.assembly import whole_batch
 from pod_job.extraction.forward import local_rows, spread, start_copy
-from pod_job.extraction.pipeline import Feeder, Writers, anyone, batch_prompts
+from pod_job.extraction.pipeline import STEPS_TIMED, Feeder, Writers, anyone, batch_prompts
 from pod_job.generation.completions import Completion, Ending, completed_text, find_end, read_completions
 from pod_job.generation.decoding import Programs
 from pod_job.generation.waves import Wave, lay_out, make_waves
@@ -79,9 +81,13 @@ def generate(
 ) -> None:
     """Runs waves until no feeder has prompts left."""
     going, started = anyone([feeder.has(0)])[0], time.monotonic()
+    prefills, tokens = deque[float](maxlen=STEPS_TIMED), deque[float](maxlen=STEPS_TIMED)
     while going:
         wave = feeder.take()
         result = run_wave(programs, ending, params, wave, feeder.has(0), rows, feeding)
+        prefills.append(result.prefill_s)
+        tokens.append(result.decode_s / result.read)
+        reporter.set(step_s=statistics.median(prefills), token_s=statistics.median(tokens))
         going = result.more
         if feeder.writes:
             for row, item in enumerate(wave.queued):
@@ -130,7 +136,10 @@ def wave_feeder(
 
 @dataclass(frozen=True)
 class WaveResult:
-    """A wave on the host: per row the tokens chosen and where they end; taps [R, S or 1, width] and [R, n, width]."""
+    """A wave on the host: per row the tokens chosen and where they end; taps [R, S or 1, width] and [R, n, width].
+
+    `prefill_s` is how long prefill took, `decode_s` all calls of decode together, which read `read` tokens.
+    """
 
     tokens: np.ndarray
     ends: list[tuple[int, str]]
@@ -138,6 +147,8 @@ class WaveResult:
     of_tokens: dict[str, np.ndarray]
     read: int
     more: bool
+    prefill_s: float
+    decode_s: float
 
     def completion(self, row: int, prompt: Prompt, ending: Ending) -> Completion:
         count, reason = self.ends[row]
@@ -158,11 +169,13 @@ def run_wave(
     programs: Programs, ending: Ending, params: Any, wave: Wave, more: bool, rows: NamedSharding, feeding: Feeding
 ) -> WaveResult:
     """Prefill, then calls of decode until every row of every host has ended; copies overlap the next call."""
+    began = time.monotonic()
     flags, free = np.full(len(wave.token_ids), more, np.int32), wave.force(0, 1)[:, 0]
     inputs = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, free, flags)
     progress, of_prompts, first, any_more = programs.prefill(params, *spread(inputs, rows, feeding))
     start_copy((of_prompts, first))
     tokens, calls = gathered(first)[:, None], []
+    prefilled = time.monotonic()
     ends: list[tuple[int, str] | None] = [None] * len(wave.queued)
     going, read = True, 0
     while going:
@@ -180,6 +193,7 @@ def run_wave(
             ends[row] = end or find_end(tokens[row, :read].tolist(), ending)
         going = bool(unfinished)
     calls[-1] = jax.tree.map(gathered, calls[-1])
+    decoded = time.monotonic()
     return WaveResult(
         tokens=tokens,
         ends=[end for end in ends if end is not None],
@@ -187,6 +201,8 @@ def run_wave(
         of_tokens={name: np.concatenate([call[name] for call in calls], axis=1) for name in calls[0]},
         read=read,
         more=bool(any_more),
+        prefill_s=prefilled - began,
+        decode_s=decoded - prefilled,
     )
 
 

@@ -26,6 +26,8 @@ def facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "change", f"{each['change']}: {works}{speed}"
     if run := report["run"]:
         yield from run_lines(run, report["prices"])
+    if measured := report["measured"]:
+        yield from measured_lines(measured)
 
 
 def program_lines(found: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -64,3 +66,15 @@ def run_lines(run: dict[str, Any], prices: str) -> Iterator[tuple[str, str]]:
     yield "", f"{run['bytes'] / 1e9:,.2f} GB in all; {run['steps']:,} steps, {run['hours']:.3f} hours"
     yield "cost", f"${run['usd_list']:,.2f} at list price, about ${run['usd_spot']:,.2f} on spot"
     yield "", f"({prices})"
+
+
+def measured_lines(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    where = f"{measured['hosts']} hosts of {measured['device'] or 'unknown devices'}, {measured['steps']:,} steps"
+    yield "measured", f"{measured['run_dir']}: {where}"
+    for name in ("step", "token"):
+        if one := measured[name]:
+            ratio = one["ratio"]
+            off = f"{ratio - 1:+.0%}" if ratio < 10 else f"{ratio:,.0f} times that"
+            yield "", f"{name} {1e3 * one['measured_s']:.2f} ms, predicted {1e3 * one['predicted_s']:.2f}: {off}"
+    for each in measured["differs"]:
+        yield "", f"not the same job: {each}"

@@ -19,16 +19,18 @@ from pod_job.models.weight_table import weight_table
 from pod_job.preflight.changes import checked_changes
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.forecast_cache import cached
+from pod_job.preflight.measured import measure
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, PRICES_FROM, Slice, read_accelerator_type
 from pod_job.preflight.whole_run import whole_run
 from pod_job.prompts.tokens import end_tokens
+from pod_job.storage import open_folder
 
 
-def preflight(overrides: Sequence[str]) -> dict[str, Any]:
+def preflight(overrides: Sequence[str], run_dir: str | None = None) -> dict[str, Any]:
     """The report as JSON values. Raises JobError for whatever can be seen to be wrong with the job.
 
     `step` is the program of a step; with mode=generate it is the prefill, and `decode` a call that adds
-    `tokens_in_turn` tokens to every row.
+    `tokens_in_turn` tokens to every row. `run_dir`: of a run whose steps were timed, to compare them with.
     """
     config = load(overrides)
     pod = pod_slice(config)
@@ -54,6 +56,7 @@ def preflight(overrides: Sequence[str]) -> dict[str, Any]:
     first = next((each for each in found if not each.fits), found[0])
     changes = checked_changes(config, arch, taps, first, lambda config, taps: forecast(config, taps)[0])
     run = asdict(whole_run(config, arch, taps, model_dir, pod, found)) if first.fits else None
+    measured = measure(open_folder(run_dir), config, found) if run_dir and first.fits else None
     return {
         "model": config.model.path,
         "mode": config.mode.value,
@@ -66,6 +69,7 @@ def preflight(overrides: Sequence[str]) -> dict[str, Any]:
         "decode": found[1].report() if len(found) > 1 else None,
         "changes": changes,
         "run": run,
+        "measured": measured,
         "rates": rates(config, pod),
         "prices": PRICES_FROM,
     }
