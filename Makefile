@@ -27,7 +27,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 	@echo; printf '  %-22s %s\n' 'make plan-EXPERIMENT' 'mesh, hosts, batches and the command of each host; starts nothing' \
-	  'make run-EXPERIMENT' 'the job' 'make watch-EXPERIMENT' 'the job on a pod in the cloud, through preemptions, to its end' \
+	  'make run-EXPERIMENT' 'the job' 'make watch-EXPERIMENT' 'the job to its end, through preemptions and lost hosts' \
 	  'make sim-EXPERIMENT' 'its pod shape, mesh and taps on this machine, with a tiny random model'
 	@printf '\n  experiments\n'
 	@for name in $(EXPERIMENTS); do \

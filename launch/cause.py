@@ -69,11 +69,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Cause:
-    """The host to blame, why, and whether the user can mend it."""
+    """The host to blame, why, and whether the user can mend it. `lost`: no host says why, so another start may do."""
 
     host: int
     reason: str
     user_error: bool
+    lost: bool = False
 
 
 def first_cause(ended: Sequence[Ended]) -> Cause:
@@ -85,8 +86,11 @@ def first_cause(ended: Sequence[Ended]) -> Cause:
     first = min(ended, key=lambda one: (one.died_of_another, not one.user_error))
     said = "\n".join(line for one in ended for line in one.lines)
     if first.died_of_another and (silent := UNHEALTHY.search(said)):
-        return Cause(int(silent[1]), "stopped answering; the other hosts ended because of it", user_error=False)
-    return Cause(first.host, first.reason, first.user_error)
+        return Cause(
+            int(silent[1]), "stopped answering; the other hosts ended because of it", user_error=False, lost=True
+        )
+    lost = first.died_of_another or not first.words
+    return Cause(first.host, first.reason, first.user_error, lost)
 
 
 def tail(log: Path) -> list[str]:

@@ -45,15 +45,26 @@ def run(overrides: Sequence[str], options: Options) -> int:
     config = load(overrides)
     if config.pod.kind is PodKind.tpu:
         return run_in_cloud(config, overrides, options)
+    return run_here(config, overrides, options, failures=0)
+
+
+def run_here(config: JobConfig, overrides: Sequence[str], options: Options, failures: int) -> int:
+    """The same on this machine; hosts that were lost and left no reason are started again, `failures` times at most."""
     if options.dry_run:
         print(*planned_commands(config, overrides), sep="\n")
         return 0
     screen = Console(stderr=True)
-    try:
-        done = run_pod(config, overrides, screen)
-    except HostFailed as failure:
-        report(failure, screen)
-        return 2 if failure.cause.user_error else 1
+    lost = 0
+    while True:
+        try:
+            done = run_pod(config, overrides, screen)
+            break
+        except HostFailed as failure:
+            report(failure, screen)
+            lost += 1
+            if not failure.cause.lost or lost > failures:
+                return 2 if failure.cause.user_error else 1
+            screen.print(f"starting again; {lost} of {failures} cloud.failures used", highlight=False)
     if options.as_json:
         print(json.dumps(dataclasses.asdict(done), indent=2))
     else:
@@ -89,7 +100,12 @@ def watch(
         if any(ended.values()):
             cause = first_cause(failures(ended, folder, attempt, pod.logs))
             raise HostFailed(cause, pod.logs[cause.host])
-    return [status for status in statuses() if status is not None]
+    last = [status for status in statuses() if status is not None]
+    if asked := next((status for status in last if status.phase is Phase.stopped), None):
+        raise HostFailed(
+            Cause(asked.host, f"was asked to stop ({asked.error})", user_error=False), pod.logs[asked.host]
+        )
+    return last
 
 
 def failures(ended: Mapping[int, int], folder: Folder, attempt: str, logs: Sequence[Path]) -> list[Ended]:

@@ -14,8 +14,9 @@ from launch.outcome import End, Outcome
 from launch.pods import find_pods
 from launch.preflight import preflight_first
 from launch.request import pod_name, pod_spec
+from launch.run import run_here
 from launch.up import Say, speaker, take_down
-from pod_job.config import JobConfig, load
+from pod_job.config import JobConfig, PodKind, load
 
 
 def watch(overrides: Sequence[str], options: Options) -> int:
@@ -23,8 +24,11 @@ def watch(overrides: Sequence[str], options: Options) -> int:
 
     A pod taken away is created again, and a job that lost hosts started again, each as often as its own budget
     (cloud.preemptions, cloud.failures) allows. A host that says what is wrong ends the job: the next start would too.
+    A local pod is watched in the same way; nobody takes it away.
     """
     config = load(overrides)
+    if config.pod.kind is PodKind.local:
+        return run_here(config, overrides, options, config.cloud.failures)
     pod_spec(config)
     if options.dry_run:
         print(*planned(config), sep="\n")

@@ -64,6 +64,16 @@ class Rehearsal:
         """The machines of a run's pod."""
         return self.world.hosts(self.pod(run))
 
+    def wait_for_hosts(self, run: str, timeout_s: float = 120.0) -> Hosts:
+        """The machines of a run's pod, once they are there."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for name, machines in list(self.world.cloud.machines.items()):
+                if name.endswith(f"/{self.pod(run)}") and isinstance(machines, Hosts) and machines.homes[-1].is_dir():
+                    return machines
+            time.sleep(0.05)
+        raise AssertionError(f"no pod of {run} after {timeout_s} s")
+
     def signal_job(self, run: str, worker: int, signum: signal.Signals) -> None:
         """Signals the job's own process on a worker; nothing where there is none."""
         if any(name.endswith(f"/{self.pod(run)}") for name in list(self.world.cloud.machines)):

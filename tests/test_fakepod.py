@@ -96,6 +96,15 @@ def test_guest_attributes_of_all_workers_or_of_one(cloud: Cloud) -> None:
     assert one["queryValue"]["items"][0]["value"].endswith(".3")
 
 
+def test_a_zone_may_not_offer_a_kind_of_pod(cloud: Cloud) -> None:
+    path = f"/v1/{HERE}/acceleratorTypes/v5litepod-16"
+    assert answer(cloud, "user:key", "GET", path, {}, {})["type"] == "v5litepod-16"
+    cloud.not_offered.add(("us-west4-a", "v5litepod-16"))
+    with pytest.raises(ApiError) as error:
+        answer(cloud, "user:key", "GET", path, {}, {})
+    assert error.value.code == NOT_FOUND
+
+
 def test_what_is_unknown_is_not_found(cloud: Cloud) -> None:
     for path in (f"{HERE}/nodes/n", f"{HERE}/nowhere"):
         with pytest.raises(ApiError) as error:

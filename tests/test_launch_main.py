@@ -1,6 +1,12 @@
 """The command line: help, errors in one line with status 2, and a dry run that only prints."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,18 +84,22 @@ def test_a_bad_layer_fails_before_any_host_starts(
     assert "layer 4 of a 4-layer model" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_run_makes_a_dataset_and_run_again_finds_it_done(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The real job on two hosts of one device."""
+def small_job(tmp_path: Path) -> list[str]:
+    """A real job on two hosts of one device, of three batches."""
     model = write_tiny_model(tmp_path / "model", layers=4)
     tasks = Path("tests/data/arc/arc_sample.json").resolve()
-    job = [
+    return [
         *("pod.hosts=2", "mesh.data=2", f"model.path={model}", "model.dtype=float32", "tasks=arc_sample"),
         *(f"tasks.path={tasks}", "tasks.limit=6", "extract.layers=[1,3]", "extract.save_every_n_samples=2"),
         *("extract.seq_len=128", "extract.too_long=cut", f"storage.run_dir={tmp_path / 'run'}", "--json"),
     ]
+
+
+@pytest.mark.slow
+def test_run_makes_a_dataset_and_run_again_finds_it_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = small_job(tmp_path)
     monkeypatch.chdir(tmp_path)  # where the logs go
     assert main(["run", *job]) == 0, capsys.readouterr().err
     first = json.loads(capsys.readouterr().out)
@@ -101,3 +111,32 @@ def test_run_makes_a_dataset_and_run_again_finds_it_done(
     second = json.loads(capsys.readouterr().out)
     assert second["attempt_prompts"] == 0
     assert second["rows_per_tap"] == first["rows_per_tap"]
+
+
+def host_process(launcher: int, host: int, deadline: float) -> int:
+    """The process of a host of a local pod, once it is there."""
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if f"POD_JOB_HOST={host}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                    return int(child)
+        time.sleep(0.02)
+    raise AssertionError(f"no host {host}")
+
+
+@pytest.mark.slow
+@pytest.mark.pod
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("failures", [1, 0])
+def test_watch_on_this_machine_starts_a_lost_host_again_within_its_budget(tmp_path: Path, failures: int) -> None:
+    command = [sys.executable, "-m", "launch", "watch", *small_job(tmp_path), f"cloud.failures={failures}"]
+    pipe = subprocess.PIPE
+    launcher = subprocess.Popen(
+        command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
+    os.kill(host_process(launcher.pid, 1, time.monotonic() + 60), signal.SIGKILL)
+    out, said = launcher.communicate(timeout=200)
+    assert "error: host 1: ended by SIGKILL before it arrived" in said
+    assert launcher.returncode == (0 if failures else 1), said
+    assert ("starting again; 1 of 1 cloud.failures used" in said) == bool(failures)
+    assert json.loads(out)["complete"] if failures else out == ""

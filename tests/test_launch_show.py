@@ -93,6 +93,7 @@ LOST = "jaxlib.XlaRuntimeError: INTERNAL: Gloo all-reduce failed: Connection clo
         ),
         (ended(3, 1, log="ValueError: first"), [ended(0, 1, log="ValueError: later")]),
         (ended(3, 1, log=LOST), [ended(0, 1, log=LOST)]),
+        (ended(3, 1, error="ValueError: bad"), [ended(0, 1, error="host 3 failed: ValueError: bad")]),
     ],
 )
 def test_first_cause(cause: Ended, others: list[Ended]) -> None:
@@ -110,6 +111,20 @@ def test_a_host_that_hangs_is_named_by_those_it_took_along() -> None:
         cause = first_cause([ended(host, -signal.SIGABRT, log=said.format(name)) for host in (0, 1, 3)])
         assert cause.host == 2
         assert cause.reason.startswith("stopped answering")
+
+
+@pytest.mark.parametrize(
+    ("one", "lost"),
+    [
+        (ended(0, -signal.SIGKILL), True),
+        (ended(0, 1, log=LOST), True),
+        (ended(0, 1, error="host 1 failed: KeyError: 'a'"), True),  # of a host that itself left no word
+        (ended(0, 1, log="KeyError: 'a'"), False),
+        (ended(0, 2, error="tasks.path=x: not JSON"), False),
+    ],
+)
+def test_only_what_nobody_explains_may_be_tried_again(one: Ended, lost: bool) -> None:
+    assert first_cause([one]).lost is lost
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def answer(cloud: Cloud, ssh_keys: str, method: str, path: str, query: dict[str,
             rf"/v2/({location}/queuedResources/[^/]+)",
             lambda name, _: cloud.delete_queued(name, query.get("force", "").lower() == "true"),
         ),
-        ("GET", rf"/v2/({location}/acceleratorTypes/[^/]+)", lambda name, _: cloud.accelerator_type(name)),
+        ("GET", rf"/v1/({location}/acceleratorTypes/[^/]+)", lambda name, _: cloud.accelerator_type(name)),
         ("GET", r"/compute/v1/projects/([^/]+)", lambda project: compute_project(project, ssh_keys)),
     ]
     for verb, pattern, serve in routes:
