@@ -23,6 +23,7 @@ from pod_job.cloud_config import Capacity
 from pod_job.config import JobConfig, load
 from pod_job.errors import JobError
 from pod_job.inputs import read_inputs
+from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.storage import open_folder
 
 TESTED_GCLOUD = 528
@@ -115,11 +116,11 @@ def check_quota(config: JobConfig) -> str:
     """What is needed; a request that was refused for want of quota is found among the queued resources."""
     spec = pod_spec(config)
     kind = QUOTA_KINDS[spec.capacity]
-    fix = f"ask for {kind} quota of {config.pod.devices} chips at {QUOTA_PAGE} (0 unless asked for)"
+    needed = f"{read_accelerator_type(spec.accelerator_type).chips} chips of {kind} quota"
     for pod in list_pods(config.cloud.project):
         if "quota" in (pod.error or "").lower():
-            raise JobError(f"{pod.zone} refused {pod.name}: {pod.error}; {fix}")
-    return f"{config.pod.devices} chips of {kind} quota needed in a zone; not refused so far. Else {fix}"
+            raise JobError(f"{pod.zone} refused {pod.name}: {pod.error}; ask for {needed} there, {QUOTA_PAGE}")
+    return f"{needed} needed in a zone (0 unless asked for, {QUOTA_PAGE}); no request refused for it so far"
 
 
 def check_key(config: JobConfig) -> str:
@@ -139,7 +140,7 @@ def check_bucket(config: JobConfig) -> str:
     where = bucket_location(folder.url.removeprefix("gs://").partition("/")[0])
     regions = {zone.rpartition("-")[0] for zone in config.cloud.zones}
     far = [region for region in sorted(regions) if where and where not in (region, region.split("-")[0])]
-    near = f"; not in {', '.join(far)}: traffic between regions is slow and costs" if far else ""
+    near = f"; not in {', '.join(far)}: traffic between regions is slow and costs; use a bucket there" if far else ""
     return f"{folder.url} can be written" + (f", it lies in {where}{near}" if where else "")
 
 

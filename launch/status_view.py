@@ -54,12 +54,11 @@ def table(facts: dict[str, Any], hosts: Sequence[HostStatus | None]) -> Renderab
     lines = [("run", facts["run"]), ("done", progress(facts))]
     lines += [("pod", pod_line(pod)) for pod in facts["pods"]]
     if facts["cost_so_far"] is not None:
-        pods = sum(entry["hours"] for entry in facts["pod_hours"])
-        expected = f", {facts['cost_expected']:,.2f} expected in all" if facts["cost_expected"] is not None else ""
-        count = len(facts["pod_hours"])
-        lines.append(
-            ("cost", f"${facts['cost_so_far']:,.2f} for {pods:.2f} h of {count} pod{'s' * (count > 1)}{expected}")
-        )
+        count, time_h = len(facts["pod_hours"]), sum(entry["hours"] for entry in facts["pod_hours"])
+        left = facts["left_s"] and facts["cost_expected"] is not None
+        expected = f", ${facts['cost_expected']:,.2f} expected in all" if left else ""
+        pods = f"{count} pod{'s' * (count > 1)}"
+        lines.append(("cost", f"${facts['cost_so_far']:,.2f} for {time_h:.2f} h of {pods}{expected}"))
     width = max(len(name) for name, _ in lines) + 2
     said = [Text.from_markup(f"[bold]{name:<{width}}[/]{escape(text)}") for name, text in lines]
     return Group(*said, host_table(hosts))
