@@ -14,6 +14,7 @@ from launch.pod import HostCommand, host_commands, new_attempt
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.inputs import Inputs, read_inputs
+from pod_job.memory import Held, described, held
 from pod_job.preflight.lines import lines as preflight_lines
 
 
@@ -37,6 +38,7 @@ class Plan:
     positions: str
     dtype: str
     run_dir: str
+    memory: dict[str, int]  # bytes held, see pod_job.memory.Held
     commands: list[HostCommand]
 
 
@@ -98,6 +100,7 @@ def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand]) ->
         positions=extract.positions.value,
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
+        memory=dataclasses.asdict(held(config, inputs)),
         commands=commands,
     )
 
@@ -115,6 +118,7 @@ def show(made: Plan, console: Console) -> None:
         ("taps", ", ".join(made.taps)),
         ("rows", f"positions {made.positions}, {made.dtype}"),
         ("run folder", made.run_dir),
+        ("memory", described(Held(**made.memory))),
         ("host 0 runs", str(first)),
     ]
     if others:

@@ -33,6 +33,8 @@ class ActivationDataset:
 
     `described` is what metadata.json would say of a run that is not finished (`pod_job.merge.gather`).
 
+    `positions` is what the caller counts on (`last`, `all` or `generated`): a run that kept others is refused.
+
     Raises JobError where the run has no metadata.json yet, where that is damaged, or where it has no such layer.
     """
 
@@ -43,11 +45,13 @@ class ActivationDataset:
         as_: Kind = "numpy",
         exclude: Sequence[str] = (),
         described: dict[str, Any] | None = None,
+        positions: str | None = None,
     ) -> None:
         self.folder = open_folder(run_dir)
         self.metadata = metadata.read(self.folder) if described is None else described
         self.tap = _tap(self.metadata, layer, self.folder.url)
         self.as_: Kind = as_
+        _check_positions(self.metadata, positions, self.folder.url)
         entries = [entry for entry in self.metadata["batches"] if entry["layer"] == self.tap]
         self.dtype: np.dtype = DTYPE_OF[self.metadata["dtype"]]
         width = self.metadata["widths"].get(self.tap, 0)
@@ -206,8 +210,27 @@ class ActivationDataset:
 def _tap(metadata: dict[str, Any], layer: int | str, url: str) -> str:
     tap = layer if isinstance(layer, str) else f"layer_{layer}"
     if tap not in metadata["taps"]:
-        raise JobError(f"Layer not found in activations: layer={layer}; {url} has {', '.join(metadata['taps'])}")
+        raise JobError(layer_not_found(layer, url, metadata["taps"]))
     return tap
+
+
+def _check_positions(metadata: dict[str, Any], wanted: str | None, url: str) -> None:
+    kept = metadata["provenance"]["positions"] if wanted is not None else None
+    if kept != wanted:
+        raise JobError(
+            f"Activations shape mismatch: positions={wanted}, but {url} kept {kept}: {metadata['rows']} rows of "
+            f"{metadata['total_samples']} samples; extract with extract.positions={wanted} into a storage.run_dir of "
+            "its own, or choose rows by dataset.rows(...)['position']"
+        )
+
+
+def layer_not_found(layer: int | str, url: str, taps: Sequence[str]) -> str:
+    """What there is, and how to get what there is not: a run's taps are fixed when it starts."""
+    wanted = f"extract.layers=[{layer}]" if str(layer).isdecimal() else f"extract.taps=[{layer}]"
+    return (
+        f"Layer not found in activations: layer={layer}; {url} has {', '.join(taps)}; for another, "
+        f"run the job with {wanted} and a storage.run_dir of its own"
+    )
 
 
 def _file(entry: dict[str, Any]) -> FileRows:

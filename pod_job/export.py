@@ -6,13 +6,14 @@ Pickled lists cost twenty times the CPU of our own files; `pod_job.reading.pickl
 import json
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
+from pod_job.dataset import layer_not_found
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rows as rows_table
@@ -22,21 +23,30 @@ from pod_job.run_folder.tensorfile import read_header, view_tensor
 from pod_job.storage import Folder, open_folder
 
 
-def export_pickles(run_dir: str | Path, out_dir: str | Path, report: Callable[[str], None] = lambda name: None) -> int:
+def export_pickles(
+    run_dir: str | Path,
+    out_dir: str | Path,
+    report: Callable[[str], None] = lambda name: None,
+    layers: Sequence[int] | None = None,
+) -> int:
     """Write `layer_6_batch_000001.pkl` and its like and a metadata.json beside them; one batch is in memory at a time.
 
     Args:
+        layers: whose outputs are written; by default all that the run has.
         report: called with the name of each file when it is written.
     Returns:
         the number of pickle files.
     Raises:
-        JobError: no metadata.json in the run, or a file of it is missing or damaged.
+        JobError: no metadata.json in the run, a layer it has not, or a file of it is missing or damaged.
     """
     run, out = open_folder(run_dir), open_folder(out_dir)
     metadata = metadata_file.read(run)
+    taps = metadata["taps"] if layers is None else [f"layer_{layer}" for layer in layers]
+    if absent := [layer for layer in layers or () if f"layer_{layer}" not in metadata["taps"]]:
+        raise JobError(layer_not_found(absent[0], run.url, metadata["taps"]))
     tables = {entry["batch_id"]: entry["file"] for entry in metadata["rows_files"]}
     written, table_of, rows = [], None, None
-    for entry in metadata["batches"]:
+    for entry in (entry for entry in metadata["batches"] if entry["layer"] in taps):
         if rows is None or table_of != entry["batch_id"]:
             table_of, rows = entry["batch_id"], _rows(run, tables[entry["batch_id"]])
         name = f"{entry['layer']}_batch_{entry['batch_id']:06d}.pkl"
@@ -45,6 +55,7 @@ def export_pickles(run_dir: str | Path, out_dir: str | Path, report: Callable[[s
         written.append({**{key: entry[key] for key in ("batch_id", "layer", "n_samples")}, "file": name})
         report(name)
     kept = {key: metadata[key] for key in ("model_name", "layers_extracted", "hidden_dim", "total_samples")}
+    kept |= {} if layers is None else {"layers_extracted": list(layers)}
     out.replace("metadata.json", json.dumps({**kept, "batches": written}, indent=2).encode())
     return len(written)
 
@@ -87,10 +98,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
     parser.add_argument("out", metavar="OUT", help="where the pickle files go, a local folder or gs://bucket/prefix")
+    parser.add_argument("--layers", type=int, nargs="+", metavar="LAYER", help="by default all that the run has")
     options = parser.parse_args(argv)
 
     def command() -> int:
-        export_pickles(options.run_dir, options.out, print)
+        export_pickles(options.run_dir, options.out, print, options.layers)
         return 0
 
     return exit_status(command)

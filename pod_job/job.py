@@ -28,6 +28,7 @@ from pod_job.holders import free_chips
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.lookout import Lookout, forget, last_word
 from pod_job.machine import check_machine
+from pod_job.memory import telling_what_is_held
 from pod_job.merge import merge
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.decoder import Decoder
@@ -79,43 +80,11 @@ def run(config: JobConfig) -> None:
         reporter.timeline.devices = jax.local_device_count()
         stop.on_signal()
 
-        mesh = make_mesh(config.mesh)
-        rows = row_sharding(mesh, config.sharding)
-        global_rows = row_shards(config.mesh, config.sharding) * config.extract.rows_per_device
-        part = feeding(rows, global_rows, jax.process_index())
         pending = pending_batches(inputs)
-        mine = deal(pending, part.feeders)[part.feeder]
-        log.info("%d of %d batches to do, %d of them here", len(pending), inputs.total_batches, len(mine))
-
+        log.info("%d of %d batches to do", len(pending), inputs.total_batches)
         if pending:
-            reporter.phase(Phase.weights, batches_total=len(mine) if part.writes else 0)
-            dtype = jnp.dtype(config.model.dtype.value)
-            log.info("%s", stated(inputs.table, config.mesh, config.sharding))
-            shardings = weight_shardings(mesh, config.sharding, inputs.table)
-            params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
-
-            reporter.phase(Phase.compiling)
-            model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
-            with compile_cache(config.storage.compile_cache):
-                if config.mode is Mode.generate:
-                    ending = Ending(config.generate, inputs.end_tokens, tokenizer)
-                    programs = compile_generation(model, params, mesh, rows, global_rows, config.extract, ending)
-                    make_feeder, run_steps = wave_feeder, partial(generate, programs, ending)
-                    try_out = partial(try_generation, programs, ending)
-                else:
-                    step = compile_step(model, params, mesh, rows, global_rows, config.extract)
-                    make_feeder, run_steps, try_out = packed_feeder, partial(extract, step), partial(try_step, step)
-            feeder_rows = global_rows // part.feeders
-            if config.parity.samples:
-                tried = partial(try_out, params, rows, part, feeder_rows, config.extract)
-                with_host_0 = part.feeder == feeding(rows, global_rows, 0).feeder
-                check_parity(config, inputs, tokenizer, host, tried, with_host_0)
-
-            reporter.phase(Phase.extracting)
-            on_nonfinite = config.extract.on_nonfinite
-            feeder = make_feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
-            with Writers(config.storage.writers, folder, host.index, reporter.committed, on_nonfinite) as writers:
-                run_steps(params, feeder, rows, part, writers, reporter)
+            with telling_what_is_held(config, inputs):
+                compute(config, inputs, pending, tokenizer, host, reporter, stop)
 
         if stop and len(committed(folder)) < inputs.total_batches:
             reporter.phase(Phase.stopped, error=stop.reason)
@@ -123,6 +92,53 @@ def run(config: JobConfig) -> None:
         reporter.phase(Phase.merging)
         finish_when_whole(inputs, config)
         reporter.phase(Phase.done)
+
+
+def compute(
+    config: JobConfig,
+    inputs: Inputs,
+    pending: list[int],
+    tokenizer: Any,
+    host: Host,
+    reporter: Reporter,
+    stop: StopWish,
+) -> None:
+    """Loads weights, compiles and runs this host's share of the `pending` batches, until they are committed."""
+    mesh = make_mesh(config.mesh)
+    rows = row_sharding(mesh, config.sharding)
+    global_rows = row_shards(config.mesh, config.sharding) * config.extract.rows_per_device
+    part = feeding(rows, global_rows, jax.process_index())
+    mine = deal(pending, part.feeders)[part.feeder]
+    log.info("%d batches here", len(mine))
+
+    reporter.phase(Phase.weights, batches_total=len(mine) if part.writes else 0)
+    dtype = jnp.dtype(config.model.dtype.value)
+    log.info("%s", stated(inputs.table, config.mesh, config.sharding))
+    shardings = weight_shardings(mesh, config.sharding, inputs.table)
+    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
+
+    reporter.phase(Phase.compiling)
+    model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
+    with compile_cache(config.storage.compile_cache):
+        if config.mode is Mode.generate:
+            ending = Ending(config.generate, inputs.end_tokens, tokenizer)
+            programs = compile_generation(model, params, mesh, rows, global_rows, config.extract, ending)
+            make_feeder, run_steps = wave_feeder, partial(generate, programs, ending)
+            try_out = partial(try_generation, programs, ending)
+        else:
+            step = compile_step(model, params, mesh, rows, global_rows, config.extract)
+            make_feeder, run_steps, try_out = packed_feeder, partial(extract, step), partial(try_step, step)
+    feeder_rows = global_rows // part.feeders
+    if config.parity.samples:
+        tried = partial(try_out, params, rows, part, feeder_rows, config.extract)
+        with_host_0 = part.feeder == feeding(rows, global_rows, 0).feeder
+        check_parity(config, inputs, tokenizer, host, tried, with_host_0)
+
+    reporter.phase(Phase.extracting)
+    on_nonfinite = config.extract.on_nonfinite
+    feeder = make_feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
+    with Writers(config.storage.writers, inputs.folder, host.index, reporter.committed, on_nonfinite) as writers:
+        run_steps(params, feeder, rows, part, writers, reporter)
 
 
 @contextmanager

@@ -211,6 +211,20 @@ def test_a_layer_that_is_not_there_is_named(small: Path) -> None:
         ActivationDataset(small, layer=7)
 
 
+def test_a_layer_or_positions_that_the_run_has_not_are_refused_with_how_to_get_them(small: Path) -> None:
+    with pytest.raises(JobError, match=r"run the job with extract\.layers=\[7\] and a storage\.run_dir of its own"):
+        ActivationDataset(small, layer=7)
+    with pytest.raises(JobError, match=r"run the job with extract\.taps=\[layer_6\.q\]"):
+        ActivationDataset(small, layer="layer_6.q")
+    assert len(ActivationDataset(small, layer=6, positions="all")) == 50
+    with pytest.raises(JobError) as refused:
+        ActivationDataset(small, layer=6, positions="last")
+    said = str(refused.value)
+    assert "Activations shape mismatch: positions=last, but" in said
+    assert "kept all: 50 rows of 16 samples; extract with extract.positions=last" in said
+    assert "\n" not in said
+
+
 def test_an_unmerged_run_says_how_to_merge(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"metadata\.json: missing; run `python -m pod_job.merge"):
         ActivationDataset(tmp_path, layer=6)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sample_runs import TAPS, TIME, finished_run, joined
 
 from pod_job.errors import JobError
-from pod_job.export import export_pickles
+from pod_job.export import export_pickles, main
 from pod_job.reading.pickle_reader import read_pickle
 from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
@@ -50,6 +50,18 @@ def test_the_documented_snippet_runs(
     assert capsys.readouterr().out == "Layer 12: (8, 16)\n"
     assert names["activations_array"].dtype == np.float32
     np.testing.assert_array_equal(names["activations_array"], joined(batches, "layer_12").astype(np.float32))
+
+
+def test_chosen_layers_are_written_and_others_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_run(open_folder(tmp_path / "run"), [3], ("layer_6", "layer_12"))
+    assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--layers", "12"]) == 0
+    assert capsys.readouterr().out == "layer_12_batch_000001.pkl\n"
+    metadata = json.loads((tmp_path / "out/metadata.json").read_text())
+    assert (metadata["layers_extracted"], len(metadata["batches"])) == ([12], 1)
+    assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--layers", "12", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "Layer not found in activations: layer=7;" in said
+    assert "has layer_6, layer_12; for another, run the job with extract.layers=[7]" in said
 
 
 def test_files_have_the_documented_layout(tmp_path: Path) -> None:

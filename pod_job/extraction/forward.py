@@ -91,5 +91,6 @@ def start_copy(output: Any) -> None:
 
 def local_rows(array: Array) -> list[np.ndarray]:
     """This host's shards of an output, in the order of their rows, each once: [rows of a shard, M or S, width]."""
+    jax.block_until_ready(array)  # where the program failed this says so; on CPU the copies would wait for ever
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return [np.asarray(shards[start]) for start in sorted(shards)]

@@ -1,7 +1,7 @@
 """The two programs of generation: prefill, which reads prompts into a cache, and decode, which adds tokens to it.
 
 Prompts are aligned at their ends, so that every row writes the same slot of the cache and both programs have one
-static shape. A call of decode adds `CALL_TOKENS` tokens to every row; between calls the host looks for stop strings.
+static shape. A call of decode adds some tokens to every row; between calls the host looks for stop strings.
 
 B rows of all hosts, S positions of the longest prompt, T tokens of a call, V vocabulary.
 """
@@ -17,13 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.config import ExtractConfig, Positions
 from pod_job.generation.completions import Ending
-from pod_job.generation.generate_config import GenerateConfig
+from pod_job.generation.generate_config import GenerateConfig, cache_slots, call_tokens
 from pod_job.models.cache import Cache, empty_cache
 from pod_job.models.decoder import Activations, Decoder
 
 Stepped = tuple[Array, Activations, Cache]
 
-CALL_TOKENS = 16
 FREE = -1
 """In `forced`: the model chooses this token."""
 
@@ -51,17 +50,6 @@ class Programs:
     prefill: Callable[..., tuple[Progress, dict[str, Array], Array, Array]]
     decode: Callable[..., tuple[Progress, dict[str, Array], Array, Array]]
     call_tokens: int
-
-
-def call_tokens(max_new_tokens: int) -> int:
-    """Tokens that one call of decode adds."""
-    return min(CALL_TOKENS, max_new_tokens)
-
-
-def cache_slots(seq_len: int, max_new_tokens: int) -> int:
-    """Slots of a row: the longest prompt, and whole calls of decode."""
-    T = call_tokens(max_new_tokens)
-    return seq_len + -(-max_new_tokens // T) * T
 
 
 def compile_generation(

@@ -1,4 +1,4 @@
-"""How tokens are generated: the fields `mode` and `generate.*` of the configuration."""
+"""How tokens are generated: the fields `mode` and `generate.*` of the configuration, and the sizes that follow."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,3 +28,17 @@ class GenerateConfig:
             raise JobError(f"generate.seed={self.seed} is out of range; use 0..{2**32 - 1}")
         if "" in self.stop:
             raise JobError("generate.stop has an empty text, which every completion begins with; remove it")
+
+
+CALL_TOKENS = 16
+
+
+def call_tokens(max_new_tokens: int) -> int:
+    """Tokens that one call of decode adds."""
+    return min(CALL_TOKENS, max_new_tokens)
+
+
+def cache_slots(seq_len: int, max_new_tokens: int) -> int:
+    """Slots of a row: the longest prompt, and whole calls of decode."""
+    T = call_tokens(max_new_tokens)
+    return seq_len + -(-max_new_tokens // T) * T

@@ -17,8 +17,8 @@ from pod_job.config import JobConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.extraction.forward import compile_step
 from pod_job.generation.completions import Ending
-from pod_job.generation.decoding import cache_slots, compile_generation
-from pod_job.generation.generate_config import Mode
+from pod_job.generation.decoding import compile_generation
+from pod_job.generation.generate_config import Mode, cache_slots
 from pod_job.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES, products_computed

@@ -1,0 +1,108 @@
+"""What a run holds in memory, from its configuration, and the settings that lower it. No jax.
+
+Said before a run starts, and again where memory ran out. What the compiler needs for itself comes on top; for a TPU
+the preflight tells that too.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pod_job.config import JobConfig, Positions
+from pod_job.errors import JobError
+from pod_job.generation.generate_config import Mode, cache_slots, call_tokens
+from pod_job.inputs import Inputs
+from pod_job.machine import GB, memory_needs
+from pod_job.models.sharding import rules
+
+DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
+"""What jax's error begins with."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes: `weights`, `cache` (of keys and values) and `vectors` (of two steps: one leaves while the next is
+    computed) on each device; on each host at most `batches`, vectors on their way to files.
+    """
+
+    weights: int
+    cache: int
+    vectors: int
+    batches: int
+
+
+def held(config: JobConfig, inputs: Inputs) -> Held:
+    """What the run holds; a batch's rows are counted as if every prompt were of `extract.seq_len` tokens."""
+    extract, generate, generating = config.extract, config.generate, config.mode is Mode.generate
+    item, split = item_bytes(config.model.dtype.value), rules(inputs.table, config.mesh.model, config.sharding)
+    weights = sum(
+        math.prod(weight.shape) * item // (config.mesh.model if any(axis in split for axis in weight.axes) else 1)
+        for weight in inputs.table.values()
+    )
+    slots = cache_slots(extract.seq_len, generate.max_new_tokens) if generating else 0
+    heads = inputs.arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
+    row = 2 * inputs.arch.layers * heads * inputs.arch.head_dim * item * slots
+    per_row = computed_positions(config)
+    vector = sum(inputs.widths.values()) * item_bytes(extract.dtype.value)
+    batch = stored_positions(config) * extract.save_every_n_samples * vector
+    # In a host's share of memory; what all hosts of a pod on one machine take is checked when it starts.
+    _, batches = memory_needs(config, inputs, batch, on_cpu=False)
+    return Held(weights, row * extract.rows_per_device, 2 * per_row * extract.rows_per_device * vector, batches)
+
+
+def item_bytes(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+def computed_positions(config: JobConfig) -> int:
+    """Positions of a row whose vectors one step gives; of generation, prefill and one call of decode."""
+    extract = config.extract
+    if config.mode is Mode.prefill:
+        return extract.prompts_per_row if extract.positions is Positions.last else extract.seq_len
+    of_prompt = {Positions.last: 1, Positions.all: extract.seq_len, Positions.generated: 0}[extract.positions]
+    return of_prompt + call_tokens(config.generate.max_new_tokens)
+
+
+def stored_positions(config: JobConfig) -> int:
+    """Rows that a sample has at most."""
+    new = config.generate.max_new_tokens if config.mode is Mode.generate else 0
+    if config.extract.positions is Positions.all:
+        return config.extract.seq_len + new
+    return max(1, new)
+
+
+def described(found: Held) -> str:
+    """For people: what is held where."""
+    kept = {"weights": found.weights, "keys and values": found.cache, "vectors": found.vectors}
+    on_device = ", ".join(f"{gigabytes(size)} {name}" for name, size in kept.items() if size)
+    return f"each device: {on_device}; each host: up to {gigabytes(found.batches)} of vectors on their way to files"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / GB:,.2f} GB" if size >= GB / 100 else f"{size / 1e6:,.2f} MB"
+
+
+def remedies(config: JobConfig) -> str:
+    """The settings that lower what is held."""
+    extract = config.extract
+    return (
+        f"for less on a device lower extract.rows_per_device={extract.rows_per_device}, "
+        f"on a host lower extract.save_every_n_samples={extract.save_every_n_samples}; "
+        "on both extract fewer layers (extract.layers)"
+    )
+
+
+@contextmanager
+def telling_what_is_held(config: JobConfig, inputs: Inputs) -> Iterator[None]:
+    """Where memory runs out meanwhile, a JobError with what the run holds and what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(DEVICE_IS_FULL):
+            raise
+        where = "this host" if isinstance(error, MemoryError) else "a device"
+        reason = (str(error).strip() or "MemoryError").splitlines()[0].removeprefix(f"{DEVICE_IS_FULL}: ")
+        raise JobError(
+            f"{where} is out of memory ({reason}); {described(held(config, inputs))}; {remedies(config)}"
+        ) from error
