@@ -19,10 +19,11 @@ from pod_job.generation.generate_config import GenerateConfig
 from pod_job.generation.waves import lay_out
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.arch import read_arch_file
+from pod_job.models.checkpoint import read_checkpoint
 from pod_job.models.decoder import Decoder
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
-from pod_job.models.weights import load_params, read_checkpoint
+from pod_job.models.weights import load_params
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt, end_tokens, load_tokenizer
 from tools.tiny_model import write_tiny_model
