@@ -40,6 +40,16 @@ class Dtype(Enum):
     float32 = "float32"
 
 
+class Stored(Enum):
+    """Of stored vectors. Those of eight bits have a scale for every 64 columns of a row."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+    int8 = "int8"
+    float8 = "float8_e4m3fn"
+
+
 class Positions(Enum):
     """Which token positions are stored.
 
@@ -124,7 +134,7 @@ class ExtractConfig:
     layers: list[int] | None = None  # resid_post of these layers; null: of all, unless `taps` names some
     taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
     positions: Positions = Positions.last
-    dtype: Dtype = Dtype.bfloat16  # of the stored vectors
+    dtype: Stored = Stored.bfloat16  # of the stored vectors
     save_every_n_samples: int = 512
     seq_len: int = 1024
     rows_per_device: int = 1  # rows of seq_len tokens in one step

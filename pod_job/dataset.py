@@ -11,14 +11,17 @@ from jaxtyping import Int
 
 from pod_job.errors import JobError
 from pod_job.reading.epoch import BLOCK_ROWS, BUCKET_BLOCK_ROWS, Batches, Order
+from pod_job.reading.joined_rows import JoinedRows
 from pod_job.reading.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowReader
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
+from pod_job.run_folder.eight_bit import Vectors, from_rows, is_eight_bit, scale_bytes
 from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.storage import open_folder
+from pod_job.storage import Folder, open_folder
 
 Kind = Literal["numpy", "torch", "jax"]
 TABLES_KEPT = 8
+FLOATS = ("bfloat16", "float16", "float32")
 
 
 class ActivationDataset:
@@ -27,6 +30,8 @@ class ActivationDataset:
     `dataset[i]`, `dataset[a:b]` and `dataset[index_array]` give [D] or [R, D] in the stored dtype (bfloat16 as
     `ml_dtypes.bfloat16`); `dataset.rows(i)` says where they come from; `dataset.batches(...)` iterates for training.
     With `as_="torch"` it serves as a map-style dataset for torch's DataLoader.
+
+    Vectors of eight bits are given in float32, any in the `dtype` that is asked for; `raw` has them as stored.
 
     `exclude` leaves out rows by their flags: `special` (tokens that are not part of the text), `sink` (attention sinks,
     whose norms dwarf all others), `nonfinite`; the rest is numbered anew, and all rows tables are read at once.
@@ -46,6 +51,7 @@ class ActivationDataset:
         exclude: Sequence[str] = (),
         described: dict[str, Any] | None = None,
         positions: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         self.folder = open_folder(run_dir)
         self.metadata = metadata.read(self.folder) if described is None else described
@@ -53,10 +59,11 @@ class ActivationDataset:
         self.as_: Kind = as_
         _check_positions(self.metadata, positions, self.folder.url)
         entries = [entry for entry in self.metadata["batches"] if entry["layer"] == self.tap]
-        self.dtype: np.dtype = DTYPE_OF[self.metadata["dtype"]]
+        self.stored: np.dtype = DTYPE_OF[self.metadata["dtype"]]
+        self.dtype = _float_dtype(dtype or ("float32" if is_eight_bit(self.stored) else self.metadata["dtype"]))
         width = self.metadata["widths"].get(self.tap, 0)
-        files = RowReader(self.folder, [_file(entry) for entry in entries], width * self.dtype.itemsize)
-        self._starts = files.starts
+        files = _reader(self.folder, entries, width, self.stored)
+        self._starts = np.cumsum([0, *(entry["rows"] for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
         self._reader = KeptRows(files, self._without(exclude)) if exclude else files
         self.shape = (len(self._reader), width)
@@ -86,6 +93,13 @@ class ActivationDataset:
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """What torch's DataLoader calls to fetch a whole batch at once."""
         return list(self[np.asarray(indices)])
+
+    def raw(self, index: Any) -> Vectors:
+        """Rows [R, D] as they are stored, for a slice, a list or array of ints, or a mask: an `EightBit` (`values`,
+        `scales`) where these are of eight bits.
+        """
+        numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else self._numbers(index)
+        return from_rows(self._reader.gather(numbers), self.shape[1], self.stored)
 
     def rows(self, index: Any) -> dict[str, Any]:
         """Provenance of the rows: arrays `task_id`, `sample_idx`, `position`, `token_id`, and the flags `special`,
@@ -183,7 +197,9 @@ class ActivationDataset:
         return np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
 
     def _present(self, raw: np.ndarray, as_: Kind | None = None) -> Any:
-        vectors = raw.view(self.dtype).reshape(len(raw), self.shape[1])
+        vectors = from_rows(raw, self.shape[1], self.stored)
+        if vectors.dtype != self.dtype:
+            vectors = np.asarray(vectors, np.float32).astype(self.dtype, copy=False)
         return _CONVERT[as_ or self.as_](vectors)
 
     def _table(self, batch: int) -> rows_table.Rows:
@@ -233,8 +249,24 @@ def layer_not_found(layer: int | str, url: str, taps: Sequence[str]) -> str:
     )
 
 
-def _file(entry: dict[str, Any]) -> FileRows:
-    return FileRows(rundir.ACTIVATIONS + entry["file"], entry["rows"], entry["offset"], entry["size"])
+def _reader(folder: Folder, entries: Sequence[dict[str, Any]], width: int, stored: np.dtype) -> RowReader | JoinedRows:
+    """The tap's rows; of eight bits, each row's scales come after its values."""
+    values = RowReader(folder, [_file(entry, entry["offset"]) for entry in entries], width * stored.itemsize)
+    if not is_eight_bit(stored):
+        return values
+    of_row = scale_bytes(width, stored)
+    scales = [_file(entry, entry["offset"] - entry["rows"] * of_row) for entry in entries]
+    return JoinedRows([values, RowReader(folder, scales, of_row)])
+
+
+def _file(entry: dict[str, Any], offset: int) -> FileRows:
+    return FileRows(rundir.ACTIVATIONS + entry["file"], entry["rows"], offset, entry["size"])
+
+
+def _float_dtype(name: str) -> np.dtype:
+    if name not in FLOATS:
+        raise JobError(f"dtype={name}: not one that vectors are read in; use {', '.join(FLOATS)}")
+    return DTYPE_OF[name]
 
 
 def _to_torch(vectors: np.ndarray) -> Any:

@@ -18,8 +18,7 @@ from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import TENSOR
-from pod_job.run_folder.tensorfile import read_header, view_tensor
+from pod_job.run_folder.tap_files import read_vectors
 from pod_job.storage import Folder, open_folder
 
 
@@ -50,7 +49,7 @@ def export_pickles(
         if rows is None or table_of != entry["batch_id"]:
             table_of, rows = entry["batch_id"], _rows(run, tables[entry["batch_id"]])
         name = f"{entry['layer']}_batch_{entry['batch_id']:06d}.pkl"
-        content = _content(entry["layer"], _vectors(run, entry["file"]), rows)
+        content = _content(entry["layer"], np.asarray(read_vectors(run, entry), np.float32), rows)
         out.replace(name, pickle.dumps(content, protocol=4))
         written.append({**{key: entry[key] for key in ("batch_id", "layer", "n_samples")}, "file": name})
         report(name)
@@ -62,7 +61,7 @@ def export_pickles(
 
 def _content(tap: str, vectors: np.ndarray, rows: rows_table.Rows) -> dict[str, Any]:
     """The documented dictionary; the document keeps activations in float32."""
-    columns = zip(rows.task_id, rows.sample_idx.tolist(), vectors.astype(np.float32), strict=True)
+    columns = zip(rows.task_id, rows.sample_idx.tolist(), vectors, strict=True)
     return {
         "layer": rundir.layer_number(tap),
         "activations": [
@@ -73,22 +72,11 @@ def _content(tap: str, vectors: np.ndarray, rows: rows_table.Rows) -> dict[str, 
 
 
 def _rows(run: Folder, file: str) -> rows_table.Rows:
-    return rows_table.from_parquet(_read(run, file), f"{run.url}/{rundir.ACTIVATIONS}{file}")
-
-
-def _vectors(run: Folder, file: str) -> np.ndarray:
-    data, name = _read(run, file), f"{run.url}/{rundir.ACTIVATIONS}{file}"
-    header = read_header(lambda start, size: data[start : start + size], name, len(data))
-    if TENSOR not in header.tensors:
-        raise JobError(f"{name}: has no tensor {TENSOR}; it is not an activation file")
-    return view_tensor(np.frombuffer(data, np.uint8), header.tensors[TENSOR])
-
-
-def _read(run: Folder, file: str) -> bytes:
+    name = f"{run.url}/{rundir.ACTIVATIONS}{file}"
     try:
-        return run.read(rundir.ACTIVATIONS + file)
+        return rows_table.from_parquet(run.read(rundir.ACTIVATIONS + file), name)
     except FileNotFoundError:
-        raise JobError(f"{run.url}/{rundir.ACTIVATIONS}{file}: missing; copy the run again") from None
+        raise JobError(f"{name}: missing; copy the run again") from None
 
 
 def main(argv: list[str] | None = None) -> int:

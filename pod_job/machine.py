@@ -22,6 +22,8 @@ from pod_job.config import JobConfig, PodKind, Positions, Sharding
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs
 from pod_job.run_folder.commit import committed
+from pod_job.run_folder.eight_bit import row_bytes
+from pod_job.run_folder.tensorfile import DTYPE_OF
 
 # Access tokens and signed requests are refused at 5 minutes, and heartbeats are compared by the second.
 MOST_SKEW_S = 60.0
@@ -55,15 +57,15 @@ def run_needs(config: JobConfig, inputs: Inputs, batch_tokens: Sequence[int]) ->
     """From below: generated tokens are not counted, whose number nobody knows yet."""
     extract, pod = config.extract, config.pod
     stored_all = extract.positions is Positions.all
-    row_bytes = sum(inputs.widths.values()) * (4 if extract.dtype.value == "float32" else 2)
+    stored_bytes = sum(row_bytes(width, DTYPE_OF[extract.dtype.value]) for width in inputs.widths.values())
     rows = [tokens if stored_all else extract.save_every_n_samples for tokens in batch_tokens]
     # What the other hosts' shares come to is known from this host's: batches are dealt out evenly.
     total_rows = sum(rows) * inputs.total_batches / max(1, len(rows)) if stored_all else len(inputs.tasks.samples)
     disk = {Path(tempfile.gettempdir()): SCRATCH_BYTES}
     if local := inputs.folder.local_path("."):
         done = len(committed(inputs.folder)) / max(1, inputs.total_batches)
-        disk[local] = int(total_rows * row_bytes * (1 - done))
-    return Needs(disk, *memory_needs(config, inputs, max(rows, default=0) * row_bytes, pod.kind is PodKind.local))
+        disk[local] = int(total_rows * stored_bytes * (1 - done))
+    return Needs(disk, *memory_needs(config, inputs, max(rows, default=0) * stored_bytes, pod.kind is PodKind.local))
 
 
 def memory_needs(config: JobConfig, inputs: Inputs, batch_bytes: int, on_cpu: bool) -> tuple[int, int]:

@@ -52,6 +52,8 @@ class Merged:
     batches: list[dict[str, Any]] = field(default_factory=list)
     rows_files: list[dict[str, Any]] = field(default_factory=list)
     statistics: dict[str, Tally] = field(default_factory=dict)
+    rounding: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Per tap of eight bits the sum of squared relative errors of rows, and the largest of these."""
 
 
 def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
@@ -140,6 +142,9 @@ def _add(merged: Merged, record: dict[str, Any], plan: Plan, name: str) -> None:
         tally = merged.statistics.setdefault(file["tap"], Tally(len(measured.mean)))
         _check(tally.width == len(measured.mean), name, f"{file['tap']} is not as wide as in other batches")
         tally.add(measured)
+        if rounding := file.get("rounding"):
+            squares, largest = merged.rounding.get(file["tap"], (0.0, 0.0))
+            merged.rounding[file["tap"]] = squares + rounding["squared_sum"], max(largest, rounding["largest"])
         kept = {key: file[key] for key in ("rows", "offset", "size", "crc32c")}
         entry = {
             "batch_id": number,
@@ -197,6 +202,7 @@ def _metadata(
         "taps": plan.taps,
         "widths": {tap: tally.width for tap, tally in merged.statistics.items()},
         "statistics": {tap: tally.summary() for tap, tally in merged.statistics.items()},
+        "rounding": _rounding(identity, merged),
         "provenance": identity,
         "parity": parity,
         "pod_job_version": __version__,
@@ -204,6 +210,16 @@ def _metadata(
         "rows_files": merged.rows_files,
         "batches": merged.batches,
     }
+
+
+def _rounding(identity: dict[str, Any], merged: Merged) -> dict[str, dict[str, float]]:
+    """Per tap of eight bits, the root mean square of the rows' relative errors, and the largest."""
+    found = {
+        tap: {"rms": (squares / max(1, merged.statistics[tap].count)) ** 0.5, "largest": largest}
+        for tap, (squares, largest) in merged.rounding.items()
+    }
+    # A shuffle has the same rows, so they are as far off as they were.
+    return found or identity.get("shuffled", {}).get("rounding", {})
 
 
 def _bare(name: str) -> str:

@@ -107,6 +107,8 @@ def part_order(number: int, size: int, seed: int) -> Int[np.ndarray, "R"]:
 def _identity(described: dict[str, Any], part_rows: int, seed: int) -> dict[str, Any]:
     given = described["provenance"]
     dealt = {"seed": seed, "samples": given["tasks"]["samples"], "batch_samples": given["save_every_n_samples"]}
+    if described.get("rounding"):
+        dealt["rounding"] = described["rounding"]
     tasks = given["tasks"] | {"samples": described["rows"]}
     return given | {"tasks": tasks, "save_every_n_samples": part_rows, "shuffled": dealt}
 

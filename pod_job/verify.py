@@ -22,8 +22,9 @@ from pod_job.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_p
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
-from pod_job.run_folder.commit import TENSOR, committed, read_record
-from pod_job.run_folder.tensorfile import TensorSpec, read_header
+from pod_job.run_folder.commit import committed, read_record
+from pod_job.run_folder.tap_files import tap_tensors
+from pod_job.run_folder.tensorfile import TensorSpec, read_header, view_tensor
 from pod_job.storage import Folder, Stored, checksum, open_folder
 from pod_job.watching import Watch, unwatched, watched
 
@@ -106,11 +107,9 @@ def check_tap(folder: Folder, entry: dict[str, Any], found: Found) -> None:
     name = f"{folder.url}/{entry['file']}"
     try:
         header = read_header(lambda start, size: folder.read(entry["file"], start, size), name)
-        spec = header.tensors.get(TENSOR)
-        if spec is None:
-            raise JobError(f"{name}: has no tensor {TENSOR}; it is another program's file")
+        spec, scales = tap_tensors(header, name)
         bad: list[int] = []
-        stored = checksum(pieces(folder, entry["file"], spec, bad))
+        stored = checksum(pieces(folder, entry["file"], spec, scales, bad))
     except FileNotFoundError:
         found.problems.append(f"{name}: missing")
         return
@@ -128,19 +127,30 @@ def check_tap(folder: Folder, entry: dict[str, Any], found: Found) -> None:
         found.problems.append(f"{name}: has dtype, shape, offset, non-finite rows {there}, its record says {said}")
 
 
-def pieces(folder: Folder, name: str, spec: TensorSpec, bad: list[int]) -> Iterator[bytes]:
+def pieces(folder: Folder, name: str, spec: TensorSpec, scales: TensorSpec | None, bad: list[int]) -> Iterator[bytes]:
     """The whole file in order; the numbers of non-finite rows in its pieces are appended to `bad`."""
     width = int(np.prod(spec.shape[1:]))
     row_bytes = max(1, width * spec.dtype.itemsize)
     step = max(1, PIECE_BYTES // row_bytes) * row_bytes
-    yield folder.read(name, 0, spec.start)
-    position = spec.start
+    before = folder.read(name, 0, spec.start)
+    yield before
+    unscaled = np.zeros(0, bool)  # of each row whether a scale is not finite
+    if scales is not None and len(before) == spec.start:
+        unscaled = np.asarray(~np.isfinite(view_tensor(np.frombuffer(before, np.uint8), scales)).all(axis=1))
+    position, row = spec.start, 0
     while piece := folder.read(name, position, step):
         yield piece
         whole = len(piece) // row_bytes * row_bytes  # less only where the file was cut, which its size tells
         values = np.frombuffer(piece, spec.dtype, whole // spec.dtype.itemsize).reshape(-1, width)
-        bad.append(int((~np.isfinite(values).all(axis=1)).sum()))
-        position += len(piece)
+        bad.append(broken_rows(values, unscaled[row:]))
+        position, row = position + len(piece), row + len(values)
+
+
+def broken_rows(values: np.ndarray, unscaled: np.ndarray) -> int:
+    """How many rows are not finite by themselves or by their scales, which may be of more rows or of fewer."""
+    broken = np.any(~np.isfinite(values), axis=1)
+    broken[: len(unscaled)] |= unscaled[: len(values)]
+    return int(np.count_nonzero(broken))
 
 
 def check_rows(folder: Folder, record: dict[str, Any], found: Found) -> None:

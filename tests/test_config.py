@@ -38,7 +38,7 @@ def test_every_experiment_composes_and_says_what_it_is(path) -> None:
         (["mesh=3x5"], "mesh=3x5 is not one of the choices: 1x1, "),
         (["experiment=nope"], "experiment=nope is not one of the choices: "),
         (["extract.seq_len=long"], "extract.seq_len: Value 'long' of type 'str' could not be converted to Integer"),
-        (["extract.dtype=float8"], "extract.dtype: Invalid value 'float8', expected one of [bfloat16, "),
+        (["extract.dtype=float4"], "extract.dtype: Invalid value 'float4', expected one of [bfloat16, "),
         (["mesh=2x2"], "mesh.data=2 x mesh.model=2 is 4 devices, but the pod has pod.hosts=1 x "),
         (["extract.seq_len=0"], "extract.seq_len=0 is too small; use 1 or more"),
         (["extract.layers=[6,6]"], "extract.layers=[6, 6] names a layer twice"),

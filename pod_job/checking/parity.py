@@ -24,6 +24,8 @@ from pod_job.errors import JobError
 from pod_job.inputs import Inputs
 from pod_job.prompts.tokens import Prompt, tokenize
 from pod_job.run_folder import rundir
+from pod_job.run_folder.eight_bit import from_rows
+from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.status import Phase, read_status
 
 log = logging.getLogger("pod_job")
@@ -83,8 +85,9 @@ def compare(config: JobConfig, inputs: Inputs, host: Host, trials: Sequence[Tria
     errors, count = {}, 0
     for tap in trials[0].vectors:
         theirs = [truth[tap][trial.kept.start : trial.kept.stop] for truth, trial in zip(truths, trials, strict=True)]
-        ours = [trial.vectors[tap] for trial in trials]
-        each = relative_errors(np.concatenate(ours), np.concatenate(theirs))
+        ours = np.concatenate([trial.vectors[tap] for trial in trials])
+        stored = from_rows(ours, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
+        each = relative_errors(np.asarray(stored), np.concatenate(theirs))
         errors[tap] = {"median": float(np.median(each)), "largest": float(each.max())}
         count = len(each)
     limit = config.parity.limit or limit_of(config.model.dtype, config.extract.dtype)

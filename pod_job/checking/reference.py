@@ -11,14 +11,18 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, Int32
 
-from pod_job.config import Dtype
+from pod_job.config import Dtype, Stored
 from pod_job.inputs import Inputs
 from pod_job.models.checkpoint import Checkpoint
 from pod_job.models.tensor_files import TensorFiles
 
 TORCH, OURS = "Hugging Face transformers, torch, float32", "this model on one CPU device, float32"
-LIMITS = {Dtype.float32: 1e-3, Dtype.float16: 0.1, Dtype.bfloat16: 0.1}
-"""Largest relative L2 error of a vector that rounding explains, by the coarsest dtype on its way."""
+LIMITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1, "int8": 0.035, "float8_e4m3fn": 0.065}
+"""Largest relative L2 error of a vector that rounding explains, by the coarsest dtype on its way.
+
+Of eight bits, where the model's own rounding adds nothing: int8, a group of one value and 63 that are just rounded
+away (sqrt(63) / 253); float8, all values between two (1 / 16).
+"""
 TINY = 1e-30  # a row of zeros is as far from itself as anything: not at all
 
 
@@ -29,9 +33,9 @@ def reference_taps(inputs: Inputs, prompts: Sequence[Int32[np.ndarray, "_"]]) ->
     return OURS, _by_us(inputs, prompts)
 
 
-def limit_of(*dtypes: Dtype) -> float:
+def limit_of(*dtypes: Dtype | Stored) -> float:
     """The limit for a vector that went through these dtypes."""
-    return max(LIMITS[dtype] for dtype in dtypes)
+    return max(LIMITS[dtype.value] for dtype in dtypes)
 
 
 def torch_installed() -> bool:

@@ -15,6 +15,7 @@ from pod_job.extraction.packing import Placed
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt
 from pod_job.run_folder.commit import Batch
+from pod_job.run_folder.eight_bit import Vectors, from_rows, on_the_way
 from pod_job.run_folder.rows import from_columns
 
 
@@ -36,7 +37,11 @@ class OpenBatch:
         self.prompts, self.special = prompts, special
         counts = [1 if self.positions is Positions.last else len(prompt.token_ids) for prompt in prompts]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.taps = {name: aligned_empty((int(self.starts[-1]), width), dtype) for name, width in widths.items()}
+        self.widths, self.dtype = widths, dtype
+        self.taps = {}
+        for name, width in widths.items():
+            length, of_rows = on_the_way(width, dtype)
+            self.taps[name] = aligned_empty((int(self.starts[-1]), length), of_rows)
         self.missing = set(range(len(prompts)))
 
     def put(self, placed: Placed, shards: Mapping[str, Sequence[np.ndarray]]) -> bool:
@@ -62,7 +67,7 @@ class OpenBatch:
             [prompt.token_ids for prompt in self.prompts],
             self.special,
             kept,
-            self.taps,
+            {name: from_rows(rows, self.widths[name], self.dtype) for name, rows in self.taps.items()},
             self.exclude,
         )
 
@@ -73,7 +78,7 @@ def whole_batch(
     tokens: Sequence[np.ndarray],
     special: Sequence[np.ndarray],
     kept: Sequence[range],
-    taps: dict[str, np.ndarray],
+    taps: dict[str, Vectors],
     exclude: Sequence[Exclude],
 ) -> Batch:
     """The batch of vectors `taps` at the `kept` positions of each sample, without the rows that are excluded.

@@ -13,9 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from pod_job.config import ExtractConfig, Positions
+from pod_job.extraction.narrow import as_stored
 from pod_job.extraction.packing import StepInput
 from pod_job.mesh import Feeding
 from pod_job.models.decoder import Activations, Decoder
+from pod_job.run_folder.tensorfile import DTYPE_OF
 
 StepOutput = tuple[dict[str, Array], Array]
 Step = Callable[..., StepOutput]
@@ -27,7 +29,7 @@ def compile_step(
     """The program of a step, for the one shape that every step has: `global_rows` rows of `config.seq_len`.
 
     It takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and gives
-    ({tap name: [B, M or S, width] in the stored dtype, split by `rows`}, more), where the second `more` is whether
+    ({tap name: [B, M or S, width] as `as_stored` gives it, split by `rows`}, more), where the second `more` is whether
     any feeder's was true: the only thing that hosts tell each other in a step.
     """
 
@@ -49,8 +51,8 @@ def compile_step(
             return_logits=False,
         )
         _, activations = cast(tuple[None, Activations], applied)
-        stored = jnp.dtype(config.dtype.value)
-        return {name: value.astype(stored) for name, value in activations.items()}, jnp.max(more)
+        stored = DTYPE_OF[config.dtype.value]
+        return {name: as_stored(value, stored) for name, value in activations.items()}, jnp.max(more)
 
     def argument(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((global_rows, *shape), jnp.int32, sharding=rows)

@@ -31,6 +31,7 @@ from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import Prompt, tokenize
 from pod_job.reporter import Reporter
 from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.stopping import StopWish
 from pod_job.storage import Folder
 
@@ -153,7 +154,7 @@ def packed_feeder(
     stop: StopWish,
 ) -> Feeder:
     """For `extract`: prompts packed into steps of `rows` rows."""
-    dtype, control = np.dtype(jax.numpy.dtype(config.dtype.value)), special_ids(tokenizer)
+    dtype, control = DTYPE_OF[config.dtype.value], special_ids(tokenizer)
 
     def open_batch(batch: int, prompts: list[Prompt]) -> OpenBatch:
         special = [special_tokens(prompt, control) for prompt in prompts]

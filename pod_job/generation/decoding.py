@@ -16,10 +16,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.config import ExtractConfig, Positions
+from pod_job.extraction.narrow import as_stored
 from pod_job.generation.completions import Ending
 from pod_job.generation.generate_config import GenerateConfig, cache_slots, call_tokens
 from pod_job.models.cache import Cache, empty_cache
 from pod_job.models.decoder import Activations, Decoder
+from pod_job.run_folder.tensorfile import DTYPE_OF
 
 Stepped = tuple[Array, Activations, Cache]
 
@@ -89,7 +91,7 @@ def compile_generation(
 
 def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Callable[..., Any]:
     slots = cache_slots(extract.seq_len, generate.max_new_tokens)
-    dtype = jnp.dtype(extract.dtype.value)
+    dtype = DTYPE_OF[extract.dtype.value]
 
     def prefill(
         params: Any,
@@ -113,13 +115,13 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
         logits, activations, cache = cast(Stepped, applied)
         token = choose(logits[:, 0], number, jnp.int32(0), forced, generate)
         progress = Progress(cache, token, positions[:, -1] + 1, number, segment_ids[:, -1] == 0, jnp.int32(0))
-        return progress, {name: value.astype(dtype) for name, value in activations.items()}, token, jnp.max(more)
+        return progress, {name: as_stored(value, dtype) for name, value in activations.items()}, token, jnp.max(more)
 
     return prefill
 
 
 def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> Callable[..., Any]:
-    generate, dtype = ending.generate, jnp.dtype(extract.dtype.value)
+    generate, dtype = ending.generate, DTYPE_OF[extract.dtype.value]
     T, end_tokens = call_tokens(generate.max_new_tokens), jnp.array(ending.end_tokens, jnp.int32)
 
     def decode(
@@ -138,7 +140,7 @@ def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> C
             ended = jnp.isin(progress.token, end_tokens) | (count >= generate.max_new_tokens)
             token = choose(logits[:, 0], progress.number, count, forced, generate)
             moved = Progress(cache, token, progress.position + 1, progress.number, progress.done | ended, count)
-            return moved, ({name: value[:, 0].astype(dtype) for name, value in activations.items()}, token)
+            return moved, ({name: as_stored(value[:, 0], dtype) for name, value in activations.items()}, token)
 
         begun = progress._replace(done=progress.done | stopped)
         progress, (taps, tokens) = jax.lax.scan(read, begun, forced.T, length=T)

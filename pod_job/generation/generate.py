@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,24 @@ from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import Prompt
 from pod_job.reporter import Reporter
 from pod_job.run_folder.commit import Batch
+from pod_job.run_folder.eight_bit import from_rows
+from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.stopping import StopWish
 
 
 class GeneratedBatch:
     """One batch under assembly: completions and vectors of its samples, in whatever order they are finished."""
 
-    def __init__(self, number: int, prompts: Sequence[Prompt], config: ExtractConfig, control: Collection[int]) -> None:
-        """`control` are the ids of special tokens."""
+    def __init__(
+        self,
+        number: int,
+        prompts: Sequence[Prompt],
+        config: ExtractConfig,
+        widths: Mapping[str, int],
+        control: Collection[int],
+    ) -> None:
+        """`widths` of the taps; `control` are the ids of special tokens."""
+        self.widths, self.dtype = widths, DTYPE_OF[config.dtype.value]
         self.number, self.prompts, self.control = number, prompts, control
         self.positions, self.exclude = config.positions, config.exclude
         self.completions: list[Completion | None] = [None] * len(prompts)
@@ -53,7 +63,10 @@ class GeneratedBatch:
             np.concatenate([special_tokens(prompt, self.control), np.isin(completion.token_ids, list(self.control))])
             for prompt, completion in zip(self.prompts, completions, strict=True)
         ]
-        taps = {name: np.concatenate([one[name] for one in self.vectors]) for name in self.vectors[0]}
+        taps = {
+            name: from_rows(np.concatenate([one[name] for one in self.vectors]), width, self.dtype)
+            for name, width in self.widths.items()
+        }
         samples = [prompt.sample for prompt in self.prompts]
         return whole_batch(self.number, samples, tokens, special, kept, taps, self.exclude), completions
 
@@ -125,7 +138,7 @@ def wave_feeder(
     return Feeder(
         batches,
         prompts,
-        lambda batch, prompts: GeneratedBatch(batch, prompts, config, control),
+        lambda batch, prompts: GeneratedBatch(batch, prompts, config, inputs.widths, control),
         lambda queued: make_waves(queued, rows, config.seq_len, config.save_every_n_samples, decided),
         lay_out([], rows, config.seq_len, config.save_every_n_samples, decided),
         writes,

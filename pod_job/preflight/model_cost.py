@@ -3,12 +3,11 @@
 S positions of a row, C slots of the cache, W window.
 """
 
-import ml_dtypes
-import numpy as np
-
 from pod_job.config import ExtractConfig, Positions
 from pod_job.models.arch import Arch
 from pod_job.models.taps import Tap
+from pod_job.run_folder.eight_bit import row_bytes
+from pod_job.run_folder.tensorfile import DTYPE_OF
 
 
 def step_flops(arch: Arch, layers: int, rows: int, seq_len: int) -> float:
@@ -37,8 +36,7 @@ def seen_pairs(S: int, window: int | None) -> int:
 
 def vector_bytes(arch: Arch, taps: tuple[Tap, ...], config: ExtractConfig) -> int:
     """Bytes stored of one position, over all taps."""
-    name = config.dtype.value
-    return sum(tap.width(arch) for tap in taps) * np.dtype(getattr(ml_dtypes, name, name)).itemsize
+    return sum(row_bytes(tap.width(arch), DTYPE_OF[config.dtype.value]) for tap in taps)
 
 
 def step_positions(config: ExtractConfig) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int
 
 from pod_job.errors import JobError
-from pod_job.reading.row_reader import READS_IN_FLIGHT, KeptRows, RowReader
+from pod_job.reading.joined_rows import RowSource
+from pod_job.reading.row_reader import READS_IN_FLIGHT
 
 BLOCK_ROWS = 1024
 BUCKET_BLOCK_ROWS = 4096
@@ -96,9 +97,7 @@ class Batches:
     Memory: two windows of `buffer_rows` rows.
     """
 
-    def __init__(
-        self, reader: RowReader | KeptRows, order: Order, present: Callable[[np.ndarray, np.ndarray], Any]
-    ) -> None:
+    def __init__(self, reader: RowSource, order: Order, present: Callable[[np.ndarray, np.ndarray], Any]) -> None:
         self.order = order
         self._reader = reader
         self._present = present

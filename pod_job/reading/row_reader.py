@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from pod_job.errors import JobError
+from pod_job.reading.joined_rows import RowSource
 from pod_job.storage import Folder
 
 READS_IN_FLIGHT = 8
@@ -129,9 +130,9 @@ class RowReader:
 
 
 class KeptRows:
-    """Some rows of a RowReader, renumbered from 0: `kept` are their numbers there, ascending. Eight bytes a row."""
+    """Some rows of a source, renumbered from 0: `kept` are their numbers there, ascending. Eight bytes a row."""
 
-    def __init__(self, reader: RowReader, kept: Int[np.ndarray, "R"]) -> None:
+    def __init__(self, reader: RowSource, kept: Int[np.ndarray, "R"]) -> None:
         self.row_bytes = reader.row_bytes
         self.kept = kept
         self._reader = reader

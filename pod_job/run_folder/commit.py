@@ -5,22 +5,22 @@ batch's, so any number of writers, dying anywhere and in any order, leave one co
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from pod_job.config import OnNonfinite
 from pod_job.errors import JobError
 from pod_job.run_folder import rows as rows_table
-from pod_job.run_folder import rundir, statistics, tensorfile
+from pod_job.run_folder import rundir, statistics
+from pod_job.run_folder.eight_bit import EightBit, Vectors
 from pod_job.run_folder.rows import Rows
+from pod_job.run_folder.tap_files import tap_parts, vectors_in
 from pod_job.storage import Folder, NameTaken, checksum
-
-TENSOR = "activations"
-"""The name of the one tensor in a tap file."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batch:
     number: int
     n_samples: int
     rows: Rows
-    taps: dict[str, Shaped[np.ndarray, "R _"]]
+    taps: Mapping[str, Vectors]
 
 
 def commit_batch(
@@ -117,8 +117,7 @@ def _store_tap(
     if measured.nonfinite and on_nonfinite is OnNonfinite.fail:
         raise JobError(_nonfinite(batch, tap, int(np.flatnonzero(~np.isfinite(norms))[0])))
     name = rundir.activations_file(tap, number)
-    # Nothing here may vary between two writers of the batch (no time, no host): equal vectors make equal files.
-    parts = tensorfile.write_parts({TENSOR: vectors}, {"format": str(rundir.FORMAT), "tap": tap, "batch": str(number)})
+    parts = tap_parts(vectors, tap, number)
     try:
         stored, kept = folder.create(name, parts), vectors
     except NameTaken as taken:
@@ -131,13 +130,23 @@ def _store_tap(
         "rows": len(kept),
         "dtype": str(kept.dtype),
         "shape": list(kept.shape),
-        "offset": len(parts[0]),
+        "offset": stored.size - memoryview(parts[-1]).nbytes,
         "size": stored.size,
         "crc32c": stored.crc32c,
         "nonfinite": measured.nonfinite,
         "statistics": statistics.to_json(measured),
     }
+    if isinstance(vectors, EightBit):
+        entry["rounding"] = _rounding(vectors, norms)
     return entry, norms
+
+
+def _rounding(vectors: EightBit, norms: Float[np.ndarray, "R"]) -> dict[str, Any] | None:
+    """How far eight bits are off: the sum over finite rows of squared relative errors, and the largest of them."""
+    if vectors.errors is None:
+        return None
+    errors = vectors.errors[np.isfinite(norms)].astype(np.float64)
+    return {"squared_sum": float(errors @ errors), "largest": float(errors.max(initial=0.0))}
 
 
 def _nonfinite(batch: Batch, tap: str, row: int) -> str:
@@ -149,17 +158,14 @@ def _nonfinite(batch: Batch, tap: str, row: int) -> str:
     )
 
 
-def _adopt_tap(folder: Folder, name: str, ours: np.ndarray) -> np.ndarray:
-    data = folder.read(name)
-    header = tensorfile.read_header(lambda start, size: data[start : start + size], f"{folder.url}/{name}", len(data))
-    spec = header.tensors.get(TENSOR)
-    if spec is None or (spec.dtype, spec.shape) != (ours.dtype, ours.shape):
-        there = "another tensor" if spec is None else f"{spec.dtype} {list(spec.shape)}"
+def _adopt_tap(folder: Folder, name: str, ours: Vectors) -> Vectors:
+    there = vectors_in(folder.read(name), f"{folder.url}/{name}")
+    if (there.dtype, there.shape) != (ours.dtype, ours.shape):
         raise JobError(
-            f"{folder.url}/{name}: holds {there}, this run makes {ours.dtype} {list(ours.shape)}; "
-            "another run wrote it: use another storage.run_dir"
+            f"{folder.url}/{name}: holds {there.dtype} {list(there.shape)}, this run makes {ours.dtype} "
+            f"{list(ours.shape)}; another run wrote it: use another storage.run_dir"
         )
-    return tensorfile.view_tensor(np.frombuffer(data, np.uint8), spec)
+    return there
 
 
 def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt32
 
+from pod_job.run_folder.eight_bit import Vectors
 from pod_job.run_folder.norms import NormTally, from_text, keys_of, to_text
 
 CHUNK_VALUES = 1 << 20
@@ -45,12 +46,12 @@ class TapStatistics:
         return float(np.sum(self.mean**2 + self.squared_deviations / max(self.count, 1)))
 
 
-def of(vectors: np.ndarray) -> TapStatistics:
+def of(vectors: Vectors) -> TapStatistics:
     """Statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
     return measure(vectors)[0]
 
 
-def measure(vectors: np.ndarray) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
+def measure(vectors: Vectors) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
     """The statistics, and the norm of each row: infinite or NaN where a value of it is."""
     rows, width = vectors.shape
     step, block = (max(1, values // max(width, 1)) for values in (CHUNK_VALUES, BLOCK_VALUES))
@@ -91,6 +92,10 @@ class Tally:
     @property
     def width(self) -> int:
         return len(self._moments.mean)
+
+    @property
+    def count(self) -> int:
+        return self._moments.count
 
     def add(self, batch: TapStatistics) -> None:
         self._moments = _merged_moments(self._moments, batch)
@@ -176,7 +181,7 @@ def _empty(width: int) -> TapStatistics:
     return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, _NO_KEYS)
 
 
-def _of_chunk(chunk: np.ndarray, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
+def _of_chunk(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
     """All but what is made of norms, and the norms. `wide` is memory to work in: as many rows as fit a cache."""
     count, width = chunk.shape
     sums, square_sums, squared_norms = np.zeros(width), np.zeros(width), np.empty(count)
@@ -200,7 +205,9 @@ def _of_chunk(chunk: np.ndarray, wide: np.ndarray) -> tuple[TapStatistics, np.nd
     deviations = square_sums - count * mean**2
     # Where the mean dwarfs the spread that difference has lost its digits; those few columns are summed again.
     lost = np.flatnonzero(deviations < 1e-6 * square_sums)
-    deviations[lost] = np.square(chunk[:, lost].astype(np.float64) - mean[lost]).sum(axis=0)
+    if len(lost):
+        again = np.asarray(chunk, np.float32)[:, lost].astype(np.float64)
+        deviations[lost] = np.square(again - mean[lost]).sum(axis=0)
     return replace(_empty(width), count=count, mean=mean, squared_deviations=deviations), np.sqrt(squared_norms)
 
 

@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from pod_job.errors import JobError
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir, tensorfile
-from pod_job.run_folder.commit import TENSOR, Batch
+from pod_job.run_folder.commit import Batch
+from pod_job.run_folder.eight_bit import from_rows, row_bytes, to_rows
+from pod_job.run_folder.tap_files import read_vectors
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder
 
@@ -29,18 +31,18 @@ class Record:
     """The layout of a record: `dtype` has one field per tap and per column; the task is a number."""
 
     dtype: np.dtype
-    taps: tuple[str, ...]
+    widths: dict[str, int]
     stored: np.dtype
 
     @classmethod
     def of(cls, described: dict[str, Any]) -> "Record":
         """The layout for a run with this metadata."""
-        stored = DTYPE_OF[described["dtype"]]
+        stored, widths = DTYPE_OF[described["dtype"]], {tap: described["widths"][tap] for tap in described["taps"]}
         # As plain bytes: a structured array cannot hold every dtype of ours.
-        vectors = [(tap, np.uint8, (described["widths"][tap] * stored.itemsize,)) for tap in described["taps"]]
+        vectors = [(tap, np.uint8, (row_bytes(width, stored),)) for tap, width in widths.items()]
         integers = [(name, np.int32) for name in ("task", *INTEGERS)]
         flags = [(name, np.bool_) for name in rows_table.FLAGS]
-        return cls(np.dtype(vectors + integers + flags), tuple(described["taps"]), stored)
+        return cls(np.dtype(vectors + integers + flags), widths, stored)
 
     @property
     def bytes(self) -> int:
@@ -75,7 +77,7 @@ def write_piece(
         records[column] = getattr(table, column)
     for file in described["batches"]:
         if file["batch_id"] == entry["batch_id"]:
-            records[file["layer"]] = _vectors(source, file)
+            records[file["layer"]] = to_rows(read_vectors(source, file))
     dealt = record.in_order(records, order).view(np.uint8).reshape(len(records), record.bytes)
     out.create(name, tensorfile.write_parts({RECORDS: dealt}, {"tasks": json.dumps(names.tolist())}))
 
@@ -101,19 +103,8 @@ def to_batch(record: Record, number: int, records: np.ndarray, tasks: Sequence[s
     records = record.in_order(records, order)
     columns = {name: records[name] for name in (*INTEGERS, *rows_table.FLAGS)}
     columns["task_id"] = np.array(tasks, object)[order]
-    taps = {tap: np.ascontiguousarray(records[tap]).view(record.stored) for tap in record.taps}
+    taps = {
+        tap: from_rows(np.ascontiguousarray(records[tap]), width, record.stored) for tap, width in record.widths.items()
+    }
     rows = rows_table.from_columns(columns, datetime.now(UTC).isoformat(timespec="seconds"))
     return Batch(number, len(records), rows, taps)
-
-
-def _vectors(source: Folder, file: dict[str, Any]) -> UInt8[np.ndarray, "R bytes"]:
-    name = rundir.ACTIVATIONS + file["file"]
-    try:
-        data = source.read(name)
-    except FileNotFoundError:
-        raise JobError(f"{source.url}/{name}: missing; copy the run again") from None
-    header = tensorfile.read_header(lambda start, size: data[start : start + size], f"{source.url}/{name}", len(data))
-    spec = header.tensors.get(TENSOR)
-    if spec is None or spec.shape[0] != file["rows"]:
-        raise JobError(f"{source.url}/{name}: does not hold the {file['rows']} rows that metadata.json says")
-    return np.frombuffer(data, np.uint8)[spec.start : spec.stop].reshape(file["rows"], -1)

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir, statistics
@@ -25,23 +28,19 @@ TAPS = ("layer_6", "layer_12", "layer_18", "layer_24_norm")
 
 def writing(scratch: Path, bucket: str | None, rounds: int) -> dict[str, Any]:
     """CPU and wall seconds per GB of vectors, four taps of a batch; `bucket` is gs://... where there is one."""
-    batch = Batch(
-        1,
-        BATCH_ROWS // PROMPT_TOKENS,
-        make_rows(BATCH_ROWS),
-        {tap: make_vectors(BATCH_ROWS, seed) for seed, tap in enumerate(TAPS)},
-    )
-    gigabytes = sum(vectors.nbytes for vectors in batch.taps.values()) / 1e9
+    taps = {tap: make_vectors(BATCH_ROWS, seed) for seed, tap in enumerate(TAPS)}
+    batch = Batch(1, BATCH_ROWS // PROMPT_TOKENS, make_rows(BATCH_ROWS), taps)
+    gigabytes = sum(vectors.nbytes for vectors in taps.values()) / 1e9
     numbers = iter(range(10**6))
     ways = {
-        "plain files": lambda: plain_files(batch, scratch / "plain"),
+        "plain files": lambda: plain_files(taps, scratch / "plain"),
         "folder": lambda: commit(batch, str(scratch / f"run_{next(numbers)}")),
     }
     if bucket:
         ways["bucket"] = lambda: commit(batch, f"{bucket}/run_{next(numbers)}")
     parts = {
-        "of which statistics": lambda: [statistics.of(vectors) for vectors in batch.taps.values()],
-        "of which crc32c": lambda: [checksum([vectors.view("u1").data]) for vectors in batch.taps.values()],
+        "of which statistics": lambda: [statistics.of(vectors) for vectors in taps.values()],
+        "of which crc32c": lambda: [checksum([vectors.view("u1").data]) for vectors in taps.values()],
         "of which rows table": lambda: rows_table.to_parquet(batch.rows),
     }
 
@@ -65,8 +64,8 @@ def commit(batch: Batch, url: str) -> None:
     commit_batch(folder, batch, host=0)
 
 
-def plain_files(batch: Batch, path: Path) -> None:
-    for vectors in batch.taps.values():
+def plain_files(taps: Mapping[str, np.ndarray], path: Path) -> None:
+    for vectors in taps.values():
         with open(path, "wb", buffering=0) as file:
             file.write(vectors.view("u1").data)
             os.fsync(file.fileno())
