@@ -12,6 +12,10 @@ RUNS := $(EXPERIMENTS:%=run-%)
 WATCHES := $(EXPERIMENTS:%=watch-%)
 PLANS := $(EXPERIMENTS:%=plan-%)
 SIMS := $(EXPERIMENTS:%=sim-%)
+# Those on a TPU pod are compiled for it first.
+COMPILER := $(VENV)/.compiler
+ON_THIS_MACHINE := rehearsal $(patsubst conf/experiment/%.yaml,%,$(shell grep -l 'override /pod: local' conf/experiment/*.yaml))
+ON_TPU := $(filter-out $(ON_THIS_MACHINE),$(EXPERIMENTS))
 
 SMOKE := $(wildcard tests/test_imports.py tests/test_launch_main.py tests/test_models.py tests/test_dataset.py)
 
@@ -55,7 +59,7 @@ chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a c
 	rm -rf runs/chaos
 	$(BIN)/python -m tools.chaos runs/chaos --runs 300 $(ARGS)
 
-plans: $(INSTALLED) ## docs/plans.md: what each experiment takes and costs on its pod, by its preflight (needs libtpu, no TPU)
+plans: $(COMPILER) ## docs/plans.md: what each experiment takes and costs on its pod, by its preflight (needs libtpu, no TPU)
 	$(BIN)/python -m tools.plans
 
 lint: $(INSTALLED) ## ruff and pyright
@@ -82,6 +86,11 @@ $(WATCHES): watch-%: $(INSTALLED)
 $(PLANS): plan-%: $(INSTALLED)
 	$(BIN)/python -m launch plan experiment=$* $(ARGS)
 
+$(ON_TPU:%=plan-%) $(ON_TPU:%=run-%) $(ON_TPU:%=watch-%): $(COMPILER)
+
+# Its workers have fewer devices than the slice it is named after.
+plan-rehearsal run-rehearsal watch-rehearsal: ARGS += --no-preflight
+
 $(SIMS): sim-%: $(INSTALLED) $(SIM_MODEL)/config.json
 	rm -rf runs/sim-$*
 	$(BIN)/python -m launch run experiment=$* $(SIM_OVERRIDES) storage.run_dir=runs/sim-$* $(ARGS)
@@ -104,4 +113,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	else set -x; \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
 	fi
+	@touch $@
+
+# The TPU compiler is 200 MB and there for x86-64 Linux only; elsewhere jobs start without a preflight, and say so.
+$(COMPILER): $(INSTALLED)
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then set -x; $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[preflight]'; fi
 	@touch $@

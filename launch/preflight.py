@@ -59,7 +59,7 @@ def summary(report: dict[str, Any]) -> str:
     """What matters of a report in one line."""
     step, run = report["step"], report["run"]
     memory = f"{max(each['hbm']['total'] for each in (step, report['decode'] or step)) / GIB:.1f} GiB a chip"
-    speed = f"{step['tokens_per_s']:,.0f} tokens/s, bound by {step['bottleneck']}"
+    speed = f"{report['tokens_per_s']:,.0f} tokens/s, bound by {(report['decode'] or step)['bottleneck']}"
     cost = f"{run['hours']:.2f} hours, ${run['usd_list']:,.2f} at list price or ${run['usd_spot']:,.2f} on spot"
     better = f"; {report['changes'][0]['change']} would be quicker" if report["changes"] else ""
     return f"{memory}, {speed}, {cost}{better}"

@@ -143,7 +143,7 @@ def overrides(model: Path, tmp_path: Path, *more: str) -> list[str]:
     return [f"model.path={model}", "tasks=arc_sample", f"storage.run_dir={tmp_path / 'run'}", *pod, *sizes, *more]
 
 
-TINY = {"layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64}
+TINY: dict[str, Any] = {"layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64}
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,9 @@ def test_a_preflight_covers_generation(generation: tuple[list[str], Path, dict[s
     assert decode["seconds"]["hbm"] > prefill["seconds"]["hbm"]
     run = report["run"]
     assert (run["steps"], run["new_tokens"], run["rows"]) == (2, 8 * 20, 8 * 20)  # waves of 4 rows
-    assert run["hours"] == pytest.approx(2 * (prefill["step_s"] + 2 * decode["step_s"]) / 3600)
+    wave_s = prefill["step_s"] + 2 * decode["step_s"]
+    assert run["hours"] == pytest.approx(2 * wave_s / 3600)
+    assert report["tokens_per_s"] == pytest.approx(4 * 20 / wave_s)
 
 
 @pytest.mark.slow

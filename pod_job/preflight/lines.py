@@ -20,6 +20,7 @@ def facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from program_lines(step, report)
     if decode:
         yield from program_lines(decode, report)
+        yield "generation", f"{report['tokens_per_s']:,.0f} new tokens/s on the pod, prefill included"
     for each in report["changes"]:
         works = "fits" if each["fits"] else "does not fit either"
         speed = f", {each['tokens_per_s']:,.0f} tokens/s, bound by {each['bottleneck']}" if each["fits"] else ""

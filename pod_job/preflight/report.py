@@ -21,7 +21,7 @@ from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.forecast_cache import cached
 from pod_job.preflight.measured import measure
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, PRICES_FROM, Slice, read_accelerator_type
-from pod_job.preflight.whole_run import whole_run
+from pod_job.preflight.whole_run import tokens_per_s, whole_run
 from pod_job.prompts.tokens import end_tokens
 from pod_job.storage import open_folder
 
@@ -30,17 +30,15 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> dict[str,
     """The report as JSON values. Raises JobError for whatever can be seen to be wrong with the job.
 
     `step` is the program of a step; with mode=generate it is the prefill, and `decode` a call that adds
-    `tokens_in_turn` tokens to every row. `run_dir`: of a run whose steps were timed, to compare them with.
+    `tokens_in_turn` tokens to every row. `tokens_per_s` is what the pod does all told: of prompts, with mode=generate
+    new ones. `run_dir`: of a run whose steps were timed, to compare them with.
     """
     config = load(overrides)
     pod = pod_slice(config)
     model_dir = find_model(config.model.path, config.model.revision).directory
     arch = read_arch_file(model_dir / "config.json")
-    taps, table, ends = (
-        resolve(config.extract.layers, config.extract.taps, arch.layers),
-        weight_table(arch),
-        end_tokens(model_dir),
-    )
+    taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
+    table, ends = weight_table(arch), end_tokens(model_dir)
     check_context(config, arch)
     check_divides(table, config.mesh, config.sharding)
 
@@ -67,6 +65,7 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> dict[str,
         "cached": known,
         "step": found[0].report(),
         "decode": found[1].report() if len(found) > 1 else None,
+        "tokens_per_s": tokens_per_s(config, found),
         "changes": changes,
         "run": run,
         "measured": measured,

@@ -18,8 +18,8 @@ GIB = 1 << 30
 BUCKET_BYTES_S = 1 * GB
 
 PRICES_FROM = (
-    "Google's list price per chip-hour and spot price of us-central1 (v4: us-central2), from the SkyPilot catalogue "
-    "v8 read on 2026-11-23; spot changes monthly and is up to 2.5 times as much in other US regions"
+    "per chip-hour, list in US regions and spot in us-central1 (v4: us-central2), as of 2026-11-23 by the SkyPilot "
+    "catalogue v8; spot changes monthly"
 )
 
 

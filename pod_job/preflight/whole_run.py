@@ -49,8 +49,7 @@ def whole_run(
     if config.mode is Mode.generate:
         new = len(samples) * config.generate.max_new_tokens
         steps = math.ceil(len(samples) * config.extract.seq_len / first.tokens)
-        calls = math.ceil(config.generate.max_new_tokens / found[1].tokens_in_turn)
-        seconds = steps * (first.step_s + calls * found[1].step_s)
+        seconds = steps * wave_seconds(config, found)
     else:
         steps = math.ceil(tokens / (PACKED * first.tokens))
         seconds = steps * first.step_s
@@ -71,6 +70,22 @@ def whole_run(
         usd_list=chip_hours * pod.chip.list_usd_hour,
         usd_spot=chip_hours * pod.chip.spot_usd_hour,
     )
+
+
+def wave_seconds(config: JobConfig, found: Sequence[Forecast]) -> float:
+    """One prefill, and as many calls of decode as the longest completion takes."""
+    prefill, decode = found
+    return prefill.step_s + math.ceil(config.generate.max_new_tokens / decode.tokens_in_turn) * decode.step_s
+
+
+def tokens_per_s(config: JobConfig, found: Sequence[Forecast]) -> float:
+    """What the pod does all told: positions of prompts; with mode=generate new tokens, prefill's time included."""
+    if not all(each.fits for each in found):
+        return 0.0
+    if config.mode is not Mode.generate:
+        return found[0].tokens / found[0].step_s
+    rows = found[0].tokens // config.extract.seq_len
+    return rows * config.generate.max_new_tokens / wave_seconds(config, found)
 
 
 def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConfig) -> int:
