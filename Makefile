@@ -26,7 +26,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test test-pods smoke chaos plans lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test test-pods smoke chaos plans bench lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a c
 
 plans: $(COMPILER) ## docs/plans.md: what each experiment takes and costs on its pod, by its preflight (needs libtpu, no TPU)
 	$(BIN)/python -m tools.plans
+
+bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## docs/benchmarks.md: extraction and reading beside the alternatives, each in its environment
+	$(BIN)/python -m tools.bench $(ARGS)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ PEERS = {
     "sae-lens": ("sae-lens==6.54.12",),
     "transformer-lens": ("transformer-lens==4.3.0",),
     "nnsight": ("nnsight==0.8.1",),
+    "hugging-face": (),
 }
 # nnsight 0.3 of dictionary-learning asks for it; a build that does not match torch's breaks transformers' import.
 UNWANTED = "torchvision"

@@ -1,0 +1,30 @@
+"""TransformerLens: run_with_cache with a filter of names, stopped after the last layer, and torch.save."""
+
+from pathlib import Path
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from tools.bench.ways.batches import padded
+
+
+# begin: what a user writes
+def load(model_dir: str):
+    return TransformerBridge.boot_transformers(model_dir, device="cpu", dtype=torch.float32)
+
+
+def extract(model, prompts: list[list[int]], layers: list[int], positions: str, out: Path) -> None:
+    names = {layer: f"blocks.{layer}.hook_out" for layer in layers}
+    for number, (ids, mask) in enumerate(padded(prompts)):
+        with torch.no_grad():
+            _, cache = model.run_with_cache(
+                ids, names_filter=list(names.values()), stop_at_layer=layers[-1] + 1, return_cache_object=False
+            )
+        last = mask.sum(1) - 1
+        for layer, name in names.items():
+            hidden = cache[name]
+            rows = hidden[mask] if positions == "all" else hidden[torch.arange(len(ids)), last]
+            torch.save(rows.to(torch.bfloat16), out / f"layer_{layer}_{number}.pt")
+
+
+# end
