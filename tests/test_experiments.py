@@ -12,6 +12,7 @@ from pod_job.models.arch import read_arch_file
 from pod_job.models.sharding import check_divides
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
+from pod_job.preflight.tpu_facts import V5E
 from tools.plans import COLUMNS, configuration, experiments, page, sizes_of
 from tools.tiny_model import write_tiny_model
 
@@ -52,17 +53,25 @@ def test_a_plan_is_a_row_of_the_page() -> None:
         "hbm": {"total": 3 << 30},
         "hbm_available": 16 << 30,
         "tokens_per_s": 1e6,
-        "tokens": 524_288,
-        "stored_bytes": 524_288 * 3584 * 2,
         "step_s": 0.5,
         "bottleneck": "compute",
         "mfu": 0.61,
     }
     name = "qwen7b-text-v5e64"
     text = page({name: {"step": step, "prices": "of today"}}, "now")
-    (line,) = [line for line in text.splitlines() if f"`{name}`" in line]
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert len(cells) == len(COLUMNS)
-    # A million tokens/s, rows 98% full, 64 chips at 1.20 an hour; a vector is 3584 x 2 bytes.
-    assert cells[4:] == ["3.0 of 16 GiB", "500 ms", "compute", "61%", "1,000,000", "0.28", "22", "10", "7.17 TB"]
-    assert "tokens/s" in text
+    # A million tokens/s, rows 98% full: 1020 s of 64 chips; a vector is 3584 x 2 bytes.
+    list_usd, spot_usd = (f"{64 * 1e9 / 980_000 / 3600 * usd:,.0f}" for usd in (V5E.list_usd_hour, V5E.spot_usd_hour))
+    assert cells[4:] == [
+        "3.0 of 16 GiB",
+        "500 ms",
+        "compute",
+        "61%",
+        "1,000,000",
+        "0.28",
+        list_usd,
+        spot_usd,
+        "7.17 TB",
+    ]

@@ -16,11 +16,15 @@ from typing import Any
 
 from pod_job.config import JobConfig, PodKind, Positions, conf_dir, load
 from pod_job.errors import JobError
+from pod_job.generation.generate_config import Mode
+from pod_job.models.arch import read_arch_file
+from pod_job.models.taps import resolve
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.preflight.whole_run import PACKED
 
 CONFIGS = Path("tests/data/configs")
 OUT = Path("docs/plans.md")
+BFLOAT16_BYTES = 2
 UNUSED = "storage.run_dir=gs://unused/run"
 COLUMNS = (
     "experiment",
@@ -99,29 +103,29 @@ def preflight(name: str) -> dict[str, Any]:
 
 
 def page(reports: dict[str, dict[str, Any]], made: str) -> str:
-    rows = [row(name, configuration(name), report["step"]) for name, report in reports.items()]
+    rows = []
+    for name, report in reports.items():
+        config = configuration(name)
+        rows.append(row(name, config, report["step"]))
+        if report.get("decode"):
+            rows.append(row(f"{name}: new tokens", config, report["decode"], packed=1.0))
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     prices = next(iter(reports.values()))["prices"]
     lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
     return HEAD.format(made=made, prices=prices) + lines + "\n" + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
 
 
-def row(name: str, config: JobConfig, step: dict[str, Any]) -> list[str]:
-    """One line of the table."""
+def row(name: str, config: JobConfig, step: dict[str, Any], packed: float = PACKED) -> list[str]:
+    """One line of the table; `packed` is the share of the step's positions that hold tokens."""
     slice_ = read_accelerator_type(str(config.pod.accelerator_type))
     layers = "all" if config.extract.layers is None else ", ".join(map(str, config.extract.layers))
     memory = f"{step['hbm']['total'] / 2**30:.1f} of {step['hbm_available'] / 2**30:.0f} GiB"
-    start = [f"`{name}`", Path(config.model.path).name, str(config.pod.accelerator_type)]
+    start = [name, Path(config.model.path).name, str(config.pod.accelerator_type)]
     start += [f"{layers}; {config.extract.positions.value}", memory]
     if not step["fits"]:
         return [*start, "does not fit", *[""] * (len(COLUMNS) - len(start) - 1)]
-    hours = 1e9 / (PACKED * step["tokens_per_s"]) / 3600
+    hours = 1e9 / (packed * step["tokens_per_s"]) / 3600
     usd = hours * slice_.chips * slice_.chip.list_usd_hour
-    if config.extract.positions is Positions.last:
-        per_prompt = step["stored_bytes"] * config.extract.seq_len / step["tokens"] / config.extract.prompts_per_row
-        stored = f"{per_prompt / 1e3:.1f} kB a prompt"
-    else:
-        stored = f"{1e9 * step['stored_bytes'] / step['tokens'] / 1e12:.2f} TB"
     return [
         *start,
         f"{1e3 * step['step_s']:.0f} ms",
@@ -131,8 +135,20 @@ def row(name: str, config: JobConfig, step: dict[str, Any]) -> list[str]:
         f"{hours:.2f}",
         f"{usd:,.0f}",
         f"{usd * slice_.chip.spot_usd_hour / slice_.chip.list_usd_hour:,.0f}",
-        stored,
+        stored(config),
     ]
+
+
+def stored(config: JobConfig) -> str:
+    """What is left in the bucket: of a billion tokens, or of each prompt where only its last token is kept."""
+    arch = read_arch_file(sizes_of(config) / "config.json")
+    taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
+    vector_bytes = BFLOAT16_BYTES * sum(tap.width(arch) for tap in taps)
+    if config.mode is Mode.generate:
+        return f"{vector_bytes / 1e3:.1f} kB a new token"
+    if config.extract.positions is Positions.last:
+        return f"{vector_bytes / 1e3:.1f} kB a prompt"
+    return f"{1e9 * vector_bytes / 1e12:.2f} TB"
 
 
 if __name__ == "__main__":
