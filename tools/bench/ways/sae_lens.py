@@ -45,3 +45,8 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 
 
 # end
+
+
+def vectors(prompts: list[list[int]], positions: str) -> int:
+    """Whole batches of 8 contexts."""
+    return sum(map(len, prompts)) // CONTEXT // 8 * 8 * CONTEXT
