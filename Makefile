@@ -26,7 +26,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test test-pods smoke chaos plans bench lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz bench-storage lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -55,7 +55,7 @@ test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## whole jobs on many processe
 smoke: $(INSTALLED) ## the part of the test suite that meets most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)
 
-chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a commit; an hour
+chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a commit, on disk and in a bucket; an hour
 	rm -rf runs/chaos
 	$(BIN)/python -m tools.chaos runs/chaos --runs 300 $(ARGS)
 
@@ -64,6 +64,12 @@ plans: $(COMPILER) ## docs/plans.md: what each experiment takes and costs on its
 
 bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## docs/benchmarks.md: extraction and reading beside the alternatives, each in its environment
 	$(BIN)/python -m tools.bench $(ARGS)
+
+fuzz: $(INSTALLED) ## 10,000 spoilt files: refused by name, or read as they were; minutes
+	$(BIN)/python -m tools.fuzz $(ARGS)
+
+bench-storage: $(INSTALLED) ## writing and reading vectors, beside other formats; minutes, on an idle machine
+	$(BIN)/python -m tools.bench_storage $(ARGS)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ def send_object(
     response = session.post(
         f"{endpoint}/upload/storage/v1/b/{bucket}/o",
         params={"uploadType": "multipart", "ifGenerationMatch": if_generation_match},
-        data=cast(Any, _Body([head.encode(), *parts, f"\r\n--{boundary}--".encode()])),  # the stubs know no such body
+        data=cast(Any, Body([head.encode(), *parts, f"\r\n--{boundary}--".encode()])),  # the stubs know no such body
         headers={"content-type": f"multipart/related; boundary={boundary}"},
         timeout=timeout_s,
     )
@@ -81,7 +81,7 @@ def receive_object(
             raise ConnectionError(f"{name}: arrived damaged")
 
 
-class _Body:
+class Body:
     """What requests sends one after the other, unjoined, and again from the beginning if it has to."""
 
     def __init__(self, parts: Sequence[bytes | memoryview]) -> None:

@@ -174,9 +174,12 @@ def _check_file(file: dict[str, Any], record: dict[str, Any], dtype: str, width:
 
 def _measured(file: dict[str, Any], name: str) -> TapStatistics:
     try:
-        return statistics.from_json(file["statistics"])
+        measured = statistics.from_json(file["statistics"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise JobError(f"{name}: damaged statistics of {file['tap']} ({error})") from error
+    same = len(measured.mean) == len(measured.squared_deviations)
+    _check(same, name, f"the statistics of {file['tap']} have means and deviations of different widths")
+    return measured
 
 
 def _check(true: bool, name: str, otherwise: str) -> None:

@@ -21,6 +21,8 @@ from pod_job.direct import write_all
 from pod_job.errors import JobError
 
 Part = bytes | memoryview
+MOST_NAME_LENGTH = 250
+"""Of the parts of a name; file systems have 255."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +209,9 @@ class LocalFolder:
 
     def _path(self, name: str) -> Path:
         # Names also come out of metadata files that anybody may have written.
-        if name.startswith("/") or ".." in name.split("/"):
-            raise JobError(f"{name!r} is not a name inside {self.url}")
+        words = name.split("/")
+        if name.startswith("/") or ".." in words or "\0" in name or max(map(len, words)) > MOST_NAME_LENGTH:
+            raise JobError(f"{name[:80]!r} is not a name inside {self.url}")
         return self.root / name
 
     def _write_temporary(self, path: Path, parts: Sequence[Part]) -> Path:

@@ -148,7 +148,8 @@ def pieces(folder: Folder, name: str, spec: TensorSpec, scales: TensorSpec | Non
 
 def broken_rows(values: np.ndarray, unscaled: np.ndarray) -> int:
     """How many rows are not finite by themselves or by their scales, which may be of more rows or of fewer."""
-    broken = np.any(~np.isfinite(values), axis=1)
+    with np.errstate(invalid="ignore"):  # some eight-bit floats warn of a NaN
+        broken = np.any(~np.isfinite(values), axis=1)
     broken[: len(unscaled)] |= unscaled[: len(values)]
     return int(np.count_nonzero(broken))
 

@@ -2,8 +2,9 @@
 
 `python -m tools.chaos OUT_DIR --runs 300` plays scenarios (tools/chaos_plan.py): starts of the real job, with a tiny
 model on changing hosts and meshes, that are killed, or stopped and woken up too late, or made twice at once; then one
-that may finish. Each dataset is verified and compared row by row with that of an undisturbed run. The result is JSON
-on stdout; exit status 0 when nothing was lost, doubled or mixed.
+that may finish. Folders and, where there is an emulator, buckets take turns. Each dataset is verified and compared row
+by row with that of an undisturbed run. The result is JSON on stdout; exit status 0 when nothing was lost, doubled or
+mixed.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,18 @@ import numpy as np
 from launch.local import coordinator_address
 from launch.pod import new_attempt
 from pod_job.dataset import ActivationDataset
-from pod_job.environment import local_host
+from pod_job.environment import STORAGE_EMULATOR, local_host
 from pod_job.errors import JobError
+from pod_job.storage import open_folder
 from pod_job.verify import verify
+from tools.bucket import bucket_available, bucket_server
 from tools.chaos_host import host_main
 from tools.chaos_plan import SHAPES, Scenario, Start, scenarios
 from tools.tiny_model import write_tiny_model
 
 LAYERS = (0, 2)
 PER_BATCH = 2
+BUCKET = "chaos"
 HANG_S = 180.0
 """A start that has not ended by then hangs, which is a failure."""
 POLL_S = 0.05
@@ -58,7 +63,7 @@ class Pod:
         self.hosts = []
         for host in range(shape.hosts):
             fault = start.fault if host == start.host else None
-            env = local_host(host, shape.devices, coordinator, attempt)
+            env = local_host(host, shape.devices, coordinator, attempt) | emulator()
             self.hosts.append(CONTEXT.Process(target=host_main, args=(settings, env, fault, log)))
             self.hosts[-1].start()
 
@@ -95,6 +100,11 @@ class Pod:
         return self.wait()
 
 
+def emulator() -> dict[str, str]:
+    """What a host has to know of the bucket emulator; processes are forked from one that was there before it."""
+    return {name: os.environ[name] for name in [STORAGE_EMULATOR] if name in os.environ}
+
+
 def state(pid: int) -> str:
     """The kernel's letter for what a process does: T is stopped; empty where it has ended."""
     try:
@@ -121,13 +131,13 @@ def play(scenario: Scenario, overrides: Sequence[str], log: Path) -> list[tuple[
     return outcomes
 
 
-def read_dataset(run_dir: Path) -> Dataset:
+def read_dataset(run_dir: str | Path) -> Dataset:
     """Provenance of all rows, and the vectors of every tap."""
     datasets = [ActivationDataset(run_dir, layer) for layer in LAYERS]
     return datasets[0].rows(slice(None)), [dataset[:] for dataset in datasets]
 
 
-def problems_of(run_dir: Path, truth: Dataset) -> list[str]:
+def problems_of(run_dir: str | Path, truth: Dataset) -> list[str]:
     """What is wrong with a finished dataset; empty where nothing is."""
     report = verify(run_dir)
     if not report.sound:
@@ -151,8 +161,13 @@ def job(out: Path, samples: int) -> list[str]:
     ]
 
 
-def chaos(out: Path, runs: int, seed: int, samples: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Plays scenarios under `out` until `runs` starts were killed or stopped; what happened, as JSON values."""
+def chaos(
+    out: Path, runs: int, seed: int, samples: int, say: Callable[[str], None], places: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Plays scenarios until `runs` starts were killed or stopped; what happened, as JSON values.
+
+    Run folders lie in `places` in turn: under `out` where none is given.
+    """
     CONTEXT.set_forkserver_preload(["tools.chaos_host"])
     overrides, undisturbed = job(out, samples), out / "undisturbed"
     quiet = Scenario((), (Start(SHAPES[0]),))
@@ -162,16 +177,20 @@ def chaos(out: Path, runs: int, seed: int, samples: int, say: Callable[[str], No
     truth = read_dataset(undisturbed)
     outcomes: Counter[str] = Counter()
     steps: Counter[str] = Counter()
-    bad, disturbed = [], 0
+    where: Counter[str] = Counter()
+    bad, disturbed, twice = [], 0, 0
     for number, scenario in enumerate(scenarios(seed)):
         if disturbed >= runs:
             break
-        run_dir, log = out / f"run_{number:04d}", out / f"run_{number:04d}.log"
+        place = places[number % len(places)] if places else str(out)
+        run_dir, log = f"{place}/run_{number:04d}", out / f"run_{number:04d}.log"
         played = play(scenario, [*overrides, f"storage.run_dir={run_dir}"], log)
         hit = [(start, outcome) for start, outcome in played if outcome in ("killed", "stopped")]
         steps.update(f"{outcome} at {start.fault.step if start.fault else 'random'}" for start, outcome in hit)
         outcomes.update(outcome for _, outcome in played)
         disturbed += len(hit)
+        where[place.partition("://")[0] if "://" in place else "folder"] += len(hit)
+        twice += len(scenario.last) > 1
         ended = [outcome for _, outcome in played[len(scenario.disturbed) :]][: len(scenario.last)]
         found = [f"the last start {outcome}" for outcome in ended if outcome != "finished"]
         found += problems_of(run_dir, truth)
@@ -179,9 +198,30 @@ def chaos(out: Path, runs: int, seed: int, samples: int, say: Callable[[str], No
         if found:
             bad.append({"scenario": number, "problems": found, "log": str(log)})
         else:
-            shutil.rmtree(run_dir)
+            forget(run_dir)
     counts = {"disturbed": disturbed, "outcomes": dict(outcomes), "steps": dict(sorted(steps.items()))}
+    counts |= {"disturbed_in": dict(where), "finished_by_two_pods_at_once": twice}
     return {**counts, "rows_of_each_dataset": len(truth[1][0]), "bad": bad}
+
+
+def forget(run_dir: str) -> None:
+    if "://" not in run_dir:
+        shutil.rmtree(run_dir)
+        return
+    folder = open_folder(run_dir)
+    for name in folder.names(""):
+        folder.remove(name)
+
+
+@contextmanager
+def places(out: Path, wanted: str) -> Iterator[list[str]]:
+    """Where runs lie: under `out`, and in a bucket of an emulator that is there meanwhile."""
+    if wanted == "folder" or (wanted == "both" and bucket_available() is not None):
+        yield [str(out)]
+        return
+    with bucket_server(out / "server", BUCKET) as url:
+        os.environ[STORAGE_EMULATOR] = url
+        yield [str(out), f"gs://{BUCKET}"] if wanted == "both" else [f"gs://{BUCKET}"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,13 +230,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="an empty or new folder")
     parser.add_argument("--runs", type=int, default=300, help="starts that are killed or stopped")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--where", choices=["folder", "bucket", "both"], default="both")
     parser.add_argument("--samples", type=int, default=12)
     options = parser.parse_args(argv)
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.resolve()
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
     try:
-        result = chaos(out, options.runs, options.seed, options.samples, lambda line: print(line, file=sys.stderr))
+        with places(out, options.where) as where:
+            result = chaos(out, options.runs, options.seed, options.samples, tell, where)
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

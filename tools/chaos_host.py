@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import transformers
 # Imported here, before the fork, once for all hosts: imports are most of what a start costs.
 import pod_job.job  # noqa: F401
 from pod_job import __main__ as entry
+from pod_job import gcs_media
+from pod_job.gcs import BucketFolder
 from pod_job.storage import LocalFolder
 
 # transformers imports a class when it is first named.
@@ -33,7 +35,8 @@ KINDS = {
     "metadata": r"metadata\.json",
 }
 MOMENTS = ("before", "written", "named")
-"""Of an object: nothing of it is there; its bytes are on the disk, nameless; it has its name."""
+"""Of an object: nothing of it is there; its bytes are on the disk, nameless, or half of them on their way to a bucket;
+it has its name."""
 STEPS = tuple(f"{kind}.{moment}" for kind, moment in itertools.product(KINDS, MOMENTS))
 
 
@@ -92,5 +95,22 @@ def plant(fault: Fault) -> None:
         reach(path, "before")
         return write(folder, path, parts)
 
+    sending = threading.local()
+    send, pieces = BucketFolder._send, gcs_media.Body.__iter__
+
+    def send_object(folder: BucketFolder, name: str, *arguments: Any) -> dict[str, Any]:
+        reach(name, "before")
+        sending.name = name
+        there = send(folder, name, *arguments)
+        reach(name, "named")
+        return there
+
+    def pieces_and_end(body: gcs_media.Body) -> Iterator[memoryview]:
+        *most, last = pieces(body)
+        yield from most
+        reach(sending.name, "written")
+        yield last
+
     LocalFolder._write_temporary = write_temporary  # type: ignore[method-assign]
+    BucketFolder._send, gcs_media.Body.__iter__ = send_object, pieces_and_end  # type: ignore[method-assign]
     os.link, os.replace = around(os.link), around(os.replace)  # type: ignore[assignment]

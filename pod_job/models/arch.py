@@ -204,4 +204,7 @@ def read_arch_file(path: Path) -> Arch:
         raise JobError(f"model.path: {path} is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise JobError(f"model.path: {path} is not a JSON object")
-    return read_arch(config, str(path))
+    try:
+        return read_arch(config, str(path))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise JobError(f"{path}: a value in it is of the wrong kind ({error}); copy the model again") from error

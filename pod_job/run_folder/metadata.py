@@ -59,6 +59,8 @@ def _problem(metadata: Any) -> str:
         return f"format {metadata['format']}, this version reads {rundir.FORMAT}"
     if metadata["dtype"] not in DTYPE_OF:
         return f"unknown dtype {metadata['dtype']!r}"
+    if not all(type(width) is int and width >= 0 for width in metadata["widths"].values()):
+        return "widths must be numbers of columns"
     if not all(_has(entry, _ENTRY) for entry in metadata["batches"]):
         return f"every entry of batches must have {', '.join(_ENTRY)}"
     if not all(_has(entry, _ROWS_ENTRY) for entry in metadata["rows_files"]):

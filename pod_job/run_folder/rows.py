@@ -69,7 +69,7 @@ def from_parquet(data: bytes, name: str = "rows table") -> Rows:
         names = (*COLUMNS, *FLAGS, "timestamp")
         table = pq.read_table(pa.BufferReader(data), columns=list(names))
         columns = {name: _values(table, name) for name in names}
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
         raise JobError(f"{name}: not a rows table ({_first_line(error)})") from error
     timestamps = columns.pop("timestamp")
     return Rows(**columns, timestamp=timestamps[0] if len(timestamps) else "")
