@@ -58,7 +58,7 @@ def test_a_plan_is_a_row_of_the_page() -> None:
         "mfu": 0.61,
     }
     name = "qwen7b-text-v5e64"
-    text = page({name: {"step": step, "prices": "of today"}}, "now")
+    text = page({name: {"step": step}}, "now")
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert len(cells) == len(COLUMNS)

@@ -19,7 +19,7 @@ from pod_job.errors import JobError
 from pod_job.generation.generate_config import Mode
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
-from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.preflight.tpu_facts import PRICES_FROM, read_accelerator_type
 from pod_job.preflight.whole_run import PACKED
 
 CONFIGS = Path("tests/data/configs")
@@ -53,6 +53,9 @@ FOOT = """
 The last token of an ARC prompt is one vector for about 1,900 tokens: the 416 prompts of the 400 training tasks have
 795,020 tokens (SmolLM2's tokenizer) and leave {arc_mb:.1f} MB for each tap of width 896, so such a run is start and
 compilation, whatever the pod.
+
+Where the bucket is the bound, the vectors of all those taps leave a pod more slowly than it computes them: with fewer
+`extract.layers` the same tokens take less time.
 
 `make plan-NAME ARGS="storage.run_dir=gs://... tasks.path=..."` makes the plan of one of them with your own prompts;
 `make sim-NAME` runs its pod shape, mesh and taps on this machine with a tiny random model.
@@ -110,9 +113,8 @@ def page(reports: dict[str, dict[str, Any]], made: str) -> str:
         if report.get("decode"):
             rows.append(row(f"{name}: new tokens", config, report["decode"], packed=1.0))
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    prices = next(iter(reports.values()))["prices"]
     lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
-    return HEAD.format(made=made, prices=prices) + lines + "\n" + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
+    return HEAD.format(made=made, prices=PRICES_FROM) + lines + "\n" + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
 
 
 def row(name: str, config: JobConfig, step: dict[str, Any], packed: float = PACKED) -> list[str]:

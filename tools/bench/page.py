@@ -49,7 +49,7 @@ NOTES = """
   commit record for each batch. Its prompts are packed into rows of 512; so short a run ends in a partly empty step.
 - SAELens cuts equal contexts of 128 from all prompts in a row, so that its vectors are others near a prompt's start,
   and has no last position of a prompt; it makes one run for each tap, and keeps float32.
-- The document's way computes a full pass for each position (timed on every 16th) and computes logits with it; its
+- The document's way computes a full pass for each position (timed on every 32nd) and computes logits with it; its
   pickles hold float32.
 - {behind}
 """
