@@ -89,7 +89,7 @@ def test_swapped_projections_rotate_alike() -> None:
 
     @jax.jit
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
-        return decoder.decoder_layer(arch, weights, x, functools.partial(attend, 0, None))[0][0]
+        return decoder.decoder_layer(arch, Placement(), weights, x, functools.partial(attend, 0, None))[0][0]
 
     swapped = decoder.swapped_projections(weights)
     assert set(swapped) == {"q_swapped", "q_swapped_bias", "k_swapped", "k_swapped_bias"}

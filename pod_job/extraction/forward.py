@@ -60,7 +60,7 @@ def compile_step(
     taps = {tap.name: rows for tap in model.taps}
     jitted = jax.jit(step, out_shardings=(taps, NamedSharding(mesh, PartitionSpec())))
     tokens, slots = argument(config.seq_len), argument(config.prompts_per_row)
-    return jitted.lower(params, tokens, tokens, tokens, slots, argument()).compile()
+    return jitted.lower(params, tokens, tokens, tokens, slots, argument()).compile(model.placement.compiler_options)
 
 
 def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:

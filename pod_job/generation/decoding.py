@@ -86,7 +86,8 @@ def compile_generation(
     decode = jax.jit(further, donate_argnums=1, out_shardings=outputs).lower(
         params, shapes, argument(dtype=bool), argument(T)
     )
-    return Programs(prefill.compile(), decode.compile(), T)
+    options = model.placement.compiler_options
+    return Programs(prefill.compile(options), decode.compile(options), T)
 
 
 def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Callable[..., Any]:

@@ -20,6 +20,8 @@ from pod_job.models.placement import Placement
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
 LARGEST_BLOCK = 512
+# The projections leave S innermost in memory, where a head narrower than LANES fills whole registers.
+S_INNERMOST = splash.QKVLayout.SEQ_MINOR
 
 
 def attend(
@@ -118,7 +120,9 @@ def attend_splash(
     mask = splash.CausalMask((S, S)) if window is None else splash.LocalMask((S, S), (window - 1, 0), 0)
     kernel = splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([mask] * (N // K)),
-        block_sizes=splash.BlockSizes(block_q=block, block_kv=block),
+        block_sizes=splash.BlockSizes(
+            block_q=block, block_kv=block, q_layout=S_INNERMOST, k_layout=S_INNERMOST, v_layout=S_INNERMOST
+        ),
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )

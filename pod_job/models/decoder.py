@@ -102,8 +102,7 @@ class Decoder(nn.Module):
         cache = None if cache is None else cache.begin(segment_ids)
         attention = attention_of_layers(arch, placement, positions, segment_ids, cache)
         layer_weights = {name: weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
-        if input_ids.shape[1] > 1 and swaps_by_projection(arch, placement):
-            layer_weights |= swapped_projections(layer_weights)
+        swaps = input_ids.shape[1] > 1 and swaps_by_projection(arch, placement)
 
         def keep(x: Float[Array, "B S width"]) -> Array:
             return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
@@ -111,7 +110,8 @@ class Decoder(nn.Module):
         def layer(i: Int[Array, ""] | int, carry: tuple[Array, Any]) -> tuple[tuple[Array, Any], dict[str, Array]]:
             x, cache = carry
             one = {name: placement.gather(stack[i]) for name, stack in layer_weights.items()}
-            return decoder_layer(arch, one, placement.row_major(x), functools.partial(attention, i, cache))
+            one |= swapped_projections(one) if swaps else {}
+            return decoder_layer(arch, placement, one, placement.row_major(x), functools.partial(attention, i, cache))
 
         x = placement.look_up(weights["embed"], input_ids)
         x = x * jnp.float32(arch.embed_scale).astype(self.dtype)
@@ -204,14 +204,18 @@ def swaps_by_projection(arch: Arch, placement: Placement) -> bool:
 
 
 def swapped_projections(w: dict[str, Array]) -> dict[str, Array]:
-    """Weights whose projections are swapped queries and keys: the same columns, in another order."""
+    """A layer's weights whose projections are swapped queries and keys: the same columns, in another order."""
     return {
         f"{name[0]}_swapped{name[1:]}": swap_halves(w[name]) for name in ("q", "q_bias", "k", "k_bias") if name in w
     }
 
 
 def decoder_layer(
-    arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"], attention: Callable[..., tuple[Array, Any]]
+    arch: Arch,
+    placement: Placement,
+    w: dict[str, Array],
+    x: Float[Array, "B S D"],
+    attention: Callable[..., tuple[Array, Any]],
 ) -> tuple[tuple[Float[Array, "B S D"], Any], dict[str, Array]]:
     """One layer: the residual stream after it with the cache `attention` gives, and every site in it by name.
 
@@ -240,7 +244,7 @@ def decoder_layer(
     resid_mid = x + attn_out
     normed = norm(resid_mid, "mlp_norm")
     gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + bias("gate")
-    up = jnp.einsum("bsd,df->bsf", normed, w["up"]) + bias("up")
+    up = placement.apart(jnp.einsum("bsd,df->bsf", normed, w["up"]) + bias("up"))
     mlp_act = ACTIVATIONS[arch.activation](gate) * up
     mlp_out = jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + bias("down")
     mlp_out = norm(mlp_out, "mlp_post_norm", arch.post_norms)

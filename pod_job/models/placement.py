@@ -30,6 +30,14 @@ class Placement:
         """Of the devices the program is lowered for, present or not: tpu, gpu or cpu; None: any."""
         return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
+    @property
+    def compiler_options(self) -> dict[str, str | bool] | None:
+        """For every program that runs the model: on TPU, twice the usual share of a core's memory for one operation.
+
+        Matrix products keep larger windows in it and wait less for what they read (Qwen2.5-0.5B on v5e: 3 ms of 47).
+        """
+        return {"xla_tpu_scoped_vmem_limit_kib": "32768"} if self.platform == "tpu" else None
+
     def gather(self, weight: Array) -> Array:
         """A weight as a layer uses it."""
         return weight if self.weights is None else self._place(weight, PartitionSpec())
@@ -60,6 +68,10 @@ class Placement:
             out_specs=rows,
             check_vma=False,
         )(x)
+
+    def apart(self, x: Array) -> Array:
+        """x, on TPU as a value of its own: a matrix product runs slower inside the one that uses it."""
+        return jax.lax.optimization_barrier(x) if self.platform == "tpu" else x
 
     def _place(self, x: Array, spec: PartitionSpec) -> Array:
         return x if self.mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
