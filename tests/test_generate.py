@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_job import finish, start
 
+from pod_job.checking.recompute import recompute
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.generation.completions import (
@@ -106,6 +107,14 @@ def test_vectors_are_those_of_one_clean_pass_over_prompt_and_completion(
             np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_of_prompt_and_completion_are_computed_anew(alone: Path) -> None:
+    found = recompute(alone, 40)
+    assert list(found) == ["layer_1", "layer_3"]
+    for deviation in found.values():
+        assert deviation.rows == 40
+        assert 0 < deviation.median <= deviation.largest < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.pod
 @pytest.mark.parametrize(("hosts", "devices", "data", "model_axis"), [(2, 1, 1, 2), (2, 2, 2, 2)])
@@ -170,6 +179,19 @@ def test_an_attempt_after_a_kill_repeats_the_completions_that_are_there(
 )
 def test_generation_that_cannot_be_is_refused(model: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     assert says in finish(start(overrides(model, tmp_path, **changes), 1, 1), status=2)
+
+
+def test_predictions_that_were_not_written_are_written_by_the_next_start(model: Path, alone: Path) -> None:
+    outputs = alone / "outputs"
+    names = ("predictions.jsonl", "submission.json", "summary.json")
+    before = {name: (outputs / name).read_bytes() for name in names}
+    for name in names:
+        (outputs / name).unlink()
+    finish(start(overrides(model, alone), 1, 1))
+    assert {name: (outputs / name).read_bytes() for name in names} == before
+    order = [(one.task_id, one.sample_idx) for one in completions(alone)]
+    lines = [json.loads(line) for line in before["predictions.jsonl"].splitlines()]
+    assert [(line["task_id"], line["sample_idx"]) for line in lines] == order
 
 
 def test_a_completion_ends_at_the_end_token_a_stop_text_or_the_limit(model: Path) -> None:

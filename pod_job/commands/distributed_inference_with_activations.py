@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mesh_shape", default="1,1", metavar="DATA,MODEL", help="devices by axis: 8,8 on a v5e-64")
     parser.add_argument("--sharding", choices=("replicated", "fsdp", "tensor"), default="replicated")
     parser.add_argument("--hosts", type=int, default=1, help="workers of the pod: 16 on a v5e-64")
-    parser.add_argument("--gcs_bucket", default=None, metavar="gs://BUCKET/PREFIX", help="where the run is kept")
+    parser.add_argument(
+        "--gcs_bucket", default=None, metavar="gs://BUCKET/PREFIX", help="where the run and the pickle files go"
+    )
     parser.add_argument("--upload_to_cloud", type=truth, default=None, metavar="True|False")
     options = parser.parse_args(argv)
     return status_of(lambda: run_distributed(options))
@@ -41,7 +43,7 @@ def run_distributed(options: Namespace) -> None:
         f"pod.hosts={options.hosts}",
         f"pod.devices_per_host={data * model // options.hosts}",
     ]
-    run_here(overrides, run_dir, options)
+    run_here(overrides, run_dir, options, also_in=options.gcs_bucket if upload else None)
 
 
 def mesh_shape(text: str) -> tuple[int, int]:

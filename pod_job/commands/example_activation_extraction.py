@@ -3,7 +3,6 @@
 The first needs nothing; the others a model and tasks: `--model_path Qwen/Qwen2.5-0.5B --tasks_file arc_tasks.json`.
 """
 
-import argparse
 import pickle
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pod_job.commands import simple_extraction_inference
-from pod_job.commands.front import status_of
+from pod_job.commands.front import Parser, status_of
 
 TINY = {
     "model_type": "qwen2",
@@ -46,7 +45,7 @@ def basic_layer_extraction() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="example_activation_extraction", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="example_activation_extraction", description=__doc__, allow_abbrev=False)
     parser.add_argument("--model_path", default=None)
     parser.add_argument("--tasks_file", default="arc_tasks.json")
     parser.add_argument("--layers_to_extract", nargs="+", default=["6", "12"])
@@ -58,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("2., 3. and 4. need --model_path and --tasks_file")
         return status
     given = ["--model_path", options.model_path, "--tasks_file", options.tasks_file, "--limit", "2"]
-    given += ["--layers_to_extract", *options.layers_to_extract, "--seq_len", "1024", "--batch_size", "2"]
-    given += ["--output_dir", str(options.out_dir / "outputs")]
+    given += ["--layers_to_extract", *options.layers_to_extract, "--seq_len", "512", "--too_long", "cut"]
+    given += ["--batch_size", "2", "--output_dir", str(options.out_dir / "outputs")]
     more = {
         "2. Generation with extraction": ["--max_tokens", "16", "--positions", "generated"],
         "3. Saving for SAE training": ["--max_tokens", "0"],
