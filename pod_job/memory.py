@@ -15,6 +15,8 @@ from pod_job.generation.generate_config import Mode, cache_slots, call_tokens
 from pod_job.inputs import Inputs
 from pod_job.machine import GB, memory_needs
 from pod_job.models.sharding import rules
+from pod_job.run_folder.eight_bit import row_bytes
+from pod_job.run_folder.tensorfile import DTYPE_OF
 
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
 """What jax's error begins with."""
@@ -35,7 +37,8 @@ class Held:
 def held(config: JobConfig, inputs: Inputs) -> Held:
     """What the run holds; a batch's rows are counted as if every prompt were of `extract.seq_len` tokens."""
     extract, generate, generating = config.extract, config.generate, config.mode is Mode.generate
-    item, split = item_bytes(config.model.dtype.value), rules(inputs.table, config.mesh.model, config.sharding)
+    item = 4 if config.model.dtype.value == "float32" else 2
+    split = rules(inputs.table, config.mesh.model, config.sharding)
     weights = sum(
         math.prod(weight.shape) * item // (config.mesh.model if any(axis in split for axis in weight.axes) else 1)
         for weight in inputs.table.values()
@@ -44,15 +47,11 @@ def held(config: JobConfig, inputs: Inputs) -> Held:
     heads = inputs.arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
     row = 2 * inputs.arch.layers * heads * inputs.arch.head_dim * item * slots
     per_row = computed_positions(config)
-    vector = sum(inputs.widths.values()) * item_bytes(extract.dtype.value)
+    vector = sum(row_bytes(width, DTYPE_OF[extract.dtype.value]) for width in inputs.widths.values())
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     # In a host's share of memory; what all hosts of a pod on one machine take is checked when it starts.
     _, batches = memory_needs(config, inputs, batch, on_cpu=False)
     return Held(weights, row * extract.rows_per_device, 2 * per_row * extract.rows_per_device * vector, batches)
-
-
-def item_bytes(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2
 
 
 def computed_positions(config: JobConfig) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pod_job.checking.reference import relative_errors
-from pod_job.config import Dtype, ExtractConfig, MeshConfig, Positions, Sharding
+from pod_job.config import ExtractConfig, MeshConfig, Positions, Sharding, Stored
 from pod_job.extraction.packing import Queued
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
@@ -53,7 +53,7 @@ def generated(folder: Path, prompts: Sequence[np.ndarray], ending: Ending) -> Ge
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     taps = resolve([arch.layers // 2, arch.layers - 1], [], arch.layers)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, Sharding.replicated, shardings))
-    extract = ExtractConfig(seq_len=seq_len, dtype=Dtype.float32, positions=Positions.all)
+    extract = ExtractConfig(seq_len=seq_len, dtype=Stored.float32, positions=Positions.all)
     programs = compile_generation(model, params, mesh, rows, count, extract, ending)
     queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(prompts)]
     wave = lay_out(queued, count, seq_len, count, {})
