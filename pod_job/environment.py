@@ -11,6 +11,7 @@ TENSORSTORE_EMULATOR = "TENSORSTORE_GCS_HTTP_URL"  # the same for tensorstore, w
 TENSORSTORE_TOKEN = "GOOGLE_AUTH_TOKEN_FOR_TESTING"  # tensorstore's: what it shows in place of credentials
 METADATA_SERVER = "GCE_METADATA_IP"  # Google's own: host:port in place of the metadata server
 TPU_WORKER = "TPU_WORKER_ID"  # set on TPU VMs by Google: the index of this VM in its slice
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # NumPy's own: 1, as writers are threads already and BLAS threads wait in loops
 
 
 def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[str, str]:
@@ -22,6 +23,7 @@ def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        BLAS_THREADS: "1",
     }
 
 

@@ -21,8 +21,10 @@ from tools.chaos_plan import scenarios
 @pytest.mark.slow
 @pytest.mark.pod
 def test_disturbed_runs_leave_the_dataset_of_an_undisturbed_one(tmp_path: Path) -> None:
-    result = chaos.chaos(tmp_path, runs=5, seed=33, samples=6, say=print)
+    with chaos.places(tmp_path, "both") as places:
+        result = chaos.chaos(tmp_path, runs=5, seed=33, samples=6, say=print, places=places)
     assert result["bad"] == []
+    assert len(result["disturbed_in"]) == len(places)
     assert result["disturbed"] >= 5
     assert any(outcome.startswith("woke up") for outcome in result["outcomes"])
 

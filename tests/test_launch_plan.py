@@ -39,11 +39,11 @@ def test_commands_of_a_local_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = host_commands(load(overrides), overrides, "127.0.0.1:4711", "20250101T000000Z-abcdef")
     assert [str(command) for command in commands] == [
         "POD_JOB_HOST=0 POD_JOB_COORDINATOR=127.0.0.1:4711 POD_JOB_ATTEMPT=20250101T000000Z-abcdef "
-        "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo "
+        "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo OPENBLAS_NUM_THREADS=1 "
         "/opt/venv/bin/python -m pod_job experiment=demo pod.hosts=2 mesh=2x2 "
         "'storage.run_dir='\"'\"'runs/a b; $(id)'\"'\"''",
         "POD_JOB_HOST=1 POD_JOB_COORDINATOR=127.0.0.1:4711 POD_JOB_ATTEMPT=20250101T000000Z-abcdef "
-        "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo "
+        "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo OPENBLAS_NUM_THREADS=1 "
         "/opt/venv/bin/python -m pod_job experiment=demo pod.hosts=2 mesh=2x2 "
         "'storage.run_dir='\"'\"'runs/a b; $(id)'\"'\"''",
     ]

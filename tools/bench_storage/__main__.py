@@ -6,16 +6,17 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.bench_storage.memory import memory, merging, share_of_metadata
 from tools.bench_storage.reading import reading, reading_bucket
 from tools.bench_storage.writing import writing
 from tools.bucket import bucket_available, bucket_server
 
 BUCKET = "bench"
-SECTIONS = ("write", "read", "bucket")
+SECTIONS = ("write", "read", "bucket", "metadata", "merge", "memory")
 
 
 @contextlib.contextmanager
@@ -29,21 +30,41 @@ def emulator(scratch: Path) -> Iterator[str | None]:
         yield f"gs://{BUCKET}"
 
 
+def show(name: str, found: Any) -> None:
+    """The numbers as lines for people."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            show(f"{name}  {key}", value)
+    else:
+        print(f"{name:60} {found}", file=sys.stderr)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench_storage")
-    parser.add_argument("sections", nargs="*", default=SECTIONS)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("sections", nargs="*", default=SECTIONS, help=", ".join(SECTIONS))
+    parser.add_argument("--rows", type=int, default=1_000_000, help="to read")
+    parser.add_argument("--batches", type=int, default=100_000, help="to merge")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=None, help="a folder on the disk to measure")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, emulator(Path(scratch)) as bucket:
-        found: dict[str, Any] = {}
-        if "write" in options.sections:
-            found["write"] = writing(Path(scratch), bucket, options.rounds)
-        if "read" in options.sections:
-            found["read"] = reading(Path(scratch), options.rows, options.rounds)
-        if "bucket" in options.sections and bucket:
-            found["bucket"] = reading_bucket(Path(scratch), bucket, options.rows // 8, options.rounds)
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"unknown section {sorted(unknown)[0]}; there are {', '.join(SECTIONS)}")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name, emulator(Path(name)) as bucket:
+        scratch = Path(name)
+        measure: dict[str, Callable[[], Any]] = {
+            "write": lambda: writing(scratch, bucket, options.rounds),
+            "read": lambda: reading(scratch, options.rows, options.rounds),
+            "metadata": lambda: share_of_metadata(scratch),
+            "merge": lambda: merging(scratch, options.batches),
+            "memory": lambda: memory(scratch),
+        }
+        if bucket:
+            measure["bucket"] = lambda: reading_bucket(scratch, bucket, options.rows // 2, options.rounds)
+        for section in SECTIONS:
+            if section in options.sections and section in measure:
+                found[section] = measure[section]()
+                show(section, found[section])
     print(json.dumps(found, indent=1))
 
 
