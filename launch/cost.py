@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from launch.pods import Pod
 from pod_job.cloud_config import Capacity
 from pod_job.config import JobConfig
-from pod_job.errors import JobError
-from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.preflight.prices import usd_per_hour
 from pod_job.run_folder.rundir import PODS, pod_file
 from pod_job.storage import Folder, NameTaken
 
@@ -66,22 +65,10 @@ def hours(
     return paid
 
 
-def usd_per_hour(accelerator_type: str, capacity: str, config: JobConfig) -> float | None:
-    """Of a whole slice: `cloud.price_per_chip_hour`, else the list price of its chips or, for spot, about what spot
-    costs; None for a type whose chips are not known.
-    """
-    try:
-        found = read_accelerator_type(accelerator_type)
-    except JobError:
-        return None
-    own = config.cloud.price_per_chip_hour
-    listed = found.chip.spot_usd_hour if capacity == Capacity.spot.value else found.chip.list_usd_hour
-    return found.chips * (listed if own is None else own)
-
-
 def spent(paid: Iterable[tuple[PodRecord, float]], config: JobConfig) -> float | None:
     """What the pods have cost so far; None where a price is not known."""
-    parts = [(usd_per_hour(record.accelerator_type, record.capacity, config), time_h) for record, time_h in paid]
+    own = config.cloud.price_per_chip_hour
+    parts = [(usd_per_hour(record.accelerator_type, record.capacity, own), time_h) for record, time_h in paid]
     if any(price is None for price, _ in parts):
         return None
     return sum(price * time_h for price, time_h in parts if price is not None)

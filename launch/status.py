@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.cost import all_records, hours, spent, usd_per_hour
+from launch.cost import all_records, hours, spent
 from launch.observe import NODE_EVERY_S, POLL_S, read_all
 from launch.options import Options
 from launch.pods import Pod, find_pods
@@ -18,6 +18,7 @@ from launch.status_view import Live, table
 from pod_job.config import JobConfig, PodKind, load
 from pod_job.extraction.batches import batch_count
 from pod_job.inputs import read_inputs
+from pod_job.preflight.prices import usd_per_hour
 from pod_job.run_folder.commit import committed
 from pod_job.run_folder.rundir import RUN, read_run
 from pod_job.status import HostStatus, Phase, latest_attempt
@@ -106,7 +107,8 @@ def run_facts(
     left_s = 0.0 if done == batches else (batches - done) / rate if rate else None
     paid = hours(all_records(folder, pods, config), pods, max((host.updated for host in heard), default=0.0), now)
     so_far = spent(paid, config) if paid else None
-    hourly = usd_per_hour(config.pod.accelerator_type or "", config.cloud.capacity.value, config)
+    cloud = config.cloud
+    hourly = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
     expected = None
     if so_far is not None and hourly is not None and left_s is not None:
         expected = so_far + hourly * left_s / 3600

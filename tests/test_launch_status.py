@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from launch import status
-from launch.cost import PodRecord, all_records, hours, note_end, note_start, record_of, spent, usd_per_hour
+from launch.cost import PodRecord, all_records, hours, note_end, note_start, record_of, spent
 from launch.pods import Pod
 from launch.status_view import Live, line, table
 from pod_job.cloud_config import Capacity
 from pod_job.config import JobConfig, load
+from pod_job.preflight.prices import usd_per_hour
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.run_folder.rundir import claim
 from pod_job.status import HostStatus, Phase, write_status
@@ -90,9 +91,9 @@ def test_a_pod_that_lives_counts_noted_or_not(folder: Folder) -> None:
 
 def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
     chip = read_accelerator_type("v6e-16").chip
-    assert usd_per_hour("v6e-16", "spot", config()) == pytest.approx(16 * chip.spot_usd_hour)
-    assert usd_per_hour("v6e-16", "on_demand", config()) == pytest.approx(16 * chip.list_usd_hour)
-    assert usd_per_hour("v9-16", "spot", config()) is None
+    assert usd_per_hour("v6e-16", "spot", None) == pytest.approx(16 * chip.spot_usd_hour)
+    assert usd_per_hour("v6e-16", "on_demand", None) == pytest.approx(16 * chip.list_usd_hour)
+    assert usd_per_hour("v9-16", "spot", None) is None
     assert spent([(PodRecord("n", "z", "v9-16", "spot", 1.0), 1.0)], config()) is None
 
 

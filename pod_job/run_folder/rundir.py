@@ -19,6 +19,7 @@ PIECES = "pieces/"
 PODS = "pods/"
 OUTPUTS = "outputs/"
 TIMELINE = "timeline/"
+REPORT = "report/"
 VERIFIED = "verify/report.json"
 FORMAT = 2
 """Version of the layout and of the records; a reader refuses any other."""
