@@ -11,7 +11,7 @@ import pytest
 from pod_job.errors import JobError
 from tools.bench.__main__ import WAYS
 from tools.bench.page import READER_TITLES, TITLES, lines_of, page
-from tools.peers import PEERS, make
+from tools.peers import PEERS, make, quiet_environment
 from tools.tiny_model import write_tiny_model
 
 
@@ -76,6 +76,7 @@ def test_a_worker_of_ours_answers_for_each_workload(tmp_path: Path) -> None:
     jobs = [{"layers": [0, 2], "positions": "all"}, {"layers": [1], "positions": "last"}] * 2
     done = subprocess.run(
         [sys.executable, "-m", "tools.bench.worker", "ours", model, tmp_path / "prompts.json", tmp_path / "scratch"],
+        env=quiet_environment(),
         input="".join(json.dumps(job) + "\n" for job in jobs),
         capture_output=True,
         text=True,

@@ -48,9 +48,9 @@ def make(name: str) -> Path:
 
 
 def quiet_environment() -> dict[str, str]:
-    """For a peer's process: no account, no hub, no progress bars."""
-    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu"}
-    return {**os.environ, **quiet, "TOKENIZERS_PARALLELISM": "false"}
+    """For a peer's process: no account, no hub, no progress bars, one device for jax."""
+    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **quiet, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 
 def _call(argv: Sequence[str]) -> None:

@@ -46,7 +46,9 @@ HEAD = """# What the experiments take, before they are paid for
 Made by `make plans` ({made}) from the preflight of each experiment in `conf/experiment`: the step compiled by the TPU
 compiler for that very pod, not measured on one. How the numbers come about, and what they assume, is in
 [preflight.md](preflight.md). Time and cost are of a billion tokens in rows that are full to 98%, start and compilation
-aside; *vectors* is what those tokens leave in the bucket, in bfloat16. Prices: {prices}.
+aside; *vectors* is what those tokens leave in the bucket, in bfloat16.
+
+Prices: {prices}.
 
 """
 FOOT = """
