@@ -26,6 +26,7 @@ COMMANDS = {
     "merge": "write metadata.json for what is committed so far",
     "shuffle": "a finished run with its rows in random order, as another run",
     "export": "the pickle files of the extraction document",
+    "import_pickles": "a run made of such pickle files",
     "convert": "a model's weights as one orbax checkpoint, of which every host reads its own slices",
     "preflight": "memory, time and cost of a job on a TPU pod, before it is started",
 }
