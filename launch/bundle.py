@@ -8,8 +8,6 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 import pod_job
 from pod_job.config import conf_dir
 from pod_job.errors import JobError
@@ -66,6 +64,8 @@ def requirements_of(package: Path) -> dict[str, Path]:
 
 def pinned_versions() -> dict[str, str]:
     """package -> the version that constraints.txt gives a host, which has the Python of this machine."""
+    from packaging.requirements import Requirement  # for `doctor` alone
+
     lines = requirements_of(Path(pod_job.__file__).parent)["constraints.txt"].read_text().splitlines()
     wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {

@@ -19,8 +19,7 @@ from pod_job.config import JobConfig, PodKind, load
 from pod_job.extraction.batches import batch_count
 from pod_job.inputs import read_inputs
 from pod_job.preflight.prices import usd_per_hour
-from pod_job.run_folder.commit import committed
-from pod_job.run_folder.rundir import RUN, read_run
+from pod_job.run_folder.rundir import RUN, committed, read_run
 from pod_job.status import HostStatus, Phase, latest_attempt
 from pod_job.storage import Folder, open_folder
 

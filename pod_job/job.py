@@ -37,8 +37,7 @@ from pod_job.models.weights import load_params
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokens import load_tokenizer
 from pod_job.reporter import Reporter
-from pod_job.run_folder.commit import committed
-from pod_job.run_folder.rundir import claim
+from pod_job.run_folder.rundir import claim, committed
 from pod_job.status import Phase
 from pod_job.stopping import StopWish
 from pod_job.storage import Folder, open_folder

@@ -21,8 +21,8 @@ from pod_job import environment
 from pod_job.config import JobConfig, PodKind, Positions, Sharding
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs
-from pod_job.run_folder.commit import committed
 from pod_job.run_folder.eight_bit import row_bytes
+from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tensorfile import DTYPE_OF
 
 # Access tokens and signed requests are refused at 5 minutes, and heartbeats are compared by the second.

@@ -13,7 +13,8 @@ from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rundir, statistics
-from pod_job.run_folder.commit import committed, read_record
+from pod_job.run_folder.commit import read_record
+from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.statistics import Tally, TapStatistics
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder

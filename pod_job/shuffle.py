@@ -22,7 +22,8 @@ from pod_job.errors import JobError
 from pod_job.merge import merge
 from pod_job.reading.row_reader import READS_IN_FLIGHT
 from pod_job.run_folder import metadata, rundir
-from pod_job.run_folder.commit import commit_batch, committed
+from pod_job.run_folder.commit import commit_batch
+from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.stretches import Piece, Record, open_piece, read_stretch, to_batch, write_piece
 from pod_job.storage import Folder, open_folder
 from pod_job.watching import Watch, unwatched, watched

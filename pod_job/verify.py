@@ -22,7 +22,8 @@ from pod_job.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_p
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
-from pod_job.run_folder.commit import committed, read_record
+from pod_job.run_folder.commit import read_record
+from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tap_files import tap_tensors
 from pod_job.run_folder.tensorfile import TensorSpec, read_header, view_tensor
 from pod_job.storage import Folder, Stored, checksum, open_folder

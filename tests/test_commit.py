@@ -14,7 +14,8 @@ from sample_runs import TAPS, WIDTH, batch, folders
 
 from pod_job.errors import JobError
 from pod_job.run_folder import rows, rundir, statistics
-from pod_job.run_folder.commit import commit_batch, committed, read_record
+from pod_job.run_folder.commit import commit_batch, read_record
+from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tensorfile import read_header, view_tensor
 from pod_job.storage import Folder, Stored, open_folder
 

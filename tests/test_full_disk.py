@@ -11,7 +11,8 @@ from sample_runs import batch, identity
 from pod_job.errors import JobError
 from pod_job.merge import merge
 from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import commit_batch, committed
+from pod_job.run_folder.commit import commit_batch
+from pod_job.run_folder.rundir import committed
 from pod_job.storage import Folder, open_folder
 from pod_job.verify import verify
 

@@ -14,7 +14,7 @@ import pytest
 from pod_job import environment
 from pod_job.dataset import ActivationDataset
 from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import committed
+from pod_job.run_folder.rundir import committed
 from pod_job.storage import open_folder
 from tools.tiny_model import write_tiny_model
 

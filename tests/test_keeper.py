@@ -20,7 +20,12 @@ GROUP = """
     keeper.keep(child.pid)
     print(child.pid, flush=True)
     """
-RELEASED = textwrap.dedent(GROUP) + "keeper.release(child.pid)\n"
+RELEASED = """
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    keeper.keep(child.pid)
+    keeper.release(child.pid)
+    print(child.pid, flush=True)
+    """
 MARKED = """
     setting = f"KEEPER_TEST={os.getpid()}"
     keeper.keep_marked(setting)

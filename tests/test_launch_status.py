@@ -148,14 +148,11 @@ def test_status_needs_no_inputs_once_the_run_has_begun(folder: Folder, capsys: p
 
 
 @pytest.mark.parametrize("arguments", ["status experiment=demo --json", "up experiment=v5e64 --dry-run"])
-def test_quick_verbs_take_less_than_a_second(folder: Folder, arguments: str) -> None:
-    """Of the process's own time, which does not depend on what else the machine does."""
-    program = (
-        "import resource, sys; from launch.__main__ import main; main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=sys.stderr)"
-    )
-    command = [sys.executable, "-c", program, *arguments.split()]
+def test_quick_verbs_load_nothing_slow(folder: Folder, arguments: str) -> None:
+    """They answer in less than a second on an idle machine, most of which is spent on imports."""
+    program = "import sys; from launch.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     run_dir = folder.url if "demo" in arguments else "gs://bucket/run"
-    command += [f"storage.run_dir={run_dir}", "cloud.zones=[us-west4-a]"]
-    done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
-    assert min(float(each.stderr.splitlines()[-1]) for each in done) < 1.0
+    command = [sys.executable, "-c", program, *arguments.split(), f"storage.run_dir={run_dir}"]
+    done = subprocess.run([*command, "cloud.zones=[us-west4-a]"], capture_output=True, text=True, check=True)
+    slow = {"jax", "torch", "transformers", "pyarrow", "google.cloud.storage", "huggingface_hub", "pandas", "flax"}
+    assert slow & set(done.stderr.split()) == set()

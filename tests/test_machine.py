@@ -1,5 +1,6 @@
 """A machine that is not fit for the run is told before a weight is loaded, in one line with what to do."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pod_job.config import JobConfig, load
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.machine import Needs, check_clock, check_disk, check_machine, check_memory, clock_skew_s, run_needs
+from pod_job.models.tensor_files import TensorFiles
 from tools.bucket import bucket_available, bucket_server
 from tools.fakepod.metadata import MetadataServer
 from tools.tiny_model import write_tiny_model
@@ -77,7 +79,8 @@ def test_needs_are_what_the_run_writes_and_holds(job: tuple[JobConfig, Inputs, l
     row_bytes = 2 * 64 * 4
     needs = run_needs(config, inputs, tokens)
     assert needs.disk[tmp_path / "run"] == 4000 * row_bytes
-    parameters = sum(tensor.size for name, tensor in inputs.checkpoint.items())
+    assert isinstance(inputs.checkpoint, TensorFiles)
+    parameters = sum(math.prod(tensor.shape) for tensor in inputs.checkpoint.tensors.values())
     assert needs.weights == pytest.approx(4 * parameters * 4, rel=0.01)  # a copy on each of 4 devices
     assert needs.batches == 2 * 3000 * row_bytes * (config.storage.writers + 2)
     # One host's share tells of all: here it is half of the batches.

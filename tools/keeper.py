@@ -4,6 +4,7 @@
 that it does however this process ends.
 """
 
+import atexit
 import contextlib
 import functools
 import os
@@ -50,9 +51,10 @@ def _keeper(owner: int) -> subprocess.Popen[bytes]:
     """The keeper of the process `owner`. It stays until `owner` ends, whose end of the pipe nobody else has."""
     # In a session of its own, so that a Ctrl-C in the terminal is not for it.
     command = [sys.executable, "-S", str(Path(__file__))]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    null = subprocess.DEVNULL
+    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
+    atexit.register(keeper.communicate)  # closes the pipe and waits
+    return keeper
 
 
 def main() -> None:

@@ -65,12 +65,6 @@ def commit_batch(
     return _store_record(folder, record)
 
 
-def committed(folder: Folder) -> set[int]:
-    """The numbers of the batches that are done."""
-    numbers = (rundir.batch_of_commit(name) for name in folder.names(rundir.COMMITS))
-    return {number for number in numbers if number is not None}
-
-
 def read_record(folder: Folder, batch: int) -> dict[str, Any]:
     """The commit record of a batch, as `commit_batch` returned it. JobError where it is not one."""
     name = rundir.commit_file(batch)

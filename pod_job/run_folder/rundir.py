@@ -82,6 +82,12 @@ def batch_of_commit(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def committed(folder: Folder) -> set[int]:
+    """The numbers of the batches that are done."""
+    numbers = (batch_of_commit(name) for name in folder.names(COMMITS))
+    return {number for number in numbers if number is not None}
+
+
 def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
     """The batch number in the name of a tap file or rows table; None for any other name."""
     match = re.fullmatch(re.escape(ACTIVATIONS) + r"(.+)_batch_(\d{6,})\.(safetensors|parquet)", name)
