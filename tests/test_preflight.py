@@ -23,6 +23,7 @@ from pod_job.preflight import compiled_text, tpu_facts
 from pod_job.preflight.changes import proposals
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.measured import measure
+from pod_job.preflight.model_cost import vector_bytes
 from pod_job.preflight.report import pod_slice
 from pod_job.run_folder.rundir import claim
 from pod_job.status import HostStatus, Phase, write_status
@@ -184,6 +185,14 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
     assert proposed(0, 3 * whole) == [f"{rows}{fewer}" for fewer in (8, 4, 2, 1)]
     assert proposed(1, 2, compute=1.0, hbm=0.1, bucket=2.0) == ["extract.layers=[1,3]", "extract.layers=[3]"]
     assert proposed(1, 2, compute=2.0, hbm=0.1, bucket=1.0) == []
+
+
+def test_a_stored_vector_counts_with_its_scales() -> None:
+    arch = read_arch_file(ROOT / "tests/data/configs/Qwen2.5-0.5B/config.json")
+    taps, sizes = resolve([6, 12], [], arch.layers), {"float32": 896 * 4, "bfloat16": 896 * 2, "int8": 896 + 14 * 2}
+    for dtype, size in sizes.items():
+        config = load(["experiment=v5e64", "storage.run_dir=r", f"extract.dtype={dtype}"])
+        assert vector_bytes(arch, taps, config.extract) == 2 * size
 
 
 def run_preflight(arguments: list[str], cache: Path) -> subprocess.CompletedProcess[str]:

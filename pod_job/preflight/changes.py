@@ -8,14 +8,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from pod_job.config import JobConfig, Sharding
 from pod_job.models.arch import Arch
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 from pod_job.preflight.forecast import Forecast
+from pod_job.run_folder.tensorfile import DTYPE_OF
 
 MOST_CHANGES = 2  # compiled and checked when something must change
 
@@ -57,7 +55,8 @@ def proposals(config: JobConfig, arch: Arch, taps: tuple[Tap, ...], found: Forec
 def to_fit(config: JobConfig, arch: Arch, found: Forecast) -> Iterator[tuple[str, JobConfig]]:
     """Split weights where that is enough, else fewer rows: as many as fit if what is not weights grows with them."""
     need, available, rows = found.hbm["total"], found.hbm_available, config.extract.rows_per_device
-    whole = sum(math.prod(weight.shape) for weight in weight_table(arch).values()) * itemsize(config)
+    whole = sum(math.prod(weight.shape) for weight in weight_table(arch).values())
+    whole *= DTYPE_OF[config.model.dtype.value].itemsize
     weights = whole if config.sharding is Sharding.replicated else whole // config.mesh.model
     parts = config.mesh.model
     split = dataclasses.replace(config, sharding=Sharding.fsdp)
@@ -86,11 +85,6 @@ def fewer_rows(rows: int, need: int, available: int, weights: int) -> Iterator[i
 
 def with_rows(config: JobConfig, rows: int) -> JobConfig:
     return dataclasses.replace(config, extract=dataclasses.replace(config.extract, rows_per_device=rows))
-
-
-def itemsize(config: JobConfig) -> int:
-    name = config.model.dtype.value
-    return np.dtype(getattr(ml_dtypes, name, name)).itemsize
 
 
 def named(taps: tuple[Tap, ...]) -> str:
