@@ -19,6 +19,7 @@ from pod_job.merge import merge
 from pod_job.reading.epoch import Order
 from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.rows import to_parquet
 from pod_job.storage import Folder, open_folder
 
 COUNTS = [700, 900, 0, 1500, 13]  # blocks cross files, and one file is empty
@@ -197,6 +198,12 @@ def test_it_can_be_sent_to_another_process(run: tuple[Folder, list[Batch]]) -> N
     data = ActivationDataset(run[0].url, layer=6)
     before = data[[5, 2000]]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(data))[[5, 2000]], before)
+
+
+def test_a_rows_table_that_is_too_short_is_named(small: Path) -> None:
+    (small / rundir.rows_file(2)).write_bytes(to_parquet(batch(2, 29).rows))
+    with pytest.raises(JobError, match=r"rows_batch_000002\.parquet: 29 rows, metadata.json says 30"):
+        ActivationDataset(small, layer=6).rows(slice(None))
 
 
 def test_statistics_are_at_hand(run: tuple[Folder, list[Batch]]) -> None:

@@ -11,6 +11,7 @@ from sample_runs import batch, finished_run, folders, identity
 from pod_job.merge import merge
 from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import commit_batch
+from pod_job.run_folder.rows import to_parquet
 from pod_job.storage import Folder, open_folder
 from pod_job.verify import main, verify
 
@@ -66,8 +67,10 @@ DAMAGES = {
     "grown": (TAP_FILE, lambda data: data + b"\0" * 32, "its record says"),
     "cut in the header": (TAP_FILE, lambda data: data[:100], "truncated"),
     "empty": (TAP_FILE, lambda data: b"", "only 0 bytes long"),
+    "wrong dtype": (TAP_FILE, lambda data: data.replace(b'"BF16"', b'"F16" '), "its record says"),
     "another tensor": (TAP_FILE, renamed_tensor, "has no tensor activations"),
     "flipped byte in the rows": (rundir.rows_file(3), flip, "rows_batch_000003.parquet"),
+    "rows table too short": (rundir.rows_file(3), lambda _: to_parquet(batch(3, 32).rows), "its record says"),
     "rows cut": (rundir.rows_file(3), lambda data: data[:-9], "rows_batch_000003.parquet: not a rows table"),
     "record not JSON": (rundir.commit_file(3), lambda data: data[:-2], "batch_000003.json: not JSON"),
     "metadata not JSON": (rundir.METADATA, lambda data: data[:-5], "metadata.json: not JSON"),
