@@ -143,6 +143,8 @@ class ActivationDataset:
             shard: (index, count) of this trainer process; together the processes get every row once.
             buffer_rows: rows shuffled together in memory; two buffers of this size are held.
             block_rows: neighbours that are read at once; 1,024 from a disk and 4,096 from a bucket where not given.
+            drop_last: whole batches only, and the same number of them for every process: data-parallel trainers take
+                equally many steps. Which few rows that leaves out changes with the epoch.
             with_index: yield (vectors, row numbers), so that `rows(...)` can tell where they are from.
         Returns:
             An iterator with `state_dict` and `load_state_dict`, which continue at the very next batch.

@@ -33,6 +33,8 @@ PART_BYTES = 256 << 20
 MOST_ROWS = 10**9
 """As many rows as NumPy draws from a multivariate hypergeometric distribution."""
 POLL_S = 1.0
+PEERS_TIMEOUT_S = 900.0
+"""How long a host waits for the next piece of the others: many times what one takes to write."""
 
 
 def shuffle(
@@ -70,7 +72,7 @@ def shuffle(
         places[number] = (np.cumsum(counts) - counts)[mine], counts[mine]
         if number % hosts == host and sizes[number]:
             write_piece(source, out, described, record, number, batch_order(number, sizes[number], seed))
-    _await_pieces(out, sizes)
+    _await_pieces(out, sizes, hosts)
     done = committed(out)
     pieces = [open_piece(out, number) if size and len(done) < len(parts) else None for number, size in enumerate(sizes)]
     gathered = zip((mine + 1).tolist(), places.transpose(2, 1, 0), strict=True)
@@ -114,9 +116,22 @@ def _identity(described: dict[str, Any], part_rows: int, seed: int) -> dict[str,
     return given | {"tasks": tasks, "save_every_n_samples": part_rows, "shuffled": dealt}
 
 
-def _await_pieces(out: Folder, sizes: Sequence[int]) -> None:
-    """Until every host's share of the first pass is there; after the last part is committed they are gone again."""
-    while len(out.names(rundir.PIECES)) < sum(size > 0 for size in sizes) and not out.stat(rundir.METADATA):
+def _await_pieces(out: Folder, sizes: Sequence[int], hosts: int) -> None:
+    """Until every host's share of the first pass is there; after the last part is committed they are gone again.
+
+    JobError naming the hosts that are late once no piece has come for PEERS_TIMEOUT_S.
+    """
+    wanted = {rundir.piece_file(number): number % hosts for number, size in enumerate(sizes) if size}
+    came, last = len(wanted), time.monotonic()
+    while (missing := wanted.keys() - set(out.names(rundir.PIECES))) and not out.stat(rundir.METADATA):
+        if len(missing) != came:
+            came, last = len(missing), time.monotonic()
+        elif time.monotonic() - last > PEERS_TIMEOUT_S:
+            late = ", ".join(map(str, sorted({wanted[name] for name in missing})))
+            raise JobError(
+                f"{out.url}: no piece has come for {PEERS_TIMEOUT_S:g} s, and {len(missing)} are missing, of host "
+                f"{late} of {hosts}; see whether it runs, start it again with --host and --hosts, and then this one"
+            )
         time.sleep(POLL_S)
 
 

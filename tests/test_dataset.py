@@ -124,6 +124,16 @@ def test_shards_partition_the_rows(order: Order) -> None:
             assert sorted(permutation.tolist()) == list(range(shard.starts[window + 1] - shard.starts[window]))
 
 
+@settings(max_examples=100, deadline=None)
+@given(_ORDERS)
+def test_processes_take_equally_many_steps_where_remainders_are_dropped(order: Order) -> None:
+    count = order.shard[1]
+    shards = [Order(**{**vars(order), "shard": (index, count), "drop_last": True}) for index in range(count)]
+    assert len({shard.batches for shard in shards}) == 1
+    rows = min(int(shard.starts[-1]) for shard in shards)
+    assert 0 <= rows - shards[0].batches * order.batch_size < order.batch_size
+
+
 def test_blocks_and_rows_within_a_window_are_both_shuffled_anew() -> None:
     orders = [Order(100_000, 1, True, seed, epoch, (0, 1), 9_000, False) for seed in (0, 1) for epoch in (0, 1)]
     for order in orders:

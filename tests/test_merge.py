@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
-from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined
+from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined
 
 from pod_job.errors import JobError
 from pod_job.merge import merge
-from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import commit_batch
+from pod_job.run_folder import rows, rundir
+from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.storage import Folder, LocalFolder, Stored, open_folder
 
 
@@ -161,3 +162,22 @@ def test_a_run_without_its_facts_is_refused(tmp_path: Path, change: dict, reason
     rundir.claim(open_folder(tmp_path), {**identity(8), **change})
     with pytest.raises(JobError, match=rf"run\.json: .*{reason}"):
         merge(open_folder(tmp_path))
+
+
+def test_all_but_the_vectors_is_less_than_a_hundredth(tmp_path: Path) -> None:
+    prompts, tokens, width = 32, 300, 896
+    rng = np.random.default_rng(0)
+    columns = {
+        "task_id": np.repeat([f"{number:08x}" for number in rng.integers(0, 1 << 32, prompts)], tokens),
+        "sample_idx": np.zeros(prompts * tokens),
+        "position": np.tile(np.arange(tokens), prompts),
+        "token_id": (rng.zipf(1.2, prompts * tokens) % 150_000),
+    }
+    vectors = rng.standard_normal((prompts * tokens, width)).astype(np.float32).astype(ml_dtypes.bfloat16)
+    folder = open_folder(tmp_path)
+    rundir.claim(folder, identity(prompts, ("layer_6",), per_batch=prompts))
+    commit_batch(folder, Batch(1, prompts, rows.from_columns(columns, TIME), {"layer_6": vectors}), host=0)
+    merge(folder)
+    # metadata.json has the run's mean and variance once, however many batches there are.
+    sizes = {name: len(folder.read(name)) for name in folder.names("") if name != rundir.METADATA}
+    assert sum(sizes.values()) - vectors.nbytes < 0.01 * vectors.nbytes, sizes

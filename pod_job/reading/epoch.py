@@ -27,7 +27,8 @@ BUCKET_BLOCK_ROWS = 4096
 class Order:
     """Which rows come when, for process `shard[0]` of `shard[1]`.
 
-    Processes get equal numbers of blocks, give or take one, so their numbers of batches may differ by a few.
+    Processes get equal numbers of blocks, give or take one, so their numbers of batches may differ by a few; with
+    `drop_last` each gets as many whole batches as the one with the fewest rows.
     """
 
     rows: int
@@ -51,9 +52,15 @@ class Order:
     @cached_property
     def blocks(self) -> Int[np.ndarray, "blocks"]:
         """This process's blocks in the order they are read."""
+        return self._every_block[self.shard[0] :: self.shard[1]]
+
+    @cached_property
+    def _every_block(self) -> Int[np.ndarray, "all_blocks"]:
         count = -(-self.rows // self.block_rows)
-        every = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
-        return every[self.shard[0] :: self.shard[1]]
+        return np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
+
+    def _rows_of(self, blocks: Int[np.ndarray, "_"]) -> int:
+        return int(np.minimum(self.block_rows, self.rows - blocks * self.block_rows).sum())
 
     @cached_property
     def windows(self) -> list[Int[np.ndarray, "_"]]:
@@ -64,14 +71,15 @@ class Order:
     @cached_property
     def starts(self) -> Int[np.ndarray, "windows_and_one"]:
         """The place in this process's order at which each window begins, and at the end how many rows it gets."""
-        sizes = [np.minimum(self.block_rows, self.rows - blocks * self.block_rows).sum() for blocks in self.windows]
-        return np.cumsum([0, *sizes])
+        return np.cumsum([0, *map(self._rows_of, self.windows)])
 
     @property
     def batches(self) -> int:
         """How many batches this process gets."""
-        total = int(self.starts[-1])
-        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+        if not self.drop_last:
+            return -(-int(self.starts[-1]) // self.batch_size)
+        count = self.shard[1]
+        return min(self._rows_of(self._every_block[index::count]) for index in range(count)) // self.batch_size
 
     def permutation(self, window: int) -> Int[np.ndarray, "rows"]:
         """The order in which the rows of a window are handed out."""
