@@ -35,7 +35,7 @@ HEAD = """# Benchmarks
 Made by `make bench` on {date}: {cpus} CPU cores ({machine}), Python {python}, {versions}.
 
 Every way runs in a process of its own that has loaded the model (and, of ours, compiled its step); rounds go through
-all of them in turn, and figures are medians of {rounds} rounds. Other programs may share the machine: CPU seconds say
+all of them in turn, and figures are medians (rounds: {rounds}). Other programs may share the machine: CPU seconds say
 more than wall seconds, and ratios more than either.
 """
 EXTRACTION = """
@@ -80,7 +80,8 @@ def versions(pythons: dict[str, str]) -> dict[str, str]:
 
 
 def page(results: dict[str, Any]) -> str:
-    rounds = max(len(answers) for ways in workloads(results).values() for answers in ways.values())
+    measured = [*workloads(results).values(), results.get("reading", {}).get("answers", {})]
+    rounds = max(len(answers) for ways in measured for answers in ways.values())
     parts = [
         HEAD.format(
             date=datetime.now(UTC).date().isoformat(),
