@@ -35,8 +35,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, str
 
 
 def quoted(text: str) -> str:
-    """As a value of an override."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """As a value of an override: Hydra leaves a backslash alone that is not before a quote."""
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +171,9 @@ def plain(stage: Rehearsal, tmp_path: Path) -> None:
     findings = json.loads(stage.launch("doctor", *job, "--json", REHEARSAL_SECRET=SECRET)[0])
     assert [finding for finding in findings if not finding["well"]] == []
     stage.launch("run", *job, REHEARSAL_SECRET=SECRET)
+    deadline = time.monotonic() + 150
     while len(list(folder.glob("commits/*"))) < 3:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     machines = stage.hosts("plain")
     for worker in range(2):
