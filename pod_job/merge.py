@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -76,13 +76,18 @@ def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
 
 def gather(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
     """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
+    numbers = sorted(committed(folder))
+    return combine(folder, numbers, watch(read_records(folder, numbers), len(numbers), "records"))
+
+
+def combine(folder: Folder, numbers: list[int], records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """`gather` for the records of these batches, in their order."""
     identity = rundir.read_run(folder)["identity"]
     plan = read_plan(folder, identity)
-    numbers = sorted(committed(folder))
     if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
         raise JobError(f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}")
     merged = Merged()
-    for record in watch(read_records(folder, numbers), len(numbers), "records"):
+    for record in records:
         _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
     return _metadata(identity, plan, merged, numbers, parity)

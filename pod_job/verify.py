@@ -3,11 +3,12 @@
 The result is kept in the run as verify/report.json. Exit status 1: not whole, or not sound.
 """
 
+import collections
 import dataclasses
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -58,8 +59,9 @@ class Report:
 
 @dataclass
 class Found:
-    """The same of one batch."""
+    """The same of one batch, and its record, if that could be read."""
 
+    record: dict[str, Any] | None = None
     rows: int = 0
     files: int = 0
     bytes: int = 0
@@ -77,23 +79,30 @@ def verify(run_dir: str | Path, watch: Watch = unwatched) -> Report:
     report = Report(folder.url)
     numbers = sorted(committed(folder))
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        for found in watch(pool.map(lambda number: check_batch(folder, number), numbers), len(numbers), "batches"):
-            report.batches += 1
-            report.rows += found.rows
-            report.files += found.files
-            report.bytes += found.bytes
-            report.nonfinite_rows += found.nonfinite_rows
-            report.problems += found.problems
-    check_metadata(folder, report)
+        checked = watch(pool.map(lambda number: check_batch(folder, number), numbers), len(numbers), "batches")
+        check_metadata(folder, report, numbers, counted(report, checked))
     check_names(folder, report)
     return report
+
+
+def counted(report: Report, checked: Iterable[Found]) -> Iterator[dict[str, Any]]:
+    """Counts the batches into the report, and gives their records on: each is read only once."""
+    for found in checked:
+        report.batches += 1
+        report.rows += found.rows
+        report.files += found.files
+        report.bytes += found.bytes
+        report.nonfinite_rows += found.nonfinite_rows
+        report.problems += found.problems
+        if found.record is not None:
+            yield found.record
 
 
 def check_batch(folder: Folder, number: int) -> Found:
     """Reads every file of a committed batch."""
     found = Found()
     try:
-        record = read_record(folder, number)
+        found.record = record = read_record(folder, number)
         for entry in record["files"]:
             check_tap(folder, entry, found)
         check_rows(folder, record, found)
@@ -176,13 +185,16 @@ def check_rows(folder: Folder, record: dict[str, Any], found: Found) -> None:
         found.problems.append(f"{name}: describes {samples} samples, the batch has {record['n_samples']}")
 
 
-def check_metadata(folder: Folder, report: Report) -> None:
-    """Whether the records make a whole run, and whether metadata.json is what they say."""
+def check_metadata(folder: Folder, report: Report, numbers: list[int], records: Iterator[dict[str, Any]]) -> None:
+    """Whether the records make a whole run, and whether metadata.json is what they say. Goes through all records."""
     try:
-        truth = json.loads(metadata.render(merge.gather(folder)))
+        truth = json.loads(metadata.render(merge.combine(folder, numbers, records)))
+        if len(truth["rows_files"]) < len(numbers):
+            return  # the problems name the records that could not be read
         report.complete, report.missing = truth["complete"], truth["missing"]
         there = metadata.read_any(folder)
     except JobError as error:
+        collections.deque(records, maxlen=0)
         report.problems.append(str(error))
         return
     differing = [key for key in sorted(truth.keys() | there.keys()) if truth.get(key) != there.get(key)]

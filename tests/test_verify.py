@@ -12,7 +12,7 @@ from pod_job.merge import merge
 from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.rows import to_parquet
-from pod_job.storage import Folder, open_folder
+from pod_job.storage import Folder, LocalFolder, open_folder
 from pod_job.verify import main, verify
 
 COUNTS = [20, 0, 33]
@@ -128,3 +128,21 @@ def test_nonfinite_rows_are_counted(tmp_path: Path) -> None:
     merge(folder)
     report = verify(tmp_path)
     assert (report.nonfinite_rows, report.sound) == (2, True)
+
+
+def test_each_record_is_read_once_and_all_batches_are_though_one_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run(open_folder(tmp_path), COUNTS)
+    reads: list[str] = []
+    read = LocalFolder.read
+    monkeypatch.setattr(LocalFolder, "read", lambda self, name, *part: reads.append(name) or read(self, name, *part))
+    assert verify(tmp_path).sound
+    assert sorted(name for name in reads if name.startswith(rundir.COMMITS)) == [
+        rundir.commit_file(n) for n in (1, 2, 3)
+    ]
+    for content in ("{", json.dumps(json.loads(read(open_folder(tmp_path), rundir.commit_file(1))) | {"n_samples": 7})):
+        (tmp_path / rundir.commit_file(1)).write_text(content)
+        report = verify(tmp_path)
+        assert (report.batches, report.complete, len(report.problems)) == (3, False, 1)
+        assert "batch_000001.json" in report.problems[0]
