@@ -95,7 +95,8 @@ def test_all_four_examples_run(tmp_path: Path) -> None:
     ran = command("example_activation_extraction", *flags)
     assert ran.returncode == 0, ran.stderr
     shapes = dict(re.findall(r"(activations_\d)/layer_3_batch_000001\.pkl: \((\d+, \d+)\)", ran.stdout))
-    new = [json.loads(line)["new_tokens"] for line in (tmp_path / "out/outputs/predictions.jsonl").open()]
+    lines = (tmp_path / "out/outputs/predictions.jsonl").read_text().splitlines()
+    new = [json.loads(line)["new_tokens"] for line in lines]
     assert shapes["activations_2"] == f"{sum(new)}, 64"
     assert shapes["activations_3"] == "2, 64"
     assert int(shapes["activations_4"].split(",")[0]) > 100
