@@ -124,7 +124,7 @@ class PodConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    path: str = MISSING  # a Hugging Face folder, or a name on the hub
+    path: str = MISSING  # a Hugging Face folder, or one from pod_job.convert, here or at gs://; or a hub name
     revision: str | None = None  # of the hub's repository
     dtype: Dtype = Dtype.bfloat16  # of weights and compute
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from sample_runs import folders
 
 from pod_job.config import MeshConfig, Sharding
+from pod_job.environment import STORAGE_EMULATOR
 from pod_job.errors import JobError
 from pod_job.mesh import make_mesh, weight_shardings
 from pod_job.models.arch import read_arch_file
@@ -21,7 +22,9 @@ from pod_job.models.model_files import find_model
 from pod_job.models.tensor_files import TensorFiles
 from pod_job.models.weight_table import weight_table
 from pod_job.models.weights import by_exchange, column_axis, fill_from_tensors, load_params
-from pod_job.storage import Readable
+from tools.bench_load import Counted, load, places
+from tools.bucket import bucket_available
+from tools.tiny_model import write_tiny_model
 
 CASE = GOLDENS / "qwen2_full"
 TABLE = weight_table(read_arch_file(CASE / "config.json"))
@@ -49,21 +52,6 @@ def test_slices_on_devices_make_up_the_whole() -> None:
         np.testing.assert_array_equal(parts[name], all_of_it[name])
     torch_q = load_file(CASE / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(np.asarray(parts["q"])[1].reshape(torch_q.shape[1], -1), torch_q.T)
-
-
-class Counted:
-    """A folder that counts the bytes read from it."""
-
-    def __init__(self, folder: Readable) -> None:
-        self.folder, self.url, self.bytes = folder, folder.url, 0
-
-    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        data = self.folder.read(name, start, size)
-        self.bytes += len(data)
-        return data
-
-    def local_path(self, name: str) -> Path | None:
-        return self.folder.local_path(name)
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -209,3 +197,16 @@ def test_a_path_that_is_neither_folder_nor_hub_name_is_refused(tmp_path: Path) -
         find_model(str(tmp_path / "none"))
     found = find_model(str(tmp_path))
     assert (found.name, found.directory, found.weights.url) == (tmp_path.name, tmp_path, str(tmp_path))
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("sharding", ["fsdp", "tensor"])
+def test_each_of_several_hosts_reads_as_many_bytes_as_it_holds(
+    tmp_path: Path, sharding: str, require: Callable[[bool, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(bucket_available() is None, "the bucket emulator")
+    monkeypatch.setenv(STORAGE_EMULATOR, "")  # so that it is as before afterwards
+    model = write_tiny_model(tmp_path / "model", hidden=256, heads=8, kv_heads=4, mlp=512)
+    with places(model, tmp_path, ("bucket",)) as paths:
+        for host in load(paths["bucket"], 4, sharding):
+            assert host["read_mb"] <= 1.01 * host["share_mb"]

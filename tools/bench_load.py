@@ -29,7 +29,14 @@ from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
 BUCKET = "models"
-SHAPE = {"layers": 14, "hidden": 1536, "heads": 12, "kv_heads": 4, "mlp": 6144, "vocab": 8192}  # 2.04 GB of float32
+SHAPE: dict[str, Any] = {
+    "layers": 14,
+    "hidden": 1536,
+    "heads": 12,
+    "kv_heads": 4,
+    "mlp": 6144,
+    "vocab": 8192,
+}  # 2.04 GB of float32
 SOURCES = ("folder", "bucket", "converted", "converted bucket")
 WAYS = ((1, "replicated"), (4, "fsdp"), (4, "tensor"))
 
@@ -141,7 +148,7 @@ def load_here(path: str, hosts: int, sharding: str, dtype: str) -> dict[str, flo
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     baseline, cpu, started = status("VmRSS"), cpu_s(), time.monotonic()
     params = load_params(checkpoint, table, np.dtype(dtype), shardings)["params"]
-    seconds, cpu, peak = time.monotonic() - started, cpu_s() - cpu, status("VmHWM")
+    seconds, cpu, peak, after = time.monotonic() - started, cpu_s() - cpu, status("VmHWM"), status("VmRSS")
     share = sum(shard.data.nbytes for array in params.values() for shard in array.addressable_shards)
     tensor = max(int(np.prod(weight.checkpoint_shape)) for weight in table.values()) * np.dtype(dtype).itemsize
     read = tensorstore_bytes() if isinstance(checkpoint, Converted) else counted.bytes
@@ -150,6 +157,7 @@ def load_here(path: str, hosts: int, sharding: str, dtype: str) -> dict[str, flo
         "share_mb": share / 1e6,
         "tensor_mb": tensor / 1e6,
         "peak_mb": peak / 1e6,
+        "after_mb": after / 1e6,
         "over_share": (peak - baseline - tensor) / share,
         "read_mb": read / 1e6,
         "seconds": seconds,

@@ -176,12 +176,12 @@ def tensors_fingerprint(checkpoint: TensorFiles) -> str:
     return digest.hexdigest()
 
 
-def ahead(read: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+def ahead(read: Callable[[T], U], items: Iterable[T], in_flight: int = READS_IN_FLIGHT) -> Iterator[U]:
     """`read` of each item in order, some in flight; results wait for the caller, so that few are in memory."""
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+    with ThreadPoolExecutor(in_flight) as pool:
         flying: deque[Future[U]] = deque()
         for item in items:
-            if len(flying) == READS_IN_FLIGHT:
+            if len(flying) == in_flight:
                 yield flying.popleft().result()
             flying.append(pool.submit(read, item))
         while flying:

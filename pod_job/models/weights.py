@@ -6,15 +6,18 @@ hosts, each host reads an equal part of the rows instead, and the devices exchan
 Letters: L layers, R rows and C columns of a tensor in the checkpoint (of a torch Linear: [out, in]).
 """
 
+import contextlib
+import ctypes
 import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Shaped
@@ -28,6 +31,10 @@ log = logging.getLogger("pod_job")
 
 PIECE_BYTES = 4 << 20
 """Of one read; more than one in flight hide the latency of a bucket."""
+
+LAYERS_AHEAD = 2
+ALIGNMENT = 64
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Box = tuple[tuple[int, int], ...]
 """A slice of an array: start and stop of each dimension."""
@@ -44,25 +51,49 @@ def load_params(
     """
     started = time.monotonic()
     params = {}
-    for name, weight in table.items():
-        sharding = shardings[name]
-        if isinstance(checkpoint, Converted):
-            params[name] = place(weight, dtype, sharding, fill_from_converted(checkpoint, name))
-        elif isinstance(sharding, NamedSharding) and (axis := split_column_axis(weight, sharding)) is not None:
-            params[name] = by_exchange(checkpoint, weight, dtype, sharding, axis)
-        else:
-            params[name] = place(weight, dtype, sharding, fill_from_tensors(checkpoint))
-    jax.block_until_ready(params)
+    with returning_memory():
+        for name, weight in table.items():
+            sharding = shardings[name]
+            if isinstance(checkpoint, Converted):
+                params[name] = place(weight, dtype, sharding, fill_from_converted(checkpoint, name))
+            elif isinstance(sharding, NamedSharding) and (axis := split_column_axis(weight, sharding)) is not None:
+                params[name] = by_exchange(checkpoint, weight, dtype, sharding, axis)
+            else:
+                params[name] = place(weight, dtype, sharding, fill_from_tensors(checkpoint))
+            jax.block_until_ready(params[name])
     log.info("weights read in %.1f s", time.monotonic() - started)
     return {"params": params}
+
+
+@contextlib.contextmanager
+def returning_memory() -> Iterator[None]:
+    """Large blocks go back to the system as they are freed: glibc would keep them, thread by thread, up to 32 MiB each.
+
+    Afterwards its limits are those that it comes to by itself in a process that frees large blocks.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def place(weight: Weight, dtype: Any, sharding: Sharding, fill: Fill) -> Array:
     """The weight, of which `fill` reads the slices that this process's devices hold, each once."""
     boxes = {box(index, weight.shape) for index in sharding.addressable_devices_indices_map(weight.shape).values()}
-    slices = {each: np.empty([stop - start for start, stop in each], dtype) for each in boxes}
+    slices = {each: empty([stop - start for start, stop in each], dtype) for each in boxes}
     fill(weight, slices)
     return jax.make_array_from_callback(weight.shape, sharding, lambda index: slices[box(index, weight.shape)])
+
+
+def empty(shape: list[int], dtype: Any) -> np.ndarray:
+    """An array that begins where jax's CPU devices want theirs to: they then use it as it is, without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def box(index: Any, shape: tuple[int, ...]) -> Box:
@@ -166,26 +197,38 @@ def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
 
 
 def by_exchange(checkpoint: TensorFiles, weight: Weight, dtype: Any, sharding: NamedSharding, axis: int) -> Array:
-    """The weight, split along `axis`: devices are given equal parts of the rows, and swap them for their columns."""
-    layers = weight.shape[:1] if weight.stacked else ()
-    axes = (*weight.axes[: len(layers)], None, None)
-    tensor = replace(weight, shape=(*layers, *weight.checkpoint_shape), axes=axes, linear=False)
-    by_rows = PartitionSpec(*(None for _ in layers), sharding.mesh.axis_names)
-    rows = place(tensor, dtype, NamedSharding(sharding.mesh, by_rows), fill_from_tensors(checkpoint))
-    parts = sharding.mesh.shape["model"]
-    local = tuple(size // parts if at == axis else size for at, size in enumerate(weight.shape))
-    return exchange(sharding, by_rows, len(layers), weight.linear, local)(rows)
+    """The weight, split along `axis`: devices are given equal parts of the rows, and swap them for their columns.
+
+    Layer by layer, so that what is on its way is little beside the weight.
+    """
+    rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
+
+    def read(name: str) -> Array:
+        tensor = Weight(matrix_shape(weight), (None, None), name)
+        return place(tensor, dtype, rows, fill_from_tensors(checkpoint))
+
+    swap = exchange(sharding, axis, weight.shape, weight.stacked, weight.linear)
+    array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(weight.shape, dtype)
+    for layer, block in enumerate(ahead(read, checkpoint_names(weight), LAYERS_AHEAD)):
+        array = jax.block_until_ready(swap(array, block, layer))
+    return array
 
 
 @functools.lru_cache
 def exchange(
-    sharding: NamedSharding, by_rows: PartitionSpec, dim: int, transposed: bool, local: tuple[int, ...]
-) -> Callable[[Array], Array]:
-    """The program that turns rows, split over all devices along `dim`, into each device's columns, of shape `local`."""
+    sharding: NamedSharding, axis: int, shape: tuple[int, ...], stacked: bool, transposed: bool
+) -> Callable[[Array, Array, int], Array]:
+    """The program that writes a layer, whose rows are split over all devices, into an array split along `axis`."""
+    parts = sharding.mesh.shape["model"]
+    local = tuple(size // parts if at == axis else size for at, size in enumerate(shape))[int(stacked) :]
 
-    def swap(block: Array) -> Array:
-        block = jax.lax.all_to_all(block, "model", split_axis=dim + 1, concat_axis=dim, tiled=True)
-        block = jax.lax.all_gather(block, "data", axis=dim, tiled=True)
-        return (block.swapaxes(-1, -2) if transposed else block).reshape(local)
+    def swap(array: Array, block: Array, layer: Array) -> Array:
+        block = jax.lax.all_to_all(block, "model", split_axis=1, concat_axis=0, tiled=True)
+        block = jax.lax.all_gather(block, "data", axis=0, tiled=True)
+        block = (block.T if transposed else block).reshape(local)
+        return array.at[layer].set(block) if stacked else block
 
-    return jax.jit(jax.shard_map(swap, mesh=sharding.mesh, in_specs=by_rows, out_specs=sharding.spec, check_vma=False))
+    by_rows = PartitionSpec(sharding.mesh.axis_names)
+    specs = (sharding.spec, by_rows, PartitionSpec())
+    swapped = jax.shard_map(swap, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False)
+    return jax.jit(swapped, donate_argnums=0)
