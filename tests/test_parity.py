@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pod_job.checking import reference
+from pod_job.checking.parity import check_parity
 from pod_job.checking.reference import limit_of, relative_errors
-from pod_job.config import Dtype
+from pod_job.config import Dtype, load
+from pod_job.distributed import Host
+from pod_job.inputs import Inputs
 from pod_job.merge import merge
 from pod_job.run_folder import rundir
 from pod_job.storage import open_folder
@@ -90,6 +94,23 @@ def test_a_step_that_is_off_is_refused_and_stores_nothing(model: Path, tmp_path:
     assert not list(tmp_path.glob("commits/*"))
     [found] = merge(open_folder(tmp_path))["parity"]
     assert not found["passed"]
+
+
+def test_what_an_earlier_start_of_the_same_name_left_is_gone_before_anything_is_tried(tmp_path: Path) -> None:
+    class Tried(Exception):
+        pass
+
+    folder, host = open_folder(tmp_path), Host(0, 1, "by-hand", None)
+    folder.replace(rundir.parity_file("by-hand"), b"{}")
+    inputs = object.__new__(Inputs)  # no more of it is needed
+    vars(inputs).update(folder=folder, tasks=SimpleNamespace(samples=[]))
+
+    def try_out(prompts: list) -> list:
+        assert folder.stat(rundir.parity_file("by-hand")) is None
+        raise Tried
+
+    with pytest.raises(Tried):
+        check_parity(load(["experiment=demo", f"storage.run_dir={tmp_path}"]), inputs, None, host, try_out, True)
 
 
 def test_relative_errors_of_rows() -> None:
