@@ -93,12 +93,11 @@ def identity(batches: int, taps: list[str]) -> dict[str, Any]:
 
 
 def make_run(folder: Folder, rows: int, taps: tuple[str, ...] = ("layer_12",)) -> None:
-    """A finished run of at least so many rows, in whole batches; one batch in memory at a time."""
+    """A finished run of at least so many rows, in whole batches, all of the same vectors."""
     batches = -(-rows // BATCH_ROWS)
     rundir.claim(folder, identity(batches, list(taps)))
-    table = make_rows(BATCH_ROWS)
+    table, vectors = make_rows(BATCH_ROWS), {tap: make_vectors(BATCH_ROWS) for tap in taps}
     for number in range(1, batches + 1):
-        vectors = {tap: make_vectors(BATCH_ROWS, seed=number) for tap in taps}
         commit_batch(folder, Batch(number, BATCH_ROWS // PROMPT_TOKENS, table, vectors), host=0)
     merge(folder)
 

@@ -4,9 +4,7 @@ Each measurement is a process of its own; what it had before it began is not cou
 """
 
 import multiprocessing
-import resource
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,16 @@ from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.shuffle import shuffle
 from pod_job.storage import open_folder
-from tools.bench_storage.measure import BATCH_ROWS, PROMPT_TOKENS, WIDTH, identity, make_rows, make_run, make_vectors
+from tools.bench_storage.measure import (
+    BATCH_ROWS,
+    PROMPT_TOKENS,
+    WIDTH,
+    identity,
+    make_rows,
+    make_run,
+    make_vectors,
+    timed,
+)
 
 SIZES = (4, 8, 16)
 """In batches of BATCH_ROWS: 235 MB to 939 MB of vectors."""
@@ -72,15 +79,17 @@ def alone(way: Callable[..., Any], *arguments: Any) -> dict[str, float]:
 
 
 def _measured(pipe: Any, way: Callable[..., Any], arguments: tuple) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    wall = time.monotonic()
-    way(*arguments)
-    wall = time.monotonic() - wall
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    pipe.send(
-        {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "mb": round((after.ru_maxrss - before.ru_maxrss) / 1e3)}
-    )
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; getrusage's would be the parent's, too
+    before = kilobytes("VmRSS")
+    cost = timed(lambda: way(*arguments))
+    grown = kilobytes("VmHWM") - before
+    pipe.send({"wall_s": round(cost.wall_s, 2), "cpu_s": round(cost.cpu_s, 2), "mb": round(grown / 1e3)})
+
+
+def kilobytes(of: str) -> int:
+    """A line of this process's status (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{of}:"))
 
 
 def read_epoch(run: Path) -> None:
