@@ -49,9 +49,10 @@ def refuse_what_does_not_fit(report: dict[str, Any]) -> None:
     mends = next((each["change"] for each in report["changes"] if each["fits"]), None)
     tried = ", ".join(each["change"] for each in report["changes"]) or "nothing smaller"
     fix = f"use {mends}" if mends else f"tried and too big as well: {tried}; use more chips, with sharding=fsdp"
+    need = found["hbm"]["total"]  # 0 where the compiler did not say
+    size = f"{need / GIB:.2f} GiB of a chip's" if need else "more GiB than a chip's"
     raise JobError(
-        f"preflight: {found['program']} needs {found['hbm']['total'] / GIB:.2f} GiB of a chip's "
-        f"{found['hbm_available'] / GIB:.2f} and does not fit; {fix}"
+        f"preflight: {found['program']} needs {size} {found['hbm_available'] / GIB:.2f} and does not fit; {fix}"
     )
 
 

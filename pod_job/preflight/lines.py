@@ -35,7 +35,7 @@ def program_lines(found: dict[str, Any], report: dict[str, Any]) -> Iterator[tup
     hbm = found["hbm"]
     kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in hbm.items() if kind != "total")
     total, available = hbm["total"] / GIB, found["hbm_available"] / GIB
-    yield f"{found['program']}", f"memory {total:.2f} of {available:.2f} GiB per chip" + (f": {kinds}" if kinds else "")
+    yield found["program"], f"memory {total:.2f} of {available:.2f} GiB per chip" + (f": {kinds}" if kinds else "")
     if not found["fits"]:
         yield "", "DOES NOT FIT"
         return
