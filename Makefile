@@ -26,7 +26,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz bench-storage lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz bench-storage docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,10 @@ fuzz: $(INSTALLED) ## 10,000 spoilt files: refused by name, or read as they were
 
 bench-storage: $(INSTALLED) ## writing and reading vectors, beside other formats; minutes, on an idle machine
 	$(BIN)/python -m tools.bench_storage $(ARGS)
+
+docs: $(INSTALLED) ## docs/configuration.md from the schema
+	$(BIN)/python -m tools.config_reference > docs/configuration.new
+	mv docs/configuration.new docs/configuration.md
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

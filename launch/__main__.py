@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line of the launcher: `python -m launch VERB OVERRIDES...`."""
 
 import argparse
@@ -16,6 +17,7 @@ from launch.run import run
 from launch.status import status
 from launch.up import down, up
 from launch.watch import watch
+from pod_job.completion import complete, offer, override_words
 from pod_job.errors import JobError
 
 
@@ -55,6 +57,7 @@ Every field of the configuration can be set as key=value; conf/ has the groups t
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a failure that is a bug or a lost host, 2 something the user can mend, 128+n signal n."""
     parser = make_parser()
+    complete(parser)
     options = parser.parse_intermixed_args(argv)
     chosen = Options(
         dry_run=options.dry_run,
@@ -86,8 +89,10 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", nargs="?", metavar="VERB", help=" | ".join(VERBS))
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra reads it")
+    verb = parser.add_argument("verb", nargs="?", metavar="VERB", help=" | ".join(VERBS))
+    overrides = parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra reads it")
+    offer(verb, lambda prefix: [name for name in VERBS if name.startswith(prefix)])
+    offer(overrides, override_words)
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would be started, start none")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--follow", action="store_true", help="run, status, logs: stay until the run has ended")

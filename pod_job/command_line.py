@@ -26,6 +26,7 @@ COMMANDS = {
     "merge": "write metadata.json for what is committed so far",
     "shuffle": "a finished run with its rows in random order, as another run",
     "export": "the pickle files of the extraction document",
+    "export_sae_lens": "a tap as the cached activations that SAELens trains on",
     "import_pickles": "a run made of such pickle files",
     "convert": "a model's weights as one orbax checkpoint, of which every host reads its own slices",
     "preflight": "memory, time and cost of a job on a TPU pod, before it is started",
@@ -68,5 +69,5 @@ def stdout_console() -> Console:
 
 def command_list() -> str:
     """For `python -m pod_job --help`."""
-    lines = [f"  python -m pod_job.{name:<10} {purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  python -m pod_job.{name:<15} {purpose}" for name, purpose in COMMANDS.items()]
     return "commands on a run, each with --help:\n" + "\n".join(lines)

@@ -5,7 +5,6 @@ TransformerLens hook, with `token_ids` beside them (`sae_lens.CacheActivationsRu
 bfloat16, so the copy is twice as large; to train from the run itself, give SAELens' trainer `reading.feed.endless`.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.models.taps import available
@@ -135,16 +135,17 @@ def _datasets() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pod_job.export_sae_lens", description=__doc__)
-    parser.add_argument("run_dir", help="a finished run: a local folder or gs://bucket/prefix")
-    parser.add_argument("out", type=Path, help="the new folder, for SAELens' cached_activations_path")
+    parser = make_parser("export_sae_lens", __doc__ or "", ["runs/first runs/cached --layer 12 --exclude sink"])
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=f"a finished run: {RUN_DIR_HELP}")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the new folder, for SAELens' cached_activations_path")
     parser.add_argument("--layer", required=True, help="a layer's number or a tap's name")
     parser.add_argument("--context-size", type=int, default=128, help="rows in one sample, SAELens' context_size")
     parser.add_argument("--hook-name", help="the column; by default TransformerLens' name of the tap")
     parser.add_argument("--exclude", nargs="+", default=(), help="flags of rows to leave out")
     options = parser.parse_args(argv)
     layer = int(options.layer) if options.layer.isdecimal() else options.layer
-    try:
+
+    def command() -> int:
         dataset_rows = export_sae_lens(
             options.run_dir,
             options.out,
@@ -153,11 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             hook_name=options.hook_name,
             exclude=options.exclude,
         )
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{dataset_rows:,} rows in {options.out}")
-    return 0
+        print(f"{dataset_rows:,} rows in {options.out}")
+        return 0
+
+    return exit_status(command)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from pod_job.merge import merge
 from pod_job.reading.pickle_reader import read_pickle
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import Batch, commit_batch, committed
+from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import checksum, open_folder
 

@@ -1,0 +1,97 @@
+"""Writes docs/configuration.md from the schema: each field with its type, default and the comment beside it.
+
+`python -m tools.config_reference > docs/configuration.md`, or `make docs`.
+"""
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, get_type_hints
+
+from omegaconf import MISSING
+
+from pod_job.config import JobConfig, conf_dir
+
+HEAD = """\
+# Configuration, field by field
+
+Made by `make docs` from the schema (`pod_job/config.py` and the files it imports); do not edit.
+
+Every field can be set on the command line as `key=value`. Groups of values are files in `conf/`, chosen by the name of
+their folder: """
+
+
+def page() -> str:
+    groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    chosen = "; ".join(f"`{group}=` {', '.join(choices(group))}" for group in groups)
+    lines = [HEAD + chosen + ".", "", *table("", JobConfig), "", "## Choices", ""]
+    for kind in dict.fromkeys(kinds(JobConfig)):
+        values = ", ".join(f"`{member.value}`" for member in kind)
+        lines.append(f"- {' '.join(f'**{kind.__name__}**: {values}. {explained(kind)}'.split())}")
+    return "\n".join(lines) + "\n"
+
+
+def choices(group: str) -> list[str]:
+    return [f"`{path.stem}`" for path in sorted((conf_dir() / group).glob("*.yaml"))]
+
+
+def table(prefix: str, schema: Any) -> Iterator[str]:
+    """The fields of a section, then those of the sections in it, each under its own heading."""
+    types, comments, sections = get_type_hints(schema), comments_of(schema), []
+    yield from ("| field | type | default | meaning |", "|---|---|---|---|")
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(types[item.name]):
+            sections.append((f"{prefix}{item.name}.", types[item.name]))
+            continue
+        kind = types[item.name]
+        meaning = comments.get(item.name, "see below" if isinstance(kind, type) and issubclass(kind, Enum) else "")
+        cells = (f"`{prefix}{item.name}`", named(kind), default(item), meaning)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    for name, section in sections:
+        yield from ("", f"## {name.rstrip('.')}", "")
+        if text := explained(section):
+            yield from (text, "")
+        yield from table(name, section)
+
+
+def comments_of(schema: Any) -> dict[str, str]:
+    """What stands behind a field in its source, after the number sign."""
+    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(schema), re.MULTILINE))
+
+
+def kinds(schema: Any) -> Iterator[type[Enum]]:
+    for kind in get_type_hints(schema).values():
+        for part in (kind, *getattr(kind, "__args__", ())):
+            if dataclasses.is_dataclass(part):
+                yield from kinds(part)
+            elif isinstance(part, type) and issubclass(part, Enum):
+                yield part
+
+
+def explained(kind: Any) -> str:
+    """The docstring its author wrote, and not the one that Python makes up."""
+    text = kind.__doc__ or ""
+    return "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())
+
+
+def named(kind: Any) -> str:
+    return (
+        kind.__name__
+        if isinstance(kind, type) and not hasattr(kind, "__args__")
+        else re.sub(r"[\w.]+\.", "", str(kind))
+    )
+
+
+def default(item: dataclasses.Field) -> str:
+    factory = item.default_factory
+    value = factory() if factory is not dataclasses.MISSING else item.default
+    if value == MISSING:
+        return "must be set"
+    return f"`{value.value if isinstance(value, Enum) else 'null' if value is None else value}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
