@@ -16,7 +16,6 @@ from jaxtyping import Int
 
 from pod_job.errors import JobError
 from pod_job.reading.joined_rows import RowSource
-from pod_job.reading.row_reader import READS_IN_FLIGHT
 
 BLOCK_ROWS = 1024
 BUCKET_BLOCK_ROWS = 4096
@@ -170,7 +169,7 @@ class Batches:
         return window
 
     def _begin(self, number: int) -> _Window:
-        self._pool = self._pool or ThreadPoolExecutor(READS_IN_FLIGHT)
+        self._pool = self._pool or ThreadPoolExecutor(self._reader.reads_in_flight)
         most = int(np.diff(self.order.starts).max())
         buffer = self._spare.pop() if self._spare else np.empty((most, self._reader.row_bytes), np.uint8)
         reads, rows, filled = [], [], 0

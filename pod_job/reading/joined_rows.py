@@ -9,9 +9,10 @@ from jaxtyping import Int, UInt8
 
 @runtime_checkable  # so that tests can check annotations while they run
 class RowSource(Protocol):
-    """Numbered rows of `row_bytes` bytes."""
+    """Numbered rows of `row_bytes` bytes, of which `reads_in_flight` reads are worth having at a time."""
 
     row_bytes: int
+    reads_in_flight: int
 
     def __len__(self) -> int: ...
 
@@ -32,6 +33,7 @@ class JoinedRows:
     def __init__(self, sources: Sequence[RowSource]) -> None:
         self._sources = list(sources)
         self.row_bytes = sum(source.row_bytes for source in sources)
+        self.reads_in_flight = sources[0].reads_in_flight
 
     def __len__(self) -> int:
         return len(self._sources[0])

@@ -1,5 +1,6 @@
 """Rows of one tap, numbered through the files of all batches, as raw bytes: ranges at full speed, or any selection."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class RowReader:
         self._files = list(files)
         self.starts = np.concatenate([[0], np.cumsum([file.rows for file in files], dtype=np.int64)]).astype(np.int64)
         self._maps: dict[int, np.ndarray] = {}
+        # More copies out of the page cache than cores only hinder each other.
+        local = bool(files) and folder.local_path(files[0].name) is not None
+        self.reads_in_flight = min(READS_IN_FLIGHT, os.cpu_count() or 1) if local else READS_IN_FLIGHT
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -133,7 +137,7 @@ class KeptRows:
     """Some rows of a source, renumbered from 0: `kept` are their numbers there, ascending. Eight bytes a row."""
 
     def __init__(self, reader: RowSource, kept: Int[np.ndarray, "R"]) -> None:
-        self.row_bytes = reader.row_bytes
+        self.row_bytes, self.reads_in_flight = reader.row_bytes, reader.reads_in_flight
         self.kept = kept
         self._reader = reader
 
