@@ -23,7 +23,7 @@ MOST_LINES = 8
 """Taps drawn as lines of one figure: more cannot be told apart."""
 BARS = ((0.001, 0.999, 2, FAINT), (0.05, 0.95, 5, "#9bb8cf"), (0.25, 0.75, 9, ACCENT))
 """Quantiles, width and colour of each part of a bar of norms."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
