@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.config import Dtype, ExtractConfig, MeshConfig, Positions, Sharding
+from pod_job.config import ExtractConfig, MeshConfig, Positions, Sharding, Stored
 from pod_job.extraction.packing import Queued
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import Programs, compile_generation
@@ -46,7 +46,7 @@ def build(
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     taps = resolve([], TAPS, arch.layers)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, sharding, shardings))
-    extract = ExtractConfig(seq_len=S, dtype=Dtype.float32, positions=positions)
+    extract = ExtractConfig(seq_len=S, dtype=Stored.float32, positions=positions)
     rows = row_sharding(mesh, sharding)
     return params, compile_generation(model, params, mesh, rows, ROWS, extract, Ending(generate, END, None)), model
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pod_job.config import Dtype, ExtractConfig, MeshConfig, Positions, Sharding
+from pod_job.config import ExtractConfig, MeshConfig, Positions, Sharding, Stored
 from pod_job.errors import JobError
 from pod_job.extraction.forward import compile_step
 from pod_job.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -25,7 +25,7 @@ from pod_job.models.weights import load_params
 from tools.tiny_model import write_tiny_model
 
 ROWS, SEQ = 8, 12
-EXTRACT = ExtractConfig(positions=Positions.all, dtype=Dtype.float32, seq_len=SEQ, prompts_per_row=2)
+EXTRACT = ExtractConfig(positions=Positions.all, dtype=Stored.float32, seq_len=SEQ, prompts_per_row=2)
 # name: family and sizes. 14 query and 2 key/value heads are those of Qwen2.5-0.5B.
 MODELS = {
     "14 and 2 heads": ("qwen2", {"heads": 14, "kv_heads": 2, "hidden": 112}),
