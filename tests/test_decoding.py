@@ -143,7 +143,7 @@ MESHES: list[tuple[MeshConfig, Sharding]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.pod), 1.0])
 def test_the_same_tokens_on_any_mesh(model: Path, temperature: float) -> None:
     generate = GenerateConfig(max_new_tokens=NEW, temperature=temperature, seed=7)
     alone = run(model, generate, ONE)

@@ -113,12 +113,12 @@ def test_every_page_is_in_the_readme() -> None:
     assert [name for name in missing if name != "changelog.md"] == []
 
 
-def test_every_command_is_listed_and_helps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_is_listed_and_helps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
     for name in command_line.COMMANDS:
         assert f"python -m pod_job.{name}" in text
         with pytest.raises(SystemExit) as ended:
-            parsed(f"pod_job.{name}", ["--help"], pytest.MonkeyPatch())
+            parsed(f"pod_job.{name}", ["--help"], monkeypatch)
         shown = capsys.readouterr().out
         assert ended.value.code == 0
         assert "examples:" in shown

@@ -168,7 +168,8 @@ def test_a_file_without_its_scales_and_another_dtype_are_refused(tmp_path: Path)
         ActivationDataset(tmp_path, 6, dtype="int4")
 
 
-@pytest.mark.parametrize("dtype", ["int8", pytest.param("float8", marks=pytest.mark.pod)])
+@pytest.mark.pod
+@pytest.mark.parametrize("dtype", ["int8", "float8"])
 def test_a_job_stores_eight_bits_that_agree_with_the_reference(dtype: str, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     overrides = [

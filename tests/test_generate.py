@@ -79,6 +79,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.pod
 def test_vectors_are_those_of_one_clean_pass_over_prompt_and_completion(
     model: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_the_same_rows_and_texts_on_any_pod(
     assert predictions == (alone / "outputs/predictions.jsonl").read_bytes()
 
 
+@pytest.mark.pod
 @pytest.mark.parametrize(("positions", "shift"), [("last", -1), ("generated", 0)])
 def test_positions_choose_rows_of_all(model: Path, alone: Path, tmp_path: Path, positions: str, shift: int) -> None:
     finish(start(overrides(model, tmp_path, **{"extract.positions": positions}), 1, 1))

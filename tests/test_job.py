@@ -92,9 +92,9 @@ def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tup
 SHAPES = [
     (1, 4, "2x2", "replicated"),
     (1, 8, "8x1", "tensor"),
-    (2, 4, "4x2", "fsdp"),
+    pytest.param(2, 4, "4x2", "fsdp", marks=pytest.mark.pod),
     (4, 2, "4x2", "replicated"),
-    (4, 1, "2x2", "tensor"),
+    pytest.param(4, 1, "2x2", "tensor", marks=pytest.mark.pod),
 ]
 
 
@@ -144,7 +144,7 @@ def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
     assert extracted(tmp_path).keys() == reference.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.pod
 def test_a_run_killed_anywhere_resumes(reference: dict, model: Path, tmp_path: Path) -> None:
     arguments = overrides(model, tmp_path, **{"extract.save_every_n_samples": 2})
     process = start(arguments, 1, 1)[0]

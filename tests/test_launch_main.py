@@ -95,7 +95,7 @@ def small_job(tmp_path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.pod
 def test_run_makes_a_dataset_and_run_again_finds_it_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_local_pod_has_none(job: list[str], capsys: pytest.CaptureFixture[str]
     assert "none: pod.kind=local has no TPU" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.pod
 def test_what_does_not_fit_is_not_started(
     job: list[str], capsys: pytest.CaptureFixture[str], require: Callable[[bool, str], None]
 ) -> None:

@@ -73,6 +73,7 @@ def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[
     assert verify(tmp_path).sound
 
 
+@pytest.mark.pod
 def test_generation_is_held_against_the_reference_over_prompt_and_new_tokens(model: Path, tmp_path: Path) -> None:
     generation = ("mode=generate", "generate.max_new_tokens=18", "extract.positions=all", "extract.dtype=float32")
     done = job(model, tmp_path, *generation, "extract.rows_per_device=2", "sharding=tensor")

@@ -273,7 +273,7 @@ def test_a_preflight_covers_generation(generation: tuple[list[str], Path, dict[s
     assert report["tokens_per_s"] == pytest.approx(4 * 20 / wave_s)
 
 
-@pytest.mark.slow
+@pytest.mark.pod
 def test_what_was_predicted_is_compared_with_what_a_run_measured(
     generation: tuple[list[str], Path, dict[str, Any]], tmp_path: Path
 ) -> None:
