@@ -29,7 +29,7 @@ def page() -> str:
     chosen = "; ".join(f"`{group}=` {', '.join(choices(group))}" for group in groups)
     lines = [HEAD + chosen + ".", "", *table("", JobConfig), "", "## Choices", ""]
     for kind in dict.fromkeys(kinds(JobConfig)):
-        values = ", ".join(f"`{member.value}`" for member in kind)
+        values = ", ".join(f"`{member.name}`" for member in kind)
         lines.append(f"- {' '.join(f'**{kind.__name__}**: {values}. {explained(kind)}'.split())}")
     return "\n".join(lines) + "\n"
 
@@ -90,7 +90,7 @@ def default(item: dataclasses.Field) -> str:
     value = factory() if factory is not dataclasses.MISSING else item.default
     if value == MISSING:
         return "must be set"
-    return f"`{value.value if isinstance(value, Enum) else 'null' if value is None else value}`"
+    return f"`{value.name if isinstance(value, Enum) else 'null' if value is None else value}`"
 
 
 if __name__ == "__main__":
