@@ -8,6 +8,8 @@ from google.api_core import exceptions as api
 from google.api_core.retry import Retry
 from google.auth import exceptions as auth
 
+from pod_job import environment
+
 FIRST_WAIT_S = 0.25
 """Before the second try, doubled before each further one."""
 _PASSING = (
@@ -40,7 +42,7 @@ def reason_of(error: BaseException, bucket: str, deadline_s: float) -> str | Non
             "run `gcloud auth application-default login`, or give the VM a service account"
         )
     if isinstance(error, (api.RetryError, *_PASSING)):
-        endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "storage.googleapis.com")
+        endpoint = os.environ.get(environment.STORAGE_EMULATOR, "storage.googleapis.com")
         return f"no answer from {endpoint} within {deadline_s:.0f} s ({_first_line(error)})"
     return None
 
