@@ -19,7 +19,7 @@ from rich.table import Table
 from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser, stdout_console
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
-from pod_job.reading.overview import Overview, read_overview
+from pod_job.reading.overview import Overview, open_tap, read_overview
 from pod_job.reading.row_texts import open_decoder, text_of, texts_from_prompts
 from pod_job.run_folder.commit import read_record
 
@@ -195,10 +195,6 @@ def vector_line(dataset: ActivationDataset, row: int) -> Facts:
         "largest dimension": largest,
         "its value": float(vector[largest]),
     }
-
-
-def open_tap(overview: Overview, tap: str) -> ActivationDataset:
-    return ActivationDataset(overview.folder.url, tap, described=overview.metadata)
 
 
 def moment(unix: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.merge import gather
 from pod_job.run_folder import metadata as metadata_file
@@ -59,6 +60,11 @@ def read_overview(run_dir: str | Path) -> Overview:
     if described is None or not described["complete"]:
         described = json.loads(metadata_file.render(gather(folder)))
     return Overview(folder, run, described, _verified(folder), list(read_timelines(folder)))
+
+
+def open_tap(overview: Overview, tap: str) -> ActivationDataset:
+    """The rows of a tap that there are by now. JobError where the run has no such tap."""
+    return ActivationDataset(overview.folder.url, tap, described=overview.metadata)
 
 
 def _verified(folder: Folder) -> dict[str, Any] | None:

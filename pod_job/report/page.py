@@ -14,8 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from pod_job import __version__
-from pod_job.dataset import ActivationDataset
-from pod_job.reading.overview import Overview
+from pod_job.reading.overview import Overview, open_tap
 from pod_job.report import figures
 from pod_job.report.findings import Finding, findings
 from pod_job.report.outliers import outlier_dimensions, outlier_rows
@@ -69,10 +68,6 @@ def make_report(overview: Overview, rows: int, overrides: Sequence[str] = (), wa
         "bytes": sum(file["size"] for file in described["batches"]),
     }
     return Report(render(filled), pictures, facts(overview, sample, taps, work, judged))
-
-
-def open_tap(overview: Overview, tap: str) -> ActivationDataset:
-    return ActivationDataset(overview.folder.url, tap, described=overview.metadata)
 
 
 def draw(
