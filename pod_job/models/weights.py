@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Shaped
 
+from pod_job.direct import aligned_empty
 from pod_job.models.checkpoint import Checkpoint
 from pod_job.models.converted import Converted, fill_from_converted
 from pod_job.models.tensor_files import TensorFiles, ahead, checkpoint_names
@@ -33,7 +34,6 @@ PIECE_BYTES = 4 << 20
 """Of one read; more than one in flight hide the latency of a bucket."""
 
 LAYERS_AHEAD = 2
-ALIGNMENT = 64
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Box = tuple[tuple[int, int], ...]
@@ -83,17 +83,10 @@ def returning_memory() -> Iterator[None]:
 def place(weight: Weight, dtype: Any, sharding: Sharding, fill: Fill) -> Array:
     """The weight, of which `fill` reads the slices that this process's devices hold, each once."""
     boxes = {box(index, weight.shape) for index in sharding.addressable_devices_indices_map(weight.shape).values()}
-    slices = {each: empty([stop - start for start, stop in each], dtype) for each in boxes}
+    # On 64 bytes or more, jax's CPU devices use an array as it is, without a copy.
+    slices = {each: aligned_empty([stop - start for start, stop in each], np.dtype(dtype)) for each in boxes}
     fill(weight, slices)
     return jax.make_array_from_callback(weight.shape, sharding, lambda index: slices[box(index, weight.shape)])
-
-
-def empty(shape: list[int], dtype: Any) -> np.ndarray:
-    """An array that begins where jax's CPU devices want theirs to: they then use it as it is, without a copy."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def box(index: Any, shape: tuple[int, ...]) -> Box:
