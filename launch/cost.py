@@ -1,5 +1,6 @@
 """What a run costs: a record of every pod it has had, kept in the run folder, and the prices of their chips."""
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -52,15 +53,17 @@ def all_records(folder: Folder, living: Iterable[Pod], config: JobConfig) -> lis
 
 
 def hours(
-    records: Iterable[PodRecord], living: Sequence[Pod], heard: float, now: float
+    records: Sequence[PodRecord], living: Sequence[Pod], heard: float, now: float
 ) -> list[tuple[PodRecord, float]]:
-    """Each record with the hours it was paid for. A pod that is gone, and nobody saw it go, counts until the last word
-    of a host, `heard`.
+    """Each record, in the order of their creation, with the hours it was paid for.
+
+    A pod that is gone, and nobody saw it go, counts until the last word of a host, `heard`, or until the next pod.
     """
     alive = {(pod.zone, pod.name, pod.created) for pod in living}
     paid = []
-    for record in records:
-        until = now if (record.zone, record.name, record.created) in alive else max(heard, record.created)
+    for record, after in itertools.zip_longest(records, records[1:]):
+        lives = (record.zone, record.name, record.created) in alive
+        until = now if lives else min(heard, after.created) if after else heard
         paid.append((record, max(0.0, (record.ended or until) - record.created) / 3600))
     return paid
 

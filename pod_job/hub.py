@@ -15,7 +15,7 @@ from pod_job.errors import JobError
 from pod_job.models.tensor_files import INDEX, WHOLE, weight_files
 from pod_job.storage import LocalFolder, Readable
 
-RANGE_BEYOND_END = 416
+PARTIAL_CONTENT, RANGE_BEYOND_END = 206, 416
 
 
 def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> tuple[Path, Readable]:
@@ -57,10 +57,13 @@ class HubFolder:
             if answer.status_code == RANGE_BEYOND_END:
                 return b""
             hf_raise_for_status(answer)
+            if answer.status_code != PARTIAL_CONTENT:
+                raise OSError(f"{constants.ENDPOINT} sends whole files where a range was asked for")
         except EntryNotFoundError:
             raise FileNotFoundError(url) from None
-        except (HfHubHTTPError, OSError) as error:
-            raise JobError(f"model.path={self.repo}: {name}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # the HTTP library beneath the hub's, and its errors, change with its version
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise JobError(f"model.path={self.repo}: {name}: {reason}") from error
         return answer.content
 
     def local_path(self, name: str) -> Path | None:

@@ -77,6 +77,8 @@ def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
     records = all_records(folder, [living], config())
     paid = hours(records, [living], heard=NOW - 3 * HOUR, now=NOW)
     assert [time_h for _, time_h in paid] == pytest.approx([2, 3, 1])
+    heard_since = hours(records, [living], heard=NOW, now=NOW)  # by hosts of the living one
+    assert [time_h for _, time_h in heard_since] == pytest.approx([2, 5, 1])
     price = 64 * read_accelerator_type("v5litepod-64").chip.spot_usd_hour
     assert spent(paid, config()) == pytest.approx(6 * price)
     assert spent(paid, config("cloud.price_per_chip_hour=2")) == pytest.approx(6 * 128)

@@ -113,10 +113,12 @@ def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None,
     """
     pod, cloud = overview.config.get("pod", {}), overview.config.get("cloud", {})
     own = cloud.get("price_per_chip_hour")
-    if pods := read_pods(overview):
+    if pods := sorted(read_pods(overview).values(), key=lambda pod: pod["created"]):
+        # Of a pod that was taken away nobody saw the end: it counts until the next one at most.
+        unseen = [min(heard, after["created"]) for after in pods[1:]] + [heard]
         paid = [
-            (usd_per_hour(each["accelerator_type"], each["capacity"], own), (each["ended"] or heard) - each["created"])
-            for each in pods.values()
+            (usd_per_hour(each["accelerator_type"], each["capacity"], own), (each["ended"] or gone) - each["created"])
+            for each, gone in zip(pods, unseen, strict=True)
         ]
         if all(price is not None for price, _ in paid):
             return sum((price or 0) * max(0.0, seconds) / 3600 for price, seconds in paid), f"{len(pods)} pods"

@@ -1,6 +1,6 @@
 """One way of extraction in a process of its own: `python -m tools.bench.worker WAY MODEL PROMPTS.json SCRATCH`.
 
-Loads the model, then for each line of JSON on stdin (`layers`, `positions`, `timed`) runs it and answers with a line:
+Loads the model, then for each line of JSON on stdin (`layers`, `positions`) runs it and answers with a line:
 wall and CPU seconds, vectors per tap, bytes on disk, peak memory so far; null where the way cannot do it.
 """
 
