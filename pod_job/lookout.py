@@ -14,10 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import jax
+
 from pod_job.distributed import Host
 from pod_job.reporter import Reporter
 from pod_job.run_folder.rundir import departure_file
-from pod_job.status import Phase
+from pod_job.status import Phase, read_status
 from pod_job.stopping import StopWish
 from pod_job.storage import Folder, NameTaken
 
@@ -73,6 +75,23 @@ def last_word(reporter: Reporter, folder: Folder, host: Host, phase: Phase, erro
     word = threading.Thread(target=say, daemon=True)
     word.start()
     word.join(LAST_WORD_S)
+    if host.index == 0 and jax.distributed.is_initialized():
+        see_off(folder, host)
+
+
+def see_off(folder: Folder, host: Host) -> None:
+    """Waits until the other hosts have left, as long as they may take to hear that they should.
+
+    Host 0 serves their coordination: were it gone before them, jax would abort them without a word in their status.
+    """
+    deadline = time.monotonic() + NEIGHBOURS_EVERY_S + 2 * POLL_S
+    with suppress(Exception):  # no storage: nothing can be seen of them
+        for other in range(1, host.count):
+            while time.monotonic() < deadline:
+                status = read_status(folder, other, host.attempt)
+                if status is not None and status.phase in OVER:
+                    break
+                time.sleep(POLL_S)
 
 
 def announce(folder: Folder, attempt: str, departure: Departure) -> None:
