@@ -12,3 +12,8 @@ def at_least(name: str, value: int, least: int) -> None:
     """Raises JobError unless `value >= least`."""
     if value < least:
         raise JobError(f"{name}={value} is too small; use {least} or more")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand within one line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -9,6 +9,7 @@ from google.api_core.retry import Retry
 from google.auth import exceptions as auth
 
 from pod_job import environment
+from pod_job.errors import first_line
 
 FIRST_WAIT_S = 0.25
 """Before the second try, doubled before each further one."""
@@ -38,12 +39,12 @@ def reason_of(error: BaseException, bucket: str, deadline_s: float) -> str | Non
         )
     if isinstance(error, (auth.DefaultCredentialsError, auth.RefreshError)):
         return (
-            f"no usable Google credentials ({_first_line(error)}); "
+            f"no usable Google credentials ({first_line(error)}); "
             "run `gcloud auth application-default login`, or give the VM a service account"
         )
     if isinstance(error, (api.RetryError, *_PASSING)):
         endpoint = os.environ.get(environment.STORAGE_EMULATOR, "storage.googleapis.com")
-        return f"no answer from {endpoint} within {deadline_s:.0f} s ({_first_line(error)})"
+        return f"no answer from {endpoint} within {deadline_s:.0f} s ({first_line(error)})"
     return None
 
 
@@ -55,7 +56,3 @@ def _passes(error: BaseException) -> bool:
         return False
     status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(error, _PASSING) or status in (401, 408, 429, 500, 502, 503, 504)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

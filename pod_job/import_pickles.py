@@ -18,7 +18,7 @@ from pod_job.merge import merge
 from pod_job.reading.pickle_reader import read_pickle
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.commit import Batch, commit_batch, wrong_fields
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import checksum, open_folder
@@ -57,19 +57,14 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         raise JobError(f"{path}: cannot be read ({error.strerror}); it must lie beside the pickle files") from error
     except ValueError as error:
         raise JobError(f"{path}: not JSON ({error})") from error
-    if wrong := _wrong(described, _FIELDS):
+    if wrong := wrong_fields(described, _FIELDS):
         raise JobError(f"{path}: {wrong} missing or of another type; it must be as the document says")
     for number, entry in enumerate(described["batches"]):
-        if wrong := _wrong(entry, _ENTRY):
+        if wrong := wrong_fields(entry, _ENTRY):
             raise JobError(f"{path}: {wrong} of batches[{number}] missing or of another type")
         if "/" in entry["file"] or entry["file"] in ("", "..", "."):
             raise JobError(f"{path}: file={entry['file']!r} of batches[{number}] is not the name of a file beside it")
     return described
-
-
-def _wrong(table: Any, fields: dict[str, type]) -> str:
-    table = table if isinstance(table, dict) else {}
-    return ", ".join(name for name, kind in fields.items() if not isinstance(table.get(name), kind))
 
 
 def _by_batch(described: dict[str, Any], path: Path) -> dict[int, list[dict[str, Any]]]:

@@ -76,10 +76,10 @@ def read_record(folder: Folder, batch: int) -> dict[str, Any]:
         raise JobError(f"{folder.url}/{name}: not JSON ({error})") from error
     if not isinstance(record, dict) or record.get("batch") != batch or record.get("format") != rundir.FORMAT:
         raise JobError(f"{folder.url}/{name}: not the record of batch {batch} in format {rundir.FORMAT}")
-    if wrong := _wrong_fields(record, _RECORD_FIELDS) or _wrong_fields(record["rows_file"], _ROWS_FIELDS):
+    if wrong := wrong_fields(record, _RECORD_FIELDS) or wrong_fields(record["rows_file"], _ROWS_FIELDS):
         raise JobError(f"{folder.url}/{name}: damaged: {wrong} missing or of another type")
     for entry in record["files"]:
-        if wrong := _wrong_fields(entry, _FILE_FIELDS):
+        if wrong := wrong_fields(entry, _FILE_FIELDS):
             raise JobError(f"{folder.url}/{name}: damaged: {wrong} of a file missing or of another type")
     return record
 
@@ -92,7 +92,8 @@ _FILE_FIELDS = {
 }
 
 
-def _wrong_fields(entry: Any, fields: dict[str, type]) -> str:
+def wrong_fields(entry: Any, fields: dict[str, type]) -> str:
+    """The names of those `fields` that a table read from JSON lacks or has in another type."""
     table = entry if isinstance(entry, dict) else {}
     return ", ".join(name for name, kind in fields.items() if not isinstance(table.get(name), kind))
 

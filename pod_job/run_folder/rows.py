@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 
 COLUMNS = ("task_id", "sample_idx", "position", "token_id")
 FLAGS = ("special", "sink", "nonfinite")
@@ -70,7 +70,7 @@ def from_parquet(data: bytes, name: str = "rows table") -> Rows:
         table = pq.read_table(pa.BufferReader(data), columns=list(names))
         columns = {name: _values(table, name) for name in names}
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
-        raise JobError(f"{name}: not a rows table ({_first_line(error)})") from error
+        raise JobError(f"{name}: not a rows table ({first_line(error)})") from error
     timestamps = columns.pop("timestamp")
     return Rows(**columns, timestamp=timestamps[0] if len(timestamps) else "")
 
@@ -101,7 +101,3 @@ def _values(table: pa.Table, column: str) -> np.ndarray:
     # Few distinct strings, many rows: share one str object between rows instead of making each anew.
     distinct = np.asarray(values.dictionary.to_pylist(), object)
     return distinct[values.indices.to_numpy(zero_copy_only=False)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
