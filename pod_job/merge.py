@@ -15,6 +15,7 @@ from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rundir, statistics
 from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.rundir import committed
+from pod_job.run_folder.sealed import seal
 from pod_job.run_folder.statistics import Tally, TapStatistics
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder
@@ -65,7 +66,7 @@ def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
     """
     while True:
         metadata = gather(folder, watch)
-        folder.replace(rundir.METADATA, metadata_file.render(metadata).encode())
+        folder.replace(rundir.METADATA, seal(metadata_file.render(metadata)))
         # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
         if metadata["complete"] or len(committed(folder)) < metadata["total_batches"]:
             break

@@ -1,6 +1,7 @@
 """Small runs for tests: batches of random vectors, and a run folder locally or in the bucket emulator."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pod_job import merge
 from pod_job.run_folder import rows, rundir
 from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.sealed import open_sealed, seal
 from pod_job.storage import Folder, open_folder
 from tools.bucket import bucket_available, bucket_server
 
@@ -85,3 +87,10 @@ def finished_run(folder: Folder, counts: list[int], taps: tuple[str, ...] = TAPS
 def joined(batches: list[Batch], tap: str) -> np.ndarray:
     """All vectors of a tap, in the order in which the dataset numbers them."""
     return np.concatenate([each.taps[tap] for each in batches])
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes a commit record or metadata.json so that its checksum still fits: a lie, not damage."""
+    content = open_sealed(path.read_bytes(), str(path))
+    change(content)
+    path.write_bytes(seal(json.dumps(content)))

@@ -1,6 +1,5 @@
 """A batch is in the run folder once and whole, whoever wrote it, died writing it, or wrote it at the same time."""
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -10,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_runs import TAPS, WIDTH, batch, folders
+from sample_runs import TAPS, WIDTH, batch, folders, rewrite
 
 from pod_job.errors import JobError
 from pod_job.run_folder import rows, rundir, statistics
 from pod_job.run_folder.commit import commit_batch, read_record
 from pod_job.run_folder.rundir import committed
+from pod_job.run_folder.sealed import seal
 from pod_job.run_folder.tensorfile import read_header, view_tensor
 from pod_job.storage import Folder, Stored, open_folder
 
@@ -141,11 +141,12 @@ def _die_at(url: str, after: int) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "not JSON"),
-        (b"[]", "not the record of batch 1 in format 2"),
-        (b'{"format": 2, "batch": 2}', "not the record of batch 1"),
-        (b'{"format": 3, "batch": 1}', "not the record of batch 1"),
-        (b'{"format": 2, "batch": 1}', "damaged: n_samples, rows, files, rows_file, host missing"),
+        (b"", "damaged: it does not end with its crc32c"),
+        (b'{"format": 2, "batch": 1}', "damaged: it does not end with its crc32c"),
+        (seal("[{}"), "not JSON"),
+        (seal('{"format": 2, "batch": 2}'), "not the record of batch 1 in format 2"),
+        (seal('{"format": 3, "batch": 1}'), "not the record of batch 1"),
+        (seal('{"format": 2, "batch": 1}'), "damaged: n_samples, rows, files, rows_file, host missing"),
     ],
 )
 def test_damaged_records_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -156,8 +157,18 @@ def test_damaged_records_are_named(tmp_path: Path, content: bytes, reason: str) 
 
 
 def test_a_record_with_a_damaged_file_entry_is_named(tmp_path: Path) -> None:
-    record = commit_batch(open_folder(tmp_path), batch(1, 5), host=0)
-    record["files"][1]["size"] = "big"
-    (tmp_path / rundir.commit_file(1)).write_text(json.dumps(record))
+    commit_batch(open_folder(tmp_path), batch(1, 5), host=0)
+    rewrite(tmp_path / rundir.commit_file(1), lambda record: record["files"][1].update(size="big"))
     with pytest.raises(JobError, match="damaged: size of a file missing or of another type"):
         read_record(open_folder(tmp_path), 1)
+
+
+def test_any_single_altered_character_of_a_record_is_refused(tmp_path: Path) -> None:
+    commit_batch(open_folder(tmp_path), batch(1, 5), host=0)
+    path = tmp_path / rundir.commit_file(1)
+    content = path.read_bytes()
+    for at, byte in enumerate(content):
+        other = b"0123456789"[(byte - 47) % 10] if chr(byte).isdigit() else byte ^ 1
+        path.write_bytes(content[:at] + bytes([other]) + content[at + 1 :])
+        with pytest.raises(JobError, match=r"batch_000001\.json: damaged"):
+            read_record(open_folder(tmp_path), 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined
+from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined, rewrite
 
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
@@ -260,10 +260,6 @@ def test_an_unfinished_run_opens_with_a_warning(tmp_path: Path, committed: list[
     assert len(list(data.batches(4))) == -(-10 * len(committed) // 4)
 
 
-def _changed(path: Path, **change: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -278,14 +274,24 @@ def _changed(path: Path, **change: object) -> None:
     ],
 )
 def test_damaged_metadata_is_named(small: Path, change: dict, reason: str) -> None:
-    _changed(small / rundir.METADATA, **change)
+    rewrite(small / rundir.METADATA, lambda metadata: metadata.update(change))
     with pytest.raises(JobError, match=rf"metadata\.json: damaged: .*{reason}.* run `python -m pod_job.merge"):
         ActivationDataset(small, layer=6)
 
 
-def test_metadata_that_is_not_json_is_named(small: Path) -> None:
-    (small / rundir.METADATA).write_text("{")
-    with pytest.raises(JobError, match=r"metadata\.json: not JSON"):
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}'])
+def test_metadata_without_its_checksum_is_named(small: Path, content: bytes) -> None:
+    (small / rundir.METADATA).write_bytes(content)
+    with pytest.raises(JobError, match=r"metadata\.json: damaged: it does not end with its crc32c.*pod_job\.merge"):
+        ActivationDataset(small, layer=6)
+
+
+def test_an_altered_digit_of_metadata_is_refused(small: Path) -> None:
+    content = (small / rundir.METADATA).read_bytes()
+    at = content.index(b'"mean_norm": ') + len(b'"mean_norm": ')
+    digit = b"2" if content[at : at + 1] == b"1" else b"1"
+    (small / rundir.METADATA).write_bytes(content[:at] + digit + content[at + 1 :])
+    with pytest.raises(JobError, match=r"metadata\.json: damaged: its crc32c is not that of its content"):
         ActivationDataset(small, layer=6)
 
 

@@ -1,7 +1,5 @@
 """metadata.json says what the commit records say, says so when something is missing, and is refused where they lie."""
 
-import copy
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined
+from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined, rewrite
 
 from pod_job.errors import JobError
 from pod_job.merge import merge
+from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rows, rundir
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.storage import Folder, LocalFolder, Stored, open_folder
@@ -27,7 +26,7 @@ def new_folder(
 
 
 def _metadata(folder: Folder) -> dict[str, Any]:
-    return json.loads(folder.read(rundir.METADATA))
+    return metadata_file.read_any(folder)
 
 
 def test_a_finished_run_has_the_documented_metadata(new_folder: Callable[[], Folder]) -> None:
@@ -123,11 +122,7 @@ def test_a_record_that_lies_is_refused(tmp_path: Path, change: Callable, reason:
     folder = open_folder(tmp_path)
     finished_run(folder, [20, 20])
     before = _metadata(folder)
-    path = tmp_path / rundir.commit_file(2)
-    record = json.loads(path.read_text())
-    changed = copy.deepcopy(record)
-    change(changed)
-    path.write_text(json.dumps(changed))
+    rewrite(tmp_path / rundir.commit_file(2), change)
     with pytest.raises(JobError, match=rf"batch_000002\.json: .*{reason}"):
         merge(folder)
     assert _metadata(folder) == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_runs import batch, finished_run, folders, identity
+from sample_runs import batch, finished_run, folders, identity, rewrite
 
 from pod_job.merge import merge
 from pod_job.run_folder import rundir
@@ -72,13 +72,9 @@ DAMAGES = {
     "flipped byte in the rows": (rundir.rows_file(3), flip, "rows_batch_000003.parquet"),
     "rows table too short": (rundir.rows_file(3), lambda _: to_parquet(batch(3, 32).rows), "its record says"),
     "rows cut": (rundir.rows_file(3), lambda data: data[:-9], "rows_batch_000003.parquet: not a rows table"),
-    "record not JSON": (rundir.commit_file(3), lambda data: data[:-2], "batch_000003.json: not JSON"),
-    "metadata not JSON": (rundir.METADATA, lambda data: data[:-5], "metadata.json: not JSON"),
-    "metadata of another run": (
-        rundir.METADATA,
-        lambda data: data.replace(b"demo/tiny", b"demo/tinz"),
-        "metadata.json: model_name, provenance differ",
-    ),
+    "record cut": (rundir.commit_file(3), lambda data: data[:-2], "batch_000003.json: damaged: it does not end"),
+    "metadata cut": (rundir.METADATA, lambda data: data[:-5], "metadata.json: damaged: it does not end"),
+    "metadata altered": (rundir.METADATA, lambda data: data.replace(b"tiny", b"tinz"), "not that of its content"),
 }
 
 
@@ -89,6 +85,13 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
     problems = verify(tmp_path).problems
     assert any(reason in problem and Path(name).name in problem for problem in problems), problems
+
+
+def test_metadata_of_another_run_is_named(tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path), COUNTS)
+    rewrite(tmp_path / rundir.METADATA, lambda metadata: metadata.update(model_name="demo/tinz", provenance={}))
+    problems = verify(tmp_path).problems
+    assert any("metadata.json: model_name, provenance differ" in problem for problem in problems), problems
 
 
 def test_missing_swapped_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -141,8 +144,11 @@ def test_each_record_is_read_once_and_all_batches_are_though_one_is_damaged(
     assert sorted(name for name in reads if name.startswith(rundir.COMMITS)) == [
         rundir.commit_file(n) for n in (1, 2, 3)
     ]
-    for content in ("{", json.dumps(json.loads(read(open_folder(tmp_path), rundir.commit_file(1))) | {"n_samples": 7})):
-        (tmp_path / rundir.commit_file(1)).write_text(content)
+    for damage in (
+        lambda path: rewrite(path, lambda record: record.update(n_samples=7)),
+        lambda path: path.write_text("{"),
+    ):
+        damage(tmp_path / rundir.commit_file(1))
         report = verify(tmp_path)
         assert (report.batches, report.complete, len(report.problems)) == (3, False, 1)
         assert "batch_000001.json" in report.problems[0]

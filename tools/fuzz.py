@@ -30,6 +30,7 @@ from pod_job.models.arch import read_arch_file
 from pod_job.reading.pickle_reader import read_pickle
 from pod_job.run_folder import rows, rundir
 from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.sealed import open_sealed, seal
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import open_folder
 from pod_job.verify import verify
@@ -51,6 +52,8 @@ KINDS = {
     "overrides": "",
 }
 """What is spoilt, and where it lies."""
+SEALED = ("commit record", "metadata.json")
+"""Kinds with a checksum of their own: half of them are spoilt behind it, and of the others not one may pass."""
 OVERRIDES = ["experiment=demo", "tasks.limit=8", "extract.layers=[1,2]", "mesh.data=4", "storage.run_dir=runs/x"]
 
 
@@ -185,15 +188,24 @@ def try_one(bench: Bench, number: int, seed: int) -> tuple[str, str]:
         return kind, try_overrides(rng)
     path = rng.choice(sorted(bench.root.glob(KINDS[kind])))
     before = path.read_bytes()
-    path.write_bytes(spoil(before, rng))
+    lie = kind in SEALED and rng.random() < 0.5
+    spoilt = lying(before, rng) if lie else spoil(before, rng)
+    path.write_bytes(spoilt)
     try:
         if kind == "pickle":
             return kind, try_reader(read_pickle, path)
         if kind == "model config":
             return kind, try_reader(read_arch_file, path)
-        return kind, try_run(bench, path)
+        outcome = try_run(bench, path)
+        noticed = lie or kind not in SEALED or outcome == "refused" or spoilt == before
+        return kind, outcome if noticed else f"NOT NOTICED: {outcome}"
     finally:
         path.write_bytes(before)
+
+
+def lying(data: bytes, rng: random.Random) -> bytes:
+    """A sealed file whose content is spoilt while its checksum fits it."""
+    return seal(spoil(json.dumps(open_sealed(data, "")).encode(), rng).decode("utf-8", "replace"))
 
 
 def try_slice(numbers: range, seed: int) -> list[tuple[int, str, str]]:

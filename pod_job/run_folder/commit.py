@@ -19,6 +19,7 @@ from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir, statistics
 from pod_job.run_folder.eight_bit import EightBit, Vectors
 from pod_job.run_folder.rows import Rows
+from pod_job.run_folder.sealed import open_sealed, seal
 from pod_job.run_folder.tap_files import tap_parts, vectors_in
 from pod_job.storage import Folder, NameTaken, checksum
 
@@ -69,12 +70,10 @@ def read_record(folder: Folder, batch: int) -> dict[str, Any]:
     """The commit record of a batch, as `commit_batch` returned it. JobError where it is not one."""
     name = rundir.commit_file(batch)
     try:
-        record = json.loads(folder.read(name))
+        record = open_sealed(folder.read(name), f"{folder.url}/{name}")
     except FileNotFoundError:
         raise JobError(f"{folder.url}/{name}: missing, though it was listed") from None
-    except ValueError as error:
-        raise JobError(f"{folder.url}/{name}: not JSON ({error})") from error
-    if not isinstance(record, dict) or record.get("batch") != batch or record.get("format") != rundir.FORMAT:
+    if record.get("batch") != batch or record.get("format") != rundir.FORMAT:
         raise JobError(f"{folder.url}/{name}: not the record of batch {batch} in format {rundir.FORMAT}")
     if wrong := wrong_fields(record, _RECORD_FIELDS) or wrong_fields(record["rows_file"], _ROWS_FIELDS):
         raise JobError(f"{folder.url}/{name}: damaged: {wrong} missing or of another type")
@@ -182,7 +181,7 @@ def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:
 def _store_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
     name = rundir.commit_file(record["batch"])
     try:
-        folder.create(name, [json.dumps(record, separators=(",", ":")).encode()])
+        folder.create(name, [seal(json.dumps(record, separators=(",", ":")))])
     except NameTaken:
         earlier = read_record(folder, record["batch"])
         if _content(earlier) != _content(record):

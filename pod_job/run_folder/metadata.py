@@ -7,6 +7,7 @@ from typing import Any
 
 from pod_job.errors import JobError
 from pod_job.run_folder import rundir
+from pod_job.run_folder.sealed import open_sealed
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder
 
@@ -34,14 +35,13 @@ def read(folder: Folder) -> dict[str, Any]:
 def read_any(folder: Folder) -> dict[str, Any]:
     """`read`, without the warning: for those who look whether the run is finished."""
     name = f"{folder.url}/{rundir.METADATA}"
+    anew = f"; run `python -m pod_job.merge {folder.url}` to write it anew"
     try:
-        metadata = json.loads(folder.read(rundir.METADATA))
+        metadata = open_sealed(folder.read(rundir.METADATA), name, anew)
     except FileNotFoundError:
         raise JobError(f"{name}: missing; run `python -m pod_job.merge {folder.url}` to write it") from None
-    except ValueError as error:
-        raise JobError(f"{name}: not JSON ({error})") from error
     if problem := _problem(metadata):
-        raise JobError(f"{name}: damaged: {problem}; run `python -m pod_job.merge {folder.url}` to write it anew")
+        raise JobError(f"{name}: damaged: {problem}{anew}")
     return metadata
 
 

@@ -3,6 +3,7 @@
 Each measurement is a process of its own; what it had before it began is not counted.
 """
 
+import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import Any
 from pod_job.dataset import ActivationDataset
 from pod_job.merge import merge
 from pod_job.run_folder import rundir
-from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.commit import Batch, commit_batch, read_record
+from pod_job.run_folder.sealed import seal
 from pod_job.shuffle import shuffle
 from pod_job.storage import open_folder
 from tools.bench_storage.measure import (
@@ -113,7 +115,7 @@ def make_records(run: Path, records: int) -> None:
     whole = identity(records, list(taps)) | {"tasks": {"samples": records * samples}, "save_every_n_samples": samples}
     rundir.claim(folder, whole)
     commit_batch(folder, Batch(1, samples, make_rows(RECORD_ROWS), taps), host=0)
-    text = folder.read(rundir.commit_file(1)).decode()
+    text = json.dumps(read_record(folder, 1), separators=(",", ":"))
     for number in range(2, records + 1):
         changed = text.replace("batch_000001", f"batch_{number:06d}").replace('"batch":1,', f'"batch":{number},')
-        (run / rundir.commit_file(number)).write_text(changed)
+        (run / rundir.commit_file(number)).write_bytes(seal(changed))
