@@ -32,6 +32,8 @@ def logs(overrides: Sequence[str], options: Options) -> int:
                 print(f"{host:02d} {line}", flush=options.follow)
         ended = hosts and all(host is not None and host.phase in END_PHASES for host in hosts)
         if not options.follow or ended:
+            if not any(shown.values()):
+                raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")
             return 0
         time.sleep(POLL_S)
 

@@ -122,10 +122,10 @@ class BucketFolder:
 
     def _received(self, name: str, start: int, size: int | None, take: Callable[[Iterable[bytes]], T], nothing: T) -> T:
         """What `take` makes of the bytes; it is called anew where they have to be read again."""
-        client, of_bucket = self._client(), self.bucket_name
 
         def attempt() -> T:
-            place = (client._http, client.api_endpoint, of_bucket, self._prefix + name)
+            client = self._client()
+            place = (client._http, client.api_endpoint, self.bucket_name, self._prefix + name)
             return take(receive_object(*place, start, size, REQUEST_TIMEOUT_S))
 
         with self._explained():

@@ -218,5 +218,7 @@ def test_missing_credentials_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     (tmp_path / "key.json").write_text(json.dumps({"type": "unheard of"}))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-    with pytest.raises(JobError, match="no usable Google credentials"):
-        open_folder(f"gs://{BUCKET}/run").check_writable()
+    folder = open_folder(f"gs://{BUCKET}/run")
+    for use in (folder.check_writable, lambda: folder.read("x"), lambda: folder.stat("x"), lambda: folder.names("")):
+        with pytest.raises(JobError, match="no usable Google credentials"):
+            use()

@@ -49,6 +49,7 @@ def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["up", *CLOUD], "error: cloud.zones is not set; "),
         (["up", *CLOUD, "cloud.zones=['us-west4-a; id']"], "error: cloud.zones: 'us-west4-a; id' is not allowed; "),
         (["up", *CLOUD, "cloud.name='$(id)'"], "error: cloud.name: '$(id)' is not allowed; "),
+        (["logs", *DEMO], "error: storage.run_dir=runs/never-made: no host has logged anything there yet"),
         (["up", *CLOUD, "+cloud.labels.a='b c'"], "error: cloud.labels: 'b c' is not allowed; "),
     ],
 )
