@@ -13,7 +13,8 @@ from launch.options import Options
 from launch.pod import HostCommand, host_commands, new_attempt
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
 from pod_job.config import JobConfig, PodKind, load
-from pod_job.inputs import Inputs, read_inputs
+from pod_job.errors import NoWeights
+from pod_job.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.memory import Held, described, held
 from pod_job.preflight.lines import lines as preflight_lines
 
@@ -38,6 +39,7 @@ class Plan:
     positions: str
     dtype: str
     run_dir: str
+    weights_found: bool  # and their headers checked; else all is as config.json says
     memory: dict[str, int]  # bytes held, see pod_job.memory.Held
     commands: list[HostCommand]
 
@@ -49,7 +51,7 @@ def plan(overrides: Sequence[str], options: Options) -> int:
     one.
     """
     config = load(overrides)
-    made = make_plan(config, read_inputs(config), planned_commands(config, overrides))
+    made = make_plan(config, inputs_or_outline(config), planned_commands(config, overrides))
     screen = Console()
     if not options.as_json:
         show(made, screen)
@@ -63,6 +65,14 @@ def plan(overrides: Sequence[str], options: Options) -> int:
     if report:
         refuse_what_does_not_fit(report)
     return 0
+
+
+def inputs_or_outline(config: JobConfig) -> Inputs | Outline:
+    """What there is to plan with: of a model without weights, as config.json alone describes it."""
+    try:
+        return read_inputs(config)
+    except NoWeights:
+        return read_outline(config)
 
 
 def no_preflight(config: JobConfig, options: Options) -> str | None:
@@ -80,7 +90,7 @@ def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCo
     return host_commands(config, overrides, coordinator, new_attempt())
 
 
-def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand]) -> Plan:
+def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCommand]) -> Plan:
     """The plan of a checked configuration."""
     pod, extract = config.pod, config.extract
     return Plan(
@@ -100,6 +110,7 @@ def make_plan(config: JobConfig, inputs: Inputs, commands: list[HostCommand]) ->
         positions=extract.positions.value,
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
+        weights_found=isinstance(inputs, Inputs),
         memory=dataclasses.asdict(held(config, inputs)),
         commands=commands,
     )
@@ -121,6 +132,8 @@ def show(made: Plan, console: Console) -> None:
         ("memory", described(Held(**made.memory))),
         ("host 0 runs", str(first)),
     ]
+    if not made.weights_found:
+        facts.insert(1, ("weights", "none at model.path: planned from config.json; a start reads and checks them"))
     if others:
         facts.append(("each other", f"{same} (--json shows them all)"))
     show_facts(facts, console)

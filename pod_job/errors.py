@@ -8,6 +8,10 @@ class JobError(Exception):
     """
 
 
+class NoWeights(JobError):
+    """A model's folder holds no weights at all; its config.json is enough for a plan."""
+
+
 def at_least(name: str, value: int, least: int) -> None:
     """Raises JobError unless `value >= least`."""
     if value < least:

@@ -30,7 +30,7 @@ def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> 
         reason = str(error).splitlines()[0]
         raise JobError(
             f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
-            "give a folder that holds config.json and weights"
+            "give a folder that holds config.json and weights (for a plan, config.json alone)"
         ) from error
     local = LocalFolder(str(here), "model.path")
     # Other programs leave whole models in the cache.

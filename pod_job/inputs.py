@@ -27,6 +27,17 @@ from pod_job.storage import Folder, open_folder
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What is known of a run without its weights: the shapes that config.json gives, and the tasks."""
+
+    arch: Arch
+    taps: tuple[Tap, ...]
+    table: dict[str, Weight]
+    tasks: Tasks
+    total_batches: int
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What the job starts from; `identity` is what its activations depend on."""
 
@@ -51,31 +62,59 @@ def read_inputs(config: JobConfig) -> Inputs:
 
     Raises:
         JobError: in one line, the first thing that is missing, malformed or does not fit together.
+        NoWeights: where no weights are found but the rest is sound.
     """
-    extract = config.extract
     files = find_model(config.model.path, config.model.revision)
-    model_dir = files.directory
+    found = outline_of(config, files.directory)
+    checkpoint = read_checkpoint(files.weights)
+    check_checkpoint(checkpoint, found.table)
+    if found.tasks.chat:
+        check_template(files.directory)
+    folder = writable_run_folder(config)
+    ends = end_tokens(files.directory)
+    identity = run_identity(config, found, files, checkpoint)
+    if config.mode is Mode.generate:
+        identity["generate"] = {**asdict(config.generate), "end_tokens": ends}
+    confirm(folder, identity)
+    return Inputs(
+        arch=found.arch,
+        taps=found.taps,
+        tasks=found.tasks,
+        total_batches=found.total_batches,
+        folder=folder,
+        model_dir=files.directory,
+        checkpoint=checkpoint,
+        table=found.table,
+        end_tokens=ends,
+        identity=identity,
+    )
+
+
+def read_outline(config: JobConfig) -> Outline:
+    """The same without weights, tokenizer and what only they can tell. JobError as `read_inputs`."""
+    found = outline_of(config, find_model(config.model.path, config.model.revision).directory)
+    writable_run_folder(config)
+    return found
+
+
+def outline_of(config: JobConfig, model_dir: Path) -> Outline:
+    extract = config.extract
     arch = read_arch_file(model_dir / "config.json")
     taps = resolve(extract.layers, extract.taps, arch.layers)
     check_context(config, arch)
     table = weight_table(arch)
     check_divides(table, config.mesh, config.sharding)
-    checkpoint = read_checkpoint(files.weights)
-    check_checkpoint(checkpoint, table)
     tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, model_dir))
-    if tasks.chat:
-        check_template(model_dir)
+    return Outline(arch, taps, table, tasks, batch_count(len(tasks.samples), extract.save_every_n_samples))
+
+
+def writable_run_folder(config: JobConfig) -> Folder:
+    """The run folder; JobError where it, or the folder of compiled programs, cannot be written to."""
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
     if config.storage.compile_cache is not None:
         open_folder(config.storage.compile_cache, "storage.compile_cache").check_writable()
-    ends = end_tokens(model_dir)
-    identity = run_identity(config, arch, taps, tasks, files, checkpoint)
-    if config.mode is Mode.generate:
-        identity["generate"] = {**asdict(config.generate), "end_tokens": ends}
-    confirm(folder, identity)
-    total = batch_count(len(tasks.samples), extract.save_every_n_samples)
-    return Inputs(arch, taps, tasks, total, folder, model_dir, checkpoint, table, ends, identity)
+    return folder
 
 
 def check_context(config: JobConfig, arch: Arch) -> None:
@@ -101,9 +140,7 @@ def token_counter(config: JobConfig, model_dir: Path) -> Callable[[Sample], int]
     return lambda sample: len(tokenize(tokenizer, [sample], extract.seq_len, extract.too_long)[0].token_ids)
 
 
-def run_identity(
-    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], tasks: Tasks, files: ModelFiles, checkpoint: Checkpoint
-) -> dict[str, Any]:
+def run_identity(config: JobConfig, found: Outline, files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the activations depend on, as JSON values: two runs with equal identities give equal datasets.
 
     Mesh, sharding, hosts and rows per step are not in it: a run may go on with others.
@@ -112,20 +149,20 @@ def run_identity(
     return {
         "model": {
             "name": model_name(files.name, checkpoint),
-            "family": arch.family,
-            "layers": arch.layers,
-            "hidden_dim": arch.hidden,
+            "family": found.arch.family,
+            "layers": found.arch.layers,
+            "hidden_dim": found.arch.hidden,
             "dtype": config.model.dtype.value,
             "weights_fingerprint": fingerprint(checkpoint),
         },
         "tokenizer": tokenizer_fingerprint(files.directory),
         "tasks": {
             "format": config.tasks.format.value,
-            "fingerprint": tasks.fingerprint,
-            "samples": len(tasks.samples),
-            "skipped": tasks.skipped,
+            "fingerprint": found.tasks.fingerprint,
+            "samples": len(found.tasks.samples),
+            "skipped": found.tasks.skipped,
         },
-        "taps": [tap.name for tap in taps],
+        "taps": [tap.name for tap in found.taps],
         "positions": extract.positions.value,
         "dtype": extract.dtype.value,
         "seq_len": extract.seq_len,

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from pod_job import environment
 from pod_job.config import JobConfig, PodKind, Positions, Sharding
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs
+from pod_job.models.weight_table import Weight
 from pod_job.run_folder.eight_bit import row_bytes
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tensorfile import DTYPE_OF
@@ -65,15 +66,16 @@ def run_needs(config: JobConfig, inputs: Inputs, batch_tokens: Sequence[int]) ->
     if local := inputs.folder.local_path("."):
         done = len(committed(inputs.folder)) / max(1, inputs.total_batches)
         disk[local] = int(total_rows * stored_bytes * (1 - done))
-    return Needs(disk, *memory_needs(config, inputs, max(rows, default=0) * stored_bytes, pod.kind is PodKind.local))
+    batch_bytes = max(rows, default=0) * stored_bytes
+    return Needs(disk, *memory_needs(config, inputs.table, batch_bytes, pod.kind is PodKind.local))
 
 
-def memory_needs(config: JobConfig, inputs: Inputs, batch_bytes: int, on_cpu: bool) -> tuple[int, int]:
+def memory_needs(config: JobConfig, table: Mapping[str, Weight], batch_bytes: int, on_cpu: bool) -> tuple[int, int]:
     """(weights, batches). On a TPU weights pass through the host's memory one by one; CPU devices keep them there, and
     all hosts of a local pod are on one machine.
     """
     item = 4 if config.model.dtype.value == "float32" else 2
-    sizes = [math.prod(weight.shape) * item for weight in inputs.table.values()]
+    sizes = [math.prod(weight.shape) * item for weight in table.values()]
     split = 1 if config.sharding is Sharding.replicated else config.mesh.model
     weights = sum(sizes) * config.pod.devices // split if on_cpu else 2 * max(sizes)
     batches = batch_bytes * (config.storage.writers + 2)  # with a writer, waiting for one, and under assembly

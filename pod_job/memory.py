@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pod_job.config import JobConfig, Positions
 from pod_job.errors import JobError
 from pod_job.generation.generate_config import Mode, cache_slots, call_tokens
-from pod_job.inputs import Inputs
+from pod_job.inputs import Inputs, Outline
 from pod_job.machine import GB, memory_needs
 from pod_job.models.sharding import rules
 from pod_job.run_folder.eight_bit import row_bytes
@@ -34,7 +34,7 @@ class Held:
     batches: int
 
 
-def held(config: JobConfig, inputs: Inputs) -> Held:
+def held(config: JobConfig, inputs: Inputs | Outline) -> Held:
     """What the run holds; a batch's rows are counted as if every prompt were of `extract.seq_len` tokens."""
     extract, generate, generating = config.extract, config.generate, config.mode is Mode.generate
     item = 4 if config.model.dtype.value == "float32" else 2
@@ -46,11 +46,12 @@ def held(config: JobConfig, inputs: Inputs) -> Held:
     slots = cache_slots(extract.seq_len, generate.max_new_tokens) if generating else 0
     heads = inputs.arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
     row = 2 * inputs.arch.layers * heads * inputs.arch.head_dim * item * slots
+    widths = [tap.width(inputs.arch) for tap in inputs.taps]
     per_row = computed_positions(config)
-    vector = sum(row_bytes(width, DTYPE_OF[extract.dtype.value]) for width in inputs.widths.values())
+    vector = sum(row_bytes(width, DTYPE_OF[extract.dtype.value]) for width in widths)
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     # In a host's share of memory; what all hosts of a pod on one machine take is checked when it starts.
-    _, batches = memory_needs(config, inputs, batch, on_cpu=False)
+    _, batches = memory_needs(config, inputs.table, batch, on_cpu=False)
     return Held(weights, row * extract.rows_per_device, 2 * per_row * extract.rows_per_device * vector, batches)
 
 

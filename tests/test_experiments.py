@@ -51,7 +51,7 @@ def test_a_plan_is_a_row_of_the_page() -> None:
     step = {
         "fits": True,
         "hbm": {"total": 3 << 30},
-        "hbm_available": 16 << 30,
+        "hbm_available": 63 << 28,
         "tokens_per_s": 1e6,
         "step_s": 0.5,
         "bottleneck": "compute",
@@ -65,10 +65,10 @@ def test_a_plan_is_a_row_of_the_page() -> None:
     # A million tokens/s, rows 98% full: 1020 s of 64 chips; a vector is 3584 x 2 bytes.
     list_usd, spot_usd = (f"{64 * 1e9 / 980_000 / 3600 * usd:,.0f}" for usd in (V5E.list_usd_hour, V5E.spot_usd_hour))
     assert cells[4:] == [
-        "3.0 of 16 GiB",
+        "3.00 of 15.75 GiB",
         "500 ms",
         "compute",
-        "61%",
+        "61.0%",
         "1,000,000",
         "0.28",
         list_usd,

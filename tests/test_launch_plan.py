@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,27 @@ def test_plan_as_json(job: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     assert all(command["argv"] == [sys.executable, "-m", "pod_job", *job] for command in plan["commands"])
     coordinators = {command["env"]["POD_JOB_COORDINATOR"] for command in plan["commands"]}
     assert len(coordinators) == 1
+
+
+def test_a_plan_needs_no_weights_and_a_start_does(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same plan from config.json alone, which says so; `run` refuses the folder."""
+    assert main(["plan", *job, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(tmp_path / "tiny model" / "config.json", alone)
+    of_it = [*job, f"model.path='{alone}'"]
+    assert main(["plan", *of_it, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (whole.pop("weights_found"), plan.pop("weights_found")) == (True, False)
+    differing = {name for name in whole if plan[name] != whole[name]}
+    assert differing == {"model", "commands"}
+    assert main(["plan", *of_it]) == 0
+    assert "none at model.path" in " ".join(capsys.readouterr().out.split())
+    assert main(["run", *of_it]) == 2
+    assert "has neither model.safetensors" in capsys.readouterr().err
 
 
 def test_plan_as_a_table(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,8 @@ HEAD = """# What the experiments take, before they are paid for
 Made by `make plans` ({made}) from the preflight of each experiment in `conf/experiment`: the step compiled by the TPU
 compiler for that very pod, not measured on one. How the numbers come about, and what they assume, is in
 [preflight.md](preflight.md). Time and cost are of a billion tokens in rows that are full to 98%, start and compilation
-aside; *vectors* is what those tokens leave in the bucket, in bfloat16.
+aside; *vectors* is what those tokens leave in the bucket, in bfloat16. *Memory* is what the compiler counts (weights,
+temporaries, results twice) of what it lets a program use: 15.75 of the 16 GiB of a v5e chip, 31.25 of the 32 of a v6e.
 
 Prices: {prices}.
 
@@ -123,7 +124,7 @@ def row(name: str, config: JobConfig, step: dict[str, Any], packed: float = PACK
     """One line of the table; `packed` is the share of the step's positions that hold tokens."""
     slice_ = read_accelerator_type(str(config.pod.accelerator_type))
     layers = "all" if config.extract.layers is None else ", ".join(map(str, config.extract.layers))
-    memory = f"{step['hbm']['total'] / 2**30:.1f} of {step['hbm_available'] / 2**30:.0f} GiB"
+    memory = f"{step['hbm']['total'] / 2**30:.2f} of {step['hbm_available'] / 2**30:.2f} GiB"
     start = [name, Path(config.model.path).name, str(config.pod.accelerator_type)]
     start += [f"{layers}; {config.extract.positions.value}", memory]
     if not step["fits"]:
@@ -134,7 +135,7 @@ def row(name: str, config: JobConfig, step: dict[str, Any], packed: float = PACK
         *start,
         f"{1e3 * step['step_s']:.0f} ms",
         step["bottleneck"],
-        f"{step['mfu']:.0%}",
+        f"{step['mfu']:.1%}",
         f"{step['tokens_per_s']:,.0f}",
         f"{hours:.2f}",
         f"{usd:,.0f}",

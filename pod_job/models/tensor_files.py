@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, NoWeights
 from pod_job.models.weight_table import Weight
 from pod_job.run_folder.tensorfile import TensorSpec, read_header
 from pod_job.storage import Readable
@@ -93,7 +93,7 @@ def read_tensor_files(folder: Readable) -> TensorFiles:
 
 
 def weight_files(folder: Readable) -> list[str]:
-    """Names of the safetensors files."""
+    """Names of the safetensors files. NoWeights where there are none."""
     try:
         folder.read(WHOLE, 0, 1)
         return [WHOLE]
@@ -103,7 +103,7 @@ def weight_files(folder: Readable) -> list[str]:
         index = json.loads(folder.read(INDEX))
         return sorted(set(index["weight_map"].values()))
     except FileNotFoundError:
-        raise JobError(
+        raise NoWeights(
             f"model.path={folder.url} has neither {WHOLE} nor {INDEX}, nor the converted.json that a conversion writes "
             "last; convert it to safetensors, or let pod_job.convert finish"
         ) from None
