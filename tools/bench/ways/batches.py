@@ -1,7 +1,12 @@
-"""Prompts as right-padded batches for torch. A causal model needs no mask then: no token sees what comes after it."""
+"""Prompts as right-padded batches for torch, and the vectors that were saved of them.
+
+A causal model needs no mask then: no token sees what comes after it.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 
 PROMPTS_PER_BATCH = 4
@@ -17,3 +22,9 @@ def padded(prompts: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tenso
             ids[row, : len(prompt)] = torch.tensor(prompt)
             mask[row, : len(prompt)] = True
         yield ids, mask
+
+
+def saved(out: Path, layer: int) -> np.ndarray:
+    """The vectors of `layer_{layer}_{batch}.pt`, prompt by prompt."""
+    files = sorted(out.glob(f"layer_{layer}_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2]))
+    return torch.cat([torch.load(file) for file in files]).float().numpy()

@@ -1,16 +1,19 @@
 """The extraction document's own way: a full forward pass for each new token, pickled lists of dictionaries.
 
-Every position by its own pass over all that precedes it; timed on every 32nd position, which gives the same average.
+Every position by its own pass over all that precedes it; timed on every 64th position from the 32nd, which gives the
+same average.
 """
 
+import itertools
 import pickle
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-EVERY = 32
+EVERY = 64
 
 
 # begin: what a user writes
@@ -21,7 +24,7 @@ def load(model_dir: str):
 def extract(model, prompts: list[list[int]], layers: list[int], positions: str, out: Path) -> None:
     kept = {layer: [] for layer in layers}
     for number, prompt in enumerate(prompts):
-        lengths = range(EVERY, len(prompt) + 1, EVERY) if positions == "all" else [len(prompt)]
+        lengths = range(EVERY // 2, len(prompt) + 1, EVERY) if positions == "all" else [len(prompt)]
         for length in lengths:
             with torch.no_grad():
                 ids = torch.tensor([prompt[:length]])
@@ -37,6 +40,16 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 # end
 
 
-def vectors(prompts: list[list[int]], positions: str) -> int:
-    """How many positions are timed."""
-    return sum(len(prompt) // EVERY for prompt in prompts) if positions == "all" else len(prompts)
+def stored(out: Path, layer: int) -> np.ndarray:
+    with open(out / f"layer_{layer}_batch_000001.pkl", "rb") as file:
+        return np.stack([item["activation"] for item in pickle.load(file)["activations"]])
+
+
+def places(prompts: list[list[int]]) -> list[int]:
+    """Where, among all positions of all prompts, those are that are timed."""
+    starts = itertools.accumulate(map(len, prompts), initial=0)
+    return [
+        start + last
+        for start, prompt in zip(starts, prompts, strict=False)
+        for last in range(EVERY // 2 - 1, len(prompt), EVERY)
+    ]

@@ -3,10 +3,11 @@
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from tools.bench.ways.batches import padded
+from tools.bench.ways.batches import padded, saved
 
 
 class Enough(Exception):
@@ -42,3 +43,7 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 
 
 # end
+
+
+def stored(out: Path, layer: int) -> np.ndarray:
+    return saved(out, layer)

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import nnsight
+import numpy as np
 import torch
 
-from tools.bench.ways.batches import padded
+from tools.bench.ways.batches import padded, saved
 
 
 # begin: what a user writes
@@ -30,3 +31,7 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 
 
 # end
+
+
+def stored(out: Path, layer: int) -> np.ndarray:
+    return saved(out, layer)

@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from pod_job.config import load as load_config
 from pod_job.inputs import read_inputs
 from pod_job.prompts.tokens import load_tokenizer
+from pod_job.run_folder.tensorfile import map_tensors
 from tools.bench_extract import ROWS, SEQ_LEN, ours
 
 LINES = 1
@@ -42,3 +45,8 @@ def prepare(
     )
     inputs = read_inputs(config)
     return ours(config, inputs, load_tokenizer(inputs.model_dir), scratch, write=True)
+
+
+def stored(out: Path, layer: int) -> np.ndarray:
+    files = sorted((out / "activations").glob(f"layer_{layer}_batch_*.safetensors"))
+    return np.concatenate([map_tensors(file)["activations"] for file in files]).astype(np.float32)

@@ -7,7 +7,8 @@ a prompt. Its model is Hugging Face's, since TransformerLens below 4 knows model
 import itertools
 from pathlib import Path
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, load_from_disk
 from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 
 CONTEXT, WIDTH = 128, 576
@@ -47,6 +48,16 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 # end
 
 
-def vectors(prompts: list[list[int]], positions: str) -> int:
+def stored(out: Path, layer: int) -> np.ndarray:
+    """What lies in the first contexts that see the same as the prompt does: of the first prompt's first tokens."""
+    contexts = load_from_disk(str(out / f"layer_{layer}")).with_format("numpy")
+    return contexts[0][f"model.layers.{layer}"]
+
+
+def places(prompts: list[list[int]]) -> list[int]:
+    return list(range(min(CONTEXT, len(prompts[0]))))
+
+
+def vectors(prompts: list[list[int]]) -> int:
     """Whole batches of 8 contexts."""
     return sum(map(len, prompts)) // CONTEXT // 8 * 8 * CONTEXT

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from tools.bench.ways.batches import padded
+from tools.bench.ways.batches import padded, saved
 
 
 # begin: what a user writes
@@ -28,3 +29,7 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 
 
 # end
+
+
+def stored(out: Path, layer: int) -> np.ndarray:
+    return saved(out, layer)
