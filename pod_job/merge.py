@@ -1,11 +1,16 @@
 """From commit records to `activations/metadata.json`: reads records, never the data; safe to repeat at any time."""
 
+import itertools
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pod_job import __version__
@@ -25,7 +30,9 @@ READS_IN_FLIGHT = 32
 ABANDONED_S = 600.0
 """A temporary file that was last written to so long ago is a killed writer's."""
 WINDOW = 256
-"""Records held at a time: statistics make a record large, and reading runs ahead of merging."""
+"""Records that are counted by themselves, and from a bucket are in memory at a time: statistics make them large."""
+LEAST_WINDOWS = 8
+"""Fewer are read sooner than other processes are there."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,15 @@ class Merged:
     """Per tap of eight bits the sum of squared relative errors of rows, and the largest of these."""
 
 
-def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
+def merge(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[str, Any]:
     """Write metadata.json for every batch committed so far and return it; only its time differs between two merges.
 
     An unfinished run gets `"complete": false` and the numbers in `missing`. Raises JobError, writing nothing, where the
-    records contradict run.json, themselves or each other.
+    records contradict run.json, themselves or each other. `processes` read the records of a long run; more than one
+    only in a program that can be imported anew.
     """
     while True:
-        metadata = gather(folder, watch)
+        metadata = gather(folder, watch, processes)
         folder.replace(rundir.METADATA, seal(metadata_file.render(metadata)))
         # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
         if metadata["complete"] or len(committed(folder)) < metadata["total_batches"]:
@@ -75,23 +83,74 @@ def merge(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
     return metadata
 
 
-def gather(folder: Folder, watch: Watch = unwatched) -> dict[str, Any]:
+def gather(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[str, Any]:
     """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
     numbers = sorted(committed(folder))
-    return combine(folder, numbers, watch(read_records(folder, numbers), len(numbers), "records"))
+    windows = [numbers[start : start + WINDOW] for start in range(0, len(numbers), WINDOW)]
+    count = partial(_read_window, folder, read_plan(folder, rundir.read_run(folder)["identity"]))
+    if len(windows) < LEAST_WINDOWS:
+        processes = 1
+    with _spread(processes) as spread:
+        return _combine(folder, numbers, watch(spread(count, windows), len(windows), f"x {WINDOW} records"))
 
 
 def combine(folder: Folder, numbers: list[int], records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """`gather` for the records of these batches, in their order."""
+    plan, rest = read_plan(folder, rundir.read_run(folder)["identity"]), iter(records)
+    windows = iter(lambda: list(itertools.islice(rest, WINDOW)), [])
+    return _combine(folder, numbers, (_count(folder, plan, window) for window in windows))
+
+
+def _combine(folder: Folder, numbers: list[int], parts: Iterable[Merged]) -> dict[str, Any]:
+    """The metadata of windows of records, each counted by itself: sums do not depend on who counted them."""
     identity = rundir.read_run(folder)["identity"]
     plan = read_plan(folder, identity)
     if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
         raise JobError(f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}")
     merged = Merged()
-    for record in records:
-        _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
+    for part in parts:
+        _join(merged, part, folder.url)
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
     return _metadata(identity, plan, merged, numbers, parity)
+
+
+@contextmanager
+def _spread(processes: int) -> Iterator[Callable[[Callable, list], Iterable[Any]]]:
+    """A `map` in so many processes that does not run ahead of who takes its results."""
+    if processes == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        ahead = 4 * processes
+        yield lambda way, items: itertools.chain.from_iterable(
+            pool.map(way, items[start : start + ahead]) for start in range(0, len(items), ahead)
+        )
+
+
+def _read_window(folder: Folder, plan: Plan, numbers: list[int]) -> Merged:
+    return _count(folder, plan, read_records(folder, numbers))
+
+
+def _count(folder: Folder, plan: Plan, records: Iterable[dict[str, Any]]) -> Merged:
+    merged = Merged()
+    for record in records:
+        _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
+    return merged
+
+
+def _join(merged: Merged, part: Merged, url: str) -> None:
+    """Count in the records of the next window."""
+    merged.rows += part.rows
+    merged.samples += part.samples
+    merged.batches += part.batches
+    merged.rows_files += part.rows_files
+    for tap, tally in part.statistics.items():
+        whole = merged.statistics.setdefault(tap, Tally(tally.width))
+        _check(whole.width == tally.width, url, f"{tap} is not as wide in later batches as in earlier ones")
+        whole.join(tally)
+    for tap, (squares, largest) in part.rounding.items():
+        before, most = merged.rounding.get(tap, (0.0, 0.0))
+        merged.rounding[tap] = before + squares, max(most, largest)
 
 
 def _parity(folder: Folder, name: str) -> dict[str, Any]:
@@ -123,14 +182,13 @@ def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:
 
 
 def read_records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]:
-    """The records in order of batch; from a bucket many reads in flight, few records in memory."""
+    """The records in order of batch; from a bucket many reads in flight."""
     if folder.local_path(rundir.RUN):
         # Local reads wait for nothing: threads would only hand the interpreter lock around.
         yield from (read_record(folder, number) for number in numbers)
         return
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        for start in range(0, len(numbers), WINDOW):
-            yield from pool.map(lambda number: read_record(folder, number), numbers[start : start + WINDOW])
+        yield from pool.map(lambda number: read_record(folder, number), numbers)
 
 
 def _add(merged: Merged, record: dict[str, Any], plan: Plan, name: str) -> None:
@@ -243,7 +301,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     options = parser.parse_args(argv)
-    return exit_status(lambda: show_merged(merge(open_folder(options.run_dir), watched), options.json))
+    return exit_status(
+        lambda: show_merged(merge(open_folder(options.run_dir), watched, os.cpu_count() or 1), options.json)
+    )
 
 
 def show_merged(metadata: dict[str, Any], as_json: bool) -> int:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined, rewrite
 
+import pod_job.merge
 from pod_job.errors import JobError
 from pod_job.merge import merge
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rows, rundir
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.storage import Folder, LocalFolder, Stored, open_folder
+from pod_job.verify import verify
 
 
 @pytest.fixture(scope="module", params=["local", "bucket"])
@@ -71,6 +73,18 @@ def test_merging_again_changes_nothing_but_the_time(new_folder: Callable[[], Fol
     finished_run(folder, [9, 3, 8, 1])
     before = _metadata(folder)
     assert {**merge(folder), "merged": ""} == {**before, "merged": ""}
+
+
+def test_several_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_folder(tmp_path)
+    finished_run(folder, [9, 3, 0, 8, 1, 40, 2])
+    monkeypatch.setattr(pod_job.merge, "WINDOW", 2)
+    monkeypatch.setattr(pod_job.merge, "LEAST_WINDOWS", 1)
+    assert {**merge(folder, processes=2), "merged": ""} == {**merge(folder), "merged": ""}
+    assert verify(tmp_path).sound
+    rewrite(tmp_path / rundir.commit_file(5), lambda record: record.update(n_samples=3))
+    with pytest.raises(JobError, match=r"batch_000005\.json: has 3 samples"):
+        merge(folder, processes=2)
 
 
 def test_the_last_batch_may_be_short(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ class NormTally:
         if self._size >= max(WAITING_KEYS, len(self._counts.keys)):
             self.counts()
 
+    def join(self, other: "NormTally") -> None:
+        """Add what another has added."""
+        if len(other._counts.keys):
+            self._counts = _joined(self._counts, other._counts)
+        for keys in other._waiting:
+            self.add(keys)
+
     def counts(self) -> NormCounts:
         if self._waiting:
             keys, counts = np.unique(np.concatenate(self._waiting), return_counts=True)

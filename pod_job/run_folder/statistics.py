@@ -101,6 +101,11 @@ class Tally:
         self._moments = _merged_moments(self._moments, batch)
         self._norms.add(batch.norm_keys)
 
+    def join(self, other: "Tally") -> None:
+        """Count in what another has counted."""
+        self._moments = _merged_moments(self._moments, other._moments)
+        self._norms.join(other._norms)
+
     def summary(self) -> dict[str, Any]:
         """What a trainer wants to know, as JSON: vectors times `scale` have a mean squared norm of the width D."""
         moments, norms = self._moments, self._norms.counts()

@@ -5,6 +5,7 @@ Each measurement is a process of its own; what it had before it began is not cou
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,7 @@ def shuffle_run(run: Path, out: Path) -> None:
 
 
 def merge_run(run: Path) -> None:
-    merge(open_folder(run))
+    merge(open_folder(run), processes=os.cpu_count() or 1)
 
 
 def make_records(run: Path, records: int) -> None:
