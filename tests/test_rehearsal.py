@@ -1,6 +1,6 @@
 """Whole jobs on simulated pods, driven by the real gcloud over real ssh: started, watched, disturbed, finished.
 
-First a calm run on 16 workers, then all scenes at once on pods of two, since most of a scene is waiting.
+First a calm run on 16 workers, then all scenes at once on pods of four, since most of a scene is waiting.
 """
 
 import json
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rehearsal import OTHER_ZONE, PER_BATCH, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
 
+from launch.observe import SILENT_S
 from pod_job.dataset import ActivationDataset
 from tools.bucket import bucket_available
 from tools.fakepod import fakepod_available
@@ -22,6 +23,7 @@ from tools.fakepod.cloud import CAPACITY
 pytestmark = [pytest.mark.slow, pytest.mark.pod, pytest.mark.timeout(600)]
 SECRET = "s3cr3t'\"$(touch stolen)"
 HOSTILE = "a b 'c' $(touch stolen) `touch stolen`; touch stolen # \\ \"d\"\ntouch stolen"
+HOSTS = 4
 BATCHES = 11
 ONE_EACH = "extract.save_every_n_samples=1"
 
@@ -78,7 +80,7 @@ def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str
 
 def stormy(stage: Rehearsal, tmp_path: Path) -> str:
     """The pod is taken away in mid-run, and so is the watcher; it comes back at other addresses."""
-    job = stage.job("stormy", 2, ONE_EACH)
+    job = stage.job("stormy", HOSTS, ONE_EACH)
     watcher = stage.start("watch", *job)
     stage.wait_for_records("stormy", 1, watcher)
     watcher.kill()
@@ -101,9 +103,13 @@ def stormy(stage: Rehearsal, tmp_path: Path) -> str:
 
 
 def killed(stage: Rehearsal, tmp_path: Path) -> None:
-    watcher = stage.start("watch", *stage.job("killed", 2, ONE_EACH), "--json")
+    """A worker dies while the watcher's machine is asleep."""
+    watcher = stage.start("watch", *stage.job("killed", HOSTS, ONE_EACH), "--json")
     stage.wait_for_records("killed", 1, watcher)
+    watcher.send_signal(signal.SIGSTOP)
     stage.hosts("killed").signal(1, signal.SIGKILL)
+    time.sleep(SILENT_S + 5)
+    watcher.send_signal(signal.SIGCONT)
     out, said = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, said
     assert "host 1 ended by SIGKILL" in said
@@ -112,7 +118,7 @@ def killed(stage: Rehearsal, tmp_path: Path) -> None:
 
 
 def hung(stage: Rehearsal, tmp_path: Path) -> None:
-    watcher = stage.start("watch", *stage.job("hung", 2, ONE_EACH), "--json")
+    watcher = stage.start("watch", *stage.job("hung", HOSTS, ONE_EACH), "--json")
     stage.wait_for_records("hung", 1, watcher)
     stage.signal_job("hung", 1, signal.SIGSTOP)
     out, said = watcher.communicate(timeout=300)
@@ -123,7 +129,7 @@ def hung(stage: Rehearsal, tmp_path: Path) -> None:
 
 def absent(stage: Rehearsal, tmp_path: Path) -> None:
     """Worker 1's job dies whenever it starts: the others say who is missing before jax gives up."""
-    job = stage.job("absent", 2, "pod.arrival_timeout_s=15", "cloud.failures=0")
+    job = stage.job("absent", HOSTS, "pod.arrival_timeout_s=15", "cloud.failures=0")
     watcher = stage.start("watch", *job)
     while watcher.poll() is None:
         stage.signal_job("absent", 1, signal.SIGKILL)
@@ -136,9 +142,9 @@ def absent(stage: Rehearsal, tmp_path: Path) -> None:
 def unreachable(stage: Rehearsal, tmp_path: Path) -> None:
     """Worker 1's machine never comes up: it is named, and the job starts nowhere."""
     stage.world.missing[stage.pod("unreachable")] = {1}
-    job = stage.job("unreachable", 2)
+    job = stage.job("unreachable", HOSTS)
     _, said = stage.launch("run", *job, status=2)
-    assert "worker 1 of 2 gave no answer over ssh" in said
+    assert f"worker 1 of {HOSTS} gave no answer over ssh" in said
     assert not list(stage.hosts("unreachable").homes[0].glob(".pod_job/attempts/*"))
     stage.launch("down", *job)
 
@@ -147,7 +153,7 @@ def wrong(stage: Rehearsal, tmp_path: Path) -> None:
     """A task file at a path that only this machine has."""
     tasks = tmp_path / "tasks.json"
     tasks.write_text(Path("tests/data/arc/arc_sample.json").read_text())
-    watcher = stage.start("watch", *stage.job("wrong", 2), f"tasks.path={tasks}")
+    watcher = stage.start("watch", *stage.job("wrong", HOSTS), f"tasks.path={tasks}")
     while not any(name.endswith(stage.pod("wrong")) for name in list(stage.world.cloud.nodes)):
         assert watcher.poll() is None, watcher.communicate()
         time.sleep(0.05)
@@ -167,7 +173,7 @@ def plain(stage: Rehearsal, tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_text("\n".join(prompts))
     tasks = ("tasks.format=jsonl", f"tasks.path={tmp_path / 'tasks.jsonl'}", "cloud.queued=false")
     secret = ("cloud.secrets=[REHEARSAL_SECRET]", "+cloud.labels.team=sae")
-    job = stage.job("plain", 2, *tasks, *secret, f"storage.run_dir={quoted(str(folder))}")
+    job = stage.job("plain", HOSTS, *tasks, *secret, f"storage.run_dir={quoted(str(folder))}")
     findings = json.loads(stage.launch("doctor", *job, "--json", REHEARSAL_SECRET=SECRET)[0])
     assert [finding for finding in findings if not finding["well"]] == []
     stage.launch("run", *job, REHEARSAL_SECRET=SECRET)
@@ -176,13 +182,13 @@ def plain(stage: Rehearsal, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     machines = stage.hosts("plain")
-    for worker in range(2):
+    for worker in range(HOSTS):
         (pid,) = machines.processes(worker, b"python")
         assert SECRET.encode() in Path(f"/proc/{pid}/environ").read_bytes()  # it has arrived
         for each in machines.processes(worker):
             assert SECRET.encode() not in Path(f"/proc/{each}/cmdline").read_bytes()
     stopped, said = stage.launch("stop", *job, "--json")
-    assert json.loads(stopped) == {"0": "ASKED", "1": "ASKED"}, said
+    assert json.loads(stopped) == {str(worker): "ASKED" for worker in range(HOSTS)}, said
     deadline = time.monotonic() + 60
     while {"stopped"} != {host["phase"] for host in json.loads(stage.launch("status", *job, "--json")[0])["hosts"]}:
         assert time.monotonic() < deadline
