@@ -1,4 +1,4 @@
-"""What a pod would take is read from the compiler's own text, and the job is compiled for the pod it names."""
+"""The job is compiled for the pod it names, and what that would take is told."""
 
 import importlib.util
 import json
@@ -19,122 +19,16 @@ from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
-from pod_job.preflight import compiled_text, tpu_facts
 from pod_job.preflight.changes import proposals
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.measured import measure
 from pod_job.preflight.model_cost import vector_bytes
-from pod_job.preflight.report import pod_slice
 from pod_job.run_folder.rundir import claim
 from pod_job.status import HostStatus, Phase, write_status
 from pod_job.storage import open_folder
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
-
-PROGRAM = """HloModule step
-%cond (p: (s32[], bf16[8,16])) -> pred[] {
-  %bound = s32[] constant(23)
-  %p = (s32[], bf16[8,16]{1,0}) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
-  ROOT %lt = pred[] compare(%i, %bound), direction=LT
-}
-%started (q: bf16[8,2]) -> (bf16[8,2], bf16[8,16]) {
-  %q = bf16[8,2]{1,0} parameter(0)
-  %gathered = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
-  ROOT %start = (bf16[8,2], bf16[8,16]) custom-call(%gathered), custom_call_target="AsyncCollectiveStart"
-}
-%body (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
-  %p = (s32[], bf16[8,16]{1,0}) parameter(0)
-  %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
-  %collect = (bf16[8,2], bf16[8,16]) fusion(%x), kind=kCustom, calls=%started
-  %y = bf16[8,16]{1,0} fusion(%x), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"1000","a":[]}
-  ROOT %r = (s32[], bf16[8,16]) tuple(%p, %y)
-}
-%product (q: bf16[8,16]) -> bf16[8,16] {
-  %q = bf16[8,16]{1,0} parameter(0)
-  %again = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
-  ROOT %neg = bf16[8,16]{1,0} negate(%again), backend_config={"estimated_cycles":"7"}
-}
-ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
-  %a = bf16[8,16]{1,0} parameter(0)
-  %three = s32[] constant(3)
-  %from = s32[] copy(%three)
-  %t = (s32[], bf16[8,16]{1,0}) tuple(%from, %a)
-  %loop = (s32[], bf16[8,16]{1,0}) while(%t), condition=%cond, body=%body
-  %flag = s32[] all-reduce(%from), to_apply=%max
-  ROOT %out = bf16[8,16]{1,0} copy(%a), backend_config={"estimated_cycles":"50"}
-}
-"""
-
-
-def test_a_loop_counts_as_often_as_it_turns() -> None:
-    """20 turns of 1000 cycles; nothing inside a fusion counts a second time."""
-    assert compiled_text.total_cycles(compiled_text.read_program(PROGRAM)) == 20 * 1000 + 50
-
-
-def test_a_collective_counts_once_where_it_starts() -> None:
-    found = compiled_text.collectives(compiled_text.read_program(PROGRAM))
-    assert found == [
-        compiled_text.Collective("all-gather", 20, 8 * 16 * 2),
-        compiled_text.Collective("all-reduce", 1, 4),
-    ]
-
-
-def test_a_loop_that_cannot_be_counted_is_refused() -> None:
-    with pytest.raises(ValueError, match="turns of loop loop"):
-        compiled_text.read_program(PROGRAM.replace("%bound = s32[] constant(23)", "%bound = s32[] parameter(1)"))
-
-
-@pytest.mark.parametrize(
-    ("name", "topology", "hosts", "chips_per_host"),
-    [
-        ("v5litepod-1", "v5e:1x1", 1, 1),
-        ("v5litepod-8", "v5e:2x4", 1, 8),
-        ("v5litepod-64", "v5e:8x8", 16, 4),
-        ("v5litepod-128", "v5e:8x16", 32, 4),
-        ("v6e-16", "v6e:4x4", 4, 4),
-        ("v5p-8", "v5p:2x2x1", 1, 4),
-        ("v5p-32", "v5p:2x2x4", 4, 4),
-        ("v4-64", "v4:2x4x4", 8, 4),
-        ("v5p-1536", "v5p:8x8x12", 192, 4),
-        ("v5p-12288", "v5p:16x16x24", 1536, 4),
-    ],
-)
-def test_slices(name: str, topology: str, hosts: int, chips_per_host: int) -> None:
-    found = tpu_facts.read_accelerator_type(name)
-    assert (found.topology, found.hosts, found.chips_per_host) == (topology, hosts, chips_per_host)
-
-
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        ("v5e64", "did you mean v5litepod-64"),
-        ("v5e-64", "did you mean v5litepod-64"),  # what many call it, and Cloud TPU does not
-        ("v5litpod-16", "did you mean v5litepod-16"),
-        ("v7x-8", "use one of v5litepod-N, v6e-N, v5p-N, v4-N"),
-        ("v5litepod-48", "nearest are v5litepod-32 or v5litepod-64"),
-        ("v6e-2", "nearest are v6e-1 or v6e-4"),
-        ("v5p-7", "nearest are v5p-8 or v5p-16"),
-        ("v4-4", "nearest are v4-8 or v4-16"),
-        ("v5p-16384", "nearest are"),
-    ],
-)
-def test_unknown_slices_are_refused_with_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(JobError, match=f"pod.accelerator_type={name}.*{near}"):
-        tpu_facts.read_accelerator_type(name)
-
-
-def test_every_size_of_a_chip_has_a_grid_of_that_many_chips() -> None:
-    for prefix, chip in tpu_facts.PREFIXES.items():
-        for chips in tpu_facts.known_sizes(chip):
-            found = tpu_facts.read_accelerator_type(f"{prefix}-{chips * chip.cores}")
-            assert math.prod(found.grid) == chips == found.hosts * found.chips_per_host
-
-
-def test_hosts_must_be_those_of_the_slice() -> None:
-    with pytest.raises(JobError, match="16 hosts of 4 chips"):
-        pod_slice(load(["experiment=v5e64", "storage.run_dir=r", "pod.hosts=8", "pod.devices_per_host=8"]))
 
 
 def overrides(model: Path, tmp_path: Path, *more: str) -> list[str]:

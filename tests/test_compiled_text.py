@@ -1,0 +1,58 @@
+"""The compiler's own text of a program: its cycles, and its collectives."""
+
+import pytest
+
+from pod_job.preflight import compiled_text
+
+PROGRAM = """HloModule step
+%cond (p: (s32[], bf16[8,16])) -> pred[] {
+  %bound = s32[] constant(23)
+  %p = (s32[], bf16[8,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+%started (q: bf16[8,2]) -> (bf16[8,2], bf16[8,16]) {
+  %q = bf16[8,2]{1,0} parameter(0)
+  %gathered = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
+  ROOT %start = (bf16[8,2], bf16[8,16]) custom-call(%gathered), custom_call_target="AsyncCollectiveStart"
+}
+%body (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p = (s32[], bf16[8,16]{1,0}) parameter(0)
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %collect = (bf16[8,2], bf16[8,16]) fusion(%x), kind=kCustom, calls=%started
+  %y = bf16[8,16]{1,0} fusion(%x), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"1000","a":[]}
+  ROOT %r = (s32[], bf16[8,16]) tuple(%p, %y)
+}
+%product (q: bf16[8,16]) -> bf16[8,16] {
+  %q = bf16[8,16]{1,0} parameter(0)
+  %again = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
+  ROOT %neg = bf16[8,16]{1,0} negate(%again), backend_config={"estimated_cycles":"7"}
+}
+ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %three = s32[] constant(3)
+  %from = s32[] copy(%three)
+  %t = (s32[], bf16[8,16]{1,0}) tuple(%from, %a)
+  %loop = (s32[], bf16[8,16]{1,0}) while(%t), condition=%cond, body=%body
+  %flag = s32[] all-reduce(%from), to_apply=%max
+  ROOT %out = bf16[8,16]{1,0} copy(%a), backend_config={"estimated_cycles":"50"}
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_turns() -> None:
+    """20 turns of 1000 cycles; nothing inside a fusion counts a second time."""
+    assert compiled_text.total_cycles(compiled_text.read_program(PROGRAM)) == 20 * 1000 + 50
+
+
+def test_a_collective_counts_once_where_it_starts() -> None:
+    found = compiled_text.collectives(compiled_text.read_program(PROGRAM))
+    assert found == [
+        compiled_text.Collective("all-gather", 20, 8 * 16 * 2),
+        compiled_text.Collective("all-reduce", 1, 4),
+    ]
+
+
+def test_a_loop_that_cannot_be_counted_is_refused() -> None:
+    with pytest.raises(ValueError, match="turns of loop loop"):
+        compiled_text.read_program(PROGRAM.replace("%bound = s32[] constant(23)", "%bound = s32[] parameter(1)"))
