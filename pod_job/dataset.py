@@ -16,6 +16,7 @@ from pod_job.reading.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowR
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder.eight_bit import Vectors, from_rows, is_eight_bit, scale_bytes
+from pod_job.run_folder.entries import read_rows
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder
 
@@ -62,7 +63,7 @@ class ActivationDataset:
         self.stored: np.dtype = DTYPE_OF[self.metadata["dtype"]]
         self.dtype = _float_dtype(dtype or ("float32" if is_eight_bit(self.stored) else self.metadata["dtype"]))
         width = self.metadata["widths"].get(self.tap, 0)
-        files = _reader(self.folder, entries, width, self.stored)
+        files = _reader(self.folder, self.metadata, self.tap)
         self._starts = np.cumsum([0, *(entry["rows"] for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
         self._reader = KeptRows(files, self._without(exclude)) if exclude else files
@@ -190,7 +191,7 @@ class ActivationDataset:
             raise JobError(f"exclude={unknown[0]}: not a flag of rows; use {', '.join(rows_table.FLAGS)}")
 
         def kept(batch: int) -> np.ndarray:
-            table = self._read_table(batch)
+            table = read_rows(self.folder, self.metadata["rows_files"][batch])
             return np.flatnonzero(~np.logical_or.reduce([getattr(table, name) for name in exclude]))
 
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
@@ -207,22 +208,11 @@ class ActivationDataset:
     def _table(self, batch: int) -> rows_table.Rows:
         """The rows table of the batch, by its place in metadata.json; the last few are kept."""
         if batch not in self._tables:
-            table = self._read_table(batch)
+            table = read_rows(self.folder, self.metadata["rows_files"][batch])
             if len(self._tables) >= TABLES_KEPT:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[batch] = table
         return self._tables[batch]
-
-    def _read_table(self, batch: int) -> rows_table.Rows:
-        entry = self.metadata["rows_files"][batch]
-        name = rundir.ACTIVATIONS + entry["file"]
-        try:
-            table = rows_table.from_parquet(self.folder.read(name), f"{self.folder.url}/{name}")
-        except FileNotFoundError:
-            raise JobError(f"{self.folder.url}/{name}: missing; copy the run again") from None
-        if len(table) != entry["rows"]:
-            raise JobError(f"{self.folder.url}/{name}: {len(table)} rows, metadata.json says {entry['rows']}")
-        return table
 
 
 def _tap(metadata: dict[str, Any], layer: int | str, url: str) -> str:
@@ -251,18 +241,20 @@ def layer_not_found(layer: int | str, url: str, taps: Sequence[str]) -> str:
     )
 
 
-def _reader(folder: Folder, entries: Sequence[dict[str, Any]], width: int, stored: np.dtype) -> RowReader | JoinedRows:
+def _reader(folder: Folder, described: dict[str, Any], tap: str) -> RowReader | JoinedRows:
     """The tap's rows; of eight bits, each row's scales come after its values."""
-    values = RowReader(folder, [_file(entry, entry["offset"]) for entry in entries], width * stored.itemsize)
+    stored, width = DTYPE_OF[described["dtype"]], described["widths"].get(tap, 0)
+    sizes = {file["file"]: file["size"] for file in described.get("joined", ())}
+    of_values, of_scales = width * stored.itemsize, scale_bytes(width, stored)
+    values, scales = [], []
+    for entry in described["batches"]:
+        if entry["layer"] == tap:
+            name, size = rundir.ACTIVATIONS + entry["file"], sizes.get(entry["file"], entry["size"])
+            values.append(FileRows(name, entry["rows"], entry["offset"], size))
+            scales.append(FileRows(name, entry["rows"], entry["offset"] - entry["rows"] * of_scales, size))
     if not is_eight_bit(stored):
-        return values
-    of_row = scale_bytes(width, stored)
-    scales = [_file(entry, entry["offset"] - entry["rows"] * of_row) for entry in entries]
-    return JoinedRows([values, RowReader(folder, scales, of_row)])
-
-
-def _file(entry: dict[str, Any], offset: int) -> FileRows:
-    return FileRows(rundir.ACTIVATIONS + entry["file"], entry["rows"], offset, entry["size"])
+        return RowReader(folder, values, of_values)
+    return JoinedRows([RowReader(folder, values, of_values), RowReader(folder, scales, of_scales)])
 
 
 def _float_dtype(name: str) -> np.dtype:

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+def write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
     """Write the parts one after the other from the beginning of a new file; OSError as os.write raises it."""
     position = 0
     for part in parts:

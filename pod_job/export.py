@@ -18,8 +18,8 @@ from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir
-from pod_job.run_folder.tap_files import read_vectors
-from pod_job.storage import Folder, open_folder
+from pod_job.run_folder.entries import read_rows, read_vectors
+from pod_job.storage import open_folder
 
 
 def export_pickles(
@@ -43,11 +43,11 @@ def export_pickles(
     taps = metadata["taps"] if layers is None else [f"layer_{layer}" for layer in layers]
     if absent := [layer for layer in layers or () if f"layer_{layer}" not in metadata["taps"]]:
         raise JobError(layer_not_found(absent[0], run.url, metadata["taps"]))
-    tables = {entry["batch_id"]: entry["file"] for entry in metadata["rows_files"]}
+    tables = {entry["batch_id"]: entry for entry in metadata["rows_files"]}
     written, table_of, rows = [], None, None
     for entry in (entry for entry in metadata["batches"] if entry["layer"] in taps):
         if rows is None or table_of != entry["batch_id"]:
-            table_of, rows = entry["batch_id"], _rows(run, tables[entry["batch_id"]])
+            table_of, rows = entry["batch_id"], read_rows(run, tables[entry["batch_id"]])
         name = f"{entry['layer']}_batch_{entry['batch_id']:06d}.pkl"
         content = _content(entry["layer"], np.asarray(read_vectors(run, entry), np.float32), rows)
         out.replace(name, pickle.dumps(content, protocol=4))
@@ -69,14 +69,6 @@ def _content(tap: str, vectors: np.ndarray, rows: rows_table.Rows) -> dict[str, 
             for task, sample, vector in columns
         ],
     }
-
-
-def _rows(run: Folder, file: str) -> rows_table.Rows:
-    name = f"{run.url}/{rundir.ACTIVATIONS}{file}"
-    try:
-        return rows_table.from_parquet(run.read(rundir.ACTIVATIONS + file), name)
-    except FileNotFoundError:
-        raise JobError(f"{name}: missing; copy the run again") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +21,9 @@ from requests.adapters import HTTPAdapter
 
 from pod_job.errors import JobError
 from pod_job.gcs_faults import reason_of, retry
+from pod_job.gcs_join import compose_in_tree
 from pod_job.gcs_media import receive_object, send_object
-from pod_job.storage import NameTaken, Part, Stored, checksum
+from pod_job.storage import NameTaken, Part, Stored, checksum, joined, not_as_stored
 
 T = TypeVar("T")
 
@@ -36,6 +38,8 @@ ONE_REQUEST_BYTES = 128 << 20
 UPLOAD_CHUNK_BYTES = 32 << 20
 """Each upload in flight holds at most one (the default: 100 MiB)."""
 CONNECTIONS = 64
+JOINING = "joining/"
+"""Where objects lie while they become one; what a killed writer leaves there is swept."""
 UPLOAD_ATTEMPTS = 3
 """Of uploads that arrive damaged, or whose session the server forgets."""
 
@@ -69,6 +73,19 @@ class BucketFolder:
                 if there != stored:
                     raise NameTaken(name, there) from None
         return stored
+
+    def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
+        whole, there = joined([checksum([head]), *(stored for _, stored in sources)]), self.stat(name)
+        if ours := (there is None):
+            there = self._join(name, head, [source for source, _ in sources])
+        if there == whole:
+            return whole
+        bad = next((source for source, stored in sources if self.stat(source) != stored), None)
+        if ours:
+            self.remove(name)
+        if bad is not None:
+            raise not_as_stored(self.url, bad)
+        raise NameTaken(name, there)
 
     def replace(self, name: str, data: Part) -> Stored:
         stored = checksum([data])
@@ -109,7 +126,11 @@ class BucketFolder:
             self._blob(name).delete(**_patience())
 
     def sweep(self, idle_s: float) -> None:
-        """Nothing: an upload that was not finished has no object, and Cloud Storage forgets it after a week."""
+        # An upload that was not finished has no object, and Cloud Storage forgets it after a week.
+        with self._explained():
+            for blob in self._client().list_blobs(self.bucket_name, prefix=self._prefix + JOINING, **_patience()):
+                if time.time() - blob.updated.timestamp() > idle_s:
+                    self.remove(blob.name.removeprefix(self._prefix))
 
     def local_path(self, name: str) -> Path | None:
         return None
@@ -119,6 +140,30 @@ class BucketFolder:
         with self._explained(CHECK_DEADLINE_S):
             self._upload(probe, [b"probe"], checksum([b"probe"]), deadline_s=CHECK_DEADLINE_S, if_generation_match=0)
             self._blob(probe).delete(**_patience(CHECK_DEADLINE_S))
+
+    def _join(self, name: str, head: bytes, sources: Sequence[str]) -> Stored:
+        """What is under the name now: these objects one after the other, or what somebody else has put there."""
+        scratch = f"{JOINING}{uuid.uuid4().hex}/"
+        self.create(f"{scratch}head", [head])
+        with self._explained():
+            last, made = compose_in_tree(self._compose, [f"{scratch}head", *sources], scratch)
+            with contextlib.suppress(api.PreconditionFailed):
+                self._compose(name, last, if_generation_match=0)
+        for each in (f"{scratch}head", *made):
+            self.remove(each)
+        if there := self.stat(name):
+            return there
+        raise FileNotFoundError(f"{self.url}/{name}")
+
+    def _compose(self, name: str, sources: Sequence[str], if_generation_match: int | None = None) -> None:
+        try:
+            blob = self._blob(name)
+            blob.content_type = "application/octet-stream"
+            blob.compose(
+                [self._blob(source) for source in sources], if_generation_match=if_generation_match, **_patience()
+            )
+        except api.NotFound:
+            raise FileNotFoundError(f"{self.url}/{sources[0]} or one of the {len(sources) - 1} after it") from None
 
     def _received(self, name: str, start: int, size: int | None, take: Callable[[Iterable[bytes]], T], nothing: T) -> T:
         """What `take` makes of the bytes; it is called anew where they have to be read again."""

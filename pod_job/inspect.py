@@ -21,6 +21,7 @@ from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.reading.overview import Overview, open_tap, read_overview
 from pod_job.reading.row_texts import open_decoder, text_of, texts_from_prompts
+from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import read_record
 
 EXAMPLES = ["runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json"]
@@ -134,8 +135,9 @@ def batch_facts(overview: Overview, number: int) -> Facts:
         "nonfinite": int(rows["nonfinite"].sum()),
         "samples": [{"task_id": task, "sample_idx": idx, "rows": count} for (task, idx), count in samples.items()],
         "files": [
-            {key: file[key] for key in ("file", "rows", "size", "crc32c")}
-            for file in (*record["files"], record["rows_file"])
+            {"file": rundir.ACTIVATIONS + entry["file"], **{key: entry[key] for key in ("rows", "size", "crc32c")}}
+            for entry in (*overview.metadata["batches"], *overview.metadata["rows_files"])
+            if entry["batch_id"] == number
         ],
     }
 

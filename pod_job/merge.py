@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder import rundir, statistics
 from pod_job.run_folder.commit import read_record
+from pod_job.run_folder.compaction import place, read_compaction
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.sealed import seal
 from pod_job.run_folder.statistics import Tally, TapStatistics
@@ -75,8 +77,11 @@ def merge(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[
     while True:
         metadata = gather(folder, watch, processes)
         folder.replace(rundir.METADATA, seal(metadata_file.render(metadata)))
-        # A slow merge of an unfinished run must not be the last word over the one that saw it finished.
-        if metadata["complete"] or len(committed(folder)) < metadata["total_batches"]:
+        # A slow merge must not be the last word over one that saw the run finished, or compacted.
+        if metadata["complete"]:
+            if "joined" in metadata or read_compaction(folder) is None:
+                break
+        elif len(committed(folder)) < metadata["total_batches"]:
             break
     if metadata["complete"]:
         folder.sweep(ABANDONED_S)
@@ -111,7 +116,10 @@ def _combine(folder: Folder, numbers: list[int], parts: Iterable[Merged]) -> dic
     for part in parts:
         _join(merged, part, folder.url)
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
-    return _metadata(identity, plan, merged, numbers, parity)
+    metadata = _metadata(identity, plan, merged, numbers, parity)
+    if (files := read_compaction(folder)) is not None:
+        metadata["joined"] = place(folder.url, files, merged.batches, merged.rows_files)
+    return metadata
 
 
 @contextmanager
@@ -297,22 +305,35 @@ def _bare(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m pod_job.merge RUN_DIR`: writes metadata.json for what is committed so far."""
-    parser = make_parser("merge", __doc__ or "", ["gs://my-bucket/run"])
+    parser = make_parser("merge", __doc__ or "", ["gs://my-bucket/run", "gs://my-bucket/run --compact"])
     parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
+    parser.add_argument("--compact", action="store_true", help="join the small files of a finished run into large ones")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="of a file that --compact makes; by default 1 GiB")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     options = parser.parse_args(argv)
-    return exit_status(
-        lambda: show_merged(merge(open_folder(options.run_dir), watched, os.cpu_count() or 1), options.json)
-    )
+    return exit_status(lambda: merge_and_tell(options))
+
+
+def merge_and_tell(options: Namespace) -> int:
+    from pod_job.compact import MAX_BYTES, compact  # which imports this module
+
+    if options.max_bytes is not None and not options.compact:
+        raise JobError(f"--max-bytes {options.max_bytes}: is of --compact; give both, or none")
+    folder, processes = open_folder(options.run_dir), os.cpu_count() or 1
+    if options.compact:
+        max_bytes = MAX_BYTES if options.max_bytes is None else options.max_bytes
+        return show_merged(compact(folder, max_bytes, watched, processes), options.json)
+    return show_merged(merge(folder, watched, processes), options.json)
 
 
 def show_merged(metadata: dict[str, Any], as_json: bool) -> int:
     done = metadata["total_batches"] - len(metadata["missing"])
+    files = {entry["file"] for key in ("batches", "rows_files") for entry in metadata[key]}
     if as_json:
         kept = ("complete", "missing", "total_batches", "total_samples", "rows", "taps", "dtype")
-        print(json.dumps({key: metadata[key] for key in kept}))
+        print(json.dumps({key: metadata[key] for key in kept} | {"files": len(files)}))
     else:
-        print(f"{done} of {metadata['total_batches']} batches, {metadata['rows']:,} rows")
+        print(f"{done} of {metadata['total_batches']} batches, {metadata['rows']:,} rows, {len(files):,} files")
     return 0
 
 

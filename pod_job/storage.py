@@ -3,34 +3,25 @@
 Names are relative, like `commits/batch_000001.json`. What `create` has stored is durable and never changes again.
 """
 
-import base64
 import contextlib
 import errno
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import google_crc32c
-import numpy as np
 
+from pod_job.checksums import Part, Stored, as_text, checksum, joined
 from pod_job.direct import write_all
 from pod_job.errors import JobError
 
-Part = bytes | memoryview
 MOST_NAME_LENGTH = 250
 """Of the parts of a name; file systems have 255."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is kept under a name: bytes, and the CRC-32C spelled as Cloud Storage does (base64, big-endian)."""
-
-    size: int
-    crc32c: str
+COPIED_BYTES = 1 << 20
+"""In memory at a time while files are joined."""
 
 
 class NameTaken(Exception):
@@ -40,6 +31,12 @@ class NameTaken(Exception):
         super().__init__(f"{name} exists already with other content ({stored.size} bytes, crc32c {stored.crc32c})")
         self.name = name
         self.stored = stored
+
+
+def not_as_stored(url: str, name: str) -> JobError:
+    return JobError(
+        f"{url}/{name}: its content is not what was stored; copy it again, or run `python -m pod_job.verify`"
+    )
 
 
 @runtime_checkable  # so that tests can check annotations while they run
@@ -65,6 +62,14 @@ class Folder(Readable, Protocol):
         """Store the joined parts under a new name, all or nothing. Equal content already there counts as success.
 
         Raises NameTaken where other content is there.
+        """
+        ...
+
+    def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
+        """`create` with `head` and then what is kept under the names of `sources`, each of which must be as said there.
+
+        What is there already is left alone. FileNotFoundError where a source is missing, JobError where one is not
+        what it should be.
         """
         ...
 
@@ -112,17 +117,6 @@ def open_folder(url: str | Path, field: str = "storage.run_dir") -> Folder:
     return LocalFolder(url, field)
 
 
-def checksum(parts: Iterable[Part]) -> Stored:
-    """Size and CRC-32C of the joined parts, without joining them."""
-    size, crc = 0, 0
-    for part in parts:
-        if view := memoryview(part).nbytes:
-            # google_crc32c takes bytes and arrays but not memoryviews; frombuffer wraps them without a copy.
-            crc = google_crc32c.extend(crc, np.frombuffer(part, np.uint8))
-            size += view
-    return Stored(size, base64.b64encode(crc.to_bytes(4, "big")).decode())
-
-
 class LocalFolder:
     """A run folder on this machine's file system (or a shared mount that has hard links)."""
 
@@ -132,18 +126,16 @@ class LocalFolder:
         self.field = field
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
-        path, stored = self._path(name), checksum(parts)
-        temporary = self._write_temporary(path, parts)
-        try:
-            os.link(temporary, path)  # unlike rename, a link never replaces what is there
-        except FileExistsError:
-            there = self.stat(name)
-            if there is not None and there != stored:
-                raise NameTaken(name, there) from None
-        finally:
-            temporary.unlink()
-        _sync_directory(path.parent)
-        return stored
+        stored = checksum(parts)
+        return self._give_name(self._write_temporary(self._path(name), parts), name, stored)
+
+    def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
+        whole, there = joined([checksum([head]), *(stored for _, stored in sources)]), self.stat(name)
+        if there is None:
+            return self._give_name(self._write_temporary(self._path(name), self._contents(head, sources)), name, whole)
+        if there != whole:
+            raise NameTaken(name, there)
+        return whole
 
     def replace(self, name: str, data: Part) -> Stored:
         path = self._path(name)
@@ -172,7 +164,7 @@ class LocalFolder:
                     size += len(chunk)
         except FileNotFoundError:
             return None
-        return Stored(size, base64.b64encode(crc.to_bytes(4, "big")).decode())
+        return Stored(size, as_text(crc))
 
     def names(self, prefix: str) -> list[str]:
         top = self.root / prefix.rpartition("/")[0]
@@ -214,7 +206,32 @@ class LocalFolder:
             raise JobError(f"{name[:80]!r} is not a name inside {self.url}")
         return self.root / name
 
-    def _write_temporary(self, path: Path, parts: Sequence[Part]) -> Path:
+    def _contents(self, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Iterator[bytes]:
+        """What is joined, in pieces; JobError after a source that is not what it should be."""
+        yield head
+        for name, expected in sources:
+            size, crc = 0, 0
+            with open(self._path(name), "rb", buffering=0) as file:
+                while piece := file.read(COPIED_BYTES):
+                    yield piece
+                    size, crc = size + len(piece), google_crc32c.extend(crc, piece)
+            if Stored(size, as_text(crc)) != expected:
+                raise not_as_stored(self.url, name)
+
+    def _give_name(self, temporary: Path, name: str, stored: Stored) -> Stored:
+        path = self._path(name)
+        try:
+            os.link(temporary, path)  # unlike rename, a link never replaces what is there
+        except FileExistsError:
+            there = self.stat(name)
+            if there is not None and there != stored:
+                raise NameTaken(name, there) from None
+        finally:
+            temporary.unlink()
+        _sync_directory(path.parent)
+        return stored
+
+    def _write_temporary(self, path: Path, parts: Iterable[Part]) -> Path:
         """The parts in a synced file beside `path`; its leading dot hides it from `names` should we die here."""
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,9 +241,9 @@ class LocalFolder:
             with open(temporary, "xb", buffering=0) as file:
                 write_all(file.fileno(), parts)
                 os.fsync(file.fileno())
-        except OSError as error:
+        except (OSError, JobError) as error:
             temporary.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise JobError(f"{path}: no space left; free some and start the job again") from error
             raise
         return temporary

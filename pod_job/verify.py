@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,10 +24,11 @@ from pod_job.errors import JobError
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder.commit import read_record
+from pod_job.run_folder.compaction import JoinedFile, called, inside, read_compaction
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tap_files import tap_tensors
 from pod_job.run_folder.tensorfile import TensorSpec, read_header, view_tensor
-from pod_job.storage import Folder, Stored, checksum, open_folder
+from pod_job.storage import Folder, Readable, Stored, checksum, open_folder
 from pod_job.watching import Watch, unwatched, watched
 
 READS_IN_FLIGHT = 8
@@ -78,10 +79,17 @@ def verify(run_dir: str | Path, watch: Watch = unwatched) -> Report:
     rundir.read_run(folder)
     report = Report(folder.url)
     numbers = sorted(committed(folder))
+    try:
+        joined = read_compaction(folder)
+    except JobError:
+        joined = None  # check_metadata comes upon it, too, and tells
+    files = inside(folder, joined or [])
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        checked = watch(pool.map(lambda number: check_batch(folder, number), numbers), len(numbers), "batches")
+        checked = watch(pool.map(lambda number: check_batch(folder, files, number), numbers), len(numbers), "batches")
         check_metadata(folder, report, numbers, counted(report, checked))
-    check_names(folder, report)
+    for file in joined or []:
+        check_joined(folder, file, report)
+    check_names(folder, report, joined or [])
     return report
 
 
@@ -98,23 +106,23 @@ def counted(report: Report, checked: Iterable[Found]) -> Iterator[dict[str, Any]
             yield found.record
 
 
-def check_batch(folder: Folder, number: int) -> Found:
-    """Reads every file of a committed batch."""
+def check_batch(folder: Folder, files: Readable, number: int) -> Found:
+    """Reads every file of a committed batch; `files` has them by the names in its record."""
     found = Found()
     try:
         found.record = record = read_record(folder, number)
         for entry in record["files"]:
-            check_tap(folder, entry, found)
-        check_rows(folder, record, found)
+            check_tap(files, entry, found)
+        check_rows(files, record, found)
         found.rows = record["rows"]
     except JobError as error:
         found.problems.append(str(error))
     return found
 
 
-def check_tap(folder: Folder, entry: dict[str, Any], found: Found) -> None:
+def check_tap(folder: Readable, entry: dict[str, Any], found: Found) -> None:
     """Checks one tap file against its entry in the commit record, and counts it in."""
-    name = f"{folder.url}/{entry['file']}"
+    name = called(folder, entry["file"])
     try:
         header = read_header(lambda start, size: folder.read(entry["file"], start, size), name)
         spec, scales = tap_tensors(header, name)
@@ -137,7 +145,7 @@ def check_tap(folder: Folder, entry: dict[str, Any], found: Found) -> None:
         found.problems.append(f"{name}: has dtype, shape, offset, non-finite rows {there}, its record says {said}")
 
 
-def pieces(folder: Folder, name: str, spec: TensorSpec, scales: TensorSpec | None, bad: list[int]) -> Iterator[bytes]:
+def pieces(folder: Readable, name: str, spec: TensorSpec, scales: TensorSpec | None, bad: list[int]) -> Iterator[bytes]:
     """The whole file in order; the numbers of non-finite rows in its pieces are appended to `bad`."""
     width = int(np.prod(spec.shape[1:]))
     row_bytes = max(1, width * spec.dtype.itemsize)
@@ -164,10 +172,10 @@ def broken_rows(values: np.ndarray, unscaled: np.ndarray) -> int:
     return int(np.count_nonzero(broken))
 
 
-def check_rows(folder: Folder, record: dict[str, Any], found: Found) -> None:
+def check_rows(folder: Readable, record: dict[str, Any], found: Found) -> None:
     """Checks the batch's rows table against its entry in the commit record, and counts it in."""
     entry = record["rows_file"]
-    name = f"{folder.url}/{entry['file']}"
+    name = called(folder, entry["file"])
     try:
         data = folder.read(entry["file"])
         stored, table = checksum([data]), rows_table.from_parquet(data, name)
@@ -205,11 +213,34 @@ def check_metadata(folder: Folder, report: Report, numbers: list[int], records: 
         )
 
 
-def check_names(folder: Folder, report: Report) -> None:
+def check_joined(folder: Folder, file: JoinedFile, report: Report) -> None:
+    """What is in a joined file besides the files of its batches: a header before them, and nothing after them."""
+    name, size = f"{folder.url}/{file.name}", file.header.size + sum(file.sizes)
+    try:
+        there = checksum([folder.read(file.name, 0, file.header.size)])
+        if folder.read(file.name, size, 1):
+            report.problems.append(f"{name}: is longer than the {size} bytes that were written")
+    except FileNotFoundError:
+        report.problems.append(f"{name}: missing")
+        return
+    report.bytes += there.size
+    if there != file.header:
+        report.problems.append(f"{name}: header of {shown(there)}, {rundir.COMPACTION} says {shown(file.header)}")
+
+
+def check_names(folder: Folder, report: Report, joined: Sequence[JoinedFile]) -> None:
     """Whether the folder of activations holds anything that no batch of this run owns."""
     plan = merge.read_plan(folder, rundir.read_run(folder)["identity"])
+    ours = {file.name for file in joined}
+    old = {file.file_of(batch) for file in joined for batch, _, _ in file.places}
+    again = f"`python -m pod_job.merge {folder.url} --compact` removes it"
     for name in folder.names(rundir.ACTIVATIONS):
-        if name != rundir.METADATA and rundir.batch_of_file(name, plan.taps) not in range(1, plan.batches + 1):
+        batch = rundir.batch_of_file(name, plan.taps)
+        if name in old:
+            report.problems.append(f"{folder.url}/{name}: lies in a joined file, too; {again}")
+        elif rundir.is_joined(name) and name not in ours:
+            report.problems.append(f"{folder.url}/{name}: of a compaction that did not finish; {again}, or uses it")
+        elif name != rundir.METADATA and name not in ours and batch not in range(1, plan.batches + 1):
             report.problems.append(f"{folder.url}/{name}: is not a file of this run; move it away")
 
 

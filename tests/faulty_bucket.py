@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from sample_runs import folders
 
@@ -31,7 +32,8 @@ STALL_S = 3.0
 class Proxy(ThreadingHTTPServer):
     """`faults` befall the next requests for objects, `token_faults` those for tokens; every request takes `delay_s`.
 
-    Where `token` is set, requests without it are answered with 401.
+    Where `token` is set, requests without it are answered with 401. `downloaded` has the names of the objects that
+    were read, `composed` of those that each compose request joined.
     """
 
     daemon_threads = True
@@ -44,6 +46,9 @@ class Proxy(ThreadingHTTPServer):
         self.token: str | None = None
         self.delay_s = 0.0
         self.requests = 0
+        self.downloaded: list[str] = []
+        self.composed: list[list[str]] = []
+        self.composing = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
@@ -53,6 +58,7 @@ class Proxy(ThreadingHTTPServer):
 class _Forward(BaseHTTPRequestHandler):
     server: Proxy
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and content are two writes: the second would wait for an acknowledgement
 
     def _forward(self) -> None:
         if self.path == "/token":
@@ -74,7 +80,12 @@ class _Forward(BaseHTTPRequestHandler):
         elif isinstance(fault, tuple):
             self._answer(fault[0], [], json.dumps({"error": {"message": fault[1]}}).encode())
         else:
-            status, headers, content = self._ask(_flipped(body) if fault == "flip upload" else body)
+            if "/compose?" in self.path:
+                status, headers, content = self._composed(body)
+            else:
+                status, headers, content = self._ask(_flipped(body) if fault == "flip upload" else body)
+                if self.path.startswith("/download/"):
+                    self.server.downloaded.append(unquote(self.path.rpartition("/")[2].partition("?")[0]))
             self._pass_on(fault, status, headers, content)
 
     do_GET = do_POST = do_PUT = do_DELETE = _forward
@@ -87,9 +98,28 @@ class _Forward(BaseHTTPRequestHandler):
         of_object = not re.search(r"/b/[^/?]+(\?|$)", self.path)
         return self.server.faults.pop(0) if of_object and self.server.faults else "none"
 
-    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _composed(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """The emulator's answer, as Cloud Storage would give it: composing is create-only where that is asked for, of
+        objects that are there, and a composite object has no MD5.
+        """
+        target, query = re.fullmatch(r"(.*)/compose\?(.*)", self.path).groups()  # type: ignore[union-attr]
+        with self.server.composing:
+            if "ifGenerationMatch=0" in query and self._ask(b"", "GET", target)[0] == 200:
+                return 412, [], b"{}"
+            base = target.rpartition("/")[0]
+            names = [source["name"] for source in json.loads(body)["sourceObjects"]]
+            if any(self._ask(b"", "GET", f"{base}/{quote(name, safe='')}")[0] != 200 for name in names):
+                return 404, [], b"{}"
+            status, headers, content = self._ask(body)
+        self.server.composed.append(names)
+        return status, headers, json.dumps({**json.loads(content), "md5Hash": None}).encode()
+
+    def _ask(
+        self, body: bytes, command: str | None = None, path: str | None = None
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         upstream = http.client.HTTPConnection(self.server.upstream)
-        upstream.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k != "Host"})
+        kept = {k: v for k, v in self.headers.items() if k != "Host" and (body or k.lower() != "content-length")}
+        upstream.request(command or self.command, path or self.path, body, kept)
         answer = upstream.getresponse()
         ours, theirs = self.server.url.removeprefix("http://"), self.server.upstream
         content = answer.read().replace(theirs.encode(), ours.encode())

@@ -23,7 +23,7 @@ from pod_job.reading.pickle_reader import read_pickle
 from pod_job.run_folder import rundir, statistics
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.eight_bit import EightBit, from_rows, on_the_way
-from pod_job.run_folder.tap_files import read_vectors
+from pod_job.run_folder.entries import read_vectors
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.shuffle import shuffle
 from pod_job.storage import Folder, open_folder

@@ -11,17 +11,20 @@ from jaxtyping import Int, UInt8
 
 from pod_job.errors import JobError
 from pod_job.reading.joined_rows import RowSource
+from pod_job.run_folder.entries import MISSING
 from pod_job.storage import Folder
 
 READS_IN_FLIGHT = 8
 PART_ROWS = 65_536
 MAPS_OPEN = 512
 """Memory maps kept; the kernel allows a process about 65,000."""
+GAP_BYTES = 64 << 10
+"""Between rows in one file that are read at once all the same; headers of files that were joined are smaller."""
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """One tap file: its name in the run folder, its rows, where their bytes begin, and its whole size in bytes."""
+    """A batch's rows: the name of their file in the run folder, where they begin in it, and its whole size in bytes."""
 
     name: str
     rows: int
@@ -37,7 +40,7 @@ class RowReader:
         self._folder = folder
         self._files = list(files)
         self.starts = np.concatenate([[0], np.cumsum([file.rows for file in files], dtype=np.int64)]).astype(np.int64)
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[str, np.ndarray] = {}
         # More copies out of the page cache than cores only hinder each other.
         local = bool(files) and folder.local_path(files[0].name) is not None
         self.reads_in_flight = min(READS_IN_FLIGHT, os.cpu_count() or 1) if local else READS_IN_FLIGHT
@@ -55,12 +58,18 @@ class RowReader:
         if out is None:
             out = np.empty((stop - start, self.row_bytes), np.uint8)
         done = 0
+        near: list[_Piece] = []
         while start + done < stop:
             number = self.file_of(start + done)
-            first = start + done - int(self.starts[number])
-            count = min(self._files[number].rows - first, stop - start - done)
-            self._read_from(self._files[number], first, out[done : done + count])
+            file, first = self._files[number], start + done - int(self.starts[number])
+            count = min(file.rows - first, stop - start - done)
+            piece = _Piece(file, file.offset + first * self.row_bytes, out[done : done + count].reshape(-1))
+            if near and not piece.follows(near[-1]):
+                self._read_pieces(near)
+                near = []
+            near.append(piece)
             done += count
+        self._read_pieces(near)
         return out
 
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
@@ -93,28 +102,35 @@ class RowReader:
             )
         return found[places]
 
-    def _read_from(self, file: FileRows, first: int, out: np.ndarray) -> None:
+    def _read_pieces(self, pieces: Sequence["_Piece"]) -> None:
+        """Fills pieces of one file with one read."""
+        if not pieces:
+            return
+        file, start, stop = pieces[0].file, pieces[0].start, pieces[-1].stop
+        whole = pieces[0].out if len(pieces) == 1 else np.empty(stop - start, np.uint8)
         try:
             # Not through a map: page faults would come one by one.
-            got = self._folder.read_into(file.name, file.offset + first * self.row_bytes, out.reshape(-1).data)
+            got = self._folder.read_into(file.name, start, whole.data)
         except FileNotFoundError:
-            raise self._bad(file, "is missing") from None
-        if got != out.nbytes:
-            raise self._bad(file, f"ends {out.nbytes - got} bytes too early")
+            raise self._missing(file) from None
+        if got != stop - start:
+            raise self._bad(file, f"ends {stop - start - got} bytes too early")
+        for piece in pieces if len(pieces) > 1 else ():
+            piece.out[:] = whole[piece.start - start : piece.stop - start]
 
     def _take(self, number: int, index: np.ndarray) -> np.ndarray:
         return np.take(self._mapped(number), index - self.starts[number], axis=0)
 
     def _mapped(self, number: int) -> np.ndarray:
-        """The file's rows [rows, row_bytes] on its memory map."""
-        found = self._maps.get(number)
-        if found is None:
-            file = self._files[number]
-            found = self._map(file)
+        """The batch's rows [rows, row_bytes] on the memory map of their file."""
+        file = self._files[number]
+        raw = self._maps.get(file.name)
+        if raw is None:
+            raw = self._map(file)
             if len(self._maps) >= MAPS_OPEN:
                 self._maps.pop(next(iter(self._maps)))
-            self._maps[number] = found
-        return found
+            self._maps[file.name] = raw
+        return raw[file.offset : file.offset + file.rows * self.row_bytes].reshape(file.rows, self.row_bytes)
 
     def _map(self, file: FileRows) -> np.ndarray:
         path = self._folder.local_path(file.name)
@@ -122,15 +138,35 @@ class RowReader:
         try:
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
         except FileNotFoundError:
-            raise self._bad(file, "is missing") from None
+            raise self._missing(file) from None
         except ValueError:
             raise self._bad(file, "is empty") from None
         if len(raw) != file.size:
             raise self._bad(file, f"has {len(raw)} bytes, metadata.json says {file.size}")
-        return raw[file.offset : file.offset + file.rows * self.row_bytes].reshape(file.rows, self.row_bytes)
+        return raw
+
+    def _missing(self, file: FileRows) -> JobError:
+        return JobError(f"{self._folder.url}/{file.name}: is {MISSING}")
 
     def _bad(self, file: FileRows, reason: str) -> JobError:
         return JobError(f"{self._folder.url}/{file.name}: {reason}; copy it again or make the run anew")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes of a file from `start` on that belong in `out`."""
+
+    file: FileRows
+    start: int
+    out: np.ndarray
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.out.nbytes
+
+    def follows(self, other: "_Piece") -> bool:
+        """Whether both are read at once: they are in one file, and little lies between them."""
+        return self.file.name == other.file.name and 0 <= self.start - other.stop <= GAP_BYTES
 
 
 class KeptRows:

@@ -17,7 +17,7 @@ def render(metadata: dict[str, Any]) -> str:
     lines = []
     for key, value in metadata.items():
         text = json.dumps(value)
-        if key in ("rows_files", "batches"):
+        if key in ("rows_files", "batches", "joined"):
             text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
         lines.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -47,8 +47,9 @@ def read_any(folder: Folder) -> dict[str, Any]:
 
 _FIELDS = {"format": int, "complete": bool, "missing": list, "total_batches": int, "dtype": str, "taps": list}
 _FIELDS |= {"widths": dict, "statistics": dict, "batches": list, "rows_files": list}
-_ENTRY = {"batch_id": int, "layer": str, "file": str, "rows": int, "offset": int, "size": int}
-_ROWS_ENTRY = {"batch_id": int, "file": str, "rows": int}
+_STORED = {"file": str, "size": int, "crc32c": str}
+_ROWS_ENTRY = {"batch_id": int, "rows": int, **_STORED}
+_ENTRY = {**_ROWS_ENTRY, "layer": str, "offset": int}
 
 
 def _problem(metadata: Any) -> str:
@@ -72,10 +73,28 @@ def _problem(metadata: Any) -> str:
             (entry["batch_id"], entry["rows"]) for entry in metadata["batches"] if entry["layer"] == tap
         ] != rows_of_batches:
             return f"batches of {tap} do not match rows_files"
+    if problem := _problem_of_joined(metadata):
+        return problem
     for entry in metadata["batches"]:
-        expected = entry["offset"] + entry["rows"] * metadata["widths"].get(entry["layer"], -1) * item_bytes
-        if entry["rows"] < 0 or entry["offset"] < 0 or entry["size"] != expected:
+        inside = entry["offset"] - entry.get("start", 0)
+        expected = inside + entry["rows"] * metadata["widths"].get(entry["layer"], -1) * item_bytes
+        if entry["rows"] < 0 or inside < 0 or entry["size"] != expected:
             return f"{entry['file']} of {entry['size']} bytes does not fit its rows and width"
+    return ""
+
+
+def _problem_of_joined(metadata: dict[str, Any]) -> str:
+    """Entries of a compacted run have `start`, and lie in files that `joined` tells of."""
+    joined = metadata.get("joined", [])
+    if not isinstance(joined, list) or not all(_has(file, _STORED) for file in joined):
+        return f"every entry of joined must have {', '.join(_STORED)}"
+    sizes = {file["file"]: file["size"] for file in joined}
+    for entry in (*metadata["batches"], *metadata["rows_files"]):
+        if ("start" in entry) != (entry["file"] in sizes):
+            return f"start of {entry['file']} and joined do not agree"
+        start, size = entry.get("start", 0), entry["size"]
+        if type(start) is not int or start < 0 or not 0 <= size <= sizes.get(entry["file"], size) - start:
+            return f"batch {entry['batch_id']} does not lie within {entry['file']}"
     return ""
 
 

@@ -18,6 +18,7 @@ PARITY = "parity/"
 PIECES = "pieces/"
 PODS = "pods/"
 OUTPUTS = "outputs/"
+COMPACTION = "compaction/record.json"
 TIMELINE = "timeline/"
 REPORT = "report/"
 VERIFIED = "verify/report.json"
@@ -31,6 +32,15 @@ def activations_file(tap: str, batch: int) -> str:
 
 def rows_file(batch: int) -> str:
     return f"{ACTIVATIONS}rows_batch_{batch:06d}.parquet"
+
+
+def joined_file(series: str, first: int, last: int) -> str:
+    """Holds the files of these batches, whose names begin with `series`: a tap, or `rows`."""
+    return f"{ACTIVATIONS}{series}_batches_{first:06d}-{last:06d}.safetensors"
+
+
+def is_joined(name: str) -> bool:
+    return re.fullmatch(re.escape(ACTIVATIONS) + r".+_batches_\d{6,}-\d{6,}\.safetensors", name) is not None
 
 
 def commit_file(batch: int) -> str:

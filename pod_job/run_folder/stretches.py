@@ -18,7 +18,7 @@ from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder import rundir, tensorfile
 from pod_job.run_folder.commit import Batch
 from pod_job.run_folder.eight_bit import from_rows, row_bytes, to_rows
-from pod_job.run_folder.tap_files import read_vectors
+from pod_job.run_folder.entries import read_rows, read_vectors
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder
 
@@ -70,7 +70,7 @@ def write_piece(
     if out.stat(name) is not None:
         return
     entry = described["rows_files"][number]
-    table = rows_table.from_parquet(source.read(rundir.ACTIVATIONS + entry["file"]), entry["file"])
+    table = read_rows(source, entry)
     records = np.empty(len(table), record.dtype)
     names, records["task"] = np.unique(table.task_id, return_inverse=True)
     for column in (*INTEGERS, *rows_table.FLAGS):

@@ -1,15 +1,12 @@
 """One batch's vectors of one tap as a safetensors file, and back again."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from pod_job.errors import JobError
 from pod_job.run_folder import rundir
 from pod_job.run_folder.eight_bit import EightBit, Vectors, groups, is_eight_bit
 from pod_job.run_folder.tensorfile import Header, TensorSpec, read_header, view_tensor, write_parts
-from pod_job.storage import Folder, Part, Stored, checksum
+from pod_job.storage import Part
 
 TENSOR = "activations"
 SCALES = "scales"
@@ -45,19 +42,3 @@ def vectors_in(data: bytes, name: str) -> Vectors:
     if scales is None:
         return view_tensor(raw, values)
     return EightBit(view_tensor(raw, values), view_tensor(raw, scales))
-
-
-def read_vectors(run: Folder, entry: Mapping[str, Any]) -> Vectors:
-    """The vectors of an entry of metadata.json's `batches`. JobError where the file is missing or was changed."""
-    file = rundir.ACTIVATIONS + entry["file"]
-    name = f"{run.url}/{file}"
-    try:
-        data = run.read(file, 0, entry["size"])
-    except FileNotFoundError:
-        raise JobError(f"{name}: missing; copy the run again") from None
-    if checksum([data]) != Stored(entry["size"], entry["crc32c"]):
-        raise JobError(f"{name}: its content is not what was stored; copy it again, or run `python -m pod_job.verify`")
-    vectors = vectors_in(data, name)
-    if len(vectors) != entry["rows"]:
-        raise JobError(f"{name}: holds {len(vectors)} rows, metadata.json says {entry['rows']}")
-    return vectors

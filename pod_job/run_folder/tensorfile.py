@@ -6,7 +6,7 @@ Format: 8 bytes little-endian header length, a JSON header, then the tensors' by
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,29 @@ def write_parts(
     """
     # Wide types first: every tensor is then aligned to its own size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header = header_bytes([(name, array.dtype, array.shape) for name, array in ordered], metadata, pad_to)
+    little = (np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for _, array in ordered)
+    return [header, *(array.reshape(-1).view(np.uint8).data for array in little)]
+
+
+def header_bytes(
+    tensors: Sequence[tuple[str, np.dtype, Sequence[int]]],
+    metadata: Mapping[str, str] | None = None,
+    pad_to: int = 4096,
+) -> bytes:
+    """All that comes before the data of tensors with these names, dtypes and shapes, in the order of their data."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset, views = 0, []
-    for name, array in ordered:
-        dtype = array.dtype.newbyteorder("<")
-        if dtype not in _CODES:
-            raise TypeError(f"{name}: safetensors has no {array.dtype}")
-        view = np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8)
-        stop = offset + view.nbytes
-        header[name] = {"dtype": _CODES[dtype], "shape": list(array.shape), "data_offsets": [offset, stop]}
-        views.append(view.data)
+    offset = 0
+    for name, dtype, shape in tensors:
+        code = _CODES.get(dtype.newbyteorder("<"))
+        if code is None:
+            raise TypeError(f"{name}: safetensors has no {dtype}")
+        stop = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % pad_to)
-    return [len(text).to_bytes(8, "little") + text, *views]
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_header(read: Callable[[int, int], bytes], name: str = "safetensors file", size: int | None = None) -> Header:
