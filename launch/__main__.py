@@ -4,42 +4,23 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from launch.cloud_run import stop
-from launch.doctor import doctor
-from launch.gc import gc
 from launch.local import Stopped
-from launch.logs import logs
 from launch.options import Options
-from launch.plan import plan
-from launch.run import run
-from launch.status import status
-from launch.up import down, up
-from launch.watch import watch
 from pod_job.completion import complete, offer, override_words
 from pod_job.errors import JobError
 
-
-@dataclass(frozen=True)
-class Verb:
-    """What a verb is for, and the function that does it, which returns the exit status."""
-
-    purpose: str
-    act: Callable[[Sequence[str], Options], int]
-
-
 VERBS = {
-    "plan": Verb("check the inputs; show mesh, hosts, batches and the command of each host; start nothing", plan),
-    "up": Verb("create the pod in the first zone that has one, or find it, and wait until it is ready", up),
-    "run": Verb("start the job, creating the pod if need be; run again, it finishes what is missing", run),
-    "watch": Verb("run to the end through preemptions: create, run, create again, resume; then delete the pod", watch),
-    "status": Verb("the run, the pod and each host: phase, batches, speed, time left, cost, errors", status),
-    "logs": Verb("what the hosts have logged, in the order of time; also after the pod is gone", logs),
-    "stop": Verb("ask the job to end after the batches it holds; the pod stays", stop),
-    "doctor": Verb("check gcloud, account, API, bucket, inputs and code; one line each, with the fix", doctor),
-    "gc": Verb("list what the launcher left in the cloud, in all zones; delete what is dead", gc),
-    "down": Verb("delete the pod in every zone where it is", down),
+    "plan": "check the inputs; show mesh, hosts, batches and the command of each host; start nothing",
+    "up": "create the pod in the first zone that has one, or find it, and wait until it is ready",
+    "run": "start the job, creating the pod if need be; run again, it finishes what is missing",
+    "watch": "run to the end through preemptions: create, run, create again, resume; then delete the pod",
+    "status": "the run, the pod and each host: phase, batches, speed, time left, cost, errors",
+    "logs": "what the hosts have logged, in the order of time; also after the pod is gone",
+    "stop": "ask the job to end after the batches it holds; the pod stays",
+    "doctor": "check gcloud, account, API, bucket, inputs and code; one line each, with the fix",
+    "gc": "list what the launcher left in the cloud, in all zones; delete what is dead",
+    "down": "delete the pod in every zone where it is",
 }
 
 EXAMPLES = """\
@@ -72,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.verb not in VERBS:
             raise JobError(f"{options.verb} is not a verb; use one of: {', '.join(VERBS)}")
-        return VERBS[options.verb].act(options.overrides, chosen)
+        return action(options.verb)(options.overrides, chosen)
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,8 +62,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + stopped.signum
 
 
+def action(verb: str) -> Callable[[Sequence[str], Options], int]:
+    """The function of a verb, which returns the exit status. Each imports what it needs: all of it would take longer
+    than a plan.
+    """
+    match verb:
+        case "plan":
+            from launch.plan import plan as act
+        case "up":
+            from launch.up import up as act
+        case "run":
+            from launch.run import run as act
+        case "watch":
+            from launch.watch import watch as act
+        case "status":
+            from launch.status import status as act
+        case "logs":
+            from launch.logs import logs as act
+        case "stop":
+            from launch.cloud_run import stop as act
+        case "doctor":
+            from launch.doctor import doctor as act
+        case "gc":
+            from launch.gc import gc as act
+        case _:
+            from launch.up import down as act
+    return act
+
+
 def make_parser() -> argparse.ArgumentParser:
-    verbs = "\n".join(f"  {name:<7}{verb.purpose}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<7}{purpose}" for name, purpose in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="python -m launch",
         description=f"Plans the job and runs it on a pod.\n\nverbs:\n{verbs}",

@@ -205,8 +205,8 @@ def test_the_command_line_reports_a_signal(tmp_path: Path) -> None:
             host = HostCommand(["sh", "-c", "echo $$; exec sleep 600"])
             with stopped_by_signals(), LocalPod([host], Path(sys.argv[1])) as pod:
                 return len(follow(pod, lambda: None))
-        command.VERBS["hold"] = command.Verb("hold", hold)
-        sys.exit(command.main(["hold"]))
+        command.action = lambda verb: hold
+        sys.exit(command.main(["run"]))
         """
     launcher = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import VERBS, main
+from launch.__main__ import VERBS, action, main
 from tools.tiny_model import write_tiny_model
 
 CLOUD = ["experiment=v5e64", "storage.run_dir=gs://bucket/run"]
@@ -24,9 +24,13 @@ def test_help_lists_every_verb_with_examples(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     assert "examples:" in shown
-    for name, verb in VERBS.items():
+    for name, purpose in VERBS.items():
         assert f"  {name}" in shown
-        assert verb.purpose in shown
+        assert purpose in shown
+
+
+def test_every_verb_has_its_action() -> None:
+    assert [action(verb).__name__ for verb in VERBS] == list(VERBS)
 
 
 def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

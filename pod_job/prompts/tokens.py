@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
-from jinja2 import TemplateError
 
 from pod_job.config import TooLong
 from pod_job.errors import JobError
@@ -119,7 +118,13 @@ def render_chat(tokenizer: Any, sample: Sample) -> str:
     opening = messages[-1]["role"] != "assistant"
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-    except (TemplateError, ValueError) as error:
+    except (_template_error(), ValueError) as error:
         raise JobError(
             f"task {sample.task_id}, sample {sample.sample_idx}: the model's chat template refuses it ({error})"
         ) from error
+
+
+def _template_error() -> type[Exception]:
+    from jinja2 import TemplateError  # whoever only plans needs no templates, nor the time that they take to import
+
+    return TemplateError
