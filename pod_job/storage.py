@@ -145,8 +145,10 @@ class LocalFolder:
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         with open(self._path(name), "rb") as file:
+            # A size may come out of a damaged file: memory is taken for no more than there is.
+            rest = max(0, os.fstat(file.fileno()).st_size - start)
             file.seek(start)
-            return file.read(-1 if size is None else size)
+            return file.read(-1 if size is None else min(size, rest))
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         got = 0

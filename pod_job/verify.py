@@ -223,6 +223,9 @@ def check_joined(folder: Folder, file: JoinedFile, report: Report) -> None:
     except FileNotFoundError:
         report.problems.append(f"{name}: missing")
         return
+    except JobError as error:
+        report.problems.append(str(error))
+        return
     report.bytes += there.size
     if there != file.header:
         report.problems.append(f"{name}: header of {shown(there)}, {rundir.COMPACTION} says {shown(file.header)}")

@@ -10,6 +10,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pod_job import merge
+from pod_job.compact import compact
 from pod_job.config import load
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
@@ -47,12 +49,15 @@ KINDS = {
     "commit record": f"run/{rundir.COMMITS}*",
     "metadata.json": f"run/{rundir.METADATA}",
     "run.json": f"run/{rundir.RUN}",
+    "joined file": f"compacted/{rundir.ACTIVATIONS}*.safetensors",
+    "compaction record": f"compacted/{rundir.COMPACTION}",
+    "metadata.json, compacted": f"compacted/{rundir.METADATA}",
     "pickle": "pickles/*.pkl",
     "model config": "model/config.json",
     "overrides": "",
 }
 """What is spoilt, and where it lies."""
-SEALED = ("commit record", "metadata.json")
+SEALED = ("commit record", "metadata.json", "compaction record", "metadata.json, compacted")
 """Kinds with a checksum of their own: half of them are spoilt behind it, and of the others not one may pass."""
 OVERRIDES = ["experiment=demo", "tasks.limit=8", "extract.layers=[1,2]", "mesh.data=4", "storage.run_dir=runs/x"]
 
@@ -80,6 +85,8 @@ def make_bench(root: Path) -> Bench:
         taps = {tap: rng.standard_normal((ROWS, WIDTH)).astype(DTYPE_OF["bfloat16"]) for tap in TAPS}
         commit_batch(folder, Batch(number, SAMPLES, rows.from_columns(columns, "2026-01-15T10:30:00"), taps), host=0)
     merge.merge(folder)
+    shutil.copytree(root / "run", root / "compacted")
+    compact(open_folder(root / "compacted"))
     export_pickles(root / "run", root / "pickles")
     write_tiny_model(root / "model", layers=2)
     return Bench(root, read_run(root / "run"))
@@ -130,19 +137,19 @@ def spoil_json(value: Any, rng: random.Random) -> Any:
 
 def try_run(bench: Bench, spoilt: Path) -> str:
     """What the readers of a run say; `spoilt` lies in it."""
-    errors: list[str] = []
+    run, errors = bench.root / spoilt.relative_to(bench.root).parts[0], list[str]()
     sound = False
     try:
-        report = verify(bench.root / "run")
+        report = verify(run)
         sound, errors = report.sound, list(report.problems)
     except JobError as error:
         errors.append(str(error))
     try:
-        merge.gather(open_folder(bench.root / "run"))
+        merge.gather(open_folder(run))
     except JobError as error:
         errors.append(str(error))
     try:
-        found = read_run(bench.root / "run")
+        found = read_run(run)
     except JobError as error:
         return named([*errors, str(error)], spoilt)
     if sound:

@@ -21,6 +21,8 @@ from pod_job.storage import Folder, Readable, Stored
 
 ROWS = "rows"
 """The series of the rows tables; those of vectors are called like their taps."""
+MOST_BYTES = 1 << 48
+"""Of a file; a size beyond is damage."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def read_compaction(folder: Folder) -> list[JoinedFile] | None:
         raise JobError(f"{name}: not the record of a compaction in format {rundir.FORMAT}")
     for file in record["files"]:
         wrong = wrong_fields(file, _FIELDS)
-        if wrong or not all(type(size) is int and size >= 0 for size in (*file["sizes"], file["header_size"])):
+        sizes = () if wrong else (*file["sizes"], file["header_size"])
+        if wrong or not all(type(size) is int and 0 <= size < MOST_BYTES for size in sizes):
             raise JobError(f"{name}: damaged: {wrong or 'sizes'} of a file missing or of another type")
     return [
         JoinedFile(
