@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench_storage.memory import memory, merging, share_of_metadata
-from tools.bench_storage.reading import reading, reading_bucket
+from tools.bench_storage.reading import reading, reading_bucket, reading_compacted
 from tools.bench_storage.writing import writing
 from tools.bucket import bucket_available, bucket_server
 
 BUCKET = "bench"
-SECTIONS = ("write", "read", "bucket", "metadata", "merge", "memory")
+SECTIONS = ("write", "read", "bucket", "compact", "metadata", "merge", "memory")
 
 
 @contextlib.contextmanager
@@ -55,6 +55,11 @@ def main() -> None:
         measure: dict[str, Callable[[], Any]] = {
             "write": lambda: writing(scratch, bucket, options.rounds),
             "read": lambda: reading(scratch, options.rows, options.rounds),
+            "compact": lambda: {
+                "bucket" if "://" in place else "folder": reading_compacted(place, options.rounds)
+                for place in (str(scratch / "small"), f"{bucket}/small" if bucket else None)
+                if place
+            },
             "metadata": lambda: share_of_metadata(scratch),
             "merge": lambda: merging(scratch, options.batches),
             "memory": lambda: memory(scratch),

@@ -81,8 +81,8 @@ def make_rows(rows: int, seed: int = 0) -> Rows:
     return from_columns(columns, "2026-01-15T10:30:00+00:00")
 
 
-def identity(batches: int, taps: list[str]) -> dict[str, Any]:
-    samples = BATCH_ROWS // PROMPT_TOKENS
+def identity(batches: int, taps: list[str], batch_rows: int = BATCH_ROWS) -> dict[str, Any]:
+    samples = batch_rows // PROMPT_TOKENS
     return {
         "model": {"name": "bench", "hidden_dim": WIDTH},
         "tasks": {"samples": batches * samples},
@@ -92,13 +92,13 @@ def identity(batches: int, taps: list[str]) -> dict[str, Any]:
     }
 
 
-def make_run(folder: Folder, rows: int, taps: tuple[str, ...] = ("layer_12",)) -> None:
+def make_run(folder: Folder, rows: int, taps: tuple[str, ...] = ("layer_12",), batch_rows: int = BATCH_ROWS) -> None:
     """A finished run of at least so many rows, in whole batches, all of the same vectors."""
-    batches = -(-rows // BATCH_ROWS)
-    rundir.claim(folder, identity(batches, list(taps)))
-    table, vectors = make_rows(BATCH_ROWS), {tap: make_vectors(BATCH_ROWS) for tap in taps}
+    batches = -(-rows // batch_rows)
+    rundir.claim(folder, identity(batches, list(taps), batch_rows))
+    table, vectors = make_rows(batch_rows), {tap: make_vectors(batch_rows) for tap in taps}
     for number in range(1, batches + 1):
-        commit_batch(folder, Batch(number, BATCH_ROWS // PROMPT_TOKENS, table, vectors), host=0)
+        commit_batch(folder, Batch(number, batch_rows // PROMPT_TOKENS, table, vectors), host=0)
     merge(folder)
 
 

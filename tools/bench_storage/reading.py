@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from pod_job.compact import compact
 from pod_job.dataset import ActivationDataset
 from pod_job.reading.row_reader import READS_IN_FLIGHT
 from pod_job.run_folder import rundir
 from pod_job.run_folder.tensorfile import write_parts
 from pod_job.storage import open_folder
-from tools.bench_storage.measure import BATCH_ROWS, WIDTH, Cost, evict, files_of, in_turn, make_run, per_gb
+from tools.bench_storage.measure import BATCH_ROWS, WIDTH, Cost, evict, files_of, in_turn, make_run, per_gb, timed
 
 BATCH = 4096
 READ_BYTES = 8 << 20
+SMALL_ROWS, SMALL_BATCHES = 128, 500
+"""Of the runs that are compacted: a prompt of 128 tokens is a batch."""
 FEW = 8
 """Batches that the slow ways read; their time is scaled up to all rows."""
 
@@ -67,6 +70,25 @@ def reading_bucket(scratch: Path, bucket: str, rows: int, rounds: int) -> dict[s
     costs = in_turn({"ours": lambda: exhaust(dataset.batches(BATCH)), "whole objects": whole_objects}, rounds)
     gigabytes = len(names) * size / 1e9
     return {"seconds_per_gb": per_gb(costs, gigabytes), "share_of_whole_objects": ratio(costs, "whole objects", "ours")}
+
+
+def reading_compacted(place: str, rounds: int) -> dict[str, Any]:
+    """A shuffled epoch over many small batches beside the same run compacted, and what compacting took."""
+    runs = {name: open_folder(f"{place}/{name}") for name in ("loose", "compacted")}
+    for run in runs.values():
+        make_run(run, SMALL_ROWS * SMALL_BATCHES, batch_rows=SMALL_ROWS)
+    took = timed(lambda: compact(runs["compacted"]))
+    data = {name: ActivationDataset(run.url, 12) for name, run in runs.items()}
+    ways = {name: lambda each=each: exhaust(each.batches(BATCH)) for name, each in data.items()}
+    in_memory = [Path(run.url) for run in runs.values() if run.local_path(rundir.RUN)]
+    costs = in_turn(ways, rounds, lambda: evict(*in_memory))
+    gigabytes = len(data["loose"]) * WIDTH * 2 / 1e9
+    return {
+        "files": {name: len({file["file"] for file in each.metadata["batches"]}) for name, each in data.items()},
+        "compacting_seconds_per_gb": per_gb({"": took}, gigabytes)[""],
+        "cold_seconds_per_gb": per_gb(costs, gigabytes),
+        "times_faster": ratio(costs, "loose", "compacted"),
+    }
 
 
 def exhaust(batches: Any) -> None:
