@@ -1,4 +1,4 @@
-"""Attention's two implementations are one function; and rotation by projection is rotation."""
+"""Attention's implementations are one function; and rotation by projection is rotation."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.models import attention, decoder
+from pod_job.models import attention, attention_blocks, decoder
 from pod_job.models.arch import read_arch
 from pod_job.models.placement import Placement
 
@@ -42,6 +42,33 @@ def test_the_kernel_equals_xla(
     found = jax.jit(functools.partial(attention.attend_splash, interpret=True, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("block", [100, 128, 512])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "window", "softcap"),
+    [(4, 2, None, None), (7, 1, 50, None), (2, 2, 129, 5.0), (3, 1, 1, None)],
+)
+def test_blocks_equal_xla(
+    monkeypatch: pytest.MonkeyPatch, heads: int, kv_heads: int, window: int | None, softcap: float | None, block: int
+) -> None:
+    """Blocks that do and do not divide the row, one larger than it; segments that end within and between blocks."""
+    monkeypatch.setattr(attention_blocks, "LARGEST_BLOCK", block)
+    arrays = inputs(heads, kv_heads, 16)
+    how = {"window": window, "softcap": softcap, "scale": 0.25}
+    found = jax.jit(functools.partial(attention_blocks.attend_blocks, **how))(**arrays)
+    truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
+    np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
+
+
+def test_a_mesh_of_cpus_attends_in_blocks() -> None:
+    """What is compiled holds no scores of whole rows."""
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    arrays = inputs(4, 2, 16)
+    how = {"window": None, "softcap": None, "scale": 0.25, "placement": Placement(mesh=mesh, rows=("data", "model"))}
+    text = jax.jit(functools.partial(attention.attend, **how)).lower(**arrays).compile().as_text()
+    assert "128,128]" in str(text)
+    assert f"{ROW},{ROW}]" not in str(text)
 
 
 @pytest.mark.parametrize("window", [None, 1, 50, 128, 129, 130, 200])

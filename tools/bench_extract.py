@@ -2,12 +2,14 @@
 
 Both run the same random model of Qwen2.5-0.5B's shape on the same prompts in one process on all cores, four taps, all
 positions, in turn; each turn ends when its files are on disk. Ours is timed a second way, forward passes alone, to
-show what copying and writing cost. Prints one JSON object.
+show what copying and writing cost, and in each round both libraries multiply bare matrices of the model's sizes: the
+most that either can do here. CPU seconds stand beside wall seconds. Prints one JSON object.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import platform
 import statistics
 import sys
@@ -24,11 +26,15 @@ import numpy as np
 from pod_job.config import JobConfig, load
 from pod_job.distributed import Host
 from pod_job.extraction.forward import compile_step, place
+from pod_job.extraction.packing import Queued, pack_steps
 from pod_job.extraction.pipeline import Writers, extract, packed_feeder
 from pod_job.inputs import Inputs, read_inputs
 from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.arch import Arch
 from pod_job.models.decoder import Decoder
+from pod_job.models.weight_table import weight_table
 from pod_job.models.weights import load_params
+from pod_job.preflight.model_cost import layer_flops
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.reporter import Reporter
 from pod_job.stopping import StopWish
@@ -36,15 +42,16 @@ from pod_job.storage import open_folder
 from tools.tiny_model import write_tiny_model
 
 LAYERS = [6, 12, 18, 23]
-SEQ_LEN = 512
-ROWS = 4  # in one of our steps; prompts in one of torch's batches
+SEQ_LEN = 1280  # of these prompts, 241 to 359 tokens long, a row of 512 would hold one
+ROWS = 2  # in one of our steps
+TORCH_PROMPTS = 4  # in one of torch's batches
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/models/random-qwen2.5-0.5b"), help="made if missing")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=44)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if not options.model.is_dir():
@@ -56,7 +63,7 @@ def main() -> None:
 
 
 def compare(model: Path, dtype: str, prompts: int, rounds: int, scratch: Path) -> dict[str, Any]:
-    """Tokens/s of the three ways, round by round in turn, and the ratios of their medians."""
+    """The ways and the bare products, round by round in turn, and the ratios of their medians."""
     config = load(
         [
             f"model.path='{model}'",
@@ -74,34 +81,69 @@ def compare(model: Path, dtype: str, prompts: int, rounds: int, scratch: Path) -
     )
     inputs = read_inputs(config)
     tokenizer = load_tokenizer(inputs.model_dir)
-    encoded = [
-        prompt.token_ids for prompt in tokenize(tokenizer, inputs.tasks.samples, SEQ_LEN, config.extract.too_long)
-    ]
-    tokens = sum(map(len, encoded))
+    tokenized = tokenize(tokenizer, inputs.tasks.samples, SEQ_LEN, config.extract.too_long)
+    encoded = [prompt.token_ids for prompt in tokenized]
+    queued = (Queued(1, index, prompt) for index, prompt in enumerate(tokenized))
+    steps = list(pack_steps(queued, ROWS, SEQ_LEN, config.extract.prompts_per_row))
     ways = {
         "ours": ours(config, inputs, tokenizer, scratch, write=True),
         "ours, forward only": ours(config, inputs, tokenizer, scratch, write=False),
         "hugging face": hugging_face(model, dtype, encoded, scratch),
+        "jax, bare products": jax_products(inputs.arch, dtype),
+        "torch, bare products": torch_products(inputs.arch, dtype),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    timed: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, run in ways.items():
-            started = time.monotonic()
+            wall, cpu = time.monotonic(), time.process_time()
             run()
-            speeds[name].append(tokens / (time.monotonic() - started))
-    median = {name: statistics.median(found) for name, found in speeds.items()}
-    return {
-        "tokens_per_s": speeds,
-        "ours / hugging face": median["ours"] / median["hugging face"],
-        "writing costs": median["ours, forward only"] / median["ours"] - 1,
-        "tokens": tokens,
+            timed[name].append((time.monotonic() - wall, time.process_time() - cpu))
+    return summary(inputs.arch, encoded, len(steps), timed) | {
         "dtype": dtype,
         "layers": LAYERS,
         "python": sys.version.split()[0],
         "jax": jax.__version__,
         "torch": torch_version(),
         "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def summary(
+    arch: Arch, encoded: list[np.ndarray], steps: int, timed: dict[str, list[tuple[float, float]]]
+) -> dict[str, Any]:
+    """What the times say; GFLOP/s count the weights' products of real tokens, nothing of padding or attention."""
+    wall, cpu = ({name: [each[kind] for each in found] for name, found in timed.items()} for kind in (0, 1))
+    tokens = sum(map(len, encoded))
+    token_flop = (LAYERS[-1] + 1) * layer_flops(arch)
+    computed = {name: ROWS * SEQ_LEN if "bare" in name else tokens for name in timed}
+    flop = {name: count * (layer_flops(arch) if "bare" in name else token_flop) for name, count in computed.items()}
+    gflops = {name: flop[name] / statistics.median(wall[name]) / 1e9 for name in timed}
+    starts = range(0, len(encoded), TORCH_PROMPTS)
+    batches = [list(map(len, encoded[start : start + TORCH_PROMPTS])) for start in starts]
+
+    def ratio(measured: dict[str, list[float]], other: str) -> float:
+        return statistics.median(measured[other]) / statistics.median(measured["ours"])
+
+    return {
+        "tokens_per_s": {name: [tokens / s for s in wall[name]] for name in timed if "bare" not in name},
+        "cpu_s": cpu,
+        "gflops": gflops,
+        "most tokens_per_s that products allow": {
+            name.split(",")[0]: found * 1e9 / token_flop for name, found in gflops.items() if "bare" in name
+        },
+        "ours / hugging face": ratio(wall, "hugging face"),
+        "ours / hugging face, by CPU seconds": ratio(cpu, "hugging face"),
+        "writing costs": 1 / ratio(wall, "ours, forward only") - 1,
+        "writing costs, CPU seconds": 1 / ratio(cpu, "ours, forward only") - 1,
+        "filled": {
+            "ours": tokens / (steps * ROWS * SEQ_LEN),
+            "hugging face": tokens / sum(len(lengths) * max(lengths) for lengths in batches),
+        },
+        "steps": steps,
+        "tokens": tokens,
     }
 
 
@@ -139,8 +181,8 @@ def hugging_face(model: Path, dtype: str, encoded: list[np.ndarray], scratch: Pa
     network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
 
     def run() -> None:
-        for start in range(0, len(encoded), ROWS):
-            chosen = encoded[start : start + ROWS]
+        for start in range(0, len(encoded), TORCH_PROMPTS):
+            chosen = encoded[start : start + TORCH_PROMPTS]
             mask = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
             ids = torch.zeros_like(mask)
             for row, prompt in enumerate(chosen):
@@ -152,6 +194,42 @@ def hugging_face(model: Path, dtype: str, encoded: list[np.ndarray], scratch: Pa
             torch.save(kept, scratch / f"hugging_face_{start}.pt")
 
     return run
+
+
+def product_sizes(arch: Arch) -> list[tuple[int, int]]:
+    """(inputs, outputs) of a layer's matrices."""
+    weights = (weight for weight in weight_table(arch).values() if weight.stacked and weight.linear)
+    return [(inputs, outputs) for outputs, inputs in (weight.checkpoint_shape for weight in weights)]
+
+
+def jax_products(arch: Arch, dtype: str) -> Callable[[], None]:
+    """A function that multiplies a step's positions by each of a layer's matrices."""
+    sizes = product_sizes(arch)
+    x = {inputs: jnp.ones((ROWS * SEQ_LEN, inputs), dtype) for inputs, _ in sizes}
+    weights = [jnp.ones(size, dtype) for size in sizes]
+
+    @jax.jit
+    def multiply(x: dict[int, jax.Array], weights: list[jax.Array]) -> list[jax.Array]:
+        return [x[len(weight)] @ weight for weight in weights]
+
+    jax.block_until_ready(multiply(x, weights))
+    return lambda: jax.block_until_ready(multiply(x, weights)) and None
+
+
+def torch_products(arch: Arch, dtype: str) -> Callable[[], None]:
+    """The same in torch, as its Linear does it."""
+    import torch
+
+    sizes, kind = product_sizes(arch), getattr(torch, dtype)
+    x = {inputs: torch.ones(ROWS * SEQ_LEN, inputs, dtype=kind) for inputs, _ in sizes}
+    weights = [torch.ones(outputs, inputs, dtype=kind) for inputs, outputs in sizes]
+
+    def multiply() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(x[weight.shape[1]], weight)
+
+    multiply()
+    return multiply
 
 
 class Enough(Exception):

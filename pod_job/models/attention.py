@@ -1,7 +1,8 @@
 """Causal grouped-query attention within segments: rotated queries, keys and values in, the heads' outputs out.
 
-One interface, two implementations: JAX's splash attention kernel where the program is lowered for TPU (no score ever
-reaches memory, no key or value is repeated), plain XLA elsewhere and for shapes the kernel does not take.
+One interface, three implementations: JAX's splash attention kernel where the program is lowered for TPU (no score ever
+reaches memory, no key or value is repeated), blocks for a mesh of CPUs, plain XLA elsewhere and for shapes the kernel
+does not take.
 
 B rows, S positions, C keys and values where they are not as many, N query heads, K key/value heads, H head size.
 """
@@ -16,6 +17,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from pod_job.models.attention_blocks import attend_blocks
 from pod_job.models.placement import Placement
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
@@ -42,10 +44,12 @@ def attend(
         softcap: c turns a score x into c tanh(x / c) before the mask; None leaves it.
         placement: the devices the program is lowered for.
     """
-    if placement.mesh is None or placement.platform != "tpu" or block_size(q.shape[1]) is None:
-        return attend_xla(q, k, v, segment_ids, window=window, scale=scale, softcap=softcap)
-    kernel = functools.partial(attend_splash, window=window, scale=scale, softcap=softcap)
-    # The partitioner cannot look into a kernel: every device runs it on its own rows (and heads).
+    how = {"window": window, "scale": scale, "softcap": softcap}
+    by_rows = {"cpu": attend_blocks} | ({} if block_size(q.shape[1]) is None else {"tpu": attend_splash})
+    if placement.mesh is None or placement.platform not in by_rows:
+        return attend_xla(q, k, v, segment_ids, **how)
+    kernel = functools.partial(by_rows[placement.platform], **how)
+    # The partitioner cannot look into a kernel, nor split a loop: every device runs it on its own rows (and heads).
     heads = PartitionSpec(placement.rows, None, placement.heads)
     return jax.shard_map(
         kernel,

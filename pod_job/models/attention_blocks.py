@@ -1,0 +1,108 @@
+"""Causal grouped-query attention on a CPU: block by block, over the keys from a block's first segment on.
+
+Softmax is summed up as the blocks of keys come (arXiv:2205.14135), so that the scores at hand stay in a core's cache,
+and what a query may not see is, but for the blocks' edges, not computed: half of a row, and most of a packed one.
+
+S positions, N query heads, K key/value heads, G = N/K, H head size, Q queries and T keys of a block.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LARGEST_BLOCK = 128  # 256 is a third slower, 64 a tenth (AMD EPYC, 1 MiB of cache for a core)
+
+
+def attend_blocks(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "B S N H"]:
+    """`attend`, a row after the other; the positions of a segment lie side by side."""
+    first = first_seen(segment_ids, window)
+    row = functools.partial(attend_row, scale=scale, softcap=softcap)
+    return jax.lax.map(lambda arrays: row(*arrays), (q, k, v, first))
+
+
+def first_seen(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Array, "B S"]:
+    """The first position that each position may look at: where its segment starts, or its window."""
+    position = jnp.arange(segment_ids.shape[1])
+    begins = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
+    first = jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
+    return first if window is None else jnp.maximum(first, position - window + 1)
+
+
+def attend_row(
+    q: Float[Array, "S N H"],
+    k: Float[Array, "S K H"],
+    v: Float[Array, "S K H"],
+    first: Int[Array, " S"],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "S N H"]:
+    S, N, H = q.shape
+    K = k.shape[1]
+    block = min(S, LARGEST_BLOCK)
+    queries = q.reshape(S, K, N // K, H).transpose(1, 2, 0, 3)
+    keys, values = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
+    some_scores = functools.partial(block_scores, queries, keys, first, scale=scale, softcap=softcap, block=block)
+
+    def attend_block(i: Int[Array, ""], out: Float[Array, "K G S H"]) -> Float[Array, "K G S H"]:
+        # Where S is not a multiple of the block, the last one has some queries again.
+        start = jnp.minimum(i * block, S - block)
+
+        def add_keys(j: Int[Array, ""], sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            most, total, weighted = sums
+            scores = some_scores(start, j)
+            higher = jnp.maximum(most, scores.max(-1, keepdims=True))
+            weights, shrink = jnp.exp(scores - higher), jnp.exp(most - higher)
+            some = jax.lax.dynamic_slice_in_dim(values, j * block, block, 1)
+            products = jnp.einsum("kgqt,kth->kgqh", weights.astype(v.dtype), some, preferred_element_type=jnp.float32)
+            return higher, total * shrink + weights.sum(-1, keepdims=True), weighted * shrink + products
+
+        nothing = jnp.zeros((K, N // K, block, 1))
+        lowest = nothing + jnp.finfo(jnp.float32).min
+        sums = (lowest, nothing, jnp.zeros((K, N // K, block, H)))
+        _, total, weighted = jax.lax.fori_loop(first[start] // block, (start + block - 1) // block + 1, add_keys, sums)
+        return jax.lax.dynamic_update_slice_in_dim(out, (weighted / total).astype(q.dtype), start, 2)
+
+    out = jax.lax.fori_loop(0, -(-S // block), attend_block, jnp.zeros(queries.shape, q.dtype))
+    return out.transpose(2, 0, 1, 3).reshape(S, N, H)
+
+
+def block_scores(
+    queries: Float[Array, "K G S H"],
+    keys: Float[Array, "K H S"],
+    first: Int[Array, " S"],
+    start: Int[Array, ""],
+    j: Int[Array, ""],
+    *,
+    scale: float,
+    softcap: float | None,
+    block: int,
+) -> Float[Array, "K G Q T"]:
+    """Of the queries from `start` and the j-th block of keys; what is not seen has the lowest number there is.
+
+    A query that sees no key of this block counts them alike for now: the first that it sees, its own at the latest,
+    shrinks that to nothing.
+    """
+    K, G, S, H = queries.shape
+    some = jax.lax.dynamic_slice_in_dim(queries, start, block, 2).reshape(K, G * block, H)
+    theirs = jax.lax.dynamic_slice_in_dim(keys, j * block, block, 2)  # the last block moves back to end at S
+    scores = scale * jnp.matmul(some, theirs, preferred_element_type=jnp.float32).reshape(K, G, block, block)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    query = start + jnp.arange(block)[:, None]
+    key = jnp.minimum(j * block, S - block) + jnp.arange(block)
+    lowest = jax.lax.dynamic_slice_in_dim(first, start, block)[:, None]
+    # Keys that the last block shares with the one before were counted there.
+    seen = (key <= query) & (key >= lowest) & (key >= j * block)
+    return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
