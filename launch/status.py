@@ -96,9 +96,7 @@ def run_facts(
     pods: Sequence[Pod],
     now: float,
 ) -> dict[str, Any]:
-    """The run and its pods as a whole. Costs are in dollars, or in the currency of cloud.price_per_chip_hour; None
-    where they are not known.
-    """
+    """The run and its pods as a whole. Costs are in dollars; None where they are not known."""
     heard = [host for host in hosts if host is not None]
     done = len(committed(folder))
     seconds = max((host.seconds for host in heard), default=0.0)

@@ -40,7 +40,7 @@ class CloudConfig:
     preemptions: int = 50  # that `watch` puts up with before it gives up
     failures: int = 2  # the same for hosts that were lost while the pod stayed
     stall_s: int = 900  # without any progress, hosts count as hung
-    price_per_chip_hour: float | None = None  # in your currency, for `status`
+    price_per_chip_hour: float | None = None  # in USD; what is paid, where it is not the list price
 
     def __post_init__(self) -> None:
         matches("cloud.name", [self.name] if self.name is not None else [], RESOURCE_NAME)

@@ -201,7 +201,8 @@ class BucketFolder:
                 continue
             if Stored(int(there["size"]), there["crc32c"]) == stored:
                 return
-            self._blob(name).delete(if_generation_match=int(there["generation"]), **_patience(deadline_s))
+            with contextlib.suppress(api.NotFound, api.PreconditionFailed):  # gone already, or replaced
+                self._blob(name).delete(if_generation_match=int(there["generation"]), **_patience(deadline_s))
         raise JobError(f"{self.url}/{name}: arrived damaged {UPLOAD_ATTEMPTS} times and was removed; check the network")
 
     def _send(

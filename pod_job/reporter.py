@@ -85,15 +85,17 @@ class Reporter(logging.Handler):
         self.folder.replace(log_file(self.status.host), "".join(self.lines).encode())
 
     def _mark(self, phase: Phase) -> None:
-        self.timeline.enter(phase, time.time())
-        self.timeline.note(self.status, time.time())
+        with self.changed:
+            self.timeline.enter(phase, time.time())
+            self.timeline.note(self.status, time.time())
 
     def _refresh(self) -> None:
         written, when, timeline_written = None, 0.0, time.monotonic()
         while not self.stopping.wait(REFRESH_S):
             if (self.status, len(self.lines)) != written or time.monotonic() - when > HEARTBEAT_S:
                 written, when = (self.status, len(self.lines)), time.monotonic()
-                self.timeline.note(self.status, time.time())
+                with self.changed:
+                    self.timeline.note(self.status, time.time())
                 try:
                     self.write()
                     if time.monotonic() - timeline_written > TIMELINE_S:

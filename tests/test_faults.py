@@ -134,6 +134,14 @@ def test_what_does_not_pass_has_a_last_word(
     assert folder_of(proxy).stat("x") is None
 
 
+@pytest.mark.parametrize("answer", [404, 412])
+def test_a_damaged_upload_that_is_gone_already_is_sent_again(proxy: Proxy, answer: int) -> None:
+    proxy.faults = ["flip upload", answer]
+    folder_of(proxy).replace("x", CONTENT)
+    assert proxy.faults == []
+    assert folder_of(proxy).read("x") == CONTENT
+
+
 def expired(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder whose credentials must be renewed at the proxy before it lets anybody pass."""
     credentials = Credentials(

@@ -80,8 +80,9 @@ def keep(path: Path, forecasts: list[dict[str, Any]]) -> None:
     """Writes the file whole or not at all; a folder that cannot be written costs the next run a compilation only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
-            json.dump(forecasts, file)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            new = Path(scratch) / path.name
+            new.write_text(json.dumps(forecasts))
+            new.replace(path)
     except OSError as error:
         log.warning("the forecast is not kept: %s", error)

@@ -6,8 +6,8 @@ from pod_job.preflight.tpu_facts import read_accelerator_type
 
 
 def usd_per_hour(accelerator_type: str, capacity: str, own: float | None) -> float | None:
-    """Of the whole slice: at the user's `own` price of a chip (in whatever currency), else at the list price or, for
-    spot, about what spot costs; None for a type whose chips are not known.
+    """Of the whole slice: at the user's `own` price of a chip, else at the list price or, for spot, about what
+    spot costs; None for a type whose chips are not known.
     """
     try:
         found = read_accelerator_type(accelerator_type)

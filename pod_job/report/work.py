@@ -108,9 +108,7 @@ def speed(
 
 
 def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None, str]:
-    """Dollars, or the currency of cloud.price_per_chip_hour: of every pod the run has had where `launch` kept their
-    records, else of the time in which its hosts worked.
-    """
+    """Dollars: of every pod the run has had, where `launch` kept their records; else of the time its hosts worked."""
     pod, cloud = overview.config.get("pod", {}), overview.config.get("cloud", {})
     own = cloud.get("price_per_chip_hour")
     if pods := sorted(read_pods(overview).values(), key=lambda pod: pod["created"]):
