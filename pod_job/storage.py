@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 import google_crc32c
 
@@ -144,7 +144,7 @@ class LocalFolder:
         return checksum([data])
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        with open(self._path(name), "rb") as file:
+        with self._open(name) as file:
             # A size may come out of a damaged file: memory is taken for no more than there is.
             rest = max(0, os.fstat(file.fileno()).st_size - start)
             file.seek(start)
@@ -152,7 +152,7 @@ class LocalFolder:
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         got = 0
-        with open(self._path(name), "rb", buffering=0) as file:
+        with self._open(name, buffering=0) as file:
             while count := os.preadv(file.fileno(), [out[got:]], start + got):
                 got += count
         return got
@@ -160,7 +160,7 @@ class LocalFolder:
     def stat(self, name: str) -> Stored | None:
         size, crc = 0, 0
         try:
-            with open(self._path(name), "rb") as file:
+            with self._open(name) as file:
                 while chunk := file.read(1 << 20):
                     crc = google_crc32c.extend(crc, chunk)
                     size += len(chunk)
@@ -208,12 +208,18 @@ class LocalFolder:
             raise JobError(f"{name[:80]!r} is not a name inside {self.url}")
         return self.root / name
 
+    def _open(self, name: str, buffering: int = -1) -> IO[bytes]:
+        try:
+            return open(self._path(name), "rb", buffering)
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(f"{self.url}/{name}: no file has this name") from error  # as in a bucket
+
     def _contents(self, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Iterator[bytes]:
         """What is joined, in pieces; JobError after a source that is not what it should be."""
         yield head
         for name, expected in sources:
             size, crc = 0, 0
-            with open(self._path(name), "rb", buffering=0) as file:
+            with self._open(name, buffering=0) as file:
                 while piece := file.read(COPIED_BYTES):
                     yield piece
                     size, crc = size + len(piece), google_crc32c.extend(crc, piece)

@@ -132,3 +132,12 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(JobError, match="not a name inside"):
         open_folder(tmp_path).read(name)
+
+
+@pytest.mark.parametrize("name", ["", "activations", "activations/x/y"])
+def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
+    folder = open_folder(tmp_path)
+    folder.create("activations/x", [b"content"])
+    assert folder.stat(name) is None
+    with pytest.raises(FileNotFoundError):
+        folder.read(name)
