@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -18,13 +17,12 @@ from pod_job import __version__
 from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.run_folder import metadata as metadata_file
-from pod_job.run_folder import rundir, statistics
+from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.compaction import place, read_compaction
+from pod_job.run_folder.counting import Counted, Plan, count, join, read_plan
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.sealed import seal
-from pod_job.run_folder.statistics import Tally, TapStatistics
-from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import Folder, open_folder
 from pod_job.watching import Watch, unwatched, watched
 
@@ -35,36 +33,6 @@ WINDOW = 256
 """Records that are counted by themselves, and from a bucket are in memory at a time: statistics make them large."""
 LEAST_WINDOWS = 8
 """Fewer are read sooner than other processes are there."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What run.json says a complete run holds."""
-
-    taps: list[str]
-    dtype: str
-    samples: int
-    batch_samples: int
-
-    @property
-    def batches(self) -> int:
-        return -(-self.samples // self.batch_samples)
-
-    def samples_in(self, batch: int) -> int:
-        return min(self.batch_samples, self.samples - (batch - 1) * self.batch_samples)
-
-
-@dataclass
-class Merged:
-    """What has been gathered from records so far."""
-
-    rows: int = 0
-    samples: int = 0
-    batches: list[dict[str, Any]] = field(default_factory=list)
-    rows_files: list[dict[str, Any]] = field(default_factory=list)
-    statistics: dict[str, Tally] = field(default_factory=dict)
-    rounding: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Per tap of eight bits the sum of squared relative errors of rows, and the largest of these."""
 
 
 def merge(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[str, Any]:
@@ -92,29 +60,29 @@ def gather(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict
     """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
     numbers = sorted(committed(folder))
     windows = [numbers[start : start + WINDOW] for start in range(0, len(numbers), WINDOW)]
-    count = partial(_read_window, folder, read_plan(folder, rundir.read_run(folder)["identity"]))
+    read = partial(_read_window, folder, read_plan(folder, rundir.read_run(folder)["identity"]))
     if len(windows) < LEAST_WINDOWS:
         processes = 1
     with _spread(processes) as spread:
-        return _combine(folder, numbers, watch(spread(count, windows), len(windows), f"x {WINDOW} records"))
+        return _combine(folder, numbers, watch(spread(read, windows), len(windows), f"x {WINDOW} records"))
 
 
 def combine(folder: Folder, numbers: list[int], records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """`gather` for the records of these batches, in their order."""
     plan, rest = read_plan(folder, rundir.read_run(folder)["identity"]), iter(records)
     windows = iter(lambda: list(itertools.islice(rest, WINDOW)), [])
-    return _combine(folder, numbers, (_count(folder, plan, window) for window in windows))
+    return _combine(folder, numbers, (count(folder, plan, window) for window in windows))
 
 
-def _combine(folder: Folder, numbers: list[int], parts: Iterable[Merged]) -> dict[str, Any]:
+def _combine(folder: Folder, numbers: list[int], parts: Iterable[Counted]) -> dict[str, Any]:
     """The metadata of windows of records, each counted by itself: sums do not depend on who counted them."""
     identity = rundir.read_run(folder)["identity"]
     plan = read_plan(folder, identity)
     if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
         raise JobError(f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}")
-    merged = Merged()
+    merged = Counted()
     for part in parts:
-        _join(merged, part, folder.url)
+        join(merged, part, folder.url)
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
     metadata = _metadata(identity, plan, merged, numbers, parity)
     if (files := read_compaction(folder)) is not None:
@@ -135,30 +103,8 @@ def _spread(processes: int) -> Iterator[Callable[[Callable, list], Iterable[Any]
         )
 
 
-def _read_window(folder: Folder, plan: Plan, numbers: list[int]) -> Merged:
-    return _count(folder, plan, read_records(folder, numbers))
-
-
-def _count(folder: Folder, plan: Plan, records: Iterable[dict[str, Any]]) -> Merged:
-    merged = Merged()
-    for record in records:
-        _add(merged, record, plan, f"{folder.url}/{rundir.commit_file(record['batch'])}")
-    return merged
-
-
-def _join(merged: Merged, part: Merged, url: str) -> None:
-    """Count in the records of the next window."""
-    merged.rows += part.rows
-    merged.samples += part.samples
-    merged.batches += part.batches
-    merged.rows_files += part.rows_files
-    for tap, tally in part.statistics.items():
-        whole = merged.statistics.setdefault(tap, Tally(tally.width))
-        _check(whole.width == tally.width, url, f"{tap} is not as wide in later batches as in earlier ones")
-        whole.join(tally)
-    for tap, (squares, largest) in part.rounding.items():
-        before, most = merged.rounding.get(tap, (0.0, 0.0))
-        merged.rounding[tap] = before + squares, max(most, largest)
+def _read_window(folder: Folder, plan: Plan, numbers: list[int]) -> Counted:
+    return count(folder, plan, read_records(folder, numbers))
 
 
 def _parity(folder: Folder, name: str) -> dict[str, Any]:
@@ -167,26 +113,6 @@ def _parity(folder: Folder, name: str) -> dict[str, Any]:
         return json.loads(folder.read(name))
     except ValueError as error:
         raise JobError(f"{folder.url}/{name}: not JSON ({error})") from error
-
-
-def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:
-    """What a complete run of this identity holds; JobError where the identity does not tell."""
-    name = f"{folder.url}/{rundir.RUN}"
-    try:
-        plan = Plan(
-            taps=[str(tap) for tap in identity["taps"]],
-            dtype=str(identity["dtype"]),
-            samples=int(identity["tasks"]["samples"]),
-            batch_samples=int(identity["save_every_n_samples"]),
-        )
-        _ = identity["model"]["name"], identity["model"]["hidden_dim"]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise JobError(f"{name}: the identity lacks or garbles {error}") from error
-    if plan.dtype not in DTYPE_OF:
-        raise JobError(f"{name}: unknown dtype {plan.dtype}; known are {', '.join(DTYPE_OF)}")
-    if plan.batch_samples < 1:
-        raise JobError(f"{name}: save_every_n_samples is {plan.batch_samples}, it must be at least 1")
-    return plan
 
 
 def read_records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]:
@@ -199,69 +125,8 @@ def read_records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]
         yield from pool.map(lambda number: read_record(folder, number), numbers)
 
 
-def _add(merged: Merged, record: dict[str, Any], plan: Plan, name: str) -> None:
-    """Check one record and count it in."""
-    number, rows_file = record["batch"], record["rows_file"]
-    taps = [file["tap"] for file in record["files"]]
-    if taps != plan.taps:
-        raise JobError(f"{name}: has taps {taps}, the run's are {plan.taps}")
-    if record["n_samples"] != plan.samples_in(number):
-        raise JobError(f"{name}: has {record['n_samples']} samples, the run's data gives {plan.samples_in(number)}")
-    _check(rows_file["file"] == rundir.rows_file(number), name, "rows_file is another batch's")
-    _check(rows_file["rows"] == record["rows"], name, "rows_file has another number of rows")
-    for file in record["files"]:
-        measured = _measured(file, name)
-        _check_file(file, record, plan.dtype, len(measured.mean), name)
-        tally = merged.statistics.setdefault(file["tap"], Tally(len(measured.mean)))
-        _check(tally.width == len(measured.mean), name, f"{file['tap']} is not as wide as in other batches")
-        tally.add(measured)
-        if rounding := file.get("rounding"):
-            squares, largest = merged.rounding.get(file["tap"], (0.0, 0.0))
-            merged.rounding[file["tap"]] = squares + rounding["squared_sum"], max(largest, rounding["largest"])
-        kept = {key: file[key] for key in ("rows", "offset", "size", "crc32c")}
-        entry = {
-            "batch_id": number,
-            "layer": file["tap"],
-            "file": _bare(file["file"]),
-            "n_samples": record["n_samples"],
-        }
-        merged.batches.append({**entry, **kept})
-    merged.rows_files.append({"batch_id": number, **rows_file, "file": _bare(rows_file["file"])})
-    merged.rows += record["rows"]
-    merged.samples += record["n_samples"]
-
-
-def _check_file(file: dict[str, Any], record: dict[str, Any], dtype: str, width: int, name: str) -> None:
-    tap = file["tap"]
-    _check(file["file"] == rundir.activations_file(tap, record["batch"]), name, f"the file of {tap} is another batch's")
-    _check(file["dtype"] == dtype, name, f"{tap} is {file['dtype']}, the run's dtype is {dtype}")
-    _check(file["rows"] == record["rows"], name, f"{tap} has {file['rows']} rows, the batch {record['rows']}")
-    _check(
-        file["shape"] == [file["rows"], width], name, f"{tap} has shape {file['shape']}, its statistics {width} columns"
-    )
-    counted = file["statistics"].get("count", 0) + file["nonfinite"]
-    _check(counted == file["rows"], name, f"the statistics of {tap} are of {counted} rows")
-    expected = file["offset"] + file["rows"] * width * DTYPE_OF[dtype].itemsize
-    _check(file["size"] == expected, name, f"{tap} has {file['size']} bytes, its shape gives {expected}")
-
-
-def _measured(file: dict[str, Any], name: str) -> TapStatistics:
-    try:
-        measured = statistics.from_json(file["statistics"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise JobError(f"{name}: damaged statistics of {file['tap']} ({error})") from error
-    same = len(measured.mean) == len(measured.squared_deviations)
-    _check(same, name, f"the statistics of {file['tap']} have means and deviations of different widths")
-    return measured
-
-
-def _check(true: bool, name: str, otherwise: str) -> None:
-    if not true:
-        raise JobError(f"{name}: {otherwise}; the record is damaged")
-
-
 def _metadata(
-    identity: dict[str, Any], plan: Plan, merged: Merged, numbers: list[int], parity: list[dict[str, Any]]
+    identity: dict[str, Any], plan: Plan, merged: Counted, numbers: list[int], parity: list[dict[str, Any]]
 ) -> dict[str, Any]:
     missing = sorted(set(range(1, plan.batches + 1)) - set(numbers))
     return {
@@ -288,7 +153,7 @@ def _metadata(
     }
 
 
-def _rounding(identity: dict[str, Any], merged: Merged) -> dict[str, dict[str, float]]:
+def _rounding(identity: dict[str, Any], merged: Counted) -> dict[str, dict[str, float]]:
     """Per tap of eight bits, the root mean square of the rows' relative errors, and the largest."""
     found = {
         tap: {"rms": (squares / max(1, merged.statistics[tap].count)) ** 0.5, "largest": largest}
@@ -296,11 +161,6 @@ def _rounding(identity: dict[str, Any], merged: Merged) -> dict[str, dict[str, f
     }
     # A shuffle has the same rows, so they are as far off as they were.
     return found or identity.get("shuffled", {}).get("rounding", {})
-
-
-def _bare(name: str) -> str:
-    """The name as seen from metadata.json, which lies beside the files."""
-    return name.removeprefix(rundir.ACTIVATIONS)
 
 
 def main(argv: list[str] | None = None) -> int:

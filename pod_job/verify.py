@@ -25,6 +25,7 @@ from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
 from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.compaction import JoinedFile, called, inside, read_compaction
+from pod_job.run_folder.counting import read_plan
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tap_files import tap_tensors
 from pod_job.run_folder.tensorfile import TensorSpec, read_header, view_tensor
@@ -233,7 +234,7 @@ def check_joined(folder: Folder, file: JoinedFile, report: Report) -> None:
 
 def check_names(folder: Folder, report: Report, joined: Sequence[JoinedFile]) -> None:
     """Whether the folder of activations holds anything that no batch of this run owns."""
-    plan = merge.read_plan(folder, rundir.read_run(folder)["identity"])
+    plan = read_plan(folder, rundir.read_run(folder)["identity"])
     ours = {file.name for file in joined}
     old = {file.file_of(batch) for file in joined for batch, _, _ in file.places}
     again = f"`python -m pod_job.merge {folder.url} --compact` removes it"

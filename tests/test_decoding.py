@@ -125,7 +125,8 @@ def test_activations_are_those_of_one_clean_pass_over_prompt_and_completion(
     model: Path, greedy: tuple[list[list[int]], dict[str, np.ndarray], dict[str, np.ndarray]]
 ) -> None:
     found, of_prompts, of_tokens = greedy
-    params, _, decoder = build(model, GREEDY, ONE, Sharding.replicated, Positions.generated)
+    params, _, generating = build(model, GREEDY, ONE, Sharding.replicated, Positions.generated)
+    decoder = Decoder(generating.arch, generating.taps, generating.dtype)  # which is told of no mesh
     clean = jax.jit(lambda ids: decoder.apply(params, ids, return_activations=True, return_logits=False)[1])
     for row, (ids, new) in enumerate(zip(prompts(decoder.arch.vocab), found, strict=True)):
         whole = np.zeros((1, S + NEW), np.int32)
