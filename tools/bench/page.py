@@ -12,6 +12,7 @@ from typing import Any
 
 from pod_job import __version__
 from tools.bench.rounds import WORKLOADS
+from tools.bench_extract import ROWS, SEQ_LEN
 
 WAYS = Path(__file__).parent / "ways"
 PACKAGES = {
@@ -50,7 +51,7 @@ without imports: of ours one command.
 """
 NOTES = """
 - Ours also writes what the others do not: a table of task, position and token of each row, checksums, statistics and a
-  commit record for each batch. Its prompts are packed into rows of 512; so short a run ends in a partly empty step.
+  commit record for each batch.
 - SAELens cuts equal contexts of 128 from all prompts in a row, so that its vectors are others near a prompt's start
   (those of the first context are compared), and has no last position of a prompt; it makes one run for each tap, and
   keeps float32.
@@ -100,7 +101,7 @@ def page(results: dict[str, Any]) -> str:
         parts.append(EXTRACTION.format(**results["prompts"]))
         total = results["prompts"]["tokens"]
         parts += [f"\n### {title}\n\n{extraction_table(ways, total)}" for title, ways in found.items()]
-        parts.append(NOTES.format(failures=failures(found), behind=behind(found), memory=memory(found)))
+        parts.append(NOTES.format(failures=failures(found), behind=behind(found, total), memory=memory(found)))
     if reading := results.get("reading"):
         parts.append(READING.format(**reading) + "\n" + reading_table(reading))
         parts.append(READING_NOTES.format(behind=reading_behind(reading)))
@@ -176,8 +177,8 @@ def others(ways: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: found for name, found in ways.items() if name not in ("ours", "document") and not failed(found)}
 
 
-def behind(found: dict[str, dict[str, list[Any]]]) -> str:
-    """Where another way takes less CPU time for a token than ours, in words."""
+def behind(found: dict[str, dict[str, list[Any]]], tokens: int) -> str:
+    """Where another way takes less CPU time for a token than ours, in words; `tokens` of all prompts."""
     said = []
     for title, ways in found.items():
         ours = median(ways["ours"], "cpu_s") / ways["ours"][0]["tokens"]
@@ -187,9 +188,12 @@ def behind(found: dict[str, dict[str, list[Any]]]) -> str:
                 said.append(f"{TITLES[name]} ({title}: {ours / theirs:.2f} times as fast)")
     if not said:
         return "No way takes less CPU time for a token than ours in any of these tables."
+    step = ROWS * SEQ_LEN
+    filled = tokens / (-(-tokens // step) * step)
     return (
-        f"Ours is behind {'; '.join(said)}. It computes whole steps of 4 rows x 512 positions, and the others only "
-        "what their batches hold; XLA's matrix products on a CPU are not faster than torch's. Neither is so on a TPU."
+        f"Ours is behind {'; '.join(said)}. It computes whole steps of {ROWS} rows x {SEQ_LEN} positions, of which "
+        f"these prompts fill at most {filled:.0%}, and the others only what their batches hold. A model four times as "
+        "large, in steps that are full: `python -m tools.bench_extract`, in [preflight.md](preflight.md#on-a-cpu)."
     )
 
 
@@ -204,9 +208,9 @@ def memory(found: dict[str, dict[str, list[Any]]]) -> str:
     if not more:
         return "Ours has the lowest peak of memory in all of these tables."
     return (
-        f"Ours takes more memory than the others, up to {max(more):.1f} times as much: it copies the weights into "
-        "arrays of all layers where torch maps the file and reads what it computes with, and XLA compiles within the "
-        "process."
+        f"Ours takes more memory than the others, up to {max(more):.1f} times as much. Little of that is vectors (the "
+        "tables of `last` and of `all` hardly differ); how the rest is shared between jax, its compiler and weights "
+        "that are copied where torch maps the file has not been taken apart."
     )
 
 
