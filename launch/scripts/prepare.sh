@@ -27,7 +27,8 @@ if [ -z "$PYTHON" ]; then
     rm -rf "$environment"
     PATH="$HOME/.local/bin:$PATH"
     {
-      command -v uv || python3 -m pip install --user uv || python3 -m pip install --user --break-system-packages uv
+      # Where the system's Python is marked as its own, pip has to be allowed; older ones do not know the setting.
+      command -v uv || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user uv
       uv venv --python "$HOST_PYTHON" "$environment" &&
         uv pip install --python "$environment/bin/python" -c "$code/constraints.txt" -r "$code/pyproject.toml" --extra tpu &&
         touch "$environment/complete"
