@@ -3,11 +3,19 @@
 The metadata.json beside the files says which there are. They do not tell positions and tokens, which become -1; of
 the times in a batch the first is kept, and float32 unless another dtype is asked for. Nothing that a pickle names is
 ever called.
+
+In a run all batches but the last are of one size. Pickles need not be: each host of a pod may have numbered its own
+from 1 and ended with a short one. Then they are put one after the other and cut anew at the size of the largest.
 """
 
+import itertools
 import json
 import sys
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,24 +37,53 @@ UNKNOWN = -1
 _FIELDS = {"model_name": str, "layers_extracted": list, "hidden_dim": int, "total_samples": int, "batches": list}
 _ENTRY = {"batch_id": int, "layer": str, "file": str, "n_samples": int}
 
+Source = dict[str, dict[str, Any]]
+"""A batch of the pickles: per tap its entry in metadata.json."""
+Piece = tuple[int, slice]
+"""The number of a source, and which of its items."""
+
+_TOLD = ("task_id", "sample_idx", "timestamp")
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the pickles of a source hold."""
+
+    task_id: list[str]
+    sample_idx: list[int]
+    timestamp: list[str]
+    taps: dict[str, np.ndarray]
+
 
 def import_pickles(pickles: str | Path, out_dir: str | Path, dtype: str = "float32") -> dict[str, Any]:
-    """Write the run and return its metadata; one batch is in memory at a time, and what is there already is left alone.
+    """Write the run and return its metadata; two batches are in memory at a time, and what is there already stays.
 
     Raises JobError for a metadata.json or a pickle that is missing or not as documented, layers of a batch with other
-    samples than its first, batches of unequal size, or an `out_dir` that belongs to another run.
+    samples than its first, batches to be cut anew that are not as large as metadata.json says, or an `out_dir` that
+    belongs to another run.
     """
     if dtype not in FLOATS:
         raise JobError(f"dtype={dtype}: not one to import to; use {', '.join(FLOATS)}")
     folder, out = Path(pickles), open_folder(out_dir)
     described = _read_metadata(folder / "metadata.json")
-    batches = _by_batch(described, folder / "metadata.json")
-    rundir.claim(out, _identity(described, batches, dtype))
-    done = committed(out)
-    for number, entries in batches.items():
+    sources = _sources(described, folder / "metadata.json")
+    sizes, cuts = _cuts(sources)
+    rundir.claim(out, _identity(described, list(sources[0]), sizes, dtype))
+    done, cut_anew = committed(out), sizes != [_samples(source) for source in sources]
+
+    @lru_cache(maxsize=1)  # where batches are cut anew, a source can end one and begin the next
+    def read(number: int) -> Items:
+        items = _read_source(folder, sources[number], described["hidden_dim"], DTYPE_OF[dtype])
+        if cut_anew and len(items.task_id) != _samples(sources[number]):
+            raise JobError(
+                f"{folder}/{_first_file(sources[number])}: has {len(items.task_id)} activations, metadata.json says "
+                f"n_samples={_samples(sources[number])}; batches of unequal size must have one activation per sample"
+            )
+        return items
+
+    for number, (size, pieces) in enumerate(zip(sizes, cuts, strict=True), 1):
         if number not in done:
-            batch = _batch(folder, number, entries, described["hidden_dim"], DTYPE_OF[dtype])
-            commit_batch(out, batch, host=0)
+            commit_batch(out, _batch(number, size, [_piece(read(source), of) for source, of in pieces]), host=0)
     return merge(out)
 
 
@@ -62,57 +99,117 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     for number, entry in enumerate(described["batches"]):
         if wrong := wrong_fields(entry, _ENTRY):
             raise JobError(f"{path}: {wrong} of batches[{number}] missing or of another type")
-        if "/" in entry["file"] or entry["file"] in ("", "..", "."):
-            raise JobError(f"{path}: file={entry['file']!r} of batches[{number}] is not the name of a file beside it")
+        place = PurePosixPath(entry["file"])
+        if not place.name or place.is_absolute() or ".." in place.parts:
+            raise JobError(
+                f"{path}: file={entry['file']!r} of batches[{number}] is not the name of a file beside it or in a "
+                "folder there"
+            )
     return described
 
 
-def _by_batch(described: dict[str, Any], path: Path) -> dict[int, list[dict[str, Any]]]:
-    """The entries of each batch, the same taps in the same order in all. Batches are of equal size, but the last."""
-    batches: dict[int, list[dict[str, Any]]] = {}
+def _sources(described: dict[str, Any], path: Path) -> list[Source]:
+    """The batches of all hosts; where each host numbered its own, a number comes once for each host that has it."""
+    found: dict[tuple[int, int], Source] = {}
+    met: Counter[tuple[int, str]] = Counter()
     for entry in described["batches"]:
-        batches.setdefault(entry["batch_id"], []).append(entry)
-    numbers = sorted(batches)
-    if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        raise JobError(f"{path}: batch_id must run from 1 without gaps, found {numbers[:5]}")
-    taps, size = [entry["layer"] for entry in batches[1]], batches[1][0]["n_samples"]
-    for number in numbers:
-        if [entry["layer"] for entry in batches[number]] != taps:
-            raise JobError(f"{path}: batch {number} has other layers than batch 1, which has {', '.join(taps)}")
-        counts = {entry["n_samples"] for entry in batches[number]}
-        if len(counts) > 1 or not (counts == {size} or (number == numbers[-1] and 1 <= min(counts) < size)):
-            raise JobError(f"{path}: n_samples of batch {number} must be {size}, as in batch 1 (less only in the last)")
-    return {number: batches[number] for number in numbers}
+        key = entry["batch_id"], entry["layer"]
+        found.setdefault((met[key], entry["batch_id"]), {})[entry["layer"]] = entry
+        met[key] += 1
+    files = Counter(PurePosixPath(entry["file"]) for entry in described["batches"])
+    if twice := [file for file, times in files.items() if times > 1]:
+        raise JobError(f"{path}: lists {twice[0]} twice; name each file once, or its rows would be there twice")
+    for _, places in itertools.groupby(sorted(found), key=lambda place: place[0]):
+        numbers = [number for _, number in places]
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise JobError(f"{path}: batch_id must run from 1 without gaps, found {numbers[:5]}")
+    if not any(entry["n_samples"] > 0 for entry in described["batches"]):
+        raise JobError(f"{path}: batches has no samples; it must list the pickle files")
+    first = found[0, 1]
+    for (_, number), source in found.items():
+        if source.keys() != first.keys():
+            raise JobError(f"{path}: batch {number} has other layers than batch 1, which has {', '.join(first)}")
+        if len({entry["n_samples"] for entry in source.values()}) > 1 or _samples(source) < 0:
+            raise JobError(f"{path}: n_samples of batch {number} must be one number, 0 or more, for all its layers")
+    return [{tap: found[place][tap] for tap in first} for place in sorted(found)]
 
 
-def _identity(described: dict[str, Any], batches: dict[int, list[dict[str, Any]]], dtype: str) -> dict[str, Any]:
+def _samples(source: Source) -> int:
+    return next(iter(source.values()))["n_samples"]
+
+
+def _first_file(source: Source) -> str:
+    return next(iter(source.values()))["file"]
+
+
+def _cuts(sources: Sequence[Source]) -> tuple[list[int], list[list[Piece]]]:
+    """The samples of each batch of the run, and the pieces that make it: whole sources where their sizes allow it."""
+    sizes = [_samples(source) for source in sources]
+    most = max(sizes)
+    if all(size == most for size in sizes[:-1]) and sizes[-1] > 0:
+        return sizes, [[(number, slice(None))] for number in range(len(sizes))]
+    made: list[int] = []
+    cuts: list[list[Piece]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            if not room:
+                cuts.append([])
+                made.append(0)
+                room = most
+            stop = min(size, start + room)
+            cuts[-1].append((number, slice(start, stop)))
+            made[-1] += stop - start
+            start, room = stop, room - (stop - start)
+    return made, cuts
+
+
+def _identity(described: dict[str, Any], taps: list[str], sizes: list[int], dtype: str) -> dict[str, Any]:
     """What the imported activations depend on: all that is known of it."""
     listed = checksum([json.dumps(described["batches"], sort_keys=True).encode()]).crc32c
-    samples = [entries[0]["n_samples"] for entries in batches.values()]
     return {
         "model": {"name": described["model_name"], "hidden_dim": described["hidden_dim"]},
-        "tasks": {"format": "pickles", "fingerprint": listed, "samples": sum(samples)},
-        "taps": [entry["layer"] for entry in batches[1]],
+        "tasks": {"format": "pickles", "fingerprint": listed, "samples": sum(sizes)},
+        "taps": taps,
         "positions": "imported",
         "dtype": dtype,
-        "save_every_n_samples": samples[0],
+        "save_every_n_samples": sizes[0],
     }
 
 
-def _batch(folder: Path, number: int, entries: list[dict[str, Any]], hidden_dim: int, dtype: np.dtype) -> Batch:
-    columns: dict[str, list] = {}
-    timestamp, taps = "", {}
-    for entry in entries:
-        items = _items(folder / entry["file"], entry["layer"])
-        found = {name: [item[name] for item in items] for name in ("task_id", "sample_idx")}
-        if taps and found != columns:
-            raise JobError(f"{folder / entry['file']}: has other samples than {entries[0]['file']}, or another order")
-        columns, timestamp = found, items[0]["timestamp"] if items else ""
+def _batch(number: int, n_samples: int, pieces: Sequence[Items]) -> Batch:
+    joined = {name: [value for items in pieces for value in getattr(items, name)] for name in _TOLD}
+    times = joined.pop("timestamp")
+    taps = {}
+    for tap in pieces[0].taps:
+        vectors = [items.taps[tap] for items in pieces]
+        if len(widths := {each.shape[1] for each in vectors}) > 1:
+            raise JobError(f"batches of {tap} have activations of {sorted(widths)} numbers; they must be equally long")
+        taps[tap] = np.concatenate(vectors)
+    unknown = dict.fromkeys(("position", "token_id"), [UNKNOWN] * len(times))
+    return Batch(number, n_samples, rows_table.from_columns(joined | unknown, times[0] if times else ""), taps)
+
+
+def _piece(items: Items, of: slice) -> Items:
+    taps = {tap: vectors[of] for tap, vectors in items.taps.items()}
+    return Items(items.task_id[of], items.sample_idx[of], items.timestamp[of], taps)
+
+
+def _read_source(folder: Path, source: Source, hidden_dim: int, dtype: np.dtype) -> Items:
+    told: list[list[Any]] = []
+    taps = {}
+    for tap, entry in source.items():
+        items = _items(folder / entry["file"], tap)
+        here = [[item[name] for item in items] for name in _TOLD]
+        if told and told[:2] != here[:2]:
+            name = folder / entry["file"]
+            raise JobError(f"{name}: has other samples than {_first_file(source)}, or another order")
+        told = told or here
         # A batch without rows does not tell how wide they would be.
         vectors = np.stack([item["activation"] for item in items]) if items else np.zeros((0, hidden_dim))
-        taps[entry["layer"]] = vectors.astype(dtype)
-    unknown = dict.fromkeys(("position", "token_id"), [UNKNOWN] * len(columns["task_id"]))
-    return Batch(number, entries[0]["n_samples"], rows_table.from_columns(columns | unknown, timestamp), taps)
+        taps[tap] = vectors.astype(dtype)
+    return Items(told[0], told[1], told[2], taps)
 
 
 def _items(path: Path, tap: str) -> list[dict[str, Any]]:
