@@ -60,31 +60,30 @@ def gather(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict
     """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
     numbers = sorted(committed(folder))
     windows = [numbers[start : start + WINDOW] for start in range(0, len(numbers), WINDOW)]
-    read = partial(_read_window, folder, read_plan(folder, rundir.read_run(folder)["identity"]))
+    plan = read_plan(folder)
     if len(windows) < LEAST_WINDOWS:
         processes = 1
     with _spread(processes) as spread:
-        return _combine(folder, numbers, watch(spread(read, windows), len(windows), f"x {WINDOW} records"))
+        parts = spread(partial(_read_window, folder, plan), windows)
+        return _combine(folder, plan, numbers, watch(parts, len(windows), f"x {WINDOW} records"))
 
 
 def combine(folder: Folder, numbers: list[int], records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """`gather` for the records of these batches, in their order."""
-    plan, rest = read_plan(folder, rundir.read_run(folder)["identity"]), iter(records)
+    plan, rest = read_plan(folder), iter(records)
     windows = iter(lambda: list(itertools.islice(rest, WINDOW)), [])
-    return _combine(folder, numbers, (count(folder, plan, window) for window in windows))
+    return _combine(folder, plan, numbers, (count(folder, plan, window) for window in windows))
 
 
-def _combine(folder: Folder, numbers: list[int], parts: Iterable[Counted]) -> dict[str, Any]:
+def _combine(folder: Folder, plan: Plan, numbers: list[int], parts: Iterable[Counted]) -> dict[str, Any]:
     """The metadata of windows of records, each counted by itself: sums do not depend on who counted them."""
-    identity = rundir.read_run(folder)["identity"]
-    plan = read_plan(folder, identity)
     if surplus := [number for number in numbers if not 1 <= number <= plan.batches]:
         raise JobError(f"{folder.url}: batch {surplus[0]} is committed, but the run has batches 1 to {plan.batches}")
     merged = Counted()
     for part in parts:
         join(merged, part, folder.url)
     parity = [_parity(folder, name) for name in folder.names(rundir.PARITY)]
-    metadata = _metadata(identity, plan, merged, numbers, parity)
+    metadata = _metadata(plan, merged, numbers, parity)
     if (files := read_compaction(folder)) is not None:
         metadata["joined"] = place(folder.url, files, merged.batches, merged.rows_files)
     return metadata
@@ -125,9 +124,8 @@ def read_records(folder: Folder, numbers: list[int]) -> Iterator[dict[str, Any]]
         yield from pool.map(lambda number: read_record(folder, number), numbers)
 
 
-def _metadata(
-    identity: dict[str, Any], plan: Plan, merged: Counted, numbers: list[int], parity: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _metadata(plan: Plan, merged: Counted, numbers: list[int], parity: list[dict[str, Any]]) -> dict[str, Any]:
+    identity = plan.identity
     missing = sorted(set(range(1, plan.batches + 1)) - set(numbers))
     return {
         "model_name": identity["model"]["name"],

@@ -234,7 +234,7 @@ def check_joined(folder: Folder, file: JoinedFile, report: Report) -> None:
 
 def check_names(folder: Folder, report: Report, joined: Sequence[JoinedFile]) -> None:
     """Whether the folder of activations holds anything that no batch of this run owns."""
-    plan = read_plan(folder, rundir.read_run(folder)["identity"])
+    plan = read_plan(folder)
     ours = {file.name for file in joined}
     old = {file.file_of(batch) for file in joined for batch, _, _ in file.places}
     again = f"`python -m pod_job.merge {folder.url} --compact` removes it"

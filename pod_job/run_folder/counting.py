@@ -15,6 +15,7 @@ from pod_job.storage import Folder
 class Plan:
     """What run.json says a complete run holds."""
 
+    identity: dict[str, Any]
     taps: list[str]
     dtype: str
     samples: int
@@ -41,11 +42,12 @@ class Counted:
     """Per tap of eight bits the sum of squared relative errors of rows, and the largest of these."""
 
 
-def read_plan(folder: Folder, identity: dict[str, Any]) -> Plan:
-    """What a complete run of this identity holds; JobError where the identity does not tell."""
-    name = f"{folder.url}/{rundir.RUN}"
+def read_plan(folder: Folder) -> Plan:
+    """What a complete run holds; JobError where there is none, or its identity does not tell."""
+    name, identity = f"{folder.url}/{rundir.RUN}", rundir.read_run(folder)["identity"]
     try:
         plan = Plan(
+            identity,
             taps=[str(tap) for tap in identity["taps"]],
             dtype=str(identity["dtype"]),
             samples=int(identity["tasks"]["samples"]),
