@@ -22,7 +22,7 @@ from pod_job.models.weight_table import Weight, weight_table
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
 from pod_job.prompts.tokens import check_template, end_tokens, load_tokenizer, tokenize, tokenizer_fingerprint
-from pod_job.run_folder.rundir import confirm
+from pod_job.run_folder import rundir
 from pod_job.storage import Folder, open_folder
 
 
@@ -75,7 +75,7 @@ def read_inputs(config: JobConfig) -> Inputs:
     identity = run_identity(config, found, files, checkpoint)
     if config.mode is Mode.generate:
         identity["generate"] = {**asdict(config.generate), "end_tokens": ends}
-    confirm(folder, identity)
+    rundir.confirm(folder, identity)
     return Inputs(
         arch=found.arch,
         taps=found.taps,
@@ -105,7 +105,18 @@ def outline_of(config: JobConfig, model_dir: Path) -> Outline:
     table = weight_table(arch)
     check_divides(table, config.mesh, config.sharding)
     tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, model_dir))
-    return Outline(arch, taps, table, tasks, batch_count(len(tasks.samples), extract.save_every_n_samples))
+    return Outline(arch, taps, table, tasks, total_batches(len(tasks.samples), extract.save_every_n_samples))
+
+
+def total_batches(samples: int, save_every_n_samples: int) -> int:
+    """How many batches the run has. JobError where they are more than a run may have."""
+    batches = batch_count(samples, save_every_n_samples)
+    if batches > rundir.MAX_BATCHES:
+        raise JobError(
+            f"extract.save_every_n_samples={save_every_n_samples} cuts {samples:,} samples into {batches:,} batches, a "
+            f"run has at most {rundir.MAX_BATCHES:,}; raise it to {-(-samples // rundir.MAX_BATCHES)} or more"
+        )
+    return batches
 
 
 def writable_run_folder(config: JobConfig) -> Folder:

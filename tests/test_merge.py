@@ -165,6 +165,7 @@ def test_a_batch_beyond_the_end_is_refused(tmp_path: Path) -> None:
         ({"tasks": {}}, "lacks or garbles 'samples'"),
         ({"dtype": "int3"}, "unknown dtype int3"),
         ({"save_every_n_samples": 0}, "save_every_n_samples is 0"),
+        ({"tasks": {"samples": 2**31}}, "2147483648 samples in batches of 8 are more than 1,000,000 batches"),
     ],
 )
 def test_a_run_without_its_facts_is_refused(tmp_path: Path, change: dict, reason: str) -> None:

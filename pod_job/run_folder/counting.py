@@ -60,6 +60,9 @@ def read_plan(folder: Folder) -> Plan:
         raise JobError(f"{name}: unknown dtype {plan.dtype}; known are {', '.join(DTYPE_OF)}")
     if plan.batch_samples < 1:
         raise JobError(f"{name}: save_every_n_samples is {plan.batch_samples}, it must be at least 1")
+    if plan.batches > rundir.MAX_BATCHES:
+        most = f"more than {rundir.MAX_BATCHES:,} batches"
+        raise JobError(f"{name}: {plan.samples} samples in batches of {plan.batch_samples} are {most}")
     return plan
 
 

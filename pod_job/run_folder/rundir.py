@@ -24,6 +24,8 @@ REPORT = "report/"
 VERIFIED = "verify/report.json"
 FORMAT = 2
 """Version of the layout and of the records; a reader refuses any other."""
+MAX_BATCHES = 1_000_000
+"""Of a run: their numbers and records are held in memory, and a run.json that says more is damaged."""
 
 
 def activations_file(tap: str, batch: int) -> str:
