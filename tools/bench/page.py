@@ -209,9 +209,9 @@ def memory(found: dict[str, dict[str, list[Any]]]) -> str:
     if not more:
         return "Ours has the lowest peak of memory in all of these tables."
     return (
-        f"Ours takes more memory than the others, up to {max(more):.1f} times as much. Of 1,240 MiB for one tap 530 are "
-        "programs and libraries, 520 the weights of all layers in float32, where torch maps the file and does not touch "
-        "what lies behind the last tap, 110 the compiled step and 60 its first run."
+        f"Ours takes more memory than the others, up to {max(more):.1f} times as much. Of 1,240 MiB for one tap 530 "
+        "are programs and libraries, 520 the weights of all layers in float32, where torch maps the file and does not "
+        "touch what lies behind the last tap, 110 the compiled step and 60 its first run."
     )
 
 
