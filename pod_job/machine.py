@@ -74,7 +74,7 @@ def memory_needs(config: JobConfig, table: Mapping[str, Weight], batch_bytes: in
     """(weights, batches). On a TPU weights pass through the host's memory one by one; CPU devices keep them there, and
     all hosts of a local pod are on one machine.
     """
-    item = 4 if config.model.dtype.value == "float32" else 2
+    item = DTYPE_OF[config.model.dtype.value].itemsize
     sizes = [math.prod(weight.shape) * item for weight in table.values()]
     split = 1 if config.sharding is Sharding.replicated else config.mesh.model
     weights = sum(sizes) * config.pod.devices // split if on_cpu else 2 * max(sizes)

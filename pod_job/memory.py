@@ -15,6 +15,7 @@ from pod_job.generation.generate_config import Mode, cache_slots, call_tokens
 from pod_job.inputs import Inputs, Outline
 from pod_job.machine import GB, memory_needs
 from pod_job.models.sharding import rules
+from pod_job.preflight.model_cost import generation_positions, step_positions
 from pod_job.run_folder.eight_bit import row_bytes
 from pod_job.run_folder.tensorfile import DTYPE_OF
 
@@ -37,7 +38,7 @@ class Held:
 def held(config: JobConfig, inputs: Inputs | Outline) -> Held:
     """What the run holds; a batch's rows are counted as if every prompt were of `extract.seq_len` tokens."""
     extract, generate, generating = config.extract, config.generate, config.mode is Mode.generate
-    item = 4 if config.model.dtype.value == "float32" else 2
+    item = DTYPE_OF[config.model.dtype.value].itemsize
     split = rules(inputs.table, config.mesh.model, config.sharding)
     weights = sum(
         math.prod(weight.shape) * item // (config.mesh.model if any(axis in split for axis in weight.axes) else 1)
@@ -59,9 +60,8 @@ def computed_positions(config: JobConfig) -> int:
     """Positions of a row whose vectors one step gives; of generation, prefill and one call of decode."""
     extract = config.extract
     if config.mode is Mode.prefill:
-        return extract.prompts_per_row if extract.positions is Positions.last else extract.seq_len
-    of_prompt = {Positions.last: 1, Positions.all: extract.seq_len, Positions.generated: 0}[extract.positions]
-    return of_prompt + call_tokens(config.generate.max_new_tokens)
+        return step_positions(extract)
+    return generation_positions(extract) + call_tokens(config.generate.max_new_tokens)
 
 
 def stored_positions(config: JobConfig) -> int:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.attention_blocks import attend_blocks
 from pod_job.models.placement import Placement
+from pod_job.models.softcap import capped
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
 LARGEST_BLOCK = 512
@@ -88,9 +89,9 @@ def attend_seen(
     K = k.shape[2]
     grouped = q.reshape(B, S, K, N // K, H)
     scores = scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    weights = jax.nn.softmax(
+        jnp.where(seen[:, None, None], capped(scores, softcap), jnp.finfo(jnp.float32).min), axis=-1
+    )
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
 
 

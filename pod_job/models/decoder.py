@@ -21,6 +21,7 @@ from pod_job.models.attention import LANES, attend, attend_seen, rotary_tables, 
 from pod_job.models.cache import Cache
 from pod_job.models.layer_loop import run_layers
 from pod_job.models.placement import Placement
+from pod_job.models.softcap import capped
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 
@@ -130,9 +131,7 @@ class Decoder(nn.Module):
         normed = normed if cache is None else normed[:, -1:]
         unembed = placement.gather(weights["embed"].T if arch.tied else weights["unembed"])
         logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
-        if arch.logit_softcap is not None:
-            logits = arch.logit_softcap * jnp.tanh(logits / arch.logit_softcap)
-        return logits, activations, cache
+        return capped(logits, arch.logit_softcap), activations, cache
 
 
 def attention_of_layers(
