@@ -263,6 +263,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return f"{group}={name} is not one of the choices: {', '.join(choices)}"
     key = re.search(r"full_key: (\S+)", text)
+    if key and "is not a ListConfig" in text:
+        return f"{key[1]} is a list; write {key[1]}=[...]"
     reason = text.splitlines()[0]
     return f"{key[1]}: {reason}" if key else reason
 

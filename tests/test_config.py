@@ -44,6 +44,7 @@ def test_every_experiment_composes_and_says_what_it_is(path) -> None:
         (["extract.layers=[6,6]"], "extract.layers=[6, 6] names a layer twice"),
         (["pod.port=70000"], "pod.port=70000 is not a port"),
         (["extract.layers=["], "'extract.layers=['"),
+        (["extract.layers=6"], "extract.layers is a list; write extract.layers=[...]"),
     ],
 )
 def test_bad_overrides_are_refused_in_one_line(overrides: list[str], says: str) -> None:

@@ -128,7 +128,7 @@ def test_every_command_is_listed_and_helps(capsys: pytest.CaptureFixture[str], m
 def test_examples_of_looking_at_a_run_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("first", "second"):
+    for name in ("first", "second", "mine"):
         text_run(open_folder(tmp_path / "runs" / name), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     text = "\n".join(line for _, line in all_commands()) + "\npython -m pod_job.diff runs/first runs/second\n"
