@@ -1,6 +1,6 @@
-"""One host of a pod that may die: the real job in a forked process, with a fault planted in its run folder's writes.
+"""One process that may die: a host of a pod, or a compaction, forked, with a fault planted in its run folder's writes.
 
-Nothing of this is in the job itself: the fault sits around the calls by which objects get their names.
+Nothing of this is in the job itself: the fault sits around the calls by which objects get and lose their names.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ import transformers
 # Imported here, before the fork, once for all hosts: imports are most of what a start costs.
 import pod_job.job  # noqa: F401
 from pod_job import __main__ as entry
-from pod_job import gcs_media
+from pod_job import compact, gcs_media, merge  # noqa: F401 - merge imports compact when it is asked to
+from pod_job.command_line import BAD_INPUT
 from pod_job.gcs import BucketFolder
 from pod_job.storage import LocalFolder
 
@@ -33,11 +35,21 @@ KINDS = {
     "rows": r"rows_batch_\d+\.parquet",
     "record": r"batch_\d+\.json",
     "metadata": r"metadata\.json",
+    "joined": r".+_batches_\d+-\d+\.safetensors",
+    "compaction": r"record\.json",
 }
 MOMENTS = ("before", "written", "named")
-"""Of an object: nothing of it is there; its bytes are on the disk, nameless, or half of them on their way to a bucket;
-it has its name."""
-STEPS = tuple(f"{kind}.{moment}" for kind, moment in itertools.product(KINDS, MOMENTS))
+"""Of an object: nothing of it is there; its bytes are on the disk, nameless, or half of them on their way to a bucket,
+or parts of it composed there; it has its name."""
+
+
+def steps_of(*kinds: str) -> tuple[str, ...]:
+    return tuple(f"{kind}.{moment}" for kind, moment in itertools.product(kinds, MOMENTS))
+
+
+STEPS = steps_of("run", "tap", "rows", "record", "metadata")
+STEPS_OF_COMPACTING = (*steps_of("joined", "compaction", "metadata"), "tap.removed", "rows.removed")
+RETRY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,23 @@ def host_main(overrides: Sequence[str], env: Mapping[str, str], fault: Fault | N
     os._exit(0)
 
 
+def compaction_main(
+    run_dir: str, max_bytes: int, patient: bool, env: Mapping[str, str], fault: Fault | None, log: Path
+) -> None:
+    """The body of the forked process: `python -m pod_job.merge RUN_DIR --compact`; again while refused if `patient`."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(env)
+    if fault is not None:
+        plant(fault)
+    arguments = [run_dir, "--compact", "--max-bytes", str(max_bytes)]
+    while (status := merge.main(arguments)) == BAD_INPUT and patient:
+        time.sleep(RETRY_S)
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def plant(fault: Fault) -> None:
     """Lets this process meet its fault."""
     counter, lock = itertools.count(1), threading.Lock()
@@ -95,6 +124,13 @@ def plant(fault: Fault) -> None:
         reach(path, "before")
         return write(folder, path, parts)
 
+    def removing(remove: Callable[..., None]) -> Callable[..., None]:
+        def call(folder: Any, name: str) -> None:
+            remove(folder, name)
+            reach(name, "removed")
+
+        return call
+
     sending = threading.local()
     send, pieces = BucketFolder._send, gcs_media.Body.__iter__
 
@@ -111,6 +147,20 @@ def plant(fault: Fault) -> None:
         reach(sending.name, "written")
         yield last
 
+    join, compose = BucketFolder._join, BucketFolder._compose
+
+    def join_objects(folder: BucketFolder, name: str, *arguments: Any) -> Any:
+        reach(name, "before")
+        return join(folder, name, *arguments)
+
+    def compose_objects(folder: BucketFolder, name: str, *arguments: Any, **named: Any) -> None:
+        reach(name, "written")
+        compose(folder, name, *arguments, **named)
+        reach(name, "named")
+
+    LocalFolder.remove = removing(LocalFolder.remove)  # type: ignore[method-assign]
+    BucketFolder.remove = removing(BucketFolder.remove)  # type: ignore[method-assign]
+    BucketFolder._join, BucketFolder._compose = join_objects, compose_objects  # type: ignore[method-assign]
     LocalFolder._write_temporary = write_temporary  # type: ignore[method-assign]
     BucketFolder._send, gcs_media.Body.__iter__ = send_object, pieces_and_end  # type: ignore[method-assign]
     os.link, os.replace = around(os.link), around(os.replace)  # type: ignore[assignment]

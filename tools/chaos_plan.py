@@ -1,12 +1,12 @@
-"""What is done to pods in tools/chaos.py: their shapes, the faults that befall them, scenarios of several starts."""
+"""What is done in tools/chaos.py: shapes of pods, compactions, the faults that befall them, scenarios of several."""
 
 import itertools
 import random
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tools.chaos_host import STEPS, Fault
+from tools.chaos_host import STEPS, STEPS_OF_COMPACTING, Fault
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ SHAPES = (
     Shape(2, 1, 2, 1, "replicated"),
     Shape(2, 2, 2, 2, "fsdp"),
 )
+MAX_BYTES = (5_000, 200_000, 1 << 30)
+"""Of a joined file: few files of the tiny datasets here fit into the first, some into the second, all into the last."""
 OF_ONE_HOST = tuple(shape for shape in SHAPES if shape.hosts == 1)
 
 
@@ -42,11 +44,28 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Compaction:
+    """One `merge --compact`; a `patient` one is begun anew while the run is not finished."""
+
+    max_bytes: int
+    fault: Fault | None = None
+    kill_after_s: float | None = None
+    patient: bool = False
+
+
+@dataclass(frozen=True)
 class Scenario:
-    """Disturbed starts, one after the other; then those that may finish, all at the same time."""
+    """Disturbed starts, one after the other; then those that may finish, all at the same time; then compactions.
+
+    `beside` runs while the last starts do. Processes that were stopped wake up when the last starts have finished, or
+    `waking_late` when the run is compacted.
+    """
 
     disturbed: tuple[Start, ...]
     last: tuple[Start, ...]
+    beside: Compaction | None = None
+    compactions: tuple[Compaction, ...] = ()
+    waking_late: bool = False
 
 
 def scenarios(seed: int) -> Iterator[Scenario]:
@@ -56,6 +75,7 @@ def scenarios(seed: int) -> Iterator[Scenario]:
     that wakes up without its peers before it can do any harm.
     """
     rng = random.Random(seed)
+    compactions = disturbed_compactions(random.Random(f"{seed} compactions"))
     turn = itertools.cycle(rng.sample(STEPS, len(STEPS)))
     while True:
         disturbed = []
@@ -68,4 +88,18 @@ def scenarios(seed: int) -> Iterator[Scenario]:
             fault = Fault(next(turn), rng.choice((1, 1, 2)), signum)
             disturbed.append(Start(shape, rng.randrange(shape.hosts), fault))
         last = rng.sample(OF_ONE_HOST, 2) if rng.random() < 0.3 else [rng.choice(SHAPES)]
-        yield Scenario(tuple(disturbed), tuple(Start(shape) for shape in last))
+        beside = replace(next(compactions), patient=True) if rng.random() < 0.3 else None
+        after = tuple(itertools.islice(compactions, rng.choice((0, 1, 1, 2))))
+        yield Scenario(tuple(disturbed), tuple(map(Start, last)), beside, after, rng.random() < 0.5)
+
+
+def disturbed_compactions(rng: random.Random) -> Iterator[Compaction]:
+    """Without end; their steps are gone through in turn, too."""
+    turn = itertools.cycle(rng.sample(STEPS_OF_COMPACTING, len(STEPS_OF_COMPACTING)))
+    while True:
+        max_bytes = rng.choice(MAX_BYTES)
+        if rng.random() < 0.2:
+            yield Compaction(max_bytes, kill_after_s=rng.uniform(0.05, 0.5))
+            continue
+        signum = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP))
+        yield Compaction(max_bytes, Fault(next(turn), rng.choice((1, 1, 2)), signum))
