@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,3 +31,15 @@ def require() -> Callable[[bool, str], None]:
 @pytest.fixture(scope="session")
 def torch_there(require: Callable[[bool, str], None]) -> None:
     require(importlib.util.find_spec("torch") is not None, "torch")
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, require: Callable[[bool, str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bucket emulator behind a `faulty_bucket.Proxy`; what fails is tried again at once."""
+    from faulty_bucket import faulty_bucket  # only where a test asks for it: it imports much
+
+    from pod_job import gcs_faults
+
+    monkeypatch.setattr(gcs_faults, "FIRST_WAIT_S", 0.01)
+    with faulty_bucket(tmp_path, require, monkeypatch.setenv) as server:
+        yield server

@@ -5,16 +5,15 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_bucket import STALL_S, Proxy, faulty_bucket
+from faulty_bucket import STALL_S, Proxy
 from google.oauth2.credentials import Credentials
 from sample_runs import BUCKET, batch, finished_run, identity, joined
 
-from pod_job import gcs, gcs_faults
+from pod_job import gcs
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.extraction.pipeline import Writers
@@ -25,13 +24,6 @@ from pod_job.verify import verify
 
 CONTENT = os.urandom(100_000)
 LARGE = os.urandom(9 << 20)
-
-
-@pytest.fixture
-def proxy(tmp_path: Path, require: Callable, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(gcs_faults, "FIRST_WAIT_S", 0.01)
-    with faulty_bucket(tmp_path, require, monkeypatch.setenv) as server:
-        yield server
 
 
 @pytest.fixture
