@@ -104,6 +104,21 @@ def test_sinks_and_nonfinite_rows_are_flagged_and_can_be_left_out(tmp_path: Path
         np.testing.assert_array_equal(got, vectors[kept[numbers]])
 
 
+def test_a_sink_is_above_ten_medians_in_a_tap_of_the_residual_stream(tmp_path: Path) -> None:
+    taps = ("layer_2", "layer_2.resid_mid", "layer_3_norm", "layer_2.attn_out", "layer_2.mlp_act")
+    folder, made = open_folder(tmp_path), batch(1, 40, taps=taps)
+    for row, tap in enumerate(taps):
+        vectors = made.taps[tap].astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors[[row, 10 + row]] *= [[10.5], [9.5]]
+        made.taps[tap][:] = vectors
+    rundir.claim(folder, identity(8, taps))
+    commit_batch(folder, made, host=0)
+    merge(folder)
+    for tap in taps:
+        assert np.flatnonzero(ActivationDataset(tmp_path, tap).rows(slice(None))["sink"]).tolist() == [0, 1, 2]
+
+
 def test_an_unknown_flag_is_refused(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     rundir.claim(folder, identity(8))
