@@ -3,24 +3,23 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Int
 
 from pod_job.errors import JobError
+from pod_job.reading.arrays import CONVERT, Kind
 from pod_job.reading.epoch import BLOCK_ROWS, BUCKET_BLOCK_ROWS, Batches, Order
-from pod_job.reading.joined_rows import JoinedRows
-from pod_job.reading.row_reader import READS_IN_FLIGHT, FileRows, KeptRows, RowReader
+from pod_job.reading.row_reader import READS_IN_FLIGHT, KeptRows
+from pod_job.reading.tap_rows import open_rows
 from pod_job.run_folder import metadata, rundir
 from pod_job.run_folder import rows as rows_table
-from pod_job.run_folder.eight_bit import Vectors, from_rows, is_eight_bit, scale_bytes
+from pod_job.run_folder.eight_bit import Vectors, from_rows, is_eight_bit
 from pod_job.run_folder.entries import read_rows
 from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.storage import Folder, open_folder
+from pod_job.storage import open_folder
 
-Kind = Literal["numpy", "torch", "jax"]
 TABLES_KEPT = 8
 FLOATS = ("bfloat16", "float16", "float32")
 
@@ -63,7 +62,7 @@ class ActivationDataset:
         self.stored: np.dtype = DTYPE_OF[self.metadata["dtype"]]
         self.dtype = _float_dtype(dtype or ("float32" if is_eight_bit(self.stored) else self.metadata["dtype"]))
         width = self.metadata["widths"].get(self.tap, 0)
-        files = _reader(self.folder, self.metadata, self.tap)
+        files = open_rows(self.folder, self.metadata, self.tap)
         self._starts = np.cumsum([0, *(entry["rows"] for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
         self._reader = KeptRows(files, self._without(exclude)) if exclude else files
@@ -203,7 +202,7 @@ class ActivationDataset:
         vectors = from_rows(raw, self.shape[1], self.stored)
         if vectors.dtype != self.dtype:
             vectors = np.asarray(vectors, np.float32).astype(self.dtype, copy=False)
-        return _CONVERT[as_ or self.as_](vectors)
+        return CONVERT[as_ or self.as_](vectors)
 
     def _table(self, batch: int) -> rows_table.Rows:
         """The rows table of the batch, by its place in metadata.json; the last few are kept."""
@@ -241,40 +240,7 @@ def layer_not_found(layer: int | str, url: str, taps: Sequence[str]) -> str:
     )
 
 
-def _reader(folder: Folder, described: dict[str, Any], tap: str) -> RowReader | JoinedRows:
-    """The tap's rows; of eight bits, each row's scales come after its values."""
-    stored, width = DTYPE_OF[described["dtype"]], described["widths"].get(tap, 0)
-    sizes = {file["file"]: file["size"] for file in described.get("joined", ())}
-    of_values, of_scales = width * stored.itemsize, scale_bytes(width, stored)
-    values, scales = [], []
-    for entry in described["batches"]:
-        if entry["layer"] == tap:
-            name, size = rundir.ACTIVATIONS + entry["file"], sizes.get(entry["file"], entry["size"])
-            values.append(FileRows(name, entry["rows"], entry["offset"], size))
-            scales.append(FileRows(name, entry["rows"], entry["offset"] - entry["rows"] * of_scales, size))
-    if not is_eight_bit(stored):
-        return RowReader(folder, values, of_values)
-    return JoinedRows([RowReader(folder, values, of_values), RowReader(folder, scales, of_scales)])
-
-
 def _float_dtype(name: str) -> np.dtype:
     if name not in FLOATS:
         raise JobError(f"dtype={name}: not one that vectors are read in; use {', '.join(FLOATS)}")
     return DTYPE_OF[name]
-
-
-def _to_torch(vectors: np.ndarray) -> Any:
-    import torch
-
-    if vectors.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(vectors.view(np.int16)).view(torch.bfloat16)  # from_numpy refuses ml_dtypes
-    return torch.from_numpy(vectors)
-
-
-def _to_jax(vectors: np.ndarray) -> Any:
-    import jax.numpy as jnp
-
-    return jnp.asarray(vectors)
-
-
-_CONVERT = {"numpy": lambda vectors: vectors, "torch": _to_torch, "jax": _to_jax}

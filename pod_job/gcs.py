@@ -4,7 +4,6 @@ Set STORAGE_EMULATOR_HOST to talk to an emulator; otherwise application default 
 """
 
 import contextlib
-import io
 import os
 import re
 import time
@@ -22,7 +21,7 @@ from requests.adapters import HTTPAdapter
 from pod_job.errors import JobError
 from pod_job.gcs_faults import reason_of, retry
 from pod_job.gcs_join import compose_in_tree
-from pod_job.gcs_media import receive_object, send_object
+from pod_job.gcs_media import PartStream, receive_object, send_object
 from pod_job.storage import NameTaken, Part, Stored, checksum, joined, not_as_stored
 
 T = TypeVar("T")
@@ -230,7 +229,7 @@ class BucketFolder:
         blob.crc32c = stored.crc32c
         blob.chunk_size = UPLOAD_CHUNK_BYTES
         blob.upload_from_file(
-            _PartStream(parts),
+            PartStream(parts),
             size=stored.size,
             if_generation_match=if_generation_match,
             checksum=cast(str, None),  # ours is sent along already: one pass over the data is enough
@@ -265,33 +264,6 @@ class BucketFolder:
             if reason := reason_of(cause, self.bucket_name, deadline_s or RETRY_DEADLINE_S):
                 raise JobError(f"{self.field}={self.url}: {reason}") from error
             raise
-
-
-class _PartStream(io.RawIOBase):
-    """The joined parts as a seekable file, so that no second copy of a whole batch is ever made."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
-        self._position = 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: sum(map(len, self._parts))}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1, /) -> bytes | memoryview:  # type: ignore[override]
-        pieces, skip, wanted = [], self._position, size if size >= 0 else sum(map(len, self._parts))
-        for part in self._parts:
-            if piece := part[skip : skip + wanted] if skip < len(part) else None:
-                pieces.append(piece)
-                wanted -= len(piece)
-            skip = max(skip - len(part), 0)
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # what lies in one part is sent from where it is
-        self._position += len(data)
-        return data
 
 
 def _stored(blob: storage.Blob) -> Stored:

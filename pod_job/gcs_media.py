@@ -5,6 +5,7 @@ Sessions are its own, so that credentials and connections are its business; noth
 """
 
 import base64
+import io
 import json
 import re
 import uuid
@@ -92,3 +93,30 @@ class Body:
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
+
+
+class PartStream(io.RawIOBase):
+    """The joined parts as a seekable file, so that no second copy of a whole batch is ever made."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: sum(map(len, self._parts))}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes | memoryview:  # type: ignore[override]
+        pieces, skip, wanted = [], self._position, size if size >= 0 else sum(map(len, self._parts))
+        for part in self._parts:
+            if piece := part[skip : skip + wanted] if skip < len(part) else None:
+                pieces.append(piece)
+                wanted -= len(piece)
+            skip = max(skip - len(part), 0)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # what lies in one part is sent from where it is
+        self._position += len(data)
+        return data

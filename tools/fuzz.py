@@ -32,10 +32,10 @@ from pod_job.models.arch import read_arch_file
 from pod_job.reading.pickle_reader import read_pickle
 from pod_job.run_folder import rows, rundir
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.sealed import open_sealed, seal
 from pod_job.run_folder.tensorfile import DTYPE_OF
 from pod_job.storage import open_folder
 from pod_job.verify import verify
+from tools.fuzz_spoil import lying, spoil
 from tools.tiny_model import write_tiny_model
 
 TAPS = ("layer_6", "layer_12")
@@ -97,42 +97,6 @@ def read_run(run: Path) -> Any:
     datasets = [ActivationDataset(run, tap) for tap in TAPS]
     found = datasets[0].rows(slice(None))
     return {name: column.tolist() for name, column in found.items()}, [dataset[:].tolist() for dataset in datasets]
-
-
-def spoil(data: bytes, rng: random.Random) -> bytes:
-    """Another content: bits, cuts, repetitions, garbage, or, where it is JSON, values of other kinds."""
-    at, length = rng.randrange(len(data)), rng.choice((1, 4, 64, 1024))
-    ways: list[Callable[[], bytes]] = [
-        lambda: data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :],
-        lambda: data[:at],
-        lambda: data[:at] + data[at + length :],
-        lambda: data[:at] + data[at : at + length] + data[at:],
-        lambda: data[:at] + rng.randbytes(length) + data[at + length :],
-        lambda: data[:at] + bytes(length) + data[at + length :],
-        lambda: data + rng.randbytes(length),
-    ]
-    try:
-        content = json.loads(data)
-    except ValueError:
-        return rng.choice(ways)()
-    return rng.choice([*ways, *[lambda: json.dumps(spoil_json(content, rng)).encode()] * len(ways)])()
-
-
-def spoil_json(value: Any, rng: random.Random) -> Any:
-    """The value with one thing in it changed, removed or put elsewhere."""
-    if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key, changed = rng.choice(keys), value.copy()
-        chance = rng.random()
-        if chance < 0.1:
-            del changed[key]
-        elif chance < 0.2:
-            changed[key] = value[rng.choice(keys)]
-        else:
-            changed[key] = spoil_json(value[key], rng)
-        return changed
-    numbers = (0, 1, -1, 2**31, 2**63, -(2**70), 1e308, 0.5, float("nan"), float("inf"))
-    return rng.choice([*numbers, None, True, "", "x", "../../etc/passwd", [], {}, [value], "9" * 5000])
 
 
 def try_run(bench: Bench, spoilt: Path) -> str:
@@ -208,11 +172,6 @@ def try_one(bench: Bench, number: int, seed: int) -> tuple[str, str]:
         return kind, outcome if noticed else f"NOT NOTICED: {outcome}"
     finally:
         path.write_bytes(before)
-
-
-def lying(data: bytes, rng: random.Random) -> bytes:
-    """A sealed file whose content is spoilt while its checksum fits it."""
-    return seal(spoil(json.dumps(open_sealed(data, "")).encode(), rng).decode("utf-8", "replace"))
 
 
 def try_slice(numbers: range, seed: int) -> list[tuple[int, str, str]]:

@@ -16,7 +16,8 @@ from pod_job.errors import JobError
 from pod_job.run_folder import statistics
 
 if TYPE_CHECKING:
-    from pod_job.dataset import ActivationDataset, Kind
+    from pod_job.dataset import ActivationDataset
+    from pod_job.reading.arrays import Kind
 
 
 @dataclass(frozen=True)
