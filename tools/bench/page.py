@@ -186,15 +186,14 @@ def behind(found: dict[str, dict[str, list[Any]]], tokens: int) -> str:
             theirs = median(answers, "cpu_s") / answers[0]["tokens"]
             if theirs < ours:
                 said.append(f"{TITLES[name]} ({title}: {ours / theirs:.2f} times as fast)")
-    if not said:
-        said = ["none of the ways in CPU time for a token"]
+    verdict = f"Ours is behind {'; '.join(said)}." if said else "No way takes less CPU time for a token than ours."
     step = ROWS * SEQ_LEN
     filled = tokens / (-(-tokens // step) * step)
     return (
-        f"Ours is behind {'; '.join(said)}. It computes whole steps of {ROWS} rows x {SEQ_LEN} positions, of which "
-        f"these prompts fill at most {filled:.0%}, as those of a long run do at 95%, and the others what their batches "
-        "hold, padding included; with 16 prompts, which fill 64%, ours was 0.8 to 1.0 times as fast as Hugging Face. A "
-        "model four times as large: `python -m tools.bench_extract`, in [preflight.md](preflight.md#on-a-cpu)."
+        f"{verdict} Ours computes whole steps of {ROWS} rows x {SEQ_LEN} positions, of which these prompts fill at "
+        f"most {filled:.0%}, as those of a long run do at 95%, and the others what their batches hold, padding "
+        "included; with 16 prompts, which fill 64%, ours was 0.8 to 1.0 times as fast as Hugging Face. A model four "
+        "times as large: `python -m tools.bench_extract`, in [preflight.md](preflight.md#on-a-cpu)."
     )
 
 
