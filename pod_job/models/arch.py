@@ -58,6 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+MAX_LAYERS = 10_000
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
@@ -115,6 +116,8 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     config = DEFAULTS.get(family, {}) | dict(config)
     hidden, heads = positive(config, "hidden_size", source), positive(config, "num_attention_heads", source)
     layers = positive(config, "num_hidden_layers", source)
+    if layers > MAX_LAYERS:
+        raise JobError(f"{source}: num_hidden_layers={layers} is more than a decoder here may have, {MAX_LAYERS}")
     head_dim = positive(config, "head_dim", source, default=hidden // heads)
     attention_bias = family != "qwen2" and bool(config.get("attention_bias", False))
     arch = Arch(
