@@ -105,6 +105,7 @@ def test_a_window_that_is_named_and_not_used_is_not_used() -> None:
         ),
         ({"hidden_size": None}, "hidden_size is missing; it is needed to size the model"),
         ({"num_hidden_layers": "24"}, "num_hidden_layers='24' is not a positive whole number"),
+        ({"num_hidden_layers": 2**31}, "num_hidden_layers=2147483648 is more than a decoder here may have, 10000"),
         ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
         ({"rope_theta": None}, "neither rope_theta nor rope_parameters.rope_theta is there"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),

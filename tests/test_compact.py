@@ -1,6 +1,7 @@
 """A compacted run is the same run in fewer files: their layout, for any batches and sizes, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -18,10 +19,12 @@ from sample_runs import PER_BATCH, TAPS, WIDTH, batch, finished_run, identity
 from pod_job import merge
 from pod_job.checksums import as_text, checksum, joined
 from pod_job.compact import compact
+from pod_job.export import export_pickles
 from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.eight_bit import SCALE, EightBit, groups, is_eight_bit
 from pod_job.run_folder.tensorfile import DTYPE_OF
+from pod_job.shuffle import shuffle
 from pod_job.storage import Folder, open_folder
 from pod_job.verify import verify
 
@@ -108,6 +111,20 @@ def opened_by_others(folder: Folder, file: str) -> None:
             if name.endswith(".parquet"):
                 pq.read_table(BytesIO(opened.get_tensor(name).tobytes()))
             assert opened.get_slice(name).get_shape()
+
+
+def test_what_is_made_of_it_is_the_same_where_a_batch_is_empty(tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path / "run"), COUNTS)
+    shutil.copytree(tmp_path / "run", tmp_path / "compacted")
+    compact(open_folder(tmp_path / "compacted"))
+    for run in ("run", "compacted"):
+        export_pickles(tmp_path / run, tmp_path / f"pickles of {run}")
+        shuffle(tmp_path / run, tmp_path / f"shuffled {run}", seed=4, part_bytes=4000)
+    ours, theirs = (tmp_path / f"pickles of {run}" for run in ("compacted", "run"))
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
+        path.name: path.read_bytes() for path in theirs.iterdir()
+    }
+    assert content(open_folder(tmp_path / "shuffled compacted")) == content(open_folder(tmp_path / "shuffled run"))
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

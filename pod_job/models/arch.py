@@ -59,6 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 MAX_LAYERS = 10_000
+"""Of a config that can be meant: what is described here layer by layer must not fill the memory."""
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
