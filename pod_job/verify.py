@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pod_job import __version__, merge
-from pod_job.checking.batch_files import Found, check_batch, shown
+from pod_job.checking.batch_files import Found, check_batch, noting, shown
 from pod_job.checking.recompute import Deviation, recompute
 from pod_job.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
@@ -111,19 +111,13 @@ def check_metadata(folder: Folder, report: Report, numbers: list[int], records: 
 def check_joined(folder: Folder, file: JoinedFile, report: Report) -> None:
     """What is in a joined file besides the files of its batches: a header before them, and nothing after them."""
     name, size = f"{folder.url}/{file.name}", file.header.size + sum(file.sizes)
-    try:
+    with noting(report.problems, name):
         there = checksum([folder.read(file.name, 0, file.header.size)])
         if folder.read(file.name, size, 1):
             report.problems.append(f"{name}: is longer than the {size} bytes that were written")
-    except FileNotFoundError:
-        report.problems.append(f"{name}: missing")
-        return
-    except JobError as error:
-        report.problems.append(str(error))
-        return
-    report.bytes += there.size
-    if there != file.header:
-        report.problems.append(f"{name}: header of {shown(there)}, {rundir.COMPACTION} says {shown(file.header)}")
+        report.bytes += there.size
+        if there != file.header:
+            report.problems.append(f"{name}: header of {shown(there)}, {rundir.COMPACTION} says {shown(file.header)}")
 
 
 def check_names(folder: Folder, report: Report, joined: Sequence[JoinedFile]) -> None:

@@ -1,6 +1,7 @@
 """The files of one batch, each read once from end to end, a piece at a time, and held against its commit record."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,29 +45,34 @@ def check_batch(folder: Folder, files: Readable, number: int) -> Found:
     return found
 
 
+@contextmanager
+def noting(problems: list[str], name: str) -> Iterator[None]:
+    """Puts down among `problems` why the file of this name could not be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        problems.append(f"{name}: missing")
+    except JobError as error:
+        problems.append(str(error))
+
+
 def check_tap(folder: Readable, entry: dict[str, Any], found: Found) -> None:
     """Checks one tap file against its entry in the commit record, and counts it in."""
     name = called(folder, entry["file"])
-    try:
+    with noting(found.problems, name):
         header = read_header(lambda start, size: folder.read(entry["file"], start, size), name)
         spec, scales = tap_tensors(header, name)
         bad: list[int] = []
         stored = checksum(pieces(folder, entry["file"], spec, scales, bad))
-    except FileNotFoundError:
-        found.problems.append(f"{name}: missing")
-        return
-    except JobError as error:
-        found.problems.append(str(error))
-        return
-    found.files += 1
-    found.bytes += stored.size
-    found.nonfinite_rows += sum(bad)
-    said = (entry["dtype"], entry["shape"], entry["offset"], entry["nonfinite"])
-    there = (str(spec.dtype), list(spec.shape), spec.start, sum(bad))
-    if stored != (recorded := Stored(entry["size"], entry["crc32c"])):
-        found.problems.append(f"{name}: {shown(stored)}, its record says {shown(recorded)}")
-    elif said != there:
-        found.problems.append(f"{name}: has dtype, shape, offset, non-finite rows {there}, its record says {said}")
+        found.files += 1
+        found.bytes += stored.size
+        found.nonfinite_rows += sum(bad)
+        said = (entry["dtype"], entry["shape"], entry["offset"], entry["nonfinite"])
+        there = (str(spec.dtype), list(spec.shape), spec.start, sum(bad))
+        if stored != (recorded := Stored(entry["size"], entry["crc32c"])):
+            found.problems.append(f"{name}: {shown(stored)}, its record says {shown(recorded)}")
+        elif said != there:
+            found.problems.append(f"{name}: has dtype, shape, offset, non-finite rows {there}, its record says {said}")
 
 
 def pieces(folder: Readable, name: str, spec: TensorSpec, scales: TensorSpec | None, bad: list[int]) -> Iterator[bytes]:
