@@ -1,6 +1,8 @@
 """Attention's implementations are one function; and rotation by projection is rotation."""
 
 import functools
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,34 @@ def test_blocks_equal_xla(
     found = jax.jit(functools.partial(attention_blocks.attend_blocks, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 2, None), (7, 1, 50), (2, 2, 129), (3, 1, 1)])
+def test_what_cudnn_is_asked_for_equals_xla(heads: int, kv_heads: int, window: int | None) -> None:
+    """Mask, window and scale mean the same; the kernel is compared where there is a GPU, by tools/bench_extract."""
+    arrays = inputs(heads, kv_heads, 16)
+    how = {"window": window, "softcap": None, "scale": 0.25}
+    found = jax.jit(functools.partial(attention.attend_cudnn, implementation="xla", **how))(**arrays)
+    truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
+    np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
+
+
+def test_each_device_has_its_kernel_and_plain_xla_takes_the_rest() -> None:
+    def chosen(platform: str, dtype: str = "bfloat16", softcap: float | None = None, **how: Any) -> Any:
+        device = SimpleNamespace(platform=platform, compute_capability=how.get("capability", ""))
+        q = jnp.zeros((1, how.get("S", ROW), 4, how.get("head_dim", 64)), dtype)
+        return attention.kernel_for(device, q, softcap)
+
+    assert chosen("cpu", "float32", 5.0) is attention.attend_blocks
+    assert chosen("tpu", "float32", 5.0) is attention.attend_splash
+    assert chosen("tpu", S=100) is None
+    hopper, ampere, volta, amd = "9.0", "8.6", "7.0", "gfx942"
+    assert chosen("gpu", capability=hopper, head_dim=256) is attention.attend_cudnn
+    assert chosen("gpu", capability=ampere, head_dim=128) is attention.attend_cudnn
+    assert chosen("gpu", capability=ampere, head_dim=256) is None
+    assert chosen("gpu", capability=hopper, head_dim=60) is None
+    assert chosen("gpu", capability=volta) is chosen("gpu", capability=amd) is None
+    assert chosen("gpu", "float32", capability=hopper) is chosen("gpu", softcap=5.0, capability=hopper) is None
 
 
 def test_a_mesh_of_cpus_attends_in_blocks() -> None:

@@ -1,14 +1,15 @@
 """Causal grouped-query attention within segments: rotated queries, keys and values in, the heads' outputs out.
 
-One interface, three implementations: JAX's splash attention kernel where the program is lowered for TPU (no score ever
-reaches memory, no key or value is repeated), blocks for a mesh of CPUs, plain XLA elsewhere and for shapes the kernel
-does not take.
+One interface: JAX's splash attention kernel where the program is lowered for TPU, cuDNN's flash attention on GPUs (of
+neither does a score ever reach memory, nor is a key or value repeated), blocks for a mesh of CPUs, plain XLA elsewhere
+and for shapes that a kernel does not take.
 
 B rows, S positions, C keys and values where they are not as many, N query heads, K key/value heads, H head size.
 """
 
 import functools
-from typing import cast
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +47,10 @@ def attend(
         placement: the devices the program is lowered for.
     """
     how = {"window": window, "scale": scale, "softcap": softcap}
-    by_rows = {"cpu": attend_blocks} | ({} if block_size(q.shape[1]) is None else {"tpu": attend_splash})
-    if placement.mesh is None or placement.platform not in by_rows:
+    chosen = None if placement.mesh is None else kernel_for(placement.mesh.devices.flat[0], q, softcap)
+    if placement.mesh is None or chosen is None:
         return attend_xla(q, k, v, segment_ids, **how)
-    kernel = functools.partial(by_rows[placement.platform], **how)
+    kernel = functools.partial(chosen, **how)
     # The partitioner cannot look into a kernel, nor split a loop: every device runs it on its own rows (and heads).
     heads = PartitionSpec(placement.rows, None, placement.heads)
     return jax.shard_map(
@@ -59,6 +60,26 @@ def attend(
         out_specs=heads,
         check_vma=False,
     )(q, k, v, segment_ids)
+
+
+def kernel_for(device: Any, q: Float[Array, "B S N H"], softcap: float | None) -> Callable[..., Array] | None:
+    """The implementation for a mesh of such devices that takes such queries; None: plain XLA."""
+    match device.platform:
+        case "cpu":
+            return attend_blocks
+        case "tpu" if block_size(q.shape[1]) is not None:
+            return attend_splash
+        case "gpu" if q.dtype.itemsize == 2 and softcap is None and q.shape[-1] <= largest_cudnn_head(device):
+            return attend_cudnn if q.shape[-1] % 8 == 0 else None
+    return None
+
+
+def largest_cudnn_head(gpu: Any) -> int:
+    """The head size up to which cuDNN's flash attention runs on a GPU; 0: not at all (old ones, other makers')."""
+    generation, _, _ = gpu.compute_capability.partition(".")  # "9.0"; AMD's are like "gfx942"
+    if not generation.isdecimal() or int(generation) < 8:
+        return 0
+    return 256 if int(generation) >= 9 else 128
 
 
 def attend_xla(
@@ -141,6 +162,35 @@ def attend_splash(
         splash.SegmentIds(segment_ids, segment_ids),
     )
     return cast(Array, out).transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+
+
+def attend_cudnn(
+    q: Float[Array, "B S N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B S"],
+    *,
+    window: int | None,
+    scale: float,
+    softcap: None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B S N H"]:
+    """`attend` by cuDNN's flash attention, of bfloat16 or float16, with the segments as a mask [B, 1, S, S].
+
+    `implementation="xla"` computes the same call without a GPU, for tests.
+    """
+    same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    behind_and_ahead = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        mask=same_segment,
+        scale=scale,
+        is_causal=True,
+        local_window_size=behind_and_ahead,
+        implementation=implementation,
+    )
 
 
 def block_size(S: int) -> int | None:
