@@ -61,3 +61,27 @@ def test_aligned_memory_begins_on_a_page() -> None:
         array = direct.aligned_empty(shape, np.dtype(ml_dtypes.bfloat16))
         assert (array.shape, array.dtype) == (shape, ml_dtypes.bfloat16)
         assert array.ctypes.data % direct.PAGE == 0 or not array.size
+
+
+def test_a_pool_gives_memory_again_once_no_view_of_it_is_left() -> None:
+    pool, float32 = direct.Pool(), np.dtype(np.float32)
+    first = pool.empty((100, 30), float32)
+    begins, view = first.ctypes.data, first[3:5].view(np.uint8)
+    del first
+    second = pool.empty((100, 30), float32)
+    assert not np.may_share_memory(second, view)
+    del view
+    third = pool.empty((90, 30), float32)
+    assert third.ctypes.data == begins
+    assert begins % direct.PAGE == 0
+    assert (third.shape, third.dtype) == ((90, 30), float32)
+
+
+def test_a_pool_holds_no_more_than_was_in_use_at_one_time() -> None:
+    """Sizes that grow and shrink, two at a time."""
+    pool, byte = direct.Pool(), np.dtype(np.uint8)
+    for size in (5000, 9000, 20_000, 1000, 30_000, 0, 70_000):
+        pair = [pool.empty((size,), byte), pool.empty((size // 2, 2), byte)]
+        assert [array.size for array in pair] == [size, size // 2 * 2]
+        del pair
+    assert len(pool._free) == 2

@@ -9,6 +9,7 @@ from sample_runs import batch, identity, joined
 from pod_job.config import Exclude, ExtractConfig, OnNonfinite, Positions
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
+from pod_job.direct import Pool
 from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.packing import Placed
 from pod_job.merge import merge
@@ -57,7 +58,7 @@ def test_special_tokens_are_flagged_or_not_stored(exclude: list[Exclude], positi
     prompts = [prompt(BOS, TEXT, 8), prompt(9, EOS), prompt(BOS)]
     config = ExtractConfig(positions=positions, exclude=exclude)
     masks = [special_tokens(each, {BOS, EOS}) for each in prompts]
-    opened = OpenBatch(1, prompts, masks, config, {"layer_0": 1}, np.dtype(np.float32))
+    opened = OpenBatch(1, prompts, masks, config, {"layer_0": 1}, np.dtype(np.float32), Pool())
     for index, each in enumerate(prompts):
         shard = each.token_ids[None, :, None].astype(np.float32)
         at = {"last": shard[:, -1:], "all": shard}[positions.value]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,7 @@ class Workload:
     rounds: int
     rows: int
     torch_prompts: int
+    writers: int
     device: str
 
     @property
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=ROWS, help="of a step of ours")
     parser.add_argument("--torch-prompts", type=int, default=4, help="of a batch of torch's")
+    parser.add_argument("--writers", type=int, default=4, help="batches of ours that are written at a time")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     workload = Workload(**vars(parser.parse_args()))
     if workload.device == "gpu":
@@ -110,6 +112,7 @@ def compare(workload: Workload, scratch: Path) -> dict[str, Any]:
             f"extract.seq_len={SEQ_LEN}",
             f"extract.rows_per_device={workload.rows}",
             f"extract.save_every_n_samples={max(8, workload.torch_prompts)}",
+            f"storage.writers={workload.writers}",
             f"storage.run_dir='{scratch}/ours'",
         ]
     )
@@ -230,7 +233,7 @@ def hugging_face(workload: Workload, encoded: list[np.ndarray], scratch: Path, *
     from transformers import AutoModelForCausalLM
 
     device, dtype = torch.device(workload.torch_device), getattr(torch, workload.dtype)
-    network: Any = AutoModelForCausalLM.from_pretrained(workload.model, dtype=dtype).eval().to(device)
+    network: Any = cast(Any, AutoModelForCausalLM.from_pretrained(workload.model, dtype=dtype)).eval().to(device)
 
     def run() -> None:
         scratch.mkdir(exist_ok=True)

@@ -15,7 +15,9 @@ here="$ROOT/attempts/$ATTEMPT"
 mkdir -p "$here"
 echo "$ATTEMPT" >"$ROOT/attempt"
 python="${PYTHON:-$ROOT/environments/$ENVIRONMENT/bin/python}"
-export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1
+export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1
+# One thread for each sum of a writer thread; and huge pages for what the devices send, which is fresh memory each time.
+export OPENBLAS_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 cd "$ROOT/bundles/$BUNDLE" || answer FAILED "$ROOT/bundles/$BUNDLE is not there"
 # In a session of its own, so that the end of this connection is not the job's; 9 closed, so that it does not hold it.
 setsid nohup bash -c '

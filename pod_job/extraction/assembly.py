@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pod_job.config import Exclude, ExtractConfig, Positions
-from pod_job.direct import aligned_empty
+from pod_job.direct import Pool
 from pod_job.extraction.packing import Placed
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt
@@ -30,8 +30,9 @@ class OpenBatch:
         config: ExtractConfig,
         widths: Mapping[str, int],
         dtype: np.dtype,
+        pool: Pool,
     ) -> None:
-        """`special` tells which tokens of each prompt are special."""
+        """`special` tells which tokens of each prompt are special; the vectors' memory is `pool`'s."""
         self.number = number
         self.positions, self.exclude = config.positions, config.exclude
         self.prompts, self.special = prompts, special
@@ -41,7 +42,7 @@ class OpenBatch:
         self.taps = {}
         for name, width in widths.items():
             length, of_rows = on_the_way(width, dtype)
-            self.taps[name] = aligned_empty((int(self.starts[-1]), length), of_rows)
+            self.taps[name] = pool.empty((int(self.starts[-1]), length), of_rows)
         self.missing = set(range(len(prompts)))
 
     def put(self, placed: Placed, shards: Mapping[str, Sequence[np.ndarray]]) -> bool:

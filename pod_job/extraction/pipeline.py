@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from pod_job.config import ExtractConfig, OnNonfinite
+from pod_job.direct import Pool
 from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.batches import batch_samples
 from pod_job.extraction.forward import Step, StepOutput, local_rows, place, start_copy
@@ -154,11 +155,11 @@ def packed_feeder(
     stop: StopWish,
 ) -> Feeder:
     """For `extract`: prompts packed into steps of `rows` rows."""
-    dtype, control = DTYPE_OF[config.dtype.value], special_ids(tokenizer)
+    dtype, control, pool = DTYPE_OF[config.dtype.value], special_ids(tokenizer), Pool()
 
     def open_batch(batch: int, prompts: list[Prompt]) -> OpenBatch:
         special = [special_tokens(prompt, control) for prompt in prompts]
-        return OpenBatch(batch, prompts, special, config, inputs.widths, dtype)
+        return OpenBatch(batch, prompts, special, config, inputs.widths, dtype, pool)
 
     return Feeder(
         batches,

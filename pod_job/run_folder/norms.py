@@ -100,11 +100,14 @@ class NormTally:
 
 
 def _joined(a: NormCounts, b: NormCounts) -> NormCounts:
-    keys, counts = np.concatenate([a.keys, b.keys]), np.concatenate([a.counts, b.counts])
-    order = np.argsort(keys, kind="stable")
-    keys, counts = keys[order], counts[order]
-    first = np.flatnonzero(np.diff(keys, prepend=keys[:1] + 1))
-    return NormCounts(keys[first], np.add.reduceat(counts, first) if len(first) else counts)
+    at = np.searchsorted(a.keys, b.keys)
+    known = np.zeros(len(at), bool)
+    inside = at < len(a.keys)
+    known[inside] = a.keys[at[inside]] == b.keys[inside]
+    counts = a.counts.copy()
+    counts[at[known]] += b.counts[known]
+    new = ~known
+    return NormCounts(np.insert(a.keys, at[new], b.keys[new]), np.insert(counts, at[new], b.counts[new]))
 
 
 def _middle(keys: UInt32[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:

@@ -17,7 +17,8 @@ from pod_job.run_folder.norms import NormTally, from_text, keys_of, to_text
 CHUNK_VALUES = 1 << 20
 """Values whose sums are kept raw; chunks are then combined as batches are."""
 BLOCK_VALUES = 1 << 17
-"""Values converted to float64 at a time: 1 MiB, which stays in a core's cache."""
+"""Values converted to float64 at a time: 1 MiB, which stays in a core's cache and which OpenBLAS sums in one thread.
+4 MiB it shares among all cores, and writers on 16 of them took 17 times the CPU time."""
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 OUTLIER_FACTOR = 10.0
 """A row is an outlier when its norm is above this many medians."""
