@@ -22,7 +22,7 @@ from pod_job.config import JobConfig, PodKind, Positions, Sharding
 from pod_job.errors import JobError
 from pod_job.inputs import Inputs
 from pod_job.models.weight_table import Weight
-from pod_job.run_folder.eight_bit import row_bytes
+from pod_job.preflight.model_cost import vector_bytes
 from pod_job.run_folder.rundir import committed
 from pod_job.run_folder.tensorfile import DTYPE_OF
 
@@ -58,7 +58,7 @@ def run_needs(config: JobConfig, inputs: Inputs, batch_tokens: Sequence[int]) ->
     """From below: generated tokens are not counted, whose number nobody knows yet."""
     extract, pod = config.extract, config.pod
     stored_all = extract.positions is Positions.all
-    stored_bytes = sum(row_bytes(width, DTYPE_OF[extract.dtype.value]) for width in inputs.widths.values())
+    stored_bytes = vector_bytes(inputs.arch, inputs.taps, extract)
     rows = [tokens if stored_all else extract.save_every_n_samples for tokens in batch_tokens]
     # What the other hosts' shares come to is known from this host's: batches are dealt out evenly.
     total_rows = sum(rows) * inputs.total_batches / max(1, len(rows)) if stored_all else len(inputs.tasks.samples)

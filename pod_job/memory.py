@@ -15,8 +15,7 @@ from pod_job.generation.generate_config import Mode, cache_slots, call_tokens
 from pod_job.inputs import Inputs, Outline
 from pod_job.machine import GB, memory_needs
 from pod_job.models.sharding import rules
-from pod_job.preflight.model_cost import generation_positions, step_positions
-from pod_job.run_folder.eight_bit import row_bytes
+from pod_job.preflight.model_cost import generation_positions, step_positions, vector_bytes
 from pod_job.run_folder.tensorfile import DTYPE_OF
 
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
@@ -47,9 +46,8 @@ def held(config: JobConfig, inputs: Inputs | Outline) -> Held:
     slots = cache_slots(extract.seq_len, generate.max_new_tokens) if generating else 0
     heads = inputs.arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
     row = 2 * inputs.arch.layers * heads * inputs.arch.head_dim * item * slots
-    widths = [tap.width(inputs.arch) for tap in inputs.taps]
     per_row = computed_positions(config)
-    vector = sum(row_bytes(width, DTYPE_OF[extract.dtype.value]) for width in widths)
+    vector = vector_bytes(inputs.arch, inputs.taps, extract)
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     # In a host's share of memory; what all hosts of a pod on one machine take is checked when it starts.
     _, batches = memory_needs(config, inputs.table, batch, on_cpu=False)

@@ -8,8 +8,8 @@ from sample_runs import batch, identity, joined
 
 from pod_job.config import Exclude, ExtractConfig, OnNonfinite, Positions
 from pod_job.dataset import ActivationDataset
-from pod_job.errors import JobError
 from pod_job.direct import Pool
+from pod_job.errors import JobError
 from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.packing import Placed
 from pod_job.merge import merge

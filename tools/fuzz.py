@@ -10,6 +10,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -41,6 +42,8 @@ from tools.tiny_model import write_tiny_model
 TAPS = ("layer_6", "layer_12")
 BATCHES, SAMPLES, ROWS, WIDTH = 2, 4, 20, 16
 HANG_S = 20
+MOST_MEMORY = 4 << 30
+"""Bytes that a process may take."""
 SLICE = 50
 """Inputs that one process tries before another goes on."""
 KINDS = {
@@ -181,6 +184,8 @@ def try_slice(numbers: range, seed: int) -> list[tuple[int, str, str]]:
         raise TimeoutError(f"no answer within {HANG_S} s")
 
     signal.signal(signal.SIGALRM, hang)
+    # Past it an allocation fails as a MemoryError, which is a crash, and not this machine.
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = make_bench(Path(scratch))
@@ -215,12 +220,26 @@ def fuzz(inputs: int, seed: int, workers: int = 2) -> dict[str, Any]:
 
 
 def in_processes(slices: list[range], seed: int, workers: int, context: Any) -> Any:
-    """Each slice with what `try_slice` found, or None where its process died."""
+    """Each slice with what `try_slice` found, or None where its process died.
+
+    A process that dies takes the whole pool with it: what was left is tried again, each slice in a pool of its own.
+    """
+    left = []
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         tried = {pool.submit(try_slice, numbers, seed): numbers for numbers in slices}
         for future in concurrent.futures.as_completed(tried):
-            broken = isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool)
-            yield tried[future], None if broken else future.result()
+            if died(future):
+                left.append(tried[future])
+            else:
+                yield tried[future], future.result()
+    for numbers in left:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            future = pool.submit(try_slice, numbers, seed)
+            yield numbers, None if died(future) else future.result()
+
+
+def died(future: concurrent.futures.Future[Any]) -> bool:
+    return isinstance(future.exception(), concurrent.futures.process.BrokenProcessPool)
 
 
 def main(argv: list[str] | None = None) -> int:
