@@ -9,16 +9,18 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.cost import all_records, hours, spent
+from launch.cost import all_records, record_of
 from launch.observe import NODE_EVERY_S, POLL_S, read_all
 from launch.options import Options
 from launch.pods import Pod, find_pods
 from launch.request import pod_name
 from launch.status_view import Live, table
 from pod_job.config import JobConfig, PodKind, load
+from pod_job.errors import JobError
 from pod_job.extraction.batches import batch_count
 from pod_job.inputs import read_inputs
 from pod_job.preflight.prices import usd_per_hour
+from pod_job.run_folder.pods import hours, spent
 from pod_job.run_folder.rundir import RUN, committed, read_run
 from pod_job.status import HostStatus, Phase, latest_attempt
 from pod_job.storage import Folder, open_folder
@@ -46,6 +48,9 @@ def status(overrides: Sequence[str], options: Options) -> int:
     folder = open_folder(config.storage.run_dir)
     with ThreadPoolExecutor(1) as gcloud:  # which takes its seconds while the run folder is read
         asked = gcloud.submit(pods_of, config)
+        nothing = folder.stat(RUN) is None and latest_attempt(folder, config.pod.hosts) is None
+        if nothing and not options.follow and not asked.result():
+            raise JobError(f"storage.run_dir={config.storage.run_dir}: no run is there, and no pod of one; start it")
         batches = total_batches(config, folder)
         pods = asked.result()
     view = look(config, folder, batches, pods)
@@ -102,9 +107,11 @@ def run_facts(
     seconds = max((host.seconds for host in heard), default=0.0)
     rate = sum(host.batches for host in heard) / seconds if seconds else 0.0
     left_s = 0.0 if done == batches else (batches - done) / rate if rate else None
-    paid = hours(all_records(folder, pods, config), pods, max((host.updated for host in heard), default=0.0), now)
-    so_far = spent(paid, config) if paid else None
     cloud = config.cloud
+    alive = {record_of(pod, cloud.capacity).key for pod in pods}
+    last_word = max((host.updated for host in heard), default=0.0)
+    paid = hours(all_records(folder, pods, config), alive, last_word, now)
+    so_far = spent(paid, cloud.price_per_chip_hour) if paid else None
     hourly = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
     expected = None
     if so_far is not None and hourly is not None and left_s is not None:

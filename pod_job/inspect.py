@@ -20,7 +20,7 @@ from pod_job.command_line import RUN_DIR_HELP, exit_status, make_parser, stdout_
 from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
 from pod_job.reading.overview import Overview, open_tap, read_overview
-from pod_job.reading.row_texts import open_decoder, text_of, texts_from_prompts
+from pod_job.reading.row_texts import row_texts
 from pod_job.run_folder import rundir
 from pod_job.run_folder.commit import read_record
 
@@ -175,13 +175,7 @@ def row_facts(overview: Overview, row: int, overrides: Sequence[str]) -> Facts:
         raise JobError(f"--row {row}: the run has rows 0 to {len(dataset) - 1}")
     origin = {name: value.item() if hasattr(value, "item") else value for name, value in dataset.rows(row).items()}
     facts = {"row": row, "batch": int(dataset.batch_of(np.array([row]))[0]), **origin}
-    decode, reason = open_decoder(overview, overrides)
-    text = text_of(dataset, row, decode)
-    try:
-        if reason is None and overview.identity["positions"] != "all":
-            [text] = texts_from_prompts(overview, dataset, np.array([row]), overrides)
-    except JobError as error:
-        reason = str(error)
+    [text], reason = row_texts(overview, dataset, np.array([row]), overrides)
     facts |= asdict(text) | ({"note": f"no more text than this: {reason}"} if reason else {})
     return facts | {"taps": [vector_line(open_tap(overview, tap), row) for tap in taps]}
 

@@ -12,13 +12,15 @@ import pytest
 from rich.console import Console
 
 from launch import status
-from launch.cost import PodRecord, all_records, hours, note_end, note_start, record_of, spent
+from launch.cost import all_records, note_end, note_start, record_of
 from launch.pods import Pod
 from launch.status_view import Live, line, table
 from pod_job.cloud_config import Capacity
 from pod_job.config import JobConfig, load
+from pod_job.errors import JobError
 from pod_job.preflight.prices import usd_per_hour
 from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.run_folder.pods import PodRecord, hours, spent
 from pod_job.run_folder.rundir import claim
 from pod_job.status import HostStatus, Phase, write_status
 from pod_job.storage import Folder, open_folder
@@ -75,13 +77,14 @@ def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
     note_end(folder, record_of(ours, Capacity.spot), NOW - 7 * HOUR)
     note_end(folder, record_of(ours, Capacity.spot), NOW)  # the first counts
     records = all_records(folder, [living], config())
-    paid = hours(records, [living], heard=NOW - 3 * HOUR, now=NOW)
+    alive = {record_of(living, Capacity.spot).key}
+    paid = hours(records, alive, heard=NOW - 3 * HOUR, now=NOW)
     assert [time_h for _, time_h in paid] == pytest.approx([2, 3, 1])
-    heard_since = hours(records, [living], heard=NOW, now=NOW)  # by hosts of the living one
+    heard_since = hours(records, alive, heard=NOW, now=NOW)  # by hosts of the living one
     assert [time_h for _, time_h in heard_since] == pytest.approx([2, 5, 1])
     price = 64 * read_accelerator_type("v5litepod-64").chip.spot_usd_hour
-    assert spent(paid, config()) == pytest.approx(6 * price)
-    assert spent(paid, config("cloud.price_per_chip_hour=2")) == pytest.approx(6 * 128)
+    assert spent(paid, None) == pytest.approx(6 * price)
+    assert spent(paid, 2.0) == pytest.approx(6 * 128)
 
 
 def test_a_pod_that_lives_counts_noted_or_not(folder: Folder) -> None:
@@ -96,7 +99,7 @@ def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
     assert usd_per_hour("v6e-16", "spot", None) == pytest.approx(16 * chip.spot_usd_hour)
     assert usd_per_hour("v6e-16", "on_demand", None) == pytest.approx(16 * chip.list_usd_hour)
     assert usd_per_hour("v9-16", "spot", None) is None
-    assert spent([(PodRecord("n", "z", "v9-16", "spot", 1.0), 1.0)], config()) is None
+    assert spent([(PodRecord("n", "z", "v9-16", "spot", 1.0), 1.0)], None) is None
 
 
 def shown(found: dict[str, Any], hosts: list[HostStatus | None], terminal: bool) -> str:
@@ -147,6 +150,22 @@ def test_status_needs_no_inputs_once_the_run_has_begun(folder: Folder, capsys: p
     job = ["experiment=demo", "model.path=/gone", "tasks.path=/gone", "pod.hosts=2", "mesh=2x2"]
     assert status.status([*job, f"storage.run_dir={folder.url}"], status.Options(as_json=True)) == 0
     assert json.loads(capsys.readouterr().out)["batches"] == 10
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"name": "n"}', b'{"created": "x"}'])
+def test_a_damaged_record_of_a_pod_is_named(folder: Folder, content: bytes) -> None:
+    note_start(folder, record_of(pod(NOW), Capacity.spot))
+    [name] = folder.names("pods/")
+    whole = json.loads(folder.read(name))
+    folder.replace(name, json.dumps(whole | json.loads(content)).encode() if b"x" in content else content)
+    with pytest.raises(JobError, match=f"{name}: not the record of a pod"):
+        facts(folder, [])
+
+
+def test_status_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="gone: no run is there, and no pod of one"):
+        status.status(["experiment=demo", f"storage.run_dir={tmp_path}/gone"], status.Options())
+    assert not (tmp_path / "gone").exists()
 
 
 @pytest.mark.parametrize("arguments", ["status experiment=demo --json", "up experiment=v5e64 --dry-run"])

@@ -22,7 +22,7 @@ MOST_TOKENS = 120
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--prompts", type=int, default=20_000)
     parser.add_argument("--mode", choices=["prefill", "generate"], default="prefill")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -34,6 +34,20 @@ class RowText:
     after: str
 
 
+def row_texts(
+    overview: Overview, dataset: ActivationDataset, index: np.ndarray, overrides: Sequence[str] = ()
+) -> tuple[list[RowText], str | None]:
+    """The text around each row, and where there is no more of it than the rows tables hold, why."""
+    decode, reason = open_decoder(overview, overrides)
+    texts = [text_of(dataset, int(row), decode) for row in index]
+    if reason is None and len(index) and overview.identity["positions"] != "all":
+        try:
+            return texts_from_prompts(overview, dataset, index, overrides), None
+        except JobError as error:
+            reason = str(error)
+    return texts, reason
+
+
 def open_decoder(overview: Overview, overrides: Sequence[str] = ()) -> tuple[Decode, str | None]:
     """Token ids to text; where the tokenizer cannot be had, to their numbers, with the reason."""
     try:

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from pod_job.dataset import ActivationDataset
-from pod_job.errors import JobError
 from pod_job.reading.overview import Overview
-from pod_job.reading.row_texts import RowText, open_decoder, text_of, texts_from_prompts
+from pod_job.reading.row_texts import RowText, row_texts
 from pod_job.report.sample import Sample, TapMeasures
 
 KINDS_SHOWN = 10
@@ -77,19 +76,6 @@ def outlier_rows(
         for ((_, first), places), text in zip(shown.items(), texts, strict=True)
     ]
     return found, reason
-
-
-def row_texts(
-    overview: Overview, dataset: ActivationDataset, index: np.ndarray, overrides: Sequence[str]
-) -> tuple[list[RowText], str | None]:
-    decode, reason = open_decoder(overview, overrides)
-    texts = [text_of(dataset, int(row), decode) for row in index]
-    if reason is None and len(index) and overview.identity["positions"] != "all":
-        try:
-            return texts_from_prompts(overview, dataset, index, overrides), None
-        except JobError as error:
-            reason = str(error)
-    return texts, reason
 
 
 def dimension_size(statistics: dict[str, Any]) -> Float[np.ndarray, "D"]:

@@ -1,16 +1,14 @@
 """From the timelines of a run: how fast it went, where its time went, and what that cost."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from pod_job.errors import JobError
 from pod_job.preflight.prices import usd_per_hour
 from pod_job.reading.overview import Overview
-from pod_job.run_folder import rundir
+from pod_job.run_folder.pods import hours, read_pods, spent
 
 BINS = 60
 WORKING = ("checking", "arrived", "weights", "compiling", "extracting", "merging")
@@ -111,28 +109,11 @@ def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None,
     """Dollars: of every pod the run has had, where `launch` kept their records; else of the time its hosts worked."""
     pod, cloud = overview.config.get("pod", {}), overview.config.get("cloud", {})
     own = cloud.get("price_per_chip_hour")
-    if pods := sorted(read_pods(overview).values(), key=lambda pod: pod["created"]):
-        # Of a pod that was taken away nobody saw the end: it counts until the next one at most.
-        unseen = [min(heard, after["created"]) for after in pods[1:]] + [heard]
-        paid = [
-            (usd_per_hour(each["accelerator_type"], each["capacity"], own), (each["ended"] or gone) - each["created"])
-            for each, gone in zip(pods, unseen, strict=True)
-        ]
-        if all(price is not None for price, _ in paid):
-            return sum((price or 0) * max(0.0, seconds) / 3600 for price, seconds in paid), f"{len(pods)} pods"
+    records = read_pods(overview.folder)
+    usd = spent(hours(records, (), heard, heard), own)
+    if records and usd is not None:
+        return usd, f"{len(records)} pods"
     hourly = usd_per_hour(pod.get("accelerator_type") or "", cloud.get("capacity") or "", own)
     if hourly is None:
         return None, f"no price is known for {pod.get('accelerator_type') or 'a pod on local machines'}"
     return hourly * wall_s / 3600, "the time in which hosts worked; creating and deleting pods comes on top"
-
-
-def read_pods(overview: Overview) -> dict[str, dict[str, Any]]:
-    """The launcher's records of pods, with their ends where these were seen."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in sorted(overview.folder.names(rundir.PODS)):  # of one pod, `created` comes before `ended`
-        try:
-            record = json.loads(overview.folder.read(name))
-            found[f"{record['created']} {record['zone']} {record['name']}"] = {"ended": None} | record
-        except (ValueError, KeyError, TypeError) as error:
-            raise JobError(f"{overview.folder.url}/{name}: not the record of a pod ({error})") from error
-    return found
