@@ -33,7 +33,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may give memory back in the thread that is taking some
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
