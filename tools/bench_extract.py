@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pod_job.checking.reference import relative_errors
 from pod_job.config import JobConfig, load
 from pod_job.distributed import Host
 from pod_job.extraction.forward import compile_step, place
@@ -261,13 +262,12 @@ def apart(our_folder: Path, their_folder: Path) -> dict[str, float]:
     import torch
 
     run = next(folder for folder in our_folder.iterdir() if (folder / "activations").is_dir())
-    distances = []
+    errors = []
     for layer, kept in torch.load(min(their_folder.iterdir())).items():
         theirs = kept.float().numpy()
         file = min((run / "activations").glob(f"layer_{layer}_batch_*.safetensors"))
-        found = map_tensors(file)["activations"][: len(theirs)].astype(np.float32)
-        distances.append(np.linalg.norm(found - theirs, axis=1) / np.linalg.norm(theirs, axis=1))
-    return {"median": float(np.median(distances)), "largest": float(np.max(distances))}
+        errors.append(relative_errors(map_tensors(file)["activations"][: len(theirs)], theirs))
+    return {"median": float(np.median(errors)), "largest": float(np.max(errors))}
 
 
 def product_sizes(arch: Arch) -> list[tuple[int, int]]:
