@@ -17,7 +17,7 @@ COMPILER := $(VENV)/.compiler
 ON_THIS_MACHINE := rehearsal $(patsubst conf/experiment/%.yaml,%,$(shell grep -l 'override /pod: local' conf/experiment/*.yaml))
 ON_TPU := $(filter-out $(ON_THIS_MACHINE),$(EXPERIMENTS))
 
-SMOKE := $(wildcard tests/test_imports.py tests/test_launch_main.py tests/test_models.py tests/test_dataset.py)
+SMOKE := $(wildcard tests/test_imports.py tests/launch/test_launch_main.py tests/models/test_models.py tests/reading/test_dataset.py)
 
 DEMO_MODEL := runs/models/SmolLM2-135M-Instruct
 # 32 layers, so that the layer numbers of every experiment exist in it.

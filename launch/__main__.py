@@ -5,9 +5,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from launch.completion import complete, offer, override_words
 from launch.local import Stopped
 from launch.options import Options
-from pod_job.completion import complete, offer, override_words
 from pod_job.errors import JobError
 
 VERBS = {
@@ -68,25 +68,25 @@ def action(verb: str) -> Callable[[Sequence[str], Options], int]:
     """
     match verb:
         case "plan":
-            from launch.plan import plan as act
+            from launch.verbs.plan import plan as act
         case "up":
-            from launch.up import up as act
+            from launch.verbs.up import up as act
         case "run":
-            from launch.run import run as act
+            from launch.verbs.run import run as act
         case "watch":
-            from launch.watch import watch as act
+            from launch.verbs.watch import watch as act
         case "status":
-            from launch.status import status as act
+            from launch.verbs.status import status as act
         case "logs":
-            from launch.logs import logs as act
+            from launch.verbs.logs import logs as act
         case "stop":
-            from launch.cloud_run import stop as act
+            from launch.verbs.stop import stop as act
         case "doctor":
-            from launch.doctor import doctor as act
+            from launch.verbs.doctor import doctor as act
         case "gc":
-            from launch.gc import gc as act
+            from launch.verbs.gc import gc as act
         case _:
-            from launch.up import down as act
+            from launch.verbs.up import down as act
     return act
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from launch.pod import HostCommand
+from launch.host_commands import HostCommand
 from launch.shell import start
 from pod_job.errors import JobError
 

@@ -8,8 +8,8 @@ import os
 import sys
 import traceback
 
-from pod_job.command_line import command_list
-from pod_job.config import load
+from pod_job.commands.command_line import command_list
+from pod_job.config.load import load
 from pod_job.errors import JobError
 
 

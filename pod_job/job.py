@@ -13,34 +13,40 @@ from jax.experimental import multihost_utils
 
 from pod_job.checking.parity import check_parity
 from pod_job.checking.trial import try_generation, try_step
-from pod_job.compile_cache import compile_cache
-from pod_job.config import ExtractConfig, JobConfig, PodKind, to_json
-from pod_job.distributed import Host, roll_call, start, this_host
+from pod_job.checkpoints.load import load_params
+from pod_job.config.generate import Mode
+from pod_job.config.load import to_json
+from pod_job.config.schema import ExtractConfig, JobConfig, PodKind
 from pod_job.errors import JobError
-from pod_job.extraction.batches import deal
-from pod_job.extraction.forward import compile_step
-from pod_job.extraction.pipeline import Writers, batch_prompts, extract, packed_feeder
+from pod_job.extraction.feeder import batch_prompts
+from pod_job.extraction.feeding import feeding
+from pod_job.extraction.pipeline import extract, packed_feeder
+from pod_job.extraction.step import compile_step
+from pod_job.extraction.writers import Writers
+from pod_job.finishing.merge import merge
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generate import Ending, generate, wave_feeder
-from pod_job.generation.generate_config import Mode
 from pod_job.generation.predictions import write_predictions
-from pod_job.holders import free_chips
-from pod_job.inputs import Inputs, read_inputs
-from pod_job.lookout import Lookout, forget, last_word
-from pod_job.machine import check_machine
-from pod_job.memory import telling_what_is_held
-from pod_job.merge import merge
-from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
+from pod_job.host.chips import free_chips
+from pod_job.host.compile_cache import compile_cache
+from pod_job.host.rendezvous import Host, roll_call, start, this_host
+from pod_job.host.reporter import Reporter
+from pod_job.host.status import Phase
+from pod_job.host.stop_request import StopWish
+from pod_job.host.watchdog import Lookout, forget, last_word
 from pod_job.models.decoder import Decoder
+from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.sharding import row_shards, stated
-from pod_job.models.weights import load_params
+from pod_job.planning.batches import deal
+from pod_job.planning.host_checks import check_machine
+from pod_job.planning.inputs import Inputs, read_inputs
+from pod_job.planning.memory import telling_what_is_held
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokens import load_tokenizer
-from pod_job.reporter import Reporter
-from pod_job.run_folder.rundir import claim, committed
-from pod_job.status import Phase
-from pod_job.stopping import StopWish
-from pod_job.storage import Folder, open_folder
+from pod_job.run_folder.identity import claim
+from pod_job.run_folder.layout import committed
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
 
 log = logging.getLogger("pod_job")
 

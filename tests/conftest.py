@@ -38,8 +38,8 @@ def proxy(tmp_path: Path, require: Callable[[bool, str], None], monkeypatch: pyt
     """A bucket emulator behind a `faulty_bucket.Proxy`; what fails is tried again at once."""
     from faulty_bucket import faulty_bucket  # only where a test asks for it: it imports much
 
-    from pod_job import gcs_faults
+    from pod_job.storage import gcs_errors
 
-    monkeypatch.setattr(gcs_faults, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(gcs_errors, "FIRST_WAIT_S", 0.01)
     with faulty_bucket(tmp_path, require, monkeypatch.setenv) as server:
         yield server

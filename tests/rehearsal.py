@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pod_job.run_folder import rundir
+from pod_job.run_folder import layout
 from tools.bucket import bucket_server
 from tools.fakepod import World, fakepod
 from tools.fakepod.hosts import Hosts
@@ -110,7 +110,7 @@ class Rehearsal:
 
     def records(self, run: str) -> int:
         """How many batches of a run are committed."""
-        return len(list((self.folder(run) / rundir.COMMITS).glob("*.json")))
+        return len(list((self.folder(run) / layout.COMMITS).glob("*.json")))
 
     def wait_for_records(
         self, run: str, count: int, launcher: subprocess.Popen[str] | None = None, timeout_s: float = 150.0

@@ -11,11 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pod_job import merge
-from pod_job.run_folder import rows, rundir
+from pod_job.finishing import merge
+from pod_job.formats import rows_table
+from pod_job.formats.checksummed_json import open_sealed, seal
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.sealed import open_sealed, seal
-from pod_job.storage import Folder, open_folder
+from pod_job.run_folder.identity import claim
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
 
 TAPS = ("layer_6", "layer_30_norm")
@@ -71,12 +73,12 @@ def batch(number: int, count: int, *, seed: int = 0, time: str = TIME, noise: fl
     dtype = other.get("dtype", ml_dtypes.bfloat16)
     vectors = {tap: rng.standard_normal((count, WIDTH)) + noise for tap in other.get("taps", TAPS)}
     taps = {tap: values.astype(np.float32).astype(dtype) for tap, values in vectors.items()}
-    return Batch(number, other.get("n_samples", PER_BATCH), rows.from_columns(columns, time), taps)
+    return Batch(number, other.get("n_samples", PER_BATCH), rows_table.from_columns(columns, time), taps)
 
 
 def finished_run(folder: Folder, counts: list[int], taps: tuple[str, ...] = TAPS) -> list[Batch]:
     """A complete, merged run whose batches have so many rows."""
-    rundir.claim(folder, identity(PER_BATCH * len(counts), taps))
+    claim(folder, identity(PER_BATCH * len(counts), taps))
     batches = [batch(number, count, taps=taps) for number, count in enumerate(counts, 1)]
     for each in batches:
         commit_batch(folder, each, host=0)

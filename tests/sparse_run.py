@@ -5,10 +5,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from pod_job.merge import merge
-from pod_job.run_folder import rows, rundir
+from pod_job.finishing.merge import merge
+from pod_job.formats import rows_table
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.storage import open_folder
+from pod_job.run_folder.identity import claim
+from pod_job.storage.open import open_folder
 from tests.sample_runs import TIME, WIDTH, identity
 
 TAP = "layer_6"
@@ -21,7 +22,7 @@ def sparse_run(folder: Path, batches: int = 3) -> Path:
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((DIRECTIONS, WIDTH))
     run = open_folder(folder)
-    rundir.claim(run, identity(ROWS * batches, (TAP,), per_batch=ROWS))
+    claim(run, identity(ROWS * batches, (TAP,), per_batch=ROWS))
     for number in range(1, batches + 1):
         chosen = rng.random((ROWS, DIRECTIONS)).argsort(axis=1)[:, :ACTIVE]
         codes = np.zeros((ROWS, DIRECTIONS))
@@ -37,6 +38,6 @@ def sparse_run(folder: Path, batches: int = 3) -> Path:
             "sink": sink,
         }
         taps = {TAP: vectors.astype(np.float32).astype(ml_dtypes.bfloat16)}
-        commit_batch(run, Batch(number, ROWS, rows.from_columns(columns, TIME), taps), host=0)
+        commit_batch(run, Batch(number, ROWS, rows_table.from_columns(columns, TIME), taps), host=0)
     merge(run)
     return folder

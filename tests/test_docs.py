@@ -16,10 +16,10 @@ import pytest
 from text_runs import text_run
 
 from launch.__main__ import VERBS, make_parser
-from pod_job import command_line
-from pod_job.config import conf_dir, load
+from pod_job.commands import command_line
+from pod_job.config.load import conf_dir, load
 from pod_job.errors import JobError
-from pod_job.storage import open_folder
+from pod_job.storage.open import open_folder
 from tools.config_reference import page
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pod_job.dataset import ActivationDataset
 from pod_job.errors import JobError
-from pod_job.export_sae_lens import export_sae_lens, hook_of
+from pod_job.interop.sae_lens import export_sae_lens, hook_of
+from pod_job.reading.dataset import ActivationDataset
 from tests.sparse_run import ROWS, TAP, sparse_run
 from tools.peers import is_made, python_of, quiet_environment
 
@@ -84,7 +84,7 @@ def test_sae_lens_cached_activations_hold_the_rows_in_order(run: Path, tmp_path:
 def test_large_exports_are_cut_into_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setattr("pod_job.export_sae_lens.PART_BYTES", 200_000)
+    monkeypatch.setattr("pod_job.interop.sae_lens.PART_BYTES", 200_000)
     written = export_sae_lens(run, tmp_path / "cached", 6)
     names = sorted(path.name for path in (tmp_path / "cached").iterdir())
     assert names[:2] == ["data-00000.arrow", "data-00001.arrow"]

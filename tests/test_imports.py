@@ -1,8 +1,9 @@
-"""Imports point one way, and the launcher stays light: read from the source, and once seen in a real process."""
+"""Folders are layers, imports point down, and the launcher stays light."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,67 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT) for package in ("pod_job", "launch") for path in (ROOT / package).rglob("*.py"))
 # The one file for each effect.
-GOOGLE_CLOUD = {"pod_job/gcs.py"}
-DISTRIBUTED = {"pod_job/distributed.py"}
+GOOGLE_CLOUD = {"pod_job/storage/gcs.py"}
+DISTRIBUTED = {"pod_job/host/rendezvous.py"}
+
+LAYERS = {
+    "pod_job": (
+        "errors",
+        "environment",
+        "progress",
+        "config",
+        "storage",
+        "formats",
+        "models",
+        "checkpoints",
+        "prompts",
+        "run_folder",
+        "planning",
+        "host",
+        "extraction",
+        "generation",
+        "reading",
+        "finishing",
+        "checking",
+        "preflight",
+        "interop",
+        "report",
+        "commands",
+        "job",
+        "document",
+    ),
+    "launch": (
+        "options",
+        "shell",
+        "host_commands",
+        "local",
+        "preflight",
+        "cause",
+        "view",
+        "cloud",
+        "verbs",
+        "completion",
+        "__main__",
+    ),
+}
+"""Folders and files of a package from the bottom up: each imports only what stands before it, and itself."""
+ENTRY_POINTS = {
+    "pod_job/__init__.py",
+    "pod_job/__main__.py",
+    "pod_job/report/__main__.py",
+    "pod_job/preflight/__main__.py",
+    "pod_job/convert.py",
+    "pod_job/dataset.py",
+    "pod_job/diff.py",
+    "pod_job/export.py",
+    "pod_job/export_sae_lens.py",
+    "pod_job/import_pickles.py",
+    "pod_job/inspect.py",
+    "pod_job/merge.py",
+    "pod_job/shuffle.py",
+    "pod_job/verify.py",
+}
+"""Public addresses and `python -m pod_job.NAME`: imports of what lies in the layers, and nothing else."""
 
 
 def imported(path: Path) -> set[str]:
@@ -34,6 +94,59 @@ def users_of(prefix: str, package: str = "") -> set[str]:
         if path.parts[0].startswith(package)
         and any(name == prefix or name.startswith(f"{prefix}.") for name in imported(path))
     }
+
+
+def module_of(path: Path) -> str:
+    return path.with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+
+
+def layer_of(path: Path) -> str:
+    return path.parts[1].removesuffix(".py")
+
+
+def test_every_file_is_in_a_layer_or_an_entry_point() -> None:
+    homeless = {
+        path.as_posix()
+        for path in SOURCES
+        if len(path.parts) > 1 and layer_of(path) not in LAYERS[path.parts[0]] and path.as_posix() not in ENTRY_POINTS
+    }
+    assert homeless - {"launch/__init__.py"} == set()
+
+
+def test_imports_point_down() -> None:
+    upward = []
+    for path in SOURCES:
+        order = LAYERS[path.parts[0]]
+        if path.as_posix() in ENTRY_POINTS or layer_of(path) not in order:
+            continue
+        for name in sorted(imported(path)):
+            package, _, rest = name.partition(".")
+            target = rest.split(".")[0]
+            if package == path.parts[0] and target in order and order.index(target) > order.index(layer_of(path)):
+                upward.append(f"{path} imports {name}")
+    assert upward == []
+
+
+def test_nothing_imports_an_entry_point() -> None:
+    for entry in ENTRY_POINTS - {"pod_job/__init__.py"}:
+        assert users_of(module_of(Path(entry))) == set()
+
+
+def test_files_form_no_import_cycle() -> None:
+    modules = {module_of(path): path for path in SOURCES if path.name != "__init__.py"}
+    below = {
+        name: {
+            each for found in imported(path) for each in (found, found.rpartition(".")[0]) if each in modules
+        } - {name}
+        for name, path in modules.items()
+    }  # fmt: skip
+    list(TopologicalSorter(below).static_order())  # raises CycleError, which names the files
+
+
+def test_an_entry_point_defines_nothing() -> None:
+    for entry in ENTRY_POINTS - {"pod_job/__main__.py"}:
+        body = ast.parse((ROOT / entry).read_text()).body
+        assert not [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
 @pytest.mark.parametrize(

@@ -1,72 +1,26 @@
 """The whole job in real processes: the same rows on any mesh and any number of hosts, resumed, or refused."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from job_processes import finish, overrides, start
 
-from pod_job import environment
-from pod_job.dataset import ActivationDataset
-from pod_job.run_folder import rundir
-from pod_job.run_folder.rundir import committed
-from pod_job.storage import open_folder
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout
+from pod_job.run_folder.layout import committed
+from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
 SAMPLES = 44  # prompts of the sample tasks
-PER_BATCH = 8
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"), layers=4)
-
-
-def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
-    values = {
-        "model.path": model,
-        "model.dtype": "float32",
-        "tasks": "arc_sample",
-        "extract": "all_tokens",
-        "extract.dtype": "float32",
-        "extract.seq_len": 512,
-        "extract.layers": [1, 3],
-        "extract.save_every_n_samples": PER_BATCH,
-        "parity.samples": 0,  # the gate has tests of its own
-        "storage.run_dir": run_dir,
-    }
-    return [f"{key}={value}" for key, value in (values | changes).items()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(arguments: list[str], hosts: int, devices: int, only: list[int] | None = None) -> list[subprocess.Popen[str]]:
-    """The job on `hosts` processes of this machine, or on `only` some of them."""
-    coordinator = f"127.0.0.1:{free_port()}"
-    processes = []
-    for host in range(hosts) if only is None else only:
-        env = os.environ | environment.local_host(host, devices, coordinator, "test")
-        command = [sys.executable, "-m", "pod_job", *arguments, f"pod.hosts={hosts}", f"pod.devices_per_host={devices}"]
-        processes.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    return processes
-
-
-def finish(processes: list[subprocess.Popen[str]], status: int = 0) -> str:
-    """Waits for all; their output."""
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(said)
-    return "\n".join(said)
 
 
 def extracted(run_dir: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
@@ -130,17 +84,17 @@ def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
     finish(start(arguments, 1, 1))
     folder = open_folder(str(tmp_path))
     # What a run killed after two batches leaves: their records, and files of a third without its record.
-    (tmp_path / rundir.METADATA).unlink()
+    (tmp_path / layout.METADATA).unlink()
     for batch in range(3, 7):
-        (tmp_path / rundir.commit_file(batch)).unlink()
+        (tmp_path / layout.commit_file(batch)).unlink()
         if batch > 3:
-            (tmp_path / rundir.activations_file("layer_3", batch)).unlink()
+            (tmp_path / layout.activations_file("layer_3", batch)).unlink()
     kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("activations/*")}
-    records = {batch: folder.read(rundir.commit_file(batch)) for batch in committed(folder)}
+    records = {batch: folder.read(layout.commit_file(batch)) for batch in committed(folder)}
     finish(start([*arguments, "mesh=2x2"], 2, 2))
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept} == kept
-    assert {batch: folder.read(rundir.commit_file(batch)) for batch in records} == records
-    assert json.loads(folder.read(rundir.METADATA))["complete"] is True
+    assert {batch: folder.read(layout.commit_file(batch)) for batch in records} == records
+    assert json.loads(folder.read(layout.METADATA))["complete"] is True
     assert extracted(tmp_path).keys() == reference.keys()
 
 
@@ -152,7 +106,7 @@ def test_a_run_killed_anywhere_resumes(reference: dict, model: Path, tmp_path: P
         pass
     process.kill()
     process.communicate()
-    assert not (tmp_path / rundir.METADATA).exists()
+    assert not (tmp_path / layout.METADATA).exists()
     finish(start(arguments, 1, 1))
     assert extracted(tmp_path).keys() == reference.keys()
 
@@ -162,7 +116,7 @@ def test_a_finished_run_started_again_changes_nothing(model: Path, tmp_path: Pat
     finish(start(arguments, 1, 1))
     before = {path: path.read_bytes() for path in [*tmp_path.glob("activations/*"), *tmp_path.glob("commits/*")]}
     assert "0 of 1 batches to do" in finish(start(arguments, 1, 1))
-    before.pop(tmp_path / rundir.METADATA)
+    before.pop(tmp_path / layout.METADATA)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -179,7 +133,7 @@ def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tm
     assert not list((tmp_path / "a").glob("activations/*"))
     cut = overrides(model, tmp_path / "b", **{"extract.seq_len": 128, "extract.too_long": "cut"})
     finish(start(cut, 1, 1))
-    status = json.loads((tmp_path / "b" / rundir.status_file(0)).read_text())
+    status = json.loads((tmp_path / "b" / layout.status_file(0)).read_text())
     assert 0 < status["cut_samples"] <= status["samples"] == SAMPLES
     assert 0 < status["step_s"] < status["seconds"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.bundle import make_bundle
+from launch.cloud.bundle import make_bundle
 from pod_job import __version__
 from tools.tiny_model import write_tiny_model
 

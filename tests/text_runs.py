@@ -7,15 +7,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from pod_job.config import ExtractConfig, JobConfig, load, to_json
-from pod_job.extraction.batches import batch_count, batch_samples
-from pod_job.merge import merge
+from pod_job.config.load import load, to_json
+from pod_job.config.schema import ExtractConfig, JobConfig
+from pod_job.finishing.merge import merge
+from pod_job.formats import rows_table
+from pod_job.host.timeline import COUNTERS
+from pod_job.planning.batches import batch_count, batch_samples
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
-from pod_job.run_folder import rows, rundir
+from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.storage import Folder
-from pod_job.timeline import COUNTERS
+from pod_job.storage.folder import Folder
 from tools.tiny_model import write_tiny_model
 
 WIDTH = 32
@@ -47,7 +49,7 @@ def text_run(
         "dtype": "bfloat16",
         "save_every_n_samples": 4,
     }
-    rundir.claim(folder, identity, to_json(config))
+    identity.claim(folder, identity, to_json(config))
     tokenizer = load_tokenizer(model)
     for number in range(1, batch_count(len(samples), 4) + 1):
         chosen = [samples[i] for i in batch_samples(number, len(samples), 4)]
@@ -60,12 +62,12 @@ def text_run(
 
 
 def _batch(number: int, tokenizer: object, samples: list, extract: ExtractConfig, taps: Sequence[str]) -> Batch:
-    columns: dict[str, list] = {name: [] for name in rows.COLUMNS}
+    columns: dict[str, list] = {name: [] for name in rows_table.COLUMNS}
     for prompt in tokenize(tokenizer, samples, extract.seq_len, extract.too_long):
         ids = prompt.token_ids.tolist()
         for position in range(len(ids)) if extract.positions.value == "all" else [len(ids) - 1]:
             origin = (prompt.sample.task_id, prompt.sample.sample_idx, position, ids[position])
-            for name, value in zip(rows.COLUMNS, origin, strict=True):
+            for name, value in zip(rows_table.COLUMNS, origin, strict=True):
                 columns[name].append(value)
     rng = np.random.default_rng(number)
     first = np.array(columns["position"]) == 0
@@ -75,7 +77,7 @@ def _batch(number: int, tokenizer: object, samples: list, extract: ExtractConfig
         made[:, OUTLIER_DIMENSION] += 20 * depth
         made[first] *= SINK
         vectors[tap] = made.astype(np.float32).astype(ml_dtypes.bfloat16)
-    return Batch(number, len(samples), rows.from_columns(columns, TIME), vectors)
+    return Batch(number, len(samples), rows_table.from_columns(columns, TIME), vectors)
 
 
 def _write_timelines(folder: Folder) -> None:
@@ -88,4 +90,4 @@ def _write_timelines(folder: Folder) -> None:
         ]
         record = {"host": host, "attempt": "20250115T103000Z-abcdef", "device": "TPU v5 lite", "devices": 4}
         record |= {"counters": COUNTERS, "phases": phases, "points": points}
-        folder.replace(rundir.timeline_file(record["attempt"], host), json.dumps(record).encode())
+        folder.replace(layout.timeline_file(record["attempt"], host), json.dumps(record).encode())

@@ -28,23 +28,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from pod_job.checking.reference import relative_errors
-from pod_job.config import JobConfig, load
-from pod_job.distributed import Host
-from pod_job.extraction.forward import compile_step, place
+from pod_job.checkpoints.load import load_params
+from pod_job.config.load import load
+from pod_job.config.schema import JobConfig
+from pod_job.extraction.feeding import feeding
 from pod_job.extraction.packing import Queued, pack_steps
-from pod_job.extraction.pipeline import Writers, extract, packed_feeder
-from pod_job.inputs import Inputs, read_inputs
-from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
+from pod_job.extraction.pipeline import extract, packed_feeder
+from pod_job.extraction.step import compile_step, place
+from pod_job.extraction.writers import Writers
+from pod_job.formats.safetensors import map_tensors
+from pod_job.host.rendezvous import Host
+from pod_job.host.reporter import Reporter
+from pod_job.host.stop_request import StopWish
 from pod_job.models.arch import Arch
 from pod_job.models.decoder import Decoder
+from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.weight_table import weight_table
-from pod_job.models.weights import load_params
-from pod_job.preflight.model_cost import layer_flops
+from pod_job.planning.inputs import Inputs, read_inputs
+from pod_job.planning.model_cost import layer_flops
 from pod_job.prompts.tokens import load_tokenizer, tokenize
-from pod_job.reporter import Reporter
-from pod_job.run_folder.tensorfile import map_tensors
-from pod_job.stopping import StopWish
-from pod_job.storage import open_folder
+from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
 LAYERS = [6, 12, 18, 23]

@@ -20,24 +20,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pod_job.config import ExtractConfig, MeshConfig, Positions, Sharding, Stored
-from pod_job.extraction.forward import spread
+from pod_job.checkpoints.checkpoint import read_checkpoint
+from pod_job.checkpoints.load import load_params
+from pod_job.config.generate import GenerateConfig
+from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.config.tasks import TasksConfig
+from pod_job.extraction.feeding import feeding
 from pod_job.extraction.packing import Queued
+from pod_job.extraction.transfer import spread
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generate import WaveResult, run_wave
-from pod_job.generation.generate_config import GenerateConfig
 from pod_job.generation.waves import Wave, lay_out
-from pod_job.mesh import feeding, make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.arch import Arch, read_arch_file
-from pod_job.models.checkpoint import read_checkpoint
 from pod_job.models.decoder import Decoder
+from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import weight_table
-from pod_job.models.weights import load_params
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tasks_config import TasksConfig
 from pod_job.prompts.tokens import Prompt, load_tokenizer
 
 NEW, LONG = 128, 256  # new tokens of the comparisons, and of the look at single calls

@@ -23,7 +23,8 @@ import numpy as np
 
 from launch.local import coordinator_address
 from pod_job.environment import STORAGE_EMULATOR, local_host
-from pod_job.storage import Readable, open_folder
+from pod_job.storage.folder import Readable
+from pod_job.storage.open import open_folder
 from tools.bucket import bucket_server
 from tools.tiny_model import write_tiny_model
 
@@ -87,7 +88,7 @@ def compare(model: Path, sources: tuple[str, ...], scratch: Path) -> list[dict[s
 @contextlib.contextmanager
 def places(model: Path, scratch: Path, sources: tuple[str, ...]) -> Iterator[dict[str, str]]:
     """Each source's model.path; a bucket's while this is open."""
-    from pod_job.convert import convert
+    from pod_job.checkpoints.convert import convert
 
     paths = {"folder": str(model)}
     if any("converted" in source for source in sources):
@@ -126,15 +127,15 @@ def load_here(path: str, hosts: int, sharding: str, dtype: str) -> dict[str, flo
     """Loads this process's share."""
     import jax
 
-    from pod_job.config import MeshConfig, PodConfig, Sharding
-    from pod_job.distributed import start, this_host
-    from pod_job.mesh import make_mesh, weight_shardings
+    from pod_job.checkpoints.checkpoint import read_checkpoint
+    from pod_job.checkpoints.load import load_params
+    from pod_job.checkpoints.locate import find_model
+    from pod_job.checkpoints.orbax import Converted
+    from pod_job.config.schema import MeshConfig, PodConfig, Sharding
+    from pod_job.host.rendezvous import start, this_host
     from pod_job.models.arch import read_arch_file
-    from pod_job.models.checkpoint import read_checkpoint
-    from pod_job.models.converted import Converted
-    from pod_job.models.model_files import find_model
+    from pod_job.models.mesh import make_mesh, weight_shardings
     from pod_job.models.weight_table import weight_table
-    from pod_job.models.weights import load_params
 
     if hosts > 1:
         start(this_host(PodConfig(hosts=hosts)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pod_job import environment
-from pod_job.config import load
+from pod_job.config.load import load
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.taps import resolve
 from pod_job.preflight.report import pod_slice

@@ -23,7 +23,7 @@ from typing import Any
 
 from pod_job.environment import STORAGE_EMULATOR
 from pod_job.errors import JobError
-from pod_job.storage import open_folder
+from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
 from tools.chaos_plan import SHAPES, Scenario, Start, scenarios
 from tools.chaos_play import LAYERS, Played, play, read_dataset

@@ -21,10 +21,11 @@ import transformers
 # Imported here, before the fork, once for all hosts: imports are most of what a start costs.
 import pod_job.job  # noqa: F401
 from pod_job import __main__ as entry
-from pod_job import compact, gcs_media, merge  # noqa: F401 - merge imports compact when it is asked to
-from pod_job.command_line import BAD_INPUT
-from pod_job.gcs import BucketFolder
-from pod_job.storage import LocalFolder
+from pod_job.commands.command_line import BAD_INPUT
+from pod_job.commands.merge import main as merge_main
+from pod_job.storage import gcs_media
+from pod_job.storage.gcs import BucketFolder
+from pod_job.storage.local import LocalFolder
 
 # transformers imports a class when it is first named.
 _ = transformers.PreTrainedTokenizerFast, transformers.AutoTokenizer, transformers.AutoConfig
@@ -93,7 +94,7 @@ def compaction_main(
     if fault is not None:
         plant(fault)
     arguments = [run_dir, "--compact", "--max-bytes", str(max_bytes)]
-    while (status := merge.main(arguments)) == BAD_INPUT and patient:
+    while (status := merge_main(arguments)) == BAD_INPUT and patient:
         time.sleep(RETRY_S)
     sys.stdout.flush()
     os._exit(status)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pod_job.dataset import ActivationDataset
+from pod_job.checking.verify import verify
 from pod_job.errors import JobError
-from pod_job.verify import verify
+from pod_job.reading.dataset import ActivationDataset
 from tools.chaos_plan import MAX_BYTES, Compaction, Scenario, Start
 from tools.chaos_processes import Running, begin_compaction, begin_start
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from launch.host_commands import new_attempt
 from launch.local import coordinator_address
-from launch.pod import new_attempt
 from pod_job.environment import STORAGE_EMULATOR, local_host
 from tools.chaos_host import compaction_main, host_main
 from tools.chaos_plan import Compaction, Start

@@ -13,7 +13,8 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
-from pod_job.config import JobConfig, conf_dir
+from pod_job.config.load import conf_dir
+from pod_job.config.schema import JobConfig
 
 HEAD = """\
 # Configuration, field by field

@@ -14,17 +14,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from launch import summary
-from launch.facts import show_facts
+from launch.host_commands import new_attempt
 from launch.local import Stopped, stopped_by_signals
-from launch.pod import new_attempt
-from launch.run import HostFailed, report, run_pod
+from launch.verbs.run import HostFailed, report, run_pod
+from launch.view import summary
+from launch.view.facts import show_facts
 from pod_job import environment
-from pod_job.config import JobConfig, load
-from pod_job.dataset import ActivationDataset
+from pod_job.config.load import load
+from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.export import export_pickles
+from pod_job.interop.pickle_export import export_pickles
 from pod_job.prompts.tokens import load_tokenizer
+from pod_job.reading.dataset import ActivationDataset
 from tools.bucket import bucket_available, bucket_server
 from tools.demo_model import write_demo_model
 

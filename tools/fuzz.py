@@ -23,19 +23,21 @@ from typing import Any
 
 import numpy as np
 
-from pod_job import merge
-from pod_job.compact import compact
-from pod_job.config import load
-from pod_job.dataset import ActivationDataset
+from pod_job.checking.verify import verify
+from pod_job.config.load import load
 from pod_job.errors import JobError
-from pod_job.export import export_pickles
+from pod_job.finishing import merge
+from pod_job.finishing.compact import compact
+from pod_job.formats import rows_table
+from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.interop.pickle_export import export_pickles
+from pod_job.interop.pickle_reader import read_pickle
 from pod_job.models.arch import read_arch_file
-from pod_job.reading.pickle_reader import read_pickle
-from pod_job.run_folder import rows, rundir
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.storage import open_folder
-from pod_job.verify import verify
+from pod_job.run_folder.identity import claim
+from pod_job.storage.open import open_folder
 from tools.fuzz_spoil import lying, spoil
 from tools.tiny_model import write_tiny_model
 
@@ -47,14 +49,14 @@ MOST_MEMORY = 4 << 30
 SLICE = 50
 """Inputs that one process tries before another goes on."""
 KINDS = {
-    "tap file": f"run/{rundir.ACTIVATIONS}layer*",
-    "rows table": f"run/{rundir.ACTIVATIONS}rows*",
-    "commit record": f"run/{rundir.COMMITS}*",
-    "metadata.json": f"run/{rundir.METADATA}",
-    "run.json": f"run/{rundir.RUN}",
-    "joined file": f"compacted/{rundir.ACTIVATIONS}*.safetensors",
-    "compaction record": f"compacted/{rundir.COMPACTION}",
-    "metadata.json, compacted": f"compacted/{rundir.METADATA}",
+    "tap file": f"run/{layout.ACTIVATIONS}layer*",
+    "rows table": f"run/{layout.ACTIVATIONS}rows*",
+    "commit record": f"run/{layout.COMMITS}*",
+    "metadata.json": f"run/{layout.METADATA}",
+    "run.json": f"run/{layout.RUN}",
+    "joined file": f"compacted/{layout.ACTIVATIONS}*.safetensors",
+    "compaction record": f"compacted/{layout.COMPACTION}",
+    "metadata.json, compacted": f"compacted/{layout.METADATA}",
     "pickle": "pickles/*.pkl",
     "model config": "model/config.json",
     "overrides": "",
@@ -77,7 +79,7 @@ def make_bench(root: Path) -> Bench:
     folder, rng = open_folder(root / "run"), np.random.default_rng(0)
     model = {"name": "fuzz", "hidden_dim": WIDTH}
     identity = {"model": model, "tasks": {"samples": BATCHES * SAMPLES}, "taps": list(TAPS), "dtype": "bfloat16"}
-    rundir.claim(folder, identity | {"save_every_n_samples": SAMPLES})
+    claim(folder, identity | {"save_every_n_samples": SAMPLES})
     for number in range(1, BATCHES + 1):
         columns = {
             "task_id": [f"task_{row // 5}" for row in range(ROWS)],
@@ -86,7 +88,9 @@ def make_bench(root: Path) -> Bench:
             "token_id": rng.integers(0, 50_000, ROWS),
         }
         taps = {tap: rng.standard_normal((ROWS, WIDTH)).astype(DTYPE_OF["bfloat16"]) for tap in TAPS}
-        commit_batch(folder, Batch(number, SAMPLES, rows.from_columns(columns, "2026-01-15T10:30:00"), taps), host=0)
+        commit_batch(
+            folder, Batch(number, SAMPLES, rows_table.from_columns(columns, "2026-01-15T10:30:00"), taps), host=0
+        )
     merge.merge(folder)
     shutil.copytree(root / "run", root / "compacted")
     compact(open_folder(root / "compacted"))

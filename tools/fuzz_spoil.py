@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from pod_job.run_folder.sealed import open_sealed, seal
+from pod_job.formats.checksummed_json import open_sealed, seal
 
 
 def spoil(data: bytes, rng: random.Random) -> bytes:

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pod_job.config import JobConfig, PodKind, Positions, conf_dir, load
+from pod_job.config.generate import Mode
+from pod_job.config.load import conf_dir, load
+from pod_job.config.schema import JobConfig, PodKind, Positions
 from pod_job.errors import JobError
-from pod_job.generation.generate_config import Mode
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
 from pod_job.preflight.tpu_facts import PRICES_FROM, read_accelerator_type

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from pod_job.checkpoints.huggingface import checkpoint_names
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch
-from pod_job.models.tensor_files import checkpoint_names
 from pod_job.models.weight_table import weight_table
 from tools.hf_folder import write_hf_folder
 

@@ -9,8 +9,8 @@ import torch
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 
-from pod_job.dataset import ActivationDataset
-from pod_job.reading.feed import endless, scaling
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.reading.scaling import endless, scaling
 
 
 def train(

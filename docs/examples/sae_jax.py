@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pod_job.dataset import ActivationDataset
-from pod_job.reading.feed import endless, scaling
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.reading.scaling import endless, scaling
 
 
 def initial(key, width, latents):

@@ -13,9 +13,9 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 
-from pod_job.dataset import ActivationDataset
-from pod_job.export_sae_lens import hook_of
-from pod_job.reading.feed import endless, scaling
+from pod_job.interop.sae_lens import hook_of
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.reading.scaling import endless, scaling
 
 
 def cached_store(folder, hook_name, width, batch_size, context_size=128):

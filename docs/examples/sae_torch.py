@@ -5,8 +5,8 @@ import argparse
 import torch
 from torch.utils.data import DataLoader
 
-from pod_job.dataset import ActivationDataset
-from pod_job.reading.feed import scaling
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.reading.scaling import scaling
 
 
 class SparseAutoencoder(torch.nn.Module):

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import torch
 from sparsify import SaeConfig, SparseCoder, TrainConfig, Trainer
 
-from pod_job.dataset import ActivationDataset
-from pod_job.reading.feed import endless, scaling
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.reading.scaling import endless, scaling
 
 
 class StoredRows(torch.nn.Module):

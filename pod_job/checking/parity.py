@@ -19,15 +19,15 @@ from jax.experimental import multihost_utils
 
 from pod_job.checking.reference import limit_of, reference_taps, relative_errors
 from pod_job.checking.trial import Trial
-from pod_job.config import JobConfig
-from pod_job.distributed import Host
+from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.inputs import Inputs
+from pod_job.formats.quantized import from_rows
+from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.host.rendezvous import Host
+from pod_job.host.status import Phase, read_status
+from pod_job.planning.inputs import Inputs
 from pod_job.prompts.tokens import Prompt, tokenize
-from pod_job.run_folder import rundir
-from pod_job.run_folder.eight_bit import from_rows
-from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.status import Phase, read_status
+from pod_job.run_folder import layout
 
 log = logging.getLogger("pod_job")
 
@@ -74,7 +74,7 @@ def check_parity(
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
         result = compare(config, inputs, host, trials)
-        inputs.folder.replace(rundir.parity_file(host.attempt), json.dumps(asdict(result)).encode())
+        inputs.folder.replace(layout.parity_file(host.attempt), json.dumps(asdict(result)).encode())
     else:
         result = await_result(inputs, host)
     if not result.passed:
@@ -84,7 +84,7 @@ def check_parity(
 def forget_earlier(inputs: Inputs, host: Host) -> None:
     """Starts by hand share one name: no host may take an earlier one's result for this one's."""
     if jax.process_index() == 0:
-        inputs.folder.remove(rundir.parity_file(host.attempt))
+        inputs.folder.remove(layout.parity_file(host.attempt))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("no parity yet")
 
@@ -122,7 +122,7 @@ def await_result(inputs: Inputs, host: Host) -> Parity:
     """What host 0 found. It may read a large model meanwhile, so there is no deadline; should it die, jax ends us."""
     while True:
         try:
-            return Parity(**json.loads(inputs.folder.read(rundir.parity_file(host.attempt))))
+            return Parity(**json.loads(inputs.folder.read(layout.parity_file(host.attempt))))
         except FileNotFoundError:
             status = read_status(inputs.folder, 0, host.attempt)
             if status is not None and status.phase is Phase.failed:

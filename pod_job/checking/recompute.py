@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from pod_job.checking.reference import limit_of, reference_taps, relative_errors
-from pod_job.config import JobConfig, MeshConfig, PodConfig, Sharding, from_json
-from pod_job.dataset import ActivationDataset
+from pod_job.config.load import from_json
+from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
-from pod_job.extraction.batches import batch_samples
-from pod_job.generation.completions import read_completions
-from pod_job.inputs import read_inputs
+from pod_job.planning.batches import batch_samples
+from pod_job.planning.inputs import read_inputs
 from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import load_tokenizer, tokenize
-from pod_job.run_folder import rundir
-from pod_job.storage import open_folder
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout
+from pod_job.run_folder.completions import read_completions
+from pod_job.run_folder.identity import read_run
+from pod_job.storage.open import open_folder
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequenc
 
 def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
     """How the run was started, but for one process with one device."""
-    recorded = rundir.read_run(open_folder(run_dir)).get("config")
+    recorded = read_run(open_folder(run_dir)).get("config")
     if recorded is None:
-        raise JobError(f"{run_dir}/{rundir.RUN}: does not tell how the run was started; rows cannot be computed anew")
+        raise JobError(f"{run_dir}/{layout.RUN}: does not tell how the run was started; rows cannot be computed anew")
     alone: dict[str, Any] = {"sharding": Sharding.replicated, "mesh": MeshConfig(), "pod": PodConfig()}
     return from_json({**recorded, **alone}, [*overrides, f"storage.run_dir={run_dir}"])
 

@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, Int32
 
-from pod_job.config import Dtype, Stored
-from pod_job.inputs import Inputs
-from pod_job.models.checkpoint import Checkpoint
-from pod_job.models.tensor_files import TensorFiles
+from pod_job.checkpoints.checkpoint import Checkpoint
+from pod_job.checkpoints.huggingface import TensorFiles
+from pod_job.config.schema import Dtype, Stored
+from pod_job.planning.inputs import Inputs
 
 TORCH, OURS = "Hugging Face transformers, torch, float32", "this model on one CPU device, float32"
 LIMITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1, "int8": 0.035, "float8_e4m3fn": 0.065}
@@ -65,8 +65,8 @@ def _by_us(inputs: Inputs, prompts: Sequence[np.ndarray]) -> list[dict]:
     import jax
     import jax.numpy as jnp
 
+    from pod_job.checkpoints.load import load_params
     from pod_job.models.decoder import Decoder
-    from pod_job.models.weights import load_params
 
     # Present beside an accelerator, too; its float32 is float32.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])

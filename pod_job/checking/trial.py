@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from jax.sharding import NamedSharding
 
-from pod_job.config import ExtractConfig, Positions
-from pod_job.extraction.forward import Step, local_rows, place
+from pod_job.config.schema import ExtractConfig, Positions
+from pod_job.extraction.feeding import Feeding
 from pod_job.extraction.packing import Placed, Queued, StepInput, pack_steps
 from pod_job.extraction.packing import lay_out as lay_out_step
+from pod_job.extraction.step import Step, place
+from pod_job.extraction.transfer import local_rows
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import Programs
 from pod_job.generation.generate import kept_positions, run_wave
 from pod_job.generation.waves import lay_out as lay_out_wave
-from pod_job.mesh import Feeding
 from pod_job.prompts.tokens import Prompt
 
 

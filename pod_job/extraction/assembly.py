@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 import numpy as np
 from jaxtyping import Bool
 
-from pod_job.config import Exclude, ExtractConfig, Positions
-from pod_job.direct import Pool
+from pod_job.config.schema import Exclude, ExtractConfig, Positions
 from pod_job.extraction.packing import Placed
+from pod_job.formats.quantized import Vectors, from_rows, on_the_way
+from pod_job.formats.rows_table import from_columns
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt
 from pod_job.run_folder.commit import Batch
-from pod_job.run_folder.eight_bit import Vectors, from_rows, on_the_way
-from pod_job.run_folder.rows import from_columns
+from pod_job.storage.buffers import Pool
 
 
 class OpenBatch:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pod_job.config import ExtractConfig, Positions
-from pod_job.extraction.narrow import as_stored
+from pod_job.config.generate import GenerateConfig, cache_slots, call_tokens
+from pod_job.config.schema import ExtractConfig, Positions
+from pod_job.extraction.quantize import as_stored
+from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.completions import Ending
-from pod_job.generation.generate_config import GenerateConfig, cache_slots, call_tokens
 from pod_job.models.cache import Cache, empty_cache
 from pod_job.models.decoder import Activations, Decoder
-from pod_job.run_folder.tensorfile import DTYPE_OF
 
 Stepped = tuple[Array, Activations, Cache]
 

@@ -11,22 +11,25 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from pod_job.config import ExtractConfig, Positions
+from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.assembly import whole_batch
-from pod_job.extraction.forward import local_rows, spread, start_copy
-from pod_job.extraction.pipeline import STEPS_TIMED, Feeder, Writers, anyone, batch_prompts
-from pod_job.generation.completions import Completion, Ending, completed_text, find_end, read_completions
+from pod_job.extraction.feeder import Feeder, anyone, batch_prompts
+from pod_job.extraction.feeding import Feeding
+from pod_job.extraction.pipeline import STEPS_TIMED
+from pod_job.extraction.transfer import local_rows, spread, start_copy
+from pod_job.extraction.writers import Writers
+from pod_job.formats.quantized import from_rows
+from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.generation.completions import Ending, completed_text, find_end
 from pod_job.generation.decoding import Programs
 from pod_job.generation.waves import Wave, lay_out, make_waves
-from pod_job.inputs import Inputs
-from pod_job.mesh import Feeding
+from pod_job.host.reporter import Reporter
+from pod_job.host.stop_request import StopWish
+from pod_job.planning.inputs import Inputs
 from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import Prompt
-from pod_job.reporter import Reporter
 from pod_job.run_folder.commit import Batch
-from pod_job.run_folder.eight_bit import from_rows
-from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.stopping import StopWish
+from pod_job.run_folder.completions import Completion, read_completions
 
 
 class GeneratedBatch:

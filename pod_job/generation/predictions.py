@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pod_job.generation.completions import Completion, read_completions
+from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.prompts.arc import Grid, read_arc, solution
 from pod_job.prompts.arc_answers import parse_grid
 from pod_job.prompts.augment import augmentation
-from pod_job.prompts.tasks_config import TaskFormat, TasksConfig
-from pod_job.run_folder.rundir import OUTPUTS
-from pod_job.storage import Folder
+from pod_job.run_folder.completions import Completion, read_completions
+from pod_job.run_folder.layout import OUTPUTS
+from pod_job.storage.folder import Folder
 
 PREDICTIONS = OUTPUTS + "predictions.jsonl"
 SUBMISSION = OUTPUTS + "submission.json"

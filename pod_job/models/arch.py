@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
-from pod_job.fields import number, optional_number, positive
+from pod_job.models.hf_config import number, optional_number, positive
 from pod_job.models.rope import Rope, read_rope
 
 # What a family's layers have beyond Llama's.

@@ -18,9 +18,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pod_job.models.attention_blocks import attend_blocks
+from pod_job.models.attention_blocks import attend_blocks, capped
 from pod_job.models.placement import Placement
-from pod_job.models.softcap import capped
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
 LARGEST_BLOCK = 512

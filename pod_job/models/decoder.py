@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch, LayerAttention
 from pod_job.models.attention import LANES, attend, attend_seen, rotary_tables, rotate, swap_halves
+from pod_job.models.attention_blocks import capped
 from pod_job.models.cache import Cache
 from pod_job.models.layer_loop import run_layers
 from pod_job.models.placement import Placement
-from pod_job.models.softcap import capped
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 

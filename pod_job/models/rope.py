@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pod_job.errors import JobError
-from pod_job.fields import number, positive
+from pod_job.models.hf_config import number, positive
 
 KINDS = ("default", "linear", "llama3", "yarn")
 

@@ -5,7 +5,7 @@ A rule maps a logical axis (named once per weight in models/weight_table.py) to 
 
 from collections.abc import Mapping
 
-from pod_job.config import MeshConfig, Sharding
+from pod_job.config.schema import MeshConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.models.weight_table import Weight
 

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pod_job.config import JobConfig, Sharding
+from pod_job.config.schema import JobConfig, Sharding
+from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.arch import Arch
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 from pod_job.preflight.forecast import Forecast
-from pod_job.run_folder.tensorfile import DTYPE_OF
 
 MOST_CHANGES = 2  # compiled and checked when something must change
 

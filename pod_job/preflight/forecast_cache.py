@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pod_job.config import JobConfig, to_json
+from pod_job.config.load import to_json
+from pod_job.config.schema import JobConfig
 from pod_job.models.arch import Arch
 from pod_job.models.taps import Tap
 from pod_job.preflight.forecast import Forecast, from_json

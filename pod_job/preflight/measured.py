@@ -7,13 +7,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from pod_job.config import JobConfig, to_json
+from pod_job.config.load import to_json
+from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
+from pod_job.host.status import HostStatus, latest_attempt, read_status
+from pod_job.host.timeline import read_timelines
 from pod_job.preflight.forecast import Forecast
-from pod_job.run_folder.rundir import differences, read_run
-from pod_job.status import HostStatus, latest_attempt, read_status
-from pod_job.storage import Folder
-from pod_job.timeline import read_timelines
+from pod_job.run_folder.identity import differences, read_run
+from pod_job.storage.folder import Folder
 
 # What the time of a step depends on, among the fields of the configuration.
 COMPARED = {

@@ -13,23 +13,23 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.topologies import get_topology_desc
 
-from pod_job.config import JobConfig, Sharding
+from pod_job.config.generate import Mode, cache_slots
+from pod_job.config.schema import JobConfig, Sharding
 from pod_job.errors import JobError
-from pod_job.extraction.forward import compile_step
+from pod_job.extraction.step import compile_step
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
-from pod_job.generation.generate_config import Mode, cache_slots
-from pod_job.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES, products_computed
 from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
+from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.sharding import row_shards
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
+from pod_job.planning.model_cost import generation_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.compiled_text import Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
-from pod_job.preflight.model_cost import generation_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, Slice
 
 KERNEL = re.compile(r"^splash_")

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pod_job.config import JobConfig, PodKind, load
+from pod_job.checkpoints.locate import find_model
+from pod_job.config.load import load
+from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
-from pod_job.inputs import check_context
 from pod_job.models.arch import read_arch_file
-from pod_job.models.model_files import find_model
 from pod_job.models.sharding import check_divides, stated
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import weight_table
+from pod_job.planning.inputs import check_context
 from pod_job.preflight.changes import checked_changes
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.forecast_cache import cached
@@ -23,7 +24,7 @@ from pod_job.preflight.measured import measure
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, PRICES_FROM, Slice, read_accelerator_type
 from pod_job.preflight.whole_run import tokens_per_s, whole_run
 from pod_job.prompts.tokens import end_tokens
-from pod_job.storage import open_folder
+from pod_job.storage.open import open_folder
 
 
 def preflight(overrides: Sequence[str], run_dir: str | None = None) -> dict[str, Any]:

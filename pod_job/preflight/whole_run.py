@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pod_job.config import JobConfig, Positions
-from pod_job.generation.generate_config import Mode
+from pod_job.config.generate import Mode
+from pod_job.config.schema import JobConfig, Positions
 from pod_job.models.arch import Arch
 from pod_job.models.taps import Tap
+from pod_job.planning.model_cost import vector_bytes
 from pod_job.preflight.forecast import Forecast
-from pod_job.preflight.model_cost import vector_bytes
 from pod_job.preflight.tpu_facts import Slice
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks

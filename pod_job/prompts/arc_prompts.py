@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from pod_job.config.tasks import ArcPrompt
 from pod_job.prompts.arc import Grid
 from pod_job.prompts.sources.sample import Prompt
-from pod_job.prompts.tasks_config import ArcPrompt
 
 INSTRUCTION = (
     "One rule turns each input grid into its output grid. Find it in the examples, then answer with the output grid "

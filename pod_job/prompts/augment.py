@@ -5,8 +5,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from pod_job.config.tasks import ArcConfig, Augment
 from pod_job.prompts.arc import Grid
-from pod_job.prompts.tasks_config import ArcConfig, Augment
 
 COLOURS = tuple(range(10))
 

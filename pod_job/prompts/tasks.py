@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Int64
 
+from pod_job.config.tasks import OnBroken, TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.prompts.sources.arc_source import arc_source
 from pod_job.prompts.sources.hub_dataset import dataset_source
@@ -17,7 +18,6 @@ from pod_job.prompts.sources.jsonl import jsonl_source
 from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source, check_tokens
 from pod_job.prompts.sources.text_folder import text_source
 from pod_job.prompts.sources.token_array import token_source
-from pod_job.prompts.tasks_config import OnBroken, TaskFormat, TasksConfig
 
 SKIPPED_NAMED = 100
 """Reasons that are kept; beyond them skipped tasks are only counted."""

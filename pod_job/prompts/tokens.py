@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from pod_job.config import TooLong
+from pod_job.config.schema import TooLong
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Sample
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pod_job.errors import JobError
-from pod_job.reading.joined_rows import RowSource
+from pod_job.reading.row_source import RowSource
 
 BLOCK_ROWS = 1024
 BUCKET_BLOCK_ROWS = 4096

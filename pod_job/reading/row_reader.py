@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from pod_job.errors import JobError
-from pod_job.reading.joined_rows import RowSource
+from pod_job.reading.row_source import RowSource
 from pod_job.run_folder.entries import MISSING
-from pod_job.storage import Folder
+from pod_job.storage.folder import Folder
 
 READS_IN_FLIGHT = 8
 PART_ROWS = 65_536

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pod_job.reading.joined_rows import JoinedRows
+from pod_job.formats.quantized import is_eight_bit, scale_bytes
+from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.reading.row_reader import FileRows, RowReader
-from pod_job.run_folder import rundir
-from pod_job.run_folder.eight_bit import is_eight_bit, scale_bytes
-from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.storage import Folder
+from pod_job.reading.row_source import JoinedRows
+from pod_job.run_folder import layout
+from pod_job.storage.folder import Folder
 
 
 def open_rows(folder: Folder, described: dict[str, Any], tap: str) -> RowReader | JoinedRows:
@@ -18,7 +18,7 @@ def open_rows(folder: Folder, described: dict[str, Any], tap: str) -> RowReader 
     values, scales = [], []
     for entry in described["batches"]:
         if entry["layer"] == tap:
-            name, size = rundir.ACTIVATIONS + entry["file"], sizes.get(entry["file"], entry["size"])
+            name, size = layout.ACTIVATIONS + entry["file"], sizes.get(entry["file"], entry["size"])
             values.append(FileRows(name, entry["rows"], entry["offset"], size))
             scales.append(FileRows(name, entry["rows"], entry["offset"] - entry["rows"] * of_scales, size))
     if not is_eight_bit(stored):

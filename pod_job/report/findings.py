@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pod_job.reading.overview import Overview
+from pod_job.report.overview import Overview
 from pod_job.report.sample import TapMeasures
 from pod_job.report.work import Work
 

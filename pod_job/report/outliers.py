@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pod_job.dataset import ActivationDataset
-from pod_job.reading.overview import Overview
-from pod_job.reading.row_texts import RowText, row_texts
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.report.overview import Overview
+from pod_job.report.row_texts import RowText, row_texts
 from pod_job.report.sample import Sample, TapMeasures
 
 KINDS_SHOWN = 10

@@ -14,13 +14,13 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from pod_job import __version__
-from pod_job.reading.overview import Overview, open_tap
+from pod_job.progress import Watch, unwatched
 from pod_job.report import figures
 from pod_job.report.findings import Finding, findings
 from pod_job.report.outliers import outlier_dimensions, outlier_rows
+from pod_job.report.overview import Overview, open_tap
 from pod_job.report.sample import Sample, TapMeasures, measure_tap, similarity, take_sample
 from pod_job.report.work import Work, read_work
-from pod_job.watching import Watch, unwatched
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 DPI = 150

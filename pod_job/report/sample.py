@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pod_job.dataset import ActivationDataset
+from pod_job.reading.dataset import ActivationDataset
 
 BLOCK_ROWS = 64
 """Rows that lie together are read together; few enough that blocks come from many prompts."""

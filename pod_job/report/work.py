@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pod_job.preflight.prices import usd_per_hour
-from pod_job.reading.overview import Overview
-from pod_job.run_folder.pods import hours, read_pods, spent
+from pod_job.preflight.prices import hours, spent, usd_per_hour
+from pod_job.report.overview import Overview
+from pod_job.run_folder.pods import read_pods
 
 BINS = 60
 WORKING = ("checking", "arrived", "weights", "compiling", "extracting", "merging")

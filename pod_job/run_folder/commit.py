@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from pod_job.config import OnNonfinite
+from pod_job.config.schema import OnNonfinite
 from pod_job.errors import JobError
-from pod_job.run_folder import rows as rows_table
-from pod_job.run_folder import rundir, statistics
-from pod_job.run_folder.eight_bit import EightBit, Vectors
-from pod_job.run_folder.rows import Rows
-from pod_job.run_folder.sealed import open_sealed, seal
-from pod_job.run_folder.tap_files import tap_parts, vectors_in
-from pod_job.storage import Folder, NameTaken, checksum
+from pod_job.formats import rows_table, statistics
+from pod_job.formats.checksummed_json import open_sealed, seal
+from pod_job.formats.quantized import EightBit, Vectors
+from pod_job.formats.rows_table import Rows
+from pod_job.run_folder import layout
+from pod_job.run_folder.tap_file import tap_parts, vectors_in
+from pod_job.storage.folder import Folder, NameTaken
+from pod_job.storage.local import checksum
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def commit_batch(
         sink = statistics.outliers(norms) & (_is_residual(tap) & np.isfinite(norms))
         flagged = replace(flagged, sink=flagged.sink | sink, nonfinite=flagged.nonfinite | ~np.isfinite(norms))
     record = {
-        "format": rundir.FORMAT,
+        "format": layout.FORMAT,
         "batch": batch.number,
         "n_samples": batch.n_samples,
         "rows": len(batch.rows),
@@ -68,13 +69,13 @@ def commit_batch(
 
 def read_record(folder: Folder, batch: int) -> dict[str, Any]:
     """The commit record of a batch, as `commit_batch` returned it. JobError where it is not one."""
-    name = rundir.commit_file(batch)
+    name = layout.commit_file(batch)
     try:
         record = open_sealed(folder.read(name), f"{folder.url}/{name}")
     except FileNotFoundError:
         raise JobError(f"{folder.url}/{name}: missing, though it was listed") from None
-    if record.get("batch") != batch or record.get("format") != rundir.FORMAT:
-        raise JobError(f"{folder.url}/{name}: not the record of batch {batch} in format {rundir.FORMAT}")
+    if record.get("batch") != batch or record.get("format") != layout.FORMAT:
+        raise JobError(f"{folder.url}/{name}: not the record of batch {batch} in format {layout.FORMAT}")
     if wrong := wrong_fields(record, _RECORD_FIELDS) or wrong_fields(record["rows_file"], _ROWS_FIELDS):
         raise JobError(f"{folder.url}/{name}: damaged: {wrong} missing or of another type")
     for entry in record["files"]:
@@ -110,7 +111,7 @@ def _store_tap(
     measured, norms = statistics.measure(vectors)
     if measured.nonfinite and on_nonfinite is OnNonfinite.fail:
         raise JobError(_nonfinite(batch, tap, int(np.flatnonzero(~np.isfinite(norms))[0])))
-    name = rundir.activations_file(tap, number)
+    name = layout.activations_file(tap, number)
     parts = tap_parts(vectors, tap, number)
     try:
         stored, kept = folder.create(name, parts), vectors
@@ -163,7 +164,7 @@ def _adopt_tap(folder: Folder, name: str, ours: Vectors) -> Vectors:
 
 
 def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:
-    name, data = rundir.rows_file(number), rows_table.to_parquet(rows)
+    name, data = layout.rows_file(number), rows_table.to_parquet(rows)
     try:
         stored = folder.create(name, [data])
     except NameTaken:
@@ -179,7 +180,7 @@ def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:
 
 
 def _store_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
-    name = rundir.commit_file(record["batch"])
+    name = layout.commit_file(record["batch"])
     try:
         folder.create(name, [seal(json.dumps(record, separators=(",", ":")))])
     except NameTaken:

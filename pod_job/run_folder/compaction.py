@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pod_job import __version__
-from pod_job.checksums import joined
 from pod_job.errors import JobError
-from pod_job.run_folder import rundir
+from pod_job.formats.checksummed_json import open_sealed, seal
+from pod_job.run_folder import layout
 from pod_job.run_folder.commit import wrong_fields
-from pod_job.run_folder.sealed import open_sealed, seal
-from pod_job.storage import Folder, Readable, Stored
+from pod_job.storage.checksums import joined
+from pod_job.storage.folder import Folder, Readable
+from pod_job.storage.local import Stored
 
 ROWS = "rows"
 """The series of the rows tables; those of vectors are called like their taps."""
@@ -36,7 +37,7 @@ class JoinedFile:
 
     @property
     def name(self) -> str:
-        return rundir.joined_file(self.series, self.first, self.first + len(self.sizes) - 1)
+        return layout.joined_file(self.series, self.first, self.first + len(self.sizes) - 1)
 
     @property
     def places(self) -> Iterable[tuple[int, int, int]]:
@@ -46,7 +47,7 @@ class JoinedFile:
 
     def file_of(self, batch: int) -> str:
         """The name that the file of the batch had."""
-        return rundir.rows_file(batch) if self.series == ROWS else rundir.activations_file(self.series, batch)
+        return layout.rows_file(batch) if self.series == ROWS else layout.activations_file(self.series, batch)
 
 
 def render(files: Sequence[JoinedFile]) -> bytes:
@@ -62,18 +63,18 @@ def render(files: Sequence[JoinedFile]) -> bytes:
         for file in files
     ]
     stamp = {"compacted": datetime.now(UTC).isoformat(timespec="seconds"), "pod_job_version": __version__}
-    return seal(json.dumps({"format": rundir.FORMAT, **stamp, "files": told}))
+    return seal(json.dumps({"format": layout.FORMAT, **stamp, "files": told}))
 
 
 def read_compaction(folder: Folder) -> list[JoinedFile] | None:
     """The files that a compaction has made; None where there was none. JobError where the record is damaged."""
-    name = f"{folder.url}/{rundir.COMPACTION}"
+    name = f"{folder.url}/{layout.COMPACTION}"
     try:
-        record = open_sealed(folder.read(rundir.COMPACTION), name)
+        record = open_sealed(folder.read(layout.COMPACTION), name)
     except FileNotFoundError:
         return None
-    if wrong_fields(record, {"format": int, "files": list}) or record["format"] != rundir.FORMAT:
-        raise JobError(f"{name}: not the record of a compaction in format {rundir.FORMAT}")
+    if wrong_fields(record, {"format": int, "files": list}) or record["format"] != layout.FORMAT:
+        raise JobError(f"{name}: not the record of a compaction in format {layout.FORMAT}")
     for file in record["files"]:
         wrong = wrong_fields(file, _FIELDS)
         sizes = () if wrong else (*file["sizes"], file["header_size"])
@@ -101,13 +102,13 @@ def place(
     entries |= {(ROWS, entry["batch_id"]): entry for entry in rows_files}
     told = []
     for file in files:
-        contents, bare = [file.header], file.name.removeprefix(rundir.ACTIVATIONS)
+        contents, bare = [file.header], file.name.removeprefix(layout.ACTIVATIONS)
         for batch, start, size in file.places:
             entry = entries.pop((file.series, batch), None)  # a second file of the same batch finds none
             if entry is None or entry["size"] != size:
                 there = "none" if entry is None else f"{entry['size']} bytes"
                 raise JobError(
-                    f"{url}/{rundir.COMPACTION}: has {size} bytes of batch {batch} of {file.series}, the commit "
+                    f"{url}/{layout.COMPACTION}: has {size} bytes of batch {batch} of {file.series}, the commit "
                     f"records leave {there}; one of them is damaged"
                 )
             contents.append(Stored(size, entry["crc32c"]))
@@ -115,7 +116,7 @@ def place(
         try:
             whole = joined(contents)
         except ValueError as error:
-            raise JobError(f"{url}/{rundir.COMPACTION}: damaged: {bare} has no checksum ({error})") from error
+            raise JobError(f"{url}/{layout.COMPACTION}: damaged: {bare} has no checksum ({error})") from error
         told.append({"file": bare, "size": whole.size, "crc32c": whole.crc32c})
     return told
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pod_job.errors import JobError
-from pod_job.run_folder import rundir
-from pod_job.run_folder.eight_bit import Vectors
-from pod_job.run_folder.rows import Rows, from_parquet
-from pod_job.run_folder.tap_files import vectors_in
-from pod_job.storage import Folder, Stored, checksum, not_as_stored
+from pod_job.formats.quantized import Vectors
+from pod_job.formats.rows_table import Rows, from_parquet
+from pod_job.run_folder import layout
+from pod_job.run_folder.tap_file import vectors_in
+from pod_job.storage.folder import Folder, not_as_stored
+from pod_job.storage.local import Stored, checksum
 
 MISSING = "missing; open the run again if it was compacted meanwhile, else copy it again"
 
@@ -27,7 +28,7 @@ def read_rows(run: Folder, entry: Mapping[str, Any]) -> Rows:
 
 def read_entry(run: Folder, entry: Mapping[str, Any]) -> tuple[str, bytes]:
     """What the file is called in errors, and its bytes."""
-    file = rundir.ACTIVATIONS + entry["file"]
+    file = layout.ACTIVATIONS + entry["file"]
     name = f"{run.url}/{file}"
     try:
         data = run.read(file, entry["start"], entry["size"]) if "start" in entry else run.read(file)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pod_job.errors import JobError
-from pod_job.run_folder import rundir
-from pod_job.run_folder.sealed import open_sealed
-from pod_job.run_folder.tensorfile import DTYPE_OF
-from pod_job.storage import Folder
+from pod_job.formats.checksummed_json import open_sealed
+from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.run_folder import layout
+from pod_job.storage.folder import Folder
 
 
 def render(metadata: dict[str, Any]) -> str:
@@ -34,10 +34,10 @@ def read(folder: Folder) -> dict[str, Any]:
 
 def read_any(folder: Folder) -> dict[str, Any]:
     """`read`, without the warning: for those who look whether the run is finished."""
-    name = f"{folder.url}/{rundir.METADATA}"
+    name = f"{folder.url}/{layout.METADATA}"
     anew = f"; run `python -m pod_job.merge {folder.url}` to write it anew"
     try:
-        metadata = open_sealed(folder.read(rundir.METADATA), name, anew)
+        metadata = open_sealed(folder.read(layout.METADATA), name, anew)
     except FileNotFoundError:
         raise JobError(f"{name}: missing; run `python -m pod_job.merge {folder.url}` to write it") from None
     if problem := _problem(metadata):
@@ -56,8 +56,8 @@ def _problem(metadata: Any) -> str:
     """What is wrong with the metadata; empty where nothing is."""
     if not _has(metadata, _FIELDS):
         return f"it must have {', '.join(_FIELDS)}"
-    if metadata["format"] != rundir.FORMAT:
-        return f"format {metadata['format']}, this version reads {rundir.FORMAT}"
+    if metadata["format"] != layout.FORMAT:
+        return f"format {metadata['format']}, this version reads {layout.FORMAT}"
     if metadata["dtype"] not in DTYPE_OF:
         return f"unknown dtype {metadata['dtype']!r}"
     if not all(type(width) is int and width >= 0 for width in metadata["widths"].values()):

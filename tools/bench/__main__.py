@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pod_job.config import TooLong, load
+from pod_job.config.load import load
+from pod_job.config.schema import TooLong
 from pod_job.errors import JobError
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize

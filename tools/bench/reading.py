@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from sae_lens.training.activations_store import ActivationsStore
 
-from pod_job.dataset import ActivationDataset
-from pod_job.export_sae_lens import export_sae_lens
-from pod_job.merge import merge
-from pod_job.run_folder import rows, rundir
+from pod_job.finishing.merge import merge
+from pod_job.formats import rows_table
+from pod_job.interop.sae_lens import export_sae_lens
+from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.storage import open_folder
+from pod_job.run_folder.identity import claim
+from pod_job.storage.open import open_folder
 
 WIDTH, BATCH, CONTEXT = 576, 4096, 128
 BATCHES, ROWS = 12, 8192
@@ -37,13 +38,15 @@ def write_run(folder: Path) -> None:
     model = {"name": "random", "family": "llama", "layers": 30, "hidden_dim": WIDTH, "weights_fingerprint": "w"}
     tasks = {"fingerprint": "f", "samples": BATCHES}
     settings = {"positions": "all", "dtype": "bfloat16", "seq_len": ROWS, "save_every_n_samples": 1}
-    rundir.claim(run, {"model": model, "tokenizer": "t", "tasks": tasks, "taps": ["layer_12"], **settings})
+    claim(run, {"model": model, "tokenizer": "t", "tasks": tasks, "taps": ["layer_12"], **settings})
     rng = np.random.default_rng(0)
     for number in range(1, BATCHES + 1):
         numbers = np.arange(ROWS)
         columns = {"task_id": ["task"] * ROWS, "sample_idx": numbers, "position": numbers, "token_id": numbers}
         vectors = rng.standard_normal((ROWS, WIDTH), dtype=np.float32).astype(ml_dtypes.bfloat16)
-        commit_batch(run, Batch(number, 1, rows.from_columns(columns, "2026-01-01"), {"layer_12": vectors}), host=0)
+        commit_batch(
+            run, Batch(number, 1, rows_table.from_columns(columns, "2026-01-01"), {"layer_12": vectors}), host=0
+        )
     merge(run)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pod_job.direct import aligned_empty
-from pod_job.merge import merge
-from pod_job.run_folder import rundir
+from pod_job.finishing.merge import merge
+from pod_job.formats.rows_table import Rows, from_columns
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.rows import Rows, from_columns
-from pod_job.storage import Folder
+from pod_job.run_folder.identity import claim
+from pod_job.storage.buffers import aligned_empty
+from pod_job.storage.folder import Folder
 
 WIDTH = 896
 BATCH_ROWS = 32_768
@@ -95,7 +95,7 @@ def identity(batches: int, taps: list[str], batch_rows: int = BATCH_ROWS) -> dic
 def make_run(folder: Folder, rows: int, taps: tuple[str, ...] = ("layer_12",), batch_rows: int = BATCH_ROWS) -> None:
     """A finished run of at least so many rows, in whole batches, all of the same vectors."""
     batches = -(-rows // batch_rows)
-    rundir.claim(folder, identity(batches, list(taps), batch_rows))
+    claim(folder, identity(batches, list(taps), batch_rows))
     table, vectors = make_rows(batch_rows), {tap: make_vectors(batch_rows) for tap in taps}
     for number in range(1, batches + 1):
         commit_batch(folder, Batch(number, batch_rows // PROMPT_TOKENS, table, vectors), host=0)

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pod_job.dataset import ActivationDataset
-from pod_job.merge import merge
-from pod_job.run_folder import rundir
+from pod_job.finishing.merge import merge
+from pod_job.finishing.shuffle import shuffle
+from pod_job.formats.checksummed_json import seal
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch, read_record
-from pod_job.run_folder.sealed import seal
-from pod_job.shuffle import shuffle
-from pod_job.storage import open_folder
+from pod_job.run_folder.identity import claim
+from pod_job.storage.open import open_folder
 from tools.bench_storage.measure import (
     BATCH_ROWS,
     PROMPT_TOKENS,
@@ -114,9 +115,9 @@ def make_records(run: Path, records: int) -> None:
     taps = {tap: make_vectors(RECORD_ROWS) for tap in ("layer_6", "layer_12", "layer_18", "layer_24_norm")}
     samples = RECORD_ROWS // PROMPT_TOKENS
     whole = identity(records, list(taps)) | {"tasks": {"samples": records * samples}, "save_every_n_samples": samples}
-    rundir.claim(folder, whole)
+    claim(folder, whole)
     commit_batch(folder, Batch(1, samples, make_rows(RECORD_ROWS), taps), host=0)
     text = json.dumps(read_record(folder, 1), separators=(",", ":"))
     for number in range(2, records + 1):
         changed = text.replace("batch_000001", f"batch_{number:06d}").replace('"batch":1,', f'"batch":{number},')
-        (run / rundir.commit_file(number)).write_bytes(seal(changed))
+        (run / layout.commit_file(number)).write_bytes(seal(changed))

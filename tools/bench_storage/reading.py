@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pod_job.compact import compact
-from pod_job.dataset import ActivationDataset
+from pod_job.finishing.compact import compact
+from pod_job.formats.safetensors import write_parts
+from pod_job.reading.dataset import ActivationDataset
 from pod_job.reading.row_reader import READS_IN_FLIGHT
-from pod_job.run_folder import rundir
-from pod_job.run_folder.tensorfile import write_parts
-from pod_job.storage import open_folder
+from pod_job.run_folder import layout
+from pod_job.storage.open import open_folder
 from tools.bench_storage.measure import BATCH_ROWS, WIDTH, Cost, evict, files_of, in_turn, make_run, per_gb, timed
 
 BATCH = 4096
@@ -59,7 +59,7 @@ def reading_bucket(scratch: Path, bucket: str, rows: int, rounds: int) -> dict[s
     folder = open_folder(f"{bucket}/reading")
     make_run(folder, rows)
     dataset = ActivationDataset(folder.url, layer=12)
-    names = [rundir.activations_file("layer_12", number + 1) for number in range(len(dataset) // BATCH_ROWS)]
+    names = [layout.activations_file("layer_12", number + 1) for number in range(len(dataset) // BATCH_ROWS)]
     size = BATCH_ROWS * WIDTH * 2
     buffers = [np.empty(size, np.uint8) for _ in names]
 
@@ -80,7 +80,7 @@ def reading_compacted(place: str, rounds: int) -> dict[str, Any]:
     took = timed(lambda: compact(runs["compacted"]))
     data = {name: ActivationDataset(run.url, 12) for name, run in runs.items()}
     ways = {name: lambda each=each: exhaust(each.batches(BATCH)) for name, each in data.items()}
-    in_memory = [Path(run.url) for run in runs.values() if run.local_path(rundir.RUN)]
+    in_memory = [Path(run.url) for run in runs.values() if run.local_path(layout.RUN)]
     costs = in_turn(ways, rounds, lambda: evict(*in_memory))
     gigabytes = len(data["loose"]) * WIDTH * 2 / 1e9
     return {

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pod_job.run_folder import rows as rows_table
-from pod_job.run_folder import rundir, statistics
+from pod_job.formats import rows_table, statistics
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.storage import checksum, open_folder
+from pod_job.run_folder.identity import claim
+from pod_job.storage.local import checksum
+from pod_job.storage.open import open_folder
 from tools.bench_storage.measure import (
     BATCH_ROWS,
     PROMPT_TOKENS,
@@ -60,7 +61,7 @@ def writing(scratch: Path, bucket: str | None, rounds: int) -> dict[str, Any]:
 
 def commit(batch: Batch, url: str) -> None:
     folder = open_folder(url)
-    rundir.claim(folder, identity(1, list(TAPS)))
+    claim(folder, identity(1, list(TAPS)))
     commit_batch(folder, batch, host=0)
 
 

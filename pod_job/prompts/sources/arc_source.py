@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from pod_job.config.tasks import ArcConfig
 from pod_job.prompts.arc import check_task, read_arc
 from pod_job.prompts.arc_prompts import render
 from pod_job.prompts.augment import augmentation
 from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
-from pod_job.prompts.tasks_config import ArcConfig
 
 
 def arc_source(path: Path, config: ArcConfig) -> Source:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pod_job.errors import JobError
+from pod_job.formats.safetensors import map_tensors
 from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
-from pod_job.run_folder.tensorfile import map_tensors
 
 TOKENS = "tokens"
 LENGTHS = "lengths"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pod_job.config import load as load_config
-from pod_job.inputs import read_inputs
+from pod_job.config.load import load as load_config
+from pod_job.formats.safetensors import map_tensors
+from pod_job.planning.inputs import read_inputs
 from pod_job.prompts.tokens import load_tokenizer
-from pod_job.run_folder.tensorfile import map_tensors
 from tools.bench_extract import ROWS, SEQ_LEN, ours
 
 LINES = 1

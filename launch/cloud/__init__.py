@@ -1,0 +1,1 @@
+"""Pods on Cloud TPU: gcloud commands, capacity, remote execution, observation."""

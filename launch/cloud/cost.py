@@ -1,0 +1,40 @@
+"""Notes on the pods of a run, kept in its folder: when each came, and when it was deleted."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+
+from launch.cloud.pods import Pod
+from pod_job.config.cloud import Capacity
+from pod_job.config.schema import JobConfig
+from pod_job.run_folder.layout import pod_file
+from pod_job.run_folder.pods import PodRecord, read_pods
+from pod_job.storage.folder import Folder, NameTaken
+
+
+def record_of(pod: Pod, capacity: Capacity) -> PodRecord:
+    return PodRecord(pod.name, pod.zone, pod.accelerator_type, capacity.value, pod.created)
+
+
+def note_start(folder: Folder, record: PodRecord) -> None:
+    """Keeps the record of a pod that has come; noted already is fine."""
+    _create(folder, pod_file(record.key, "created"), record)
+
+
+def note_end(folder: Folder, record: PodRecord, ended: float) -> None:
+    """Keeps when a pod was deleted; the first that says so counts."""
+    if record.created:
+        _create(folder, pod_file(record.key, "ended"), replace(record, ended=ended))
+
+
+def all_records(folder: Folder, living: Iterable[Pod], config: JobConfig) -> list[PodRecord]:
+    """Every pod the run has had, in the order of their creation; one that lives counts noted or not."""
+    records = [record_of(pod, config.cloud.capacity) for pod in living if pod.created] + read_pods(folder)
+    return sorted({record.key: record for record in records}.values(), key=lambda record: record.created)
+
+
+def _create(folder: Folder, name: str, record: PodRecord) -> None:
+    try:
+        folder.create(name, [json.dumps(vars(record)).encode()])
+    except NameTaken:
+        return

@@ -1,0 +1,132 @@
+"""Every command line of gcloud that the launcher uses, as pure functions: values in, argv out.
+
+Facts about the commands: https://cloud.google.com/sdk/gcloud/reference/compute/tpus. Nothing is run here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pod_job.config.cloud import Capacity
+
+TPUS = ["gcloud", "compute", "tpus"]
+# gcloud sets none of these; without them a dead host holds its ssh forever, and a password prompt holds a script.
+SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15", "ServerAliveCountMax=4")
+CAPACITY_FLAGS = {Capacity.spot: ["--spot"], Capacity.reserved: ["--reserved"], Capacity.on_demand: []}
+
+
+@dataclass(frozen=True)
+class PodSpec:
+    """What is asked for, the same in every zone."""
+
+    name: str
+    accelerator_type: str
+    runtime_version: str
+    capacity: Capacity
+    valid_until: str
+    labels: Mapping[str, str]
+    service_account: str | None
+    internal_ip: bool
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a pod's hosts are reached: `ssh_flags` go to ssh as they are."""
+
+    name: str
+    zone: str
+    project: str | None
+    internal_ip: bool
+    ssh_flags: Sequence[str]
+
+
+def create_queued(spec: PodSpec, zone: str, project: str | None) -> list[str]:
+    """Asks for one node through a queued resource; both have the pod's name."""
+    return [
+        *TPUS,
+        *("queued-resources", "create", spec.name, f"--node-id={spec.name}"),
+        f"--runtime-version={spec.runtime_version}",
+        f"--valid-until-duration={spec.valid_until}",
+        *node_flags(spec),
+        *place(zone, project),
+        "--async",
+    ]
+
+
+def create_node(spec: PodSpec, zone: str, project: str | None) -> list[str]:
+    """Asks for a node at once; returns when it is READY or refused."""
+    return [
+        *TPUS,
+        *("tpu-vm", "create", spec.name),
+        f"--version={spec.runtime_version}",
+        *node_flags(spec),
+        *place(zone, project),
+    ]
+
+
+def node_flags(spec: PodSpec) -> list[str]:
+    labels = ",".join(f"{key}={value}" for key, value in spec.labels.items())
+    return [
+        f"--accelerator-type={spec.accelerator_type}",
+        f"--labels={labels}",
+        *CAPACITY_FLAGS[spec.capacity],
+        *([f"--service-account={spec.service_account}"] if spec.service_account else []),
+        *(["--internal-ips"] if spec.internal_ip else []),
+    ]
+
+
+def delete_queued(name: str, zone: str, project: str | None) -> list[str]:
+    """Deletes a queued resource and, with --force, its node."""
+    return [*TPUS, "queued-resources", "delete", name, "--force", *place(zone, project)]
+
+
+def delete_node(name: str, zone: str, project: str | None) -> list[str]:
+    return [*TPUS, "tpu-vm", "delete", name, *place(zone, project)]
+
+
+def list_nodes(project: str | None) -> list[str]:
+    """All nodes of all zones, as JSON."""
+    return [*TPUS, "tpu-vm", "list", *place("-", project), "--format=json"]
+
+
+def list_queued(project: str | None) -> list[str]:
+    """All queued resources of all zones, as JSON."""
+    return [*TPUS, "queued-resources", "list", *place("-", project), "--format=json"]
+
+
+def ssh(reach: Reach, workers: str, command: str) -> list[str]:
+    """Runs `command` on `workers` (`all`, `3` or `1,4`). gcloud splits it at blanks and ssh joins it again."""
+    flags = [f"--ssh-flag=-o{option}" for option in SSH_OPTIONS] + [f"--ssh-flag={flag}" for flag in reach.ssh_flags]
+    return [*TPUS, "tpu-vm", "ssh", reach.name, f"--worker={workers}", *_reached(reach), *flags, f"--command={command}"]
+
+
+def scp(reach: Reach, source: str, target: str) -> list[str]:
+    """Copies a local file to `target` in the home folder of every worker."""
+    flags = [f"--scp-flag=-o{option}" for option in SSH_OPTIONS] + [f"--scp-flag={flag}" for flag in reach.ssh_flags]
+    return [*TPUS, "tpu-vm", "scp", source, f"{reach.name}:{target}", "--worker=all", *_reached(reach), *flags]
+
+
+def describe_accelerator(accelerator_type: str, zone: str, project: str | None) -> list[str]:
+    """One kind of pod as a zone offers it; an error where it does not."""
+    return [*TPUS, "accelerator-types", "describe", accelerator_type, *place(zone, project), "--format=json"]
+
+
+def settings() -> list[str]:
+    """gcloud's own account and project, as JSON."""
+    return ["gcloud", "config", "list", "--format=json"]
+
+
+def describe_bucket(bucket: str) -> list[str]:
+    """A bucket's settings, its location among them, as JSON."""
+    return ["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", "--quiet", "--format=json"]
+
+
+def version() -> list[str]:
+    return ["gcloud", "version", "--format=json"]
+
+
+def place(zone: str, project: str | None) -> list[str]:
+    return [f"--zone={zone}", *([f"--project={project}"] if project else []), "--quiet"]
+
+
+def _reached(reach: Reach) -> list[str]:
+    return [*place(reach.zone, reach.project), *(["--internal-ip"] if reach.internal_ip else [])]

@@ -1,0 +1,132 @@
+"""The job on a pod in the cloud: pod, code, start and, if wanted, its end. Verbs `run` (pod.kind=tpu) and `stop`."""
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+
+from launch.cloud import gcloud
+from launch.cloud.capacity import bring_up
+from launch.cloud.deploy import deploy
+from launch.cloud.gcloud import Reach
+from launch.cloud.observe import follow, read_all
+from launch.cloud.outcome import End, Outcome
+from launch.cloud.remote import ask, script
+from launch.cloud.request import pod_spec, reach
+from launch.host_commands import new_attempt
+from launch.options import Options
+from launch.preflight import preflight_first
+from launch.view import progress, summary
+from launch.view.say import Say, speaker
+from pod_job.config.schema import JobConfig
+from pod_job.errors import JobError
+from pod_job.planning.inputs import Inputs, read_inputs
+from pod_job.run_folder.layout import METADATA
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job that runs on a pod: how to reach its hosts, and the attempt they are in."""
+
+    reach: Reach
+    attempt: str
+    inputs: Inputs
+
+
+def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Options) -> int:
+    """Starts the job on its pod, which is created if need be; with --follow stays until it ends.
+
+    Returns 0 once all hosts run (or are done), else as `launch run` on a local pod does.
+    """
+    if options.dry_run:
+        print(*planned(config), sep="\n")
+        return 0
+    began = time.monotonic()
+    say = speaker(began)
+    preflight_first(overrides, options, say)
+    started = start(config, overrides, say)
+    if not options.follow:
+        facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
+        print(json.dumps(facts | {"hosts": config.pod.hosts}) if options.as_json else next_steps(started, overrides))
+        return 0
+    outcome = until_end(config, started, say, began)
+    return finish(config, started, outcome, time.monotonic() - began, options)
+
+
+def start(config: JobConfig, overrides: Sequence[str], say: Say) -> Started:
+    """Checks the inputs, brings the pod up and starts the job on all its hosts, or finds it running there."""
+    inputs = read_inputs(config)
+    pod = bring_up(config, say)
+    if pod.workers != config.pod.hosts:
+        raise JobError(
+            f"pod.hosts={config.pod.hosts}, but {pod.name} has {pod.workers} workers; set pod.hosts={pod.workers} "
+            f"and a mesh to match, or another pod.accelerator_type"
+        )
+    how = reach(config, pod.zone)
+    return Started(how, deploy(config, overrides, how, inputs.folder, new_attempt(), say), inputs)
+
+
+def until_end(config: JobConfig, started: Started, say: Say, began: float) -> Outcome:
+    """Shows the hosts' progress until the attempt has ended."""
+    with progress.Screen(Console(stderr=True), began) as screen:
+        return follow(
+            started.reach,
+            config.pod.hosts,
+            started.inputs.folder,
+            started.attempt,
+            config.cloud.stall_s,
+            lambda statuses: screen.show(progress.bars(statuses, started.inputs.total_batches)),
+            say,
+        )
+
+
+def finish(config: JobConfig, started: Started, outcome: Outcome, elapsed_s: float, options: Options) -> int:
+    """Shows the dataset, or why there is none; the exit status of the verb."""
+    if outcome.end is not End.done:
+        show_outcome(outcome, Console(stderr=True))
+        return 2 if outcome.cause is not None and outcome.cause.user_error else 1
+    folder = started.inputs.folder
+    statuses = [status for status in read_all(folder, config.pod.hosts, started.attempt) if status is not None]
+    logs = f"{config.storage.run_dir.rstrip('/')}/logs"
+    done = summary.summarise(config, json.loads(folder.read(METADATA)), statuses, elapsed_s, logs)
+    if options.as_json:
+        print(json.dumps(asdict(done), indent=2))
+    else:
+        summary.show(done, Console())
+    return 0 if done.complete else 1
+
+
+def show_outcome(outcome: Outcome, screen: Console) -> None:
+    """The cause in one line and, unless the user's input is at fault, the last lines of that host's log."""
+    cause = outcome.cause
+    said = f"error: host {cause.host}: {cause.reason}" if cause else f"error: the pod was taken away ({outcome.node})"
+    lines = [] if cause is None or cause.user_error else [f"  {line}" for line in outcome.lines]
+    for line in [said, *lines]:
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def kill(reach: Reach, hosts: int, say: Say) -> None:
+    """Ends what still runs of the job on every host that can be reached, at once."""
+    answers = ask(reach, hosts, script("stop", {"SIGNAL": "KILL"}))
+    say(f"ended the job on {sum(answer.word == 'KILLED' for answer in answers.values())} hosts")
+
+
+def planned(config: JobConfig) -> list[str]:
+    """The commands of gcloud that a start comes down to; scripts are named, not shown."""
+    spec, zone = pod_spec(config), config.cloud.zones[0]
+    create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
+    how = reach(config, zone)
+    scripts = ["prepare.sh", *(["secrets.sh"] if config.cloud.secrets else []), "start.sh"]
+    commands = [create(spec, zone, config.cloud.project)]
+    commands += [gcloud.ssh(how, "all", f"... # launch/scripts/{name}") for name in scripts]
+    return [shlex.join(command) for command in commands]
+
+
+def next_steps(started: Started, overrides: Sequence[str]) -> str:
+    """What to do while the job runs, in full commands."""
+    words = shlex.join(overrides)
+    verbs = [("status", "how far it is"), ("logs", "what hosts say"), ("down", "delete the pod: until then it costs")]
+    return "\n".join(f"python -m launch {verb} {words}  # {purpose}" for verb, purpose in verbs)

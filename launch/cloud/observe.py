@@ -1,0 +1,120 @@
+"""Follows a job on a pod in the cloud to its end: the hosts' status files, the node's state and, where a host worries,
+what all hosts answer over ssh go in; one `Outcome` comes out.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from launch.cause import Cause
+from launch.cloud.gcloud import Reach
+from launch.cloud.outcome import End, Outcome, judge
+from launch.cloud.pods import find_pods
+from launch.cloud.remote import Answer, ask_briefly, script
+from launch.view.say import Say
+from pod_job.errors import JobError
+from pod_job.host.status import HostStatus, Phase, read_status
+from pod_job.storage.folder import Folder
+
+POLL_S = 2.0
+NODE_EVERY_S = 30.0  # between two looks at the node's state
+WORRIED_EVERY_S = 5.0  # the same while something seems wrong
+SILENT_S = 40.0  # hosts rewrite their status more often than that
+PROBE_TIMEOUT_S = 45.0
+TAIL_BYTES = 2400  # of a log; an answer must stay below 4096 bytes to arrive in one piece
+READERS = 16
+
+PREEMPTION_S = 40.0  # from the notice until the node is gone
+OVER = (Phase.done, Phase.stopped)
+
+Statuses = Sequence[HostStatus | None]
+
+
+def read_all(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None]:
+    """The hosts' last words in this attempt."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda host: read_status(folder, host, attempt), range(hosts)))
+
+
+def follow(
+    reach: Reach, hosts: int, folder: Folder, attempt: str, stall_s: float, show: Callable[[Statuses], None], say: Say
+) -> Outcome:
+    """Returns when the attempt is done, has failed, has lost a host, or its pod is no more.
+
+    A network that is away for a while, or a laptop asleep, only delays it.
+    """
+    quiet = Quiet(hosts)
+    looked = worried_since = time.monotonic()
+    while True:
+        try:
+            statuses = read_all(folder, hosts, attempt)
+            show(statuses)
+            if all(status is not None and status.phase is Phase.done for status in statuses):
+                return Outcome(End.done)
+            if all(status is not None and status.phase in OVER for status in statuses):
+                return stopped(reach, statuses)
+            quiet.note(statuses)
+            failed = any(status is not None and status.phase is Phase.failed for status in statuses)
+            stalled = quiet.without_progress_s() > stall_s
+            worried = failed or stalled or quiet.silent_s() > SILENT_S
+            now = time.monotonic()
+            worried_since = worried_since if worried else now
+            if now - looked > (WORRIED_EVERY_S if worried else NODE_EVERY_S):
+                looked = now
+                node = node_state(reach)
+                answers = probe(reach) if worried and node == "READY" else {}
+                outcome = judge(statuses, answers, node, attempt, now - worried_since, stalled)
+                if outcome is not None:
+                    return outcome
+        except JobError as error:
+            say(f"{error}; looking again")
+        time.sleep(POLL_S)
+
+
+def stopped(reach: Reach, statuses: Statuses) -> Outcome:
+    """Of hosts that ended because they were asked to: by a preemption, if the node goes now, else by a person."""
+    deadline = time.monotonic() + PREEMPTION_S
+    while (node := node_state(reach)) == "READY" and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    host, reason = next((status.host, status.error) for status in statuses if status is not None and status.error)
+    cause = Cause(host, f"was asked to stop ({reason})", user_error=False)
+    return Outcome(End.stopped, cause) if node == "READY" else Outcome(End.preempted, node=node)
+
+
+def node_state(reach: Reach) -> str:
+    """The state of the pod in its zone; GONE where there is none."""
+    return next((pod.state for pod in find_pods(reach.name, reach.project) if pod.zone == reach.zone), "GONE")
+
+
+def probe(reach: Reach) -> dict[int, Answer]:
+    """What hosts say of their job over ssh, of those that can be reached."""
+    return ask_briefly(reach, script("probe", {"TAIL": str(TAIL_BYTES)}), PROBE_TIMEOUT_S)
+
+
+class Quiet:
+    """How long hosts have said nothing, by this machine's clock alone: the hosts' clocks may differ."""
+
+    def __init__(self, hosts: int) -> None:
+        now = time.monotonic()
+        self.updated = [0.0] * hosts
+        self.heard = [now] * hosts
+        self.progress: list[tuple[Phase, int, int] | None] = []
+        self.progressed = now
+
+    def note(self, statuses: Statuses) -> None:
+        """Takes in what hosts say now; a host that is done has nothing more to say."""
+        now = time.monotonic()
+        for host, status in enumerate(statuses):
+            if status is not None and (status.updated != self.updated[host] or status.phase in OVER):
+                self.updated[host], self.heard[host] = status.updated, now
+        progress = [(status.phase, status.steps, status.batches) if status else None for status in statuses]
+        if progress != self.progress:
+            self.progress, self.progressed = progress, now
+
+    def silent_s(self) -> float:
+        """Of the host that has been silent longest."""
+        return time.monotonic() - min(self.heard)
+
+    def without_progress_s(self) -> float:
+        """Since any host entered a phase, made a step or committed a batch."""
+        return time.monotonic() - self.progressed

@@ -1,0 +1,104 @@
+"""Scripts on all hosts of a pod at once: a script and its values in, one answer per host out.
+
+gcloud runs a command again when a connection drops, exits 0 when some hosts failed, and mixes their output. So scripts
+may run any number of times, each host prints its own index with its answer, and only distinct answers count.
+"""
+
+import base64
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.cloud import gcloud
+from launch.cloud.gcloud import Reach
+from launch.cloud.pods import gcloud_error
+from launch.shell import Finished, call
+from pod_job.errors import JobError
+
+SCRIPTS = Path(__file__).parent / "scripts"
+ANSWER = re.compile(r"^pod-job (\d+) ([A-Z_]+) ?(.*)$", re.MULTILINE)
+ROUNDS = 3  # for hosts that have not answered
+STDIN_CALLS = 8  # at once; each is a gcloud process
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One host's answer: a word in capitals, and more about it."""
+
+    host: int
+    word: str
+    detail: str
+
+
+def script(name: str, values: Mapping[str, str | Sequence[str]]) -> str:
+    """The text of a script with its variables set before it."""
+    lines = [assignment(key, value) for key, value in values.items()]
+    return "\n".join([(SCRIPTS / "head.sh").read_text(), *lines, (SCRIPTS / f"{name}.sh").read_text()])
+
+
+def assignment(name: str, value: str | Sequence[str]) -> str:
+    """A line of bash that sets a variable, to an array for a sequence."""
+    return f"{name}={shlex.quote(value)}" if isinstance(value, str) else f"{name}=({shlex.join(value)})"
+
+
+def command(text: str) -> str:
+    """The script as one command that survives the three shells on its way; its stdin is that of the connection."""
+    return f'bash -c "$(echo {base64.b64encode(text.encode()).decode()} | base64 -d)"'
+
+
+def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
+    """Runs a script on every host; host -> answer.
+
+    Raises:
+        JobError: some hosts gave no answer in ROUNDS rounds, with their indexes and what gcloud said last.
+    """
+    answers: dict[int, Answer] = {}
+    said = ""
+    for _ in range(ROUNDS):
+        workers = ",".join(map(str, missing(answers, hosts))) if answers else "all"
+        done = call(gcloud.ssh(reach, workers, command(text)))
+        said = done.err
+        answers |= read_answers([done])
+        if len(answers) == hosts:
+            return answers
+    raise silent(answers, hosts, said)
+
+
+def ask_briefly(reach: Reach, text: str, timeout_s: float) -> dict[int, Answer]:
+    """The answers of those hosts that can be reached within `timeout_s`."""
+    done = call(gcloud.ssh(reach, "all", command(text)), timeout_s=timeout_s)
+    return read_answers([done])
+
+
+def ask_each(reach: Reach, hosts: int, text: str, stdin: bytes) -> dict[int, Answer]:
+    """The same with something on every host's stdin; one gcloud a host, since together they would share one stdin."""
+    answers: dict[int, Answer] = {}
+    said = ""
+    for _ in range(ROUNDS):
+        with ThreadPoolExecutor(STDIN_CALLS) as pool:
+            calls = [gcloud.ssh(reach, str(host), command(text)) for host in missing(answers, hosts)]
+            done = list(pool.map(lambda argv: call(argv, stdin), calls))
+        said = done[-1].err
+        # FAILED here means that stdin broke off: worth another round.
+        answers |= {host: answer for host, answer in read_answers(done).items() if answer.word != "FAILED"}
+        if len(answers) == hosts:
+            return answers
+    raise silent(answers, hosts, said)
+
+
+def read_answers(done: Iterable[Finished]) -> dict[int, Answer]:
+    """The answers in what gcloud printed, by host; one given twice, because gcloud tried twice, counts once."""
+    found = (Answer(int(host), word, detail) for each in done for host, word, detail in ANSWER.findall(each.out))
+    return {answer.host: answer for answer in found}
+
+
+def missing(answers: Mapping[int, Answer], hosts: int) -> list[int]:
+    return sorted(set(range(hosts)) - answers.keys())
+
+
+def silent(answers: Mapping[int, Answer], hosts: int, said: str) -> JobError:
+    names = ", ".join(map(str, missing(answers, hosts)))
+    return JobError(f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(said)}; run it again")

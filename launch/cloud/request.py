@@ -1,0 +1,44 @@
+"""From the configuration to what gcloud is asked for: the pod's name, what to create, and how hosts are reached."""
+
+import hashlib
+
+from launch.cloud.gcloud import PodSpec, Reach
+from launch.cloud.pods import MADE_BY
+from pod_job.config.schema import JobConfig, PodKind
+from pod_job.errors import JobError
+
+
+def pod_name(config: JobConfig) -> str:
+    """`cloud.name`, else a name made from the run folder: the same job finds its pod again."""
+    if config.cloud.name is not None:
+        return config.cloud.name
+    return f"extract-{hashlib.sha256(config.storage.run_dir.rstrip('/').encode()).hexdigest()[:8]}"
+
+
+def pod_spec(config: JobConfig) -> PodSpec:
+    """What to create. Raises JobError for a field that a TPU pod needs and that is not set."""
+    cloud, pod = config.cloud, config.pod
+    if pod.kind is not PodKind.tpu:
+        raise JobError(f"pod.kind={pod.kind.value} has no pod in the cloud; use pod=v5e_64 or another TPU pod")
+    if not pod.accelerator_type:
+        raise JobError("pod.accelerator_type is not set; give Cloud TPU's name such as v5litepod-64")
+    if not pod.runtime_version:
+        raise JobError("pod.runtime_version is not set; give a TPU VM image such as v2-alpha-tpuv5-lite")
+    if not cloud.zones:
+        raise JobError("cloud.zones is not set; give the zones to try in order, cloud.zones=[us-west4-a,us-east5-b]")
+    return PodSpec(
+        name=pod_name(config),
+        accelerator_type=pod.accelerator_type,
+        runtime_version=pod.runtime_version,
+        capacity=cloud.capacity,
+        valid_until=cloud.valid_until,
+        labels=MADE_BY | dict(cloud.labels),
+        service_account=cloud.service_account,
+        internal_ip=cloud.internal_ip,
+    )
+
+
+def reach(config: JobConfig, zone: str) -> Reach:
+    """How the hosts of this job's pod in `zone` are reached."""
+    cloud = config.cloud
+    return Reach(pod_name(config), zone, cloud.project, cloud.internal_ip, cloud.ssh_flags)

@@ -1,0 +1,222 @@
+"""The verb `doctor`: what a run in the cloud needs from this machine and the project, a line each, with the fix."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from launch.cloud import gcloud
+from launch.cloud.bundle import make_bundle, pinned_versions
+from launch.cloud.pods import Pod, find_pods, gcloud_error, list_pods
+from launch.cloud.remote import ask_briefly, script
+from launch.cloud.request import pod_name, pod_spec, reach
+from launch.options import Options
+from launch.shell import call
+from pod_job.config.cloud import Capacity
+from pod_job.config.load import load
+from pod_job.config.schema import JobConfig
+from pod_job.errors import JobError
+from pod_job.planning.inputs import read_inputs
+from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.storage.open import open_folder
+
+TESTED_GCLOUD = 528
+QUOTA_PAGE = "console.cloud.google.com/iam-admin/quotas?service=tpu.googleapis.com"
+# https://cloud.google.com/tpu/docs/quota
+QUOTA_KINDS = {Capacity.spot: "preemptible", Capacity.on_demand: "on-demand", Capacity.reserved: "reserved"}
+VERSIONS_TIMEOUT_S = 60.0
+AT_ONCE = 4  # checks; each waits for gcloud most of the time
+KEY = Path("~/.ssh/google_compute_engine")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was found, or what is wrong and how to mend it."""
+
+    check: str
+    well: bool
+    said: str
+
+
+def doctor(overrides: Sequence[str], options: Options) -> int:
+    """Checks all there is to check and shows every finding; the exit status is 0 when all is well, else 2."""
+    config = load(overrides)
+    if options.dry_run:
+        print(*CHECKS, sep="\n")
+        return 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        findings = list(pool.map(lambda name: examine(name, CHECKS[name], config), CHECKS))
+    if options.as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = "[green]ok[/]  " if finding.well else "[red]BAD[/] "
+            Console().print(f"{mark}{finding.check:<10}{escape(finding.said)}", highlight=False, soft_wrap=True)
+    return 0 if all(finding.well for finding in findings) else 2
+
+
+def examine(name: str, check: Callable[[JobConfig], str], config: JobConfig) -> Finding:
+    try:
+        return Finding(name, True, check(config))
+    except JobError as error:
+        return Finding(name, False, str(error))
+
+
+def check_gcloud(config: JobConfig) -> str:
+    found = json.loads(call(gcloud.version()).out)["Google Cloud SDK"]
+    if int(found.split(".")[0]) < TESTED_GCLOUD:
+        raise JobError(f"Google Cloud SDK {found} is older than the tested {TESTED_GCLOUD}; gcloud components update")
+    return f"Google Cloud SDK {found}"
+
+
+def check_account(config: JobConfig) -> str:
+    core = json.loads(call(gcloud.settings()).out).get("core", {})
+    if not core.get("account") and not os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"):
+        raise JobError("gcloud has no account; run `gcloud auth login`")
+    project = config.cloud.project or core.get("project")
+    if not project:
+        raise JobError("no project is set; give cloud.project=... or run `gcloud config set project ...`")
+    return f"{core.get('account', 'an access token')}, project {project}"
+
+
+def check_api(config: JobConfig) -> str:
+    pods = list_pods(config.cloud.project)
+    return f"the TPU API answers; {len(pods)} pods in the project"
+
+
+def check_request(config: JobConfig) -> str:
+    spec = pod_spec(config)
+    return f"{spec.name}: {spec.accelerator_type} ({spec.capacity.value}), zones {', '.join(config.cloud.zones)}"
+
+
+def check_zones(config: JobConfig) -> str:
+    """Whether each zone has such pods at all; whether one is free, only a request tells."""
+    spec = pod_spec(config)
+    commands = [gcloud.describe_accelerator(spec.accelerator_type, z, config.cloud.project) for z in config.cloud.zones]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(call, commands))
+    for zone, answer in zip(config.cloud.zones, answers, strict=True):
+        if "NOT_FOUND" in answer.err:
+            raise JobError(
+                f"{zone} has no {spec.accelerator_type}; take it off cloud.zones, or see "
+                f"`gcloud compute tpus accelerator-types list --zone={zone}`"
+            )
+        if answer.code:
+            raise JobError(f"{zone}: {gcloud_error(answer.err)}")
+    return f"{spec.accelerator_type} is offered in {', '.join(config.cloud.zones)}"
+
+
+def check_quota(config: JobConfig) -> str:
+    """What is needed; a request that was refused for want of quota is found among the queued resources."""
+    spec = pod_spec(config)
+    kind = QUOTA_KINDS[spec.capacity]
+    needed = f"{read_accelerator_type(spec.accelerator_type).chips} chips of {kind} quota"
+    for pod in list_pods(config.cloud.project):
+        if "quota" in (pod.error or "").lower():
+            raise JobError(f"{pod.zone} refused {pod.name}: {pod.error}; ask for {needed} there, {QUOTA_PAGE}")
+    return f"{needed} needed in a zone (0 unless asked for, {QUOTA_PAGE}); no request refused for it so far"
+
+
+def check_key(config: JobConfig) -> str:
+    key = KEY.expanduser()
+    if not key.exists():
+        return f"{KEY} will be made by gcloud at the first login"
+    if key.stat().st_mode & 0o077:
+        raise JobError(f"{KEY} can be read by others, and ssh will refuse it; chmod 600 {KEY}")
+    return str(KEY)
+
+
+def check_bucket(config: JobConfig) -> str:
+    folder = open_folder(config.storage.run_dir)
+    if not folder.url.startswith("gs://"):
+        return f"{folder.url}: a folder, which every host must have mounted at this path"
+    folder.check_writable()
+    where = bucket_location(folder.url.removeprefix("gs://").partition("/")[0])
+    regions = {zone.rpartition("-")[0] for zone in config.cloud.zones}
+    far = [region for region in sorted(regions) if where and where not in (region, region.split("-")[0])]
+    near = f"; not in {', '.join(far)}: traffic between regions is slow and costs; use a bucket there" if far else ""
+    return f"{folder.url} can be written" + (f", it lies in {where}{near}" if where else "")
+
+
+def bucket_location(bucket: str) -> str:
+    """The bucket's region or multi-region in lower case; empty when gcloud may not tell."""
+    done = call(gcloud.describe_bucket(bucket), timeout_s=60)
+    return json.loads(done.out).get("location", "").lower() if done.code == 0 else ""
+
+
+def check_inputs(config: JobConfig) -> str:
+    inputs = read_inputs(config)
+    return f"{inputs.arch.family}, {len(inputs.tasks.samples):,} samples in {inputs.total_batches:,} batches"
+
+
+def check_code(config: JobConfig) -> str:
+    return f"{len(make_bundle(config.tasks.path).data):,} bytes to send, sources, configuration and small task files"
+
+
+def check_versions(config: JobConfig) -> str:
+    """Python and jax here against the hosts': of a pod that is READY as its hosts say, else as they will be."""
+    here = {name: installed(name) for name in ("jax", "libtpu")}
+    python = ".".join(map(str, sys.version_info[:2]))
+    said = f"here Python {python}, jax {here['jax']}"
+    pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.ready), None)
+    if pod is not None and (found := host_versions(config, pod)):
+        if len(set(found.values())) > 1:
+            raise JobError(f"hosts differ in Python and jax: {found}; `launch down`, then `launch up`")
+        theirs = next(iter(found.values()))
+        if theirs.split()[-1] != here["jax"]:
+            raise JobError(f"hosts have Python and jax {theirs}, {said}; install constraints.txt on both")
+        return f"hosts have Python and jax {theirs}, {said}"
+    if config.cloud.python is not None:
+        return f"{said}; hosts use {config.cloud.python}, whose versions show once the pod is READY"
+    pinned = pinned_versions()
+    wrong = [name for name in here if here[name] not in (None, pinned.get(name))]
+    if wrong:
+        raise JobError(
+            f"{wrong[0]} {here[wrong[0]]} here, {pinned.get(wrong[0])} on the hosts: what is compiled here is not what "
+            "runs there; pip install -c constraints.txt 'jax[tpu]'"
+        )
+    return f"{said}; hosts get Python {python} and jax {pinned['jax']} by uv, with constraints.txt"
+
+
+def host_versions(config: JobConfig, pod: Pod) -> dict[int, str]:
+    """host -> its Python and jax, of those whose environment is made."""
+    values = {"PYTHON": config.cloud.python or "", "ENVIRONMENT": make_bundle(config.tasks.path).environment}
+    answers = ask_briefly(reach(config, pod.zone), script("versions", values), VERSIONS_TIMEOUT_S)
+    return {host: answer.detail for host, answer in sorted(answers.items()) if answer.word == "VERSIONS"}
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_secrets(config: JobConfig) -> str:
+    missing = [name for name in config.cloud.secrets if name not in os.environ]
+    if missing:
+        raise JobError(f"cloud.secrets: {', '.join(missing)} not set here; export it")
+    return ", ".join(config.cloud.secrets) or "none asked for (gated models need cloud.secrets=[HF_TOKEN])"
+
+
+CHECKS: dict[str, Callable[[JobConfig], str]] = {
+    "gcloud": check_gcloud,
+    "account": check_account,
+    "api": check_api,
+    "request": check_request,
+    "zones": check_zones,
+    "quota": check_quota,
+    "ssh key": check_key,
+    "bucket": check_bucket,
+    "inputs": check_inputs,
+    "code": check_code,
+    "versions": check_versions,
+    "secrets": check_secrets,
+}

@@ -1,0 +1,69 @@
+"""The verb `logs`: what the hosts have logged, from the run folder; it works after the pod is gone."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+from launch.cloud.observe import POLL_S, read_all
+from launch.options import Options
+from launch.verbs.status import END_PHASES
+from pod_job.config.load import load
+from pod_job.errors import JobError
+from pod_job.host.status import latest_attempt
+from pod_job.run_folder.layout import log_file
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
+
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
+
+
+def logs(overrides: Sequence[str], options: Options) -> int:
+    """Prints what hosts have logged, in the order of time, each line after its host; --follow adds what comes."""
+    config = load(overrides)
+    folder = open_folder(config.storage.run_dir)
+    if options.host is not None and not 0 <= options.host < config.pod.hosts:
+        raise JobError(f"--host {options.host} is not a host of this pod; use 0..{config.pod.hosts - 1}")
+    chosen = range(config.pod.hosts) if options.host is None else [options.host]
+    shown = dict.fromkeys(chosen, 0)
+    while True:
+        attempt = latest_attempt(folder, config.pod.hosts)
+        hosts = read_all(folder, config.pod.hosts, attempt) if attempt else []
+        for host, lines in sorted_entries(folder, shown):
+            for line in lines:
+                print(f"{host:02d} {line}", flush=options.follow)
+        ended = hosts and all(host is not None and host.phase in END_PHASES for host in hosts)
+        if not options.follow or ended:
+            if not any(shown.values()):
+                raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")
+            return 0
+        time.sleep(POLL_S)
+
+
+def sorted_entries(folder: Folder, shown: dict[int, int]) -> list[tuple[int, list[str]]]:
+    """(host, lines) of every entry that is new since `shown` (characters by host, moved on here), by time of entry."""
+    entries = []
+    for host, seen in shown.items():
+        text = host_log(folder, host)
+        seen = seen if seen <= len(text) else 0  # another attempt's log has taken its place
+        shown[host] = len(text)
+        entries += [(lines[0][:23], host, lines) for lines in split_entries(text[seen:])]
+    return [(host, lines) for _, host, lines in sorted(entries, key=lambda entry: entry[:2])]
+
+
+def split_entries(text: str) -> Iterator[list[str]]:
+    """A log's entries: a line with a time and those that belong to it, such as a traceback."""
+    entry: list[str] = []
+    for line in text.splitlines():
+        if STAMP.match(line) and entry:
+            yield entry
+            entry = []
+        entry.append(line)
+    if entry:
+        yield entry
+
+
+def host_log(folder: Folder, host: int) -> str:
+    try:
+        return folder.read(log_file(host)).decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,111 @@
+"""What is shown while hosts work: their status records in, one bar per phase of the whole pod out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pod_job.host.status import HostStatus, Phase
+
+PLAIN_EVERY_S = 10.0
+ORDER = list(Phase)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One phase of the pod: `done` of `total`, and what else there is to say."""
+
+    name: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
+    """The pod's phases from the hosts' statuses (None: not heard of yet); `batches` until the hosts know their own."""
+    hosts = len(statuses)
+    heard = [status for status in statuses if status is not None]
+
+    def past(phase: Phase) -> int:
+        alive = [status for status in heard if status.phase not in (Phase.stopped, Phase.failed)]
+        return sum(ORDER.index(status.phase) > ORDER.index(phase) for status in alive)
+
+    dealt = sum(status.batches_total for status in heard)
+    done = sum(status.batches for status in heard)
+    return [
+        Bar("hosts arrived", past(Phase.checking), hosts),
+        Bar("weights", past(Phase.weights), hosts),
+        Bar("compile", past(Phase.compiling), hosts),
+        Bar("batches", done, dealt if past(Phase.compiling) == hosts else max(batches, done), pace(heard, dealt)),
+        Bar("merge", int(past(Phase.merging) == hosts), 1),
+    ]
+
+
+def pace(heard: Sequence[HostStatus], dealt: int) -> str:
+    """Tokens a second over all hosts and the time left; empty before the first batch."""
+    done = sum(status.batches for status in heard)
+    seconds = max((status.seconds for status in heard), default=0.0)
+    if not done or not seconds:
+        return ""
+    rate = sum(status.tokens for status in heard) / seconds
+    left_s = (dealt - done) * seconds / done
+    return f"{rate:,.0f} tokens/s" + (f", {left_s:,.0f} s left" if dealt > done else "")
+
+
+class Screen:
+    """Bars redrawn in place on a terminal; elsewhere one line per finished phase, and batches every PLAIN_EVERY_S."""
+
+    def __init__(self, console: Console, began: float | None = None) -> None:
+        """`began`: the moment of time.monotonic() from which seconds are shown; now, if None."""
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description:<14}"),
+            BarColumn(40),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, int] = {}
+        self.finished: set[str] = set()
+        self.spoke = time.monotonic()
+        self.started = self.spoke if began is None else began
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def show(self, now: Sequence[Bar]) -> None:
+        """Shows the bars as they are now."""
+        if self.console.is_terminal:
+            self._draw(now)
+        else:
+            self._say(now)
+
+    def _draw(self, now: Sequence[Bar]) -> None:
+        for bar in now:
+            if bar.name not in self.tasks:
+                self.tasks[bar.name] = self.progress.add_task(bar.name, total=bar.total, detail="")
+            task = self.progress.tasks[self.tasks[bar.name]].id
+            self.progress.update(task, completed=bar.done, total=bar.total, detail=bar.detail)
+
+    def _say(self, now: Sequence[Bar]) -> None:
+        moment = time.monotonic()
+        for bar in now:
+            over = bar.done >= bar.total and bar.name not in self.finished
+            current = bar.name not in self.finished and bar.done > 0 and moment - self.spoke >= PLAIN_EVERY_S
+            if over:
+                self.finished.add(bar.name)
+            if over or current:
+                self.spoke = moment
+                detail = f", {bar.detail}" if bar.detail else ""
+                self.console.print(
+                    f"{moment - self.started:6.1f} s  {bar.name} {bar.done}/{bar.total}{detail}", highlight=False
+                )

@@ -1,0 +1,39 @@
+"""A model's weights as they are found: safetensors files, or a checkpoint that `pod_job.convert` has made of them.
+
+No jax, and nothing but headers is read.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pod_job.checkpoints.huggingface import TensorFiles, check_tensors, read_tensor_files, tensors_fingerprint
+from pod_job.checkpoints.orbax import Converted, check_converted, read_converted
+from pod_job.models.weight_table import Weight
+from pod_job.storage.folder import Readable
+from pod_job.storage.open import open_folder
+
+Checkpoint = TensorFiles | Converted
+
+
+def read_checkpoint(folder: Path | Readable) -> Checkpoint:
+    """What the folder holds. JobError where it is neither, or damaged."""
+    source = open_folder(folder, "model.path") if isinstance(folder, Path) else folder
+    return read_converted(source) or read_tensor_files(source)
+
+
+def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> None:
+    """Raises JobError naming the first tensor that is missing, misshapen or unknown."""
+    if isinstance(checkpoint, Converted):
+        check_converted(checkpoint, table)
+    else:
+        check_tensors(checkpoint, table)
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Tells checkpoints apart; the same before and after a conversion."""
+    return checkpoint.fingerprint if isinstance(checkpoint, Converted) else tensors_fingerprint(checkpoint)
+
+
+def model_name(found_as: str, checkpoint: Checkpoint) -> str:
+    """The name that provenance keeps; of a converted checkpoint that of its source."""
+    return checkpoint.name if isinstance(checkpoint, Converted) else found_as

@@ -1,0 +1,71 @@
+"""Models on the Hugging Face hub: small files go to the hub's own cache, weights are read in ranges where they lie.
+
+Ranges rather than whole files, because a host of a pod needs a part of the weights and may have little disk. A snapshot
+that is in the cache with its weights is used as it is, also without a network.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_url, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+from pod_job.checkpoints.huggingface import INDEX, WHOLE, weight_files
+from pod_job.errors import JobError
+from pod_job.storage.folder import Readable
+from pod_job.storage.local import LocalFolder
+
+PARTIAL_CONTENT, RANGE_BEYOND_END = 206, 416
+
+
+def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> tuple[Path, Readable]:
+    """The local folder of a model's small files, and where its weights can be read, at one commit of the repository.
+
+    Raises:
+        JobError: neither the hub nor its cache has the model.
+    """
+    try:
+        here = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, INDEX]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise JobError(
+            f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
+            "give a folder that holds config.json and weights (for a plan, config.json alone)"
+        ) from error
+    local = LocalFolder(str(here), "model.path")
+    # Other programs leave whole models in the cache.
+    cached = (here / WHOLE).is_file() or (here / INDEX).is_file()
+    cached = cached and all((here / name).is_file() for name in weight_files(local))
+    return here, local if cached else HubFolder(repo, here.name)
+
+
+class HubFolder:
+    """A repository of the hub at one commit, as a Readable. Safe to share between threads."""
+
+    def __init__(self, repo: str, commit: str) -> None:
+        self.repo, self.commit = repo, commit
+        self.url = f"{constants.ENDPOINT}/{repo}/tree/{commit}"
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        if size == 0:
+            return b""
+        end = "" if size is None else str(start + size - 1)
+        headers = build_hf_headers(headers={"range": f"bytes={start}-{end}", "accept-encoding": "identity"})
+        url = hf_hub_url(self.repo, name, revision=self.commit)
+        try:
+            answer = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            if answer.status_code == RANGE_BEYOND_END:
+                return b""
+            hf_raise_for_status(answer)
+            if answer.status_code != PARTIAL_CONTENT:
+                raise OSError(f"{constants.ENDPOINT} sends whole files where a range was asked for")
+        except EntryNotFoundError:
+            raise FileNotFoundError(url) from None
+        except Exception as error:  # the HTTP library beneath the hub's, and its errors, change with its version
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise JobError(f"model.path={self.repo}: {name}: {reason}") from error
+        return answer.content
+
+    def local_path(self, name: str) -> Path | None:
+        return None

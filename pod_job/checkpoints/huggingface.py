@@ -1,0 +1,188 @@
+"""Checkpoints in safetensors files: their tensors by name, checked, told apart, and read by ranges. No jax.
+
+Only headers are read here; of the weights, `TensorFiles.read_rows` reads what it is asked for.
+"""
+
+import hashlib
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pod_job.errors import JobError, NoWeights
+from pod_job.formats.safetensors import TensorSpec, read_header
+from pod_job.models.weight_table import Weight
+from pod_job.storage.folder import Readable
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FINGERPRINT_BYTES = 4096
+READS_IN_FLIGHT = 16
+
+# In some checkpoints, never parameters: derived buffers, and the output matrix of a model whose embedding serves.
+DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
+
+# In a checkpoint with vision (Gemma 3): how the text model's tensors are called there and alone, and the other parts.
+TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: in which file, and where in it."""
+
+    file: str
+    spec: TensorSpec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.spec.dtype
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """Tensors by name in the safetensors files of a folder."""
+
+    folder: Readable
+    tensors: dict[str, Tensor]
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of a tensor of two dimensions; of another, which is one row, the whole as [1, size]."""
+        tensor = self.tensors[name]
+        width = tensor.shape[1] if len(tensor.shape) == 2 else int(np.prod(tensor.shape))
+        row_bytes = width * tensor.dtype.itemsize
+        data = self._bytes(tensor, start * row_bytes, (stop - start) * row_bytes)
+        return np.frombuffer(data, tensor.dtype).reshape(stop - start, width)
+
+    def _bytes(self, tensor: Tensor, start: int, size: int) -> bytes:
+        data = self.folder.read(tensor.file, tensor.spec.start + start, size)
+        if len(data) != size:
+            raise JobError(f"model.path={self.folder.url}: {tensor.file} was changed while it was read; start again")
+        return data
+
+
+def read_tensor_files(folder: Readable) -> TensorFiles:
+    """Every tensor of the folder's safetensors files by name; headers are checked, no weight is read.
+
+    Of a model with vision, the tensors of its text model, under the names that a text model has.
+
+    Raises:
+        JobError: no safetensors file, one named in the index missing, a truncated file, a tensor in two files.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file, found in ahead(lambda file: (file, read_file(folder, file)), weight_files(folder)):
+        if doubled := sorted(found.keys() & tensors.keys()):
+            raise JobError(f"model.path={folder.url}: tensor {doubled[0]} of {file} is in another file too")
+        tensors |= found
+    return TensorFiles(folder, of_text_model(tensors))
+
+
+def weight_files(folder: Readable) -> list[str]:
+    """Names of the safetensors files. NoWeights where there are none."""
+    try:
+        folder.read(WHOLE, 0, 1)
+        return [WHOLE]
+    except FileNotFoundError:
+        pass
+    try:
+        index = json.loads(folder.read(INDEX))
+        return sorted(set(index["weight_map"].values()))
+    except FileNotFoundError:
+        raise NoWeights(
+            f"model.path={folder.url} has neither {WHOLE} nor {INDEX}, nor the converted.json that a conversion writes "
+            "last; convert it to safetensors, or let pod_job.convert finish"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(f"model.path={folder.url}: {INDEX} is not an index of tensors ({error})") from error
+
+
+def read_file(folder: Readable, file: str) -> dict[str, Tensor]:
+    """The tensors of one file, which must be as long as its header says."""
+    name = f"{folder.url}/{file}"
+    try:
+        header = read_header(lambda start, size: folder.read(file, start, size), name)
+        end = max((spec.stop for spec in header.tensors.values()), default=header.data_start)
+        beyond = len(folder.read(file, end - 1, 2))  # one byte, where the file ends as it should
+    except FileNotFoundError:
+        raise JobError(f"model.path={folder.url}: {file} is named in {INDEX} but missing; download it again") from None
+    except OSError as error:
+        raise JobError(f"{name}: cannot be read ({error.strerror})") from error
+    if beyond != 1:
+        problem = "truncated" if beyond == 0 else "it has bytes no tensor owns"
+        raise JobError(f"{name}: not a usable safetensors file: {problem}: its header describes {end} bytes")
+    return {tensor: Tensor(file, spec) for tensor, spec in header.tensors.items()}
+
+
+def of_text_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(VISION_PREFIXES):
+            prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
+            renamed[TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return renamed
+
+
+def checkpoint_names(weight: Weight) -> list[str]:
+    if not weight.stacked:
+        return [weight.checkpoint_name]
+    return [weight.checkpoint_name.format(layer) for layer in range(weight.shape[0])]
+
+
+def check_tensors(checkpoint: TensorFiles, table: Mapping[str, Weight]) -> None:
+    """Raises JobError naming the first tensor that is missing, misshapen or unknown."""
+    known = set()
+    for weight in table.values():
+        for name in checkpoint_names(weight):
+            known.add(name)
+            if name not in checkpoint.tensors:
+                raise JobError(f"checkpoint: tensor {name} {list(weight.checkpoint_shape)} is missing")
+            shape = checkpoint.tensors[name].shape
+            if shape != weight.checkpoint_shape:
+                raise JobError(
+                    f"checkpoint: tensor {name} is {list(shape)}, but config.json says {list(weight.checkpoint_shape)}"
+                )
+    extra = sorted(name for name in checkpoint.tensors.keys() - known if not DERIVED.fullmatch(name))
+    if extra:
+        raise JobError(f"checkpoint: tensor {extra[0]} is not part of this model ({len(extra)} such); wrong config?")
+
+
+def tensors_fingerprint(checkpoint: TensorFiles) -> str:
+    """SHA-256 over every tensor's name, dtype, shape and first 4 KiB: tells checkpoints apart without reading them."""
+
+    def start(item: tuple[str, Tensor]) -> bytes:
+        spec = item[1].spec
+        return checkpoint.folder.read(item[1].file, spec.start, min(FINGERPRINT_BYTES, spec.stop - spec.start))
+
+    digest = hashlib.sha256()
+    tensors = sorted(checkpoint.tensors.items())
+    for (name, tensor), data in zip(tensors, ahead(start, tensors), strict=True):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def ahead(read: Callable[[T], U], items: Iterable[T], in_flight: int = READS_IN_FLIGHT) -> Iterator[U]:
+    """`read` of each item in order, some in flight; results wait for the caller, so that few are in memory."""
+    with ThreadPoolExecutor(in_flight) as pool:
+        flying: deque[Future[U]] = deque()
+        for item in items:
+            if len(flying) == in_flight:
+                yield flying.popleft().result()
+            flying.append(pool.submit(read, item))
+        while flying:
+            yield flying.popleft().result()

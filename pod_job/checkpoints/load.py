@@ -1,0 +1,227 @@
+"""Parameters on the mesh from a checkpoint, each host reading about the bytes that its devices hold.
+
+A checkpoint's matrices lie row by row, so a slice of rows is one range of a file. Where the mesh splits columns among
+hosts, each host reads an equal part of the rows instead, and the devices exchange them (`by_exchange`).
+
+Letters: L layers, R rows and C columns of a tensor in the checkpoint (of a torch Linear: [out, in]).
+"""
+
+import contextlib
+import ctypes
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, Shaped
+
+from pod_job.checkpoints.checkpoint import Checkpoint
+from pod_job.checkpoints.huggingface import TensorFiles, ahead, checkpoint_names
+from pod_job.checkpoints.orbax import Converted, fill_from_converted
+from pod_job.models.weight_table import Weight
+from pod_job.storage.buffers import aligned_empty
+
+log = logging.getLogger("pod_job")
+
+PIECE_BYTES = 4 << 20
+"""Of one read; more than one in flight hide the latency of a bucket."""
+
+LAYERS_AHEAD = 2
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+Box = tuple[tuple[int, int], ...]
+"""A slice of an array: start and stop of each dimension."""
+Fill = Callable[[Weight, Mapping[Box, np.ndarray]], None]
+"""Writes each slice of a weight into the array that waits for it."""
+
+
+def load_params(
+    checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any, shardings: Mapping[str, Sharding]
+) -> Any:
+    """Parameters `{"params": {name: array}}` of `dtype`, placed by `shardings`.
+
+    Every process of the shardings' devices must call it with the same arguments.
+    """
+    started = time.monotonic()
+    params = {}
+    with returning_memory():
+        for name, weight in table.items():
+            sharding = shardings[name]
+            if isinstance(checkpoint, Converted):
+                params[name] = place(weight, dtype, sharding, fill_from_converted(checkpoint, name))
+            elif isinstance(sharding, NamedSharding) and (axis := split_column_axis(weight, sharding)) is not None:
+                params[name] = by_exchange(checkpoint, weight, dtype, sharding, axis)
+            else:
+                params[name] = place(weight, dtype, sharding, fill_from_tensors(checkpoint))
+            jax.block_until_ready(params[name])
+    log.info("weights read in %.1f s", time.monotonic() - started)
+    return {"params": params}
+
+
+@contextlib.contextmanager
+def returning_memory() -> Iterator[None]:
+    """Large blocks go back to the system as they are freed: glibc would keep them, thread by thread, up to 32 MiB each.
+
+    Afterwards its limits are those that it comes to by itself in a process that frees large blocks.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+def place(weight: Weight, dtype: Any, sharding: Sharding, fill: Fill) -> Array:
+    """The weight, of which `fill` reads the slices that this process's devices hold, each once."""
+    boxes = {box(index, weight.shape) for index in sharding.addressable_devices_indices_map(weight.shape).values()}
+    # On 64 bytes or more, jax's CPU devices use an array as it is, without a copy.
+    slices = {each: aligned_empty([stop - start for start, stop in each], np.dtype(dtype)) for each in boxes}
+    fill(weight, slices)
+    return jax.make_array_from_callback(weight.shape, sharding, lambda index: slices[box(index, weight.shape)])
+
+
+def box(index: Any, shape: tuple[int, ...]) -> Box:
+    spans = (one.indices(size) for one, size in zip(index, shape, strict=True))
+    return tuple((start, stop) for start, stop, _ in spans)
+
+
+def fill_from_tensors(checkpoint: TensorFiles) -> Fill:
+    """Rows that any of the slices needs are read once, piece by piece, and cast on their way into the slices."""
+
+    def fill(weight: Weight, slices: Mapping[Box, np.ndarray]) -> None:
+        views = [View.of(weight, each, array) for each, array in slices.items()]
+        spans = sorted({view.rows for view in views})
+        names = checkpoint_names(weight)
+        row_bytes = checkpoint.tensors[names[0]].dtype.itemsize * matrix_shape(weight)[1]
+        pieces = [
+            (layer, *piece) for layer in range(len(names)) for piece in cut(spans, max(1, PIECE_BYTES // row_bytes))
+        ]
+        read = ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:]), pieces)
+        for (layer, start, stop), data in zip(pieces, read, strict=True):
+            for view in views:
+                view.take(layer, start, stop, data)
+
+    return fill
+
+
+def cut(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """The union of sorted spans, in pieces of `most` rows at most."""
+    done = 0
+    for start, stop in spans:
+        for at in range(max(start, done), stop, most):
+            yield at, min(at + most, stop)
+        done = max(done, stop)
+
+
+def matrix_shape(weight: Weight) -> tuple[int, int]:
+    """R, C of the checkpoint's tensor (of one layer's, where stacked)."""
+    shape = weight.checkpoint_shape
+    return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
+
+
+@dataclass(frozen=True)
+class View:
+    """A slice of a weight as the checkpoint has it: `matrix` [L, rows, columns] is a view of the slice's memory."""
+
+    matrix: Shaped[np.ndarray, "L rows columns"]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @classmethod
+    def of(cls, weight: Weight, each: Box, array: np.ndarray) -> "View":
+        if not weight.stacked:
+            each, array = ((0, 1), *each), array[None]
+        sizes = weight.shape[1:] if weight.stacked else weight.shape
+        at = leading_dims(weight)
+        first, second = flat_span(each[1 : 1 + at], sizes[:at]), flat_span(each[1 + at :], sizes[at:])
+        matrix = array.reshape(len(array), first[1] - first[0], second[1] - second[0])
+        if weight.linear:
+            return cls(matrix.swapaxes(1, 2), second, first)
+        return cls(matrix, first, second)
+
+    def take(self, layer: int, start: int, stop: int, data: Shaped[np.ndarray, "R C"]) -> None:
+        """Copies what is ours of rows [start, stop)."""
+        begin, end = max(start, self.rows[0]), min(stop, self.rows[1])
+        if begin < end:
+            ours = slice(begin - self.rows[0], end - self.rows[0])
+            self.matrix[layer, ours] = data[begin - start : end - start, slice(*self.columns)]
+
+
+def leading_dims(weight: Weight) -> int:
+    """How many of our dimensions (but for the layers) come first in memory as one of the checkpoint's matrix."""
+    axes = weight.axes[1:] if weight.stacked else weight.axes
+    if weight.linear:
+        return len(axes) - 1 if axes[-1] == "embed" else 1
+    return 1 if len(weight.checkpoint_shape) == 2 else 0
+
+
+def flat_span(spans: Box, sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Where a slice lies in the flattened dimensions; only the first of them is ever split."""
+    inner = math.prod(sizes[1:])
+    assert all(span == (0, size) for span, size in zip(spans[1:], sizes[1:], strict=True))
+    return (spans[0][0] * inner, spans[0][1] * inner) if spans else (0, 1)
+
+
+def split_column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
+    """Our dimension that splits the checkpoint's columns among hosts, where rows can be exchanged instead."""
+    rows, _ = matrix_shape(weight)
+    hosts = {device.process_index for device in sharding.device_set}
+    if len(hosts) == 1 or rows % sharding.mesh.size:
+        return None
+    return column_axis(weight, sharding)
+
+
+def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
+    """Our dimension that is split and makes up the checkpoint's columns."""
+    split = [dim for dim, axis in enumerate(sharding.spec) if axis is not None]
+    if len(weight.checkpoint_shape) < 2 or not split:
+        return None
+    first_of_rows = int(weight.stacked) + (leading_dims(weight) if weight.linear else 0)
+    return None if split[0] == first_of_rows else split[0]
+
+
+def by_exchange(checkpoint: TensorFiles, weight: Weight, dtype: Any, sharding: NamedSharding, axis: int) -> Array:
+    """The weight, split along `axis`: devices are given equal parts of the rows, and swap them for their columns.
+
+    Layer by layer, so that what is on its way is little beside the weight.
+    """
+    rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
+
+    def read(name: str) -> Array:
+        tensor = Weight(matrix_shape(weight), (None, None), name)
+        return place(tensor, dtype, rows, fill_from_tensors(checkpoint))
+
+    swap = exchange(sharding, axis, weight.shape, weight.stacked, weight.linear)
+    array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(weight.shape, dtype)
+    for layer, block in enumerate(ahead(read, checkpoint_names(weight), LAYERS_AHEAD)):
+        array = jax.block_until_ready(swap(array, block, layer))
+    return array
+
+
+@functools.lru_cache
+def exchange(
+    sharding: NamedSharding, axis: int, shape: tuple[int, ...], stacked: bool, transposed: bool
+) -> Callable[[Array, Array, int], Array]:
+    """The program that writes a layer, whose rows are split over all devices, into an array split along `axis`."""
+    parts = sharding.mesh.shape["model"]
+    local = tuple(size // parts if at == axis else size for at, size in enumerate(shape))[int(stacked) :]
+
+    def swap(array: Array, block: Array, layer: Array) -> Array:
+        block = jax.lax.all_to_all(block, "model", split_axis=1, concat_axis=0, tiled=True)
+        block = jax.lax.all_gather(block, "data", axis=0, tiled=True)
+        block = (block.T if transposed else block).reshape(local)
+        return array.at[layer].set(block) if stacked else block
+
+    by_rows = PartitionSpec(sharding.mesh.axis_names)
+    specs = (sharding.spec, by_rows, PartitionSpec())
+    swapped = jax.shard_map(swap, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False)
+    return jax.jit(swapped, donate_argnums=0)

@@ -1,0 +1,221 @@
+"""Shows a run, one of its batches, taps or rows; a row with its token in the text around it.
+
+A run need not be finished. Nothing is written.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pod_job.commands.command_line import RUN_DIR_HELP, exit_status, make_parser, stdout_console
+from pod_job.errors import JobError
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.report.overview import Overview, open_tap, read_overview
+from pod_job.report.row_texts import row_texts
+from pod_job.run_folder import layout
+from pod_job.run_folder.commit import read_record
+
+EXAMPLES = ["runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json"]
+DIMENSIONS_SHOWN = 8
+
+Facts = dict[str, Any]
+"""What is shown: single values become lines, lists of dictionaries tables."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = make_parser("inspect", __doc__ or "", EXAMPLES)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--batch", type=int, metavar="N", help="this batch, from 1")
+    what.add_argument("--row", type=int, metavar="I", help="this row, from 0, in every tap")
+    what.add_argument("--tap", metavar="NAME", help="this tap, such as layer_12")
+    parser.add_argument("--json", action="store_true", help="the same as JSON on stdout")
+    parser.add_argument("overrides", nargs="*", help="where inputs were moved: model.path=... tasks.path=...")
+    options = parser.parse_intermixed_args(argv)
+    return exit_status(lambda: inspect(options))
+
+
+def inspect(options: Namespace) -> int:
+    overview = read_overview(options.run_dir)
+    if options.batch is not None:
+        facts = batch_facts(overview, options.batch)
+    elif options.row is not None:
+        facts = row_facts(overview, options.row, options.overrides)
+    elif options.tap is not None:
+        facts = tap_facts(overview, options.tap)
+    else:
+        facts = run_facts(overview)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        show(facts, stdout_console())
+    return 0
+
+
+def run_facts(overview: Overview) -> Facts:
+    """The run as a whole: what it is of, how far it is, each tap, each start."""
+    identity, described = overview.identity, overview.metadata
+    done = described["total_batches"] - len(described["missing"])
+    return {
+        "run": overview.folder.url,
+        "state": "complete" if described["complete"] else f"UNFINISHED, {len(described['missing'])} batches missing",
+        "verified": overview.verdict[1],
+        "model": identity["model"]["name"],
+        "samples": described["total_samples"],
+        "batches": f"{done} of {described['total_batches']}, of {identity['save_every_n_samples']} samples",
+        "rows": described["rows"],
+        "positions": identity["positions"],
+        "dtype": described["dtype"],
+        "bytes": sum(file["size"] for file in described["batches"]),
+        "created": overview.run["created"],
+        "version": overview.run["pod_job_version"],
+        "taps": [tap_line(overview, tap) for tap in described["taps"] if tap in described["statistics"]],
+        "parity": [
+            {"start": each["attempt"], "passed": each["passed"], "rows": each["rows"], "limit": each["limit"]}
+            | {"largest error": max(error["largest"] for error in each["errors"].values())}
+            for each in described["parity"]
+        ],
+        "starts": [start_line(timeline) for timeline in overview.timelines if timeline["host"] == 0],
+    }
+
+
+def tap_line(overview: Overview, tap: str) -> Facts:
+    statistics = overview.metadata["statistics"][tap]
+    return {
+        "tap": tap,
+        "width": overview.metadata["widths"][tap],
+        "mean norm": statistics["mean_norm"],
+        "median norm": statistics["norm_quantiles"]["0.5"],
+        "largest norm": statistics["norm_max"],
+        "outlier rows": statistics["outlier_share"],
+        "scale": statistics["scale"],
+        "nonfinite": statistics["nonfinite"],
+    }
+
+
+def start_line(timeline: dict[str, Any]) -> Facts:
+    phases = timeline["phases"]
+    began, ended = phases[min(phases, key=phases.get)], timeline["points"][-1][0]
+    return {
+        "start": timeline["attempt"],
+        "began": moment(began),
+        "seconds": round(ended - began, 1),
+        "ended": max(phases, key=phases.get),
+        "devices of a host": f"{timeline['devices']} x {timeline['device'] or 'unknown'}",
+    }
+
+
+def batch_facts(overview: Overview, number: int) -> Facts:
+    """A batch by its commit record, with the samples in it."""
+    total = overview.metadata["total_batches"]
+    if not 1 <= number <= total:
+        raise JobError(f"--batch {number}: the run has batches 1 to {total}")
+    if number in overview.metadata["missing"]:
+        raise JobError(f"--batch {number} is not committed yet; the same job again computes it")
+    record = read_record(overview.folder, number)
+    rows = open_tap(overview, overview.metadata["taps"][0]).rows(slice(*row_range(overview, number)))
+    samples: dict[tuple[str, int], int] = {}
+    for sample in zip(rows["task_id"].tolist(), rows["sample_idx"].tolist(), strict=True):
+        samples[sample] = samples.get(sample, 0) + 1
+    return {
+        **{key: record[key] for key in ("batch", "n_samples", "rows", "host", "started", "committed")},
+        "first row": row_range(overview, number)[0],
+        "special": int(rows["special"].sum()),
+        "sinks": int(rows["sink"].sum()),
+        "nonfinite": int(rows["nonfinite"].sum()),
+        "samples": [{"task_id": task, "sample_idx": idx, "rows": count} for (task, idx), count in samples.items()],
+        "files": [
+            {"file": layout.ACTIVATIONS + entry["file"], **{key: entry[key] for key in ("rows", "size", "crc32c")}}
+            for entry in (*overview.metadata["batches"], *overview.metadata["rows_files"])
+            if entry["batch_id"] == number
+        ],
+    }
+
+
+def row_range(overview: Overview, number: int) -> tuple[int, int]:
+    """The numbers of the first row of a batch and of the first after it."""
+    sizes = {entry["batch_id"]: entry["rows"] for entry in overview.metadata["rows_files"]}
+    start = sum(rows for batch, rows in sizes.items() if batch < number)
+    return start, start + sizes[number]
+
+
+def tap_facts(overview: Overview, tap: str) -> Facts:
+    """A tap's statistics over the whole run, and the dimensions that stand out."""
+    open_tap(overview, tap)  # names the taps there are
+    statistics = overview.metadata["statistics"][tap]
+    mean, spread = np.array(statistics["mean"]), np.sqrt(np.array(statistics["variance"]))
+    size = np.hypot(mean, spread)
+    first = np.argsort(size)[::-1][:DIMENSIONS_SHOWN]
+    return {
+        **tap_line(overview, tap),
+        "norm quantiles": [{"share": share, "norm": norm} for share, norm in statistics["norm_quantiles"].items()],
+        "largest dimensions": [
+            {"dimension": int(d), "mean": float(mean[d]), "deviation": float(spread[d])}
+            | {"times the median": float(size[d] / max(np.median(size), 1e-30))}
+            for d in first
+        ],
+    }
+
+
+def row_facts(overview: Overview, row: int, overrides: Sequence[str]) -> Facts:
+    """A row in all taps, with its provenance and the text around its token."""
+    taps = overview.metadata["taps"]
+    dataset = open_tap(overview, taps[0])
+    if not 0 <= row < len(dataset):
+        raise JobError(f"--row {row}: the run has rows 0 to {len(dataset) - 1}")
+    origin = {name: value.item() if hasattr(value, "item") else value for name, value in dataset.rows(row).items()}
+    facts = {"row": row, "batch": int(dataset.batch_of(np.array([row]))[0]), **origin}
+    [text], reason = row_texts(overview, dataset, np.array([row]), overrides)
+    facts |= asdict(text) | ({"note": f"no more text than this: {reason}"} if reason else {})
+    return facts | {"taps": [vector_line(open_tap(overview, tap), row) for tap in taps]}
+
+
+def vector_line(dataset: ActivationDataset, row: int) -> Facts:
+    vector = np.asarray(dataset[row], np.float32)
+    norm = float(np.linalg.norm(vector))
+    largest = int(np.argmax(np.abs(vector)))
+    return {
+        "tap": dataset.tap,
+        "norm": norm,
+        "of the median": norm / max(dataset.statistics["norm_quantiles"]["0.5"], 1e-30),
+        "largest dimension": largest,
+        "its value": float(vector[largest]),
+    }
+
+
+def moment(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds")
+
+
+def show(facts: Facts, console: Console) -> None:
+    """Single values as aligned lines, lists as tables below them."""
+    lines = {name: value for name, value in facts.items() if not isinstance(value, list)}
+    width = max(map(len, lines)) + 2
+    for name, value in lines.items():
+        console.print(f"[bold]{name:<{width}}[/]{escape(shown(name, value))}", highlight=False, soft_wrap=True)
+    for name, entries in facts.items():
+        if isinstance(entries, list) and entries:
+            table = Table(*entries[0], box=None, pad_edge=False)
+            for entry in entries:
+                table.add_row(*(escape(shown(key, value)) for key, value in entry.items()))
+            console.print(f"\n[bold]{name}[/]")
+            console.print(table, highlight=False)
+
+
+def shown(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2%}" if name == "outlier rows" else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return repr(value) if name in ("before", "token", "after") else str(value)

@@ -1,0 +1,1 @@
+"""The schema of the configuration, and how Hydra fills it."""

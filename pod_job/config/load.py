@@ -1,0 +1,99 @@
+"""Loads and checks the configuration: Hydra in, a typed `JobConfig` out, errors as one line."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pod_job.config.schema import JobConfig
+from pod_job.errors import JobError
+
+
+def conf_dir() -> Path:
+    """The folder of Hydra files: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent.parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "conf"
+
+
+def load(overrides: Sequence[str]) -> JobConfig:
+    """The checked configuration for Hydra `overrides` such as `["experiment=demo", "mesh.data=4"]`.
+
+    Raises JobError in one line for a misspelt key, an unknown choice, a wrong type, a missing or out-of-range value.
+    """
+    ConfigStore.instance().store(name="schema", node=JobConfig)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            tree = compose("job", list(overrides))
+        if missing := sorted(OmegaConf.missing_keys(tree)):
+            raise JobError(not_set(missing[0]))
+        config = OmegaConf.to_object(tree)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise JobError(explain(error, overrides)) from error
+    assert isinstance(config, JobConfig)
+    return config
+
+
+def to_json(config: JobConfig) -> dict[str, Any]:
+    """The configuration as JSON values, for `from_json`."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """The configuration that `to_json` recorded, with `key=value` overrides. JobError where either does not fit."""
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(JobConfig), recorded, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise JobError(explain(error, overrides)) from error
+    assert isinstance(config, JobConfig)
+    return config
+
+
+def not_set(key: str) -> str:
+    return f"{key} is not set; give {key}=... or an experiment=... that sets it"
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's error as one line that names the override and the nearest valid key or choice."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is not an override; write key=value, and quote it for the shell"
+    text = str(error.__cause__ or error)
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):  # of a field that another one refers to
+        return not_set(missing[1])
+    if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in 'JobConfig')", text) or re.search(
+        r"Could not override '([^']+)'", str(error)
+    ):
+        key = next((o.split("=")[0].lstrip("+~") for o in overrides if unknown[1] in o.split("=")[0]), unknown[1])
+        near = difflib.get_close_matches(key, keys(JobConfig), n=1, cutoff=0.0)
+        return f"{key} is not a field of the configuration; did you mean {near[0]}?"
+    if missing := re.search(r"Could not find '([^']+)'", str(error)):
+        group, _, name = missing[1].partition("/")
+        choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        return f"{group}={name} is not one of the choices: {', '.join(choices)}"
+    key = re.search(r"full_key: (\S+)", text)
+    if key and "is not a ListConfig" in text:
+        return f"{key[1]} is a list; write {key[1]}=[...]"
+    reason = text.splitlines()[0]
+    return f"{key[1]}: {reason}" if key else reason
+
+
+def keys(schema: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every field of a dataclass tree."""
+    found = []
+    for item in fields(schema):
+        found.append(prefix + item.name)
+        if is_dataclass(item.type):
+            found += keys(item.type, f"{prefix}{item.name}.")
+    return found

@@ -1,0 +1,1 @@
+"""The three commands of the extraction document, with its flags."""

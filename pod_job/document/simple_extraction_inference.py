@@ -1,0 +1,18 @@
+"""Inference with extraction, on the devices of this machine: `simple_extraction_inference --model_path ...`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pod_job.document.flags import RUN, make_parser, run_here, shared_overrides, status_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 for bad input."""
+    options = make_parser("simple_extraction_inference", "Predict ARC answers and keep activations.").parse_args(argv)
+    run_dir = str(Path(options.activations_dir) / RUN)
+    return status_of(lambda: run_here(shared_overrides(options, run_dir), run_dir, options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is done with committed batches: merge, compaction, shuffle."""

@@ -1,0 +1,1 @@
+"""File formats: tensors, row tables, checksummed JSON, quantized values, statistics."""

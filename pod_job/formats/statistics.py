@@ -1,0 +1,225 @@
+"""Statistics of one tap's vectors, gathered in float64 while they are written and merged over batches.
+
+Means and squared deviations are combined with Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+computing sample variances" (1979), so the result does not depend on how the rows were cut into batches.
+Rows with a NaN or an infinity are counted and left out.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt32
+
+from pod_job.formats.norm_sketch import NormTally, from_text, keys_of, to_text
+from pod_job.formats.quantized import Vectors
+
+CHUNK_VALUES = 1 << 20
+"""Values whose sums are kept raw; chunks are then combined as batches are."""
+BLOCK_VALUES = 1 << 17
+"""Values converted to float64 at a time: 1 MiB, which stays in a core's cache and which OpenBLAS sums in one thread.
+4 MiB it shares among all cores, and writers on 16 of them took 17 times the CPU time."""
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+OUTLIER_FACTOR = 10.0
+"""A row is an outlier when its norm is above this many medians."""
+_NO_KEYS = np.zeros(0, np.uint32)
+
+
+@dataclass(frozen=True)
+class TapStatistics:
+    """Of `count` finite rows: per-dimension mean and sum of squared deviations, and the rows' Euclidean norms.
+
+    `norm_keys` has every row's norm to one part in a million, sorted (`norms.keys_of`).
+    """
+
+    count: int
+    nonfinite: int
+    mean: Float[np.ndarray, "D"]
+    squared_deviations: Float[np.ndarray, "D"]
+    norm_sum: float
+    norm_min: float
+    norm_max: float
+    norm_keys: UInt32[np.ndarray, "R"]
+
+    @property
+    def mean_squared_norm(self) -> float:
+        """Mean over rows of the squared norm; 0 without rows."""
+        return float(np.sum(self.mean**2 + self.squared_deviations / max(self.count, 1)))
+
+
+def of(vectors: Vectors) -> TapStatistics:
+    """Statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
+    return measure(vectors)[0]
+
+
+def measure(vectors: Vectors) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
+    """The statistics, and the norm of each row: infinite or NaN where a value of it is."""
+    rows, width = vectors.shape
+    step, block = (max(1, values // max(width, 1)) for values in (CHUNK_VALUES, BLOCK_VALUES))
+    wide = np.empty((min(block, rows), width))
+    total, norms = _empty(width), np.empty(rows)
+    for start in range(0, rows, step):
+        chunk, norms[start : start + step] = _of_chunk(vectors[start : start + step], wide)
+        total = _merged_moments(total, chunk)
+    finite = norms[np.isfinite(norms)]
+    total = replace(
+        total,
+        norm_sum=float(finite.sum()),
+        norm_min=float(finite.min(initial=np.inf)),
+        norm_max=float(finite.max(initial=0.0)),
+        norm_keys=keys_of(finite),
+    )
+    return total, norms
+
+
+def outliers(norms: Float[np.ndarray, "R"]) -> Bool[np.ndarray, "R"]:
+    """Rows whose norm is above OUTLIER_FACTOR medians; the median is that of the finite ones."""
+    finite = norms[np.isfinite(norms)]
+    return norms > OUTLIER_FACTOR * np.median(finite) if len(finite) else np.zeros(len(norms), bool)
+
+
+def merge(a: TapStatistics, b: TapStatistics) -> TapStatistics:
+    """Statistics of the rows of both."""
+    return replace(_merged_moments(a, b), norm_keys=np.sort(np.concatenate([a.norm_keys, b.norm_keys])))
+
+
+class Tally:
+    """Statistics of many batches, in memory that does not go with the number of their rows."""
+
+    def __init__(self, width: int) -> None:
+        self._moments = _empty(width)
+        self._norms = NormTally()
+
+    @property
+    def width(self) -> int:
+        return len(self._moments.mean)
+
+    @property
+    def count(self) -> int:
+        return self._moments.count
+
+    def add(self, batch: TapStatistics) -> None:
+        self._moments = _merged_moments(self._moments, batch)
+        self._norms.add(batch.norm_keys)
+
+    def join(self, other: "Tally") -> None:
+        """Count in what another has counted."""
+        self._moments = _merged_moments(self._moments, other._moments)
+        self._norms.join(other._norms)
+
+    def summary(self) -> dict[str, Any]:
+        """What a trainer wants to know, as JSON: vectors times `scale` have a mean squared norm of the width D."""
+        moments, norms = self._moments, self._norms.counts()
+        counted, power = max(moments.count, 1), moments.mean_squared_norm
+        [median, *quantiles] = norms.quantiles((0.5, *QUANTILES))
+        return {
+            "count": moments.count,
+            "nonfinite": moments.nonfinite,
+            "mean": moments.mean.tolist(),
+            "variance": (moments.squared_deviations / counted).tolist(),
+            "mean_norm": moments.norm_sum / counted,
+            "mean_squared_norm": power,
+            "scale": float(np.sqrt(self.width / power)) if power > 0 else 1.0,
+            "norm_min": moments.norm_min if moments.count else 0.0,
+            "norm_max": moments.norm_max,
+            "norm_quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
+            "outlier_share": norms.above(OUTLIER_FACTOR * median) / counted,
+        }
+
+
+def summary(statistics: TapStatistics) -> dict[str, Any]:
+    """`Tally.summary` of one batch."""
+    tally = Tally(len(statistics.mean))
+    tally.add(statistics)
+    return tally.summary()
+
+
+def _merged_moments(a: TapStatistics, b: TapStatistics) -> TapStatistics:
+    """Statistics of the rows of both, but for their norms' keys."""
+    count = a.count + b.count
+    share = b.count / max(count, 1)
+    delta = b.mean - a.mean
+    return TapStatistics(
+        count=count,
+        nonfinite=a.nonfinite + b.nonfinite,
+        mean=a.mean + delta * share,
+        squared_deviations=a.squared_deviations + b.squared_deviations + delta**2 * (a.count * share),
+        norm_sum=a.norm_sum + b.norm_sum,
+        norm_min=min(a.norm_min, b.norm_min),
+        norm_max=max(a.norm_max, b.norm_max),
+        norm_keys=_NO_KEYS,
+    )
+
+
+def to_json(statistics: TapStatistics) -> dict[str, Any]:
+    """Everything `merge` needs, exactly: vectors as little-endian float64 in hex, norms as keys.
+
+    Hex is read seven times faster than base64, which a merge of 100,000 batches notices.
+    """
+    return {
+        "count": statistics.count,
+        "nonfinite": statistics.nonfinite,
+        "mean": _encoded(statistics.mean),
+        "squared_deviations": _encoded(statistics.squared_deviations),
+        "norm_sum": statistics.norm_sum,
+        "norm_range": [statistics.norm_min, statistics.norm_max] if statistics.count else None,
+        "norms": to_text(statistics.norm_keys),
+    }
+
+
+def from_json(record: dict[str, Any]) -> TapStatistics:
+    """Inverse of `to_json`. KeyError, TypeError or ValueError where the record is not one."""
+    lowest, highest = record["norm_range"] or (np.inf, 0.0)
+    return TapStatistics(
+        count=int(record["count"]),
+        nonfinite=int(record["nonfinite"]),
+        mean=_decoded(record["mean"]),
+        squared_deviations=_decoded(record["squared_deviations"]),
+        norm_sum=float(record["norm_sum"]),
+        norm_min=float(lowest),
+        norm_max=float(highest),
+        norm_keys=from_text(record["norms"], int(record["count"])),
+    )
+
+
+def _empty(width: int) -> TapStatistics:
+    zero = np.zeros(width)
+    return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, _NO_KEYS)
+
+
+def _of_chunk(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
+    """All but what is made of norms, and the norms. `wide` is memory to work in: as many rows as fit a cache."""
+    count, width = chunk.shape
+    sums, square_sums, squared_norms = np.zeros(width), np.zeros(width), np.empty(count)
+    ones, of_width = np.ones(len(wide)), np.ones(width)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, count, len(wide)):
+            # By way of float32: ml_dtypes converts to it several times faster than to float64; it holds every value.
+            block = np.asarray(chunk[start : start + len(wide)], np.float32)
+            values = wide[: len(block)]
+            values[:] = block
+            # Products with a vector of ones are sums at the speed of BLAS.
+            sums += ones[: len(block)] @ values
+            np.multiply(values, values, out=values)
+            square_sums += ones[: len(block)] @ values
+            np.matmul(values, of_width, out=squared_norms[start : start + len(block)])
+    finite = np.isfinite(squared_norms)
+    if not finite.all():
+        kept, _ = _of_chunk(chunk[finite], wide)
+        return replace(kept, nonfinite=count - kept.count), np.sqrt(squared_norms)
+    mean = sums / max(count, 1)
+    deviations = square_sums - count * mean**2
+    # Where the mean dwarfs the spread that difference has lost its digits; those few columns are summed again.
+    lost = np.flatnonzero(deviations < 1e-6 * square_sums)
+    if len(lost):
+        again = np.asarray(chunk, np.float32)[:, lost].astype(np.float64)
+        deviations[lost] = np.square(again - mean[lost]).sum(axis=0)
+    return replace(_empty(width), count=count, mean=mean, squared_deviations=deviations), np.sqrt(squared_norms)
+
+
+def _encoded(vector: np.ndarray) -> str:
+    return vector.astype("<f8").tobytes().hex()
+
+
+def _decoded(text: str) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(text), "<f8")

@@ -1,0 +1,1 @@
+"""One process of the job: rendezvous, watchdog, stop requests, status, timeline."""

@@ -1,0 +1,78 @@
+"""Compiled programs kept beside the run, so that a restart, or the next run of the same shape, compiles nothing.
+
+jax keeps its persistent cache in a folder of this machine; for a bucket, the entries are fetched before and stored
+after. Entries are create-only under jax's own keys, which change with the program, the devices and jax itself.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from pod_job.storage.folder import Folder, NameTaken
+from pod_job.storage.open import open_folder
+
+log = logging.getLogger("pod_job")
+
+
+@contextmanager
+def compile_cache(url: str | None) -> Iterator[None]:
+    """Programs compiled inside are taken from, and kept in, the folder or `gs://` prefix `url`; None: nowhere."""
+    if url is None:
+        yield
+        return
+    folder = open_folder(url, "storage.compile_cache")
+    if local := folder.local_path("."):
+        with jax_cache(local):
+            yield
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        fetch(folder, here)
+        with jax_cache(here):
+            yield
+        store(folder, here)
+
+
+@contextmanager
+def jax_cache(here: Path) -> Iterator[None]:
+    """jax's cache in the folder `here`, whatever the size of a program or the time it took."""
+    settings = {
+        "jax_compilation_cache_dir": str(here),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+        # Their paths would become part of the key, and a scratch folder has another path each time.
+        "jax_persistent_cache_enable_xla_caches": "none",
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    # Whoever compiled before without a cache has made jax decide that there is none.
+    reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
+
+
+def fetch(folder: Folder, here: Path) -> None:
+    for name in folder.names(""):
+        (here / name).write_bytes(folder.read(name))
+
+
+def store(folder: Folder, here: Path) -> None:
+    """Stores what is new. jax writes on the first host only, so the others have nothing new."""
+    known = set(folder.names(""))
+    for path in sorted(here.iterdir()):
+        if path.name in known or not path.name.endswith("-cache"):
+            continue
+        try:
+            folder.create(path.name, [path.read_bytes()])
+        except NameTaken:
+            log.info("another run stored %s first", path.name)

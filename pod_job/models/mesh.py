@@ -1,0 +1,51 @@
+"""The device mesh, where weights and rows lie on it, and which hosts feed which rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pod_job.config.schema import MeshConfig, Sharding
+from pod_job.errors import JobError
+from pod_job.models.placement import Placement
+from pod_job.models.sharding import ROW_AXES, rules
+from pod_job.models.weight_table import Weight
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Axes `data` and `model` over all devices of all hosts, in an order that suits their network.
+
+    `devices`: those of a pod that is only compiled for; by default the ones there are.
+    """
+    found = jax.devices() if devices is None else devices
+    if config.data * config.model != len(found):
+        raise JobError(
+            f"mesh.data={config.data} x mesh.model={config.model} is {config.data * config.model} devices, "
+            f"but the pod has {len(found)}; set mesh to the pod's shape"
+        )
+    axis_types = (AxisType.Auto,) * 2
+    return jax.make_mesh((config.data, config.model), ("data", "model"), axis_types=axis_types, devices=found)
+
+
+def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]) -> dict[str, NamedSharding]:
+    split = rules(table, mesh.shape["model"], sharding)
+    return {
+        name: NamedSharding(mesh, PartitionSpec(*(split.get(axis) if axis else None for axis in weight.axes)))
+        for name, weight in table.items()
+    }
+
+
+def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedSharding]) -> Placement:
+    """What the model must know of the mesh; `weights` as from `weight_shardings`."""
+    return Placement(
+        mesh=mesh,
+        rows=ROW_AXES[sharding],
+        weights=weights["embed"].spec[1],
+        heads=weights["k"].spec[2],
+    )
+
+
+def row_sharding(mesh: Mesh, sharding: Sharding) -> NamedSharding:
+    """Of arrays whose first dimension is a step's rows."""
+    return NamedSharding(mesh, PartitionSpec(ROW_AXES[sharding]))

@@ -1,0 +1,1 @@
+"""Checks and sizes everything before a device is touched."""

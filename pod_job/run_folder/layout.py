@@ -1,0 +1,113 @@
+"""The names inside a run folder, and the claim that ties a folder to one run's identity."""
+
+import re
+from collections.abc import Sequence
+
+from pod_job.errors import JobError
+from pod_job.storage.folder import Folder
+
+RUN = "run.json"
+ACTIVATIONS = "activations/"
+METADATA = ACTIVATIONS + "metadata.json"
+COMMITS = "commits/"
+PARITY = "parity/"
+PIECES = "pieces/"
+PODS = "pods/"
+OUTPUTS = "outputs/"
+COMPACTION = "compaction/record.json"
+TIMELINE = "timeline/"
+REPORT = "report/"
+VERIFIED = "verify/report.json"
+FORMAT = 2
+"""Version of the layout and of the records; a reader refuses any other."""
+MAX_BATCHES = 1_000_000
+"""Of a run: their numbers and records are held in memory, and a run.json that says more is damaged."""
+
+
+def activations_file(tap: str, batch: int) -> str:
+    return f"{ACTIVATIONS}{tap}_batch_{batch:06d}.safetensors"
+
+
+def rows_file(batch: int) -> str:
+    return f"{ACTIVATIONS}rows_batch_{batch:06d}.parquet"
+
+
+def joined_file(series: str, first: int, last: int) -> str:
+    """Holds the files of these batches, whose names begin with `series`: a tap, or `rows`."""
+    return f"{ACTIVATIONS}{series}_batches_{first:06d}-{last:06d}.safetensors"
+
+
+def is_joined(name: str) -> bool:
+    return re.fullmatch(re.escape(ACTIVATIONS) + r".+_batches_\d{6,}-\d{6,}\.safetensors", name) is not None
+
+
+def commit_file(batch: int) -> str:
+    return f"{COMMITS}batch_{batch:06d}.json"
+
+
+def outputs_file(batch: int) -> str:
+    return f"{OUTPUTS}batch_{batch:06d}.jsonl"
+
+
+def status_file(host: int) -> str:
+    return f"status/host_{host:02d}.json"
+
+
+def departure_file(attempt: str) -> str:
+    """Of the first host that left an attempt before its end."""
+    return f"status/departure_{attempt}.json"
+
+
+def log_file(host: int) -> str:
+    return f"logs/host_{host:02d}.log"
+
+
+def code_file(name: str) -> str:
+    """Of the code that ran, named by its content: the launcher puts it there and hosts fetch it."""
+    return f"code/{name}.tar.gz"
+
+
+def piece_file(number: int) -> str:
+    return f"{PIECES}batch_{number:06d}.safetensors"
+
+
+def pod_file(key: str, moment: str) -> str:
+    """Of a pod that the run has had, written by the launcher; `moment`: created or ended."""
+    return f"{PODS}{key}_{moment}.json"
+
+
+def parity_file(attempt: str) -> str:
+    return f"{PARITY}{attempt}.json"
+
+
+def timeline_file(attempt: str, host: int) -> str:
+    return f"{TIMELINE}{attempt}_host_{host:02d}.json"
+
+
+def batch_of_commit(name: str) -> int | None:
+    """The batch number in the name of a commit record; None for any other name."""
+    match = re.fullmatch(re.escape(COMMITS) + r"batch_(\d{6,})\.json", name)
+    return int(match[1]) if match else None
+
+
+def committed(folder: Folder) -> set[int]:
+    """The numbers of the batches that are done."""
+    numbers = (batch_of_commit(name) for name in folder.names(COMMITS))
+    return {number for number in numbers if number is not None}
+
+
+def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
+    """The batch number in the name of a tap file or rows table; None for any other name."""
+    match = re.fullmatch(re.escape(ACTIVATIONS) + r"(.+)_batch_(\d{6,})\.(safetensors|parquet)", name)
+    if not match:
+        return None
+    number, tap = int(match[2]), match[1]
+    return number if name == rows_file(number) or (tap in taps and name == activations_file(tap, number)) else None
+
+
+def layer_number(tap: str) -> int:
+    """The layer in a tap's name: 6 for `layer_6` and `layer_6.attn_out`, 24 for `layer_24_norm`. Else a JobError."""
+    match = re.match(r"layer_(\d+)(?![0-9A-Za-z])", tap)
+    if not match:
+        raise JobError(f"tap {tap!r} names no layer; names look like layer_6, layer_24_norm or layer_6.attn_out")
+    return int(match[1])

@@ -1,0 +1,44 @@
+"""One batch's vectors of one tap as a safetensors file, and back again."""
+
+import numpy as np
+
+from pod_job.errors import JobError
+from pod_job.formats.quantized import EightBit, Vectors, groups, is_eight_bit
+from pod_job.formats.safetensors import Header, TensorSpec, read_header, view_tensor, write_parts
+from pod_job.run_folder import layout
+from pod_job.storage.local import Part
+
+TENSOR = "activations"
+SCALES = "scales"
+"""The names of the tensors in a tap file; only vectors of eight bits have scales."""
+
+
+def tap_parts(vectors: Vectors, tap: str, batch: int) -> list[Part]:
+    """The file as a list of buffers; the values are the last of them.
+
+    Nothing here may vary between two writers of the batch (no time, no host): equal vectors make equal files.
+    """
+    named = {TENSOR: vectors.values, SCALES: vectors.scales} if isinstance(vectors, EightBit) else {TENSOR: vectors}
+    described = {"format": str(layout.FORMAT), "tap": tap, "batch": str(batch)}
+    return [*write_parts(named, described)]
+
+
+def tap_tensors(header: Header, name: str) -> tuple[TensorSpec, TensorSpec | None]:
+    """Where values and scales are. JobError naming the file (`name`) where it is not a tap file."""
+    values, scales = header.tensors.get(TENSOR), header.tensors.get(SCALES)
+    if values is None:
+        raise JobError(f"{name}: has no tensor {TENSOR}; it is another program's file")
+    expected = (values.shape[0], groups(values.shape[1])) if len(values.shape) == 2 else ()
+    if is_eight_bit(values.dtype) and (scales is None or scales.shape != expected):
+        raise JobError(f"{name}: holds {values.dtype} without its scales; it is another program's file")
+    return values, scales
+
+
+def vectors_in(data: bytes, name: str) -> Vectors:
+    """The vectors in a tap file's bytes; JobError as `tap_tensors` raises it, or where the file is cut or unsound."""
+    header = read_header(lambda start, size: data[start : start + size], name, len(data))
+    values, scales = tap_tensors(header, name)
+    raw = np.frombuffer(data, np.uint8)
+    if scales is None:
+        return view_tensor(raw, values)
+    return EightBit(view_tensor(raw, values), view_tensor(raw, scales))

@@ -1,0 +1,1 @@
+"""Folders on a disk and in a bucket, with create-only writes and checksums."""

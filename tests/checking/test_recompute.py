@@ -1,0 +1,91 @@
+"""Rows computed anew agree with the stored ones, by either reference; changed rows and replaced inputs are found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pod_job.checking import reference
+from pod_job.checking.recompute import recompute
+from pod_job.commands.verify import main
+from pod_job.errors import JobError
+from pod_job.run_folder import layout
+from pod_job.run_folder.identity import read_run
+from pod_job.storage.open import open_folder
+from tools.tiny_model import write_tiny_model
+
+TAPS = ["layer_1", "layer_2.q", "layer_3_norm"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight prompts on a mesh of eight devices, packed."""
+    run_dir = tmp_path_factory.mktemp("run")
+    overrides = [
+        *("mesh=2x2", "pod.devices_per_host=4", "tasks=arc_sample", "tasks.limit=8", "extract=all_tokens"),
+        *(f"model.path={model}", "model.dtype=float32", f"extract.taps=[{','.join(TAPS)}]"),
+        *("extract.seq_len=512", "extract.save_every_n_samples=3", "parity.samples=0", f"storage.run_dir={run_dir}"),
+    ]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    subprocess.run([sys.executable, "-m", "pod_job", *overrides], env=env, check=True, timeout=120)
+    return run_dir
+
+
+@pytest.mark.parametrize("name", ["torch", "ours"])
+def test_rows_are_what_the_reference_computes(
+    finished: Path, name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if name == "torch":
+        request.getfixturevalue("torch_there")
+    else:
+        monkeypatch.setattr(reference, "torch_installed", lambda: False)
+    found = recompute(finished, 40)
+    assert list(found) == TAPS
+    for deviation in found.values():
+        assert deviation.reference == {"torch": reference.TORCH, "ours": reference.OURS}[name]
+        assert deviation.rows == 40
+        assert 0 < deviation.median < 2**-8  # bfloat16 as stored
+        assert deviation.largest < 2**-7
+
+
+def test_the_command_reports_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(finished), "--recompute", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recomputed"]["layer_1"]["rows"] == 5
+
+
+def test_changed_vectors_are_too_far(finished: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    copied.mkdir()
+    for path in finished.rglob("*.*"):
+        (copied / path.relative_to(finished)).parent.mkdir(exist_ok=True)
+        (copied / path.relative_to(finished)).write_bytes(path.read_bytes())
+    for path in copied.glob("activations/layer_1_batch_*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[4096:] = data[4096 + 128 :] + data[4096 : 4096 + 128]  # every row moved up by one
+        path.write_bytes(data)
+    found = recompute(copied, 10)
+    assert found["layer_1"].too_far
+    assert not found["layer_2.q"].too_far
+
+
+def test_moved_inputs_are_named_and_can_be_given_anew(finished: Path, model: Path, tmp_path: Path) -> None:
+    moved = write_tiny_model(tmp_path / model.name)
+    assert recompute(finished, 3, 0, [f"model.path={moved}"])["layer_1"].rows == 3
+    other = write_tiny_model(tmp_path / "other" / model.name, seed=1)
+    with pytest.raises(JobError, match="weights_fingerprint is"):
+        recompute(finished, 3, 0, [f"model.path={other}"])
+
+
+def test_a_run_that_does_not_tell_its_inputs_is_named(finished: Path, tmp_path: Path) -> None:
+    record = read_run(open_folder(finished)) | {"config": None}
+    (tmp_path / layout.RUN).write_text(json.dumps(record))
+    with pytest.raises(JobError, match="does not tell how the run was started"):
+        recompute(tmp_path, 3)

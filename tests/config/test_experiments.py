@@ -1,0 +1,77 @@
+"""Every experiment can be started: its layers exist, its mesh fits its model, and `make sim-NAME` has all it needs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pod_job.config.load import conf_dir, load
+from pod_job.models.arch import read_arch_file
+from pod_job.models.sharding import check_divides
+from pod_job.models.taps import resolve
+from pod_job.models.weight_table import weight_table
+from pod_job.planning.inputs import check_context, read_inputs
+from pod_job.preflight.tpu_facts import V5E
+from tools.plans import COLUMNS, configuration, experiments, page, sizes_of
+from tools.tiny_model import write_tiny_model
+
+EVERY = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+
+
+def test_every_model_of_a_pod_is_planned_but_the_rehearsals_random_one() -> None:
+    pods = {name for name in EVERY if configuration(name).pod.kind.value == "tpu"}
+    assert pods - set(experiments()) == {"rehearsal"}
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_layers_mesh_and_context_fit_the_model(name: str) -> None:
+    config = configuration(name)
+    arch = read_arch_file(sizes_of(config) / "config.json")
+    assert resolve(config.extract.layers, config.extract.taps, arch.layers)
+    check_divides(weight_table(arch), config.mesh, config.sharding)
+    check_context(config, arch)
+
+
+@pytest.fixture(scope="module")
+def sim_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the Makefile's sim-% gives every experiment."""
+    model = write_tiny_model(tmp_path_factory.mktemp("sim") / "model", layers=32)
+    (text,) = re.findall(r"^SIM_OVERRIDES = ((?:.*\\\n)*.*)$", Path("Makefile").read_text(), re.MULTILINE)
+    return shlex.split(text.replace("\\\n", " ").replace("$(SIM_MODEL)", str(model)))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_experiment_can_be_simulated(name: str, sim_overrides: list[str], tmp_path: Path) -> None:
+    inputs = read_inputs(load([f"experiment={name}", *sim_overrides, f"storage.run_dir={tmp_path}"]))
+    assert inputs.taps
+
+
+def test_a_plan_is_a_row_of_the_page() -> None:
+    step = {
+        "fits": True,
+        "hbm": {"total": 3 << 30},
+        "hbm_available": 63 << 28,
+        "tokens_per_s": 1e6,
+        "step_s": 0.5,
+        "bottleneck": "compute",
+        "mfu": 0.61,
+    }
+    name = "qwen7b-text-v5e64"
+    text = page({name: {"step": step}}, "now")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert len(cells) == len(COLUMNS)
+    # A million tokens/s, rows 98% full: 1020 s of 64 chips; a vector is 3584 x 2 bytes.
+    list_usd, spot_usd = (f"{64 * 1e9 / 980_000 / 3600 * usd:,.0f}" for usd in (V5E.list_usd_hour, V5E.spot_usd_hour))
+    assert cells[4:] == [
+        "3.00 of 15.75 GiB",
+        "500 ms",
+        "compute",
+        "61.0%",
+        "1,000,000",
+        "0.28",
+        list_usd,
+        spot_usd,
+        "7.17 TB",
+    ]

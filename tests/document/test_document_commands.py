@@ -1,0 +1,166 @@
+"""The commands of the extraction document: their flags, their files, its loading snippet, and what they refuse."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pod_job.document import distributed_inference_with_activations as distributed
+from pod_job.document import example_activation_extraction, simple_extraction_inference
+from pod_job.document.flags import make_parser
+from pod_job.errors import JobError
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.storage.open import open_folder
+from tools.bucket import bucket_available, bucket_server
+from tools.demo import SNIPPET
+from tools.tiny_model import write_tiny_model
+
+TASKS = "tests/data/arc/arc_sample.json"
+TASK = {"train": [], "test": [{"input": [[1]]}]}
+
+
+def command(name: str, *flags: object, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    argv = [sys.executable, "-m", f"pod_job.document.{name}", *map(str, flags)]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+@pytest.mark.pod
+def test_the_documents_snippet_loads_what_the_simple_command_writes(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", layers=13)
+    out, activations = tmp_path / "outputs", tmp_path / "activations"
+    flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", out, "--activations_dir", activations]
+    flags += ["--layers_to_extract", 6, 12, "--limit", 5, "--max_tokens", 0, "--seq_len", 512]
+    ran = command("simple_extraction_inference", *flags)
+    assert ran.returncode == 0, ran.stderr
+    shown = subprocess.run([sys.executable, "-I", "-c", SNIPPET], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.stdout == "Layer 12: (5, 64)\n"
+    metadata = json.loads((activations / "metadata.json").read_text())
+    assert (metadata["layers_extracted"], metadata["hidden_dim"], metadata["total_samples"]) == ([6, 12], 64, 5)
+    assert {entry["file"] for entry in metadata["batches"]} == {f"layer_{n}_batch_000001.pkl" for n in (6, 12)}
+
+
+@pytest.mark.slow
+@pytest.mark.pod
+def test_the_distributed_command_predicts_on_a_mesh(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 2]
+    flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 1, 3, "--limit", 3]
+    ran = command(
+        "distributed_inference_with_activations", *flags, "--max_tokens", 4, "--seq_len", 512, "--mesh_shape", "2,1",
+        devices=2,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert len((tmp_path / "outputs/predictions.jsonl").read_text().splitlines()) == 3
+    assert set(json.loads((tmp_path / "outputs/submission.json").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.pod
+def test_the_distributed_command_uploads_the_run_and_its_pickles(tmp_path: Path) -> None:
+    if reason := bucket_available():
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    with bucket_server(tmp_path / "server", "your-bucket") as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 8]
+        flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 1, 3, "--limit", 3]
+        flags += ["--max_tokens", 0, "--seq_len", 512, "--too_long", "cut", "--gcs_bucket"]
+        name, bucket = "distributed_inference_with_activations", "gs://your-bucket/activations"
+        ran = command(name, *flags, bucket, "--upload_to_cloud", "True")
+        assert ran.returncode == 0, ran.stderr
+        files = ["layer_1_batch_000001.pkl", "layer_3_batch_000001.pkl", "metadata.json"]
+        uploaded = open_folder(bucket)
+        assert [file for file in uploaded.names("") if "/" not in file] == files
+        for file in files:
+            assert uploaded.read(file) == (tmp_path / "activations" / file).read_bytes()
+        assert len(ActivationDataset(f"{bucket}/run", layer=3)) == 3
+        before = uploaded.names("")
+        ran = command(name, *flags, "gs://your-bucket/other", "--upload_to_cloud", "False")
+        assert ran.returncode == 0, ran.stderr
+        assert not open_folder("gs://your-bucket/other").names("")
+        assert uploaded.names("") == before
+
+
+@pytest.mark.slow
+@pytest.mark.pod
+def test_all_four_examples_run(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    flags = ["--model_path", model, "--tasks_file", TASKS, "--layers_to_extract", 1, 3, "--out_dir", tmp_path / "out"]
+    ran = command("example_activation_extraction", *flags)
+    assert ran.returncode == 0, ran.stderr
+    shapes = dict(re.findall(r"(activations_\d)/layer_3_batch_000001\.pkl: \((\d+, \d+)\)", ran.stdout))
+    lines = (tmp_path / "out/outputs/predictions.jsonl").read_text().splitlines()
+    new = [json.loads(line)["new_tokens"] for line in lines]
+    assert shapes["activations_2"] == f"{sum(new)}, 64"
+    assert shapes["activations_3"] == "2, 64"
+    assert int(shapes["activations_4"].split(",")[0]) > 100
+    assert [line[:2] for line in ran.stdout.splitlines() if line[:2] in ("1.", "2.", "3.", "4.")] == [
+        "1.", "2.", "3.", "4."
+    ]  # fmt: skip
+
+
+def test_the_flags_of_the_document_are_there_with_its_defaults() -> None:
+    options = make_parser("simple", "").parse_args(["--model_path", "Qwen/Qwen2.5-0.5B", "--tasks_file", "t.json"])
+    assert (options.output_dir, options.activations_dir) == ("./outputs", "./activations")
+    assert options.layers_to_extract == [6, 12, 18, 23]
+    assert (options.save_every_n_samples, options.batch_size, options.positions) == (512, 8, "last")
+
+
+@pytest.mark.parametrize("text", ["8", "8,8,8", "a,b", "0,8", "8x8", "-1,8"])
+def test_a_mesh_shape_that_is_not_two_numbers_is_refused(text: str) -> None:
+    with pytest.raises(JobError, match="is not two whole numbers, DATA,MODEL; give for example 8,8"):
+        distributed.mesh_shape(text)
+    assert distributed.mesh_shape("8,4") == (8, 4)
+
+
+def test_flags_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--model_path", "m", "--tasks_file", "t"]
+    assert distributed.main([*needed, "--upload_to_cloud", "True"]) == 2
+    assert "needs a bucket; give --gcs_bucket" in capsys.readouterr().err
+    assert distributed.main([*needed, "--mesh_shape", "8,8", "--hosts", "3"]) == 2
+    assert "--hosts 3 does not divide the 64 devices" in capsys.readouterr().err
+    for command_main in (simple_extraction_inference.main, distributed.main, example_activation_extraction.main):
+        for wrong, says in (
+            (["--layer", "3"], "unrecognized arguments: --layer 3; "),
+            (["--layers_to_extract"], "argument --layers_to_extract: expected at least one argument; "),
+        ):
+            with pytest.raises(SystemExit) as refused:
+                command_main([*needed, *wrong])
+            assert refused.value.code == 2
+            said = capsys.readouterr().err
+            assert says in said
+            assert said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        distributed.main([*needed, "--upload_to_cloud", "maybe"])
+    assert "--upload_to_cloud: invalid truth value: 'maybe'" in capsys.readouterr().err
+
+
+def test_what_the_job_refuses_names_the_flags_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    tasks: dict[str, object] = {f"task_{number:05d}": TASK for number in range(10_000)}
+    tasks["task_07777"] = {"train": [], "test": []}
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    flags = ["--model_path", str(model), "--tasks_file", str(tmp_path / "tasks.json")]
+    flags += ["--activations_dir", str(tmp_path / "activations")]
+    for wrong, says in (
+        (["--layers_to_extract", "9"], "layer 9 of a 4-layer model: use 0..3 (here extract.layers is --layers"),
+        (["--layers_to_extract", "1", "--seq_len", "4000"], "generate.max_new_tokens is --max_tokens)"),
+        (["--layers_to_extract", "1"], "task task_07777 has no test input; there is nothing to prompt for; mend it"),
+    ):
+        assert simple_extraction_inference.main([*flags, *wrong]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
+    assert "tasks.on_broken is --on_broken" in said
+
+
+def test_the_basic_example_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert example_activation_extraction.main([]) == 0
+    shown = capsys.readouterr().out
+    assert "layer_3: all positions (1, 10, 64), the last one for SAE training (1, 64)" in shown

@@ -1,0 +1,181 @@
+"""Exported pickles are the documented ones, and reading a pickle never runs what somebody put in it."""
+
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_runs import TAPS, TIME, finished_run, joined
+
+from pod_job.commands.export import main
+from pod_job.errors import JobError
+from pod_job.interop.pickle_export import export_pickles
+from pod_job.interop.pickle_reader import read_pickle
+from pod_job.run_folder import layout
+from pod_job.storage.open import open_folder
+
+# From the section "Loading Activations for SAE Training" of the extraction document, to the letter.
+SNIPPET = """
+import pickle
+import numpy as np
+
+# Load a batch
+with open('activations/layer_12_batch_000001.pkl', 'rb') as f:
+    data = pickle.load(f)
+
+layer = data['layer']
+activations = [item['activation'] for item in data['activations']]
+activations_array = np.stack(activations)  # [n_samples, hidden_dim]
+
+print(f"Layer {layer}: {activations_array.shape}")
+# Layer 12: (512, 896)
+
+# Use for SAE training
+# sae.train(activations_array)
+"""
+
+
+def test_the_documented_snippet_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches = finished_run(open_folder(tmp_path / "run"), [8], ("layer_12",))
+    export_pickles(tmp_path / "run", tmp_path / "activations")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(SNIPPET, names)
+    assert capsys.readouterr().out == "Layer 12: (8, 16)\n"
+    assert names["activations_array"].dtype == np.float32
+    np.testing.assert_array_equal(names["activations_array"], joined(batches, "layer_12").astype(np.float32))
+
+
+def test_chosen_layers_are_written_and_others_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_run(open_folder(tmp_path / "run"), [3], ("layer_6", "layer_12"))
+    assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--layers", "12"]) == 0
+    assert capsys.readouterr().out == "layer_12_batch_000001.pkl\n"
+    metadata = json.loads((tmp_path / "out/metadata.json").read_text())
+    assert (metadata["layers_extracted"], len(metadata["batches"])) == ([12], 1)
+    assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--layers", "12", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "Layer not found in activations: layer=7;" in said
+    assert "has layer_6, layer_12; for another, run the job with extract.layers=[7]" in said
+
+
+def test_files_have_the_documented_layout(tmp_path: Path) -> None:
+    batches = finished_run(open_folder(tmp_path / "run"), [3, 0, 5])
+    reported: list[str] = []
+    assert export_pickles(tmp_path / "run", tmp_path / "out", reported.append) == 6
+    names = [f"{tap}_batch_{number:06d}.pkl" for number in (1, 2, 3) for tap in TAPS]
+    assert reported == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*names, "metadata.json"])
+    content = pickle.loads((tmp_path / "out" / "layer_6_batch_000003.pkl").read_bytes())
+    assert content.keys() == {"layer", "activations"}
+    assert (content["layer"], len(content["activations"])) == (6, 5)
+    for row, item in enumerate(content["activations"]):
+        assert list(item) == ["task_id", "sample_idx", "activation", "timestamp"]
+        assert (item["task_id"], item["timestamp"]) == (batches[2].rows.task_id[row], TIME)
+        assert (type(item["sample_idx"]), item["sample_idx"]) == (int, batches[2].rows.sample_idx[row])
+        np.testing.assert_array_equal(item["activation"], batches[2].taps["layer_6"][row].astype(np.float32))
+
+
+def test_metadata_has_the_documented_keys_and_no_others(tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path / "run"), [3, 5])
+    export_pickles(tmp_path / "run", tmp_path / "out")
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert list(metadata) == ["model_name", "layers_extracted", "hidden_dim", "total_samples", "batches"]
+    assert metadata["batches"][2] == {
+        "batch_id": 2,
+        "layer": "layer_6",
+        "file": "layer_6_batch_000002.pkl",
+        "n_samples": 8,
+    }
+
+
+def test_a_missing_file_of_the_run_is_named(tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path / "run"), [3, 5])
+    (tmp_path / "run" / layout.activations_file("layer_6", 2)).unlink()
+    with pytest.raises(JobError, match=r"layer_6_batch_000002\.safetensors: missing"):
+        export_pickles(tmp_path / "run", tmp_path / "out")
+
+
+def _content(**item: Any) -> dict[str, Any]:
+    whole = {"task_id": "t", "sample_idx": 0, "activation": np.arange(4, dtype=np.float32), "timestamp": TIME}
+    return {"layer": 6, "activations": [{**whole, **item}]}
+
+
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))  # 2 is Python 2's
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8", "<i8"])
+def test_the_reader_reads_what_pickle_wrote(tmp_path: Path, protocol: int, dtype: str) -> None:
+    vectors = np.arange(12).astype(dtype).reshape(3, 4)
+    content = {"layer": 6, "activations": [_content(activation=v)["activations"][0] for v in vectors]}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = read_pickle(tmp_path / "x.pkl")
+    for before, after in zip(content["activations"], found["activations"], strict=True):
+        np.testing.assert_array_equal(after.pop("activation"), before.pop("activation"))
+    assert found == content
+
+
+class _Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(_content(task_id=_Touch(tmp_path / "touched"))))
+    with pytest.raises(JobError, match=r"x\.pkl: not an activation pickle .*it names _?io\.open"):
+        read_pickle(tmp_path / "x.pkl")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([], "exactly layer and activations"),
+        ({"layer": 6}, "exactly layer and activations"),
+        ({"layer": "6", "activations": []}, "layer must be an int"),
+        ({"layer": 6, "activations": [1]}, "activation 0 must have exactly"),
+        (_content(extra=1), "activation 0 must have exactly"),
+        (_content(sample_idx="0"), "activation 0: sample_idx of another type"),
+        (_content(activation=[1.0]), "activation 0: activation of another type"),
+        (_content(activation=np.zeros((2, 2))), r"activation 0 has shape \[2, 2\]"),
+        (_content(activation=np.array([None])), "it has an array of object"),
+        (_content(activation=np.zeros(1, "f4,f4")), r"it has an array of \|V8"),
+        (OrderedDict(layer=6, activations=[]), "it names collections.OrderedDict"),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path: Path, content: Any, reason: str) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(JobError, match=rf"x\.pkl: not an activation pickle.*{reason}"):
+        read_pickle(tmp_path / "x.pkl")
+
+
+def test_a_missing_pickle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"x\.pkl: cannot be read \(No such file"):
+        read_pickle(tmp_path / "x.pkl")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=5), st.integers(0, 10_000))
+def test_fuzzed_pickles_are_refused_or_well_formed(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], length: int
+) -> None:
+    data = bytearray(pickle.dumps(_content(), protocol=4))
+    for place, value in changes:
+        data[place % len(data)] = value
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pkl"
+    path.write_bytes(data[: max(length, 20)])
+    try:
+        content = read_pickle(path)
+    except JobError:
+        return
+    assert isinstance(content["layer"], int)
+    assert all(isinstance(item["activation"], np.ndarray) for item in content["activations"])

@@ -1,0 +1,181 @@
+"""Status adds up: the run, every pod it has had, what they cost; as a table in a terminal and as lines elsewhere."""
+
+import io
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launch.cloud.cost import all_records, note_end, note_start, record_of
+from launch.cloud.pods import Pod
+from launch.verbs import status
+from launch.view.status_view import Live, line, table
+from pod_job.config.cloud import Capacity
+from pod_job.config.load import load
+from pod_job.config.schema import JobConfig
+from pod_job.errors import JobError
+from pod_job.host.status import HostStatus, Phase, write_status
+from pod_job.preflight.prices import hours, spent, usd_per_hour
+from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.run_folder.identity import claim
+from pod_job.run_folder.pods import PodRecord
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
+
+NOW = 1_800_000_000.0
+HOUR = 3600.0
+
+
+def pod(created: float, zone: str = "us-west4-a", state: str = "READY", **node: Any) -> Pod:
+    stamp = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    fields = {"state": state, "createTime": stamp, "acceleratorType": "v5litepod-64", "health": "HEALTHY"}
+    return Pod("extract-1", zone, fields | node, None)
+
+
+def config(*more: str) -> JobConfig:
+    return load(["experiment=v5e64", "storage.run_dir=gs://bucket/run", *more])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A run of 10 batches of 4 samples, 5 of them done at a rate of one in 100 s, on two hosts."""
+    folder = open_folder(tmp_path / "run")
+    claim(folder, {"tasks": {"samples": 39}, "save_every_n_samples": 4})
+    for batch in range(1, 6):
+        folder.create(f"commits/batch_{batch:06d}.json", [b"{}"])
+    for host in range(2):
+        counts = {"batches": 2 + host, "batches_total": 5, "tokens": 1000, "seconds": 500.0, "steps": 9}
+        write_status(folder, HostStatus(host=host, attempt="a", phase=Phase.extracting, **counts))
+    return folder
+
+
+def facts(folder: Folder, pods: list[Pod], *more: str) -> tuple[dict[str, Any], list[HostStatus | None]]:
+    job = config("pod.hosts=2", "mesh.data=8", "mesh.model=1", *more)
+    hosts = status.read_all(folder, 2, "a")
+    return status.run_facts(job, folder, status.total_batches(job, folder), hosts, pods, NOW), hosts
+
+
+def test_rate_and_time_left_are_of_the_whole_run(folder: Folder) -> None:
+    found, _ = facts(folder, [])
+    assert (found["batches_done"], found["batches"]) == (5, 10)
+    assert found["batches_per_hour"] == pytest.approx(36)
+    assert found["left_s"] == pytest.approx(500)
+    assert found["ready_at"] == pytest.approx(NOW + 500)
+    assert found["tokens_per_s"] == pytest.approx(4)
+    assert found["cost_so_far"] is None
+
+
+def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
+    """One deleted by us after 2 h, one taken away, which nobody saw, and one that lives for an hour."""
+    ours, taken, living = pod(NOW - 9 * HOUR), pod(NOW - 6 * HOUR, "us-west4-b"), pod(NOW - HOUR)
+    for each in (ours, taken, living):
+        note_start(folder, record_of(each, Capacity.spot))
+        note_start(folder, record_of(each, Capacity.spot))
+    note_end(folder, record_of(ours, Capacity.spot), NOW - 7 * HOUR)
+    note_end(folder, record_of(ours, Capacity.spot), NOW)  # the first counts
+    records = all_records(folder, [living], config())
+    alive = {record_of(living, Capacity.spot).key}
+    paid = hours(records, alive, heard=NOW - 3 * HOUR, now=NOW)
+    assert [time_h for _, time_h in paid] == pytest.approx([2, 3, 1])
+    heard_since = hours(records, alive, heard=NOW, now=NOW)  # by hosts of the living one
+    assert [time_h for _, time_h in heard_since] == pytest.approx([2, 5, 1])
+    price = 64 * read_accelerator_type("v5litepod-64").chip.spot_usd_hour
+    assert spent(paid, None) == pytest.approx(6 * price)
+    assert spent(paid, 2.0) == pytest.approx(6 * 128)
+
+
+def test_a_pod_that_lives_counts_noted_or_not(folder: Folder) -> None:
+    found, _ = facts(folder, [pod(NOW - HOUR)], "cloud.price_per_chip_hour=1")
+    assert found["cost_so_far"] == pytest.approx(64)
+    assert found["cost_expected"] == pytest.approx(64 + 64 * 500 / HOUR)
+    assert found["pod_hours"] == [{"zone": "us-west4-a", "hours": 1.0}]
+
+
+def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
+    chip = read_accelerator_type("v6e-16").chip
+    assert usd_per_hour("v6e-16", "spot", None) == pytest.approx(16 * chip.spot_usd_hour)
+    assert usd_per_hour("v6e-16", "on_demand", None) == pytest.approx(16 * chip.list_usd_hour)
+    assert usd_per_hour("v9-16", "spot", None) is None
+    assert spent([(PodRecord("n", "z", "v9-16", "spot", 1.0), 1.0)], None) is None
+
+
+def shown(found: dict[str, Any], hosts: list[HostStatus | None], terminal: bool) -> str:
+    console = Console(file=io.StringIO(), width=140, force_terminal=terminal, color_system=None)
+    with Live(console) as live:
+        live.show(found, hosts)
+        live.show(found, hosts)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+SICK = {
+    "health": "UNHEALTHY_TENSORFLOW",
+    "healthDescription": "no answer",
+    "symptoms": [{"symptomType": "LOW_MEMORY", "workerId": "3"}],
+    "upcomingMaintenance": {"windowStartTime": "2026-12-01T00:00:00Z"},
+}
+
+
+def test_a_terminal_gets_one_table_and_others_a_line_per_change(folder: Folder) -> None:
+    found, hosts = facts(folder, [pod(NOW - HOUR, **SICK)])
+    drawn = shown(found, hosts, terminal=True)
+    plain = shown(found, hosts, terminal=False)
+    for said in (drawn, plain):
+        for part in ("5 of 10 batches, 4 tokens/s, 500 s left", "READY", "LOW_MEMORY 3", "maintenance from 2026-12-01"):
+            assert part in said
+    assert "\x1b[" in drawn  # drawn in place
+    assert "host  phase" in drawn
+    assert plain.count("\n") == 1
+    assert "2 extracting" in plain
+
+
+def test_the_table_shows_costs_and_what_a_host_says(folder: Folder) -> None:
+    write_status(folder, HostStatus(host=1, attempt="a", phase=Phase.failed, error="KeyError: '[x]'"))
+    found, hosts = facts(folder, [pod(NOW - HOUR)], "cloud.price_per_chip_hour=1")
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table(found, [*hosts, None]))
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert "$64.00 for 1.00 h of 1 pod" in said
+    assert "KeyError: '[x]'" in said
+    assert "not heard of yet" in said
+    assert "1 not heard of" in line(found, [*hosts, None])
+
+
+def test_status_needs_no_inputs_once_the_run_has_begun(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither model nor tasks of this experiment are on this machine."""
+    job = ["experiment=demo", "model.path=/gone", "tasks.path=/gone", "pod.hosts=2", "mesh=2x2"]
+    assert status.status([*job, f"storage.run_dir={folder.url}"], status.Options(as_json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["batches"] == 10
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"name": "n"}', b'{"created": "x"}'])
+def test_a_damaged_record_of_a_pod_is_named(folder: Folder, content: bytes) -> None:
+    note_start(folder, record_of(pod(NOW), Capacity.spot))
+    [name] = folder.names("pods/")
+    whole = json.loads(folder.read(name))
+    folder.replace(name, json.dumps(whole | json.loads(content)).encode() if b"x" in content else content)
+    with pytest.raises(JobError, match=f"{name}: not the record of a pod"):
+        facts(folder, [])
+
+
+def test_status_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="gone: no run is there, and no pod of one"):
+        status.status(["experiment=demo", f"storage.run_dir={tmp_path}/gone"], status.Options())
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("arguments", ["status experiment=demo --json", "up experiment=v5e64 --dry-run"])
+def test_quick_verbs_load_nothing_slow(folder: Folder, arguments: str) -> None:
+    """They answer in less than a second on an idle machine, most of which is spent on imports."""
+    program = "import sys; from launch.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    run_dir = folder.url if "demo" in arguments else "gs://bucket/run"
+    command = [sys.executable, "-c", program, *arguments.split(), f"storage.run_dir={run_dir}"]
+    done = subprocess.run([*command, "cloud.zones=[us-west4-a]"], capture_output=True, text=True, check=True)
+    slow = {"jax", "torch", "transformers", "pyarrow", "google.cloud.storage", "huggingface_hub", "pandas", "flax"}
+    assert slow & set(done.stderr.split()) == set()

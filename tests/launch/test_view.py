@@ -1,0 +1,175 @@
+"""What the launcher says: progress from statuses, the first cause from endings, the summary from metadata."""
+
+import io
+import itertools
+import signal
+
+import pytest
+from rich.console import Console
+
+from launch.cause import Ended, first_cause
+from launch.view import progress, summary
+from launch.view.progress import Bar, Screen, bars
+from pod_job.config.load import load
+from pod_job.host.status import HostStatus, Phase
+
+CONFIG = load(["experiment=demo"])
+
+
+def status(host: int, phase: Phase, **counts) -> HostStatus:
+    return HostStatus(host=host, attempt="a", phase=phase, **counts)
+
+
+def test_bars_count_hosts_past_each_phase() -> None:
+    shown = bars([status(0, Phase.compiling), status(1, Phase.weights), status(2, Phase.checking), None], batches=7)
+    assert [(bar.name, bar.done, bar.total) for bar in shown] == [
+        ("hosts arrived", 2, 4),
+        ("weights", 1, 4),
+        ("compile", 0, 4),
+        ("batches", 0, 7),
+        ("merge", 0, 1),
+    ]
+
+
+def test_a_failed_host_is_past_no_phase() -> None:
+    shown = bars([status(0, Phase.failed), status(1, Phase.extracting)], batches=7)
+    assert [bar.done for bar in shown] == [1, 1, 1, 0, 0]
+
+
+def test_tokens_per_second_and_time_left_are_of_the_whole_pod() -> None:
+    halves = [
+        status(host, Phase.extracting, batches=2, batches_total=5, tokens=3000, seconds=4.0 - host) for host in range(2)
+    ]
+    batches = bars(halves, batches=99)[3]
+    assert batches == Bar("batches", 4, 10, "1,500 tokens/s, 6 s left")
+
+
+def test_a_run_with_nothing_left_shows_all_done() -> None:
+    shown = bars([status(0, Phase.done), status(1, Phase.done)], batches=7)
+    assert all(bar.done == bar.total for bar in shown)
+
+
+def test_plain_screen_says_each_phase_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=4.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    screen = Console(file=io.StringIO(), width=200)
+    with Screen(screen) as shown:
+        for done in range(6):
+            shown.show([Bar("weights", 2, 2), Bar("batches", done, 5)])
+    assert isinstance(screen.file, io.StringIO)
+    said = [line.split("s  ")[1] for line in screen.file.getvalue().splitlines()]
+    assert said[0] == "weights 2/2"
+    assert said[-1] == "batches 5/5"
+    assert len(said) == len(set(said))
+    assert 2 < len(said) < 6  # every PLAIN_EVERY_S, not every time
+
+
+def test_a_terminal_gets_bars() -> None:
+    screen = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with Screen(screen) as shown:
+        shown.show([Bar("batches", 2, 5, "1,500 tokens/s")])
+        shown.show([Bar("batches", 5, 5, "1,600 tokens/s")])
+    assert isinstance(screen.file, io.StringIO)
+    assert "1,600 tokens/s" in screen.file.getvalue()
+
+
+def ended(host: int, code: int, *, error: str | None = None, log: str = "", arrived: bool = True) -> Ended:
+    return Ended(host=host, code=code, arrived=arrived, error=error, lines=log.splitlines())
+
+
+LOST = "jaxlib.XlaRuntimeError: INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:2342"
+
+
+@pytest.mark.parametrize(
+    ("cause", "others"),
+    [
+        (ended(3, 2, error="tasks.path=x: not JSON"), [ended(0, 1, log=LOST), ended(1, -signal.SIGABRT)]),
+        (ended(3, 1, log="ValueError: bad"), [ended(0, 1, error=LOST), ended(1, 134)]),
+        (ended(3, 1, error="ValueError: bad"), [ended(0, 2, error="host 3 failed before the start: ValueError: bad")]),
+        (ended(3, 2, error="bucket: connection refused"), [ended(0, 1, error=LOST)]),
+        (
+            ended(3, -signal.SIGKILL, log="[Gloo] Rank 5 is connected"),
+            [ended(0, 1, log=LOST), ended(1, -signal.SIGABRT)],
+        ),
+        (ended(3, 1, log="ValueError: first"), [ended(0, 1, log="ValueError: later")]),
+        (ended(3, 1, log=LOST), [ended(0, 1, log=LOST)]),
+        (ended(3, 1, error="ValueError: bad"), [ended(0, 1, error="host 3 failed: ValueError: bad")]),
+    ],
+)
+def test_first_cause(cause: Ended, others: list[Ended]) -> None:
+    assert first_cause([cause, *others]).host == cause.host
+    if not any(other.died_of_another == cause.died_of_another for other in others):
+        assert first_cause([*others, cause]).host == cause.host
+
+
+def test_a_host_that_hangs_is_named_by_those_it_took_along() -> None:
+    said = (
+        "F1123 client.h:80] Terminating process because the JAX distributed service detected fatal errors. "
+        "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n{}\nThe tasks have crashed."
+    )
+    for name in ("2", "/job:jax_worker/replica:0/task:2"):
+        cause = first_cause([ended(host, -signal.SIGABRT, log=said.format(name)) for host in (0, 1, 3)])
+        assert cause.host == 2
+        assert cause.reason.startswith("stopped answering")
+
+
+@pytest.mark.parametrize(
+    ("one", "lost"),
+    [
+        (ended(0, -signal.SIGKILL), True),
+        (ended(0, 1, log=LOST), True),
+        (ended(0, 1, error="host 1 failed: KeyError: 'a'"), True),  # of a host that itself left no word
+        (ended(0, 1, log="KeyError: 'a'"), False),
+        (ended(0, 2, error="tasks.path=x: not JSON"), False),
+    ],
+)
+def test_only_what_nobody_explains_may_be_tried_again(one: Ended, lost: bool) -> None:
+    assert first_cause([one]).lost is lost
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (ended(0, 1, log="Traceback (most recent call last):\n  x\nKeyError: 'a'"), "KeyError: 'a'"),
+        (ended(0, 1, log="KeyError: 'a'\nI0000 a native library says goodbye"), "KeyError: 'a'"),
+        (ended(0, 2, log="error: pod.port=1 is taken"), "pod.port=1 is taken"),
+        (ended(0, 1, error="its own words", log="KeyError: 'a'"), "its own words"),
+        (ended(0, -signal.SIGSEGV), "ended by SIGSEGV"),
+        (ended(0, -signal.SIGKILL, arrived=False), "ended by SIGKILL before it arrived, perhaps for want of memory"),
+        (ended(0, 5), "ended with exit code 5 and no message"),
+    ],
+)
+def test_reason(one: Ended, said: str) -> None:
+    assert one.reason == said
+
+
+def test_summary_adds_up() -> None:
+    batches = [
+        {"layer": layer, "rows": rows, "size": 100 * rows} for rows in (8, 3) for layer in ("layer_6", "layer_30_norm")
+    ]
+    metadata = {"total_samples": 11, "complete": True, "batches": batches}
+    counts = {"samples": 4, "cut_samples": 1, "tokens": 60, "positions": 80}
+    hosts = [
+        status(0, Phase.done, seconds=2.0, **counts),
+        status(1, Phase.done, seconds=3.0, **counts),
+    ]
+    done = summary.summarise(CONFIG, metadata, hosts, 9.0, summary.Path("runs/logs/a"))
+    assert done.rows_per_tap == {"layer_6": 11, "layer_30_norm": 11}
+    assert done.bytes == 2200
+    assert done.tokens_per_s == 40.0
+    assert done.padding == 0.25
+    screen = Console(file=io.StringIO(), width=200)
+    summary.show(done, screen)
+    assert isinstance(screen.file, io.StringIO)
+    shown = screen.file.getvalue()
+    for said in ("11 (2 cut, 8 of them in this attempt)", "11 for each of layer_6, layer_30_norm", "25.0%"):
+        assert said in shown
+
+
+def test_summary_of_a_run_with_nothing_left_to_do() -> None:
+    metadata = {"total_samples": 2, "complete": True, "batches": [{"layer": "layer_6", "rows": 2, "size": 9}]}
+    done = summary.summarise(CONFIG, metadata, [status(0, Phase.done)], 9.0, summary.Path("logs"))
+    assert done.tokens_per_s is None
+    assert done.padding is None
+    screen = Console(file=io.StringIO())
+    summary.show(done, screen)

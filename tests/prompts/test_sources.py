@@ -1,0 +1,141 @@
+"""Task sources beside ARC: folders of text, token arrays and datasets give what was written, or say why not."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pod_job.config.tasks import OnBroken, TaskFormat, TasksConfig
+from pod_job.errors import JobError
+from pod_job.prompts.tasks import Tasks, read_tasks
+
+WORDS = ["one", "two", "three", "four"]
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def read(path: Path, format: TaskFormat, vocab: int = 100, **fields: Any) -> Tasks:
+    return read_tasks(TasksConfig(format=format, path=str(path), **fields), vocab)
+
+
+def test_a_folder_of_text_gives_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name, text in (("b.txt", "two"), ("a.txt", "one"), ("sub/c.txt", "three"), ("notes.md", "no")):
+        (tmp_path / name).write_text(text)
+    samples = read(tmp_path, TaskFormat.text).samples
+    assert [(s.task_id, s.prompt) for s in samples] == [("a", "one"), ("b", "two"), ("sub/c", "three")]
+
+
+def test_text_that_is_not_utf8_or_empty_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.txt").write_text("good")
+    with pytest.raises(JobError, match=r"a\.txt is not readable UTF-8 text"):
+        read(tmp_path, TaskFormat.text)
+    tasks = read(tmp_path, TaskFormat.text, on_broken=OnBroken.skip)
+    assert [sample.task_id for sample in tasks.samples] == ["c"]
+    assert tasks.skipped == 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_token_arrays_give_their_rows(tmp_path: Path, dtype: Any) -> None:
+    tokens = np.arange(12).reshape(3, 4).astype(dtype)
+    np.save(tmp_path / "t.npy", tokens)
+    save_file({"tokens": tokens}, tmp_path / "t.safetensors")
+    save_file({"tokens": tokens, "lengths": np.array([4, 2, 1])}, tmp_path / "ragged.safetensors")
+    for name in ("t.npy", "t.safetensors"):
+        samples = read(tmp_path / name, TaskFormat.tokens).samples
+        np.testing.assert_array_equal([sample.prompt for sample in samples], tokens)
+    ragged = read(tmp_path / "ragged.safetensors", TaskFormat.tokens).samples
+    assert [list(sample.prompt) for sample in ragged] == [[0, 1, 2, 3], [4, 5], [8]]
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        ("t.npy", np.array([[1, 100]]), "row_0, sample 0 has the token id 100; the model's are 0..99"),
+        ("t.npy", np.array([[1, -1]]), "has the token id -1"),
+        ("t.npy", np.array([[2**40, 1]]), f"has the token id {2**40}"),
+        ("t.npy", np.array([1, 2]), "tokens is int64 [2]; whole numbers [n, S] are needed"),
+        ("t.npy", np.array([[0.5]]), "tokens is float64 [1, 1]"),
+        ("t.npy", np.zeros((0, 4), int), "is empty"),
+    ],
+)
+def test_arrays_that_are_not_token_ids_are_refused(tmp_path: Path, name: str, array: np.ndarray, says: str) -> None:
+    np.save(tmp_path / name, array)
+    with pytest.raises(JobError) as refused:
+        read(tmp_path / name, TaskFormat.tokens)
+    assert says in str(refused.value)
+
+
+def test_a_file_without_tokens_is_refused(tmp_path: Path) -> None:
+    save_file({"ids": np.zeros((1, 2), np.int32)}, tmp_path / "t.safetensors")
+    with pytest.raises(JobError, match="has no tensor 'tokens'; it has ids"):
+        read(tmp_path / "t.safetensors", TaskFormat.tokens)
+    save_file({"tokens": np.zeros((1, 2), np.int32), "lengths": np.array([3])}, tmp_path / "u.safetensors")
+    with pytest.raises(JobError, match=r"row 0: lengths says 3, rows have 1\.\.2 tokens"):
+        read(tmp_path / "u.safetensors", TaskFormat.tokens)
+    (tmp_path / "v.npy").write_bytes(b"nothing")
+    with pytest.raises(JobError, match=r"v\.npy cannot be read"):
+        read(tmp_path / "v.npy", TaskFormat.tokens)
+
+
+def local_datasets(tmp_path: Path, columns: dict[str, list[Any]]) -> dict[str, Path]:
+    """The same dataset as a folder of parquet files and as `save_to_disk` writes it."""
+    made = datasets.Dataset.from_dict(columns)
+    (tmp_path / "parquet").mkdir()
+    made.to_parquet(tmp_path / "parquet" / "train.parquet")
+    datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "saved")
+    return {"parquet": tmp_path / "parquet", "saved": tmp_path / "saved"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_dataset_gives_its_rows_mapped_or_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, streaming: bool
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = local_datasets(tmp_path, {"body": WORDS, "extra": [1, 2, 3, 4]})[kind]
+    samples = read(path, TaskFormat.dataset, field="body", streaming=streaming).samples
+    assert [(s.task_id, s.prompt) for s in samples] == [(f"row_{i}", word) for i, word in enumerate(WORDS)]
+    assert samples[2].prompt == "three"
+    assert len(read(path, TaskFormat.dataset, field="body", streaming=streaming, limit=3).samples) == 3
+
+
+def test_a_dataset_may_hold_chats_or_token_ids(tmp_path: Path) -> None:
+    path = local_datasets(tmp_path, {"messages": [CHAT, CHAT], "ids": [[1, 2], [3]]})["saved"]
+    chats = read(path, TaskFormat.dataset, field="messages")
+    assert [sample.prompt for sample in chats.samples] == [CHAT, CHAT]
+    assert chats.chat
+    assert [list(s.prompt) for s in read(path, TaskFormat.dataset, field="ids").samples] == [[1, 2], [3]]
+
+
+def test_a_dataset_that_cannot_be_opened_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = local_datasets(tmp_path, {"text": WORDS})["saved"]
+    with pytest.raises(JobError, match="split=test cannot be opened"):
+        read(path, TaskFormat.dataset, split="test")
+    with pytest.raises(JobError, match=r'row 0 must be an object with the field "body"'):
+        read(path, TaskFormat.dataset, field="body")
+
+
+def test_streaming_is_for_datasets_only() -> None:
+    with pytest.raises(JobError, match=r"tasks\.streaming=true does not go with tasks\.format=jsonl"):
+        TasksConfig(format=TaskFormat.jsonl, path="x", streaming=True)
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    path, size = tmp_path / "large.jsonl", 2_000
+    with path.open("w") as file:
+        for number in range(size):
+            file.write(json.dumps({"text": f"{number} " + "x" * 10_000}) + "\n")
+    tracemalloc.start()
+    samples = read(path, TaskFormat.jsonl).samples
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(samples) == size
+    assert str(samples[size - 1].prompt).startswith(f"{size - 1} ")
+    assert peak < path.stat().st_size / 10

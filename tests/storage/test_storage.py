@@ -1,0 +1,145 @@
+"""A run folder keeps what it was given, once, whoever else writes, dies or loses the connection."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sample_runs import folders
+
+from pod_job.errors import JobError
+from pod_job.storage import gcs
+from pod_job.storage.folder import Folder, NameTaken
+from pod_job.storage.local import Stored, checksum
+from pod_job.storage.open import open_folder
+
+
+@pytest.fixture(scope="module", params=["local", "bucket"])
+def new_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
+) -> Iterator[Callable[[], Folder]]:
+    with folders(request.param, tmp_path_factory.mktemp("storage"), require) as opened:
+        yield opened
+
+
+def test_created_content_is_kept(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    stored = folder.create("a/b", [b"hello", memoryview(b" world"), b""])
+    assert stored == Stored(11, "yZRlqg==")  # the CRC-32C of "hello world", as Cloud Storage reports it
+    assert folder.stat("a/b") == stored
+    assert folder.create("a/b", [b"hello world"]) == stored
+    with pytest.raises(NameTaken) as taken:
+        folder.create("a/b", [b"HELLO WORLD"])
+    assert taken.value.stored == stored
+    assert folder.read("a/b") == b"hello world"
+
+
+def test_read_gives_ranges(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    folder.create("x", [b"0123456789"])
+    assert (folder.read("x", 2, 3), folder.read("x", 7), folder.read("x", 8, 9)) == (b"234", b"789", b"89")
+    assert (folder.read("x", 10, 1), folder.read("x", 3, 0)) == (b"", b"")
+    with pytest.raises(FileNotFoundError):
+        folder.read("y")
+    assert folder.stat("y") is None
+
+
+def test_replace_and_names(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    assert folder.names("") == []
+    for name in ("c/2", "c/10", "c/1", "cc/1", "d"):
+        folder.create(name, [b"1"])
+    folder.replace("d", b"22")
+    folder.replace("e", b"333")
+    assert (folder.read("d"), folder.read("e")) == (b"22", b"333")
+    assert folder.names("c/") == ["c/1", "c/10", "c/2"]
+    assert folder.names("c/1") == ["c/1", "c/10"]
+    assert folder.names("") == ["c/1", "c/10", "c/2", "cc/1", "d", "e"]
+
+
+def test_check_writable_leaves_nothing(new_folder: Callable[[], Folder]) -> None:
+    folder = new_folder()
+    folder.check_writable()
+    assert folder.names("") == []
+
+
+@pytest.mark.parametrize("one_request", [8 << 20, 32 << 20])
+def test_large_content_arrives_whole(
+    new_folder: Callable[[], Folder], monkeypatch: pytest.MonkeyPatch, one_request: int
+) -> None:
+    monkeypatch.setattr(gcs, "ONE_REQUEST_BYTES", one_request)  # above it uploads go in chunks
+    monkeypatch.setattr(gcs, "UPLOAD_CHUNK_BYTES", 4 << 20)
+    folder = new_folder()
+    parts = [b"head" * 1024, memoryview(os.urandom(9 << 20))]
+    stored = folder.create("large", parts)
+    assert (stored, folder.read("large")) == (checksum(parts), b"".join(parts))
+
+
+def test_one_of_many_writers_wins(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        outcomes = pool.starmap(_create, [(str(tmp_path), n % 4) for n in range(16)], chunksize=1)
+    content = open_folder(tmp_path).read("x")
+    assert {stored for _, stored in outcomes} == {checksum([content])}
+    assert {who for won, who in ((won, n % 4) for n, (won, _) in enumerate(outcomes)) if won} == {content[0]}
+
+
+def _create(url: str, writer: int) -> tuple[bool, Stored]:
+    try:
+        return True, open_folder(url).create("x", [bytes([writer]) * 10_000])
+    except NameTaken as taken:
+        return False, taken.stored
+
+
+def test_a_writer_killed_before_the_link_leaves_no_name(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_die_before_link, args=(str(tmp_path),))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    folder = open_folder(tmp_path)
+    assert folder.names("") == []
+    assert folder.create("x", [b"second"]).size == 6
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.create("c/x", [b"kept"])
+    old, fresh = (tmp_path / "c" / f".x.{age}.tmp" for age in ("old", "fresh"))
+    old.write_bytes(b"half")
+    fresh.write_bytes(b"half")
+    os.utime(old, (0, time.time() - 601))
+    folder.sweep(600.0)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [fresh.name, "x"]
+
+
+def _die_before_link(url: str) -> None:
+    os.link = lambda *_: os._exit(9)  # type: ignore[assignment]
+    open_folder(url).create("x", [b"first"])
+
+
+@pytest.mark.parametrize("url", ["", "s3://bucket/x", "gs://", "gs://Bad_/x", "file:///x"])
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(JobError, match=r"storage\.run_dir=.*must be"):
+        open_folder(url)
+
+
+def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobError, match=r"storage\.run_dir=.*cannot write there \(Not a directory\)"):
+        open_folder(tmp_path / "file" / "run").check_writable()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\0", "a/" + "b" * 300])
+def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(JobError, match="not a name inside"):
+        open_folder(tmp_path).read(name)
+
+
+@pytest.mark.parametrize("name", ["", "activations", "activations/x/y"])
+def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
+    folder = open_folder(tmp_path)
+    folder.create("activations/x", [b"content"])
+    assert folder.stat(name) is None
+    with pytest.raises(FileNotFoundError):
+        folder.read(name)
