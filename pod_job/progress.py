@@ -2,50 +2,53 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+T = TypeVar("T")
 
 PLAIN_EVERY_S = 10.0
 
-Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Passes items through, of which there are so many and which are called so: `watch(items, total, "batches")`."""
+Progress = Callable[[Iterable[T], int, str], Iterable[T]]
+"""Yields the items of an iterable unchanged and may show how many are done: `progress(items, total, "batches")`."""
 
 
-def unwatched(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """The same items; nothing is shown."""
+def no_progress(items: Iterable[T], total: int, unit: str) -> Iterable[T]:
+    """Returns `items`; shows nothing."""
     return items
 
 
-def watched(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-    """The same items, counted on stderr while they pass."""
+def progress_bar(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
+    """Yields `items` and shows on stderr how many of `total` are done; `unit` is their name in the plural."""
     console = Console(stderr=True)
-    return on_terminal(items, total, what, console) if console.is_terminal else in_lines(items, total, what, console)
+    return on_terminal(items, total, unit, console) if console.is_terminal else in_lines(items, total, unit, console)
 
 
-def on_terminal(items: Iterable[Any], total: int, what: str, console: Console) -> Iterator[Any]:
+def on_terminal(items: Iterable[T], total: int, unit: str, console: Console) -> Iterator[T]:
     columns = (TextColumn("{task.description:<12}"), BarColumn(40), MofNCompleteColumn())
     rate, left = TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True)
     started = time.monotonic()
-    # Gone when it is full: what the command has to say comes after it.
-    with Progress(*columns, rate, left, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total, rate="")
+    # Transient: the bar is gone when the command prints its results.
+    with RichProgress(*columns, rate, left, console=console, transient=True) as bar:
+        task = bar.add_task(unit, total=total, rate="")
         for done, item in enumerate(items, 1):
             yield item
-            progress.update(task, completed=done, rate=f"{pace(done, started):,.0f}/s")
+            bar.update(task, completed=done, rate=f"{items_per_s(done, started):,.0f}/s")
 
 
-def in_lines(items: Iterable[Any], total: int, what: str, console: Console) -> Iterator[Any]:
-    started = spoke = time.monotonic()
+def in_lines(items: Iterable[T], total: int, unit: str, console: Console) -> Iterator[T]:
+    started = last_line = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - spoke >= PLAIN_EVERY_S:
-            spoke, rate = now, pace(done, started)
+        if now - last_line >= PLAIN_EVERY_S:
+            last_line, rate = now, items_per_s(done, started)
             left = f", {(total - done) / rate:,.0f} s left"
-            console.print(f"{now - started:6.1f} s  {what} {done:,}/{total:,}, {rate:,.1f}/s{left}", highlight=False)
+            console.print(f"{now - started:6.1f} s  {unit} {done:,}/{total:,}, {rate:,.1f}/s{left}", highlight=False)
 
 
-def pace(done: int, started: float) -> float:
+def items_per_s(done: int, started: float) -> float:
     return done / max(time.monotonic() - started, 1e-9)

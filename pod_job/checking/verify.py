@@ -20,7 +20,7 @@ from pod_job.checking.recompute import Deviation
 from pod_job.errors import JobError
 from pod_job.finishing import merge
 from pod_job.finishing.tally import read_plan
-from pod_job.progress import Watch, unwatched
+from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.compaction import JoinedFile, inside, read_compaction
 from pod_job.run_folder.identity import read_run
@@ -54,7 +54,7 @@ class Report:
         return self.complete and not self.problems
 
 
-def verify(run_dir: str | Path, watch: Watch = unwatched) -> Report:
+def verify(run_dir: str | Path, progress: Progress = no_progress) -> Report:
     """Structure, sizes, checksums, headers, row counts, finite values and metadata.json of a run.
 
     An unfinished run is checked as far as it goes. Raises JobError where there is no run.
@@ -69,7 +69,9 @@ def verify(run_dir: str | Path, watch: Watch = unwatched) -> Report:
         joined = None  # check_metadata comes upon it, too, and tells
     files = inside(folder, joined or [])
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        checked = watch(pool.map(lambda number: check_batch(folder, files, number), numbers), len(numbers), "batches")
+        checked = progress(
+            pool.map(lambda number: check_batch(folder, files, number), numbers), len(numbers), "batches"
+        )
         check_metadata(folder, report, numbers, counted(report, checked))
     for file in joined or []:
         check_joined(folder, file, report)

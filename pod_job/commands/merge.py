@@ -8,7 +8,7 @@ from typing import Any
 from pod_job.commands.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
-from pod_job.progress import watched
+from pod_job.progress import progress_bar
 from pod_job.storage.open import open_folder
 
 
@@ -34,8 +34,8 @@ def merge_and_tell(options: Namespace) -> int:
     folder, processes = open_folder(options.run_dir), os.cpu_count() or 1
     if options.compact:
         max_bytes = MAX_BYTES if options.max_bytes is None else options.max_bytes
-        return show_merged(compact(folder, max_bytes, watched, processes), options.json)
-    return show_merged(merge(folder, watched, processes), options.json)
+        return show_merged(compact(folder, max_bytes, progress_bar, processes), options.json)
+    return show_merged(merge(folder, progress_bar, processes), options.json)
 
 
 def show_merged(metadata: dict[str, Any], as_json: bool) -> int:

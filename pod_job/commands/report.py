@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pod_job.commands.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.errors import JobError, at_least
-from pod_job.progress import watched
+from pod_job.progress import progress_bar
 from pod_job.report.overview import read_overview
 from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder
@@ -38,7 +38,7 @@ def report(options: Namespace) -> int:
     from pod_job.report.page import make_report
 
     overview = read_overview(options.run_dir)
-    made = make_report(overview, options.rows, options.overrides, watched)
+    made = make_report(overview, options.rows, options.overrides, progress_bar)
     folder, name = place(overview.folder, options.out)
     prefix = name.removesuffix("index.html") if name.endswith("index.html") else f"{name.removesuffix('.html')}_"
     for picture, data in made.pictures.items():

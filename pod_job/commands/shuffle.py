@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from pod_job.commands.command_line import RUN_DIR_HELP, exit_status, make_parser
 from pod_job.finishing.shuffle import shuffle
-from pod_job.progress import watched
+from pod_job.progress import progress_bar
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def shuffle_and_tell(options: Namespace) -> int:
     described = shuffle(
-        options.run_dir, options.out, options.seed, host=options.host, hosts=options.hosts, watch=watched
+        options.run_dir, options.out, options.seed, host=options.host, hosts=options.hosts, progress=progress_bar
     )
     state = "complete" if described["complete"] else f"{len(described['missing'])} batches to come from other hosts"
     print(f"{described['rows']:,} rows in {described['total_batches']} batches, {state}")

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pod_job.checking.recompute import recompute
 from pod_job.checking.verify import Report, record, to_json, verify
 from pod_job.commands.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_parser
-from pod_job.progress import watched
+from pod_job.progress import progress_bar
 
 
 def text(report: Report) -> str:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def verify_and_tell(options: Namespace) -> int:
-    report = verify(options.run_dir, watched)
+    report = verify(options.run_dir, progress_bar)
     if options.recompute and report.sound:
         report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
         far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}

@@ -14,7 +14,7 @@ from pod_job.errors import JobError
 from pod_job.finishing.merge import gather, merge
 from pod_job.formats.quantized import SCALE, groups, is_eight_bit
 from pod_job.formats.safetensors import DTYPE_OF, header_bytes
-from pod_job.progress import Watch, unwatched
+from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder.compaction import ROWS, JoinedFile, read_compaction, render
 from pod_job.run_folder.tap_file import SCALES, TENSOR
@@ -31,7 +31,9 @@ REMOVALS_IN_FLIGHT = 32
 Entry = dict[str, Any]
 
 
-def compact(folder: Folder, max_bytes: int = MAX_BYTES, watch: Watch = unwatched, processes: int = 1) -> dict[str, Any]:
+def compact(
+    folder: Folder, max_bytes: int = MAX_BYTES, progress: Progress = no_progress, processes: int = 1
+) -> dict[str, Any]:
     """Joins the files of each tap, and the rows tables, into files of at most `max_bytes`; returns the new metadata.
 
     A run that was compacted stays as it is; what an interrupted compaction has left undone is done. Raises JobError,
@@ -40,18 +42,18 @@ def compact(folder: Folder, max_bytes: int = MAX_BYTES, watch: Watch = unwatched
     """
     if max_bytes < 1:
         raise JobError(f"--max-bytes {max_bytes}: must be at least 1; files of a gigabyte or more are read best")
-    described = gather(folder, watch, processes)
+    described = gather(folder, progress, processes)
     if not described["complete"]:
         missing = len(described["missing"])
         raise JobError(f"{folder.url}: unfinished, {missing} batches are missing; finish the job before --compact")
     if "joined" not in described:
-        join_files(folder, described, max_bytes, watch)
-    metadata = merge(folder, watch, processes)
-    remove_leftovers(folder, watch)
+        join_files(folder, described, max_bytes, progress)
+    metadata = merge(folder, progress, processes)
+    remove_leftovers(folder, progress)
     return metadata
 
 
-def join_files(folder: Folder, described: dict[str, Any], max_bytes: int, watch: Watch) -> None:
+def join_files(folder: Folder, described: dict[str, Any], max_bytes: int, progress: Progress) -> None:
     """Makes the new files durable, and then the record that makes them count."""
     groups = [group for entries in series_of(described) for group in grouped(entries, max_bytes)]
     if not groups:
@@ -59,7 +61,7 @@ def join_files(folder: Folder, described: dict[str, Any], max_bytes: int, watch:
     try:
         with ThreadPoolExecutor(JOINS_IN_FLIGHT) as pool:
             joining = pool.map(lambda group: join_group(folder, described, group), groups)
-            files = list(watch(joining, len(groups), "files"))
+            files = list(progress(joining, len(groups), "files"))
         folder.create(layout.COMPACTION, [render(files)])
     except (FileNotFoundError, NameTaken) as error:
         # Another process may have been first: its files count, and what ours were being made of may be gone.
@@ -127,7 +129,7 @@ def tensors_of(described: dict[str, Any], entry: Entry) -> Iterator[tuple[str, n
     yield f"{plain}.{TENSOR}", dtype, (rows, width)
 
 
-def remove_leftovers(folder: Folder, watch: Watch) -> None:
+def remove_leftovers(folder: Folder, progress: Progress) -> None:
     """Removes the files that were joined, and those of a compaction that was not the first to finish."""
     files = read_compaction(folder)
     if files is None:
@@ -137,5 +139,5 @@ def remove_leftovers(folder: Folder, watch: Watch) -> None:
     names = folder.names(layout.ACTIVATIONS)
     found = [name for name in names if name in old or (layout.is_joined(name) and name not in ours)]
     with ThreadPoolExecutor(REMOVALS_IN_FLIGHT) as pool:
-        for _ in watch(pool.map(folder.remove, found), len(found), "old files"):
+        for _ in progress(pool.map(folder.remove, found), len(found), "old files"):
             pass

@@ -14,7 +14,7 @@ from pod_job import __version__
 from pod_job.errors import JobError
 from pod_job.finishing.tally import Counted, Plan, count, join, read_plan
 from pod_job.formats.checksummed_json import seal
-from pod_job.progress import Watch, unwatched
+from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.commit import read_record
@@ -31,7 +31,7 @@ LEAST_WINDOWS = 8
 """Fewer are read sooner than other processes are there."""
 
 
-def merge(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[str, Any]:
+def merge(folder: Folder, progress: Progress = no_progress, processes: int = 1) -> dict[str, Any]:
     """Write metadata.json for every batch committed so far and return it; only its time differs between two merges.
 
     An unfinished run gets `"complete": false` and the numbers in `missing`. Raises JobError, writing nothing, where the
@@ -39,7 +39,7 @@ def merge(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[
     only in a program that can be imported anew.
     """
     while True:
-        metadata = gather(folder, watch, processes)
+        metadata = gather(folder, progress, processes)
         folder.replace(layout.METADATA, seal(metadata_file.render(metadata)))
         # A slow merge must not be the last word over one that saw the run finished, or compacted.
         if metadata["complete"]:
@@ -52,7 +52,7 @@ def merge(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[
     return metadata
 
 
-def gather(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict[str, Any]:
+def gather(folder: Folder, progress: Progress = no_progress, processes: int = 1) -> dict[str, Any]:
     """What metadata.json has to say now, by the records alone; writes nothing. Raises JobError as `merge` does."""
     numbers = sorted(committed(folder))
     windows = [numbers[start : start + WINDOW] for start in range(0, len(numbers), WINDOW)]
@@ -61,7 +61,7 @@ def gather(folder: Folder, watch: Watch = unwatched, processes: int = 1) -> dict
         processes = 1
     with _spread(processes) as spread:
         parts = spread(partial(_read_window, folder, plan), windows)
-        return _combine(folder, plan, numbers, watch(parts, len(windows), f"x {WINDOW} records"))
+        return _combine(folder, plan, numbers, progress(parts, len(windows), f"x {WINDOW} records"))
 
 
 def combine(folder: Folder, numbers: list[int], records: Iterable[dict[str, Any]]) -> dict[str, Any]:

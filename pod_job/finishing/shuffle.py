@@ -18,7 +18,7 @@ from jaxtyping import Int
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
 from pod_job.finishing.shuffle_spill import Piece, Record, open_piece, read_stretch, to_batch, write_piece
-from pod_job.progress import Watch, unwatched
+from pod_job.progress import Progress, no_progress
 from pod_job.reading.row_reader import READS_IN_FLIGHT
 from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.commit import commit_batch
@@ -44,7 +44,7 @@ def shuffle(
     host: int = 0,
     hosts: int = 1,
     part_bytes: int = PART_BYTES,
-    watch: Watch = unwatched,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """This host's share; returns the new run's metadata, complete once the last host is through.
 
@@ -67,7 +67,7 @@ def shuffle(
         return _finish(out)
     mine = np.arange(host, len(parts), hosts)
     places = np.empty((len(sizes), 2, len(mine)), np.int64)  # per batch: where each part's stretch begins, its length
-    for number, counts in enumerate(watch(stretches(sizes, parts, seed), len(sizes), "batches cut")):
+    for number, counts in enumerate(progress(stretches(sizes, parts, seed), len(sizes), "batches cut")):
         places[number] = (np.cumsum(counts) - counts)[mine], counts[mine]
         if number % hosts == host and sizes[number]:
             write_piece(source, out, described, record, number, batch_order(number, sizes[number], seed))
@@ -75,7 +75,7 @@ def shuffle(
     done = committed(out)
     pieces = [open_piece(out, number) if size and len(done) < len(parts) else None for number, size in enumerate(sizes)]
     gathered = zip((mine + 1).tolist(), places.transpose(2, 1, 0), strict=True)
-    for part, (begins, counts) in watch(gathered, len(mine), "parts"):
+    for part, (begins, counts) in progress(gathered, len(mine), "parts"):
         if part not in done:
             wanted = [(p, int(b), int(n)) for p, b, n in zip(pieces, begins, counts, strict=True) if p and n]
             _write_part(out, record, part, wanted, seed, host)

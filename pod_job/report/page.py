@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from pod_job import __version__
-from pod_job.progress import Watch, unwatched
+from pod_job.progress import Progress, no_progress
 from pod_job.report import figures
 from pod_job.report.findings import Finding, findings
 from pod_job.report.outliers import outlier_dimensions, outlier_rows
@@ -35,7 +35,9 @@ class Report:
     facts: dict[str, Any]
 
 
-def make_report(overview: Overview, rows: int, overrides: Sequence[str] = (), watch: Watch = unwatched) -> Report:
+def make_report(
+    overview: Overview, rows: int, overrides: Sequence[str] = (), progress: Progress = no_progress
+) -> Report:
     """The report on at most so many sampled rows; memory is bounded by these, one tap at a time."""
     described = overview.metadata
     work = read_work(overview)
@@ -44,7 +46,7 @@ def make_report(overview: Overview, rows: int, overrides: Sequence[str] = (), wa
         first = open_tap(overview, described["taps"][0])
         sample = take_sample(first, rows)
         names = described["taps"]
-        taps = [measure_tap(open_tap(overview, tap), sample) for tap in watch(names, len(names), "taps")]
+        taps = [measure_tap(open_tap(overview, tap), sample) for tap in progress(names, len(names), "taps")]
         alike = similarity(taps) if len(taps) > 1 else None
         kinds, reason = outlier_rows(overview, first, sample, taps, overrides)
     judged = findings(overview, taps, alike, work)
