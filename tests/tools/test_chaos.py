@@ -13,16 +13,16 @@ from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
-from tools import chaos, chaos_play
-from tools.chaos_host import STEPS, STEPS_OF_COMPACTING
-from tools.chaos_plan import scenarios
+from tools.chaos import campaign, run_scenario
+from tools.chaos.host import STEPS, STEPS_OF_COMPACTING
+from tools.chaos.scenarios import scenarios
 
 
 @pytest.mark.slow
 @pytest.mark.pod
 def test_disturbed_runs_leave_the_dataset_of_an_undisturbed_one(tmp_path: Path) -> None:
-    with chaos.places(tmp_path, "both") as places:
-        result = chaos.chaos(tmp_path, runs=5, seed=42, samples=6, say=print, places=places)
+    with campaign.places(tmp_path, "both") as places:
+        result = campaign.chaos(tmp_path, runs=5, seed=42, samples=6, say=print, places=places)
     assert result["bad"] == []
     assert len(result["disturbed_in"]) == len(places)
     assert result["disturbed"] >= 5
@@ -51,7 +51,7 @@ def test_every_step_has_its_turn() -> None:
 def test_a_difference_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, problem: str | None
 ) -> None:
-    monkeypatch.setattr(chaos_play, "LAYERS", TAPS)
+    monkeypatch.setattr(run_scenario, "LAYERS", TAPS)
     missing = change.pop("missing", False)
     for name, other in (("truth", {}), ("found", change)):
         folder = open_folder(tmp_path / name)
@@ -59,8 +59,8 @@ def test_a_difference_is_seen(
         for number in (1,) if missing and name == "found" else (1, 2):
             commit_batch(folder, batch(number, 20, **(other if number == 2 else {})), host=0)
         merge(folder)
-    truth = chaos_play.read_dataset(tmp_path / "truth")
-    found = chaos_play.problems_of(tmp_path / "found", truth)
+    truth = run_scenario.read_dataset(tmp_path / "truth")
+    found = run_scenario.problems_of(tmp_path / "found", truth)
     if problem is None:
         assert found == []
         assert np.array_equal(truth[1][0], ActivationDataset(tmp_path / "found", TAPS[0])[:])

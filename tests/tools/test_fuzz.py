@@ -1,6 +1,6 @@
 """A short `make fuzz`: whatever is done to a file, its readers refuse it by name or read the truth."""
 
-from tools.fuzz import KINDS, try_slice
+from tools.fuzz.trials import KINDS, try_slice
 
 INPUTS = 240
 

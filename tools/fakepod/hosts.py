@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools import keeper
+from tools import supervisor
 from tools.fakepod.metadata import MetadataServer
 
 MARK = "FAKEPOD_HOST"  # in the environment of every process of a host: its home folder
@@ -72,7 +72,7 @@ class Hosts:
         sshd = self.sshds.pop(worker)
         sshd.kill()
         sshd.wait()
-        keeper.release(sshd.pid)
+        supervisor.release(sshd.pid)
         self.signal(worker, signal.SIGKILL)
 
     def signal(self, worker: int, signum: signal.Signals, program: bytes = b"") -> None:
@@ -86,7 +86,7 @@ class Hosts:
     def processes(self, worker: int, program: bytes = b"") -> list[int]:
         """The processes on the host, by the mark in their environment, that run `program`."""
         found = []
-        for pid in keeper.marked(self._mark(worker)):
+        for pid in supervisor.processes_marked(self._mark(worker)):
             with contextlib.suppress(OSError):  # ended meanwhile
                 if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
                     found.append(pid)
@@ -127,8 +127,8 @@ class Hosts:
         process = subprocess.Popen(
             [sshd, "-D", "-f", str(config), "-E", f"{home}.sshd.log"], stdin=subprocess.DEVNULL, start_new_session=True
         )
-        keeper.keep(process.pid)
-        keeper.keep_marked(self._mark(worker))
+        supervisor.supervise(process.pid)
+        supervisor.supervise_marked(self._mark(worker))
         return process
 
 

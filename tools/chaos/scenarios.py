@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tools.chaos_host import STEPS, STEPS_OF_COMPACTING, Fault
+from tools.chaos.host import STEPS, STEPS_OF_COMPACTING, Fault
 
 
 @dataclass(frozen=True)

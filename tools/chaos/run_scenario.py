@@ -9,8 +9,8 @@ import numpy as np
 from pod_job.checking.verify import verify
 from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
-from tools.chaos_plan import MAX_BYTES, Compaction, Scenario, Start
-from tools.chaos_processes import Running, begin_compaction, begin_start
+from tools.chaos.processes import Running, begin_compaction, begin_start
+from tools.chaos.scenarios import MAX_BYTES, Compaction, Scenario, Start
 
 LAYERS = (0, 2)
 TOLERANCE = 1e-4

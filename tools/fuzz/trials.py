@@ -13,7 +13,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
-from tools.fuzz_spoil import lying, spoil
+from tools.fuzz.spoil import lying, spoil
 from tools.tiny_model import write_tiny_model
 
 TAPS = ("layer_6", "layer_12")
@@ -211,7 +210,7 @@ def fuzz(inputs: int, seed: int, workers: int = 2) -> dict[str, Any]:
     failures = []
     slices = [range(start, min(start + SLICE, inputs)) for start in range(0, inputs, SLICE)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.fuzz"])
+    context.set_forkserver_preload(["tools.fuzz.trials"])
     for numbers, found in in_processes(slices, seed, workers, context):
         if found is None:
             failures.append({"input": numbers.start, "outcome": f"the process died in one of {len(numbers)} inputs"})
@@ -260,7 +259,3 @@ def main(argv: list[str] | None = None) -> int:
     result = fuzz(options.inputs, options.seed)
     print(json.dumps(result, indent=1))
     return 1 if result["failures"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What a killed process had started does not outlive it: groups, marked processes, sshds and the bucket's server."""
+"""Processes that a killed process had started end with it: groups, marked processes, sshds, the bucket server."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ from tools.fakepod import fakepod_available
 ROOT = Path(__file__).parent.parent.parent
 GROUP = """
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    keeper.keep(child.pid)
+    supervisor.supervise(child.pid)
     print(child.pid, flush=True)
     """
 RELEASED = """
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    keeper.keep(child.pid)
-    keeper.release(child.pid)
+    supervisor.supervise(child.pid)
+    supervisor.release(child.pid)
     print(child.pid, flush=True)
     """
 MARKED = """
-    setting = f"KEEPER_TEST={os.getpid()}"
-    keeper.keep_marked(setting)
+    setting = f"SUPERVISOR_TEST={os.getpid()}"
+    supervisor.supervise_marked(setting)
     # A session of its own, as of a job on a host: no group leads there.
     child = subprocess.Popen(["setsid", "sleep", "600"], env=os.environ | dict([setting.split("=")]))
     print(child.pid, flush=True)
@@ -41,16 +41,16 @@ SSHD = """
     print(hosts.sshds[0].pid, flush=True)
     """
 BUCKET = """
-    told = []
-    keeper.keep = lambda pid, keep=keeper.keep: (told.append(pid), keep(pid))
-    server = bucket_server(root / "buckets", "kept")
+    registered = []
+    supervisor.supervise = lambda pid, register=supervisor.supervise: (registered.append(pid), register(pid))
+    server = bucket_server(root / "buckets", "supervised")
     server.__enter__()
-    print(told[0], flush=True)
+    print(registered[0], flush=True)
     """
 HEAD = """
     import os, subprocess, sys, time
     from pathlib import Path
-    from tools import keeper
+    from tools import supervisor
     from tools.bucket import bucket_server
     from tools.fakepod.hosts import Hosts
     from tools.fakepod.world import free_port
@@ -98,12 +98,12 @@ def ends(pid: int, timeout_s: float = 10.0) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("program", [GROUP, MARKED], ids=["group", "marked"])
-def test_what_is_kept_ends(orphan: Callable[[str], int], program: str) -> None:
+def test_supervised_processes_end(orphan: Callable[[str], int], program: str) -> None:
     assert ends(orphan(program))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_what_is_released_stays(orphan: Callable[[str], int]) -> None:
+def test_a_released_process_stays(orphan: Callable[[str], int]) -> None:
     assert not ends(orphan(RELEASED), timeout_s=1.0)
 
 

@@ -25,9 +25,9 @@ from pod_job.environment import STORAGE_EMULATOR
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
-from tools.chaos_plan import SHAPES, Scenario, Start, scenarios
-from tools.chaos_play import LAYERS, Played, play, read_dataset
-from tools.chaos_processes import CONTEXT
+from tools.chaos.processes import CONTEXT
+from tools.chaos.run_scenario import LAYERS, Played, play, read_dataset
+from tools.chaos.scenarios import SHAPES, Scenario, Start, scenarios
 from tools.tiny_model import write_tiny_model
 
 PER_BATCH = 2
@@ -52,7 +52,7 @@ def chaos(
 
     Run folders lie in `places` in turn: under `out` where none is given.
     """
-    CONTEXT.set_forkserver_preload(["tools.chaos_host"])
+    CONTEXT.set_forkserver_preload(["tools.chaos.host"])
     overrides, undisturbed = job(out, samples), out / "undisturbed"
     quiet = Scenario((), (Start(SHAPES[0]),))
     settings = [*overrides, f"storage.run_dir={undisturbed}"]
@@ -164,7 +164,3 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(json.dumps({**result, "seconds": round(time.monotonic() - began)}, indent=1))
     return 1 if result["bad"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,8 +11,8 @@ from pathlib import Path
 from launch.host_commands import new_attempt
 from launch.local import coordinator_address
 from pod_job.environment import STORAGE_EMULATOR, local_host
-from tools.chaos_host import compaction_main, host_main
-from tools.chaos_plan import Compaction, Start
+from tools.chaos.host import compaction_main, host_main
+from tools.chaos.scenarios import Compaction, Start
 
 HANG_S = 180.0
 """What has not ended by then hangs, which is a failure."""

@@ -1,0 +1,8 @@
+"""The command line: `python -m tools.chaos OUT_DIR --runs 300`."""
+
+import sys
+
+from tools.chaos.campaign import main
+
+if __name__ == "__main__":
+    sys.exit(main())
