@@ -1,5 +1,6 @@
-"""ActivationDataset and what it is made of, at its public address."""
+"""Reading a run, at its public address: `ActivationDataset`, and `endless` scaled batches for a trainer."""
 
 from pod_job.reading.dataset import ActivationDataset, layer_not_found
+from pod_job.reading.scaling import endless, scaling
 
-__all__ = ["ActivationDataset", "layer_not_found"]
+__all__ = ["ActivationDataset", "endless", "layer_not_found", "scaling"]

@@ -1,6 +1,8 @@
 """The whole job in real processes: the same rows on any mesh and any number of hosts, resumed, or refused."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from job_processes import finish, overrides, start
 
+from pod_job import environment
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.layout import committed

@@ -1,4 +1,4 @@
-"""What is published works by itself: built, installed into an empty environment and run away from the sources."""
+"""The published wheel and sdist: built, installed into an empty environment and run away from the sources."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.cloud.bundle import make_bundle
 from pod_job import __version__
@@ -44,6 +45,7 @@ def test_wheel_and_sdist_hold_what_is_needed(built: Path) -> None:
     with tarfile.open(built / f"{NAME}.tar.gz") as sdist:
         names = {member.name.removeprefix(f"{NAME}/") for member in sdist.getmembers()}
     assert names >= {"pyproject.toml", "constraints.txt", "LICENSE", "Makefile", "conf/job.yaml", "tests/conftest.py"}
+    assert names >= {"CHANGELOG.md", "CONTRIBUTING.md"}
     assert not [name for name in names if name.startswith(("runs/", ".venv"))]
 
 
@@ -63,8 +65,8 @@ def test_an_empty_environment_runs_a_job(built: Path, tmp_path: Path) -> None:
     assert (described["complete"], described["rows"], described["pod_job_version"]) == (True, 8, __version__)
     read = "from pod_job.dataset import ActivationDataset; print(ActivationDataset('run', 1).shape)"
     assert call([python, "-c", read], tmp_path).strip() == "(8, 64)"
-    # Hosts in the cloud get from an installed package what they get from a checkout.
-    shipped = f"from launch.bundle import make_bundle; print(make_bundle({str(TASKS)!r}).name)"
+    # An installed package ships the same code to hosts in the cloud as a checkout does.
+    shipped = f"from launch.cloud.bundle import make_bundle; print(make_bundle({str(TASKS)!r}).name)"
     assert call([python, "-c", shipped], tmp_path).strip() == make_bundle(str(TASKS)).name
 
 
@@ -95,4 +97,14 @@ def test_pre_commit_runs_what_lint_runs() -> None:
 
 
 def test_the_changelog_has_this_version() -> None:
-    assert f"\n## {__version__}" in (ROOT / "docs/changelog.md").read_text()
+    assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_workflow_runs_the_ci_script_on_supported_pythons() -> None:
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    versions = [step["with"]["python-version"].split() for step in job["steps"] if "with" in step]
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    assert versions
+    assert {f"Programming Language :: Python :: {version}" for version in versions[0]} <= set(classifiers)

@@ -17,6 +17,7 @@ from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.identity import claim
 from pod_job.storage.folder import Folder
 from tools.tiny_model import write_tiny_model
 
@@ -49,7 +50,7 @@ def text_run(
         "dtype": "bfloat16",
         "save_every_n_samples": 4,
     }
-    identity.claim(folder, identity, to_json(config))
+    claim(folder, identity, to_json(config))
     tokenizer = load_tokenizer(model)
     for number in range(1, batch_count(len(samples), 4) + 1):
         chosen = [samples[i] for i in batch_samples(number, len(samples), 4)]
