@@ -14,17 +14,17 @@ GIB = 1 << 30
 NO_COMPILER = "no TPU compiler here; on x86-64 Linux: pip install '.[preflight]' in a checkout of this program"
 
 
-def preflight_first(overrides: Sequence[str], options: Options, say: Callable[[str], None]) -> None:
+def preflight_first(overrides: Sequence[str], options: Options, log: Callable[[str], None]) -> None:
     """Checks a job for a TPU pod before its pod is asked for. JobError where it does not fit, with what to change."""
     if options.no_preflight:
         return
     if not compiler_here():
-        say(f"preflight skipped: {NO_COMPILER}")
+        log(f"preflight skipped: {NO_COMPILER}")
         return
-    say("preflight: compiling for the pod, unless it was before (--no-preflight leaves it out)")
+    log("preflight: compiling for the pod, unless it was before (--no-preflight leaves it out)")
     report = run_preflight(overrides)
     refuse_what_does_not_fit(report)
-    say(f"preflight: {summary(report)}")
+    log(f"preflight: {summary(report)}")
 
 
 def compiler_here() -> bool:

@@ -29,11 +29,11 @@ from pod_job.generation.generate import Ending, generate, wave_feeder
 from pod_job.generation.predictions import write_predictions
 from pod_job.host.chips import free_chips
 from pod_job.host.compile_cache import compile_cache
-from pod_job.host.rendezvous import Host, roll_call, start, this_host
+from pod_job.host.rendezvous import Host, await_hosts, start, this_host
 from pod_job.host.reporter import Reporter
 from pod_job.host.status import Phase
-from pod_job.host.stop_request import StopWish
-from pod_job.host.watchdog import Lookout, forget, last_word
+from pod_job.host.stop_request import StopRequest
+from pod_job.host.watchdog import Watchdog, forget, report_end
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.sharding import row_shards, stated
@@ -62,10 +62,10 @@ def run(config: JobConfig) -> None:
     folder.check_writable()
     forget(folder, host.attempt)
     with (
-        StopWish() as stop,
+        StopRequest() as stop,
         Reporter(folder, host) as reporter,
         telling_failure(reporter, folder, host),
-        Lookout(folder, host, stop, reporter),
+        Watchdog(folder, host, stop, reporter),
     ):
         stop.on_signal()
         if config.pod.kind is PodKind.tpu:
@@ -78,7 +78,7 @@ def run(config: JobConfig) -> None:
             free_chips()
 
         reporter.phase(Phase.arrived)
-        roll_call(folder, host, config.pod.arrival_timeout_s)
+        await_hosts(folder, host, config.pod.arrival_timeout_s)
         claim(folder, inputs.identity, to_json(config))
         start(host)
         reporter.timeline.device = jax.devices()[0].device_kind
@@ -106,7 +106,7 @@ def compute(
     tokenizer: Any,
     host: Host,
     reporter: Reporter,
-    stop: StopWish,
+    stop: StopRequest,
 ) -> None:
     """Loads weights, compiles and runs this host's share of the `pending` batches, until they are committed."""
     mesh = make_mesh(config.mesh)
@@ -154,7 +154,7 @@ def telling_failure(reporter: Reporter, folder: Folder, host: Host) -> Iterator[
     except BaseException as error:
         reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
         log.error("%s", reason, exc_info=not isinstance(error, JobError))
-        last_word(reporter, folder, host, Phase.failed, reason)
+        report_end(reporter, folder, host, Phase.failed, reason)
         raise
 
 

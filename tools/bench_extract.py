@@ -39,7 +39,7 @@ from pod_job.extraction.writers import Writers
 from pod_job.formats.safetensors import map_tensors
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
-from pod_job.host.stop_request import StopWish
+from pod_job.host.stop_request import StopRequest
 from pod_job.models.arch import Arch
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -216,7 +216,8 @@ def ours(config: JobConfig, inputs: Inputs, tokenizer: Any, scratch: Path, *, wr
         scratch.mkdir(exist_ok=True)
         folder = open_folder(tempfile.mkdtemp(dir=scratch))
         with Reporter(folder, Host(0, 1, "bench", None)) as reporter:
-            feeder = packed_feeder(batches, inputs, tokenizer, config.extract, step_rows, write, reporter, StopWish())
+            stop = StopRequest()
+            feeder = packed_feeder(batches, inputs, tokenizer, config.extract, step_rows, write, reporter, stop)
             if write:
                 with Writers(config.storage.writers, folder, 0, reporter.committed) as writers:
                     extract(step, params, feeder, rows, part, writers, reporter)

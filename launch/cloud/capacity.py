@@ -8,7 +8,7 @@ from launch.cloud.cost import note_end, note_start, record_of
 from launch.cloud.pods import Pod, delete, find_pods, gcloud_error
 from launch.cloud.request import pod_name, pod_spec
 from launch.shell import call
-from launch.view.say import Say
+from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.storage.folder import Folder
@@ -20,14 +20,14 @@ PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0  # between two rounds through the zones
 NO_CAPACITY = ("no more capacity", "RESOURCE_EXHAUSTED", '"code": 8,', "quota", "stockout", "not enough resources")
 
 
-def take_down(pods: Sequence[Pod], config: JobConfig, say: Say) -> None:
+def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
     for pod in pods:
-        say(f"deleting {pod.name} in {pod.zone} ({pod.state})")
-        end(pod, config, say)
-    say(f"{pod_name(config)} is gone")
+        log(f"deleting {pod.name} in {pod.zone} ({pod.state})")
+        end(pod, config, log)
+    log(f"{pod_name(config)} is gone")
 
 
-def bring_up(config: JobConfig, say: Say) -> Pod:
+def bring_up(config: JobConfig, log: Log) -> Pod:
     """The pod of this job, READY: the one there is, else a new one in the first zone that gives it.
 
     Raises:
@@ -38,50 +38,50 @@ def bring_up(config: JobConfig, say: Say) -> Pod:
     for attempt in range(config.cloud.rounds):
         if attempt:
             pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1))
-            say(f"no zone has a pod; trying again in {pause:.0f} s")
+            log(f"no zone has a pod; trying again in {pause:.0f} s")
             time.sleep(pause)
-        there = clear(find_pods(spec.name, config.cloud.project), config, say)
+        there = clear(find_pods(spec.name, config.cloud.project), config, log)
         for zone in [there.zone] if there else config.cloud.zones:
-            answer = wait(config, zone, say) if there else request(spec, zone, config, say)
+            answer = wait(config, zone, log) if there else request(spec, zone, config, log)
             if isinstance(answer, Pod):
-                note(config, say, lambda folder, pod=answer: note_start(folder, record_of(pod, config.cloud.capacity)))
+                note(config, log, lambda folder, pod=answer: note_start(folder, record_of(pod, config.cloud.capacity)))
                 return answer
             reasons[zone] = answer
-            say(f"{zone}: {answer}")
+            log(f"{zone}: {answer}")
     said = "; ".join(f"{zone}: {reason}" for zone, reason in reasons.items())
     raise JobError(f"cloud.zones: none has a {spec.accelerator_type} ({said}); add zones, or try later")
 
 
-def clear(pods: Sequence[Pod], config: JobConfig, say: Say) -> Pod | None:
+def clear(pods: Sequence[Pod], config: JobConfig, log: Log) -> Pod | None:
     """Deletes pods that will not come (again): preempted, failed, stopped. Returns one that is or will be READY."""
     living = [pod for pod in pods if pod.ready or pod.coming]
     for pod in pods:
         if pod not in living:
-            say(f"{pod.name} in {pod.zone} is {pod.state}; deleting it")
-            end(pod, config, say)
+            log(f"{pod.name} in {pod.zone} is {pod.state}; deleting it")
+            end(pod, config, log)
     return max(living, key=lambda pod: pod.ready, default=None)
 
 
-def end(pod: Pod, config: JobConfig, say: Say) -> None:
+def end(pod: Pod, config: JobConfig, log: Log) -> None:
     """Deletes a pod and notes when; one that was taken away before has ended with the last word of its hosts."""
     living = pod.ready or pod.coming
     delete(pod, config.cloud.project)
     if living:
-        note(config, say, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), time.time()))
+        note(config, log, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), time.time()))
 
 
-def note(config: JobConfig, say: Say, write: Callable[[Folder], None]) -> None:
+def note(config: JobConfig, log: Log, write: Callable[[Folder], None]) -> None:
     """Lets `write` keep something about a pod in the run folder, if that can be written from here."""
     try:
         write(open_folder(config.storage.run_dir))
     except (JobError, OSError) as error:
-        say(f"what this pod costs will not be in `status`: {error}")
+        log(f"what this pod costs will not be in `status`: {error}")
 
 
-def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, say: Say) -> Pod | str:
+def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod | str:
     """Asks one zone and waits; the pod, or why this zone has none. Raises JobError for a request that is wrong."""
     how = f"{spec.accelerator_type} ({spec.capacity.value}{', queued' if config.cloud.queued else ''})"
-    say(f"asking {zone} for {spec.name}, {how}")
+    log(f"asking {zone} for {spec.name}, {how}")
     create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
     done = call(create(spec, zone, config.cloud.project))
     if done.code and "ALREADY_EXISTS" not in done.err:
@@ -89,10 +89,10 @@ def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, say: Say) -> Pod
         if not any(sign.lower() in reason.lower() for sign in NO_CAPACITY):
             raise JobError(f"{zone} refuses {spec.name}: {reason}")
         return reason
-    return wait(config, zone, say)
+    return wait(config, zone, log)
 
 
-def wait(config: JobConfig, zone: str, say: Say) -> Pod | str:
+def wait(config: JobConfig, zone: str, log: Log) -> Pod | str:
     """Waits for the pod in `zone`; the pod once READY, else why it will not come. What has failed is deleted."""
     deadline = time.monotonic() + config.cloud.zone_wait_s
     shown = ""
@@ -102,7 +102,7 @@ def wait(config: JobConfig, zone: str, say: Say) -> Pod | str:
             return "the request is gone"
         if pod.state != shown:
             shown = pod.state
-            say(f"{pod.name} in {zone}: {shown}")
+            log(f"{pod.name} in {zone}: {shown}")
         if pod.ready:
             return pod
         late = time.monotonic() > deadline

@@ -18,14 +18,14 @@ from launch.cloud.gcloud import Reach
 from launch.cloud.pods import gcloud_error
 from launch.cloud.remote import Answer, ask, ask_each, script
 from launch.shell import call
-from launch.view.say import Say
+from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.run_folder.layout import code_file
 from pod_job.storage.folder import Folder
 
 
-def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, attempt: str, say: Say) -> str:
+def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, attempt: str, log: Log) -> str:
     """Starts the job on every host of a pod that is READY. Returns the attempt that runs: an earlier one that still
     does, or `attempt`.
 
@@ -36,16 +36,16 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
     values = place_bundle(bundle, reach, folder) | common_values(config, bundle)
     prepared = expect(ask(reach, config.pod.hosts, script("prepare", values)), {"READY"})
     made = sum(answer.detail == "made" for answer in prepared.values())
-    say(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
+    log(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
     if config.cloud.secrets:
         send_secrets(config, reach)
-        say(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
+        log(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
     values = common_values(config, bundle) | {"ATTEMPT": attempt, "JOB": list(overrides)}
     answers = expect(
         ask(reach, config.pod.hosts, script("start", values)), {"LAUNCHED", "ALREADY_RUNNING", "ALREADY_COMPLETE"}
     )
     counts = Counter(answer.word for answer in answers.values())
-    say(f"{len(answers)} of {config.pod.hosts} hosts: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+    log(f"{len(answers)} of {config.pod.hosts} hosts: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
     attempts = {answer.detail for answer in answers.values()}
     if len(attempts) > 1:
         older = [host for host, answer in answers.items() if answer.detail != attempt]

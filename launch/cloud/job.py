@@ -20,7 +20,7 @@ from launch.host_commands import new_attempt
 from launch.options import Options
 from launch.preflight import preflight_first
 from launch.view import progress, summary
-from launch.view.say import Say, speaker
+from launch.view.timed_log import Log, timed_log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import Inputs, read_inputs
@@ -45,31 +45,31 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Options) 
         print(*planned(config), sep="\n")
         return 0
     began = time.monotonic()
-    say = speaker(began)
-    preflight_first(overrides, options, say)
-    started = start(config, overrides, say)
+    log = timed_log(began)
+    preflight_first(overrides, options, log)
+    started = start(config, overrides, log)
     if not options.follow:
         facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
         print(json.dumps(facts | {"hosts": config.pod.hosts}) if options.as_json else next_steps(started, overrides))
         return 0
-    outcome = until_end(config, started, say, began)
+    outcome = until_end(config, started, log, began)
     return finish(config, started, outcome, time.monotonic() - began, options)
 
 
-def start(config: JobConfig, overrides: Sequence[str], say: Say) -> Started:
+def start(config: JobConfig, overrides: Sequence[str], log: Log) -> Started:
     """Checks the inputs, brings the pod up and starts the job on all its hosts, or finds it running there."""
     inputs = read_inputs(config)
-    pod = bring_up(config, say)
+    pod = bring_up(config, log)
     if pod.workers != config.pod.hosts:
         raise JobError(
             f"pod.hosts={config.pod.hosts}, but {pod.name} has {pod.workers} workers; set pod.hosts={pod.workers} "
             f"and a mesh to match, or another pod.accelerator_type"
         )
     how = reach(config, pod.zone)
-    return Started(how, deploy(config, overrides, how, inputs.folder, new_attempt(), say), inputs)
+    return Started(how, deploy(config, overrides, how, inputs.folder, new_attempt(), log), inputs)
 
 
-def until_end(config: JobConfig, started: Started, say: Say, began: float) -> Outcome:
+def until_end(config: JobConfig, started: Started, log: Log, began: float) -> Outcome:
     """Shows the hosts' progress until the attempt has ended."""
     with progress.Screen(Console(stderr=True), began) as screen:
         return follow(
@@ -79,7 +79,7 @@ def until_end(config: JobConfig, started: Started, say: Say, began: float) -> Ou
             started.attempt,
             config.cloud.stall_s,
             lambda statuses: screen.show(progress.bars(statuses, started.inputs.total_batches)),
-            say,
+            log,
         )
 
 
@@ -108,10 +108,10 @@ def show_outcome(outcome: Outcome, screen: Console) -> None:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def kill(reach: Reach, hosts: int, say: Say) -> None:
+def kill(reach: Reach, hosts: int, log: Log) -> None:
     """Ends what still runs of the job on every host that can be reached, at once."""
     answers = ask(reach, hosts, script("stop", {"SIGNAL": "KILL"}))
-    say(f"ended the job on {sum(answer.word == 'KILLED' for answer in answers.values())} hosts")
+    log(f"ended the job on {sum(answer.word == 'KILLED' for answer in answers.values())} hosts")
 
 
 def planned(config: JobConfig) -> list[str]:

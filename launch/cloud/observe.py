@@ -11,7 +11,7 @@ from launch.cloud.gcloud import Reach
 from launch.cloud.outcome import End, Outcome, judge
 from launch.cloud.pods import find_pods
 from launch.cloud.remote import Answer, ask_briefly, script
-from launch.view.say import Say
+from launch.view.timed_log import Log
 from pod_job.errors import JobError
 from pod_job.host.status import HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
@@ -37,13 +37,13 @@ def read_all(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None
 
 
 def follow(
-    reach: Reach, hosts: int, folder: Folder, attempt: str, stall_s: float, show: Callable[[Statuses], None], say: Say
+    reach: Reach, hosts: int, folder: Folder, attempt: str, stall_s: float, show: Callable[[Statuses], None], log: Log
 ) -> Outcome:
     """Returns when the attempt is done, has failed, has lost a host, or its pod is no more.
 
     A network that is away for a while, or a laptop asleep, only delays it.
     """
-    quiet = Quiet(hosts)
+    liveness = Liveness(hosts)
     looked = worried_since = time.monotonic()
     while True:
         try:
@@ -53,10 +53,10 @@ def follow(
                 return Outcome(End.done)
             if all(status is not None and status.phase in OVER for status in statuses):
                 return stopped(reach, statuses)
-            quiet.note(statuses)
+            liveness.note(statuses)
             failed = any(status is not None and status.phase is Phase.failed for status in statuses)
-            stalled = quiet.without_progress_s() > stall_s
-            worried = failed or stalled or quiet.silent_s() > SILENT_S
+            stalled = liveness.without_progress_s() > stall_s
+            worried = failed or stalled or liveness.silent_s() > SILENT_S
             now = time.monotonic()
             worried_since = worried_since if worried else now
             if now - looked > (WORRIED_EVERY_S if worried else NODE_EVERY_S):
@@ -67,7 +67,7 @@ def follow(
                 if outcome is not None:
                     return outcome
         except JobError as error:
-            say(f"{error}; looking again")
+            log(f"{error}; looking again")
         time.sleep(POLL_S)
 
 
@@ -91,7 +91,7 @@ def probe(reach: Reach) -> dict[int, Answer]:
     return ask_briefly(reach, script("probe", {"TAIL": str(TAIL_BYTES)}), PROBE_TIMEOUT_S)
 
 
-class Quiet:
+class Liveness:
     """How long hosts have said nothing, by this machine's clock alone: the hosts' clocks may differ."""
 
     def __init__(self, hosts: int) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from launch.cloud.pods import MADE_BY, Pod, delete, delete_commands, list_pods
 from launch.options import Options
-from launch.view.say import speaker
+from launch.view.timed_log import timed_log
 from pod_job.config.load import load
 
 
@@ -32,10 +32,10 @@ def gc(overrides: Sequence[str], options: Options) -> int:
         print(json.dumps([facts(pod, now, deleted=pod in dead) for pod in pods], indent=2))
     else:
         show(pods, now, Console())
-    say = speaker()
+    log = timed_log()
     for pod in dead:
         delete(pod, config.cloud.project)
-        say(f"deleted {pod.name} in {pod.zone}, which was {pod.state}")
+        log(f"deleted {pod.name} in {pod.zone}, which was {pod.state}")
     return 0
 
 

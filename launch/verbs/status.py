@@ -111,8 +111,8 @@ def run_facts(
     left_s = 0.0 if done == batches else (batches - done) / rate if rate else None
     cloud = config.cloud
     alive = {record_of(pod, cloud.capacity).key for pod in pods}
-    last_word = max((host.updated for host in heard), default=0.0)
-    paid = hours(all_records(folder, pods, config), alive, last_word, now)
+    last_heard = max((host.updated for host in heard), default=0.0)
+    paid = hours(all_records(folder, pods, config), alive, last_heard, now)
     so_far = spent(paid, cloud.price_per_chip_hour) if paid else None
     hourly = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
     expected = None

@@ -10,7 +10,7 @@ from launch.cloud.pods import Pod, delete_commands, find_pods
 from launch.cloud.request import pod_name, pod_spec
 from launch.options import Options
 from launch.preflight import preflight_first
-from launch.view.say import speaker
+from launch.view.timed_log import timed_log
 from pod_job.config.load import load
 
 
@@ -22,9 +22,9 @@ def up(overrides: Sequence[str], options: Options) -> int:
         create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
         print(*(shlex.join(create(spec, zone, config.cloud.project)) for zone in config.cloud.zones), sep="\n")
         return 0
-    say = speaker()
-    preflight_first(overrides, options, say)
-    pod = bring_up(config, say)
+    log = timed_log()
+    preflight_first(overrides, options, log)
+    pod = bring_up(config, log)
     show(pod, options.as_json)
     return 0
 
@@ -37,7 +37,7 @@ def down(overrides: Sequence[str], options: Options) -> int:
         commands = [command for pod in pods for command in delete_commands(pod, config.cloud.project)]
         print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
         return 0
-    take_down(pods, config, speaker())
+    take_down(pods, config, timed_log())
     if options.as_json:
         print(json.dumps([{"name": pod.name, "zone": pod.zone} for pod in pods]))
     return 0

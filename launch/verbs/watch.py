@@ -16,7 +16,7 @@ from launch.cloud.request import pod_name, pod_spec
 from launch.options import Options
 from launch.preflight import preflight_first
 from launch.verbs.run import run_here
-from launch.view.say import Say, speaker
+from launch.view.timed_log import Log, timed_log
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig, PodKind
 
@@ -36,24 +36,24 @@ def watch(overrides: Sequence[str], options: Options) -> int:
         print(*planned(config), sep="\n")
         return 0
     began = time.monotonic()
-    say = speaker(began)
-    preflight_first(overrides, options, say)
+    log = timed_log(began)
+    preflight_first(overrides, options, log)
     lost = dict.fromkeys((End.preempted, End.lost), 0)
     budget = {End.preempted: config.cloud.preemptions, End.lost: config.cloud.failures}
     while True:
-        started = start(config, overrides, say)
-        outcome = until_end(config, started, say, began)
+        started = start(config, overrides, log)
+        outcome = until_end(config, started, log, began)
         if outcome.end not in lost:
             break
         lost[outcome.end] += 1
-        say(f"{describe(outcome)}; {lost[outcome.end]} of {budget[outcome.end]} {BUDGETS[outcome.end]} used")
+        log(f"{describe(outcome)}; {lost[outcome.end]} of {budget[outcome.end]} {BUDGETS[outcome.end]} used")
         if lost[outcome.end] > budget[outcome.end]:
-            say(f"giving up: {BUDGETS[outcome.end]} is spent")
+            log(f"giving up: {BUDGETS[outcome.end]} is spent")
             break
         if outcome.end is End.lost:
             show_outcome(outcome, Console(stderr=True))
-            kill(started.reach, config.pod.hosts, say)
-    leave(config, say)
+            kill(started.reach, config.pod.hosts, log)
+    leave(config, log)
     return finish(config, started, outcome, time.monotonic() - began, options)
 
 
@@ -66,6 +66,6 @@ def describe(outcome: Outcome) -> str:
     return f"the pod was taken away ({outcome.node})"
 
 
-def leave(config: JobConfig, say: Say) -> None:
+def leave(config: JobConfig, log: Log) -> None:
     """Deletes the pod."""
-    take_down(find_pods(pod_name(config), config.cloud.project), config, say)
+    take_down(find_pods(pod_name(config), config.cloud.project), config, log)

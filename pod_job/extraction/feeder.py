@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from pod_job.config.schema import ExtractConfig
 from pod_job.extraction.packing import Queued
 from pod_job.host.reporter import Reporter
-from pod_job.host.stop_request import StopWish
+from pod_job.host.stop_request import StopRequest
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.tokens import Prompt, tokenize
@@ -45,7 +45,7 @@ class Feeder:
         empty: Any,
         writes: bool,
         reporter: Reporter,
-        stop: StopWish,
+        stop: StopRequest,
     ) -> None:
         """`lay_out` makes step inputs of the prompts that `prompts` gives for each batch; `empty` is one of none.
 

@@ -22,7 +22,7 @@ from pod_job.extraction.transfer import local_rows, start_copy
 from pod_job.extraction.writers import Writers
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.reporter import Reporter
-from pod_job.host.stop_request import StopWish
+from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import Prompt
@@ -85,7 +85,7 @@ def packed_feeder(
     rows: int,
     writes: bool,
     reporter: Reporter,
-    stop: StopWish,
+    stop: StopRequest,
 ) -> Feeder:
     """For `extract`: prompts packed into steps of `rows` rows."""
     dtype, control, pool = DTYPE_OF[config.dtype.value], special_ids(tokenizer), Pool()

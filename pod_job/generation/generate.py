@@ -24,7 +24,7 @@ from pod_job.generation.completions import Ending, completed_text, find_end
 from pod_job.generation.decoding import Programs
 from pod_job.generation.waves import Wave, lay_out, make_waves
 from pod_job.host.reporter import Reporter
-from pod_job.host.stop_request import StopWish
+from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import Prompt
@@ -127,7 +127,7 @@ def wave_feeder(
     rows: int,
     writes: bool,
     reporter: Reporter,
-    stop: StopWish,
+    stop: StopRequest,
 ) -> Feeder:
     """For `generate`: waves of `rows` prompts, and what earlier attempts at their batches have decided."""
     decided: dict[tuple[int, int], Sequence[int]] = {}

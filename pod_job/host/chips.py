@@ -27,7 +27,7 @@ log = logging.getLogger("pod_job")
 
 
 @dataclass(frozen=True)
-class Holder:
+class ChipProcess:
     """A process that has a device open; `ours`: it is a job of this project."""
 
     pid: int
@@ -44,7 +44,7 @@ def free_chips(patterns: Sequence[str] = DEVICES, lock: Path = LOCK, wait_s: flo
     """
     began = time.monotonic()
     signalled: dict[int, signal.Signals] = {}
-    while holders := find_holders([device for pattern in patterns for device in sorted(glob.glob(pattern))]):
+    while holders := processes_using([device for pattern in patterns for device in sorted(glob.glob(pattern))]):
         waited = time.monotonic() - began
         for holder in holders:
             signum = signal.SIGTERM if waited < TERM_S else signal.SIGKILL
@@ -67,7 +67,7 @@ def free_chips(patterns: Sequence[str] = DEVICES, lock: Path = LOCK, wait_s: flo
         ) from error
 
 
-def find_holders(devices: Sequence[str], proc: Path = Path("/proc")) -> list[Holder]:
+def processes_using(devices: Sequence[str], proc: Path = Path("/proc")) -> list[ChipProcess]:
     """The other processes that have one of the devices open, as far as this user may look."""
     wanted = {os.path.realpath(device) for device in devices}
     found = []
@@ -78,7 +78,7 @@ def find_holders(devices: Sequence[str], proc: Path = Path("/proc")) -> list[Hol
             opened = {os.readlink(link) for link in (entry / "fd").iterdir()} & wanted
             if opened:
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                found.append(Holder(int(entry.name), " ".join(words).strip(), min(opened), _is_ours(entry, words)))
+                found.append(ChipProcess(int(entry.name), " ".join(words).strip(), min(opened), _is_ours(entry, words)))
     return found
 
 
@@ -87,5 +87,5 @@ def _is_ours(entry: Path, words: Sequence[str]) -> bool:
     return by_launcher or ("-m", "pod_job") in itertools.pairwise(words)
 
 
-def _facts(holder: Holder) -> tuple[int, str, str]:
+def _facts(holder: ChipProcess) -> tuple[int, str, str]:
     return holder.pid, holder.device, holder.command

@@ -1,4 +1,4 @@
-"""One host among many: the roll call by name, then jax's own start-up.
+"""One host among many: the hosts wait for one another by name, then jax's own start-up.
 
 jax aborts every present host when one never comes, and does not say which. So hosts first report in the run folder,
 and whoever is missing or has failed is named before jax is asked.
@@ -52,7 +52,7 @@ def this_host(pod: PodConfig) -> Host:
     )
 
 
-def roll_call(folder: Folder, host: Host, timeout_s: float) -> None:
+def await_hosts(folder: Folder, host: Host, timeout_s: float) -> None:
     """Returns once every host has arrived in this attempt.
 
     Raises:

@@ -1,6 +1,6 @@
 """A wish that this host end soon: SIGTERM, or the metadata server's notice that the machine is being taken away.
 
-The host then begins no further batch, commits those it holds, and ends; `pod_job.lookout` sees that it is in time.
+The host then begins no further batch, commits those it holds, and ends; `host/watchdog.py` sees that it is in time.
 """
 
 import logging
@@ -21,7 +21,7 @@ NOTICE_TIMEOUT_S, RETRY_S = 600.0, 30.0
 log = logging.getLogger("pod_job")
 
 
-class StopWish:
+class StopRequest:
     """Unwished until a signal or a notice comes; `reason` says which. A context manager, which gives SIGTERM back."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopWish:
     def __bool__(self) -> bool:
         return self.reason is not None
 
-    def __enter__(self) -> "StopWish":
+    def __enter__(self) -> "StopRequest":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,18 +59,18 @@ class StopWish:
         """Waits for the notice in a thread."""
         threading.Thread(target=self._wait_for_notice, name="preemption", daemon=True).start()
 
-    def wish(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
             log.info("%s: no further batch is begun", reason)
 
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
-        self.wish(signal.Signals(signum).name)
+        self.request(signal.Signals(signum).name)
 
     def _listen(self, listens: int) -> None:
         while heard := os.read(listens, 1):
             if heard[0] == signal.SIGTERM:
-                self.wish(signal.SIGTERM.name)
+                self.request(signal.SIGTERM.name)
         os.close(listens)
 
     def _wait_for_notice(self) -> None:
@@ -81,7 +81,7 @@ class StopWish:
             try:
                 with opener.open(request, timeout=NOTICE_TIMEOUT_S) as answer:
                     if answer.read() == b"TRUE":
-                        return self.wish("notice of preemption")
+                        return self.request("notice of preemption")
             except OSError as error:
                 log.warning("no notice of preemption can be had: %s", error)
                 time.sleep(RETRY_S)

@@ -19,15 +19,15 @@ import jax
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.status import Phase, read_status
-from pod_job.host.stop_request import StopWish
+from pod_job.host.stop_request import StopRequest
 from pod_job.run_folder.layout import departure_file
 from pod_job.storage.folder import Folder, NameTaken
 
 POLL_S = 0.5
-NEIGHBOURS_EVERY_S = 5.0
+PEERS_EVERY_S = 5.0
 # From the wish until batches in hand are abandoned. A preempted machine has 30 s, and the notice may come late.
 GRACE_S = 20.0
-LAST_WORD_S = 5.0  # for the status to be written, where the bucket may be what has failed
+REPORT_TIMEOUT_S = 5.0  # for the status to be written, where the bucket may be what has failed
 NOTHING_IN_HAND = (Phase.checking, Phase.arrived, Phase.weights, Phase.compiling)
 OVER = (Phase.done, Phase.stopped, Phase.failed)
 
@@ -61,8 +61,8 @@ def first_departure(folder: Folder, attempt: str) -> Departure | None:
         return None
 
 
-def last_word(reporter: Reporter, folder: Folder, host: Host, phase: Phase, error: str) -> None:
-    """Writes the end of this host into its status, and tells the other hosts; within LAST_WORD_S or not at all."""
+def report_end(reporter: Reporter, folder: Folder, host: Host, phase: Phase, error: str) -> None:
+    """Writes the end of this host into its status, and tells the other hosts; within REPORT_TIMEOUT_S or not at all."""
     reporter.set(phase=phase, error=error)
     departure = Departure(host.index, phase is Phase.stopped, error)
 
@@ -74,17 +74,17 @@ def last_word(reporter: Reporter, folder: Folder, host: Host, phase: Phase, erro
 
     word = threading.Thread(target=say, daemon=True)
     word.start()
-    word.join(LAST_WORD_S)
+    word.join(REPORT_TIMEOUT_S)
     if host.index == 0 and jax.distributed.is_initialized():
-        see_off(folder, host)
+        await_exits(folder, host)
 
 
-def see_off(folder: Folder, host: Host) -> None:
+def await_exits(folder: Folder, host: Host) -> None:
     """Waits until the other hosts have left, as long as they may take to hear that they should.
 
     Host 0 serves their coordination: were it gone before them, jax would abort them without a word in their status.
     """
-    deadline = time.monotonic() + NEIGHBOURS_EVERY_S + 2 * POLL_S
+    deadline = time.monotonic() + PEERS_EVERY_S + 2 * POLL_S
     with suppress(Exception):  # no storage: nothing can be seen of them
         for other in range(1, host.count):
             while time.monotonic() < deadline:
@@ -100,20 +100,20 @@ def announce(folder: Folder, attempt: str, departure: Departure) -> None:
         folder.create(departure_file(attempt), [json.dumps(vars(departure)).encode()])
 
 
-class Lookout:
+class Watchdog:
     """Watches the wish to stop and the other hosts while it is open, and of a pod until the process ends: at its exit
     jax waits for hosts that may never come.
     """
 
     def __init__(
-        self, folder: Folder, host: Host, stop: StopWish, reporter: Reporter, end: Callable[[int], object] = os._exit
+        self, folder: Folder, host: Host, stop: StopRequest, reporter: Reporter, end: Callable[[int], object] = os._exit
     ) -> None:
         """`end` ends the process with an exit status."""
         self.folder, self.host, self.stop, self.reporter, self.end = folder, host, stop, reporter, end
         self.closed = threading.Event()
 
-    def __enter__(self) -> "Lookout":
-        threading.Thread(target=self._watch, name="lookout", daemon=True).start()
+    def __enter__(self) -> "Watchdog":
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,7 +128,7 @@ class Lookout:
                 asked = min(asked, now)
             if self.stop and phase not in OVER and (phase in NOTHING_IN_HAND or now - asked > GRACE_S):
                 return self._stop(phase, now - asked)
-            if self.host.count > 1 and now - looked > NEIGHBOURS_EVERY_S:
+            if self.host.count > 1 and now - looked > PEERS_EVERY_S:
                 looked = now
                 first = self._first_departure()
                 if first is None or first.host == self.host.index:
@@ -159,7 +159,7 @@ class Lookout:
             self._leave(Phase.failed, first.words, 1)
 
     def _leave(self, phase: Phase, error: str, status: int) -> None:
-        last_word(self.reporter, self.folder, self.host, phase, error)
+        report_end(self.reporter, self.folder, self.host, phase, error)
         sys.stdout.flush()
         sys.stderr.flush()
         self.end(status)

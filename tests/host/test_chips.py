@@ -13,7 +13,7 @@ import pytest
 from pod_job import environment
 from pod_job.errors import JobError
 from pod_job.host import chips
-from pod_job.host.chips import find_holders, free_chips
+from pod_job.host.chips import free_chips, processes_using
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TPU VMs are Linux")
 HOLD = "import sys, time; held = open(sys.argv[1]); print('holds', flush=True); time.sleep(600)"
@@ -56,7 +56,7 @@ def test_an_earlier_job_of_ours_is_ended_and_then_the_lock_goes(chip: Path, hold
     lock = tmp_path / "libtpu_lockfile"
     lock.touch()
     earlier = hold(**{environment.ATTEMPT: "earlier"})
-    assert [(one.pid, one.ours, one.device) for one in find_holders([str(chip)])] == [(earlier.pid, True, str(chip))]
+    assert [(one.pid, one.ours, one.device) for one in processes_using([str(chip)])] == [(earlier.pid, True, str(chip))]
     free(chip, lock, 20.0)
     assert earlier.wait(5) == -signal.SIGTERM
     assert not lock.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from job_processes import finish, overrides, start
 
-from pod_job.host.stop_request import StopWish
+from pod_job.host.stop_request import StopRequest
 from pod_job.run_folder import layout
 from tools.fakepod.metadata import MetadataServer
 from tools.tiny_model import write_tiny_model
@@ -52,7 +52,7 @@ def test_a_notice_of_preemption_is_heard(monkeypatch: pytest.MonkeyPatch) -> Non
     server = MetadataServer(["127.0.0.1"], 0)
     try:
         monkeypatch.setenv("GCE_METADATA_IP", server.address)
-        stop = StopWish()
+        stop = StopRequest()
         stop.on_notice()
         assert not stop
         server.preempted.set()

@@ -17,11 +17,11 @@ from job_processes import free_port, overrides
 from pod_job import environment
 from pod_job.errors import JobError
 from pod_job.host import watchdog
-from pod_job.host.rendezvous import Host, roll_call
+from pod_job.host.rendezvous import Host, await_hosts
 from pod_job.host.reporter import Reporter
 from pod_job.host.status import Phase
-from pod_job.host.stop_request import StopWish
-from pod_job.host.watchdog import Departure, Lookout, announce, first_departure, forget
+from pod_job.host.stop_request import StopRequest
+from pod_job.host.watchdog import Departure, Watchdog, announce, first_departure, forget
 from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
@@ -34,10 +34,10 @@ class Watched:
 
     def __init__(self, path: Path) -> None:
         self.folder = open_folder(path)
-        self.stop = StopWish()
+        self.stop = StopRequest()
         self.reporter = Reporter(self.folder, HOST)
         self.left: list[int] = []
-        self.lookout = Lookout(self.folder, HOST, self.stop, self.reporter, self.left.append)
+        self.watchdog = Watchdog(self.folder, HOST, self.stop, self.reporter, self.left.append)
 
     def wait(self, timeout_s: float = 5.0) -> dict[str, object]:
         """The status with which the host has left."""
@@ -50,19 +50,19 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(watchdog, "POLL_S", 0.02)
-    monkeypatch.setattr(watchdog, "NEIGHBOURS_EVERY_S", 0.05)
+    monkeypatch.setattr(watchdog, "PEERS_EVERY_S", 0.05)
     monkeypatch.setattr(watchdog, "GRACE_S", 0.5)
     it = Watched(tmp_path)
-    with it.lookout:
+    with it.watchdog:
         yield it
-        it.lookout.closed.set()
+        it.watchdog.closed.set()
 
 
 @pytest.mark.parametrize("phase", watchdog.NOTHING_IN_HAND)
 def test_with_nothing_in_hand_a_wish_ends_the_host_at_once(watched: Watched, phase: Phase) -> None:
     watched.reporter.set(phase=phase)
     began = time.monotonic()
-    watched.stop.wish("SIGTERM")
+    watched.stop.request("SIGTERM")
     status = watched.wait()
     assert time.monotonic() - began < watchdog.GRACE_S
     assert (status["phase"], status["error"], watched.left) == ("stopped", "SIGTERM", [0])
@@ -72,14 +72,14 @@ def test_with_nothing_in_hand_a_wish_ends_the_host_at_once(watched: Watched, pha
 def test_batches_in_hand_have_their_grace(watched: Watched) -> None:
     watched.reporter.set(phase=Phase.extracting)
     began = time.monotonic()
-    watched.stop.wish("notice of preemption")
+    watched.stop.request("notice of preemption")
     assert watched.wait()["phase"] == "stopped"
     assert time.monotonic() - began >= watchdog.GRACE_S
 
 
 def test_a_host_that_ends_by_itself_is_left_alone(watched: Watched) -> None:
     watched.reporter.set(phase=Phase.done)
-    watched.stop.wish("SIGTERM")
+    watched.stop.request("SIGTERM")
     announce(watched.folder, "a", Departure(0, False, "KeyError: 'x'"))
     assert watched.wait(1.0) == {}
 
@@ -101,21 +101,21 @@ def test_an_earlier_start_of_the_same_name_does_not_count(watched: Watched) -> N
     assert first_departure(watched.folder, "a") is None
 
 
-def test_the_roll_call_does_not_wait_for_a_host_that_was_asked_to_stop(tmp_path: Path) -> None:
+def test_await_hosts_does_not_wait_for_a_host_that_was_asked_to_stop(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     other = Reporter(folder, HOST)
     other.set(phase=Phase.stopped, error="SIGTERM")
     other.write()
     with pytest.raises(JobError, match="host 1 was asked to stop before the start: SIGTERM"):
-        roll_call(folder, Host(index=0, count=2, attempt="a", coordinator=None), 60.0)
+        await_hosts(folder, Host(index=0, count=2, attempt="a", coordinator=None), 60.0)
 
 
 def test_a_signal_is_heard_while_the_main_thread_is_away() -> None:
     """No step of Python is made by the main thread, as in a compilation, while the wish comes."""
     program = """
         import hashlib, os, signal, sys, threading, time
-        from pod_job.stopping import StopWish
-        stop = StopWish()
+        from pod_job.host.stop_request import StopRequest
+        stop = StopRequest()
         stop.on_signal()
         def tell():
             while not stop:
@@ -142,7 +142,7 @@ def test_a_signal_is_heard_while_the_main_thread_is_away() -> None:
 def test_sigterm_is_given_back() -> None:
     before, wakeup = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
     threads = threading.active_count()
-    with StopWish() as stop:
+    with StopRequest() as stop:
         stop.on_signal()
         stop.on_signal()
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -159,8 +159,8 @@ STUCK = """
     import hashlib, sys
     import pod_job.job
     from pod_job import __main__ as entry
-    from pod_job.distributed import this_host
-    from pod_job.config import load
+    from pod_job.host.rendezvous import this_host
+    from pod_job.config.load import load
     def compile_step(*_):
         if this_host(load(sys.argv[2:]).pod).index == int(sys.argv[1]):
             raise RuntimeError("no such tile")

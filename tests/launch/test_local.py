@@ -42,8 +42,8 @@ def speak(host: int, phase: str, error: str | None = None, code: int = 0) -> Hos
     """A host that writes one status and exits."""
     program = """
         import sys
-        from pod_job.status import HostStatus, Phase, write_status
-        from pod_job.storage import open_folder
+        from pod_job.host.status import HostStatus, Phase, write_status
+        from pod_job.storage.open import open_folder
         run_dir, host, phase, error, code = sys.argv[1:]
         write_status(
             open_folder(run_dir), HostStatus(host=int(host), attempt="%s", phase=Phase(phase), error=error or None)
@@ -200,7 +200,7 @@ def test_the_command_line_reports_a_signal(tmp_path: Path) -> None:
         from pathlib import Path
         from launch import __main__ as command
         from launch.local import LocalPod, follow, stopped_by_signals
-        from launch.pod import HostCommand
+        from launch.host_commands import HostCommand
         def hold(overrides, options):
             host = HostCommand(["sh", "-c", "echo $$; exec sleep 600"])
             with stopped_by_signals(), LocalPod([host], Path(sys.argv[1])) as pod:

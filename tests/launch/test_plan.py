@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.host_commands import host_commands, new_attempt
+from launch.host_commands import HostCommand, host_commands, new_attempt
 from pod_job.config.load import load
 from tools.tiny_model import write_tiny_model
 
@@ -34,17 +34,17 @@ def job(tmp_path: Path) -> list[str]:
 
 
 def test_commands_of_a_local_pod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_commands.sys, "executable", "/opt/venv/bin/python")
+    monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
     overrides = ["experiment=demo", "pod.hosts=2", "mesh=2x2", "storage.run_dir='runs/a b; $(id)'"]
     commands = host_commands(load(overrides), overrides, "127.0.0.1:4711", "20250101T000000Z-abcdef")
     assert [str(command) for command in commands] == [
         "POD_JOB_HOST=0 POD_JOB_COORDINATOR=127.0.0.1:4711 POD_JOB_ATTEMPT=20250101T000000Z-abcdef "
         "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo OPENBLAS_NUM_THREADS=1 "
-        "/opt/venv/bin/python -m pod_job experiment=demo host_commands.hosts=2 mesh=2x2 "
+        "/opt/venv/bin/python -m pod_job experiment=demo pod.hosts=2 mesh=2x2 "
         "'storage.run_dir='\"'\"'runs/a b; $(id)'\"'\"''",
         "POD_JOB_HOST=1 POD_JOB_COORDINATOR=127.0.0.1:4711 POD_JOB_ATTEMPT=20250101T000000Z-abcdef "
         "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo OPENBLAS_NUM_THREADS=1 "
-        "/opt/venv/bin/python -m pod_job experiment=demo host_commands.hosts=2 mesh=2x2 "
+        "/opt/venv/bin/python -m pod_job experiment=demo pod.hosts=2 mesh=2x2 "
         "'storage.run_dir='\"'\"'runs/a b; $(id)'\"'\"''",
     ]
     assert commands[0].argv == ["/opt/venv/bin/python", "-m", "pod_job", *overrides]
@@ -59,7 +59,7 @@ def test_commands_of_a_tpu_pod() -> None:
 
 
 def test_a_printed_command_is_one_a_shell_reads_back() -> None:
-    command = host_commands.HostCommand(["echo", "a b", "$(id)", "it's", "two\nlines"], {"NAME": "x; y"})
+    command = HostCommand(["echo", "a b", "$(id)", "it's", "two\nlines"], {"NAME": "x; y"})
     shown = subprocess.run(["sh", "-c", f"{command}; :"], capture_output=True, text=True, check=True)
     assert shown.stdout == "a b $(id) it's two\nlines\n"
     assert shlex.split(str(command))[0] == "NAME=x; y"
