@@ -1,16 +1,16 @@
 """The preflight before anything is paid for, in a process of its own for jax; what it refuses is not started."""
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from launch import shell
 from launch.options import Options
 from pod_job.errors import JobError
+from pod_job.formats.records import decode
+from pod_job.preflight.records import PreflightReport
+from pod_job.preflight.tpu_facts import GIB
 
-GIB = 1 << 30
 NO_COMPILER = "no TPU compiler here; on x86-64 Linux: pip install '.[preflight]' in a checkout of this program"
 
 
@@ -31,36 +31,37 @@ def compiler_here() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def run_preflight(overrides: Sequence[str]) -> dict[str, Any]:
-    """The report. Raises JobError with what the preflight refused."""
+def run_preflight(overrides: Sequence[str]) -> PreflightReport:
+    """Returns the report. Raises JobError with the preflight's last line where it ends without one."""
     done = shell.call([sys.executable, "-m", "pod_job.preflight", *overrides, "--json"])
     if done.out.startswith("{"):
-        return json.loads(done.out)
+        return decode(done.out, PreflightReport, "preflight")
     last = (done.err.strip().splitlines() or [f"exit status {done.code}"])[-1]
     without = "" if done.code == 2 else "; --no-preflight starts without"
     raise JobError(f"preflight: {last.removeprefix('error: ')}{without}")
 
 
-def refuse_what_does_not_fit(report: dict[str, Any]) -> None:
-    """Raises JobError naming the program that does not fit, and the change that mends it."""
-    found = next((each for each in (report["step"], report["decode"]) if each and not each["fits"]), None)
-    if found is None:
+def refuse_what_does_not_fit(report: PreflightReport) -> None:
+    """Raises JobError naming the program that does not fit, and a change with which it does."""
+    too_big = next((program for program in report.programs if not program.fits), None)
+    if too_big is None:
         return
-    mends = next((each["change"] for each in report["changes"] if each["fits"]), None)
-    tried = ", ".join(each["change"] for each in report["changes"]) or "nothing smaller"
-    fix = f"use {mends}" if mends else f"tried and too big as well: {tried}; use more chips, with sharding=fsdp"
-    need = found["hbm"]["total"]  # 0 where the compiler did not say
+    fitting = next((change.change for change in report.changes if change.fits), None)
+    tried = ", ".join(change.change for change in report.changes) or "nothing smaller"
+    fix = f"use {fitting}" if fitting else f"tried and too big as well: {tried}; use more chips, with sharding=fsdp"
+    need = too_big.hbm["total"]  # 0 where the compiler reports no size
     size = f"{need / GIB:.2f} GiB of a chip's" if need else "more GiB than a chip's"
     raise JobError(
-        f"preflight: {found['program']} needs {size} {found['hbm_available'] / GIB:.2f} and does not fit; {fix}"
+        f"preflight: {too_big.program} needs {size} {too_big.hbm_available / GIB:.2f} and does not fit; {fix}"
     )
 
 
-def summary(report: dict[str, Any]) -> str:
-    """What matters of a report in one line."""
-    step, run = report["step"], report["run"]
-    memory = f"{max(each['hbm']['total'] for each in (step, report['decode'] or step)) / GIB:.1f} GiB a chip"
-    speed = f"{report['tokens_per_s']:,.0f} tokens/s, bound by {(report['decode'] or step)['bottleneck']}"
-    cost = f"{run['hours']:.2f} hours, ${run['usd_list']:,.2f} at list price or ${run['usd_spot']:,.2f} on spot"
-    better = f"; {report['changes'][0]['change']} would be quicker" if report["changes"] else ""
+def summary(report: PreflightReport) -> str:
+    """Returns memory, speed and cost of a job that fits in one line."""
+    run = report.run
+    assert run is not None, "a report of a job that fits has its run"
+    memory = f"{max(program.hbm['total'] for program in report.programs) / GIB:.1f} GiB a chip"
+    speed = f"{report.tokens_per_s:,.0f} tokens/s, bound by {report.programs[-1].bottleneck}"
+    cost = f"{run.hours:.2f} hours, ${run.usd_list:,.2f} at list price or ${run.usd_spot:,.2f} on spot"
+    better = f"; {report.changes[0].change} would be quicker" if report.changes else ""
     return f"{memory}, {speed}, {cost}{better}"

@@ -16,10 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pod_job import environment
 from pod_job.config.load import load
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.taps import resolve
+from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.report import pod_slice
 
 CONFIGS = Path("tests/data/configs")
@@ -40,8 +43,8 @@ def measure(model: str, overrides: Sequence[str], layers: int | None = None) -> 
     if layers is not None:
         arch = deeper(arch, layers)
     taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
-    (found,) = forecasts(config, arch, taps, pod_slice(config))
-    return {"layers": arch.layers, "taps": [tap.name for tap in taps]} | found.report()
+    (forecast,) = forecasts(PlannedJob(config, arch, taps, pod_slice(config)))
+    return {"layers": arch.layers, "taps": [tap.name for tap in taps]} | msgspec.to_builtins(forecast)
 
 
 def deeper(arch: Arch, layers: int) -> Arch:

@@ -5,21 +5,22 @@ given for a billion tokens.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pod_job.config.generate import Mode
 from pod_job.config.load import conf_dir, load
 from pod_job.config.schema import JobConfig, PodKind, Positions
 from pod_job.errors import JobError
+from pod_job.formats.records import decode
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.records import PreflightReport
 from pod_job.preflight.tpu_facts import PRICES_FROM, read_accelerator_type
 from pod_job.preflight.whole_run import PACKED
 
@@ -71,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", nargs="?", type=Path, default=OUT)
     parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="these alone, printed and not written")
     options = parser.parse_args(argv)
-    found = {}
+    programs = {}
     for name in options.only or experiments():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        found[name] = preflight(name)
+        programs[name] = preflight(name).programs
     made = f"{datetime.now(UTC).date().isoformat()}, jax {version('jax')}, libtpu {version('libtpu')}"
-    text = page(found, made)
+    text = page(programs, made)
     if options.only:
         print(text)
     else:
@@ -99,45 +100,44 @@ def sizes_of(config: JobConfig) -> Path:
     return CONFIGS / (Path(config.model.path).name if config.pod.kind is PodKind.tpu else "none")
 
 
-def preflight(name: str) -> dict[str, Any]:
+def preflight(name: str) -> PreflightReport:
     """The report on the experiment. JobError with what the preflight refused."""
     argv = [sys.executable, "-m", "pod_job.preflight", f"experiment={name}", UNUSED]
     argv += [f"model.path={sizes_of(configuration(name))}", "tasks=arc_sample", "--json"]
     done = subprocess.run(argv, capture_output=True, text=True)
     if not done.stdout.startswith("{"):
         raise JobError(f"experiment={name}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-    return json.loads(done.stdout)
+    return decode(done.stdout, PreflightReport, f"report on experiment={name}")
 
 
-def page(reports: dict[str, dict[str, Any]], made: str) -> str:
+def page(programs: dict[str, list[Forecast]], made: str) -> str:
     rows = []
-    for name, report in reports.items():
+    for name, [step, *more] in programs.items():
         config = configuration(name)
-        rows.append(row(name, config, report["step"]))
-        if report.get("decode"):
-            rows.append(row(f"{name}: new tokens", config, report["decode"], packed=1.0))
+        rows.append(row(name, config, step))
+        rows += [row(f"{name}: new tokens", config, program, packed=1.0) for program in more]
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
     return HEAD.format(made=made, prices=PRICES_FROM) + lines + "\n" + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
 
 
-def row(name: str, config: JobConfig, step: dict[str, Any], packed: float = PACKED) -> list[str]:
+def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) -> list[str]:
     """One line of the table; `packed` is the share of the step's positions that hold tokens."""
     slice_ = read_accelerator_type(str(config.pod.accelerator_type))
     layers = "all" if config.extract.layers is None else ", ".join(map(str, config.extract.layers))
-    memory = f"{step['hbm']['total'] / 2**30:.2f} of {step['hbm_available'] / 2**30:.2f} GiB"
+    memory = f"{step.hbm['total'] / 2**30:.2f} of {step.hbm_available / 2**30:.2f} GiB"
     start = [name, Path(config.model.path).name, str(config.pod.accelerator_type)]
     start += [f"{layers}; {config.extract.positions.value}", memory]
-    if not step["fits"]:
+    if not step.fits:
         return [*start, "does not fit", *[""] * (len(COLUMNS) - len(start) - 1)]
-    hours = 1e9 / (packed * step["tokens_per_s"]) / 3600
+    hours = 1e9 / (packed * step.tokens_per_s) / 3600
     usd = hours * slice_.chips * slice_.chip.list_usd_hour
     return [
         *start,
-        f"{1e3 * step['step_s']:.0f} ms",
-        step["bottleneck"],
-        f"{step['mfu']:.1%}",
-        f"{step['tokens_per_s']:,.0f}",
+        f"{1e3 * step.step_s:.0f} ms",
+        step.bottleneck,
+        f"{step.mfu:.1%}",
+        f"{step.tokens_per_s:,.0f}",
         f"{hours:.2f}",
         f"{usd:,.0f}",
         f"{usd * slice_.chip.spot_usd_hour / slice_.chip.list_usd_hour:,.0f}",

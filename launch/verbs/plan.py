@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from rich.console import Console
 
 from launch.host_commands import HostCommand, host_commands, new_attempt
@@ -59,7 +60,11 @@ def plan(overrides: Sequence[str], options: Options) -> int:
     reason = no_preflight(config, options)
     report = None if reason else run_preflight(overrides)
     if options.as_json:
-        print(json.dumps(dataclasses.asdict(made) | {"preflight": report, "no_preflight": reason}, indent=2))
+        print(
+            json.dumps(
+                dataclasses.asdict(made) | {"preflight": msgspec.to_builtins(report), "no_preflight": reason}, indent=2
+            )
+        )
     else:
         for line in preflight_lines(report) if report else [f"preflight   none: {reason}"]:
             screen.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,12 +1,14 @@
 """What a job will take and cost on a TPU pod, before anyone pays. Exit status 2 also where its step does not fit."""
 
-import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
 
+import msgspec
+
 from pod_job import environment
 from pod_job.commands.command_line import BAD_INPUT, DONE, RUN_DIR_HELP, exit_status, make_parser
+from pod_job.formats.records import encode
 from pod_job.preflight.lines import lines
 from pod_job.preflight.report import preflight
 
@@ -29,5 +31,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def preflight_and_tell(options: Namespace) -> int:
     os.environ.update(environment.COMPILE_ONLY)
     report = preflight(options.overrides, options.measured)
-    print(json.dumps(report, indent=2) if options.json else "\n".join(lines(report)))
-    return DONE if report["fits"] else BAD_INPUT
+    print(msgspec.json.format(encode(report), indent=2).decode() if options.json else "\n".join(lines(report)))
+    return DONE if report.fits else BAD_INPUT

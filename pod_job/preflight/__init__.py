@@ -1,1 +1,1 @@
-"""What a job will take on a TPU pod, from the TPU's own compiler, before anyone pays."""
+"""Forecast of a job's memory, time and cost on a TPU pod, by the TPU's own compiler, before anyone pays."""

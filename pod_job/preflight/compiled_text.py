@@ -1,4 +1,4 @@
-"""Reads the text of a program that XLA has compiled for TPU: what it runs, how often, and what it says of the cost.
+"""Reads the text of a program that XLA has compiled for TPU: its operations, how often each runs, and their cost.
 
 XLA states `estimated_cycles` for every operation it made itself; custom kernels and transfers carry none. The body of a
 loop stands once in the text, so everything in it counts as often as the loop turns.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -22,7 +23,7 @@ REFERENCE = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of the program; `rest` is what follows the opening parenthesis, `times` how often it runs."""
+    """One line of the program; `rest` is the text after the opening parenthesis, `times` how often it runs."""
 
     name: str
     shape: str
@@ -34,8 +35,8 @@ class Operation:
     @property
     def cycles(self) -> int:
         """Estimated cycles of one run; 0 where the compiler states none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-        return int(found[1]) if found else 0
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return int(match[1]) if match else 0
 
     @property
     def operands(self) -> list[str]:
@@ -48,16 +49,16 @@ class Operation:
 
     def attribute(self, name: str) -> str:
         """The computation named by `name=%...`."""
-        found = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
-        assert found is not None, (name, self.name)
-        return found[1]
+        match = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
+        assert match is not None, (name, self.name)
+        return match[1]
 
 
-Program = dict[str, list[Operation]]  # by computation
+Program = dict[str, list[Operation]]
+"""Operations by the name of their computation."""
 
 
-@dataclass(frozen=True)
-class Collective:
+class Collective(msgspec.Struct, frozen=True):
     """All collectives of one kind and size: `bytes` is the size of one result, `count` how many a step runs."""
 
     kind: str
@@ -66,7 +67,7 @@ class Collective:
 
 
 def read_program(text: str) -> list[Operation]:
-    """Every operation that a run of the program runs, in order, loops unrolled into `times`.
+    """Returns the operations of one run of the program, in order, loops unrolled into `times`.
 
     Raises:
         ValueError: the text has no entry, or a loop whose number of turns cannot be read.
@@ -77,8 +78,8 @@ def read_program(text: str) -> list[Operation]:
         if header := HEADER.match(line):
             current = program.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif current is not None and (found := OPERATION.match(line)):
-            current.append(Operation(found[2], found[3], found[4], found[5], root=bool(found[1])))
+        elif current is not None and (match := OPERATION.match(line)):
+            current.append(Operation(match[2], match[3], match[4], match[5], root=bool(match[1])))
     if entry is None:
         raise ValueError("no ENTRY computation in the compiled program")
     return list(walk(program, entry, 1))
@@ -103,31 +104,31 @@ def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
 
 
 def branch_names(operation: Operation) -> list[str]:
-    """The computations of a conditional: a list, or one each for true and false."""
+    """Returns the computations of a conditional: a list, or those for true and for false."""
     if listed := re.search(r"branch_computations=\{([^}]*)\}", operation.rest):
         return REFERENCE.findall(listed[1])
     return [operation.attribute("true_computation"), operation.attribute("false_computation")]
 
 
 def starts_collective(program: Program, fusion: Operation) -> bool:
-    """Whether a fusion starts a collective that goes on while later operations compute.
+    """Tells whether a fusion starts a collective that goes on while later operations compute.
 
-    Those operations and the one that waits for the end name it once more; only its start counts.
+    The operations in between and the one that waits for its end name the collective again; only its start counts.
     """
     return any('custom_call_target="AsyncCollectiveStart"' in op.rest for op in program[fusion.attribute("calls")])
 
 
 def loop_turns(program: Program, computation: str, loop: Operation) -> int:
-    """Turns of a loop that counts up by one from a constant while less than another, as fori_loop makes them."""
+    """Returns the turns of a loop that counts up by one between two constants, as fori_loop makes them."""
     condition = {op.name: op for op in program[loop.attribute("condition")]}
     test = next(op for op in condition.values() if op.root)
-    around = {op.name: op for op in program[computation]}
+    enclosing = {op.name: op for op in program[computation]}
     try:
         counter, bound = test.operands
         index = re.search(r"index=(\d+)", condition[counter].rest)
         assert index is not None
-        start = around[loop.operands[0]].operands[int(index[1])]
-        return constant(condition, bound) - constant(around, start)
+        start = enclosing[loop.operands[0]].operands[int(index[1])]
+        return constant(condition, bound) - constant(enclosing, start)
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"the number of turns of loop {loop.name} cannot be read: {test.rest[:100]}") from error
 
@@ -146,18 +147,18 @@ def total_cycles(operations: list[Operation]) -> int:
 
 
 def collectives(operations: list[Operation]) -> list[Collective]:
-    """The collectives of a run by kind and size, largest first."""
+    """Returns the collectives of a run by kind and size, most bytes first."""
     counts: dict[tuple[str, int], int] = {}
     for op in operations:
         kind = op.kind.removesuffix("-start")
         if kind in COLLECTIVES:
             counts[kind, op.bytes] = counts.get((kind, op.bytes), 0) + op.times
-    found = [Collective(kind, count, size) for (kind, size), count in counts.items()]
-    return sorted(found, key=lambda each: (-each.count * each.bytes, each.kind))
+    totals = [Collective(kind, count, size) for (kind, size), count in counts.items()]
+    return sorted(totals, key=lambda total: (-total.count * total.bytes, total.kind))
 
 
 def array_bytes(dtype: str, sizes: str) -> int:
-    """Size of an array written as `bf16[8,1024]`; 1 byte per element of a type narrower than that."""
+    """Returns the size of an array written as `bf16[8,1024]`; types narrower than a byte count as one byte each."""
     names = {"pred": "bool", "bf16": "bfloat16", "s": "int", "u": "uint", "f": "float"}
     name = names.get(dtype) or re.sub(r"^(s|u|f)(?=\d+$)", lambda m: names[m[1]], dtype)
     try:

@@ -1,4 +1,4 @@
-"""Forecasts kept in the user's cache folder: what is compiled once for a job is not compiled for it again.
+"""Forecasts kept in the user's cache folder, so that a job's programs are compiled once.
 
 The key is everything that a forecast depends on: the model's sizes, the fields of the configuration that the programs
 are made of, the code of this package, and the versions of the compilers.
@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from pod_job.config.load import to_json
-from pod_job.config.schema import JobConfig
-from pod_job.models.arch import Arch
-from pod_job.models.taps import Tap
-from pod_job.preflight.forecast import Forecast, from_json
+from pod_job.errors import JobError
+from pod_job.formats.records import decode, encode
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.planned_job import PlannedJob
 
 FIELDS = ("mode", "mesh", "sharding", "extract", "generate", "preflight")
 COMPILERS = ("jax", "jaxlib", "libtpu", "flax")
@@ -27,45 +26,39 @@ COMPILERS = ("jax", "jaxlib", "libtpu", "flax")
 log = logging.getLogger("pod_job")
 
 
-def cached(
-    config: JobConfig,
-    arch: Arch,
-    taps: tuple[Tap, ...],
-    end_tokens: tuple[int, ...],
-    compiled: Callable[[], list[Forecast]],
-) -> tuple[list[Forecast], bool]:
-    """The job's forecasts, from the cache or as `compiled` makes them; whether they were there already."""
-    kept = cache_folder() / f"{key(config, arch, taps, end_tokens)}.json"
+def cached(job: PlannedJob, compile_programs: Callable[[PlannedJob], list[Forecast]]) -> tuple[list[Forecast], bool]:
+    """Returns the job's forecasts, from the cache or from `compile_programs`, and whether the cache had them."""
+    path = cache_folder() / f"{cache_key(job)}.json"
     try:
-        return [from_json(each) for each in json.loads(kept.read_text())], True
+        return decode(path.read_bytes(), list[Forecast], str(path)), True
     except FileNotFoundError:
         pass
-    except (ValueError, TypeError) as error:
-        log.warning("%s is damaged (%s) and made anew", kept, error)
-    made = compiled()
-    keep(kept, [asdict(forecast) for forecast in made])
-    return made, False
+    except JobError as error:
+        log.warning("%s; compiling again", error)
+    forecasts = compile_programs(job)
+    write_cache(path, encode(forecasts))
+    return forecasts, False
 
 
-def key(config: JobConfig, arch: Arch, taps: tuple[Tap, ...], end_tokens: tuple[int, ...]) -> str:
-    values = to_json(config)
+def cache_key(job: PlannedJob) -> str:
+    values = to_json(job.config)
     depends = {name: values[name] for name in FIELDS}
-    depends |= {"pod": config.pod.accelerator_type, "dtype": config.model.dtype.value, "ends": end_tokens}
-    depends |= {"arch": asdict(arch), "taps": [tap.name for tap in taps], "code": code()}
-    depends |= {"compilers": {name: installed(name) for name in COMPILERS}}
+    depends |= {"pod": job.config.pod.accelerator_type, "dtype": job.config.model.dtype.value, "ends": job.end_tokens}
+    depends |= {"arch": asdict(job.arch), "taps": [tap.name for tap in job.taps], "code": code_hash()}
+    depends |= {"compilers": {name: installed_version(name) for name in COMPILERS}}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def code() -> str:
-    """Fingerprint of this package's code."""
+def code_hash() -> str:
+    """Returns the SHA-256 of this package's code."""
     package = Path(__file__).parent.parent
-    whole = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        whole.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return whole.hexdigest()
+        sha256.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha256.hexdigest()
 
 
-def installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -77,13 +70,13 @@ def cache_folder() -> Path:
     return Path(base) / "tpu-pod-activations" / "preflight"
 
 
-def keep(path: Path, forecasts: list[dict[str, Any]]) -> None:
-    """Writes the file whole or not at all; a folder that cannot be written costs the next run a compilation only."""
+def write_cache(path: Path, data: bytes) -> None:
+    """Writes the file all or nothing; where the folder cannot be written, the next preflight compiles again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             new = Path(scratch) / path.name
-            new.write_text(json.dumps(forecasts))
+            new.write_bytes(data)
             new.replace(path)
     except OSError as error:
-        log.warning("the forecast is not kept: %s", error)
+        log.warning("the forecast is not cached: %s", error)

@@ -1,81 +1,85 @@
 """The preflight's report as lines for people."""
 
 from collections.abc import Iterator
-from typing import Any
 
-GIB = 1 << 30
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.records import Change, Measured, PreflightReport, WholeRun
+from pod_job.preflight.tpu_facts import GIB
+
+Line = tuple[str, str]
+"""Name and text; the name is empty where a line continues the one above it."""
 
 
-def lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report for people."""
-    for name, text in facts(report):
+def lines(report: PreflightReport) -> Iterator[str]:
+    """Yields the report line by line."""
+    for name, text in named_lines(report):
         yield f"{name:<12}{text}"
 
 
-def facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    step, decode = report["step"], report["decode"]
-    yield "pod", f"{report['pod']}: {step['chips']} chips, topology {step['topology']}"
-    yield "weights", report["weights"].removeprefix("weights ")
-    yield "compiled", f"{'earlier, ' if report['cached'] else ''}in {step['compile_s']:.0f} s"
-    yield from program_lines(step, report)
-    if decode:
-        yield from program_lines(decode, report)
-        yield "generation", f"{report['tokens_per_s']:,.0f} new tokens/s on the pod, prefill included"
-    for each in report["changes"]:
-        works = "fits" if each["fits"] else "does not fit either"
-        speed = f", {each['tokens_per_s']:,.0f} tokens/s, bound by {each['bottleneck']}" if each["fits"] else ""
-        yield "change", f"{each['change']}: {works}{speed}"
-    if run := report["run"]:
-        yield from run_lines(run, report["prices"])
-    if measured := report["measured"]:
-        yield from measured_lines(measured)
+def named_lines(report: PreflightReport) -> Iterator[Line]:
+    step = report.step
+    yield "pod", f"{report.pod}: {step.chips} chips, topology {step.topology}"
+    yield "weights", report.weights.removeprefix("weights ")
+    yield "compiled", f"{'earlier, ' if report.cached else ''}in {step.compile_s:.0f} s"
+    for forecast in report.programs:
+        yield from program_lines(forecast, report)
+    if report.decode:
+        yield "generation", f"{report.tokens_per_s:,.0f} new tokens/s on the pod, prefill included"
+    for change in report.changes:
+        yield "change", change_text(change)
+    if report.run:
+        yield from run_lines(report.run, report.prices)
+    if report.measured:
+        yield from measured_lines(report.measured)
 
 
-def program_lines(found: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    hbm = found["hbm"]
-    kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in hbm.items() if kind != "total")
-    total, available = hbm["total"] / GIB, found["hbm_available"] / GIB
-    yield found["program"], f"memory {total:.2f} of {available:.2f} GiB per chip" + (f": {kinds}" if kinds else "")
-    if not found["fits"]:
+def program_lines(forecast: Forecast, report: PreflightReport) -> Iterator[Line]:
+    kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in forecast.hbm.items() if kind != "total")
+    memory = f"memory {forecast.hbm['total'] / GIB:.2f} of {forecast.hbm_available / GIB:.2f} GiB per chip"
+    yield forecast.program, memory + (f": {kinds}" if kinds else "")
+    if not forecast.fits:
         yield "", "DOES NOT FIT"
         return
-    causes = ", ".join(f"{cause} {1e3 * seconds:.1f}" for cause, seconds in found["seconds"].items())
-    turns = found["tokens_in_turn"]
-    each = f" for {turns} tokens of each row, {1e3 * found['step_s'] / turns:.2f} ms a token" if turns > 1 else ""
-    yield "", f"time {1e3 * found['step_s']:.1f} ms{each}, bound by {found['bottleneck']} (ms: {causes})"
-    mfu = f"MFU {found['mfu']:.1%}, {found['compute_mfu']:.1%} if only compute took time"
-    yield "", f"speed {found['tokens_per_s']:,.0f} tokens/s on the pod; {mfu}"
-    for moved in found["collectives"]:
-        yield "", f"collective {moved['count']} x {moved['kind']} of {moved['bytes']:,} bytes"
-    yield "", results_line(found, report)
+    causes = ", ".join(f"{cause} {1e3 * seconds:.1f}" for cause, seconds in forecast.seconds.items())
+    step_ms, turns = 1e3 * forecast.step_s, forecast.tokens_in_turn
+    per_token = f" for {turns} tokens of each row, {step_ms / turns:.2f} ms a token" if turns > 1 else ""
+    yield "", f"time {step_ms:.1f} ms{per_token}, bound by {forecast.bottleneck} (ms: {causes})"
+    mfu = f"MFU {forecast.mfu:.1%}, {forecast.compute_mfu:.1%} if only compute took time"
+    yield "", f"speed {forecast.tokens_per_s:,.0f} tokens/s on the pod; {mfu}"
+    for collective in forecast.collectives:
+        yield "", f"collective {collective.count} x {collective.kind} of {collective.bytes:,} bytes"
+    yield "", results_text(forecast, report)
 
 
-def results_line(found: dict[str, Any], report: dict[str, Any]) -> str:
-    """What leaves the chips in one run, and what takes it."""
-    rates, size = report["rates"], found["stored_bytes"]
-    said = {name: ", assumed" if name in rates["assumed"] else "" for name in ("host_gb_s", "bucket_gb_s")}
-    host = f"{size / found['chips'] / 1e6:,.1f} MB from each chip at {rates['host_gb_s']:g} GB/s{said['host_gb_s']}"
-    bucket = (
-        f"{size / report['hosts'] / 1e6:,.1f} MB from each host at {rates['bucket_gb_s']:g} GB/s{said['bucket_gb_s']}"
-    )
+def results_text(forecast: Forecast, report: PreflightReport) -> str:
+    """Returns the size of one run's results and the rates at which they leave the chips and the hosts."""
+    rates, size = report.rates, forecast.stored_bytes
+    host_note, bucket_note = (", assumed" if name in rates.assumed else "" for name in ("host_gb_s", "bucket_gb_s"))
+    host = f"{size / forecast.chips / 1e6:,.1f} MB from each chip at {rates.host_gb_s:g} GB/s{host_note}"
+    bucket = f"{size / report.hosts / 1e6:,.1f} MB from each host at {rates.bucket_gb_s:g} GB/s{bucket_note}"
     return f"results {size / 1e9:.2f} GB from all chips: {host}; {bucket}"
 
 
-def run_lines(run: dict[str, Any], prices: str) -> Iterator[tuple[str, str]]:
-    new = f" and at most {run['new_tokens']:,} new ones" if run["new_tokens"] else ""
-    yield "run", f"{run['samples']:,} samples, about {run['tokens']:,} tokens{new}, {run['rows']:,} rows per tap,"
-    yield "", f"{run['bytes'] / 1e9:,.2f} GB in all; {run['steps']:,} steps, {run['hours']:.3f} hours"
-    yield "cost", f"${run['usd_list']:,.2f} at list price, about ${run['usd_spot']:,.2f} on spot"
+def change_text(change: Change) -> str:
+    if not change.fits:
+        return f"{change.change}: does not fit either"
+    return f"{change.change}: fits, {change.tokens_per_s:,.0f} tokens/s, bound by {change.bottleneck}"
+
+
+def run_lines(run: WholeRun, prices: str) -> Iterator[Line]:
+    new = f" and at most {run.new_tokens:,} new ones" if run.new_tokens else ""
+    yield "run", f"{run.samples:,} samples, about {run.tokens:,} tokens{new}, {run.rows:,} rows per tap,"
+    yield "", f"{run.bytes / 1e9:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours"
+    yield "cost", f"${run.usd_list:,.2f} at list price, about ${run.usd_spot:,.2f} on spot"
     yield "", f"({prices})"
 
 
-def measured_lines(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    where = f"{measured['hosts']} hosts of {measured['device'] or 'unknown devices'}, {measured['steps']:,} steps"
-    yield "measured", f"{measured['run_dir']}: {where}"
-    for name in ("step", "token"):
-        if one := measured[name]:
-            ratio = one["ratio"]
-            off = f"{ratio - 1:+.0%}" if ratio < 10 else f"{ratio:,.0f} times that"
-            yield "", f"{name} {1e3 * one['measured_s']:.2f} ms, predicted {1e3 * one['predicted_s']:.2f}: {off}"
-    for each in measured["differs"]:
-        yield "", f"not the same job: {each}"
+def measured_lines(measured: Measured) -> Iterator[Line]:
+    hosts = f"{measured.hosts} hosts of {measured.device or 'unknown devices'}, {measured.steps:,} steps"
+    yield "measured", f"{measured.run_dir}: {hosts}"
+    for name, times in (("step", measured.step), ("token", measured.token)):
+        if times:
+            off = f"{times.ratio - 1:+.0%}" if times.ratio < 10 else f"{times.ratio:,.0f} times that"
+            yield "", f"{name} {1e3 * times.measured_s:.2f} ms, predicted {1e3 * times.predicted_s:.2f}: {off}"
+    for difference in measured.differs:
+        yield "", f"not the same job: {difference}"

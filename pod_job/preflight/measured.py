@@ -1,7 +1,4 @@
-"""What was predicted against what a run took: by how much the prediction was off. No jax.
-
-In: the forecasts and a run folder. Out: the times that its hosts measured in their last attempt, and the ratios.
-"""
+"""Compares the forecast with the times that the hosts of a run measured in their last attempt. No jax."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,10 +10,10 @@ from pod_job.errors import JobError
 from pod_job.host.status import HostStatus, latest_attempt, read_status
 from pod_job.host.timeline import read_timelines
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.records import Comparison, Measured
 from pod_job.run_folder.identity import differences, read_run
 from pod_job.storage.folder import Folder
 
-# What the time of a step depends on, among the fields of the configuration.
 COMPARED = {
     "mode": (),
     "sharding": (),
@@ -25,58 +22,59 @@ COMPARED = {
     "extract": ("layers", "taps", "positions", "dtype", "seq_len", "rows_per_device", "prompts_per_row"),
     "generate": ("max_new_tokens",),
 }
+"""Fields of the configuration that the time of a step depends on."""
 
 
-def measure(folder: Folder, config: JobConfig, found: Sequence[Forecast]) -> dict[str, Any]:
-    """The comparison as JSON values. `differs` names the fields in which the run was started otherwise.
+def measure(folder: Folder, config: JobConfig, forecasts: Sequence[Forecast]) -> Measured:
+    """Returns the measured times of the run in `folder` against the forecasts of `config`.
 
     Raises:
         JobError: the folder holds no run, or one whose hosts have timed no step.
     """
     record = read_run(folder)
-    hosts = statuses(folder, (record["config"] or {}).get("pod", {}).get("hosts", config.pod.hosts))
-    timed = [status for status in hosts if status.step_s]
+    statuses = last_statuses(folder, (record["config"] or {}).get("pod", {}).get("hosts", config.pod.hosts))
+    timed = [status for status in statuses if status.step_s]
     if not timed:
         raise JobError(f"{folder.url}: no host has timed a step in its last attempt; a run of two steps or more has")
-    there, here = step_fields(record["config"] or {}), step_fields(to_json(config))
-    differs = [f"{path}: {was} there, {now} here" for path, was, now in differences(there, here)]
-    step = compared(found[0].step_s, [status.step_s for status in timed])
-    token = None
-    if len(found) > 1:
-        predicted = found[1].step_s / found[1].tokens_in_turn
-        token = compared(predicted, [status.token_s for status in timed])
-    return {
-        "run_dir": folder.url,
-        "attempt": timed[0].attempt,
-        "hosts": len(timed),
-        "device": device(folder, timed[0].attempt),
-        "steps": max(status.steps for status in timed),
-        "step": step,
-        "token": token,
-        "differs": differs,
-    }
+    recorded, configured = step_fields(record["config"] or {}), step_fields(to_json(config))
+    step, token = forecasts[0], None
+    if len(forecasts) > 1:
+        decode = forecasts[1]
+        token = compare(decode.step_s / decode.tokens_in_turn, [status.token_s for status in timed])
+    return Measured(
+        run_dir=folder.url,
+        attempt=timed[0].attempt,
+        hosts=len(timed),
+        device=device_kind(folder, timed[0].attempt),
+        steps=max(status.steps for status in timed),
+        step=compare(step.step_s, [status.step_s for status in timed]),
+        token=token,
+        differs=[f"{path}: {was} there, {now} here" for path, was, now in differences(recorded, configured)],
+    )
 
 
 def step_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the COMPARED fields of a configuration as JSON values; None for those it does not have."""
     return {
         name: {field: values.get(name, {}).get(field) for field in fields} if fields else values.get(name)
         for name, fields in COMPARED.items()
     }
 
 
-def compared(predicted_s: float, measured_s: Sequence[float]) -> dict[str, float]:
-    """`ratio`: measured over predicted; above 1 the pod was slower. All hosts run each step together: their median."""
-    seconds = statistics.median(measured_s)
-    return {"predicted_s": predicted_s, "measured_s": seconds, "ratio": seconds / predicted_s if predicted_s else 0.0}
+def compare(predicted_s: float, measured_s: Sequence[float]) -> Comparison:
+    """Returns the comparison with the median over hosts, as all hosts run every step together."""
+    median_s = statistics.median(measured_s)
+    ratio = median_s / predicted_s if predicted_s else 0.0
+    return Comparison(predicted_s=predicted_s, measured_s=median_s, ratio=ratio)
 
 
-def statuses(folder: Folder, hosts: int) -> list[HostStatus]:
-    """What the hosts said last, in the newest attempt."""
+def last_statuses(folder: Folder, hosts: int) -> list[HostStatus]:
+    """Returns the statuses of the newest attempt, of those hosts that have written one."""
     attempt = latest_attempt(folder, hosts)
-    found = [read_status(folder, host, attempt) for host in range(hosts)] if attempt else []
-    return [status for status in found if status is not None]
+    statuses = [read_status(folder, host, attempt) for host in range(hosts)] if attempt else []
+    return [status for status in statuses if status is not None]
 
 
-def device(folder: Folder, attempt: str) -> str:
-    """On what the attempt computed; empty where no host has said it."""
-    return next((each["device"] for each in read_timelines(folder) if each["attempt"] == attempt), "")
+def device_kind(folder: Folder, attempt: str) -> str:
+    """Returns the kind of device that the attempt computed on; empty where no host recorded it."""
+    return next((line["device"] for line in read_timelines(folder) if line["attempt"] == attempt), "")

@@ -1,7 +1,7 @@
-"""Compiles the programs of a job for a pod that is not there, and reads from the result what they will cost there.
+"""Compiles the programs of a job for a pod without having the pod, and reads their cost from the result.
 
-In: the configuration and the model's sizes. Out: a `Forecast` of each program. Needs libtpu, which compiles on any
-x86-64 Linux machine; the environment must hold `environment.COMPILE_ONLY` before jax starts.
+Needs libtpu, which compiles on any x86-64 Linux machine; the environment must hold `environment.COMPILE_ONLY` before
+jax starts.
 """
 
 import re
@@ -14,12 +14,11 @@ import jax.numpy as jnp
 from jax.experimental.topologies import get_topology_desc
 
 from pod_job.config.generate import Mode, cache_slots
-from pod_job.config.schema import JobConfig, Sharding
+from pod_job.config.schema import Sharding
 from pod_job.errors import JobError
 from pod_job.extraction.step import compile_step
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
-from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES, products_computed
 from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
@@ -30,6 +29,7 @@ from pod_job.models.weight_table import weight_table
 from pod_job.planning.model_cost import generation_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.compiled_text import Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, Slice
 
 KERNEL = re.compile(r"^splash_")
@@ -37,7 +37,10 @@ KERNEL = re.compile(r"^splash_")
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled program and what its text does not say: model FLOPs and stored bytes of one run, on all chips."""
+    """A compiled program with facts that its text lacks: model FLOPs, tokens and stored bytes of one run on all chips.
+
+    `layers` is how many decoder layers it runs.
+    """
 
     name: str
     compiled: jax.stages.Compiled
@@ -48,24 +51,24 @@ class Program:
     tokens_in_turn: int = 1
 
 
-def forecasts(
-    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], pod: Slice, end_tokens: tuple[int, ...] = ()
-) -> list[Forecast]:
-    """Compiles the job's programs for `pod` and reads what each takes. One too big for a chip's memory does not fit.
+def forecasts(job: PlannedJob) -> list[Forecast]:
+    """Compiles the job's programs for its pod and returns the forecast of each.
+
+    Where a program does not fit into a chip's memory, returns one forecast with fits=False.
 
     Raises:
         JobError: libtpu is missing, it does not know the topology, or the mesh is not the pod's.
     """
-    devices = pod_devices(pod)
+    pod, devices = job.pod, pod_devices(job.pod)
     started = time.monotonic()
     try:
-        programs = compile_for(config, arch, taps, devices, end_tokens)
+        programs = compile_for(job, devices)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return [
             Forecast(
-                program="step" if config.mode is Mode.prefill else "generation",
+                program="step" if job.config.mode is Mode.prefill else "generation",
                 topology=pod.topology,
                 chips=pod.chips,
                 fits=False,
@@ -75,19 +78,17 @@ def forecasts(
             )
         ]
     compile_s = time.monotonic() - started
-    # What decode takes over from prefill, and hands on to itself, without a copy.
+    # The cache: donated by prefill to decode, and by decode to itself, without a copy.
     cache = max(program.compiled.memory_analysis().alias_size_in_bytes for program in programs)  # type: ignore[union-attr]
-    return [read_forecast(program, config, arch, pod, compile_s, cache) for program in programs]
+    return [read_forecast(program, job, compile_s, cache) for program in programs]
 
 
-def read_forecast(
-    program: Program, config: JobConfig, arch: Arch, pod: Slice, compile_s: float, cache: int
-) -> Forecast:
-    operations = read_program(program.compiled.as_text() or "")
+def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: int) -> Forecast:
+    """Returns the forecast of a compiled program; `cache` is the bytes of keys and values that stay on a chip."""
+    operations, pod, rates = read_program(program.compiled.as_text() or ""), job.pod, job.config.preflight
     moved = collectives(operations)
     hbm, turns = memory(program.compiled, cache), program.tokens_in_turn
-    kernel = kernel_seconds(operations, config, arch, program.layers, pod)
-    rates = config.preflight
+    kernel = kernel_seconds(operations, job, program.layers)
     host_s = pod.chip.host_bytes_s if rates.host_gb_s is None else rates.host_gb_s * GB
     bucket_s = BUCKET_BYTES_S if rates.bucket_gb_s is None else rates.bucket_gb_s * GB
     return Forecast(
@@ -101,7 +102,7 @@ def read_forecast(
         seconds={
             "compute": total_cycles(operations) / pod.chip.cycles_s + kernel,
             "hbm": (turns * (hbm["weights and inputs"] + cache) + hbm["results"] / 2) / pod.chip.hbm_bytes_s,
-            "network": sum(each.count * each.bytes for each in moved) / pod.network_bytes_s,
+            "network": sum(kind.count * kind.bytes for kind in moved) / pod.network_bytes_s,
             "host": program.stored_bytes / pod.chips / host_s,
             "bucket": program.stored_bytes / pod.hosts / bucket_s,
         },
@@ -116,27 +117,26 @@ def read_forecast(
 
 
 def pod_devices(pod: Slice) -> list[Any]:
-    """The devices of a pod, to compile for. Raises JobError where libtpu is not installed or knows no such pod."""
+    """Returns the devices of a pod, to compile for. Raises JobError where libtpu is missing or refuses the topology."""
     options: dict[str, Any] = {}
     if pod.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # as on a TPU VM: the two cores of a chip are one device
     if pod.chips == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
-        found = get_topology_desc(platform="tpu", topology_name=pod.topology, **options)
+        topology = get_topology_desc(platform="tpu", topology_name=pod.topology, **options)
     except (ModuleNotFoundError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         if "INVALID_ARGUMENT" in reason:
             raise JobError(f"pod.accelerator_type: the compiler refuses topology {pod.topology}: {reason}") from error
         raise JobError(f"no TPU compiler here ({reason}); pip install 'tpu-pod-activations[preflight]'") from error
-    return list(found.devices)
+    return list(topology.devices)
 
 
-def compile_for(
-    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], devices: list[Any], end_tokens: tuple[int, ...]
-) -> list[Program]:
-    """The very programs that job.py compiles, from shapes alone."""
-    mesh, table, extract = make_mesh(config.mesh, devices), weight_table(arch), config.extract
+def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
+    """Compiles the very programs that job.py compiles, from shapes alone."""
+    config, arch, taps, extract = job.config, job.arch, job.taps, job.config.extract
+    mesh, table = make_mesh(config.mesh, devices), weight_table(arch)
     dtype = jnp.dtype(config.model.dtype.value)
     shardings = weight_shardings(mesh, config.sharding, table)
     params: Any = {
@@ -147,29 +147,29 @@ def compile_for(
         row_shards(config.mesh, config.sharding) * extract.rows_per_device,
         row_sharding(mesh, config.sharding),
     )
-    width, prompts = vector_bytes(arch, taps, extract), rows * extract.seq_len
+    position_bytes, prompts = vector_bytes(arch, taps, extract), rows * extract.seq_len
     if config.mode is Mode.prefill:
         step = compile_step(model, {"params": params}, mesh, placing, rows, extract)
-        layers, stored = layers_run(taps), rows * step_positions(extract) * width
+        layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
         return [Program("step", step, step_flops(arch, layers, rows, extract.seq_len), prompts, stored, layers)]
-    ending = Ending(config.generate, end_tokens, None)
+    ending = Ending(config.generate, job.end_tokens, None)
     made: Any = compile_generation(model, {"params": params}, mesh, placing, rows, extract, ending)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens
     flops = step_flops(arch, arch.layers, rows, extract.seq_len), new * token_flops(arch, slots)
-    of_prompts = rows * generation_positions(extract) * width
+    stored = rows * generation_positions(extract) * position_bytes
     return [
-        Program("prefill", made.prefill, flops[0], prompts, of_prompts, arch.layers),
-        Program("decode", made.decode, flops[1], new, new * width, arch.layers, made.call_tokens),
+        Program("prefill", made.prefill, flops[0], prompts, stored, arch.layers),
+        Program("decode", made.decode, flops[1], new, new * position_bytes, arch.layers, made.call_tokens),
     ]
 
 
 def memory(program: jax.stages.Compiled, cache: int) -> dict[str, int]:
-    """Bytes of a chip's memory by kind, `cache` of them the keys and values that stay between runs."""
+    """Returns the bytes of a chip's memory by kind, of which `cache` are keys and values that stay between runs."""
     sizes = program.memory_analysis()
     assert sizes is not None
     kinds = {
         "weights and inputs": sizes.argument_size_in_bytes - sizes.alias_size_in_bytes,
-        # Twice, as those of the run before are still on their way to the host.
+        # Twice, as the results of the previous run are still on their way to the host.
         "results": 2 * (sizes.output_size_in_bytes - cache),
         "temporaries": sizes.temp_size_in_bytes,
         "program": sizes.generated_code_size_in_bytes,
@@ -179,29 +179,31 @@ def memory(program: jax.stages.Compiled, cache: int) -> dict[str, int]:
 
 
 def memory_needed(error: str) -> int:
-    """Bytes that a program which did not fit asked for; 0 where the compiler does not say."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", error)
-    if found is None:
+    """Returns the bytes that a program too big for a chip asked for; 0 where the compiler's message has no size."""
+    match = re.search(r"Used ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", error)
+    if match is None:
         return 0
-    size, unit = (group for group in found.groups() if group is not None)
+    size, unit = (group for group in match.groups() if group is not None)
     return int(float(size) * 1024 ** ("KMGT".index(unit) + 1))
 
 
 def layers_run(taps: tuple[Tap, ...]) -> int:
+    """Returns how many decoder layers a step runs for these taps."""
     return max(
         0 if tap.site == "embed" else tap.layer if tap.site == "final_norm" else layers_needed(tap) for tap in taps
     )
 
 
-def kernel_seconds(operations: list[Operation], config: JobConfig, arch: Arch, layers: int, pod: Slice) -> float:
-    """Time of a step's attention kernels on one chip: the FLOPs of the blocks they compute, at the matrix units' rate.
+def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) -> float:
+    """Returns the seconds of a step's attention kernels on one chip: FLOPs of their blocks at the matrix units' rate.
 
     A head narrower than LANES leaves part of a 128 x 128 matrix unit idle, in both products: H/128 of peak.
     """
     if not any(KERNEL.match(op.name) for op in operations):
         return 0.0
+    config, arch = job.config, job.arch
     split = config.mesh.model if config.sharding is Sharding.tensor and arch.kv_heads % config.mesh.model == 0 else 1
     S = config.extract.seq_len
-    products = sum(products_computed(S, each.window) for each in arch.attention[:layers])
+    products = sum(products_computed(S, layer.window) for layer in arch.attention[:layers])
     flops = 4 * products * arch.head_dim * (arch.heads // split) * config.extract.rows_per_device
-    return flops / (pod.chip.peak_flops * min(1.0, arch.head_dim / LANES))
+    return flops / (job.pod.chip.peak_flops * min(1.0, arch.head_dim / LANES))

@@ -1,4 +1,4 @@
-"""What a slice costs an hour."""
+"""Cost of slices: dollars per hour, hours that pods were paid for, dollars spent."""
 
 import itertools
 from collections.abc import Collection, Iterable, Sequence
@@ -10,23 +10,30 @@ from pod_job.run_folder.pods import PodRecord
 
 
 def usd_per_hour(accelerator_type: str, capacity: str, own: float | None) -> float | None:
-    """Of the whole slice: at the user's `own` price of a chip, else at the list price or, for spot, about what
-    spot costs; None for a type whose chips are not known.
+    """Returns the dollars per hour of the whole slice; None for an unknown accelerator type.
+
+    Args:
+        own: the user's price of a chip-hour; where None, the list price or, for spot capacity, the usual spot price.
     """
     try:
-        found = read_accelerator_type(accelerator_type)
+        sold = read_accelerator_type(accelerator_type)
     except JobError:
         return None
-    listed = found.chip.spot_usd_hour if capacity == Capacity.spot.value else found.chip.list_usd_hour
-    return found.chips * (listed if own is None else own)
+    listed = sold.chip.spot_usd_hour if capacity == Capacity.spot.value else sold.chip.list_usd_hour
+    return sold.chips * (listed if own is None else own)
 
 
 def hours(
     records: Sequence[PodRecord], alive: Collection[str], heard: float, now: float
 ) -> list[tuple[PodRecord, float]]:
-    """Each record, in the order of their creation, with the hours it was paid for; `alive` has keys.
+    """Returns the records, in the order of creation, with the hours that each pod was paid for.
 
-    A pod that is gone, and nobody saw it go, counts until the last word of a host, `heard`, or until the next pod.
+    A pod that ended without a record of its end counts until `heard` or until the next pod was created.
+
+    Args:
+        alive: keys of the pods that exist now.
+        heard: Unix time of the newest status of any host.
+        now: Unix time.
     """
     paid = []
     for record, after in itertools.zip_longest(records, records[1:]):
@@ -36,7 +43,7 @@ def hours(
 
 
 def spent(paid: Iterable[tuple[PodRecord, float]], price_per_chip_hour: float | None) -> float | None:
-    """What the pods have cost so far, in dollars; None where a price is not known."""
+    """Returns the dollars that the pods have cost so far; None where a price is unknown."""
     parts = [
         (usd_per_hour(record.accelerator_type, record.capacity, price_per_chip_hour), time_h) for record, time_h in paid
     ]

@@ -1,6 +1,6 @@
-"""What is known about Cloud TPU chips and slices: speeds, sizes, prices, and how a slice is named. No jax.
+"""Facts about Cloud TPU chips and slices: speeds, sizes, prices and names. No jax.
 
-Figures are public ones, looked up on 2026-11-23; docs/preflight.md has the source of each.
+Figures are public ones, looked up on 2026-11-23; docs/preflight.md has their sources.
 """
 
 import difflib
@@ -13,9 +13,9 @@ from pod_job.errors import JobError
 GB = 1_000_000_000
 GIB = 1 << 30
 
-# Sustained from one host to a bucket, with the default number of writers. An assumption, on the safe side of the 12.5
-# GB/s of network that a VM of 4 chips has its part of; preflight.bucket_gb_s sets it.
 BUCKET_BYTES_S = 1 * GB
+"""Sustained from one host to a bucket with the default number of writers: an assumption, well below the 12.5 GB/s of
+network that VMs of 4 chips share; preflight.bucket_gb_s sets it."""
 
 PRICES_FROM = (
     "per chip-hour, list in US regions and spot in us-central1 (v4: us-central2), as of 2026-11-23 by the SkyPilot "
@@ -30,9 +30,9 @@ class Chip:
     Attributes:
         cycles_s: clock of the compiler's estimates: peak / (2 x 128 x 128 x number of matrix units), as the peak is
             published.
-        hbm_bytes: what a program may use of the chip's memory; above it the compiler refuses.
-        link_bytes_s: both directions together of one link to a neighbour.
-        host_bytes_s: from the chip to its host's memory: half of what PCIe is said to carry, an assumption;
+        hbm_bytes: memory that a program may use; above it the compiler refuses.
+        link_bytes_s: of one link to a neighbor, both directions together.
+        host_bytes_s: from the chip to its host's memory, assumed to be half of PCIe's published rate;
             preflight.host_gb_s sets it.
         dimensions: of the network's grid.
         cores: TensorCores; accelerator types of v4 and v5p count these.
@@ -111,14 +111,14 @@ V4 = Chip(
     spot_usd_hour=0.922,
 )
 
-# Prefixes of Cloud TPU accelerator types.
 PREFIXES = {"v5litepod": V5E, "v6e": V6E, "v5p": V5P, "v4": V4}
+"""Chips by the prefix of Cloud TPU accelerator types."""
 
-# Chips of a slice -> its grid, by the number of dimensions. Larger slices in three are whole cubes of 4x4x4.
 GRIDS: dict[int, dict[int, tuple[int, ...]]] = {
     2: {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
     3: {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)},
 }
+"""Grids by the number of dimensions and of chips; larger slices in three dimensions are whole cubes of 4x4x4."""
 CUBE = 64
 
 
@@ -137,56 +137,58 @@ class Slice:
 
     @property
     def topology(self) -> str:
-        """The compiler's name for it, such as v5e:8x8."""
+        """Name that the compiler has for the slice, such as v5e:8x8."""
         return f"{self.chip.name}:{'x'.join(map(str, self.grid))}"
 
     @property
     def network_bytes_s(self) -> float:
-        """What a chip gets of a gather along one side of the grid: one direction of a link, both where sides close."""
+        """Rate at which a chip receives a gather along one side of the grid: one direction of a link, both where every
+        side closes to a ring.
+        """
         closes = all(side % (16 if self.chip.dimensions == 2 else 4) == 0 for side in self.grid)
         return self.chip.link_bytes_s * (1.0 if closes else 0.5)
 
 
 def read_accelerator_type(name: str) -> Slice:
-    """The slice that Cloud TPU sells as `name`, such as v5litepod-64, v6e-8 or v4-32.
+    """Returns the slice that Cloud TPU sells as `name`, such as v5litepod-64, v6e-8 or v4-32.
 
     Raises:
-        JobError: not such a name, or a size that is not sold; with the nearest ones that are.
+        JobError: not such a name, or a size that is not sold; names the nearest ones that are.
     """
-    found = re.fullmatch(r"(\w+)-(\d+)", name)
-    if not found or found[1] not in PREFIXES:
+    match = re.fullmatch(r"(\w+)-(\d+)", name)
+    if not match or match[1] not in PREFIXES:
         known = ", ".join(f"{prefix}-N" for prefix in PREFIXES)
         near = "".join(f"did you mean {' or '.join(names)}? " for names in [near_names(name)] if names)
         raise JobError(f"pod.accelerator_type={name} is not known to the compiler here; {near}use one of {known}")
-    chip = PREFIXES[found[1]]
-    chips, rest = divmod(int(found[2]), chip.cores)
+    chip = PREFIXES[match[1]]
+    chips, rest = divmod(int(match[2]), chip.cores)
     shape = None if rest else grid(chips, chip)
     if shape is None:
-        sizes = sorted(known_sizes(chip), key=lambda size: abs(size - int(found[2]) / chip.cores))[:2]
-        near = " or ".join(f"{found[1]}-{size * chip.cores}" for size in sorted(sizes))
+        sizes = sorted(known_sizes(chip), key=lambda size: abs(size - int(match[2]) / chip.cores))[:2]
+        near = " or ".join(f"{match[1]}-{size * chip.cores}" for size in sorted(sizes))
         raise JobError(f"pod.accelerator_type={name}: there is no slice of that size; the nearest are {near}")
-    # v5e and v6e of up to 8 chips are one VM, larger ones and all of v4 and v5p have 4 chips on each.
+    # Slices of v5e and v6e of up to 8 chips are one VM; larger ones, and all of v4 and v5p, have 4 chips on each VM.
     return Slice(chip, chips, chips if chip.dimensions == 2 and chips <= 8 else 4, shape)
 
 
 def near_names(name: str) -> list[str]:
-    """Names that may have been meant, those first that look most like it; v5e-64 is what many call v5litepod-64."""
+    """Returns the names most like `name`, the likeliest first; v5e-64, as many write it, is like v5litepod-64."""
     sold = {}
     for prefix, chip in PREFIXES.items():
         for chips in known_sizes(chip):
             sold |= dict.fromkeys((f"{prefix}-{chips * chip.cores}", f"{chip.name}-{chips * chip.cores}"), prefix)
     close = difflib.get_close_matches(name.lower(), sold, 2, 0.75)
-    return list(dict.fromkeys(f"{sold[each]}-{each.partition('-')[2]}" for each in close))
+    return list(dict.fromkeys(f"{sold[like]}-{like.partition('-')[2]}" for like in close))
 
 
 def known_sizes(chip: Chip) -> list[int]:
-    """Chips of all slices."""
+    """Returns the numbers of chips that slices are sold with."""
     cubes = range(CUBE, chip.most_chips + 1, CUBE) if chip.dimensions == 3 else []
     return [*GRIDS[chip.dimensions], *cubes]
 
 
 def grid(chips: int, chip: Chip) -> tuple[int, ...] | None:
-    """The network's shape of a slice; of whole cubes the squarest. None where there is no such slice."""
+    """Returns the shape of a slice's network, of whole cubes the squarest; None where no such slice is sold."""
     if chips in GRIDS[chip.dimensions] or chip.dimensions == 2:
         return GRIDS[chip.dimensions].get(chips)
     cubes, rest = divmod(chips, CUBE)

@@ -1,70 +1,54 @@
-"""What a whole run comes to, from what its programs take: samples, tokens, bytes, hours, cost. No jax."""
+"""Estimates a whole run from the forecasts of its programs: samples, tokens, bytes, hours and cost. No jax."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, Positions
-from pod_job.models.arch import Arch
-from pod_job.models.taps import Tap
 from pod_job.planning.model_cost import vector_bytes
 from pod_job.preflight.forecast import Forecast
-from pod_job.preflight.tpu_facts import Slice
+from pod_job.preflight.planned_job import PlannedJob
+from pod_job.preflight.records import WholeRun
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 
-TOKENIZED_SAMPLES = 256  # from which the tokens of all are estimated
-CHARACTERS_PER_TOKEN = 4  # of English text, where there is no tokenizer to ask
-PACKED = 0.98  # share of positions that hold tokens, as packing reaches on real prompts
+TOKENIZED_SAMPLES = 256
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, assumed where the model has no tokenizer."""
+PACKED = 0.98
+"""Share of positions that hold tokens, as packing reaches on real prompts."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """The whole run: what it stores, how long the pod computes and what that costs, start and compilation aside.
+def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -> WholeRun:
+    """Returns the size, time and cost of the run.
 
-    `tokens` are of prompts; `new_tokens` what is generated after them if every completion is as long as it may be.
+    Tokens are estimated from TOKENIZED_SAMPLES samples; from their characters where the model has no tokenizer.
     """
-
-    samples: int
-    tokens: int
-    new_tokens: int
-    rows: int
-    bytes: int
-    steps: int
-    hours: float
-    usd_list: float
-    usd_spot: float
-
-
-def whole_run(
-    config: JobConfig, arch: Arch, taps: tuple[Tap, ...], model_dir: Path, pod: Slice, found: Sequence[Forecast]
-) -> Run:
-    """What the run comes to. Tokens are estimated from a part of the samples; without a tokenizer, from characters."""
+    config, pod = job.config, job.pod
     samples = read_tasks(config.tasks).samples
     tokens = estimated_tokens(samples, model_dir, config)
-    new, first = 0, found[0]
+    new_tokens, first = 0, forecasts[0]
     if config.mode is Mode.generate:
-        new = len(samples) * config.generate.max_new_tokens
+        new_tokens = len(samples) * config.generate.max_new_tokens
         steps = math.ceil(len(samples) * config.extract.seq_len / first.tokens)
-        seconds = steps * wave_seconds(config, found)
+        seconds = steps * wave_seconds(config, forecasts)
     else:
         steps = math.ceil(tokens / (PACKED * first.tokens))
         seconds = steps * first.step_s
     rows = {
-        Positions.last: new or len(samples),
-        Positions.all: tokens + new,
-        Positions.generated: new,
+        Positions.last: new_tokens or len(samples),
+        Positions.all: tokens + new_tokens,
+        Positions.generated: new_tokens,
     }[config.extract.positions]
     chip_hours = seconds / 3600 * pod.chips
-    return Run(
+    return WholeRun(
         samples=len(samples),
         tokens=tokens,
-        new_tokens=new,
+        new_tokens=new_tokens,
         rows=rows,
-        bytes=rows * vector_bytes(arch, taps, config.extract),
+        bytes=rows * vector_bytes(job.arch, job.taps, config.extract),
         steps=steps,
         hours=seconds / 3600,
         usd_list=chip_hours * pod.chip.list_usd_hour,
@@ -72,25 +56,25 @@ def whole_run(
     )
 
 
-def wave_seconds(config: JobConfig, found: Sequence[Forecast]) -> float:
-    """One prefill, and as many calls of decode as the longest completion takes."""
-    prefill, decode = found
+def wave_seconds(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
+    """Returns the seconds of one prefill and as many calls of decode as the longest completion takes."""
+    prefill, decode = forecasts
     return prefill.step_s + math.ceil(config.generate.max_new_tokens / decode.tokens_in_turn) * decode.step_s
 
 
-def tokens_per_s(config: JobConfig, found: Sequence[Forecast]) -> float:
-    """What the pod does all told: positions of prompts; with mode=generate new tokens, prefill's time included."""
-    if not all(each.fits for each in found):
+def tokens_per_s(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
+    """Returns the prompt tokens that the pod computes per second; with mode=generate new tokens, prefill included."""
+    if not all(forecast.fits for forecast in forecasts):
         return 0.0
     if config.mode is not Mode.generate:
-        return found[0].tokens / found[0].step_s
-    rows = found[0].tokens // config.extract.seq_len
-    return rows * config.generate.max_new_tokens / wave_seconds(config, found)
+        return forecasts[0].tokens_per_s
+    rows = forecasts[0].tokens // config.extract.seq_len
+    return rows * config.generate.max_new_tokens / wave_seconds(config, forecasts)
 
 
 def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConfig) -> int:
-    every = max(1, len(samples) // TOKENIZED_SAMPLES)
-    chosen = samples[::every]
+    """Returns the number of tokens of all samples, as prompts, from a part of them at even distances."""
+    chosen = samples[:: max(1, len(samples) // TOKENIZED_SAMPLES)]
     if any(model_dir.glob("tokenizer*")):
         prompts = tokenize(load_tokenizer(model_dir), chosen, config.extract.seq_len, config.extract.too_long)
         lengths = [len(prompt.token_ids) for prompt in prompts]

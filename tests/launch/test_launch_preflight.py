@@ -12,10 +12,12 @@ from launch import preflight, shell
 from launch.__main__ import main
 from launch.options import Options
 from launch.shell import Finished
+from pod_job.config.generate import Mode
 from pod_job.errors import JobError
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.records import Change, PreflightReport, Rates
+from pod_job.preflight.tpu_facts import GIB
 from tools.tiny_model import write_tiny_model
-
-GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +36,39 @@ def job(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 def program(name: str, size: int, fits: bool = True) -> dict[str, Any]:
-    hbm = {"hbm": {"total": size}, "hbm_available": 16 * GIB}
-    return {"program": name, "fits": fits, "tokens_per_s": 1e6, "bottleneck": "compute", **hbm}
+    chips = {"topology": "v5e:2x2", "chips": 4, "compile_s": 1.0, "hbm_available": 16 * GIB}
+    return {"program": name, "fits": fits, "hbm": {"total": size}, **chips}
 
 
-def test_a_refusal_names_the_program_and_the_change_that_mends_it() -> None:
+def preflight_report(step: dict[str, Any], decode: dict[str, Any] | None, *changes: Change) -> PreflightReport:
+    return PreflightReport(
+        model="m",
+        mode=Mode.generate if decode else Mode.prefill,
+        pod="v5litepod-4",
+        hosts=1,
+        weights="",
+        fits=step["fits"],
+        cached=False,
+        step=Forecast(**step),
+        decode=Forecast(**decode) if decode else None,
+        tokens_per_s=0.0,
+        changes=list(changes),
+        run=None,
+        measured=None,
+        rates=Rates(host_gb_s=1.0, bucket_gb_s=1.0, assumed=[]),
+        prices="",
+    )
+
+
+def test_a_refusal_names_the_program_and_a_change_with_which_it_fits() -> None:
     step, decode = program("prefill", 4 * GIB), program("decode", 20 * GIB, fits=False)
-    changes = [{"change": "sharding=fsdp", "fits": False}, {"change": "extract.rows_per_device=4", "fits": True}]
-    report = {"step": step, "decode": decode, "changes": changes}
+    split = Change(change="sharding=fsdp", **program("decode", 18 * GIB, fits=False))
+    fewer_rows = Change(change="extract.rows_per_device=4", **program("prefill", 8 * GIB))
     with pytest.raises(JobError, match=r"decode needs 20.00 GiB of a chip's 16.00.*; use extract.rows_per_device=4$"):
-        preflight.refuse_what_does_not_fit(report)
+        preflight.refuse_what_does_not_fit(preflight_report(step, decode, split, fewer_rows))
     with pytest.raises(JobError, match="tried and too big as well: sharding=fsdp; use more chips"):
-        preflight.refuse_what_does_not_fit(report | {"changes": changes[:1]})
-    preflight.refuse_what_does_not_fit({"step": step, "decode": None, "changes": []})
+        preflight.refuse_what_does_not_fit(preflight_report(step, decode, split))
+    preflight.refuse_what_does_not_fit(preflight_report(step, None))
 
 
 @pytest.mark.parametrize(

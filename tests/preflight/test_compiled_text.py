@@ -1,4 +1,4 @@
-"""The compiler's own text of a program: its cycles, and its collectives."""
+"""Cycles and collectives are read from the compiler's own text of a program."""
 
 import pytest
 
@@ -46,8 +46,8 @@ def test_a_loop_counts_as_often_as_it_turns() -> None:
 
 
 def test_a_collective_counts_once_where_it_starts() -> None:
-    found = compiled_text.collectives(compiled_text.read_program(PROGRAM))
-    assert found == [
+    collectives = compiled_text.collectives(compiled_text.read_program(PROGRAM))
+    assert collectives == [
         compiled_text.Collective("all-gather", 20, 8 * 16 * 2),
         compiled_text.Collective("all-reduce", 1, 4),
     ]

@@ -1,4 +1,4 @@
-"""The job is compiled for the pod it names, and what that would take is told."""
+"""A job is compiled for the pod that it names; memory, time, cost and fitting changes are reported."""
 
 import importlib.util
 import json
@@ -22,8 +22,13 @@ from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.model_cost import vector_bytes
 from pod_job.preflight.changes import proposals
+from pod_job.preflight.compiled_text import Collective
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.forecast_cache import cache_folder, cached
 from pod_job.preflight.measured import measure
+from pod_job.preflight.planned_job import PlannedJob
+from pod_job.preflight.records import Comparison
+from pod_job.preflight.report import pod_slice
 from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
@@ -54,10 +59,11 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
     config = load(overrides(model, tmp_path, "extract.rows_per_device=16"))
     arch = read_arch_file(model / "config.json")
     taps = resolve([0, 1, 2, 3], [], arch.layers)
+    job = PlannedJob(config, arch, taps, pod_slice(config))
     whole = sum(math.prod(weight.shape) for weight in weight_table(arch).values()) * 2
 
     def proposed(need: int, available: int, **seconds: float) -> list[str]:
-        found = Forecast(
+        forecast = Forecast(
             program="step",
             topology="",
             chips=4,
@@ -67,10 +73,10 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
             hbm_available=available,
             seconds=seconds,
         )
-        return [change for change, *_ in proposals(config, arch, taps, found)]
+        return [overrides for overrides, _ in proposals(job, forecast)]
 
     rows = "extract.rows_per_device="
-    # A quarter more than there is: half the weights gone mend it; so do rows that need 2 in place of 3 parts.
+    # A quarter more than there is: half the weights gone is enough; so are rows that need 2 in place of 3 parts.
     assert proposed(4 * whole, 3 * whole)[0] == f"{rows}8"
     assert proposed(2 * whole + whole // 2, 2 * whole)[:2] == ["sharding=fsdp", f"{rows}8"]
     # Weights alone are too much: fewer rows do not help.
@@ -87,6 +93,33 @@ def test_a_stored_vector_counts_with_its_scales() -> None:
     for dtype, size in sizes.items():
         config = load(["experiment=v5e64", "storage.run_dir=r", f"extract.dtype={dtype}"])
         assert vector_bytes(arch, taps, config.extract) == 2 * size
+
+
+def test_a_cached_forecast_is_the_one_that_was_compiled(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load(overrides(model, tmp_path))
+    arch = read_arch_file(model / "config.json")
+    job = PlannedJob(config, arch, resolve([0], [], arch.layers), pod_slice(config))
+    step = Forecast(
+        program="step",
+        topology="v5e:2x2",
+        chips=4,
+        fits=True,
+        compile_s=1.5,
+        hbm={"total": 7},
+        hbm_available=9,
+        seconds={"compute": 0.1, "hbm": 0.3},
+        tokens=12,
+        collectives=[Collective("all-reduce", 1, 4)],
+    )
+    assert (step.step_s, step.bottleneck, step.tokens_per_s) == (0.3, "hbm", 40.0)
+    assert cached(job, lambda _: [step]) == ([step], False)
+    assert cached(job, pytest.fail) == ([step], True)
+    (file,) = cache_folder().glob("*.json")
+    file.write_text(file.read_text().replace('"chips":4', '"chips":"4"'))
+    assert cached(job, lambda _: [step]) == ([step], False)
 
 
 def run_preflight(arguments: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
@@ -115,7 +148,7 @@ def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, t
     assert step["stored_bytes"] == step["tokens"] * 2 * 64 * 2
     assert 0 < step["mfu"] <= step["compute_mfu"] < 1
     assert step["hbm"]["total"] == sum(size for kind, size in step["hbm"].items() if kind != "total")
-    kinds = {(each["kind"], each["count"], each["bytes"]) for each in step["collectives"]}
+    kinds = {(moved["kind"], moved["count"], moved["bytes"]) for moved in step["collectives"]}
     flag = ("all-reduce", 1, 4)
     assert kinds == {flag} if sharding == "replicated" else kinds > {flag}
     assert report["run"]["samples"] == 44
@@ -128,7 +161,7 @@ def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, t
 def generation(
     model: Path, tmp_path_factory: pytest.TempPathFactory, compiler: None
 ) -> tuple[list[str], Path, dict[str, Any]]:
-    """A job that generates, where its forecasts are kept, and its report."""
+    """A job that generates, the folder of its cached forecasts, and its report."""
     cache = tmp_path_factory.mktemp("cache")
     more = ["mode=generate", "generate.max_new_tokens=20", "extract.positions=generated", "tasks.limit=8"]
     job = overrides(model, cache, *more)
@@ -174,10 +207,10 @@ def test_what_was_predicted_is_compared_with_what_a_run_measured(
     """On CPU devices, so the ratio is not one of a TPU; everything else is as on a pod."""
     job, cache, report = generation
     job = [*job, f"model.path={write_tiny_model(tmp_path / 'm', **TINY)}"]
-    mine = ["pod.kind=local", "pod.devices_per_host=4", f"storage.run_dir={tmp_path / 'run'}"]
-    mine += ["parity.samples=0", "extract.rows_per_device=2"]
+    local = ["pod.kind=local", "pod.devices_per_host=4", f"storage.run_dir={tmp_path / 'run'}"]
+    local += ["parity.samples=0", "extract.rows_per_device=2"]
     env = os.environ | environment.local_host(0, 4, coordinator_address(0), "one")
-    command = [sys.executable, "-m", "pod_job", *job, *mine]
+    command = [sys.executable, "-m", "pod_job", *job, *local]
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
@@ -187,8 +220,8 @@ def test_what_was_predicted_is_compared_with_what_a_run_measured(
     assert (measured["hosts"], measured["device"], measured["attempt"]) == (1, "cpu", "one")
     assert measured["step"]["predicted_s"] == report["step"]["step_s"]
     assert measured["token"]["predicted_s"] == report["decode"]["step_s"] / 16
-    for each in (measured["step"], measured["token"]):
-        assert each["ratio"] == each["measured_s"] / each["predicted_s"] > 1
+    for times in (measured["step"], measured["token"]):
+        assert times["ratio"] == times["measured_s"] / times["predicted_s"] > 1
     assert measured["differs"] == ["extract.rows_per_device: 2 there, 1 here"]
 
 
@@ -212,9 +245,9 @@ def test_the_median_of_the_hosts_is_compared(tmp_path: Path) -> None:
         measure(folder, config, [step])
     for host, seconds in enumerate((0.4, 0.6, 9.0)):
         write_status(folder, HostStatus(host=host, attempt="b", phase=Phase.done, step_s=seconds))
-    found = measure(folder, config, [step])
-    assert found["step"] == {"predicted_s": 0.5, "measured_s": 0.6, "ratio": 1.2}
-    assert (found["token"], found["differs"]) == (None, [])
+    measured = measure(folder, config, [step])
+    assert measured.step == Comparison(predicted_s=0.5, measured_s=0.6, ratio=1.2)
+    assert (measured.token, measured.differs) == (None, [])
 
 
 CHIPS = """
@@ -243,18 +276,18 @@ def test_the_compiler_knows_every_kind_and_counts_its_cycles_at_our_clock() -> N
     done = subprocess.run(
         [sys.executable, "-c", CHIPS, *names], cwd=ROOT, capture_output=True, text=True, timeout=280, check=True
     )
-    found = {name: (int(chips), float(share)) for name, chips, share in map(str.split, done.stdout.splitlines())}
-    assert {name: chips for name, (chips, _) in found.items()} == names
-    assert all(0.5 < share < 1 for _, share in found.values()), found
+    pods = {name: (int(chips), float(share)) for name, chips, share in map(str.split, done.stdout.splitlines())}
+    assert {name: chips for name, (chips, _) in pods.items()} == names
+    assert all(0.5 < share < 1 for _, share in pods.values()), pods
 
 
 def test_errors_are_one_line(model: Path, tmp_path: Path) -> None:
-    for wrong, said in {
+    for wrong, reason in {
         "pod.accelerator_type=v9-4": "v9-4 is not known",
         "model.path=nobody/nothing": "give a folder that holds config.json",
         "pod.kind=local": "a preflight is for TPU pods",
     }.items():
         done = run_preflight(overrides(model, tmp_path, wrong), tmp_path)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert reason in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The slices that Cloud TPU has: names, grids and hosts; what it has not is refused with the nearest."""
+"""Slices that Cloud TPU sells have the right names, grids and hosts; others are refused with the nearest names."""
 
 import math
 
@@ -26,8 +26,8 @@ from pod_job.preflight.report import pod_slice
     ],
 )
 def test_slices(name: str, topology: str, hosts: int, chips_per_host: int) -> None:
-    found = tpu_facts.read_accelerator_type(name)
-    assert (found.topology, found.hosts, found.chips_per_host) == (topology, hosts, chips_per_host)
+    pod = tpu_facts.read_accelerator_type(name)
+    assert (pod.topology, pod.hosts, pod.chips_per_host) == (topology, hosts, chips_per_host)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_unknown_slices_are_refused_with_the_nearest(name: str, near: str) -> No
 def test_every_size_of_a_chip_has_a_grid_of_that_many_chips() -> None:
     for prefix, chip in tpu_facts.PREFIXES.items():
         for chips in tpu_facts.known_sizes(chip):
-            found = tpu_facts.read_accelerator_type(f"{prefix}-{chips * chip.cores}")
-            assert math.prod(found.grid) == chips == found.hosts * found.chips_per_host
+            pod = tpu_facts.read_accelerator_type(f"{prefix}-{chips * chip.cores}")
+            assert math.prod(pod.grid) == chips == pod.hosts * pod.chips_per_host
 
 
 def test_hosts_must_be_those_of_the_slice() -> None:

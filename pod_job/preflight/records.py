@@ -1,0 +1,108 @@
+"""The preflight's report: every number that `pod-job preflight --json` prints. No jax."""
+
+import msgspec
+
+from pod_job.config.generate import Mode
+from pod_job.preflight.forecast import Forecast
+
+
+class Change(Forecast, frozen=True, kw_only=True):
+    """Overrides that may help, with the forecast of the job that they make."""
+
+    change: str
+
+
+class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Size, time and cost of the whole run, without the start of the pod and compilation.
+
+    Attributes:
+        tokens: of prompts.
+        new_tokens: tokens generated after them if every completion is as long as it may be.
+        rows: vectors per tap.
+        bytes: vectors of all taps.
+        usd_list, usd_spot: dollars at the list price and at the price of spot.
+    """
+
+    samples: int
+    tokens: int
+    new_tokens: int
+    rows: int
+    bytes: int
+    steps: int
+    hours: float
+    usd_list: float
+    usd_spot: float
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A predicted time and the measured one, in seconds. `ratio` is measured over predicted: above 1, slower."""
+
+    predicted_s: float
+    measured_s: float
+    ratio: float
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of a run that its hosts measured in their last attempt, against the forecasts.
+
+    Attributes:
+        device: kind of device that the run computed on; empty where no host recorded it.
+        step: of a step, or of a prefill with mode=generate.
+        token: of one more token of every row, with mode=generate.
+        differs: fields in which the run was started with another value.
+    """
+
+    run_dir: str
+    attempt: str
+    hosts: int
+    device: str
+    steps: int
+    step: Comparison
+    token: Comparison | None
+    differs: list[str]
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """GB/s from a chip to its host and from a host to the bucket; `assumed` has those the configuration leaves open."""
+
+    host_gb_s: float
+    bucket_gb_s: float
+    assumed: list[str]
+
+
+class PreflightReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory, time and cost of a job on its pod.
+
+    Attributes:
+        pod: accelerator type, such as v5litepod-64.
+        weights: how they are split over the mesh, in words.
+        fits: whether every program fits.
+        cached: whether the forecasts are of an earlier compilation.
+        step: the program of a step; with mode=generate the prefill.
+        decode: with mode=generate, the call that adds `tokens_in_turn` tokens to every row.
+        tokens_per_s: prompt tokens that the pod computes; with mode=generate new tokens, prefill included.
+        changes: what to change where a program does not fit, or waits for its results to leave; in the order tried.
+        run: None where a program does not fit.
+        prices: where the prices are from.
+    """
+
+    model: str
+    mode: Mode
+    pod: str
+    hosts: int
+    weights: str
+    fits: bool
+    cached: bool
+    step: Forecast
+    decode: Forecast | None
+    tokens_per_s: float
+    changes: list[Change]
+    run: WholeRun | None
+    measured: Measured | None
+    rates: Rates
+    prices: str
+
+    @property
+    def programs(self) -> list[Forecast]:
+        """One, or with mode=generate two."""
+        return [self.step] if self.decode is None else [self.step, self.decode]
