@@ -1,7 +1,6 @@
 """Typed records as JSON: one encoder, and one decoder that names the file and the field that is wrong."""
 
 import re
-from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -11,8 +10,8 @@ from pod_job.errors import JobError
 T = TypeVar("T")
 
 
-def encode(record: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
-    """Returns the record, or the list of records, as one line of JSON."""
+def encode(record: msgspec.Struct) -> bytes:
+    """Returns the record as one line of JSON."""
     return msgspec.json.encode(record)
 
 

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import msgspec
+
 from pod_job.config.load import to_json
 from pod_job.errors import JobError
 from pod_job.formats.records import decode, encode
@@ -26,17 +28,23 @@ COMPILERS = ("jax", "jaxlib", "libtpu", "flax")
 log = logging.getLogger("pod_job")
 
 
+class CachedForecasts(msgspec.Struct, frozen=True):
+    """A file of the cache: the forecasts of the programs of one job."""
+
+    forecasts: list[Forecast]
+
+
 def cached(job: PlannedJob, compile_programs: Callable[[PlannedJob], list[Forecast]]) -> tuple[list[Forecast], bool]:
     """Returns the job's forecasts, from the cache or from `compile_programs`, and whether the cache had them."""
     path = cache_folder() / f"{cache_key(job)}.json"
     try:
-        return decode(path.read_bytes(), list[Forecast], str(path)), True
+        return decode(path.read_bytes(), CachedForecasts, str(path)).forecasts, True
     except FileNotFoundError:
         pass
     except JobError as error:
         log.warning("%s; compiling again", error)
     forecasts = compile_programs(job)
-    write_cache(path, encode(forecasts))
+    write_cache(path, encode(CachedForecasts(forecasts)))
     return forecasts, False
 
 
