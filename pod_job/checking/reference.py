@@ -66,7 +66,7 @@ def _by_us(inputs: Inputs, prompts: Sequence[np.ndarray]) -> list[dict]:
     import jax.numpy as jnp
 
     from pod_job.checkpoints.load import load_params
-    from pod_job.models.decoder import Decoder
+    from pod_job.models.decoder import Decoder, Output
 
     # Present beside an accelerator, too; its float32 is float32.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -75,8 +75,8 @@ def _by_us(inputs: Inputs, prompts: Sequence[np.ndarray]) -> list[dict]:
 
     @jax.jit
     def forward(params: dict, token_ids: jax.Array, segment_ids: jax.Array) -> dict:
-        applied = model.apply(params, token_ids, segment_ids=segment_ids, return_activations=True, return_logits=False)
-        return cast(tuple[None, dict], applied)[1]
+        output = model.apply(params, token_ids, segment_ids=segment_ids, return_activations=True, return_logits=False)
+        return cast(Output, output).activations
 
     longest = max(map(len, prompts))  # one program for all of them
     found = []

@@ -18,7 +18,7 @@ from pod_job.extraction.packing import StepInput
 from pod_job.extraction.quantize import as_stored
 from pod_job.extraction.transfer import spread
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.models.decoder import Activations, Decoder
+from pod_job.models.decoder import Decoder, Output
 
 StepOutput = tuple[dict[str, Array], Array]
 Step = Callable[..., StepOutput]
@@ -42,7 +42,7 @@ def compile_step(
         last: Int[Array, "B M"],
         more: Int[Array, " B"],
     ) -> StepOutput:
-        applied = model.apply(
+        output = model.apply(
             params,
             token_ids,
             positions=positions,
@@ -51,7 +51,7 @@ def compile_step(
             return_activations=True,
             return_logits=False,
         )
-        _, activations = cast(tuple[None, Activations], applied)
+        activations = cast(Output, output).activations
         stored = DTYPE_OF[config.dtype.value]
         return {name: as_stored(value, stored) for name, value in activations.items()}, jnp.max(more)
 

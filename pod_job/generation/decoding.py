@@ -21,9 +21,9 @@ from pod_job.extraction.quantize import as_stored
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.completions import Ending
 from pod_job.models.cache import Cache, empty_cache
-from pod_job.models.decoder import Activations, Decoder
+from pod_job.models.decoder import Decoder, Output
 
-Stepped = tuple[Array, Activations, Cache]
+Extended = tuple[Output, Cache]
 
 FREE = -1
 """In `forced`: the model chooses this token."""
@@ -107,13 +107,15 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
         applied = model.apply(
             params,
             token_ids,
+            empty_cache(model.arch, B, slots, model.dtype),
             positions=positions,
             segment_ids=segment_ids,
             select=jnp.full((B, 1), S - 1) if extract.positions is Positions.last else None,
             return_activations=extract.positions is not Positions.generated,
-            cache=empty_cache(model.arch, B, slots, model.dtype),
+            method="extend",
         )
-        logits, activations, cache = cast(Stepped, applied)
+        (logits, activations), cache = cast(Extended, applied)
+        assert logits is not None
         token = choose(logits[:, 0], number, jnp.int32(0), forced, generate)
         progress = Progress(cache, token, positions[:, -1] + 1, number, segment_ids[:, -1] == 0, jnp.int32(0))
         return progress, {name: as_stored(value, dtype) for name, value in activations.items()}, token, jnp.max(more)
@@ -132,11 +134,13 @@ def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> C
             applied = model.apply(
                 params,
                 progress.token[:, None],
+                progress.cache,
                 positions=progress.position[:, None],
                 return_activations=True,
-                cache=progress.cache,
+                method="extend",
             )
-            logits, activations, cache = cast(Stepped, applied)
+            (logits, activations), cache = cast(Extended, applied)
+            assert logits is not None
             count = progress.read + 1
             ended = jnp.isin(progress.token, end_tokens) | (count >= generate.max_new_tokens)
             token = choose(logits[:, 0], progress.number, count, forced, generate)

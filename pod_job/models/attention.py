@@ -7,18 +7,17 @@ and for shapes that a kernel does not take.
 B rows, S positions, C keys and values where they are not as many, N query heads, K key/value heads, H head size.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pod_job.models.attention_blocks import attend_blocks, capped
+from pod_job.models.attention_blocks import attend_blocks
+from pod_job.models.attention_settings import AttentionSettings, soft_cap
 from pod_job.models.placement import Placement
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
@@ -26,34 +25,33 @@ LARGEST_BLOCK = 512
 # The projections leave S innermost in memory, where a head narrower than LANES fills whole registers.
 S_INNERMOST = splash.QKVLayout.SEQ_MINOR
 
+Queries, KeysOrValues = Float[Array, "B S N H"], Float[Array, "B S K H"]
+Kernel = Callable[[Queries, KeysOrValues, KeysOrValues, Int[Array, "B S"], AttentionSettings], Queries]
+"""An implementation of attention for the rows and heads of one device."""
+
 
 def attend(
     q: Float[Array, "B S N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     segment_ids: Int[Array, "B S"],
-    *,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    settings: AttentionSettings,
     placement: Placement,
 ) -> Float[Array, "B S N H"]:
-    """Softmax of dot products times `scale`, in float32; each key/value head serves N/K query heads, unrepeated.
+    """Causal attention within segments, in float32; each key/value head serves N/K query heads, unrepeated.
 
     Args:
-        window: how many positions a query sees, its own included; None: its segment from the start.
-        softcap: c turns a score x into c tanh(x / c) before the mask; None leaves it.
         placement: the devices the program is lowered for.
     """
-    how = {"window": window, "scale": scale, "softcap": softcap}
-    chosen = None if placement.mesh is None else kernel_for(placement.mesh.devices.flat[0], q, softcap)
-    if placement.mesh is None or chosen is None:
-        return attend_xla(q, k, v, segment_ids, **how)
-    kernel = functools.partial(chosen, **how)
+    kernel = None
+    if placement.mesh is not None:
+        kernel = kernel_for(placement.mesh.devices.flat[0], q, settings.softcap)
+    if placement.mesh is None or kernel is None:
+        return attend_xla(q, k, v, segment_ids, settings)
     # The partitioner cannot look into a kernel, nor split a loop: every device runs it on its own rows (and heads).
     heads = PartitionSpec(placement.rows, None, placement.heads)
     return jax.shard_map(
-        kernel,
+        lambda *arrays: kernel(*arrays, settings),
         mesh=placement.mesh,
         in_specs=(heads, heads, heads, PartitionSpec(placement.rows)),
         out_specs=heads,
@@ -61,8 +59,8 @@ def attend(
     )(q, k, v, segment_ids)
 
 
-def kernel_for(device: Any, q: Float[Array, "B S N H"], softcap: float | None) -> Callable[..., Array] | None:
-    """The implementation for a mesh of such devices that takes such queries; None: plain XLA."""
+def kernel_for(device: Any, q: Float[Array, "B S N H"], softcap: float | None) -> Kernel | None:
+    """Returns the implementation for a mesh of such devices that takes such queries; None: plain XLA."""
     match device.platform:
         case "cpu":
             return attend_blocks
@@ -74,7 +72,7 @@ def kernel_for(device: Any, q: Float[Array, "B S N H"], softcap: float | None) -
 
 
 def largest_cudnn_head(gpu: Any) -> int:
-    """The head size up to which cuDNN's flash attention runs on a GPU; 0: not at all (old ones, other makers')."""
+    """Returns the largest head size that cuDNN's flash attention takes on a GPU; 0: none (old ones, other makers)."""
     generation, _, _ = gpu.compute_capability.partition(".")  # "9.0"; AMD's are like "gfx942"
     if not generation.isdecimal() or int(generation) < 8:
         return 0
@@ -86,31 +84,26 @@ def attend_xla(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     segment_ids: Int[Array, "B S"],
-    *,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
     """`attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
-    return attend_seen(q, k, v, segment_mask(segment_ids, window), scale=scale, softcap=softcap)
+    return attend_masked(q, k, v, segment_mask(segment_ids, settings.window), settings)
 
 
-def attend_seen(
+def attend_masked(
     q: Float[Array, "B S N H"],
     k: Float[Array, "B C K H"],
     v: Float[Array, "B C K H"],
-    seen: Bool[Array, "B S C"],
-    *,
-    scale: float,
-    softcap: float | None,
+    mask: Bool[Array, "B S C"],
+    settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
-    """Queries over keys and values of their own number; `seen` says which of them each query sees."""
+    """Attends to the C keys and values that `mask` lets each query see; the window is in the mask already."""
     B, S, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(B, S, K, N // K, H)
-    scores = scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
+    scores = settings.scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(
-        jnp.where(seen[:, None, None], capped(scores, softcap), jnp.finfo(jnp.float32).min), axis=-1
+        jnp.where(mask[:, None, None], soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min), axis=-1
     )
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
 
@@ -128,10 +121,8 @@ def attend_splash(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     segment_ids: Int[Array, "B S"],
+    settings: AttentionSettings,
     *,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
     interpret: bool = False,
 ) -> Float[Array, "B S N H"]:
     """`attend` by the kernel's multi-query form, once per row and key/value head; S a multiple of LANES.
@@ -142,17 +133,19 @@ def attend_splash(
     K = k.shape[2]
     block = block_size(S)
     assert block is not None
-    mask = splash.CausalMask((S, S)) if window is None else splash.LocalMask((S, S), (window - 1, 0), 0)
+    mask = splash.CausalMask((S, S))
+    if settings.window is not None:
+        mask = splash.LocalMask((S, S), (settings.window - 1, 0), 0)
     kernel = splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([mask] * (N // K)),
         block_sizes=splash.BlockSizes(
             block_q=block, block_kv=block, q_layout=S_INNERMOST, k_layout=S_INNERMOST, v_layout=S_INNERMOST
         ),
-        attn_logits_soft_cap=softcap,
+        attn_logits_soft_cap=settings.softcap,
         interpret=interpret,
     )
     # The kernel knows no scale: the queries carry it.
-    scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    scaled = (q.astype(jnp.float32) * settings.scale).astype(q.dtype)
     of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     out = jax.vmap(of_each_group)(
         scaled.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4),
@@ -168,24 +161,22 @@ def attend_cudnn(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     segment_ids: Int[Array, "B S"],
+    settings: AttentionSettings,
     *,
-    window: int | None,
-    scale: float,
-    softcap: None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B S N H"]:
-    """`attend` by cuDNN's flash attention, of bfloat16 or float16, with the segments as a mask [B, 1, S, S].
+    """`attend` by cuDNN's flash attention in bfloat16 or float16, without a softcap; the mask is [B, 1, S, S].
 
     `implementation="xla"` computes the same call without a GPU, for tests.
     """
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    behind_and_ahead = None if window is None else (window - 1, 0)
+    behind_and_ahead = None if settings.window is None else (settings.window - 1, 0)
     return jax.nn.dot_product_attention(
         q,
         k,
         v,
         mask=same_segment,
-        scale=scale,
+        scale=settings.scale,
         is_causal=True,
         local_window_size=behind_and_ahead,
         implementation=implementation,
@@ -209,29 +200,3 @@ def products_computed(S: int, window: int | None) -> int:
         if (q - k) * block - (block - 1) < reach  # the nearest pair of the two blocks
     )
     return blocks * block * block
-
-
-def swap_halves(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
-    """Each rotary pair (h, h + H/2) exchanged."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([second, first], axis=-1)
-
-
-def rotary_tables(
-    positions: Int[Array, "B S"], frequencies: Float[np.ndarray, "R"]
-) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
-    """Cosine and signed sine of each dimension's angle, float32, for `rotate`; R = H/2 pairs, radians per position."""
-    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-
-
-def rotate(
-    x: Float[Array, "B S N H"],
-    swapped: Float[Array, "B S N H"],
-    cos: Float[Array, "B S H"],
-    sin: Float[Array, "B S H"],
-) -> Float[Array, "B S N H"]:
-    """Rotary embedding in the half-split layout of Hugging Face, in float32; `swapped` is `swap_halves(x)`."""
-    rotated = x.astype(jnp.float32) * cos[:, :, None] + swapped.astype(jnp.float32) * sin[:, :, None]
-    return rotated.astype(x.dtype)

@@ -6,11 +6,11 @@ and what a query may not see is, but for the blocks' edges, not computed: half o
 S positions, N query heads, K key/value heads, G = N/K, H head size, Q queries and T keys of a block.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from pod_job.models.attention_settings import AttentionSettings, soft_cap
 
 LARGEST_BLOCK = 128  # 256 is a third slower, 64 a tenth (AMD EPYC, 1 MiB of cache for a core)
 
@@ -20,19 +20,15 @@ def attend_blocks(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     segment_ids: Int[Array, "B S"],
-    *,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
     """`attend`, a row after the other; the positions of a segment lie side by side."""
-    first = first_seen(segment_ids, window)
-    row = functools.partial(attend_row, scale=scale, softcap=softcap)
-    return jax.lax.map(lambda arrays: row(*arrays), (q, k, v, first))
+    first = first_visible(segment_ids, settings.window)
+    return jax.lax.map(lambda arrays: attend_row(*arrays, settings), (q, k, v, first))
 
 
-def first_seen(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Array, "B S"]:
-    """The first position that each position may look at: where its segment starts, or its window."""
+def first_visible(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Array, "B S"]:
+    """Returns the first position that each position may look at: where its segment starts, or its window."""
     position = jnp.arange(segment_ids.shape[1])
     begins = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
     first = jax.lax.cummax(jnp.where(begins, position, 0), axis=1)
@@ -44,16 +40,14 @@ def attend_row(
     k: Float[Array, "S K H"],
     v: Float[Array, "S K H"],
     first: Int[Array, " S"],
-    *,
-    scale: float,
-    softcap: float | None,
+    settings: AttentionSettings,
 ) -> Float[Array, "S N H"]:
+    """Attends within one row, block of queries by block of queries; `first` as from `first_visible`."""
     S, N, H = q.shape
     K = k.shape[1]
     block = min(S, LARGEST_BLOCK)
     queries = q.reshape(S, K, N // K, H).transpose(1, 2, 0, 3)
     keys, values = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
-    some_scores = functools.partial(block_scores, queries, keys, first, scale=scale, softcap=softcap, block=block)
 
     def attend_block(i: Int[Array, ""], out: Float[Array, "K G S H"]) -> Float[Array, "K G S H"]:
         # Where S is not a multiple of the block, the last one has some queries again.
@@ -61,7 +55,7 @@ def attend_row(
 
         def add_keys(j: Int[Array, ""], sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             most, total, weighted = sums
-            scores = some_scores(start, j)
+            scores = block_scores(queries, keys, first, start, j, settings)
             higher = jnp.maximum(most, scores.max(-1, keepdims=True))
             weights, shrink = jnp.exp(scores - higher), jnp.exp(most - higher)
             some = jax.lax.dynamic_slice_in_dim(values, j * block, block, 1)
@@ -84,28 +78,21 @@ def block_scores(
     first: Int[Array, " S"],
     start: Int[Array, ""],
     j: Int[Array, ""],
-    *,
-    scale: float,
-    softcap: float | None,
-    block: int,
+    settings: AttentionSettings,
 ) -> Float[Array, "K G Q T"]:
-    """Of the queries from `start` and the j-th block of keys; what is not seen has the lowest number there is.
+    """Scores of the queries from `start` and the j-th block of keys; masked ones have the lowest number there is.
 
     A query that sees no key of this block counts them alike for now: the first that it sees, its own at the latest,
     shrinks that to nothing.
     """
     K, G, S, H = queries.shape
+    block = min(S, LARGEST_BLOCK)
     some = jax.lax.dynamic_slice_in_dim(queries, start, block, 2).reshape(K, G * block, H)
     theirs = jax.lax.dynamic_slice_in_dim(keys, j * block, block, 2)  # the last block moves back to end at S
-    scores = scale * jnp.matmul(some, theirs, preferred_element_type=jnp.float32).reshape(K, G, block, block)
+    scores = settings.scale * jnp.matmul(some, theirs, preferred_element_type=jnp.float32).reshape(K, G, block, block)
     query = start + jnp.arange(block)[:, None]
     key = jnp.minimum(j * block, S - block) + jnp.arange(block)
     lowest = jax.lax.dynamic_slice_in_dim(first, start, block)[:, None]
     # Keys that the last block shares with the one before were counted there.
     seen = (key <= query) & (key >= lowest) & (key >= j * block)
-    return jnp.where(seen, capped(scores, softcap), jnp.finfo(jnp.float32).min)
-
-
-def capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """cap tanh(x / cap), which lies within +-cap; x itself where there is no cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    return jnp.where(seen, soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min)

@@ -36,8 +36,8 @@ class Cache(NamedTuple):
         """The cache once all layers have written `count` slots."""
         return self._replace(slot=self.slot + count)
 
-    def seen(self, window: int | None) -> Bool[Array, "B 1 C"]:
-        """What the one position at `slot` sees: slots up to its own, within its window and its segment."""
+    def mask(self, window: int | None) -> Bool[Array, "B 1 C"]:
+        """Returns True at the slots that the one position at `slot` sees: up to its own, in its window and segment."""
         back = self.slot - jnp.arange(self.segment_ids.shape[1])
         near = back >= 0 if window is None else (back >= 0) & (back < window)
         own = jax.lax.dynamic_slice_in_dim(self.segment_ids, self.slot, 1, axis=1)

@@ -3,30 +3,57 @@
 Layers are stacked and looped on the device, so compile time does not grow with depth; only chosen taps are held, and
 nothing past the last of them is computed when logits are not wanted.
 
-B rows, S positions, M selected positions of a row, D hidden, N query heads, K key/value heads, H head size,
-R = H/2 rotary pairs, F mlp, V vocabulary, L layers.
+B rows, S positions, M selected positions of a row, D hidden, N query heads, V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
-from pod_job.models.arch import Arch, LayerAttention
-from pod_job.models.attention import LANES, attend, attend_seen, rotary_tables, rotate, swap_halves
-from pod_job.models.attention_blocks import capped
+from pod_job.models.arch import Arch
+from pod_job.models.attention_settings import soft_cap
 from pod_job.models.cache import Cache
-from pod_job.models.layer_loop import run_layers
+from pod_job.models.decoder_layer import decoder_layer, rms_norm, swapped_projections, swaps_by_projection
+from pod_job.models.layer_attention import Tokens, stack_attention
+from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 
 Activations = dict[str, Float[Array, "B M width"]]
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
+class Output(NamedTuple):
+    """Result of one forward pass; `logits, activations = output`.
+
+    Attributes:
+        logits: float32 [B, S, V]; None where they were not asked for.
+        activations: {tap name: [B, M or S, width]} in the decoder's dtype; empty where they were not asked for.
+    """
+
+    logits: Float[Array, "B _ V"] | None
+    activations: Activations
+
+
+class Request(NamedTuple):
+    """Results wanted of a forward pass: taps, at the positions `select` of each row (None: all), and logits."""
+
+    taps: tuple[Tap, ...]
+    select: Int[Array, "B M"] | None
+    logits: bool
+
+    def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
+        """Returns x at the selected positions."""
+        return x if self.select is None else jnp.take_along_axis(x, self.select[..., None], axis=1)
+
+    def site(self, site: str, x: Float[Array, "B S width"]) -> Activations:
+        """Returns the taps at a site that is not in a layer, whose value is x."""
+        return {tap.name: self.positions_of(x) for tap in self.taps if tap.site == site}
 
 
 class Decoder(nn.Module):
@@ -45,7 +72,12 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     placement: Placement = Placement()
 
-    @nn.compact
+    def setup(self) -> None:
+        self.weights = {
+            name: jnp.asarray(self.param(name, initializer(self.arch, name), weight.shape, self.dtype))
+            for name, weight in weight_table(self.arch).items()
+        }
+
     def __call__(
         self,
         input_ids: Int[Array, "B S"],
@@ -55,215 +87,93 @@ class Decoder(nn.Module):
         select: Int[Array, "B M"] | None = None,
         return_activations: bool = False,
         return_logits: bool = True,
-        cache: Cache | None = None,
-    ) -> Any:
-        """One forward pass.
+    ) -> Output:
+        """Runs one forward pass.
 
         Args:
             positions: for the rotary embedding; by default 0, 1, 2, ... in each row.
             segment_ids: tokens attend within their segment only; by default a row is one segment.
             select: positions whose activations are returned, per row; by default all.
-            return_activations: return `(logits, activations)` instead of logits.
-            return_logits: with False, `(None, activations)` is returned and no layer past the last tap runs.
-            cache: of the positions before these, which come to its next slots. A call of one position attends to all
-                that is in it; one of several must be the first.
-
-        Returns:
-            Logits [B, S, V] float32, or `(logits, {tap name: [B, M or S, width] in dtype})`. With a cache,
-            `(logits of the last position [B, 1, V], activations, cache)`.
+            return_activations: with False, the activations are empty.
+            return_logits: with False, the logits are None and no layer past the last tap runs.
         """
-        weights = {
-            name: jnp.asarray(self.param(name, initializer(self.arch, name), weight.shape, self.dtype))
-            for name, weight in weight_table(self.arch).items()
-        }
-        B, S = input_ids.shape
-        positions = jnp.broadcast_to(jnp.arange(S), (B, S)) if positions is None else positions
-        segment_ids = jnp.ones((B, S), jnp.int32) if segment_ids is None else segment_ids
-        taps = self.taps if return_activations else ()
-        with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
-            logits, activations, cache = self.forward(
-                weights, input_ids, positions, segment_ids, select, taps, return_logits, cache
-            )
-        if cache is not None:
-            return logits, activations, cache
-        return (logits, activations) if return_activations else logits
+        request = Request(self.taps if return_activations else (), select, return_logits)
+        output, _ = self._forward(with_defaults(input_ids, positions, segment_ids), request, None)
+        return output
 
-    def forward(
+    def extend(
         self,
-        weights: dict[str, Array],
         input_ids: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"],
-        select: Int[Array, "B M"] | None,
-        taps: tuple[Tap, ...],
-        return_logits: bool,
-        cache: Cache | None,
-    ) -> tuple[Float[Array, "B _ V"] | None, Activations, Cache | None]:
+        cache: Cache,
+        *,
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        select: Int[Array, "B M"] | None = None,
+        return_activations: bool = False,
+    ) -> tuple[Output, Cache]:
+        """Runs one forward pass over the positions after those in the cache, and returns the cache with them in it.
+
+        A call of one position attends to all that is in the cache; one of several must be the first. Logits are those
+        of the last position only, [B, 1, V]. The other arguments are as in `__call__`.
+        """
+        request = Request(self.taps if return_activations else (), select, logits=True)
+        output, extended = self._forward(with_defaults(input_ids, positions, segment_ids), request, cache)
+        assert extended is not None
+        return output, extended
+
+    def _forward(self, tokens: Tokens, request: Request, cache: Cache | None) -> tuple[Output, Cache | None]:
+        with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
+            cache = None if cache is None else cache.begin(tokens.segment_ids)
+            layer = self._layer(tokens, cache)
+            x = self.placement.look_up(self.weights["embed"], tokens.ids)
+            x = x * jnp.float32(self.arch.embed_scale).astype(self.dtype)
+            to_the_end = request.logits or any(tap.site == "final_norm" for tap in request.taps)
+            activations = request.site("embed", x)
+            taps = tuple(tap for tap in request.taps if tap.site not in ("embed", "final_norm"))
+            (x, cache), tapped = run_layers(layer, (x, cache), self.arch.layers, taps, request.positions_of, to_the_end)
+            cache = None if cache is None else cache.advance(tokens.ids.shape[1])
+            activations |= tapped
+            if not to_the_end:
+                return Output(None, activations), cache
+            normed = rms_norm(self.arch, x, self.placement.gather(self.weights["final_norm"]))
+            activations |= request.site("final_norm", normed)
+            if not request.logits:
+                return Output(None, activations), cache
+            return Output(self._logits(normed if cache is None else normed[:, -1:]), activations), cache
+
+    def _layer(self, tokens: Tokens, cache: Cache | None) -> Layer:
+        """Returns the function that runs layer i of the stack over `tokens`."""
         arch, placement = self.arch, self.placement
-        cache = None if cache is None else cache.begin(segment_ids)
-        attention = attention_of_layers(arch, placement, positions, segment_ids, cache)
-        layer_weights = {name: weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
-        swaps = input_ids.shape[1] > 1 and swaps_by_projection(arch, placement)
+        attention = stack_attention(arch, placement, tokens, cache)
+        stacks = {name: self.weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
+        swaps = tokens.ids.shape[1] > 1 and swaps_by_projection(arch, placement)
 
-        def keep(x: Float[Array, "B S width"]) -> Array:
-            return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
-
-        def layer(i: Int[Array, ""] | int, carry: tuple[Array, Any]) -> tuple[tuple[Array, Any], dict[str, Array]]:
+        def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
             x, cache = carry
-            one = {name: placement.gather(stack[i]) for name, stack in layer_weights.items()}
-            one |= swapped_projections(one) if swaps else {}
-            return decoder_layer(arch, placement, one, placement.row_major(x), functools.partial(attention, i, cache))
+            weights = {name: placement.gather(stack[i]) for name, stack in stacks.items()}
+            weights |= swapped_projections(weights) if swaps else {}
+            attend = functools.partial(attention, i, cache=cache)
+            return decoder_layer(arch, placement, weights, placement.row_major(x), attend)
 
-        x = placement.look_up(weights["embed"], input_ids)
-        x = x * jnp.float32(arch.embed_scale).astype(self.dtype)
-        to_the_end = return_logits or any(tap.site == "final_norm" for tap in taps)
-        activations = {tap.name: keep(x) for tap in taps if tap.site == "embed"}
-        layer_taps = tuple(tap for tap in taps if tap.site not in ("embed", "final_norm"))
-        (x, cache), tapped = run_layers(layer, (x, cache), arch.layers, layer_taps, keep, to_the_end)
-        cache = None if cache is None else cache.advance(input_ids.shape[1])
-        activations |= tapped
-        if not to_the_end:
-            return None, activations, cache
-        normed = rms_norm(arch, x, placement.gather(weights["final_norm"]))
-        activations |= {tap.name: keep(normed) for tap in taps if tap.site == "final_norm"}
-        if not return_logits:
-            return None, activations, cache
-        normed = normed if cache is None else normed[:, -1:]
-        unembed = placement.gather(weights["embed"].T if arch.tied else weights["unembed"])
+        return layer
+
+    def _logits(self, normed: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        unembed = self.placement.gather(self.weights["embed"].T if self.arch.tied else self.weights["unembed"])
         logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
-        return capped(logits, arch.logit_softcap), activations, cache
+        return soft_cap(logits, self.arch.logit_softcap)
 
 
-def attention_of_layers(
-    arch: Arch,
-    placement: Placement,
-    positions: Int[Array, "B S"],
-    segment_ids: Int[Array, "B S"],
-    cache: Cache | None,
-) -> Callable[..., tuple[Float[Array, "B S N H"], Cache | None]]:
-    """`attention(i, cache, q, k, v, swapped q, swapped k) -> (z, cache)`: rotates, and attends as layer i does.
-
-    i is a number or a loop counter. With a cache, keys and values go into it; a single position attends to all in it.
-
-    Layers differ in their window and rotary embedding, and few kinds of them alternate: the angles of all kinds are
-    computed once, and the loop's body holds one branch per kind, so that a kernel's window stays static.
-    """
-    kinds = tuple(dict.fromkeys(arch.attention))
-    kind_of_layer = tuple(kinds.index(kind) for kind in arch.attention)
-    tables = [rotary_tables(positions, kind.rope.frequencies(arch.head_dim)) for kind in kinds]
-    # Behind a barrier, or the compiler moves these into the loop over layers and computes them for each.
-    cos, sin = jax.lax.optimization_barrier(tuple(jnp.stack(table) for table in zip(*tables, strict=True)))
-    from_cache = cache is not None and positions.shape[1] == 1
-
-    def branch(kind: LayerAttention) -> Callable[..., Float[Array, "B S N H"]]:
-        # YaRN's factor multiplies queries and keys alike, hence their products by its square.
-        scale = arch.query_scale * kind.rope.attention_factor**2
-        if cache is not None and from_cache:
-            return functools.partial(attend_seen, seen=cache.seen(kind.window), scale=scale, softcap=arch.attn_softcap)
-        return functools.partial(
-            attend,
-            segment_ids=segment_ids,
-            window=kind.window,
-            scale=scale,
-            softcap=arch.attn_softcap,
-            placement=placement,
-        )
-
-    branches = [branch(kind) for kind in kinds]
-
-    def attention(
-        i: Int[Array, ""] | int,
-        cache: Cache | None,
-        q: Float[Array, "B S N H"],
-        k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
-        swapped_q: Float[Array, "B S N H"],
-        swapped_k: Float[Array, "B S K H"],
-    ) -> tuple[Float[Array, "B S N H"], Cache | None]:
-        like = 0 if len(kinds) == 1 else i  # where there is one kind, every layer is like the first
-        kind = kind_of_layer[like] if isinstance(like, int) else jnp.asarray(kind_of_layer)[like]
-        q, k = rotate(q, swapped_q, cos[kind], sin[kind]), rotate(k, swapped_k, cos[kind], sin[kind])
-        if cache is not None:
-            cache = cache.write(i, k, v)
-            k, v = (cache.k[i], cache.v[i]) if from_cache else (k, v)
-        z = branches[kind](q, k, v) if isinstance(kind, int) else jax.lax.switch(kind, branches, q, k, v)
-        return z, cache
-
-    return attention
+def with_defaults(
+    input_ids: Int[Array, "B S"], positions: Int[Array, "B S"] | None, segment_ids: Int[Array, "B S"] | None
+) -> Tokens:
+    """Returns the tokens at positions 0, 1, 2, ... of one segment, where neither is given."""
+    B, S = input_ids.shape
+    positions = jnp.broadcast_to(jnp.arange(S), (B, S)) if positions is None else positions
+    return Tokens(input_ids, positions, jnp.ones((B, S), jnp.int32) if segment_ids is None else segment_ids)
 
 
-def swaps_by_projection(arch: Arch, placement: Placement) -> bool:
-    """Whether swapped queries and keys come from matrix products of their own, and not from moving lanes about.
-
-    A head that fills part of a vector register only makes a TPU shuffle lanes for every rotation, which costs it more
-    than a second projection (Qwen2.5-0.5B on v5e: 7 ms of a 51 ms step). A norm between projection and rotation
-    would need a second norm too.
-    """
-    return placement.platform == "tpu" and arch.head_dim < LANES and not arch.qk_norm
-
-
-def swapped_projections(w: dict[str, Array]) -> dict[str, Array]:
-    """A layer's weights whose projections are swapped queries and keys: the same columns, in another order."""
-    return {
-        f"{name[0]}_swapped{name[1:]}": swap_halves(w[name]) for name in ("q", "q_bias", "k", "k_bias") if name in w
-    }
-
-
-def decoder_layer(
-    arch: Arch,
-    placement: Placement,
-    w: dict[str, Array],
-    x: Float[Array, "B S D"],
-    attention: Callable[..., tuple[Array, Any]],
-) -> tuple[tuple[Float[Array, "B S D"], Any], dict[str, Array]]:
-    """One layer: the residual stream after it with the cache `attention` gives, and every site in it by name.
-
-    Sites nobody uses cost nothing.
-    """
-
-    def bias(name: str) -> Array | float:
-        return w.get(f"{name}_bias", 0.0)
-
-    def norm(x: Array, name: str, there: bool = True) -> Array:
-        return rms_norm(arch, x, w[name]) if there else x
-
-    def project(name: str) -> Array:
-        return jnp.einsum("bsd,dnh->bsnh", normed, w[name]) + bias(name)
-
-    resid_pre = x
-    normed = norm(x, "attn_norm")
-    q, k, v = project("q"), project("k"), project("v")
-    queries, keys = norm(q, "q_norm", arch.qk_norm), norm(k, "k_norm", arch.qk_norm)
-    swapped = (
-        (project("q_swapped"), project("k_swapped")) if "q_swapped" in w else (swap_halves(queries), swap_halves(keys))
-    )
-    z, cache = attention(queries, keys, v, *swapped)
-    attn_out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + bias("o")
-    attn_out = norm(attn_out, "attn_post_norm", arch.post_norms)
-    resid_mid = x + attn_out
-    normed = norm(resid_mid, "mlp_norm")
-    gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + bias("gate")
-    up = placement.apart(jnp.einsum("bsd,df->bsf", normed, w["up"]) + bias("up"))
-    mlp_act = ACTIVATIONS[arch.activation](gate) * up
-    mlp_out = jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + bias("down")
-    mlp_out = norm(mlp_out, "mlp_post_norm", arch.post_norms)
-    resid_post = resid_mid + mlp_out
-    heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
-    sites = {"attn_out": attn_out, "resid_mid": resid_mid, "mlp_act": mlp_act, "mlp_out": mlp_out}
-    return (resid_post, cache), {"resid_pre": resid_pre, "resid_post": resid_post, **heads, **sites}
-
-
-def rms_norm(arch: Arch, x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
-    """x / sqrt(mean(x^2) + eps) in float32, then scaled in x's dtype; by 1 + scale in float32 where the family does."""
-    wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + arch.norm_eps)
-    if arch.norm_plus_one:
-        return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
-    return normed.astype(x.dtype) * scale
-
-
-def initializer(arch: Arch, name: str) -> Callable[..., Array]:
-    """Random weights as Hugging Face draws them: normal(0.02), norms one (in effect), biases zero."""
+def initializer(arch: Arch, name: str) -> Initializer:
+    """Returns random weights as Hugging Face draws them: normal(0.02), norms one (in effect), biases zero."""
     if name.endswith("norm"):
         return nn.initializers.zeros_init() if arch.norm_plus_one else nn.initializers.ones_init()
     return nn.initializers.zeros_init() if name.endswith("bias") else nn.initializers.normal(0.02)

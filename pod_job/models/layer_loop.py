@@ -6,18 +6,19 @@ Many taps: one loop over all layers that carries a buffer per site. Either way c
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
+from pod_job.models.cache import Cache
 from pod_job.models.taps import INNER_SITES, Tap
 
-Carry = tuple[Array, Any]
-"""The residual stream, and whatever else goes from layer to layer (None, or the cache of keys and values)."""
+Carry = tuple[Float[Array, "B S D"], Cache | None]
+"""What goes from layer to layer: the residual stream, and the cache of keys and values where there is one."""
 
-Layer = Callable[[Any, Carry], tuple[Carry, dict[str, Array]]]
+Layer = Callable[[Int[Array, ""] | int, Carry], tuple[Carry, dict[str, Array]]]
+"""Runs the layer of this number: the carry after it, and the layer's sites by name."""
 
 # Past this many separate loops, one loop with buffers compiles faster than it costs to write the buffers.
 MOST_PIECES = 12
@@ -38,12 +39,12 @@ def run_layers(
 
 
 def layers_needed(tap: Tap) -> int:
-    """How many layers must run before the tap's value is there."""
+    """Returns how many layers must run before the tap's value is computed."""
     return tap.layer if tap.site == "resid_pre" else tap.layer + 1
 
 
 def pieces(taps: tuple[Tap, ...], stop: int) -> list[tuple[int, int]]:
-    """[start, stop) ranges of layers, cut wherever a tap is taken; a layer with a tap inside stands alone."""
+    """Returns [start, stop) ranges of layers, cut wherever a tap is taken; a layer with a tap inside stands alone."""
     edges = {0, stop}
     for tap in taps:
         if tap.site in INNER_SITES:
@@ -57,6 +58,7 @@ def pieces(taps: tuple[Tap, ...], stop: int) -> list[tuple[int, int]]:
 def run_pieces(
     layer: Layer, carry: Carry, cuts: list[tuple[int, int]], taps: tuple[Tap, ...], keep: Callable[[Array], Array]
 ) -> tuple[Carry, dict[str, Array]]:
+    """Runs each range of layers as a loop of its own, and takes the taps between them."""
     residual = {0: carry[0]}  # by number of layers run
     activations = {}
     for start, stop in cuts:
@@ -74,7 +76,7 @@ def run_pieces(
 def run_buffered(
     layer: Layer, carry: Carry, stop: int, taps: tuple[Tap, ...], keep: Callable[[Array], Array]
 ) -> tuple[Carry, dict[str, Array]]:
-    """One loop; each site has a buffer with a slot per tapped layer.
+    """Runs one loop, in which each site has a buffer with a slot per tapped layer.
 
     Every layer writes into the slot of the next tapped layer at or after it, so that no branch is needed: the tapped
     layer writes last. Past the last tap the slot is out of range, and the write is dropped.

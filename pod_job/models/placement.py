@@ -69,8 +69,8 @@ class Placement:
             check_vma=False,
         )(x)
 
-    def apart(self, x: Array) -> Array:
-        """x, on TPU as a value of its own: a matrix product runs slower inside the one that uses it."""
+    def isolate(self, x: Array) -> Array:
+        """Returns x, on TPU as a value of its own: a matrix product runs slower fused into the one that uses it."""
         return jax.lax.optimization_barrier(x) if self.platform == "tpu" else x
 
     def _place(self, x: Array, spec: PartitionSpec) -> Array:

@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.models import attention, attention_blocks, decoder
+from pod_job.models import attention, attention_blocks
 from pod_job.models.arch import read_arch
+from pod_job.models.attention_settings import AttentionSettings
+from pod_job.models.decoder_layer import decoder_layer, swapped_projections
+from pod_job.models.layer_attention import Tokens, stack_attention
 from pod_job.models.placement import Placement
+from pod_job.models.weight_table import weight_table
 
 ROW = 256  # two blocks of the kernel's smallest size
 SEGMENTS = (100, 60, 90)  # and padding
@@ -40,7 +44,7 @@ def test_the_kernel_equals_xla(
 ) -> None:
     """Packed segments, grouped heads, a window that cuts within and across blocks, soft caps."""
     arrays = inputs(heads, kv_heads, head_dim)
-    how = {"window": window, "softcap": softcap, "scale": head_dim**-0.5}
+    how = {"settings": AttentionSettings(head_dim**-0.5, softcap, window)}
     found = jax.jit(functools.partial(attention.attend_splash, interpret=True, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
@@ -57,7 +61,7 @@ def test_blocks_equal_xla(
     """Blocks that do and do not divide the row, one larger than it; segments that end within and between blocks."""
     monkeypatch.setattr(attention_blocks, "LARGEST_BLOCK", block)
     arrays = inputs(heads, kv_heads, 16)
-    how = {"window": window, "softcap": softcap, "scale": 0.25}
+    how = {"settings": AttentionSettings(0.25, softcap, window)}
     found = jax.jit(functools.partial(attention_blocks.attend_blocks, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
@@ -67,7 +71,7 @@ def test_blocks_equal_xla(
 def test_what_cudnn_is_asked_for_equals_xla(heads: int, kv_heads: int, window: int | None) -> None:
     """Mask, window and scale mean the same; the kernel is compared where there is a GPU, by tools/bench_extract."""
     arrays = inputs(heads, kv_heads, 16)
-    how = {"window": window, "softcap": None, "scale": 0.25}
+    how = {"settings": AttentionSettings(0.25, None, window)}
     found = jax.jit(functools.partial(attention.attend_cudnn, implementation="xla", **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
@@ -95,7 +99,7 @@ def test_a_mesh_of_cpus_attends_in_blocks() -> None:
     """What is compiled holds no scores of whole rows."""
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     arrays = inputs(4, 2, 16)
-    how = {"window": None, "softcap": None, "scale": 0.25, "placement": Placement(mesh=mesh, rows=("data", "model"))}
+    how = {"settings": AttentionSettings(0.25), "placement": Placement(mesh=mesh, rows=("data", "model"))}
     text = jax.jit(functools.partial(attention.attend, **how)).lower(**arrays).compile().as_text()
     assert "128,128]" in str(text)
     assert f"{ROW},{ROW}]" not in str(text)
@@ -137,17 +141,18 @@ def test_swapped_projections_rotate_alike() -> None:
     rng = np.random.default_rng(1)
     weights = {
         name: jnp.asarray(rng.normal(size=w.shape[1:]) / 8, jnp.float32)
-        for name, w in decoder.weight_table(arch).items()
+        for name, w in weight_table(arch).items()
         if w.stacked
     }
     positions = jnp.tile(jnp.arange(40), (2, 1))
-    attend = decoder.attention_of_layers(arch, Placement(), positions, jnp.ones((2, 40), jnp.int32), None)
+    tokens = Tokens(jnp.zeros((2, 40), jnp.int32), positions, jnp.ones((2, 40), jnp.int32))
+    attend = functools.partial(stack_attention(arch, Placement(), tokens, None), 0, cache=None)
     x = jnp.asarray(rng.normal(size=(2, 40, 64)), jnp.float32)
 
     @jax.jit
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
-        return decoder.decoder_layer(arch, Placement(), weights, x, functools.partial(attend, 0, None))[0][0]
+        return decoder_layer(arch, Placement(), weights, x, attend)[0][0]
 
-    swapped = decoder.swapped_projections(weights)
+    swapped = swapped_projections(weights)
     assert set(swapped) == {"q_swapped", "q_swapped_bias", "k_swapped", "k_swapped_bias"}
     np.testing.assert_allclose(layer(weights | swapped), layer(weights), rtol=1e-5, atol=1e-5)

@@ -255,7 +255,7 @@ def test_the_users_document_runs_as_written() -> None:
     logits, activations = model.apply(params, input_ids, return_activations=True)
     assert set(activations) == {"layer_0", "layer_2"}
     assert activations["layer_2"].shape == (1, 12, config["hidden_size"])
-    alone = jax.jit(model.apply)(params, input_ids)
+    alone, _ = jax.jit(model.apply)(params, input_ids)
     np.testing.assert_allclose(alone, logits, rtol=1e-5, atol=1e-5)
     fresh = jax.eval_shape(model.init, jax.random.key(0), input_ids)
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)

@@ -1,0 +1,26 @@
+"""Settings of one layer's attention that all implementations share. Static, so that each is compiled for them."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """How a dot product becomes a score, and how far back a query sees.
+
+    Attributes:
+        scale: multiplies dot products of queries and keys.
+        softcap: c turns a score x into c tanh(x / c) before the mask; None leaves it.
+        window: how many positions a query sees, its own included; None: its segment from the start.
+    """
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+
+def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Returns cap tanh(x / cap), which lies within +-cap; x itself where `cap` is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
