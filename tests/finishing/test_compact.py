@@ -17,6 +17,7 @@ from safetensors import safe_open
 from sample_runs import PER_BATCH, TAPS, WIDTH, batch, finished_run, identity
 
 from pod_job.checking.verify import verify
+from pod_job.commands.merge import main as merge_main
 from pod_job.finishing import merge
 from pod_job.finishing.compact import compact
 from pod_job.finishing.shuffle import shuffle
@@ -134,7 +135,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     claim(folder, identity(24))
     commit_batch(folder, batch(2, 20), host=0)
     there = folder.names("")
-    assert merge.main([folder.url, "--compact"]) == 2
+    assert merge_main([folder.url, "--compact"]) == 2
     assert "unfinished, 2 batches are missing; finish the job before --compact" in capsys.readouterr().err
     assert folder.names("") == there
 
@@ -150,11 +151,11 @@ def test_bad_arguments_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], says: str
 ) -> None:
     finished_run(open_folder(tmp_path), SMALL)
-    assert merge.main([str(tmp_path), *arguments]) == 2
+    assert merge_main([str(tmp_path), *arguments]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_the_command_tells_how_many_files_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished_run(open_folder(tmp_path), COUNTS)
-    assert merge.main([str(tmp_path), "--compact", "--json"]) == 0
+    assert merge_main([str(tmp_path), "--compact", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined, rewrite
 
-import pod_job.merge
+import pod_job.finishing.merge
 from pod_job.checking.verify import verify
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
@@ -82,8 +82,8 @@ def test_merging_again_changes_nothing_but_the_time(new_folder: Callable[[], Fol
 def test_several_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = open_folder(tmp_path)
     finished_run(folder, [9, 3, 0, 8, 1, 40, 2])
-    monkeypatch.setattr(pod_job.merge, "WINDOW", 2)
-    monkeypatch.setattr(pod_job.merge, "LEAST_WINDOWS", 1)
+    monkeypatch.setattr(pod_job.finishing.merge, "WINDOW", 2)
+    monkeypatch.setattr(pod_job.finishing.merge, "LEAST_WINDOWS", 1)
     assert {**merge(folder, processes=2), "merged": ""} == {**merge(folder), "merged": ""}
     assert verify(tmp_path).sound
     rewrite(tmp_path / layout.commit_file(5), lambda record: record.update(n_samples=3))

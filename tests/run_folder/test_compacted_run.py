@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pod_job.checking import reference, verify
+from pod_job.checking import reference
 from pod_job.commands import diff, inspect
 from pod_job.commands.report import main as report
+from pod_job.commands.verify import main as verify_main
 from pod_job.finishing.compact import compact
 from pod_job.finishing.shuffle import shuffle
 from pod_job.interop.pickle_export import export_pickles
@@ -62,7 +63,7 @@ def test_it_verifies_and_its_rows_can_be_computed_anew(
     runs: tuple[Path, Path], answers: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference, "torch_installed", lambda: False)  # test_recompute.py has both references
-    plain, compacted = answers(verify.main, runs, "--recompute", "6")
+    plain, compacted = answers(verify_main, runs, "--recompute", "6")
     assert compacted["sound"]
     assert list(compacted["recomputed"]) == TAPS
     assert compacted["recomputed"] == plain["recomputed"]

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.storage import direct_io
+from pod_job.storage.buffers import PAGE, Pool, aligned_empty
 
 
 def part(size: int, aligned: bool) -> memoryview:
-    raw = direct_io.aligned_empty((size + 1,), np.dtype(np.uint8))
+    raw = aligned_empty((size + 1,), np.dtype(np.uint8))
     raw[:] = np.random.default_rng(size).integers(0, 256, size + 1)
     return (raw[:size] if aligned else raw[1:]).data
 
@@ -58,13 +59,13 @@ def test_a_file_system_with_other_rules_gets_plain_writes(
 
 def test_aligned_memory_begins_on_a_page() -> None:
     for shape in ((3, 5), (0, 4), (1000, 7)):
-        array = direct_io.aligned_empty(shape, np.dtype(ml_dtypes.bfloat16))
+        array = aligned_empty(shape, np.dtype(ml_dtypes.bfloat16))
         assert (array.shape, array.dtype) == (shape, ml_dtypes.bfloat16)
-        assert array.ctypes.data % direct_io.PAGE == 0 or not array.size
+        assert array.ctypes.data % PAGE == 0 or not array.size
 
 
 def test_a_pool_gives_memory_again_once_no_view_of_it_is_left() -> None:
-    pool, float32 = direct_io.Pool(), np.dtype(np.float32)
+    pool, float32 = Pool(), np.dtype(np.float32)
     first = pool.empty((100, 30), float32)
     begins, view = first.ctypes.data, first[3:5].view(np.uint8)
     del first
@@ -73,13 +74,13 @@ def test_a_pool_gives_memory_again_once_no_view_of_it_is_left() -> None:
     del view
     third = pool.empty((90, 30), float32)
     assert third.ctypes.data == begins
-    assert begins % direct_io.PAGE == 0
+    assert begins % PAGE == 0
     assert (third.shape, third.dtype) == ((90, 30), float32)
 
 
 def test_a_pool_holds_no_more_than_was_in_use_at_one_time() -> None:
     """Sizes that grow and shrink, two at a time."""
-    pool, byte = direct_io.Pool(), np.dtype(np.uint8)
+    pool, byte = Pool(), np.dtype(np.uint8)
     for size in (5000, 9000, 20_000, 1000, 30_000, 0, 70_000):
         pair = [pool.empty((size,), byte), pool.empty((size // 2, 2), byte)]
         assert [array.size for array in pair] == [size, size // 2 * 2]

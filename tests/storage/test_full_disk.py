@@ -47,7 +47,7 @@ def test_a_full_disk(tmp_path: Path, require: Callable[[bool, str], None]) -> No
     may = subprocess.run([*MOUNT, "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False)
     require(may.returncode == 0, "leave to mount a tmpfs in a namespace of one's own")
     inside = 'mount -t tmpfs -o size=3m tmpfs "$1" && exec "$2" -c "$3" "$1"'
-    code = "import sys, pathlib, test_full_disk; test_full_disk.fill(pathlib.Path(sys.argv[1]))"
+    code = "import sys; sys.path.append('storage'); from test_full_disk import Path, fill; fill(Path(sys.argv[1]))"
     argv = [*MOUNT, "bash", "-c", inside, "-", str(tmp_path), sys.executable, code]
     ended = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     assert ended.returncode == 0, ended.stderr
