@@ -44,7 +44,7 @@ demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a 
 	$(BIN)/python -m tools.demo
 
 rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## a job on 16 workers from nothing to its end: real gcloud and ssh, simulated cloud
-	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/python -m launch watch experiment=rehearsal --no-preflight $(ARGS)
+	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)
 
 test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the test suite, but for whole pods
 	$(BIN)/python -m pytest -m "not pod" $(ARGS)
@@ -91,13 +91,13 @@ clean: ## remove the environment and all that runs left behind
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
 
 $(RUNS): run-%: $(INSTALLED)
-	$(BIN)/python -m launch run experiment=$* $(ARGS)
+	$(BIN)/pod-job run experiment=$* $(ARGS)
 
 $(WATCHES): watch-%: $(INSTALLED)
-	$(BIN)/python -m launch watch experiment=$* $(ARGS)
+	$(BIN)/pod-job watch experiment=$* $(ARGS)
 
 $(PLANS): plan-%: $(INSTALLED)
-	$(BIN)/python -m launch plan experiment=$* $(ARGS)
+	$(BIN)/pod-job plan experiment=$* $(ARGS)
 
 $(ON_TPU:%=plan-%) $(ON_TPU:%=run-%) $(ON_TPU:%=watch-%): $(COMPILER)
 
@@ -106,7 +106,7 @@ plan-rehearsal run-rehearsal watch-rehearsal: ARGS += --no-preflight
 
 $(SIMS): sim-%: $(INSTALLED) $(SIM_MODEL)/config.json
 	rm -rf runs/sim-$*
-	$(BIN)/python -m launch run experiment=$* $(SIM_OVERRIDES) storage.run_dir=runs/sim-$* $(ARGS)
+	$(BIN)/pod-job run experiment=$* $(SIM_OVERRIDES) storage.run_dir=runs/sim-$* $(ARGS)
 
 $(DEMO_MODEL)/config.json: | $(INSTALLED)
 	$(BIN)/python -m tools.demo_model $(DEMO_MODEL)

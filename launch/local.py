@@ -13,7 +13,7 @@ from typing import Self
 
 from launch.host_commands import HostCommand
 from launch.shell import start
-from pod_job.errors import JobError
+from pod_job.errors import JobError, Stopped
 
 POLL_S = 0.25
 # After the first host's failure the others are given this long to fail too: the cause is then chosen among all of
@@ -21,14 +21,6 @@ POLL_S = 0.25
 SETTLE_S = 2.0
 # From SIGTERM to SIGKILL.
 GRACE_S = 5.0
-
-
-class Stopped(Exception):
-    """The person at the keyboard, or the system, asked the launcher to end; `signum` says how."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class LocalPod:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from launch import shell
-from launch.options import Options
 from pod_job.errors import JobError
 from pod_job.formats.records import decode
 from pod_job.preflight.records import PreflightReport
@@ -14,10 +13,8 @@ from pod_job.preflight.tpu_facts import GIB
 NO_COMPILER = "no TPU compiler here; on x86-64 Linux: pip install '.[preflight]' in a checkout of this program"
 
 
-def preflight_first(overrides: Sequence[str], options: Options, log: Callable[[str], None]) -> None:
+def preflight_first(overrides: Sequence[str], log: Callable[[str], None]) -> None:
     """Checks a job for a TPU pod before its pod is asked for. JobError where it does not fit, with what to change."""
-    if options.no_preflight:
-        return
     if not compiler_here():
         log(f"preflight skipped: {NO_COMPILER}")
         return

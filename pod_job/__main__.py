@@ -1,6 +1,6 @@
 """`python -m pod_job experiment=NAME key=value ...`: the entrypoint on every host.
 
-Exit status: 0 done, 2 bad input (one line on stderr), 1 anything else (traceback). People start it by `launch`.
+Exit status: 0 done, 2 bad input (one line on stderr), 1 anything else (traceback). People start it by `pod-job run`.
 """
 
 import logging
@@ -8,15 +8,18 @@ import os
 import sys
 import traceback
 
-from pod_job.commands.command_line import command_list
-from pod_job.config.load import load
-from pod_job.errors import JobError
+from pod_job.entry import check_python
 
 
 def main(overrides: list[str]) -> int:
+    """Runs this host's part of the job; returns the exit status."""
+    check_python()
     if {"-h", "--help"} & set(overrides):
-        print(f"{__doc__}\n{command_list()}")
+        print(__doc__)
         return 0
+    from pod_job.config.load import load
+    from pod_job.errors import JobError
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     try:
         config = load(overrides)
@@ -33,7 +36,7 @@ def main(overrides: list[str]) -> int:
 
 
 def run_to_exit(overrides: list[str]) -> None:
-    """The same as the last thing that this process does."""
+    """Runs this host's part of the job as the last thing that this process does."""
     status = main(overrides)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,11 +1,10 @@
 """`python -m pod_job.convert`, the same command as `pod-job convert`, and `convert` at its public address."""
 
-import sys
+if __name__ == "__main__":
+    from pod_job.entry import run_module
+
+    run_module("pod_job.commands.convert")
 
 from pod_job.checkpoints.convert import convert
-from pod_job.commands.convert import main
 
-__all__ = ["convert", "main"]
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["convert"]

@@ -1,4 +1,6 @@
-"""The one exception whose message is meant for the person who started the job, and the commonest rule it tells of."""
+"""The exceptions that are no bugs: a person's input at fault, a person's signal; and the commonest rule about input."""
+
+import signal
 
 
 class JobError(Exception):
@@ -6,6 +8,14 @@ class JobError(Exception):
 
     Commands print it as `error: ...` and exit with status 2; every other exception is a bug and keeps its traceback.
     """
+
+
+class Stopped(Exception):
+    """A signal asked the command to end; `signum` is its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
 
 
 class NoWeights(JobError):

@@ -1,10 +1,6 @@
 """`python -m pod_job.inspect`, the same command as `pod-job inspect`."""
 
-import sys
-
-from pod_job.commands.inspect import main
-
-__all__ = ["main"]
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from pod_job.entry import run_module
+
+    run_module("pod_job.commands.inspect")

@@ -1,11 +1,10 @@
 """`python -m pod_job.merge`, the same command as `pod-job merge`, and `merge` at its public address."""
 
-import sys
+if __name__ == "__main__":
+    from pod_job.entry import run_module
 
-from pod_job.commands.merge import main
+    run_module("pod_job.commands.merge")
+
 from pod_job.finishing.merge import merge
 
-__all__ = ["main", "merge"]
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["merge"]

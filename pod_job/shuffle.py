@@ -1,11 +1,10 @@
 """`python -m pod_job.shuffle`, the same command as `pod-job shuffle`, and `shuffle` at its public address."""
 
-import sys
+if __name__ == "__main__":
+    from pod_job.entry import run_module
 
-from pod_job.commands.shuffle import main
+    run_module("pod_job.commands.shuffle")
+
 from pod_job.finishing.shuffle import shuffle
 
-__all__ = ["main", "shuffle"]
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["shuffle"]

@@ -88,7 +88,8 @@ class Rehearsal:
         """`python -m launch VERB ...` in a process of its own."""
         pipe = subprocess.PIPE
         # These pods have fewer devices than the slices they are named after.
-        command = [sys.executable, "-m", "launch", verb, *arguments, "--no-preflight"]
+        unchecked = ["--no-preflight"] if verb in ("up", "run", "watch") else []
+        command = [sys.executable, "-m", "launch", verb, *arguments, *unchecked]
         return subprocess.Popen(
             command, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
         )

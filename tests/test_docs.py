@@ -1,7 +1,6 @@
 """The documentation cannot rot: commands in it are taken by the real parsers, links lead somewhere, and what is made
 from the code is as the code is."""
 
-import importlib
 import importlib.util
 import os
 import re
@@ -15,8 +14,10 @@ from pathlib import Path
 import pytest
 from text_runs import text_run
 
-from launch.__main__ import VERBS, make_parser
-from pod_job.commands import command_line
+from launch.__main__ import main
+from launch.dispatch import parse
+from launch.job_config import is_run_dir
+from launch.verb_table import VERBS
 from pod_job.config.load import conf_dir, load
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
@@ -34,7 +35,7 @@ def commands(text: str) -> Iterator[str]:
         for line in block.replace("\\\n", " ").splitlines():
             if language == "console" and line.startswith("$ "):
                 yield line[2:]
-            elif language in ("", "sh", "bash") and re.match(r"(python|make|pip|gcloud) ", line):
+            elif language in ("", "sh", "bash") and re.match(r"(pod-job|python|make|pip|gcloud) ", line):
                 yield line
 
 
@@ -43,17 +44,14 @@ def all_commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "line"), all_commands())
-def test_a_command_is_accepted(name: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_accepted(name: str, line: str) -> None:
     words = shlex.split(line, comments=True)
     words = words[: words.index("...")] if "..." in words else words
     match words:
-        case ["python", "-m", "launch", *rest]:
-            options = make_parser().parse_intermixed_args(rest)
-            assert options.verb in VERBS
-            takes(options.overrides)
+        case ["pod-job", *rest] | ["python", "-m", "launch", *rest]:
+            verb_takes(rest)
         case ["python", "-m", module, *rest] if module.startswith("pod_job."):
-            assert module.removeprefix("pod_job.") in command_line.COMMANDS
-            parsed(module, rest, monkeypatch)
+            verb_takes([verb_of(module), *rest])
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None
         case ["python", script, *_]:
@@ -76,14 +74,16 @@ def takes(overrides: list[str]) -> None:
             raise
 
 
-def parsed(module: str, rest: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parses the arguments with the command's own parser, and does not run it."""
-    try:
-        found = importlib.import_module(f"{module}.__main__")
-    except ModuleNotFoundError:
-        found = importlib.import_module(module)
-    monkeypatch.setattr(found, "exit_status", lambda command: 0)
-    assert found.main(rest) == 0
+def verb_of(module: str) -> str:
+    """The verb that `python -m MODULE` is too."""
+    command = module.replace("pod_job.", "pod_job.commands.")
+    return next(name for name, verb in VERBS.items() if verb.module == command)
+
+
+def verb_takes(words: list[str]) -> None:
+    """The verb takes these words; nothing is run."""
+    _, options = parse(words)
+    takes([word for word in getattr(options, "overrides", []) if not is_run_dir(word)])
 
 
 def makes(target: str, settings: list[str]) -> None:
@@ -112,15 +112,16 @@ def test_every_page_is_in_the_readme() -> None:
     assert [path.name for path in PAGES[1:] if f"({path.relative_to(ROOT).as_posix()})" not in readme] == []
 
 
-def test_every_command_is_listed_and_helps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "commands.md").read_text()
-    for name in command_line.COMMANDS:
-        assert f"python -m pod_job.{name}" in text
+def test_every_verb_is_listed_and_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(path.read_text() for path in PAGES)
+    for name, verb in VERBS.items():
+        module = verb.module.replace("pod_job.commands.", "pod_job.").replace("launch.verbs.", "launch ")
+        assert re.search(rf"(pod-job {name}|python -m {module})\b", text), name
         with pytest.raises(SystemExit) as ended:
-            parsed(f"pod_job.{name}", ["--help"], monkeypatch)
+            parse([name, "--help"])
         shown = capsys.readouterr().out
         assert ended.value.code == 0
-        assert "examples:" in shown
+        assert f"examples:\n  pod-job {name}" in shown
         assert "exit status:" in shown
 
 
@@ -130,12 +131,14 @@ def test_examples_of_looking_at_a_run_work(
     for name in ("first", "second", "mine"):
         text_run(open_folder(tmp_path / "runs" / name), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    text = "\n".join(line for _, line in all_commands()) + "\npython -m pod_job.diff runs/first runs/second\n"
+    text = "\n".join(line for _, line in all_commands()) + "\npod-job diff runs/first runs/second\n"
     ran = 0
-    for line in dict.fromkeys(re.findall(r"^python -m pod_job\.(?:inspect|diff|verify) runs/.*", text, re.MULTILINE)):
+    for line in dict.fromkeys(
+        re.findall(r"^(?:pod-job |python -m pod_job\.)((?:inspect|diff|verify) runs/.*)", text, re.MULTILINE)
+    ):
         words = shlex.split(line)
         if not any(word.startswith("gs://") for word in words):
-            assert importlib.import_module(words[2]).main(words[3:]) == 0, capsys.readouterr().err
+            assert main(words) == 0, capsys.readouterr().err
             ran += 1
     assert ran >= 2
     assert "\x1b" not in capsys.readouterr().out  # no colours where nobody sees them
@@ -144,6 +147,11 @@ def test_examples_of_looking_at_a_run_work(
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
+        ("pod-job wa", {"watch"}),
+        ("pod-job export", {"export", "export-sae-lens"}),
+        ("pod-job verify --rec", {"--recompute"}),
+        ("pod-job verify runs/first model.pa", {"model.path="}),
+        ("pod-job status --fol", {"--follow"}),
         ("python -m launch wa", {"watch"}),
         ("python -m launch plan experiment=dem", {"demo"}),
         ("python -m launch run mesh.da", {"mesh.data="}),
@@ -152,7 +160,7 @@ def test_examples_of_looking_at_a_run_work(
 def test_tab_completes(typed: str, offered: set[str], tmp_path: Path, require: Callable[[bool, str], None]) -> None:
     require(importlib.util.find_spec("argcomplete") is not None, "argcomplete")
     asked = {
-        "_ARGCOMPLETE": "3",  # words of the command, as a shell says that completes `python -m launch`
+        "_ARGCOMPLETE": "3" if typed.startswith("python") else "1",  # index of the first word after the program
         "_ARGCOMPLETE_COMP_WORDBREAKS": " =",
         "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers"),
         "COMP_LINE": typed,

@@ -16,6 +16,7 @@ DISTRIBUTED = {"pod_job/host/rendezvous.py"}
 
 LAYERS = {
     "pod_job": (
+        "entry",
         "errors",
         "environment",
         "progress",
@@ -41,7 +42,7 @@ LAYERS = {
         "document",
     ),
     "launch": (
-        "options",
+        "verb_table",
         "shell",
         "host_commands",
         "local",
@@ -49,8 +50,9 @@ LAYERS = {
         "cause",
         "view",
         "cloud",
+        "job_config",
         "verbs",
-        "completion",
+        "dispatch",
         "__main__",
     ),
 }

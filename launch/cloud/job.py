@@ -1,8 +1,7 @@
-"""The job on a pod in the cloud: pod, code, start and, if wanted, its end. Verbs `run` (pod.kind=tpu) and `stop`."""
+"""The job on a pod in the cloud: pod, code, start and, if wanted, its end."""
 
 import json
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,10 +16,8 @@ from launch.cloud.outcome import End, Outcome
 from launch.cloud.remote import ask, script
 from launch.cloud.request import pod_spec, reach
 from launch.host_commands import new_attempt
-from launch.options import Options
-from launch.preflight import preflight_first
 from launch.view import progress, summary
-from launch.view.timed_log import Log, timed_log
+from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import Inputs, read_inputs
@@ -34,26 +31,6 @@ class Started:
     reach: Reach
     attempt: str
     inputs: Inputs
-
-
-def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Options) -> int:
-    """Starts the job on its pod, which is created if need be; with --follow stays until it ends.
-
-    Returns 0 once all hosts run (or are done), else as `launch run` on a local pod does.
-    """
-    if options.dry_run:
-        print(*planned(config), sep="\n")
-        return 0
-    began = time.monotonic()
-    log = timed_log(began)
-    preflight_first(overrides, options, log)
-    started = start(config, overrides, log)
-    if not options.follow:
-        facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
-        print(json.dumps(facts | {"hosts": config.pod.hosts}) if options.as_json else next_steps(started, overrides))
-        return 0
-    outcome = until_end(config, started, log, began)
-    return finish(config, started, outcome, time.monotonic() - began, options)
 
 
 def start(config: JobConfig, overrides: Sequence[str], log: Log) -> Started:
@@ -83,7 +60,7 @@ def until_end(config: JobConfig, started: Started, log: Log, began: float) -> Ou
         )
 
 
-def finish(config: JobConfig, started: Started, outcome: Outcome, elapsed_s: float, options: Options) -> int:
+def finish(config: JobConfig, started: Started, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
     """Shows the dataset, or why there is none; the exit status of the verb."""
     if outcome.end is not End.done:
         show_outcome(outcome, Console(stderr=True))
@@ -92,7 +69,7 @@ def finish(config: JobConfig, started: Started, outcome: Outcome, elapsed_s: flo
     statuses = [status for status in read_all(folder, config.pod.hosts, started.attempt) if status is not None]
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
     done = summary.summarise(config, json.loads(folder.read(METADATA)), statuses, elapsed_s, logs)
-    if options.as_json:
+    if as_json:
         print(json.dumps(asdict(done), indent=2))
     else:
         summary.show(done, Console())
@@ -123,10 +100,3 @@ def planned(config: JobConfig) -> list[str]:
     commands = [create(spec, zone, config.cloud.project)]
     commands += [gcloud.ssh(how, "all", f"... # launch/scripts/{name}") for name in scripts]
     return [shlex.join(command) for command in commands]
-
-
-def next_steps(started: Started, overrides: Sequence[str]) -> str:
-    """What to do while the job runs, in full commands."""
-    words = shlex.join(overrides)
-    verbs = [("status", "how far it is"), ("logs", "what hosts say"), ("down", "delete the pod: until then it costs")]
-    return "\n".join(f"python -m launch {verb} {words}  # {purpose}" for verb, purpose in verbs)

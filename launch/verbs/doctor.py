@@ -1,9 +1,10 @@
-"""The verb `doctor`: what a run in the cloud needs from this machine and the project, a line each, with the fix."""
+"""Checks what a run in the cloud needs from this machine and the project; prints one line a check, with the fix."""
 
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -17,16 +18,18 @@ from launch.cloud.bundle import make_bundle, pinned_versions
 from launch.cloud.pods import Pod, find_pods, gcloud_error, list_pods
 from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_name, pod_spec, reach
-from launch.options import Options
+from launch.job_config import config_to_start
 from launch.shell import call
+from launch.verbs.arguments import add_dry_run
+from pod_job.commands.command_line import BAD_INPUT, DONE, Command, add_json, add_overrides
 from pod_job.config.cloud import Capacity
-from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.storage.open import open_folder
 
+EXAMPLES = ("experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a]",)
 TESTED_GCLOUD = 528
 QUOTA_PAGE = "console.cloud.google.com/iam-admin/quotas?service=tpu.googleapis.com"
 # https://cloud.google.com/tpu/docs/quota
@@ -45,21 +48,27 @@ class Finding:
     said: str
 
 
-def doctor(overrides: Sequence[str], options: Options) -> int:
-    """Checks all there is to check and shows every finding; the exit status is 0 when all is well, else 2."""
-    config = load(overrides)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    add_dry_run(parser, "print the names of the checks, make none")
+    add_json(parser, "the findings")
+
+
+def doctor(options: Namespace) -> int:
+    """Makes all checks and shows every finding; the exit status is 2 where one is bad."""
+    config = config_to_start(options.overrides)
     if options.dry_run:
         print(*CHECKS, sep="\n")
-        return 0
+        return DONE
     with ThreadPoolExecutor(AT_ONCE) as pool:
         findings = list(pool.map(lambda name: examine(name, CHECKS[name], config), CHECKS))
-    if options.as_json:
+    if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
             mark = "[green]ok[/]  " if finding.well else "[red]BAD[/] "
             Console().print(f"{mark}{finding.check:<10}{escape(finding.said)}", highlight=False, soft_wrap=True)
-    return 0 if all(finding.well for finding in findings) else 2
+    return DONE if all(finding.well for finding in findings) else BAD_INPUT
 
 
 def examine(name: str, check: Callable[[JobConfig], str], config: JobConfig) -> Finding:
@@ -220,3 +229,5 @@ CHECKS: dict[str, Callable[[JobConfig], str]] = {
     "versions": check_versions,
     "secrets": check_secrets,
 }
+
+COMMAND = Command("doctor", __doc__, EXAMPLES, add_arguments, doctor)

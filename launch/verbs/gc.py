@@ -1,42 +1,56 @@
-"""The verb `gc`: what this project left in the cloud and what it costs; what is dead is deleted."""
+"""Lists every pod that the launcher created, in all zones, and deletes those that will never run again.
+
+A preempted node or a failed request costs nothing but uses up quota. Pods that live cost money; they are only listed,
+since a job may run on them: `pod-job down` deletes them.
+"""
 
 import json
 import shlex
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from launch.cloud.pods import MADE_BY, Pod, delete, delete_commands, list_pods
-from launch.options import Options
+from launch.verbs.arguments import add_dry_run
 from launch.view.timed_log import timed_log
+from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.load import load
 
+EXAMPLES = ("", "--project my-project --dry-run")
+UNUSED = ("model.path=unused", "tasks.path=unused", "storage.run_dir=unused")
+"""Fields that a configuration must have and that do not matter here."""
 
-def gc(overrides: Sequence[str], options: Options) -> int:
-    """Lists every pod that the launcher created, in all zones, and deletes those that will never run again.
 
-    A preempted node or a failed request costs nothing but eats quota. Living pods cost money; they are only listed,
-    since a job may run on them: `down` deletes them.
-    """
-    config = load(overrides)
-    pods = [pod for pod in list_pods(config.cloud.project) if MADE_BY.items() <= pod.labels.items()]
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--project", metavar="P", help="of Google Cloud; by default the one gcloud is set to")
+    add_overrides(parser, "key=value; only cloud.project matters")
+    add_dry_run(parser)
+    add_json(parser, "the pods")
+
+
+def gc(options: Namespace) -> int:
+    project = options.project
+    if project is None and options.overrides:
+        project = load([*UNUSED, *options.overrides]).cloud.project
+    pods = [pod for pod in list_pods(project) if MADE_BY.items() <= pod.labels.items()]
     dead = [pod for pod in pods if not (pod.ready or pod.coming)]
     if options.dry_run:
-        commands = [command for pod in dead for command in delete_commands(pod, config.cloud.project)]
+        commands = [command for pod in dead for command in delete_commands(pod, project)]
         print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
-        return 0
+        return DONE
     now = time.time()
-    if options.as_json:
+    if options.json:
         print(json.dumps([facts(pod, now, deleted=pod in dead) for pod in pods], indent=2))
     else:
         show(pods, now, Console())
     log = timed_log()
     for pod in dead:
-        delete(pod, config.cloud.project)
+        delete(pod, project)
         log(f"deleted {pod.name} in {pod.zone}, which was {pod.state}")
-    return 0
+    return DONE
 
 
 def facts(pod: Pod, now: float, deleted: bool) -> dict[str, str | float | bool]:
@@ -55,3 +69,6 @@ def show(pods: Sequence[Pod], now: float, console: Console) -> None:
     for pod in pods:
         table.add_row(pod.name, pod.zone, pod.state, pod.accelerator_type, f"{pod.age_s(now) / 3600:.2f}")
     console.print(table if pods else "nothing of ours is in the cloud", highlight=False)
+
+
+COMMAND = Command("gc", __doc__, EXAMPLES, add_arguments, gc)

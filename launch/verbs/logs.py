@@ -1,25 +1,36 @@
-"""The verb `logs`: what the hosts have logged, from the run folder; it works after the pod is gone."""
+"""Prints what the hosts have logged, in the order of time, each line after its host's index.
+
+The logs are in the run folder, so they can be read after the pod is gone.
+"""
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 
 from launch.cloud.observe import POLL_S, read_all
-from launch.options import Options
+from launch.job_config import config_of_run
+from launch.verbs.arguments import add_follow, add_run
 from launch.verbs.status import END_PHASES
-from pod_job.config.load import load
+from pod_job.commands.command_line import DONE, Command
 from pod_job.errors import JobError
 from pod_job.host.status import latest_attempt
 from pod_job.run_folder.layout import log_file
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
+EXAMPLES = ("runs/first", "gs://my-bucket/qwen --host 3 --follow")
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
 
 
-def logs(overrides: Sequence[str], options: Options) -> int:
-    """Prints what hosts have logged, in the order of time, each line after its host; --follow adds what comes."""
-    config = load(overrides)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--host", type=int, metavar="I", help="the log of this host only, from 0")
+    add_follow(parser)
+
+
+def logs(options: Namespace) -> int:
+    config = config_of_run(options.overrides)
     folder = open_folder(config.storage.run_dir)
     if options.host is not None and not 0 <= options.host < config.pod.hosts:
         raise JobError(f"--host {options.host} is not a host of this pod; use 0..{config.pod.hosts - 1}")
@@ -35,7 +46,7 @@ def logs(overrides: Sequence[str], options: Options) -> int:
         if not options.follow or ended:
             if not any(shown.values()):
                 raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")
-            return 0
+            return DONE
         time.sleep(POLL_S)
 
 
@@ -67,3 +78,6 @@ def host_log(folder: Folder, host: int) -> str:
         return folder.read(log_file(host)).decode(errors="replace")
     except FileNotFoundError:
         return ""
+
+
+COMMAND = Command("logs", __doc__, EXAMPLES, add_arguments, logs)

@@ -1,7 +1,11 @@
-"""The verb `plan`: everything a run would do, checked and shown; nothing is started."""
+"""Checks the inputs and shows what a run would do: mesh, hosts, batches, memory and each host's command.
+
+Starts nothing. For a TPU pod the preflight follows, which compiles: the plan is shown before it.
+"""
 
 import dataclasses
 import json
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,16 +13,19 @@ import msgspec
 from rich.console import Console
 
 from launch.host_commands import HostCommand, host_commands, new_attempt
+from launch.job_config import config_to_start
 from launch.local import coordinator_address
-from launch.options import Options
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
+from launch.verbs.arguments import add_no_preflight
 from launch.view.facts import show_facts
-from pod_job.config.load import load
+from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import NoWeights
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import Held, described, held
 from pod_job.preflight.lines import lines as preflight_lines
+
+EXAMPLES = ("experiment=demo", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
 
 
 @dataclass(frozen=True)
@@ -46,31 +53,31 @@ class Plan:
     commands: list[HostCommand]
 
 
-def plan(overrides: Sequence[str], options: Options) -> int:
-    """Shows the plan for `overrides` on stdout. Raises JobError for whatever would make the run fail before it starts.
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    add_no_preflight(parser)
+    add_json(parser, "the plan")
 
-    The plan is there at once; of a TPU pod the preflight follows, which compiles. A dry run changes nothing: a plan is
-    one.
-    """
-    config = load(overrides)
+
+def plan(options: Namespace) -> int:
+    """Shows the plan on stdout. Raises JobError for whatever would make the run fail before it starts."""
+    overrides = options.overrides
+    config = config_to_start(overrides)
     made = make_plan(config, inputs_or_outline(config), planned_commands(config, overrides))
     screen = Console()
-    if not options.as_json:
+    if not options.json:
         show(made, screen)
-    reason = no_preflight(config, options)
+    reason = no_preflight_reason(config, options.no_preflight)
     report = None if reason else run_preflight(overrides)
-    if options.as_json:
-        print(
-            json.dumps(
-                dataclasses.asdict(made) | {"preflight": msgspec.to_builtins(report), "no_preflight": reason}, indent=2
-            )
-        )
+    if options.json:
+        preflight = {"preflight": msgspec.to_builtins(report), "no_preflight": reason}
+        print(json.dumps(dataclasses.asdict(made) | preflight, indent=2))
     else:
         for line in preflight_lines(report) if report else [f"preflight   none: {reason}"]:
             screen.print(line, highlight=False, markup=False, soft_wrap=True)
     if report:
         refuse_what_does_not_fit(report)
-    return 0
+    return DONE
 
 
 def inputs_or_outline(config: JobConfig) -> Inputs | Outline:
@@ -81,11 +88,11 @@ def inputs_or_outline(config: JobConfig) -> Inputs | Outline:
         return read_outline(config)
 
 
-def no_preflight(config: JobConfig, options: Options) -> str | None:
-    """Why there is none; None where there is."""
+def no_preflight_reason(config: JobConfig, unwanted: bool) -> str | None:
+    """Returns why nothing is compiled for the pod; None where it is. `unwanted`: --no-preflight was given."""
     if config.pod.kind is not PodKind.tpu:
         return f"pod.kind={config.pod.kind.value} has no TPU"
-    if options.no_preflight:
+    if unwanted:
         return "--no-preflight"
     return None if compiler_here() else NO_COMPILER
 
@@ -143,3 +150,6 @@ def show(made: Plan, console: Console) -> None:
     if others:
         facts.append(("each other", f"{same} (--json shows them all)"))
     show_facts(facts, console)
+
+
+COMMAND = Command("plan", __doc__, EXAMPLES, add_arguments, plan)

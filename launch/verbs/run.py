@@ -1,28 +1,41 @@
-"""The verb `run`: the whole job on a local pod, watched until the dataset is there or its first failure is known."""
+"""Runs the job; run again, it finishes what is missing.
+
+On this machine it returns when the job has ended. On a TPU pod, which it creates if need be, it returns when all hosts
+run, or with --follow when they have ended. The summary goes to stdout, progress and errors to stderr.
+"""
 
 import dataclasses
 import json
+import shlex
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from launch.cause import Cause, Ended, first_cause, tail
-from launch.cloud.job import run_in_cloud
+from launch.cloud.job import finish, planned, start, until_end
 from launch.host_commands import HostCommand, host_commands, new_attempt
+from launch.job_config import config_to_start
 from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
-from launch.options import Options
+from launch.preflight import preflight_first
+from launch.verbs.arguments import add_dry_run, add_follow, add_no_preflight
 from launch.verbs.plan import planned_commands
 from launch.view import progress, summary
 from launch.view.summary import Summary
-from pod_job.config.load import load
+from launch.view.timed_log import timed_log
+from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.host.status import HostStatus, Phase, read_status
 from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.layout import METADATA
 from pod_job.storage.folder import Folder
 
+EXAMPLES = (
+    "experiment=demo storage.run_dir=runs/first tasks.limit=8",
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a] --follow",
+)
 LOGS = Path("runs/logs")
 LINES_SHOWN = 15
 
@@ -36,24 +49,57 @@ class HostFailed(Exception):
         self.log = log
 
 
-def run(overrides: Sequence[str], options: Options) -> int:
-    """Runs the job, on this machine or, for pod.kind=tpu, on a pod in the cloud; the summary goes to stdout, progress
-    and errors to stderr.
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    add_follow(parser)
+    add_no_preflight(parser)
+    add_dry_run(parser)
+    add_json(parser, "the summary")
 
-    Returns 0, or for a failed host 2 where the user can mend it (a JobError on the host) and 1 where not. Raises
-    JobError for input that fails before any host is started, and Stopped when a signal ended the run.
+
+def run(options: Namespace) -> int:
+    """Runs the job; returns DONE, or for a failed host BAD_INPUT where its input was at fault and FAILED where not.
+
+    Raises JobError for input that fails before any host is started, and Stopped when a signal ended the run.
     """
-    config = load(overrides)
+    config = config_to_start(options.overrides)
     if config.pod.kind is PodKind.tpu:
-        return run_in_cloud(config, overrides, options)
-    return run_here(config, overrides, options, failures=0)
+        return run_in_cloud(config, options)
+    return run_here(config, options, failures=0)
 
 
-def run_here(config: JobConfig, overrides: Sequence[str], options: Options, failures: int) -> int:
-    """The same on this machine; hosts that were lost and left no reason are started again, `failures` times at most."""
+def run_in_cloud(config: JobConfig, options: Namespace) -> int:
+    """Starts the job on its pod; with --follow stays until it ends."""
+    if options.dry_run:
+        print(*planned(config), sep="\n")
+        return DONE
+    began = time.monotonic()
+    log = timed_log(began)
+    if not options.no_preflight:
+        preflight_first(options.overrides, log)
+    started = start(config, options.overrides, log)
+    if not options.follow:
+        facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
+        facts |= {"hosts": config.pod.hosts}
+        print(json.dumps(facts) if options.json else next_steps(options.overrides))
+        return DONE
+    outcome = until_end(config, started, log, began)
+    return finish(config, started, outcome, time.monotonic() - began, options.json)
+
+
+def next_steps(overrides: Sequence[str]) -> str:
+    """Returns full commands for the time while the job runs."""
+    words = shlex.join(overrides)
+    verbs = [("status", "how far it is"), ("logs", "what hosts log"), ("down", "delete the pod: until then it costs")]
+    return "\n".join(f"pod-job {verb} {words}  # {purpose}" for verb, purpose in verbs)
+
+
+def run_here(config: JobConfig, options: Namespace, failures: int) -> int:
+    """Runs the job on this machine; starts hosts again that were lost without a reason, `failures` times at most."""
+    overrides = options.overrides
     if options.dry_run:
         print(*planned_commands(config, overrides), sep="\n")
-        return 0
+        return DONE
     screen = Console(stderr=True)
     lost = 0
     while True:
@@ -64,13 +110,13 @@ def run_here(config: JobConfig, overrides: Sequence[str], options: Options, fail
             report(failure, screen)
             lost += 1
             if not failure.cause.lost or lost > failures:
-                return 2 if failure.cause.user_error else 1
+                return BAD_INPUT if failure.cause.user_error else FAILED
             screen.print(f"starting again; {lost} of {failures} cloud.failures used", highlight=False)
-    if options.as_json:
+    if options.json:
         print(json.dumps(dataclasses.asdict(done), indent=2))
     else:
         summary.show(done, Console())
-    return 0 if done.complete else 1
+    return DONE if done.complete else FAILED
 
 
 def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary:
@@ -128,3 +174,6 @@ def report(failure: HostFailed, screen: Console) -> None:
         for line in tail(failure.log)[-LINES_SHOWN:]:
             screen.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     screen.print(f"its log: {failure.log}", highlight=False, markup=False, soft_wrap=True)
+
+
+COMMAND = Command("run", __doc__, EXAMPLES, add_arguments, run, "a bug or a lost host")

@@ -1,7 +1,11 @@
-"""The verb `status`: how a job is doing, from its run folder and the API alone, without a login to any host."""
+"""Shows a run, its pods and each host, from the run folder and the API alone, without a login to any host.
+
+With --follow until the run has ended: in a terminal as a table drawn in place, elsewhere as a line for each change.
+"""
 
 import json
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,9 +17,10 @@ from launch.cloud.cost import all_records, record_of
 from launch.cloud.observe import NODE_EVERY_S, POLL_S, read_all
 from launch.cloud.pods import Pod, find_pods
 from launch.cloud.request import pod_name
-from launch.options import Options
+from launch.job_config import config_of_run
+from launch.verbs.arguments import add_follow, add_run
 from launch.view.status_view import Live, table
-from pod_job.config.load import load
+from pod_job.commands.command_line import DONE, Command, add_json
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.host.status import HostStatus, Phase, latest_attempt
@@ -27,6 +32,7 @@ from pod_job.run_folder.layout import RUN, committed
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
+EXAMPLES = ("runs/first", "gs://my-bucket/qwen --follow", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
 END_PHASES = (Phase.done, Phase.stopped, Phase.failed)
 
 
@@ -42,11 +48,14 @@ class View:
         return all(host is not None and host.phase in END_PHASES for host in self.hosts)
 
 
-def status(overrides: Sequence[str], options: Options) -> int:
-    """Shows the run, the pod and each host. With --follow until the run has ended: a table that is drawn anew in a
-    terminal, elsewhere a line when something has changed.
-    """
-    config = load(overrides)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_run(parser)
+    add_follow(parser)
+    add_json(parser, "the state of the run")
+
+
+def status(options: Namespace) -> int:
+    config = config_of_run(options.overrides)
     folder = open_folder(config.storage.run_dir)
     with ThreadPoolExecutor(1) as gcloud:  # which takes its seconds while the run folder is read
         asked = gcloud.submit(pods_of, config)
@@ -57,17 +66,17 @@ def status(overrides: Sequence[str], options: Options) -> int:
         pods = asked.result()
     view = look(config, folder, batches, pods)
     if not options.follow:
-        show(view, options.as_json)
-        return 0
+        show(view, options.json)
+        return DONE
     looked = time.monotonic()
-    with Live(Console(), plain=options.as_json) as live:
+    with Live(Console(), plain=options.json) as live:
         while True:
-            if options.as_json:
+            if options.json:
                 print(as_json(view), flush=True)
             else:
                 live.show(view.facts, view.hosts)
             if view.ended:
-                return 0
+                return DONE
             time.sleep(POLL_S)
             if time.monotonic() - looked > NODE_EVERY_S:
                 looked = time.monotonic()
@@ -154,3 +163,6 @@ def show(view: View, with_json: bool) -> None:
         print(as_json(view))
     else:
         Console().print(table(view.facts, view.hosts), highlight=False, soft_wrap=True)
+
+
+COMMAND = Command("status", __doc__, EXAMPLES, add_arguments, status)

@@ -1,46 +1,47 @@
-"""The verbs `up` and `down`: a pod that is READY, in the first zone that has one; and no pod any more."""
+"""Creates the pod in the first zone that has one, or finds it, and waits until it is READY.
+
+Prints its name, zone, state and number of workers, with --json also the workers' addresses.
+"""
 
 import json
 import shlex
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 
 from launch.cloud import gcloud
-from launch.cloud.capacity import bring_up, take_down
-from launch.cloud.pods import Pod, delete_commands, find_pods
-from launch.cloud.request import pod_name, pod_spec
-from launch.options import Options
+from launch.cloud.capacity import bring_up
+from launch.cloud.pods import Pod
+from launch.cloud.request import pod_spec
+from launch.job_config import config_to_start
 from launch.preflight import preflight_first
+from launch.verbs.arguments import add_dry_run, add_no_preflight
 from launch.view.timed_log import timed_log
-from pod_job.config.load import load
+from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
+
+EXAMPLES = (
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a,us-east5-b]",
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a] --dry-run",
+)
 
 
-def up(overrides: Sequence[str], options: Options) -> int:
-    """Creates the pod, or finds it, and waits until it is READY; prints name, zone and addresses."""
-    config = load(overrides)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    add_no_preflight(parser)
+    add_dry_run(parser)
+    add_json(parser, "the pod")
+
+
+def up(options: Namespace) -> int:
+    config = config_to_start(options.overrides)
     spec = pod_spec(config)
     if options.dry_run:
         create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
         print(*(shlex.join(create(spec, zone, config.cloud.project)) for zone in config.cloud.zones), sep="\n")
-        return 0
+        return DONE
     log = timed_log()
-    preflight_first(overrides, options, log)
-    pod = bring_up(config, log)
-    show(pod, options.as_json)
-    return 0
-
-
-def down(overrides: Sequence[str], options: Options) -> int:
-    """Deletes the pod in every zone where there is one; none is fine too."""
-    config = load(overrides)
-    pods = find_pods(pod_name(config), config.cloud.project)
-    if options.dry_run:
-        commands = [command for pod in pods for command in delete_commands(pod, config.cloud.project)]
-        print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
-        return 0
-    take_down(pods, config, timed_log())
-    if options.as_json:
-        print(json.dumps([{"name": pod.name, "zone": pod.zone} for pod in pods]))
-    return 0
+    if not options.no_preflight:
+        preflight_first(options.overrides, log)
+    show(bring_up(config, log), options.json)
+    return DONE
 
 
 def show(pod: Pod, as_json: bool) -> None:
@@ -50,3 +51,6 @@ def show(pod: Pod, as_json: bool) -> None:
         print(json.dumps(facts, indent=2))
     else:
         print(f"{pod.name} in {pod.zone}: {pod.state}, {pod.workers} workers")
+
+
+COMMAND = Command("up", __doc__, EXAMPLES, add_arguments, up)

@@ -1,10 +1,13 @@
-"""The verb `watch`: from nothing to a finished dataset, through preemptions, and no pod left behind.
+"""Runs the job to its end, through preemptions; deletes the pod when the dataset is there or the job has failed.
 
-It keeps nothing of its own: killed and started again, it finds the pod, the job and the batches that are done.
+A pod that was taken away is created again, and a job that lost hosts is started again, as often as cloud.preemptions
+and cloud.failures allow. A host that reports what is wrong ends the job: the next start would fail too. The verb keeps
+no state: interrupted and started again, it finds the pod, the job and the batches that are done. On this machine
+(pod.kind=local) it starts lost hosts again.
 """
 
 import time
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 
 from rich.console import Console
 
@@ -13,31 +16,40 @@ from launch.cloud.job import finish, kill, planned, show_outcome, start, until_e
 from launch.cloud.outcome import End, Outcome
 from launch.cloud.pods import find_pods
 from launch.cloud.request import pod_name, pod_spec
-from launch.options import Options
+from launch.job_config import config_to_start
 from launch.preflight import preflight_first
+from launch.verbs.arguments import add_dry_run, add_no_preflight
 from launch.verbs.run import run_here
 from launch.view.timed_log import Log, timed_log
-from pod_job.config.load import load
+from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
 
+EXAMPLES = (
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a,us-east5-b]",
+    "experiment=demo storage.run_dir=runs/first",
+)
 
-def watch(overrides: Sequence[str], options: Options) -> int:
-    """Runs the job to its end; the pod is deleted when the dataset is there or the job has failed.
 
-    A pod taken away is created again, and a job that lost hosts started again, each as often as its own budget
-    (cloud.preemptions, cloud.failures) allows. A host that says what is wrong ends the job: the next start would too.
-    A local pod is watched in the same way; nobody takes it away.
-    """
-    config = load(overrides)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    add_no_preflight(parser)
+    add_dry_run(parser)
+    add_json(parser, "the summary")
+
+
+def watch(options: Namespace) -> int:
+    overrides = options.overrides
+    config = config_to_start(overrides)
     if config.pod.kind is PodKind.local:
-        return run_here(config, overrides, options, config.cloud.failures)
+        return run_here(config, options, config.cloud.failures)
     pod_spec(config)
     if options.dry_run:
         print(*planned(config), sep="\n")
-        return 0
+        return DONE
     began = time.monotonic()
     log = timed_log(began)
-    preflight_first(overrides, options, log)
+    if not options.no_preflight:
+        preflight_first(overrides, log)
     lost = dict.fromkeys((End.preempted, End.lost), 0)
     budget = {End.preempted: config.cloud.preemptions, End.lost: config.cloud.failures}
     while True:
@@ -54,7 +66,7 @@ def watch(overrides: Sequence[str], options: Options) -> int:
             show_outcome(outcome, Console(stderr=True))
             kill(started.reach, config.pod.hosts, log)
     leave(config, log)
-    return finish(config, started, outcome, time.monotonic() - began, options)
+    return finish(config, started, outcome, time.monotonic() - began, options.json)
 
 
 BUDGETS = {End.preempted: "cloud.preemptions", End.lost: "cloud.failures"}
@@ -69,3 +81,6 @@ def describe(outcome: Outcome) -> str:
 def leave(config: JobConfig, log: Log) -> None:
     """Deletes the pod."""
     take_down(find_pods(pod_name(config), config.cloud.project), config, log)
+
+
+COMMAND = Command("watch", __doc__, EXAMPLES, add_arguments, watch, "a bug or a lost host")

@@ -1,73 +1,110 @@
-"""What all command lines share: how help looks, how a command ends, and which commands there are.
+"""A command of `pod-job`: its arguments, its help, and how it ends.
 
 Exit status of every command: 0 done; 1 it ran and the answer is no, or it failed; 2 bad input, told in one line;
 128 + n ended by signal n. docs/commands.md says what 1 means for each.
 """
 
-import argparse
 import os
 import signal
 import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
-from rich.console import Console
-
-from pod_job.errors import JobError
+from pod_job.commands.completion import offer, override_words
+from pod_job.errors import JobError, Stopped
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 RUN_DIR_HELP = "a local folder or gs://bucket/prefix"
-PIPED_WIDTH = 160
-
-COMMANDS = {
-    "inspect": "show a run, a batch, a tap, or a row with the text around it",
-    "report": "one HTML page about a run: norms, outliers, spectra, similarity, speed, cost",
-    "verify": "read every file of a run and say what is wrong",
-    "diff": "what two runs differ in, key by key",
-    "merge": "write metadata.json for what is committed so far",
-    "shuffle": "a finished run with its rows in random order, as another run",
-    "export": "the pickle files of the extraction document",
-    "export_sae_lens": "a tap as the cached activations that SAELens trains on",
-    "import_pickles": "a run made of such pickle files",
-    "convert": "a model's weights as one orbax checkpoint, of which every host reads its own slices",
-    "preflight": "memory, time and cost of a job on a TPU pod, before it is started",
-}
-"""Of `python -m pod_job.NAME`, in the order of their use."""
 
 
-def make_parser(name: str, purpose: str, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of `python -m pod_job.NAME`; each example is what follows that."""
-    command = f"python -m pod_job.{name}"
-    shown = "\n".join(f"  {command} {example}" for example in examples)
-    return argparse.ArgumentParser(
-        prog=command,
-        description=purpose,
-        epilog=f"examples:\n{shown}\n\nexit status: 0 done, 1 no or failed, 2 bad input",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+class Parser(ArgumentParser):
+    """An argument parser that refuses in one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb of `pod-job`, which its own module defines as `COMMAND`.
+
+    Attributes:
+        name: the verb as people type it.
+        description: the text of its help below the usage.
+        examples: arguments that may follow the verb.
+        add_arguments: adds its arguments to a parser.
+        run: takes the parsed arguments, returns the exit status.
+        failure: the meaning of exit status 1.
+    """
+
+    name: str
+    description: str | None
+    examples: Sequence[str]
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+    failure: str = "failed"
+
+    def parser(self) -> Parser:
+        """Returns the parser of `pod-job NAME`."""
+        prog = f"pod-job {self.name}"
+        examples = "\n".join(f"  {prog} {example}".rstrip() for example in self.examples)
+        parser = Parser(
+            prog=prog,
+            description=self.description,
+            epilog=f"examples:\n{examples}\n\nexit status: 0 done, 1 {self.failure}, 2 bad input",
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_arguments(parser)
+        return parser
+
+    def parse(self, argv: Sequence[str] | None = None) -> Namespace:
+        """Returns the parsed arguments; options may stand between positionals. SystemExit 2 for an unknown option."""
+        return self.parser().parse_intermixed_args(argv)
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Parses the arguments and runs the command; returns the exit status."""
+        options = self.parse(argv)
+        return exit_status(lambda: self.run(options))
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Runs the command; its own status, or that of how it ended."""
+    """Runs the command; returns its own status, or the one of how it ended."""
     try:
         return command()
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; the same command again finishes what is missing", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Who read us has seen enough; python would complain again when it flushes at exit.
+        # The reader has seen enough; python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
-def stdout_console() -> Console:
-    """Colours and the terminal's width on a terminal; neither in a pipe or a file."""
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+def add_run_dir(parser: ArgumentParser, kind: str = "") -> None:
+    """Adds the argument RUN_DIR; `kind`: which runs are accepted."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=f"{kind}: {RUN_DIR_HELP}" if kind else RUN_DIR_HELP)
 
 
-def command_list() -> str:
-    """For `python -m pod_job --help`."""
-    lines = [f"  python -m pod_job.{name:<15} {purpose}" for name, purpose in COMMANDS.items()]
-    return "commands on a run, each with --help:\n" + "\n".join(lines)
+def add_overrides(
+    parser: ArgumentParser, purpose: str = "key=value, as Hydra reads it", metavar: str = "OVERRIDE"
+) -> None:
+    """Adds overrides of the configuration, any number of them."""
+    offer(parser.add_argument("overrides", nargs="*", metavar=metavar, help=purpose), override_words)
+
+
+def add_moved_inputs(parser: ArgumentParser) -> None:
+    """Adds overrides of a recorded configuration, for inputs that are no longer where the run read them."""
+    add_overrides(parser, "where inputs were moved: model.path=... tasks.path=...")
+
+
+def add_json(parser: ArgumentParser, content: str = "the result") -> None:
+    """Adds the option --json."""
+    parser.add_argument("--json", action="store_true", help=f"{content} as JSON on stdout")

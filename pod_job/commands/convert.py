@@ -1,25 +1,30 @@
-"""`pod-job convert MODEL OUT_DIR`: writes a model's weights as one orbax checkpoint."""
+"""Writes a model's weights as one orbax checkpoint, of which every host reads its own slices."""
 
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
-from pod_job.checkpoints.convert import convert
-from pod_job.commands.command_line import exit_status, make_parser
+from pod_job.commands.command_line import DONE, Command
+
+EXAMPLES = (
+    "Qwen/Qwen2.5-7B gs://my-bucket/models/Qwen2.5-7B",
+    "gs://my-bucket/hf/my-model runs/models/my-model",
+)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    examples = ["Qwen/Qwen2.5-7B gs://my-bucket/models/Qwen2.5-7B", "gs://my-bucket/hf/my-model runs/models/my-model"]
-    parser = make_parser("convert", __doc__ or "", examples)
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="as model.path: a folder, gs://bucket/folder, or a hub name")
     parser.add_argument("out", metavar="OUT", help="a local folder or gs://bucket/folder")
     parser.add_argument("--revision", help="of the hub's repository")
-    options = parser.parse_args(argv)
+
+
+def run_convert(options: Namespace) -> int:
+    from pod_job.checkpoints.convert import convert  # jax, which --help does not need
+
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax finds our chunks small; a slice should cost no more
-    return exit_status(lambda: convert_and_tell(options))
-
-
-def convert_and_tell(options: Namespace) -> int:
     converted = convert(options.model, options.out, options.revision)
     print(f"{converted.folder.url}: {converted.name}, {len(converted.weights)} weights; use it as model.path")
-    return 0
+    return DONE
+
+
+COMMAND = Command("convert", __doc__, EXAMPLES, add_arguments, run_convert)
+main = COMMAND.main

@@ -1,10 +1,10 @@
-"""What two runs differ in, key by key: what their activations depend on, how they were started, versions and size.
+"""Shows what two runs differ in, key by key: what their activations depend on, how they were started, version and size.
 
-Exit status 1: their activations depend on different things. Otherwise they hold the same rows, up to rounding.
+Runs whose activations depend on the same things hold the same rows, up to rounding.
 """
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pod_job.commands.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_parser, stdout_console
+from pod_job.commands.command_line import DONE, FAILED, RUN_DIR_HELP, Command, add_json
+from pod_job.commands.console import stdout_console
 from pod_job.report.overview import Overview, read_overview
 from pod_job.run_folder.identity import differences, shown
+
+EXAMPLES = ("runs/first runs/second", "runs/first gs://my-bucket/run --json")
+CONTENT = ("complete", "rows", "total_samples", "total_batches", "widths")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of `part`: `identity` (the activations depend on it), `config`, `version` or `content`; None: absent there."""
+    """A key with different values in runs `a` and `b`; None: absent there.
+
+    `part` is `identity` (the activations depend on it), `config`, `version` or `content`.
+    """
 
     part: str
     key: str
@@ -27,34 +34,30 @@ class Difference:
     b: Any
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    parser = make_parser("diff", __doc__ or "", ["runs/first runs/second", "runs/first gs://my-bucket/run --json"])
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run_a", metavar="RUN_A", help=RUN_DIR_HELP)
     parser.add_argument("run_b", metavar="RUN_B", help="another one")
-    parser.add_argument("--json", action="store_true", help="the differences as JSON on stdout")
-    options = parser.parse_args(argv)
-    return exit_status(lambda: diff(options))
+    add_json(parser, "the differences")
 
 
-def diff(options: Namespace) -> int:
-    found = compare(read_overview(options.run_a), read_overview(options.run_b))
+def run_diff(options: Namespace) -> int:
+    differing = compare(read_overview(options.run_a), read_overview(options.run_b))
     if options.json:
-        print(json.dumps([vars(each) for each in found], indent=1))
+        print(json.dumps([vars(difference) for difference in differing], indent=1))
     else:
-        show(found, stdout_console())
-    return FAILED if any(each.part == "identity" for each in found) else DONE
+        print_differences(differing, stdout_console())
+    return FAILED if any(difference.part == "identity" for difference in differing) else DONE
 
 
 def compare(a: Overview, b: Overview) -> list[Difference]:
-    """All differences, those of the identity first."""
+    """Returns all differences, those of the identity first."""
     parts = {
         "identity": (a.identity, b.identity),
         "config": (a.config, b.config),
         "version": (versions(a), versions(b)),
         "content": (content(a), content(b)),
     }
-    return [Difference(part, *each) for part, pair in parts.items() for each in differences(*pair)]
+    return [Difference(part, *difference) for part, pair in parts.items() for difference in differences(*pair)]
 
 
 def versions(overview: Overview) -> dict[str, Any]:
@@ -62,17 +65,20 @@ def versions(overview: Overview) -> dict[str, Any]:
 
 
 def content(overview: Overview) -> dict[str, Any]:
-    kept = ("complete", "rows", "total_samples", "total_batches", "widths")
-    return {key: overview.metadata[key] for key in kept}
+    return {key: overview.metadata[key] for key in CONTENT}
 
 
-def show(found: list[Difference], console: Console) -> None:
-    if not found:
+def print_differences(differing: list[Difference], console: Console) -> None:
+    if not differing:
         console.print("no difference")
         return
     table = Table("part", "key", "a", "b", box=None, pad_edge=False)
-    for each in found:
-        table.add_row(each.part, escape(each.key), escape(shown(each.a)), escape(shown(each.b)))
+    for difference in differing:
+        table.add_row(difference.part, escape(difference.key), escape(shown(difference.a)), escape(shown(difference.b)))
     console.print(table, highlight=False)
-    if not any(each.part == "identity" for each in found):
-        console.print("what the activations depend on is the same")
+    if not any(difference.part == "identity" for difference in differing):
+        console.print("the activations depend on the same things")
+
+
+COMMAND = Command("diff", __doc__, EXAMPLES, add_arguments, run_diff, "the activations depend on different things")
+main = COMMAND.main

@@ -4,7 +4,7 @@ A run need not be finished. Nothing is written.
 """
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pod_job.commands.command_line import RUN_DIR_HELP, exit_status, make_parser, stdout_console
+from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir
+from pod_job.commands.console import stdout_console
 from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview, open_tap, read_overview
@@ -23,28 +24,24 @@ from pod_job.report.row_texts import row_texts
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import read_record
 
-EXAMPLES = ["runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json"]
+EXAMPLES = ("runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json")
 DIMENSIONS_SHOWN = 8
 
 Facts = dict[str, Any]
 """What is shown: single values become lines, lists of dictionaries tables."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    parser = make_parser("inspect", __doc__ or "", EXAMPLES)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--batch", type=int, metavar="N", help="this batch, from 1")
-    what.add_argument("--row", type=int, metavar="I", help="this row, from 0, in every tap")
-    what.add_argument("--tap", metavar="NAME", help="this tap, such as layer_12")
-    parser.add_argument("--json", action="store_true", help="the same as JSON on stdout")
-    parser.add_argument("overrides", nargs="*", help="where inputs were moved: model.path=... tasks.path=...")
-    options = parser.parse_intermixed_args(argv)
-    return exit_status(lambda: inspect(options))
+def add_arguments(parser: ArgumentParser) -> None:
+    add_run_dir(parser)
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--batch", type=int, metavar="N", help="this batch, from 1")
+    part.add_argument("--row", type=int, metavar="I", help="this row, from 0, in every tap")
+    part.add_argument("--tap", metavar="NAME", help="this tap, such as layer_12")
+    add_json(parser)
+    add_moved_inputs(parser)
 
 
-def inspect(options: Namespace) -> int:
+def run_inspect(options: Namespace) -> int:
     overview = read_overview(options.run_dir)
     if options.batch is not None:
         facts = batch_facts(overview, options.batch)
@@ -58,7 +55,7 @@ def inspect(options: Namespace) -> int:
         print(json.dumps(facts, indent=1))
     else:
         show(facts, stdout_console())
-    return 0
+    return DONE
 
 
 def run_facts(overview: Overview) -> Facts:
@@ -219,3 +216,7 @@ def shown(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2%}" if name == "outlier rows" else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return repr(value) if name in ("before", "token", "after") else str(value)
+
+
+COMMAND = Command("inspect", __doc__, EXAMPLES, add_arguments, run_inspect)
+main = COMMAND.main

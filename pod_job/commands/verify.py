@@ -1,16 +1,41 @@
-"""`pod-job verify RUN_DIR`: reads every file of a run and reports what is wrong."""
+"""Reads every file of a run and reports what is wrong.
+
+With --recompute it also computes random rows again and compares them with those that are stored.
+"""
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
-from pod_job.checking.recompute import recompute
 from pod_job.checking.verify import Report, record, to_json, verify
-from pod_job.commands.command_line import DONE, FAILED, RUN_DIR_HELP, exit_status, make_parser
+from pod_job.commands.command_line import DONE, FAILED, Command, add_json, add_moved_inputs, add_run_dir
 from pod_job.progress import progress_bar
 
+EXAMPLES = ("runs/first", "gs://my-bucket/run --json", "gs://my-bucket/run --recompute 64 tasks.path=moved.json")
 
-def text(report: Report) -> str:
-    """The report for people."""
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_run_dir(parser)
+    parser.add_argument("--recompute", type=int, default=0, metavar="N", help="compute N random rows again (0)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the rows (0)")
+    add_json(parser, "the report")
+    add_moved_inputs(parser)
+
+
+def run_verify(options: Namespace) -> int:
+    report = verify(options.run_dir, progress_bar)
+    if options.recompute and report.sound:
+        from pod_job.checking.recompute import recompute  # jax, which only this needs
+
+        report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
+        far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
+        report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
+    record(report)
+    print(json.dumps(to_json(report), indent=1) if options.json else report_text(report))
+    return DONE if report.sound else FAILED
+
+
+def report_text(report: Report) -> str:
+    """Returns the report as lines for people."""
     state = "whole" if report.complete else f"unfinished, {len(report.missing)} batches missing"
     lines = [
         f"{report.url}: {state}",
@@ -24,25 +49,5 @@ def text(report: Report) -> str:
     return "\n".join([*lines, "sound" if report.sound else "NOT SOUND"])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    examples = ["runs/first", "gs://my-bucket/run --json", "gs://my-bucket/run --recompute 64 tasks.path=moved.json"]
-    parser = make_parser("verify", __doc__ or "", examples)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_DIR_HELP)
-    parser.add_argument("--recompute", type=int, default=0, metavar="N", help="compute N random rows anew")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the rows")
-    parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
-    parser.add_argument("overrides", nargs="*", help="where inputs were moved: model.path=... tasks.path=...")
-    options = parser.parse_intermixed_args(argv)
-    return exit_status(lambda: verify_and_tell(options))
-
-
-def verify_and_tell(options: Namespace) -> int:
-    report = verify(options.run_dir, progress_bar)
-    if options.recompute and report.sound:
-        report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
-        far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
-        report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
-    record(report)
-    print(json.dumps(to_json(report), indent=1) if options.json else text(report))
-    return DONE if report.sound else FAILED
+COMMAND = Command("verify", __doc__, EXAMPLES, add_arguments, run_verify, "the run is not sound")
+main = COMMAND.main

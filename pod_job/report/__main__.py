@@ -1,8 +1,6 @@
 """`python -m pod_job.report`, the same command as `pod-job report`."""
 
-import sys
-
-from pod_job.commands.report import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from pod_job.entry import run_module
+
+    run_module("pod_job.commands.report")

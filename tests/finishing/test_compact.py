@@ -144,7 +144,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     ("arguments", "says"),
     [
         (["--compact", "--max-bytes", "0"], "--max-bytes 0: must be at least 1"),
-        (["--max-bytes", "9"], "is of --compact"),
+        (["--max-bytes", "9"], "limits the files that --compact makes"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import VERBS, action, main
+from launch.__main__ import main
+from launch.dispatch import command_of, parse
+from launch.verb_table import GROUPS, VERBS
 from tools.tiny_model import write_tiny_model
 
 CLOUD = ["experiment=v5e64", "storage.run_dir=gs://bucket/run"]
@@ -19,29 +22,43 @@ DEMO = ["experiment=demo", "storage.run_dir=runs/never-made"]
 
 
 def test_help_lists_every_verb_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+    assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert ended.value.code == 0
     assert "examples:" in shown
-    for name, purpose in VERBS.items():
+    for name, verb in VERBS.items():
         assert f"  {name}" in shown
-        assert purpose in shown
+        assert verb.purpose in shown
 
 
-def test_every_verb_has_its_action() -> None:
-    assert [action(verb).__name__ for verb in VERBS] == list(VERBS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_found_by_the_name_its_help_shows(verb: str) -> None:
+    assert command_of(verb).name == verb
 
 
 def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "verbs:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(title in shown for title in GROUPS)
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["paln", "experiment=demo"], "error: paln is not a verb; use one of: plan, up, "),
+        (["paln", "experiment=demo"], "error: paln is not a verb of pod-job; did you mean plan?"),
+        (
+            ["experiment=demo", "plan"],
+            "error: experiment=demo is not a verb of pod-job; write the verb first: plan, doctor, ",
+        ),
+        (
+            ["run", "runs/first"],
+            "error: runs/first is not key=value; a job starts from experiment=NAME storage.run_dir=runs/first",
+        ),
+        (
+            ["watch", "gs://b/run"],
+            "error: gs://b/run is not key=value; a job starts from experiment=NAME storage.run_dir=gs://b/run",
+        ),
+        (["status"], "error: RUN_DIR is missing; "),
+        (["down", "runs/a", "runs/b"], "error: runs/a and runs/b are both run folders; give one"),
         (["plan", "experiment=dmeo"], "error: experiment=dmeo is not one of the choices: all-layers-v5e64, demo, "),
         (
             ["run", *DEMO, "pod.hots=3"],
@@ -63,6 +80,66 @@ def test_a_user_error_is_one_line(argv: list[str], said: str, capsys: pytest.Cap
     assert shown.out == ""
     assert shown.err.startswith(said)
     assert shown.err.count("\n") == 1
+
+
+LAUNCHING = {
+    "plan": {"--no-preflight", "--json"},
+    "doctor": {"--dry-run", "--json"},
+    "up": {"--no-preflight", "--dry-run", "--json"},
+    "run": {"--follow", "--no-preflight", "--dry-run", "--json"},
+    "watch": {"--no-preflight", "--dry-run", "--json"},
+    "status": {"--follow", "--json"},
+    "logs": {"--follow", "--host"},
+    "stop": {"--dry-run", "--json"},
+    "down": {"--dry-run", "--json"},
+    "gc": {"--project", "--dry-run", "--json"},
+}
+
+
+@pytest.mark.parametrize("verb", LAUNCHING)
+def test_help_of_a_verb_shows_its_options_and_no_others(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse([verb, "--help"])
+    assert ended.value.code == 0
+    options = re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert set(options) == LAUNCHING[verb] | {"--help"}
+
+
+@pytest.mark.parametrize("words", ["plan --follow", "stop --host 1", "verify runs/first --follow", "gc --no-preflight"])
+def test_an_option_of_another_verb_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: unrecognized arguments: --")
+    assert shown.err.endswith(f"; see pod-job {words.split()[0]} --help\n")
+    assert shown.err.count("\n") == 1
+
+
+def test_options_may_stand_between_overrides() -> None:
+    _, options = parse(["run", "--dry-run", "experiment=demo", "--json", "tasks.limit=3"])
+    assert options.overrides == ["experiment=demo", "tasks.limit=3"]
+    assert options.dry_run
+    assert options.json
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--help"], ["verify", "--help"], ["no-such-verb"]])
+def test_help_imports_only_the_verb_it_is_about(words: list[str]) -> None:
+    program = """
+import sys
+from launch.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    loaded = {name for name in done.stderr.split() if name.startswith(("launch.verbs.", "pod_job.commands."))}
+    shared = {"launch.verbs.arguments", "pod_job.commands.command_line", "pod_job.commands.completion"}
+    mine = {VERBS[words[0]].module} if words[0] in VERBS else set()
+    assert loaded - shared == mine
+    assert "jax" not in done.stderr.split()
 
 
 def test_dry_run_prints_one_command_per_host_and_starts_none(

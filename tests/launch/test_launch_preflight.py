@@ -10,7 +10,6 @@ import pytest
 
 from launch import preflight, shell
 from launch.__main__ import main
-from launch.options import Options
 from launch.shell import Finished
 from pod_job.config.generate import Mode
 from pod_job.errors import JobError
@@ -100,7 +99,8 @@ def test_without_the_compiler_a_start_goes_on_and_says_so(
 
 
 def test_a_preflight_can_be_left_out(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    preflight.preflight_first(job, Options(no_preflight=True), pytest.fail)
+    assert main(["up", *job, "--no-preflight"]) == 2
+    assert "preflight" not in capsys.readouterr().err
     assert main(["plan", *job, "--no-preflight", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["preflight"], plan["no_preflight"]) == (None, "--no-preflight")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from launch.__main__ import main
 from launch.cloud.cost import all_records, note_end, note_start, record_of
 from launch.cloud.pods import Pod
 from launch.verbs import status
@@ -150,7 +151,7 @@ def test_the_table_shows_costs_and_what_a_host_says(folder: Folder) -> None:
 def test_status_needs_no_inputs_once_the_run_has_begun(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither model nor tasks of this experiment are on this machine."""
     job = ["experiment=demo", "model.path=/gone", "tasks.path=/gone", "pod.hosts=2", "mesh=2x2"]
-    assert status.status([*job, f"storage.run_dir={folder.url}"], status.Options(as_json=True)) == 0
+    assert main(["status", *job, f"storage.run_dir={folder.url}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["batches"] == 10
 
 
@@ -164,9 +165,9 @@ def test_a_damaged_record_of_a_pod_is_named(folder: Folder, content: bytes) -> N
         facts(folder, [])
 
 
-def test_status_of_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="gone: no run is there, and no pod of one"):
-        status.status(["experiment=demo", f"storage.run_dir={tmp_path}/gone"], status.Options())
+def test_status_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "experiment=demo", f"storage.run_dir={tmp_path}/gone"]) == 2
+    assert "gone: no run is there, and no pod of one" in capsys.readouterr().err
     assert not (tmp_path / "gone").exists()
 
 

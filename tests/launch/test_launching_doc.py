@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import VERBS, main
+from launch.__main__ import main
+from launch.dispatch import parse
+from launch.verb_table import VERBS
 from pod_job.config.load import load
 
 TEXT = Path("docs/launching.md").read_text()
-SHOWN = re.findall(r"^\$ python -m launch (.+)\n((?:(?!\$ |```).*\n)*)", TEXT, re.MULTILINE)
+SHOWN = re.findall(r"^\$ (?:pod-job|python -m launch) (.+)\n((?:(?!\$ |```).*\n)*)", TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", [line for line, _ in SHOWN])
 def test_a_shown_command_is_accepted(line: str) -> None:
-    verb, *arguments = shlex.split(line)
-    assert verb in VERBS
-    load([argument for argument in arguments if "=" in argument])
+    _, options = parse(shlex.split(line))
+    load([argument for argument in options.overrides if "=" in argument])
 
 
 def test_dry_runs_print_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +30,8 @@ def test_dry_runs_print_what_is_shown(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_every_verb_is_explained() -> None:
-    assert [verb for verb in VERBS if f"`{verb}`" not in TEXT and f"launch {verb}" not in TEXT and verb != "plan"] == []
+    verbs = [name for name, verb in VERBS.items() if verb.module.startswith("launch.") and name != "plan"]
+    assert [name for name in verbs if not re.search(rf"`{name}`|(launch|pod-job) {name}\b", TEXT)] == []
 
 
 def test_overrides_of_make_targets_exist() -> None:

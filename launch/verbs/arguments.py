@@ -1,0 +1,23 @@
+"""Arguments that several verbs of the launcher take."""
+
+from argparse import ArgumentParser
+
+from pod_job.commands.command_line import add_overrides
+
+
+def add_run(parser: ArgumentParser) -> None:
+    """Adds a run folder or the overrides of a start, both as `overrides`."""
+    purpose = "the run folder, local or gs://bucket/prefix; or key=value ..., with which the job was started"
+    add_overrides(parser, purpose, metavar="RUN_DIR")
+
+
+def add_dry_run(parser: ArgumentParser, purpose: str = "print the commands that would be started, start none") -> None:
+    parser.add_argument("--dry-run", action="store_true", help=purpose)
+
+
+def add_follow(parser: ArgumentParser) -> None:
+    parser.add_argument("--follow", action="store_true", help="stay until the run has ended")
+
+
+def add_no_preflight(parser: ArgumentParser) -> None:
+    parser.add_argument("--no-preflight", action="store_true", help="compile nothing for the pod beforehand")
