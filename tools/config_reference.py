@@ -19,7 +19,8 @@ from pod_job.config.schema import JobConfig
 HEAD = """\
 # Configuration, field by field
 
-Made by `make docs` from the schema (`pod_job/config.py` and the files it imports); do not edit.
+Every field of the configuration, with its type, default and meaning. Made by `make docs` from the schema in
+`pod_job/config`; do not edit.
 
 Every field can be set on the command line as `key=value`. Groups of values are files in `conf/`, chosen by the name of
 their folder: """

@@ -43,27 +43,29 @@ COLUMNS = (
     "spot $",
     "vectors",
 )
-HEAD = """# What the experiments take, before they are paid for
+HEAD = """# Plans: what each experiment takes and costs
 
-Made by `make plans` ({made}) from the preflight of each experiment in `conf/experiment`: the step compiled by the TPU
-compiler for that very pod, not measured on one. How the numbers come about, and what they assume, is in
-[preflight.md](preflight.md). Time and cost are of a billion tokens in rows that are full to 98%, start and compilation
-aside; *vectors* is what those tokens leave in the bucket, in bfloat16. *Memory* is what the compiler counts (weights,
-temporaries, results twice) of what it lets a program use: 15.75 of the 16 GiB of a v5e chip, 31.25 of the 32 of a v6e.
+Memory, time and cost of each experiment in `conf/experiment` on its pod.
+
+Made by `make plans` ({made}) from the preflight of each experiment: the step compiled by the TPU compiler for that pod,
+not measured on one. [preflight.md](preflight.md) explains the numbers and their assumptions. Time and cost are per
+billion tokens in rows that are 98% full, without start and compilation; *vectors* is the size of the result in the
+bucket, in bfloat16. *Memory* is the compiler's count (weights, temporaries, results twice) and the limit for a program:
+15.75 of the 16 GiB of a v5e chip, 31.25 of the 32 of a v6e.
 
 Prices: {prices}.
 
 """
 FOOT = """
-The last token of an ARC prompt is one vector for about 1,900 tokens: the 416 prompts of the 400 training tasks have
-795,020 tokens (SmolLM2's tokenizer) and leave {arc_mb:.1f} MB for each tap of width 896, so such a run is start and
-compilation, whatever the pod.
+With only the last token of each ARC prompt, there is one vector per about 1,900 tokens: the 416 prompts of the 400
+training tasks have 795,020 tokens (SmolLM2's tokenizer) and yield {arc_mb:.1f} MB for each tap of width 896, so such
+a run takes the time of its start and compilation on any pod.
 
-Where the bucket is the bound, the vectors of all those taps leave a pod more slowly than it computes them: with fewer
-`extract.layers` the same tokens take less time.
+Where the table says "bucket", the vectors leave the pod more slowly than it computes them: with fewer `extract.layers`,
+the same tokens take less time.
 
-`make plan-NAME ARGS="storage.run_dir=gs://... tasks.path=..."` makes the plan of one of them with your own prompts;
-`make sim-NAME` runs its pod shape, mesh and taps on this machine with a tiny random model.
+`make plan-NAME ARGS="storage.run_dir=gs://... tasks.path=..."` plans one of them with your own prompts; `make sim-NAME`
+runs its pod shape, mesh and taps on this machine with a tiny random model.
 """
 
 

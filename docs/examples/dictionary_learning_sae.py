@@ -1,6 +1,6 @@
-"""dictionary_learning's top-k trainer on a run: `python docs/examples/dictionary_learning_sae.py RUN_DIR --layer 12`.
+"""Trains dictionary_learning's top-k SAE: `python docs/examples/dictionary_learning_sae.py RUN_DIR --layer 12`.
 
-`pip install dictionary-learning==0.1.0` (and not torchvision, unless torch's build matches it).
+Needs `pip install dictionary-learning==0.1.0`; uninstall the torchvision that comes with it unless it matches torch.
 """
 
 import argparse
@@ -9,8 +9,7 @@ import torch
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 
-from pod_job.reading.dataset import ActivationDataset
-from pod_job.reading.scaling import endless, scaling
+from pod_job.dataset import ActivationDataset, endless, scaling
 
 
 def train(
@@ -23,9 +22,9 @@ def train(
     learning_rate=1e-3,
     save_dir="runs/sae/dictionary_learning",
 ):
-    """Trains, and returns the variance that the saved autoencoder explains of a batch."""
+    """Returns the share of a batch's variance that the trained autoencoder explains, as loaded from `save_dir`."""
     dataset = ActivationDataset(run_dir, layer, exclude=["sink"])
-    # What normalize_activations=True would measure on 100 batches.
+    # normalize_activations=True would estimate the same factor from 100 batches.
     scaled = scaling(dataset, mean_squared_norm=1)
     width = dataset.shape[1]
     config = {

@@ -1,4 +1,4 @@
-"""A top-k sparse autoencoder on a run, in JAX: `python docs/examples/sae_jax.py RUN_DIR --layer 12`."""
+"""Trains a top-k sparse autoencoder in JAX: `python docs/examples/sae_jax.py RUN_DIR --layer 12`."""
 
 import argparse
 
@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pod_job.reading.dataset import ActivationDataset
-from pod_job.reading.scaling import endless, scaling
+from pod_job.dataset import ActivationDataset, endless, scaling
 
 
 def initial(key, width, latents):
+    """Returns random parameters: unit decoder rows [latents, width], and the encoder as their transpose."""
     decoder = jax.random.normal(key, (latents, width))
     decoder /= jnp.linalg.norm(decoder, axis=1, keepdims=True)
     return {"encoder": decoder.T, "threshold": jnp.zeros(latents), "decoder": decoder, "bias": jnp.zeros(width)}
 
 
 def reconstruct(sae, vectors, k):
+    """Returns the reconstruction of vectors [batch, width] from the k largest latents of each."""
     codes = jax.nn.relu((vectors - sae["bias"]) @ sae["encoder"] + sae["threshold"])
     strongest, which = jax.lax.top_k(codes, k)
     rows = jnp.arange(len(vectors))[:, None]
@@ -25,14 +26,14 @@ def reconstruct(sae, vectors, k):
 
 
 def unexplained(sae, vectors, k):
-    """The share of the variance that the reconstruction does not explain: the loss, 0 at best."""
+    """Returns the loss: the share of the variance that the reconstruction does not explain, 0 at best."""
     residual = vectors - reconstruct(sae, vectors, k)
     return jnp.sum(residual**2) / jnp.sum((vectors - vectors.mean(0)) ** 2)
 
 
 def train(run_dir, layer, steps=500, batch_size=1024, latents=2048, k=32, learning_rate=1e-3):
-    """Returns the autoencoder and its explained variance on a batch of its own, before and after training."""
-    # Attention sinks are a hundred times as long as other rows, and one direction: they would be all the loss.
+    """Returns the autoencoder and the variance that it explains of a held-out batch, before and after training."""
+    # Attention sinks have a hundred times the norm of other rows and share one direction; they would dominate the loss.
     dataset = ActivationDataset(run_dir, layer, exclude=["sink"])
     scaled = scaling(dataset, centre=True)
     batches = endless(dataset, batch_size, seed=0, scaled=scaled, as_="jax")

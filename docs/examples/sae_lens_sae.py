@@ -1,7 +1,7 @@
-"""SAELens' trainer on a run: `python docs/examples/sae_lens_sae.py RUN_DIR --layer 12 [--cached FOLDER]`.
+"""Trains with SAELens: `python docs/examples/sae_lens_sae.py RUN_DIR --layer 12 [--cached FOLDER]`.
 
-`pip install sae-lens==6.54.12`. By default batches come from the run itself; with `--cached` through SAELens' own
-ActivationsStore, from the folder that `python -m pod_job.export_sae_lens` made. No language model is loaded.
+Needs `pip install sae-lens==6.54.12`. Batches come from the run; with `--cached`, from SAELens' own ActivationsStore
+over the folder that `pod-job export-sae-lens` wrote. No language model is loaded.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 
+from pod_job.dataset import ActivationDataset, endless, scaling
 from pod_job.interop.sae_lens import hook_of
-from pod_job.reading.dataset import ActivationDataset
-from pod_job.reading.scaling import endless, scaling
 
 
 def cached_store(folder, hook_name, width, batch_size, context_size=128):
+    """Returns SAELens' store over a folder of cached activations."""
     return ActivationsStore(
         model=None,
         dataset=None,
@@ -50,10 +50,10 @@ def train(
     cached=None,
     save_dir="runs/sae/sae_lens",
 ):
-    """Trains and saves, and returns the variance that the saved autoencoder explains of a batch as it is stored."""
+    """Returns the share of a batch's variance that the trained autoencoder explains, as loaded from `save_dir`."""
     dataset = ActivationDataset(run_dir, layer, exclude=["sink"])
     width = dataset.shape[1]
-    # SAELens would read a thousand batches for its scale; here it is in metadata.json. Its bias learns the mean.
+    # SAELens would read a thousand batches to estimate this factor. The mean is left to the SAE's bias.
     scaled = scaling(dataset)
     if cached:
         hook_name = hook_of(dataset.tap, dataset.metadata["provenance"]["model"]["layers"])
@@ -73,7 +73,7 @@ def train(
     )
     trainer = SAETrainer(settings, sae, itertools.chain([first], batches))
     trainer.activation_scaler.scaling_factor = scaled.factor
-    trainer.fit()  # at its end the factor is folded into the weights
+    trainer.fit()  # folds the factor into the weights at the end
     sae.save_inference_model(save_dir)
     vectors = next(dataset.batches(batch_size, seed=1, as_="torch")).float()
     with torch.no_grad():

@@ -1,15 +1,16 @@
-"""A sparse autoencoder in plain torch, with its DataLoader: `python docs/examples/sae_torch.py RUN_DIR --layer 12`."""
+"""Trains a top-k sparse autoencoder in plain torch: `python docs/examples/sae_torch.py RUN_DIR --layer 12`."""
 
 import argparse
 
 import torch
 from torch.utils.data import DataLoader
 
-from pod_job.reading.dataset import ActivationDataset
-from pod_job.reading.scaling import scaling
+from pod_job.dataset import ActivationDataset, scaling
 
 
 class SparseAutoencoder(torch.nn.Module):
+    """Reconstructs vectors [batch, width] from the k largest latents of each."""
+
     def __init__(self, width: int, latents: int, k: int) -> None:
         super().__init__()
         self.k = k
@@ -22,19 +23,20 @@ class SparseAutoencoder(torch.nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         codes = torch.relu(self.encoder(vectors - self.decoder.bias))
-        kept = torch.topk(codes, self.k)
-        return self.decoder(torch.zeros_like(codes).scatter(1, kept.indices, kept.values))
+        strongest = torch.topk(codes, self.k)
+        return self.decoder(torch.zeros_like(codes).scatter(1, strongest.indices, strongest.values))
 
 
 def unexplained(sae: SparseAutoencoder, vectors: torch.Tensor) -> torch.Tensor:
+    """Returns the loss: the share of the variance that the reconstruction does not explain, 0 at best."""
     return (vectors - sae(vectors)).square().sum() / (vectors - vectors.mean(0)).square().sum()
 
 
 def train(run_dir, layer, steps=500, batch_size=1024, latents=2048, k=32, learning_rate=1e-3, workers=2):
-    """Returns the autoencoder and the variance it explains of the last batch, seen for the first time in that epoch."""
+    """Returns the autoencoder and the variance that it explains of the last batch of training."""
     dataset = ActivationDataset(run_dir, layer, as_="torch", exclude=["sink"])
     scaled = scaling(dataset, centre=True)
-    # Rows are fetched a batch at a time (`__getitems__`); `dataset.batches` reads faster still, in larger pieces.
+    # The loader fetches one batch of rows at a time (`__getitems__`); `dataset.batches` reads larger blocks, faster.
     loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=workers)
     sae = SparseAutoencoder(dataset.shape[1], latents, k)
     optimizer = torch.optim.Adam(sae.parameters(), lr=learning_rate)

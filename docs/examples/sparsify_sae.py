@@ -1,7 +1,7 @@
-"""EleutherAI sparsify's trainer on a run: `python docs/examples/sparsify_sae.py RUN_DIR --layer 12`.
+"""Trains with EleutherAI's sparsify: `python docs/examples/sparsify_sae.py RUN_DIR --layer 12`.
 
-`pip install eai-sparsify==1.3.3`. Its Trainer hooks a language model that it feeds with token ids. Here the "model" is
-the run: the ids are row numbers, and its one layer gives the vectors of those rows.
+Needs `pip install eai-sparsify==1.3.3`. Its Trainer feeds token ids to a language model and hooks a layer. Here the run
+takes the place of the model: the ids are row numbers, and the one layer returns the vectors of those rows.
 """
 
 import argparse
@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import torch
 from sparsify import SaeConfig, SparseCoder, TrainConfig, Trainer
 
-from pod_job.reading.dataset import ActivationDataset
-from pod_job.reading.scaling import endless, scaling
+from pod_job.dataset import ActivationDataset, endless, scaling
 
 
 class StoredRows(torch.nn.Module):
-    """A language model as far as sparsify's Trainer looks: one layer, whose output is read from the run."""
+    """The parts of a language model that sparsify's Trainer uses: one layer, whose output is read from the run."""
 
     def __init__(self, dataset, scaled):
         super().__init__()
@@ -33,6 +32,8 @@ class StoredRows(torch.nn.Module):
 
 
 class StoredLayer(torch.nn.Module):
+    """Returns the scaled vectors of the rows whose numbers it gets as token ids."""
+
     def __init__(self, dataset, scaled):
         super().__init__()
         self.dataset, self.scaled = dataset, scaled
@@ -42,7 +43,7 @@ class StoredLayer(torch.nn.Module):
 
 
 def row_numbers(dataset, batch_size, steps):
-    """One sample per batch: its shuffled row numbers, as `dataset.batches` deals them."""
+    """Returns one sample per batch: the shuffled row numbers of a batch of `dataset.batches`."""
     numbers, epoch = [], 0
     while len(numbers) < steps:
         batches = dataset.batches(batch_size, epoch=epoch, with_index=True, drop_last=True)
@@ -54,7 +55,7 @@ def row_numbers(dataset, batch_size, steps):
 def train(
     run_dir, layer, steps=500, batch_size=1024, latents=2048, k=32, learning_rate=1e-3, save_dir="runs/sae/sparsify"
 ):
-    """Trains, and returns the variance that the saved coder explains of a batch."""
+    """Returns the share of a batch's variance that the trained coder explains, as loaded from `save_dir`."""
     dataset = ActivationDataset(run_dir, layer, as_="torch", exclude=["sink"])
     scaled = scaling(dataset)
     settings = TrainConfig(
