@@ -52,7 +52,7 @@ print(f"Layer {layer}: {activations_array.shape}")
 
 
 def main() -> int:
-    """Exit status as of `python -m launch run`."""
+    """Exit status as of `pod-job run`."""
     screen = Console()
     try:
         with stopped_by_signals():

@@ -138,7 +138,7 @@ def gcloud_error(text: str) -> str:
 def _listed(argv: Sequence[str]) -> list[dict[str, Any]]:
     done = call(argv)
     if done.code:
-        raise JobError(f"gcloud cannot list TPUs: {gcloud_error(done.err)}; run `python -m launch doctor`")
+        raise JobError(f"gcloud cannot list TPUs: {gcloud_error(done.err)}; run `pod-job doctor`")
     return json.loads(done.out or "[]")
 
 

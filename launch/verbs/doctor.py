@@ -177,7 +177,7 @@ def check_versions(config: JobConfig) -> str:
     pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.ready), None)
     if pod is not None and (found := host_versions(config, pod)):
         if len(set(found.values())) > 1:
-            raise JobError(f"hosts differ in Python and jax: {found}; `launch down`, then `launch up`")
+            raise JobError(f"hosts differ in Python and jax: {found}; `pod-job down`, then `pod-job up`")
         theirs = next(iter(found.values()))
         if theirs.split()[-1] != here["jax"]:
             raise JobError(f"hosts have Python and jax {theirs}, {said}; install constraints.txt on both")

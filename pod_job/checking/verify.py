@@ -108,7 +108,7 @@ def check_metadata(folder: Folder, report: Report, numbers: list[int], records: 
     if differing := [key for key in differing if key not in VARYING]:
         report.problems.append(
             f"{folder.url}/{layout.METADATA}: {', '.join(differing)} differ from what the commit records say; "
-            f"run `python -m pod_job.merge {folder.url}` to write it anew"
+            f"run `pod-job merge {folder.url}` to write it anew"
         )
 
 
@@ -129,7 +129,7 @@ def check_names(folder: Folder, report: Report, joined: Sequence[JoinedFile]) ->
     plan = read_plan(folder)
     ours = {file.name for file in joined}
     old = {file.file_of(batch) for file in joined for batch, _, _ in file.places}
-    again = f"`python -m pod_job.merge {folder.url} --compact` removes it"
+    again = f"`pod-job merge {folder.url} --compact` removes it"
     for name in folder.names(layout.ACTIVATIONS):
         batch = layout.batch_of_file(name, plan.taps)
         if name in old:

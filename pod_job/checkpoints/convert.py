@@ -1,4 +1,4 @@
-"""A model's weights as one orbax checkpoint, made once: `python -m pod_job.convert MODEL OUT`; then model.path=OUT.
+"""A model's weights as one orbax checkpoint, made once: `pod-job convert MODEL OUT`; then model.path=OUT.
 
 Every host of any mesh reads its own slices from it, and no bytes of anybody else's. Configuration and tokenizer go
 along, and runs keep the model's name and fingerprint: one begun with the original goes on with this.

@@ -1,4 +1,4 @@
-"""Small files of a finished run into large ones: `python -m pod_job.merge RUN_DIR --compact`.
+"""Small files of a finished run into large ones: `pod-job merge RUN_DIR --compact`.
 
 First the new files, of which nothing counts yet; then the record by which they do; then metadata.json, which names
 them; then the old files go. So it may end anywhere, and be started again, also twice at the same time.

@@ -1,4 +1,4 @@
-"""The pickle files of the extraction document as a run: the way back from `python -m pod_job.export`.
+"""The pickle files of the extraction document as a run: the way back from `pod-job export`.
 
 The metadata.json beside the files says which there are. They do not tell positions and tokens, which become -1; of
 the times in a batch the first is kept, and float32 unless another dtype is asked for. Nothing that a pickle names is

@@ -1,4 +1,4 @@
-"""One tap of a run as SAELens' cached activations: `python -m pod_job.export_sae_lens RUN_DIR OUT --layer 12`.
+"""One tap of a run as SAELens' cached activations: `pod-job export-sae-lens RUN_DIR OUT --layer 12`.
 
 SAELens reads a folder of Hugging Face `datasets` whose samples are [context_size, D] float32 under the name of a
 TransformerLens hook, with `token_ids` beside them (`sae_lens.CacheActivationsRunner` writes it). `datasets` has no

@@ -1,1 +1,1 @@
-"""A run as one page for people: `python -m pod_job.report RUN_DIR`."""
+"""A run as one page for people: `pod-job report RUN_DIR`."""

@@ -42,9 +42,9 @@ def of_state(overview: Overview) -> Iterator[Finding]:
         yield Finding("bad", f"Unfinished: {missing} of {total} batches are missing. Start the same job again.")
     sound, words = overview.verdict
     if sound is False:
-        yield Finding("bad", f"verify found {words}. Run `python -m pod_job.verify` and see what it names.")
+        yield Finding("bad", f"verify found {words}. Run `pod-job verify` and see what it names.")
     elif sound is None:
-        yield Finding("look", f"The files are {words}: `python -m pod_job.verify` reads them all.")
+        yield Finding("look", f"The files are {words}: `pod-job verify` reads them all.")
     else:
         yield Finding("good", "Every file was read from end to end and is what its record says.")
     yield from of_parity(overview.metadata["parity"])

@@ -77,5 +77,5 @@ def _verified(folder: Folder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise JobError(f"{name}: not a report of verify ({error}); run `python -m pod_job.verify` again") from error
+        raise JobError(f"{name}: not a report of verify ({error}); run `pod-job verify` again") from error
     return found

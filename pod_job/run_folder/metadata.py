@@ -35,11 +35,11 @@ def read(folder: Folder) -> dict[str, Any]:
 def read_any(folder: Folder) -> dict[str, Any]:
     """`read`, without the warning: for those who look whether the run is finished."""
     name = f"{folder.url}/{layout.METADATA}"
-    anew = f"; run `python -m pod_job.merge {folder.url}` to write it anew"
+    anew = f"; run `pod-job merge {folder.url}` to write it anew"
     try:
         metadata = open_sealed(folder.read(layout.METADATA), name, anew)
     except FileNotFoundError:
-        raise JobError(f"{name}: missing; run `python -m pod_job.merge {folder.url}` to write it") from None
+        raise JobError(f"{name}: missing; run `pod-job merge {folder.url}` to write it") from None
     if problem := _problem(metadata):
         raise JobError(f"{name}: damaged: {problem}{anew}")
     return metadata

@@ -18,9 +18,7 @@ class NameTaken(Exception):
 
 
 def not_as_stored(url: str, name: str) -> JobError:
-    return JobError(
-        f"{url}/{name}: its content is not what was stored; copy it again, or run `python -m pod_job.verify`"
-    )
+    return JobError(f"{url}/{name}: its content is not what was stored; copy it again, or run `pod-job verify`")
 
 
 @runtime_checkable  # so that tests can check annotations while they run

@@ -245,7 +245,7 @@ def test_a_layer_or_positions_that_the_run_has_not_are_refused_with_how_to_get_t
 
 
 def test_an_unmerged_run_says_how_to_merge(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"metadata\.json: missing; run `python -m pod_job.merge"):
+    with pytest.raises(JobError, match=r"metadata\.json: missing; run `pod-job merge"):
         ActivationDataset(tmp_path, layer=6)
 
 
@@ -277,7 +277,7 @@ def test_an_unfinished_run_opens_with_a_warning(tmp_path: Path, committed: list[
 )
 def test_damaged_metadata_is_named(small: Path, change: dict, reason: str) -> None:
     rewrite(small / layout.METADATA, lambda metadata: metadata.update(change))
-    with pytest.raises(JobError, match=rf"metadata\.json: damaged: .*{reason}.* run `python -m pod_job.merge"):
+    with pytest.raises(JobError, match=rf"metadata\.json: damaged: .*{reason}.* run `pod-job merge"):
         ActivationDataset(small, layer=6)
 
 

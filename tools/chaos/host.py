@@ -86,7 +86,7 @@ def host_main(overrides: Sequence[str], env: Mapping[str, str], fault: Fault | N
 def compaction_main(
     run_dir: str, max_bytes: int, patient: bool, env: Mapping[str, str], fault: Fault | None, log: Path
 ) -> None:
-    """The body of the forked process: `python -m pod_job.merge RUN_DIR --compact`; again while refused if `patient`."""
+    """The body of the forked process: `pod-job merge RUN_DIR --compact`; again while refused if `patient`."""
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
