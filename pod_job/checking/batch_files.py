@@ -13,8 +13,8 @@ from pod_job.formats.safetensors import TensorSpec, read_header, view_tensor
 from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.compaction import called
 from pod_job.run_folder.tap_file import tap_tensors
+from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, Readable
-from pod_job.storage.local import Stored, checksum
 
 PIECE_BYTES = 8 << 20
 """Of a file in memory at a time, for each read in flight."""

@@ -25,8 +25,8 @@ from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.compaction import JoinedFile, inside, read_compaction
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import committed
+from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder
-from pod_job.storage.local import checksum
 from pod_job.storage.open import open_folder
 
 READS_IN_FLIGHT = 8

@@ -18,9 +18,8 @@ from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder.compaction import ROWS, JoinedFile, read_compaction, render
 from pod_job.run_folder.tap_file import SCALES, TENSOR
-from pod_job.storage.checksums import checksum
+from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, NameTaken
-from pod_job.storage.local import Stored
 
 MAX_BYTES = 1 << 30
 MOST_FILES = 32_768

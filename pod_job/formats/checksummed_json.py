@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pod_job.errors import JobError
-from pod_job.storage.local import checksum
+from pod_job.storage.checksums import checksum
 
 KEY = "crc32c"
 

@@ -28,7 +28,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch, wrong_fields
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
-from pod_job.storage.local import checksum
+from pod_job.storage.checksums import checksum
 from pod_job.storage.open import open_folder
 
 FLOATS = ("float32", "bfloat16", "float16")

@@ -21,8 +21,8 @@ from pod_job.formats.quantized import EightBit, Vectors
 from pod_job.formats.rows_table import Rows
 from pod_job.run_folder import layout
 from pod_job.run_folder.tap_file import tap_parts, vectors_in
+from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder, NameTaken
-from pod_job.storage.local import checksum
 
 
 @dataclass(frozen=True)

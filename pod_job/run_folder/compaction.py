@@ -16,9 +16,8 @@ from pod_job.errors import JobError
 from pod_job.formats.checksummed_json import open_sealed, seal
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import wrong_fields
-from pod_job.storage.checksums import joined
+from pod_job.storage.checksums import Stored, joined
 from pod_job.storage.folder import Folder, Readable
-from pod_job.storage.local import Stored
 
 ROWS = "rows"
 """The series of the rows tables; those of vectors are called like their taps."""

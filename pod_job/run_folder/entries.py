@@ -8,8 +8,8 @@ from pod_job.formats.quantized import Vectors
 from pod_job.formats.rows_table import Rows, from_parquet
 from pod_job.run_folder import layout
 from pod_job.run_folder.tap_file import vectors_in
+from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, not_as_stored
-from pod_job.storage.local import Stored, checksum
 
 MISSING = "missing; open the run again if it was compacted meanwhile, else copy it again"
 

@@ -6,7 +6,7 @@ from pod_job.errors import JobError
 from pod_job.formats.quantized import EightBit, Vectors, groups, is_eight_bit
 from pod_job.formats.safetensors import Header, TensorSpec, read_header, view_tensor, write_parts
 from pod_job.run_folder import layout
-from pod_job.storage.local import Part
+from pod_job.storage.checksums import Part
 
 TENSOR = "activations"
 SCALES = "scales"

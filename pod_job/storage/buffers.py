@@ -1,4 +1,4 @@
-"""Page-aligned memory for direct writes, pooled."""
+"""Page-aligned arrays for direct writes, and a pool that uses their memory again."""
 
 import math
 import threading
@@ -9,11 +9,11 @@ import numpy as np
 
 PAGE = 4096
 LEAST_BYTES = 1 << 20
-"""Of a part that is worth it."""
+"""Size from which a part is worth a direct write."""
 
 
 def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An array like np.empty's whose memory begins on a page, as `write_all` needs it to pass the cache by."""
+    """Returns an uninitialized array whose memory begins on a page, as direct writes need it."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + PAGE, np.uint8)
     start = -raw.ctypes.data % PAGE
@@ -21,10 +21,10 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 class Pool:
-    """Arrays like `aligned_empty`'s in memory that is used again once nobody has it any more, from any thread.
+    """Page-aligned arrays whose memory is used again once the array and all views of it are gone, from any thread.
 
-    Touching a fresh page can cost as much as writing to it, and where nothing but arrays of about one size come and go,
-    no more memory is taken than for those that are there at one time.
+    Touching a fresh page can cost as much as writing to it. Where arrays of about one size come and go, the pool takes
+    no more memory than the arrays that exist at one time.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,7 @@ class Pool:
         self._lock = threading.RLock()  # the garbage collector may give memory back in the thread that is taking some
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """Returns an uninitialized array whose memory begins on a page."""
         size = math.prod(shape) * dtype.itemsize
         lease = _Lease(self._take(size))
         weakref.finalize(lease, self._give, lease.memory).atexit = False
@@ -41,10 +42,10 @@ class Pool:
         with self._lock:
             fitting = [memory for memory in self._free if len(memory) >= size]
             # Where none fits, one that is too small makes room for the new one.
-            found = min(fitting or self._free, key=len, default=None)
-            if found is not None:
-                self._free = [memory for memory in self._free if memory is not found]
-        return found if fitting and found is not None else aligned_empty((size + size // 8,), np.dtype(np.uint8))
+            taken = min(fitting or self._free, key=len, default=None)
+            if taken is not None:
+                self._free = [memory for memory in self._free if memory is not taken]
+        return taken if fitting and taken is not None else aligned_empty((size + size // 8,), np.dtype(np.uint8))
 
     def _give(self, memory: np.ndarray) -> None:
         with self._lock:
@@ -52,7 +53,7 @@ class Pool:
 
 
 class _Lease:
-    """What an array of a pool and all views of it keep alive; with it goes the right to the memory."""
+    """Owner of a pool's memory that an array and all views of it keep alive; its end returns the memory to the pool."""
 
     def __init__(self, memory: np.ndarray) -> None:
         self.memory = memory

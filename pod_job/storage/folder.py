@@ -1,4 +1,8 @@
-"""The protocol of a run folder's storage, local or in a bucket."""
+"""Folder: the storage protocol of run folders, the same for a local directory and a bucket.
+
+A folder holds byte objects under relative names like `commits/batch_000001.json`. Content that `create` has stored is
+durable and never changes.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +13,7 @@ from pod_job.storage.checksums import Part, Stored
 
 
 class NameTaken(Exception):
-    """`create` found other content under the name; that content stays, and `stored` describes it."""
+    """Other content exists under the name given to `create` or `join`; it stays, and `stored` describes it."""
 
     def __init__(self, name: str, stored: Stored) -> None:
         super().__init__(f"{name} exists already with other content ({stored.size} bytes, crc32c {stored.crc32c})")
@@ -18,67 +22,84 @@ class NameTaken(Exception):
 
 
 def not_as_stored(url: str, name: str) -> JobError:
-    return JobError(f"{url}/{name}: its content is not what was stored; copy it again, or run `pod-job verify`")
+    """Returns the error for content that differs from its checksum."""
+    return JobError(f"{url}/{name}: its content is not what was stored; copy it again, or run `pod-job verify {url}`")
 
 
 @runtime_checkable  # so that tests can check annotations while they run
 class Readable(Protocol):
-    """A place that is only read from."""
+    """A place to read objects from."""
 
     url: str
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """`size` bytes from `start`, or up to the end; fewer where the content ends. FileNotFoundError if missing."""
+        """Returns `size` bytes from `start`, or all bytes up to the end; fewer where the content ends earlier.
+
+        Raises:
+            FileNotFoundError: nothing has the name.
+        """
         ...
 
     def local_path(self, name: str) -> Path | None:
-        """Where the content can be memory-mapped, or None where it is not on this machine."""
+        """Returns the path at which the content can be memory-mapped; None where it is not on this machine."""
         ...
 
 
 @runtime_checkable
 class Folder(Readable, Protocol):
-    """What the job needs of a place to keep a run; LocalFolder and BucketFolder have it."""
+    """A place to keep a run; LocalFolder and BucketFolder implement it.
+
+    Every method raises JobError for what the user has to fix: a full disk, missing credentials, a lost network.
+    """
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
-        """Store the joined parts under a new name, all or nothing. Equal content already there counts as success.
+        """Stores the joined parts under a new name, all or nothing; equal content under the name counts as success.
 
-        Raises NameTaken where other content is there.
+        Raises:
+            NameTaken: other content is under the name.
         """
         ...
 
     def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
-        """`create` with `head` and then what is kept under the names of `sources`, each of which must be as said there.
+        """Stores `head` followed by the contents of `sources` under a new name, as `create` does.
 
-        What is there already is left alone. FileNotFoundError where a source is missing, JobError where one is not
-        what it should be.
+        Args:
+            sources: names, and the size and checksum that the content of each must have.
+        Raises:
+            NameTaken: other content is under the name.
+            FileNotFoundError: a source is missing.
+            JobError: a source is not as described.
         """
         ...
 
     def replace(self, name: str, data: Part) -> Stored:
-        """Store under the name whether or not it exists; a reader sees the old or the new content, never a mixture."""
+        """Stores `data` under the name, new or not; a reader sees the old or the new content, never a mixture."""
         ...
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
-        """Fill `out` with bytes from `start` on; returns how many, fewer where the content ends. As `read`."""
+        """Fills `out` with bytes from `start` on; returns how many, fewer where the content ends earlier.
+
+        Raises:
+            FileNotFoundError: nothing has the name.
+        """
         ...
 
     def stat(self, name: str) -> Stored | None:
-        """Size and checksum, or None where nothing has the name. Locally this reads the file."""
+        """Returns size and checksum; None where nothing has the name. A local folder reads the file for it."""
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Every name that begins with the prefix, sorted. Slow on a large bucket: keep it off the hot path."""
+        """Returns every name that begins with the prefix, sorted. Slow on a large bucket: keep it off the hot path."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove what is kept under the name, if anything is."""
+        """Removes the content under the name, if there is any."""
         ...
 
     def sweep(self, idle_s: float) -> None:
-        """Remove what killed writers have left unfinished, once nobody has written to it for so long."""
+        """Removes what killed writers left unfinished and nobody has written to for `idle_s` seconds."""
         ...
 
     def check_writable(self) -> None:
-        """Create and remove a probe. Raises JobError saying what is wrong and what to do."""
+        """Creates and removes a probe. Raises JobError with the reason and the fix."""
         ...

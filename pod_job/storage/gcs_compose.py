@@ -1,4 +1,4 @@
-"""Many Cloud Storage objects into one: a tree of compose requests, each of which takes 32 objects at most.
+"""Composes many Cloud Storage objects into one: a tree of requests, each of which takes 32 objects at most.
 
 https://cloud.google.com/storage/docs/composite-objects; no content passes through this machine.
 """
@@ -13,10 +13,13 @@ REQUESTS_IN_FLIGHT = 16
 def compose_in_tree(
     compose: Callable[[str, Sequence[str]], None], names: Sequence[str], scratch: str
 ) -> tuple[list[str], list[str]]:
-    """Composes what is too many for one request, in order; `compose(target, sources)` makes one request.
+    """Composes objects, in order, until one more request can join the rest.
 
-    Returns the names of at most 32 objects that are the whole one after the other, and of all that were made below
-    `scratch` on the way.
+    Args:
+        compose: `compose(target, sources)` makes one request.
+        scratch: prefix of the objects made on the way.
+    Returns:
+        Names of at most 32 objects that joined are the content of all `names`, and of all objects made.
     """
     made: list[str] = []
     with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:

@@ -1,4 +1,4 @@
-"""What goes wrong on the way to Cloud Storage: what is tried again, and what a person is told in the end."""
+"""Errors of Cloud Storage: which are transient and retried, and the one line that a user gets for the others."""
 
 import os
 
@@ -12,8 +12,8 @@ from pod_job import environment
 from pod_job.errors import first_line
 
 FIRST_WAIT_S = 0.25
-"""Before the second try, doubled before each further one."""
-_PASSING = (
+"""Seconds before the second attempt; doubled before each further one."""
+_TRANSIENT = (
     api.ServerError,
     api.TooManyRequests,
     auth.TransportError,
@@ -24,12 +24,12 @@ _PASSING = (
 
 
 def retry(deadline_s: float) -> Retry:
-    """Calls a function again, with growing waits, while what it raises may pass; RetryError after `deadline_s`."""
-    return Retry(_passes, initial=FIRST_WAIT_S, maximum=30.0, timeout=deadline_s)
+    """Returns a wrapper that calls a function again while its error is transient; RetryError after `deadline_s`."""
+    return Retry(_is_transient, initial=FIRST_WAIT_S, maximum=30.0, timeout=deadline_s)
 
 
 def reason_of(error: BaseException, bucket: str, deadline_s: float) -> str | None:
-    """What a person has to know and to do about the error; None for a bug."""
+    """Returns the reason and the fix for the user; None where the error is a bug."""
     if isinstance(error, api.NotFound):
         return f"bucket {bucket} does not exist; create it first"
     if isinstance(error, (api.Forbidden, api.Unauthorized)):
@@ -42,17 +42,16 @@ def reason_of(error: BaseException, bucket: str, deadline_s: float) -> str | Non
             f"no usable Google credentials ({first_line(error)}); "
             "run `gcloud auth application-default login`, or give the VM a service account"
         )
-    if isinstance(error, (api.RetryError, *_PASSING)):
+    if isinstance(error, (api.RetryError, *_TRANSIENT)):
         endpoint = os.environ.get(environment.STORAGE_EMULATOR, "storage.googleapis.com")
         return f"no answer from {endpoint} within {deadline_s:.0f} s ({first_line(error)})"
     return None
 
 
-def _passes(error: BaseException) -> bool:
-    """Whether trying again may help. Expired credentials are renewed by the library, and that may take a while, too."""
-    if isinstance(error, auth.RefreshError):
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, auth.RefreshError):  # the library renews expired credentials, and that can fail for a while
         return error.retryable
-    if isinstance(error, ValueError):  # an endpoint that is no address
+    if isinstance(error, ValueError):  # an endpoint that is not a URL
         return False
     status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(error, _PASSING) or status in (401, 408, 429, 500, 502, 503, 504)
+    return isinstance(error, _TRANSIENT) or status in (401, 408, 429, 500, 502, 503, 504)

@@ -1,4 +1,4 @@
-"""Opens a folder by its path or gs:// address."""
+"""Opens a folder by its path or gs:// URL."""
 
 from pathlib import Path
 
@@ -8,15 +8,17 @@ from pod_job.storage.local import LocalFolder
 
 
 def open_folder(url: str | Path, field: str = "storage.run_dir") -> Folder:
-    """A local path or `gs://bucket/prefix` as a Folder; JobError for anything else. Nothing is contacted yet.
+    """Returns the Folder at a local path or `gs://bucket/prefix`; nothing is contacted yet.
 
-    `field`: what the user set to this place, named in errors.
+    Args:
+        field: the setting that named this place, for errors.
+    Raises:
+        JobError: neither a path nor such a URL.
     """
     url = str(url).strip()
     if url.startswith("gs://"):
-        from pod_job.storage.gcs import (
-            BucketFolder,  # google.cloud takes a second to import and local runs never need it
-        )
+        # Imported here, as google.cloud takes a second to import and local runs never need it.
+        from pod_job.storage.gcs import BucketFolder
 
         return BucketFolder(url, field)
     if not url or "://" in url:

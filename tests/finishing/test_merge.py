@@ -18,8 +18,9 @@ from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import claim
+from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
-from pod_job.storage.local import LocalFolder, Stored
+from pod_job.storage.local import LocalFolder
 from pod_job.storage.open import open_folder
 
 

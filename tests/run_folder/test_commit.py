@@ -18,8 +18,8 @@ from pod_job.formats.safetensors import read_header, view_tensor
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import commit_batch, read_record
 from pod_job.run_folder.layout import committed
+from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
-from pod_job.storage.local import Stored
 from pod_job.storage.open import open_folder
 
 

@@ -1,4 +1,4 @@
-"""The bucket emulator: what the run folder's protocol asks of a bucket, and what its user sees when it cannot run."""
+"""The bucket emulator meets the run folder's protocol, and says in one line why it cannot run."""
 
 import base64
 import os
@@ -27,7 +27,7 @@ BUCKET = "activations-test"
 
 
 def require_emulator() -> None:
-    """Skip with the reason where the binary does not exist; in CI that is a failure."""
+    """Skips with the reason where the binary does not exist; fails in CI."""
     if reason := bucket_available():
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
@@ -63,7 +63,7 @@ def test_a_create_only_upload_never_changes_what_is_there(served):
     assert bucket.blob("once").download_as_bytes() == b"first"
 
 
-def test_of_many_writers_of_one_name_exactly_one_wins(served):
+def test_exactly_one_of_many_writers_of_a_name_wins(served):
     bucket, _ = served
 
     def write(writer: int) -> bytes | None:
@@ -79,7 +79,7 @@ def test_of_many_writers_of_one_name_exactly_one_wins(served):
     assert won == [bucket.blob("race").download_as_bytes()]
 
 
-def test_objects_can_be_replaced_listed_read_in_part_and_carry_their_checksum(served):
+def test_objects_can_be_replaced_listed_read_by_range_and_have_their_checksum(served):
     bucket, _ = served
     for name in ("list/b", "list/a", "other"):
         bucket.blob(name).upload_from_string(b"old")
@@ -107,7 +107,7 @@ def test_only_loopback_is_served(served):
     assert refuses_connections(port_of(url), "127.0.0.2")
 
 
-def test_what_was_stored_is_served_again(tmp_path):
+def test_stored_objects_are_served_after_a_restart(tmp_path):
     require_emulator()
     before = dict(os.environ)
     with bucket_server(tmp_path / "root", BUCKET) as url:
@@ -156,7 +156,7 @@ def test_without_the_binary_the_reason_is_given_and_nothing_is_written(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
+def test_the_command_serves_until_sigterm(tmp_path):
     require_emulator()
     argv = [sys.executable, "-m", "tools.bucket", str(tmp_path / "root"), "--bucket", BUCKET]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent.parent) as command:

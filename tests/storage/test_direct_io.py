@@ -1,4 +1,4 @@
-"""Writes past the page cache leave the same bytes as any others, and step aside where they are not possible."""
+"""Direct writes leave the same bytes as plain ones, and give way to them where the file system refuses."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.storage import direct_io
-from pod_job.storage.buffers import PAGE, Pool, aligned_empty
+from pod_job.storage.buffers import LEAST_BYTES, PAGE, Pool, aligned_empty
 
 
 def part(size: int, aligned: bool) -> memoryview:
@@ -21,7 +21,7 @@ def part(size: int, aligned: bool) -> memoryview:
     return (raw[:size] if aligned else raw[1:]).data
 
 
-def written(path: Path, parts: list[memoryview]) -> bytes:
+def write_parts(path: Path, parts: list[memoryview]) -> bytes:
     with open(path, "xb", buffering=0) as file:
         direct_io.write_all(file.fileno(), parts)
     return path.read_bytes()
@@ -33,11 +33,11 @@ def test_any_parts_arrive_joined(tmp_path_factory: pytest.TempPathFactory, sizes
     parts = [part(size, aligned) for size, aligned in sizes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(direct_io, "LEAST_BYTES", 4096)
-        assert written(tmp_path_factory.mktemp("direct") / "x", parts) == b"".join(parts)
+        assert write_parts(tmp_path_factory.mktemp("direct") / "x", parts) == b"".join(parts)
 
 
 @pytest.mark.parametrize("granted", [0, 4096])
-def test_a_file_system_with_other_rules_gets_plain_writes(
+def test_a_file_system_that_refuses_direct_writes_gets_plain_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granted: int
 ) -> None:
     write, refused = os.write, []
@@ -48,12 +48,12 @@ def test_a_file_system_with_other_rules_gets_plain_writes(
                 refused.append(0)
                 return write(descriptor, data[:granted])
             refused.append(len(data))
-            raise OSError(errno.EINVAL, "other rules")
+            raise OSError(errno.EINVAL, "refused")
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", strict)
-    parts = [part(4096, True), part(direct_io.LEAST_BYTES + 5, True)]
-    assert written(tmp_path / "x", parts) == b"".join(parts)
+    parts = [part(4096, True), part(LEAST_BYTES + 5, True)]
+    assert write_parts(tmp_path / "x", parts) == b"".join(parts)
     assert refused or not direct_io._O_DIRECT
 
 
@@ -64,17 +64,17 @@ def test_aligned_memory_begins_on_a_page() -> None:
         assert array.ctypes.data % PAGE == 0 or not array.size
 
 
-def test_a_pool_gives_memory_again_once_no_view_of_it_is_left() -> None:
+def test_a_pool_uses_memory_again_once_no_view_of_it_is_left() -> None:
     pool, float32 = Pool(), np.dtype(np.float32)
     first = pool.empty((100, 30), float32)
-    begins, view = first.ctypes.data, first[3:5].view(np.uint8)
+    address, view = first.ctypes.data, first[3:5].view(np.uint8)
     del first
     second = pool.empty((100, 30), float32)
     assert not np.may_share_memory(second, view)
     del view
     third = pool.empty((90, 30), float32)
-    assert third.ctypes.data == begins
-    assert begins % PAGE == 0
+    assert third.ctypes.data == address
+    assert address % PAGE == 0
     assert (third.shape, third.dtype) == ((90, 30), float32)
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong between the job and its folder: what passes is waited out, the rest ends with one line of why."""
+"""Faults between the job and its bucket: transient ones are retried, the others end with one line that says why."""
 
 import functools
 import json
@@ -21,8 +21,8 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch
 from pod_job.run_folder.identity import claim
 from pod_job.storage import gcs
+from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder
-from pod_job.storage.local import checksum
 from pod_job.storage.open import open_folder
 
 CONTENT = os.urandom(100_000)
@@ -107,7 +107,7 @@ def test_a_stall_is_not_waited_for(proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "reason"),
     [
         (503, "no answer from .* within 0 s"),
         ("reset", "no answer from .* within 0 s"),
@@ -115,14 +115,14 @@ def test_a_stall_is_not_waited_for(proxy: Proxy, monkeypatch: pytest.MonkeyPatch
         ("flip upload", "arrived damaged 3 times and was removed"),
     ],
 )
-def test_what_does_not_pass_has_a_last_word(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: str | int, says: str
+def test_a_lasting_fault_ends_in_one_line(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, fault: str | int, reason: str
 ) -> None:
     monkeypatch.setattr(gcs, "RETRY_DEADLINE_S", 0.4)
     proxy.faults = [fault] * 1000
     if fault == "flip upload":
         proxy.faults = [fault, "none"] * 3  # it is removed again each time
-    with pytest.raises(JobError, match=says) as refused:
+    with pytest.raises(JobError, match=reason) as refused:
         folder_of(proxy).create("x", [CONTENT])
     assert "\n" not in str(refused.value)
     proxy.faults = []
@@ -138,7 +138,7 @@ def test_a_damaged_upload_that_is_gone_already_is_sent_again(proxy: Proxy, answe
 
 
 def expired(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A folder whose credentials must be renewed at the proxy before it lets anybody pass."""
+    """Returns a folder whose credentials must be renewed at the proxy before any request passes."""
     credentials = Credentials(
         "stale", refresh_token="r", token_uri=f"{proxy.url}/token", client_id="c", client_secret="s"
     )
@@ -149,7 +149,7 @@ def expired(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Folder:
 
 def test_expired_credentials_are_renewed(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = expired(proxy, monkeypatch)
-    proxy.token_faults = [503]  # and the server of tokens is not well, either
+    proxy.token_faults = [503]  # the token server fails, too
     assert folder.create("x", [CONTENT]) == folder.stat("x")
     proxy.token = "fresher"
     assert folder.read("x") == CONTENT
@@ -189,11 +189,11 @@ def test_a_slow_bucket_makes_the_job_wait(proxy: Proxy) -> None:
     proxy.delay_s = 0.02
     with Writers(threads, folder, 0, lambda record: None) as writers:
         for number in range(1, 13):
-            whole = batch(number, 10)
-            alive.append(weakref.ref(whole))
-            most = max(most, sum(one() is not None for one in alive))
-            writers.commit(whole)
-            del whole
+            current = batch(number, 10)
+            alive.append(weakref.ref(current))
+            most = max(most, sum(reference() is not None for reference in alive))
+            writers.commit(current)
+            del current
         writers.finish()
     assert len(folder.names(layout.COMMITS)) == 12
     assert most <= threads + 2  # those being written, the one that waits, the one under assembly

@@ -1,4 +1,4 @@
-"""A disk that fills up ends the job with one line, takes nothing back, and lets the next start go on."""
+"""A full disk ends the job with one line, loses no committed batch, and the next start goes on."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def commit_all(folder: Folder, numbers: set[int]) -> None:
 
 
 def fill(root: Path) -> None:
-    """In a process that sees a file system of 3 MB at `root`."""
+    """Fills a file system of 3 MB, mounted at `root` for this process alone."""
     ballast = root / "ballast"
     ballast.write_bytes(bytes(2_900_000))
     folder = open_folder(root / "run")
@@ -45,7 +45,7 @@ def fill(root: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path, require: Callable[[bool, str], None]) -> None:
     may = subprocess.run([*MOUNT, "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False)
-    require(may.returncode == 0, "leave to mount a tmpfs in a namespace of one's own")
+    require(may.returncode == 0, "permission to mount a tmpfs in a namespace of its own")
     inside = 'mount -t tmpfs -o size=3m tmpfs "$1" && exec "$2" -c "$3" "$1"'
     code = "import sys; sys.path.append('storage'); from test_full_disk import Path, fill; fill(Path(sys.argv[1]))"
     argv = [*MOUNT, "bash", "-c", inside, "-", str(tmp_path), sys.executable, code]

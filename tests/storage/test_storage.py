@@ -1,4 +1,4 @@
-"""A run folder keeps what it was given, once, whoever else writes, dies or loses the connection."""
+"""A run folder keeps content as it was stored, once, whoever else writes, dies or loses the connection."""
 
 import multiprocessing
 import os
@@ -11,8 +11,8 @@ from sample_runs import folders
 
 from pod_job.errors import JobError
 from pod_job.storage import gcs
+from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, NameTaken
-from pod_job.storage.local import Stored, checksum
 from pod_job.storage.open import open_folder
 
 
@@ -24,7 +24,7 @@ def new_folder(
         yield opened
 
 
-def test_created_content_is_kept(new_folder: Callable[[], Folder]) -> None:
+def test_created_content_never_changes(new_folder: Callable[[], Folder]) -> None:
     folder = new_folder()
     stored = folder.create("a/b", [b"hello", memoryview(b" world"), b""])
     assert stored == Stored(11, "yZRlqg==")  # the CRC-32C of "hello world", as Cloud Storage reports it
@@ -36,7 +36,7 @@ def test_created_content_is_kept(new_folder: Callable[[], Folder]) -> None:
     assert folder.read("a/b") == b"hello world"
 
 
-def test_read_gives_ranges(new_folder: Callable[[], Folder]) -> None:
+def test_read_returns_ranges(new_folder: Callable[[], Folder]) -> None:
     folder = new_folder()
     folder.create("x", [b"0123456789"])
     assert (folder.read("x", 2, 3), folder.read("x", 7), folder.read("x", 8, 9)) == (b"234", b"789", b"89")
@@ -66,7 +66,7 @@ def test_check_writable_leaves_nothing(new_folder: Callable[[], Folder]) -> None
 
 
 @pytest.mark.parametrize("one_request", [8 << 20, 32 << 20])
-def test_large_content_arrives_whole(
+def test_large_content_arrives_complete(
     new_folder: Callable[[], Folder], monkeypatch: pytest.MonkeyPatch, one_request: int
 ) -> None:
     monkeypatch.setattr(gcs, "ONE_REQUEST_BYTES", one_request)  # above it uploads go in chunks
@@ -82,7 +82,7 @@ def test_one_of_many_writers_wins(tmp_path: Path) -> None:
         outcomes = pool.starmap(_create, [(str(tmp_path), n % 4) for n in range(16)], chunksize=1)
     content = open_folder(tmp_path).read("x")
     assert {stored for _, stored in outcomes} == {checksum([content])}
-    assert {who for won, who in ((won, n % 4) for n, (won, _) in enumerate(outcomes)) if won} == {content[0]}
+    assert {n % 4 for n, (won, _) in enumerate(outcomes) if won} == {content[0]}
 
 
 def _create(url: str, writer: int) -> tuple[bool, Stored]:
@@ -102,7 +102,7 @@ def test_a_writer_killed_before_the_link_leaves_no_name(tmp_path: Path) -> None:
     assert folder.create("x", [b"second"]).size == 6
 
 
-def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+def test_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     folder.create("c/x", [b"kept"])
     old, fresh = (tmp_path / "c" / f".x.{age}.tmp" for age in ("old", "fresh"))
@@ -137,7 +137,7 @@ def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "activations", "activations/x/y"])
-def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
+def test_a_directory_is_not_a_file(tmp_path: Path, name: str) -> None:
     folder = open_folder(tmp_path)
     folder.create("activations/x", [b"content"])
     assert folder.stat(name) is None

@@ -11,7 +11,7 @@ import numpy as np
 from pod_job.formats import rows_table, statistics
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import claim
-from pod_job.storage.local import checksum
+from pod_job.storage.checksums import checksum
 from pod_job.storage.open import open_folder
 from tools.bench_storage.measure import (
     BATCH_ROWS,

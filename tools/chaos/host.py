@@ -23,7 +23,7 @@ import pod_job.job  # noqa: F401
 from pod_job import __main__ as entry
 from pod_job.commands.command_line import BAD_INPUT
 from pod_job.commands.merge import main as merge_main
-from pod_job.storage import gcs_media
+from pod_job.storage import gcs, gcs_media
 from pod_job.storage.gcs import BucketFolder
 from pod_job.storage.local import LocalFolder
 
@@ -135,12 +135,12 @@ def plant(fault: Fault) -> None:
     sending = threading.local()
     send, pieces = BucketFolder._send, gcs_media.Body.__iter__
 
-    def send_object(folder: BucketFolder, name: str, *arguments: Any) -> dict[str, Any]:
-        reach(name, "before")
-        sending.name = name
-        there = send(folder, name, *arguments)
-        reach(name, "named")
-        return there
+    def send_object(folder: BucketFolder, upload: gcs.Upload) -> gcs_media.Uploaded:
+        reach(upload.name, "before")
+        sending.name = upload.name
+        uploaded = send(folder, upload)
+        reach(upload.name, "named")
+        return uploaded
 
     def pieces_and_end(body: gcs_media.Body) -> Iterator[memoryview]:
         *most, last = pieces(body)
