@@ -1,4 +1,4 @@
-"""Bad input, as the person who typed it meets it: one line, status 2, no host started, nothing left behind."""
+"""Bad input on the command line of `run`: one line of error, status 2, no host started, no file left behind."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def inputs(tiny: Path, tmp_path: Path) -> Path:
-    """A folder with a model and a tasks file of one's own, to be spoilt."""
+    """A folder with a model and a tasks file that a test may corrupt."""
     shutil.copytree(tiny, tmp_path / "model")
     shutil.copy(TASKS, tmp_path / "tasks.json")
     return tmp_path
@@ -46,7 +46,7 @@ def write_tasks(text: str) -> Callable[[Path], None]:
 
 
 def nothing(inputs: Path) -> None:
-    """The fault is on the command line."""
+    """Leaves the files as they are: the fault is on the command line."""
 
 
 RAGGED = '{"t1": {"train": [], "test": [{"input": [[1, 2], [3]]}]}}'
@@ -80,8 +80,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_and_nothing_left(inputs: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
-    spoil, overrides, says = CASES[case]
-    spoil(inputs)
+    corrupt, overrides, message = CASES[case]
+    corrupt(inputs)
     before = sorted(inputs.rglob("*"))
     job = [
         f"model.path='{inputs}/model'",
@@ -90,9 +90,9 @@ def test_one_line_and_nothing_left(inputs: Path, capsys: pytest.CaptureFixture[s
         f"storage.run_dir='{inputs}/run'",
     ]
     status = main(["run", *POD, "mesh=8x1", *job, *(text.replace("{inputs}", str(inputs)) for text in overrides)])
-    said = capsys.readouterr().err.strip()
-    assert status == 2, said
-    assert said.startswith("error: ")
-    assert says in said
-    assert "\n" not in said
+    error = capsys.readouterr().err.strip()
+    assert status == 2, error
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
     assert sorted(inputs.rglob("*")) == before

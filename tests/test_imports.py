@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT) for package in ("pod_job", "launch") for path in (ROOT / package).rglob("*.py"))
-# The one file for each effect.
+# The only files that may have these effects.
 GOOGLE_CLOUD = {"pod_job/storage/gcs.py"}
 DISTRIBUTED = {"pod_job/host/rendezvous.py"}
 
@@ -77,7 +77,7 @@ ENTRY_POINTS = {
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of all modules a file imports, wherever in the file it does."""
+    """Returns the dotted names of all modules that a file imports, at its top or inside functions."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -89,7 +89,7 @@ def imported(path: Path) -> set[str]:
 
 
 def users_of(prefix: str, package: str = "") -> set[str]:
-    """Files of `package` that import the module `prefix` or anything inside it."""
+    """Returns the files of `package` that import the module `prefix` or anything inside it."""
     return {
         path.as_posix()
         for path in SOURCES
@@ -107,12 +107,12 @@ def layer_of(path: Path) -> str:
 
 
 def test_every_file_is_in_a_layer_or_an_entry_point() -> None:
-    homeless = {
+    outside = {
         path.as_posix()
         for path in SOURCES
         if len(path.parts) > 1 and layer_of(path) not in LAYERS[path.parts[0]] and path.as_posix() not in ENTRY_POINTS
     }
-    assert homeless - {"launch/__init__.py"} == set()
+    assert outside - {"launch/__init__.py"} == set()
 
 
 def test_imports_point_down() -> None:
@@ -136,13 +136,13 @@ def test_nothing_imports_an_entry_point() -> None:
 
 def test_files_form_no_import_cycle() -> None:
     modules = {module_of(path): path for path in SOURCES if path.name != "__init__.py"}
-    below = {
+    dependencies = {
         name: {
-            each for found in imported(path) for each in (found, found.rpartition(".")[0]) if each in modules
+            module for target in imported(path) for module in (target, target.rpartition(".")[0]) if module in modules
         } - {name}
         for name, path in modules.items()
     }  # fmt: skip
-    list(TopologicalSorter(below).static_order())  # raises CycleError, which names the files
+    list(TopologicalSorter(dependencies).static_order())  # raises CycleError, which names the files
 
 
 def test_an_entry_point_defines_nothing() -> None:

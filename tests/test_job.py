@@ -1,4 +1,4 @@
-"""The whole job in real processes: the same rows on any mesh and any number of hosts, resumed, or refused."""
+"""The whole job in real processes: equal rows on any mesh and number of hosts, resumed after a kill, or refused."""
 
 import json
 import os
@@ -27,20 +27,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extracted(run_dir: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
-    """Both taps' vectors by (task_id, sample_idx, position, token_id); fails when a row is there twice."""
-    found: dict[tuple[str, int, int, int], np.ndarray] = {}
+    """Returns both taps' vectors by (task_id, sample_idx, position, token_id); fails if a row is stored twice."""
+    vectors: dict[tuple[str, int, int, int], np.ndarray] = {}
     datasets = [ActivationDataset(str(run_dir), layer=layer) for layer in (1, 3)]
     rows = datasets[0].rows(slice(None))
     keys = list(zip(*(rows[name].tolist() for name in ("task_id", "sample_idx", "position", "token_id")), strict=True))
     assert len(set(keys)) == len(keys) == len(datasets[1])
     for i, key in enumerate(keys):
-        found[key] = np.concatenate([dataset[i] for dataset in datasets])
-    return found
+        vectors[key] = np.concatenate([dataset[i] for dataset in datasets])
+    return vectors
 
 
 @pytest.fixture(scope="module")
 def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int, int], np.ndarray]:
-    """One host, one device."""
+    """The vectors of a run on one host with one device."""
     run_dir = tmp_path_factory.mktemp("reference")
     finish(start(overrides(model, run_dir), 1, 1))
     return extracted(run_dir)
@@ -61,9 +61,9 @@ def test_the_same_rows_on_any_mesh_and_number_of_hosts(
     reference: dict, model: Path, tmp_path: Path, hosts: int, devices: int, mesh: str, sharding: str
 ) -> None:
     finish(start(overrides(model, tmp_path, mesh=mesh, sharding=sharding), hosts, devices))
-    found = extracted(tmp_path)
-    assert found.keys() == reference.keys()
-    for key, vector in found.items():
+    vectors = extracted(tmp_path)
+    assert vectors.keys() == reference.keys()
+    for key, vector in vectors.items():
         np.testing.assert_allclose(vector, reference[key], rtol=1e-5, atol=1e-5)
 
 
@@ -72,10 +72,10 @@ def test_last_positions_are_the_last_of_all_positions(reference: dict, model: Pa
     last = {}
     for key in reference:
         last[key[:2]] = max(last.get(key[:2], key), key, key=lambda key: key[2])
-    found = extracted(tmp_path)
-    assert found.keys() == set(last.values())
-    assert len(found) == SAMPLES
-    for key, vector in found.items():
+    vectors = extracted(tmp_path)
+    assert vectors.keys() == set(last.values())
+    assert len(vectors) == SAMPLES
+    for key, vector in vectors.items():
         np.testing.assert_allclose(vector.astype(np.float32), reference[key], rtol=1e-2, atol=1e-2)
 
 
@@ -86,16 +86,16 @@ def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
     arguments = overrides(model, tmp_path)
     finish(start(arguments, 1, 1))
     folder = open_folder(str(tmp_path))
-    # What a run killed after two batches leaves: their records, and files of a third without its record.
+    # A run killed after two batches leaves their records, and files of a third batch without its record.
     (tmp_path / layout.METADATA).unlink()
     for batch in range(3, 7):
         (tmp_path / layout.commit_file(batch)).unlink()
         if batch > 3:
             (tmp_path / layout.activations_file("layer_3", batch)).unlink()
-    kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("activations/*")}
+    files = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("activations/*")}
     records = {batch: folder.read(layout.commit_file(batch)) for batch in committed(folder)}
     finish(start([*arguments, "mesh=2x2"], 2, 2))
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept} == kept
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == files
     assert {batch: folder.read(layout.commit_file(batch)) for batch in records} == records
     assert json.loads(folder.read(layout.METADATA))["complete"] is True
     assert extracted(tmp_path).keys() == reference.keys()
@@ -125,14 +125,14 @@ def test_a_finished_run_started_again_changes_nothing(model: Path, tmp_path: Pat
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(model: Path, tmp_path: Path) -> None:
     finish(start(overrides(model, tmp_path, **{"tasks.limit": 4}), 1, 1))
-    said = finish(start(overrides(model, tmp_path, **{"tasks.limit": 4, "extract.seq_len": 256}), 1, 1), status=2)
-    assert "belongs to another run" in said
-    assert "seq_len" in said
+    log = finish(start(overrides(model, tmp_path, **{"tasks.limit": 4, "extract.seq_len": 256}), 1, 1), status=2)
+    assert "belongs to another run" in log
+    assert "seq_len" in log
 
 
 def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tmp_path: Path) -> None:
-    said = finish(start(overrides(model, tmp_path / "a", **{"extract.seq_len": 128}), 1, 1), status=2)
-    assert "tokens, more than extract.seq_len=128; raise it, or keep the last tokens with extract.too_long=cut" in said
+    log = finish(start(overrides(model, tmp_path / "a", **{"extract.seq_len": 128}), 1, 1), status=2)
+    assert "tokens, more than extract.seq_len=128; raise it, or keep the last tokens with extract.too_long=cut" in log
     assert not list((tmp_path / "a").glob("activations/*"))
     cut = overrides(model, tmp_path / "b", **{"extract.seq_len": 128, "extract.too_long": "cut"})
     finish(start(cut, 1, 1))
@@ -143,8 +143,8 @@ def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tm
 
 def test_a_host_that_never_arrives_is_named(model: Path, tmp_path: Path) -> None:
     arguments = overrides(model, tmp_path, mesh="2x2", **{"pod.arrival_timeout_s": 3})
-    said = finish(start(arguments, 4, 1, only=[0, 2]), status=2)
-    assert "host 1, 3 of 4 did not arrive within pod.arrival_timeout_s=3" in said
+    log = finish(start(arguments, 4, 1, only=[0, 2]), status=2)
+    assert "host 1, 3 of 4 did not arrive within pod.arrival_timeout_s=3" in log
 
 
 def test_a_taken_port_is_refused_by_number(model: Path, tmp_path: Path) -> None:
@@ -154,6 +154,6 @@ def test_a_taken_port_is_refused_by_number(model: Path, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         env = os.environ | environment.local_host(0, 1, f"127.0.0.1:{port}", "test")
         command = [sys.executable, "-m", "pod_job", *overrides(model, tmp_path)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert f"pod.port={port} is taken" in done.stderr
+        process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert f"pod.port={port} is taken" in process.stderr
