@@ -31,7 +31,6 @@ from pod_job.host.chips import free_chips
 from pod_job.host.compile_cache import compile_cache
 from pod_job.host.rendezvous import Host, await_hosts, start, this_host
 from pod_job.host.reporter import Reporter
-from pod_job.host.status import Phase
 from pod_job.host.stop_request import StopRequest
 from pod_job.host.watchdog import Watchdog, forget, report_end
 from pod_job.models.decoder import Decoder
@@ -45,6 +44,7 @@ from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokens import load_tokenizer
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
+from pod_job.run_folder.status import Phase
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 

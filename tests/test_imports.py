@@ -157,6 +157,7 @@ def test_an_entry_point_defines_nothing() -> None:
         ("pod_job", "launch"),
         ("pod_job", "tools"),
         ("launch", "tools"),
+        ("launch", "pod_job.host"),
         ("launch", "jax"),
         ("launch", "jaxlib"),
         ("launch", "flax"),

@@ -11,13 +11,13 @@ from pod_job.config.load import load, to_json
 from pod_job.config.schema import ExtractConfig, JobConfig
 from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
-from pod_job.host.timeline import COUNTERS
 from pod_job.planning.batches import batch_count, batch_samples
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import claim
+from pod_job.run_folder.timeline import COUNTERS
 from pod_job.storage.folder import Folder
 from tools.tiny_model import write_tiny_model
 

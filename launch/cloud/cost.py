@@ -1,12 +1,13 @@
 """Notes on the pods of a run, kept in its folder: when each came, and when it was deleted."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import replace
+
+import msgspec
 
 from launch.cloud.pods import Pod
 from pod_job.config.cloud import Capacity
 from pod_job.config.schema import JobConfig
+from pod_job.formats.records import encode
 from pod_job.run_folder.layout import pod_file
 from pod_job.run_folder.pods import PodRecord, read_pods
 from pod_job.storage.folder import Folder, NameTaken
@@ -24,7 +25,7 @@ def note_start(folder: Folder, record: PodRecord) -> None:
 def note_end(folder: Folder, record: PodRecord, ended: float) -> None:
     """Keeps when a pod was deleted; the first that says so counts."""
     if record.created:
-        _create(folder, pod_file(record.key, "ended"), replace(record, ended=ended))
+        _create(folder, pod_file(record.key, "ended"), msgspec.structs.replace(record, ended=ended))
 
 
 def all_records(folder: Folder, living: Iterable[Pod], config: JobConfig) -> list[PodRecord]:
@@ -35,6 +36,6 @@ def all_records(folder: Folder, living: Iterable[Pod], config: JobConfig) -> lis
 
 def _create(folder: Folder, name: str, record: PodRecord) -> None:
     try:
-        folder.create(name, [json.dumps(vars(record)).encode()])
+        folder.create(name, [encode(record)])
     except NameTaken:
         return

@@ -13,7 +13,7 @@ from launch.cloud.pods import find_pods
 from launch.cloud.remote import Answer, ask_briefly, script
 from launch.view.timed_log import Log
 from pod_job.errors import JobError
-from pod_job.host.status import HostStatus, Phase, read_status
+from pod_job.run_folder.status import HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
 POLL_S = 2.0

@@ -8,7 +8,7 @@ from enum import Enum
 
 from launch.cause import EXCEPTION, Cause, Ended, first_cause
 from launch.cloud.remote import Answer
-from pod_job.host.status import HostStatus, Phase
+from pod_job.run_folder.status import HostStatus, Phase
 
 # From the first sign of trouble: jax ends the others within its heartbeat of 30 s after a host has died.
 SETTLE_S = 60.0

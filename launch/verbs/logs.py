@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from launch.cloud.observe import POLL_S, read_all
 from launch.job_config import config_of_run
 from launch.verbs.arguments import add_follow, add_run
-from launch.verbs.status import END_PHASES
 from pod_job.commands.command_line import DONE, Command
 from pod_job.errors import JobError
-from pod_job.host.status import latest_attempt
 from pod_job.run_folder.layout import log_file
+from pod_job.run_folder.status import latest_attempt
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -42,7 +41,7 @@ def logs(options: Namespace) -> int:
         for host, lines in sorted_entries(folder, shown):
             for line in lines:
                 print(f"{host:02d} {line}", flush=options.follow)
-        ended = hosts and all(host is not None and host.phase in END_PHASES for host in hosts)
+        ended = hosts and all(host is not None and host.phase.ended for host in hosts)
         if not options.follow or ended:
             if not any(shown.values()):
                 raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")

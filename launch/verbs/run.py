@@ -27,9 +27,9 @@ from launch.view.summary import Summary
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
-from pod_job.host.status import HostStatus, Phase, read_status
 from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.status import HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
 EXAMPLES = (

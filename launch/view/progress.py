@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from pod_job.host.status import HostStatus, Phase
+from pod_job.run_folder.status import HostStatus, Phase
 
 PLAIN_EVERY_S = 10.0
 ORDER = list(Phase)

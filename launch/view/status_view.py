@@ -4,25 +4,69 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pod_job.host.status import HostStatus
+from pod_job.run_folder.status import HostStatus
+
+
+class PodStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod as the API has it. `queued`: state of its queued resource; `maintenance`: when the next one begins."""
+
+    name: str
+    zone: str
+    state: str
+    queued: str | None
+    health: str
+    symptoms: list[str]
+    maintenance: str | None
+
+
+class PodHours(msgspec.Struct, frozen=True):
+    """Hours that one pod of the run was paid for."""
+
+    zone: str
+    hours: float
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A run at one moment, as `status --json` prints it. Rates, times and costs (dollars) are None where unknown.
+
+    `hosts` is in the order of their index, None for one that has not reported.
+    """
+
+    run: str
+    batches_done: int
+    batches: int
+    batches_per_hour: float | None
+    tokens_per_s: float | None
+    left_s: float | None
+    ready_at: float | None  # Unix time
+    cost_so_far: float | None
+    cost_expected: float | None
+    pod_hours: list[PodHours]
+    pods: list[PodStatus]
+    hosts: list[HostStatus | None]
+
+    @property
+    def ended(self) -> bool:
+        return all(host is not None and host.phase.ended for host in self.hosts)
 
 
 class Live:
-    """`show` the status again and again."""
+    """Shows a run's status again and again."""
 
     def __init__(self, console: Console, plain: bool = False) -> None:
         """`plain`: nothing is ever drawn."""
         self.console = console
         self.drawn = RichLive(console=console, auto_refresh=False) if console.is_terminal and not plain else None
-        self.said = ""
+        self.printed = ""
 
     def __enter__(self) -> Self:
         if self.drawn is not None:
@@ -33,53 +77,53 @@ class Live:
         if self.drawn is not None:
             self.drawn.stop()
 
-    def show(self, facts: dict[str, Any], hosts: Sequence[HostStatus | None]) -> None:
+    def show(self, run: RunStatus) -> None:
         if self.drawn is not None:
-            self.drawn.update(table(facts, hosts), refresh=True)
-        elif (text := line(facts, hosts)) != self.said:
-            self.said = text
+            self.drawn.update(table(run), refresh=True)
+        elif (text := line(run)) != self.printed:
+            self.printed = text
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def line(facts: dict[str, Any], hosts: Sequence[HostStatus | None]) -> str:
+def line(run: RunStatus) -> str:
     """The run in one line."""
-    phases = Counter("not heard of" if host is None else str(host.phase) for host in hosts)
-    parts = [progress(facts), ", ".join(f"{count} {phase}" for phase, count in phases.items())]
-    parts += [pod_line(pod) for pod in facts["pods"]]
+    phases = Counter("not heard of" if host is None else str(host.phase) for host in run.hosts)
+    parts = [progress(run), ", ".join(f"{count} {phase}" for phase, count in phases.items())]
+    parts += [pod_line(pod) for pod in run.pods]
     return "; ".join(parts)
 
 
-def table(facts: dict[str, Any], hosts: Sequence[HostStatus | None]) -> RenderableType:
+def table(run: RunStatus) -> RenderableType:
     """A few lines for the run, one for each pod, one for each host."""
-    lines = [("run", facts["run"]), ("done", progress(facts))]
-    lines += [("pod", pod_line(pod)) for pod in facts["pods"]]
-    if facts["cost_so_far"] is not None:
-        count, time_h = len(facts["pod_hours"]), sum(entry["hours"] for entry in facts["pod_hours"])
-        left = facts["left_s"] and facts["cost_expected"] is not None
-        expected = f", ${facts['cost_expected']:,.2f} expected in all" if left else ""
+    lines = [("run", run.run), ("done", progress(run))]
+    lines += [("pod", pod_line(pod)) for pod in run.pods]
+    if run.cost_so_far is not None:
+        count, time_h = len(run.pod_hours), sum(pod.hours for pod in run.pod_hours)
+        left = run.left_s and run.cost_expected is not None
+        expected = f", ${run.cost_expected:,.2f} expected in all" if left else ""
         pods = f"{count} pod{'s' * (count > 1)}"
-        lines.append(("cost", f"${facts['cost_so_far']:,.2f} for {time_h:.2f} h of {pods}{expected}"))
+        lines.append(("cost", f"${run.cost_so_far:,.2f} for {time_h:.2f} h of {pods}{expected}"))
     width = max(len(name) for name, _ in lines) + 2
     said = [Text.from_markup(f"[bold]{name:<{width}}[/]{escape(text)}") for name, text in lines]
-    return Group(*said, host_table(hosts))
+    return Group(*said, host_table(run.hosts))
 
 
-def progress(facts: dict[str, Any]) -> str:
+def progress(run: RunStatus) -> str:
     """How far, how fast, and until when."""
-    parts = [f"{facts['batches_done']:,} of {facts['batches']:,} batches"]
-    if facts["tokens_per_s"]:
-        parts.append(f"{facts['tokens_per_s']:,.0f} tokens/s")
-    if facts["left_s"]:
-        at = time.strftime("%a %H:%M", time.localtime(facts["ready_at"]))
-        parts.append(f"{facts['left_s']:,.0f} s left, ready {at}")
+    parts = [f"{run.batches_done:,} of {run.batches:,} batches"]
+    if run.tokens_per_s:
+        parts.append(f"{run.tokens_per_s:,.0f} tokens/s")
+    if run.left_s:
+        at = time.strftime("%a %H:%M", time.localtime(run.ready_at))
+        parts.append(f"{run.left_s:,.0f} s left, ready {at}")
     return ", ".join(parts)
 
 
-def pod_line(pod: dict[str, Any]) -> str:
+def pod_line(pod: PodStatus) -> str:
     """A pod's state and what the API says against it."""
-    parts = [f"{pod['name']} in {pod['zone']}: {pod['state']}", pod["health"], *pod["symptoms"]]
-    if pod["maintenance"]:
-        parts.append(f"maintenance from {pod['maintenance']}")
+    parts = [f"{pod.name} in {pod.zone}: {pod.state}", pod.health, *pod.symptoms]
+    if pod.maintenance:
+        parts.append(f"maintenance from {pod.maintenance}")
     return ", ".join(filter(None, parts))
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from launch.view.facts import show_facts
 from pod_job.config.schema import JobConfig
-from pod_job.host.status import HostStatus
 from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.status import HostStatus
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.rendezvous import Host
-from pod_job.host.status import Phase, read_status
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.tokens import Prompt, tokenize
 from pod_job.run_folder import layout
+from pod_job.run_folder.status import Phase, read_status
 
 log = logging.getLogger("pod_job")
 

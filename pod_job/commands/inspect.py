@@ -23,6 +23,7 @@ from pod_job.report.overview import Overview, open_tap, read_overview
 from pod_job.report.row_texts import row_texts
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import read_record
+from pod_job.run_folder.timeline import Timeline
 
 EXAMPLES = ("runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json")
 DIMENSIONS_SHOWN = 8
@@ -81,7 +82,7 @@ def run_facts(overview: Overview) -> Facts:
             | {"largest error": max(error["largest"] for error in each["errors"].values())}
             for each in described["parity"]
         ],
-        "starts": [start_line(timeline) for timeline in overview.timelines if timeline["host"] == 0],
+        "starts": [start_line(timeline) for timeline in overview.timelines if timeline.host == 0],
     }
 
 
@@ -99,15 +100,15 @@ def tap_line(overview: Overview, tap: str) -> Facts:
     }
 
 
-def start_line(timeline: dict[str, Any]) -> Facts:
-    phases = timeline["phases"]
-    began, ended = phases[min(phases, key=phases.get)], timeline["points"][-1][0]
+def start_line(timeline: Timeline) -> Facts:
+    phases = timeline.phases
+    began, ended = phases[min(phases, key=phases.get)], timeline.points[-1][0]
     return {
-        "start": timeline["attempt"],
+        "start": timeline.attempt,
         "began": moment(began),
         "seconds": round(ended - began, 1),
         "ended": max(phases, key=phases.get),
-        "devices of a host": f"{timeline['devices']} x {timeline['device'] or 'unknown'}",
+        "devices of a host": f"{timeline.devices} x {timeline.device or 'unknown'}",
     }
 
 

@@ -14,7 +14,7 @@ import jax
 from pod_job import environment
 from pod_job.config.schema import PodConfig
 from pod_job.errors import JobError
-from pod_job.host.status import Phase, read_status
+from pod_job.run_folder.status import Phase, read_status
 from pod_job.storage.folder import Folder
 
 # A dead peer ends the others after this long.

@@ -4,16 +4,17 @@ The job's threads only change counters; nothing on their way waits for the bucke
 """
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
 from typing import Any
 
+import msgspec
+
 from pod_job.host.rendezvous import Host
-from pod_job.host.status import HostStatus, Phase, write_status
-from pod_job.host.timeline import Timeline, write_timeline
 from pod_job.run_folder.layout import log_file
+from pod_job.run_folder.status import HostStatus, Phase, write_status
+from pod_job.run_folder.timeline import Timeline, write_timeline
 from pod_job.storage.folder import Folder
 
 REFRESH_S = 2.0
@@ -34,7 +35,7 @@ class Reporter(logging.Handler):
         self.folder = folder
         self.lines: list[str] = []
         self.status = HostStatus(host=host.index, attempt=host.attempt, phase=Phase.checking)
-        self.timeline = Timeline(host.index, host.attempt)
+        self.timeline = Timeline(host=host.index, attempt=host.attempt)
         self.changed = threading.Lock()
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)
@@ -68,13 +69,13 @@ class Reporter(logging.Handler):
 
     def set(self, **values: Any) -> None:
         with self.changed:
-            self.status = dataclasses.replace(self.status, **values)
+            self.status = msgspec.structs.replace(self.status, **values)
 
     def add(self, **counts: int) -> None:
         """Adds to counters of the status."""
         with self.changed:
             sums = {name: getattr(self.status, name) + count for name, count in counts.items()}
-            self.status = dataclasses.replace(self.status, **sums)
+            self.status = msgspec.structs.replace(self.status, **sums)
 
     def committed(self, record: dict[str, Any]) -> None:
         """Counts a batch by its commit record."""
@@ -87,7 +88,7 @@ class Reporter(logging.Handler):
     def _mark(self, phase: Phase) -> None:
         with self.changed:
             self.timeline.enter(phase, time.time())
-            self.timeline.note(self.status, time.time())
+            self.timeline.add_point(self.status, time.time())
 
     def _refresh(self) -> None:
         written, when, timeline_written = None, 0.0, time.monotonic()
@@ -95,7 +96,7 @@ class Reporter(logging.Handler):
             if (self.status, len(self.lines)) != written or time.monotonic() - when > HEARTBEAT_S:
                 written, when = (self.status, len(self.lines)), time.monotonic()
                 with self.changed:
-                    self.timeline.note(self.status, time.time())
+                    self.timeline.add_point(self.status, time.time())
                 try:
                     self.write()
                     if time.monotonic() - timeline_written > TIMELINE_S:

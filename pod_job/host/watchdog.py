@@ -18,9 +18,9 @@ import jax
 
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
-from pod_job.host.status import Phase, read_status
 from pod_job.host.stop_request import StopRequest
 from pod_job.run_folder.layout import departure_file
+from pod_job.run_folder.status import Phase, read_status
 from pod_job.storage.folder import Folder, NameTaken
 
 POLL_S = 0.5
@@ -29,7 +29,6 @@ PEERS_EVERY_S = 5.0
 GRACE_S = 20.0
 REPORT_TIMEOUT_S = 5.0  # for the status to be written, where the bucket may be what has failed
 NOTHING_IN_HAND = (Phase.checking, Phase.arrived, Phase.weights, Phase.compiling)
-OVER = (Phase.done, Phase.stopped, Phase.failed)
 
 log = logging.getLogger("pod_job")
 
@@ -89,7 +88,7 @@ def await_exits(folder: Folder, host: Host) -> None:
         for other in range(1, host.count):
             while time.monotonic() < deadline:
                 status = read_status(folder, other, host.attempt)
-                if status is not None and status.phase in OVER:
+                if status is not None and status.phase.ended:
                     break
                 time.sleep(POLL_S)
 
@@ -126,14 +125,14 @@ class Watchdog:
             now, phase = time.monotonic(), self.reporter.status.phase
             if self.stop:
                 asked = min(asked, now)
-            if self.stop and phase not in OVER and (phase in NOTHING_IN_HAND or now - asked > GRACE_S):
+            if self.stop and not phase.ended and (phase in NOTHING_IN_HAND or now - asked > GRACE_S):
                 return self._stop(phase, now - asked)
             if self.host.count > 1 and now - looked > PEERS_EVERY_S:
                 looked = now
                 first = self._first_departure()
                 if first is None or first.host == self.host.index:
                     continue
-                if phase not in OVER:
+                if not phase.ended:
                     return self._follow(first)
                 if not threading.main_thread().is_alive():  # it waits at its exit
                     self.end(0 if phase is not Phase.failed else 1)

@@ -7,11 +7,11 @@ from typing import Any
 from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.host.status import HostStatus, latest_attempt, read_status
-from pod_job.host.timeline import read_timelines
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Comparison, Measured
 from pod_job.run_folder.identity import differences, read_run
+from pod_job.run_folder.status import HostStatus, latest_attempt, read_status
+from pod_job.run_folder.timeline import read_timelines
 from pod_job.storage.folder import Folder
 
 COMPARED = {
@@ -77,4 +77,4 @@ def last_statuses(folder: Folder, hosts: int) -> list[HostStatus]:
 
 def device_kind(folder: Folder, attempt: str) -> str:
     """Returns the kind of device that the attempt computed on; empty where no host recorded it."""
-    return next((line["device"] for line in read_timelines(folder) if line["attempt"] == attempt), "")
+    return next((timeline.device for timeline in read_timelines(folder) if timeline.attempt == attempt), "")

@@ -7,11 +7,11 @@ from typing import Any
 
 from pod_job.errors import JobError
 from pod_job.finishing.merge import gather
-from pod_job.host.timeline import read_timelines
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.identity import read_run
+from pod_job.run_folder.timeline import Timeline, read_timelines
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -27,7 +27,7 @@ class Overview:
     run: dict[str, Any]
     metadata: dict[str, Any]
     verified: dict[str, Any] | None
-    timelines: list[dict[str, Any]]
+    timelines: list[Timeline]
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """From the timelines of a run: how fast it went, where its time went, and what that cost."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.report.overview import Overview
 from pod_job.run_folder.pods import read_pods
+from pod_job.run_folder.timeline import Timeline
 
 BINS = 60
 WORKING = ("checking", "arrived", "weights", "compiling", "extracting", "merging")
@@ -48,21 +48,21 @@ def read_work(overview: Overview) -> Work | None:
     timelines = overview.timelines
     if not timelines:
         return None
-    starts: dict[str, list[dict[str, Any]]] = {}
+    starts: dict[str, list[Timeline]] = {}
     for timeline in timelines:
-        starts.setdefault(timeline["attempt"], []).append(timeline)
+        starts.setdefault(timeline.attempt, []).append(timeline)
     spans = [span(hosts) for hosts in starts.values()]
-    last = [dict(zip(timeline["counters"], timeline["points"][-1][1:], strict=True)) for timeline in timelines]
+    last = [dict(zip(timeline.counters, timeline.points[-1][1:], strict=True)) for timeline in timelines]
     phase_s = {phase: sum(longest(hosts, phase) for hosts in starts.values()) for phase in WORKING}
     moments, rates = speed(timelines, min(began for began, _ in spans), max(ended for _, ended in spans))
     wall_s = sum(ended - began for began, ended in spans)
-    devices = max(sum(timeline["devices"] for timeline in hosts) for hosts in starts.values())
+    devices = max(sum(timeline.devices for timeline in hosts) for hosts in starts.values())
     usd, usd_of = cost(overview, wall_s, max(ended for _, ended in spans))
     return Work(
         starts=len(starts),
         hosts=max(map(len, starts.values())),
         devices=devices,
-        device=next((timeline["device"] for timeline in timelines if timeline["device"]), "unknown"),
+        device=next((timeline.device for timeline in timelines if timeline.device), "unknown"),
         tokens=int(sum(counts["tokens"] for counts in last)),
         positions=int(sum(counts["positions"] for counts in last)),
         wall_s=wall_s,
@@ -74,34 +74,34 @@ def read_work(overview: Overview) -> Work | None:
     )
 
 
-def span(hosts: list[dict[str, Any]]) -> tuple[float, float]:
+def span(hosts: list[Timeline]) -> tuple[float, float]:
     """When a start's first host began and when its last was last heard of."""
-    return min(min(host["phases"].values()) for host in hosts), max(host["points"][-1][0] for host in hosts)
+    return min(min(host.phases.values()) for host in hosts), max(host.points[-1][0] for host in hosts)
 
 
-def longest(hosts: list[dict[str, Any]], phase: str) -> float:
+def longest(hosts: list[Timeline], phase: str) -> float:
     """For how long the host that was in the phase longest was in it."""
     found = 0.0
     for host in hosts:
-        began = host["phases"].get(phase)
+        began = host.phases.get(phase)
         if began is not None:
-            later = [when for when in host["phases"].values() if when > began]
-            found = max(found, min(later, default=host["points"][-1][0]) - began)
+            later = [when for when in host.phases.values() if when > began]
+            found = max(found, min(later, default=host.points[-1][0]) - began)
     return found
 
 
 def speed(
-    timelines: list[dict[str, Any]], began: float, ended: float
+    timelines: list[Timeline], began: float, ended: float
 ) -> tuple[Float[np.ndarray, "bins"], dict[int, Float[np.ndarray, "bins"]]]:
     """Tokens a second of each host that had any, in equal bins of time."""
     grid = np.linspace(began, max(ended, began + 1.0), BINS + 1)
     rates: dict[int, np.ndarray] = {}
     for timeline in timelines:
-        points, column = np.array(timeline["points"], float), 1 + list(timeline["counters"]).index("tokens")
+        points, column = np.array(timeline.points, float), 1 + list(timeline.counters).index("tokens")
         if points[-1, column]:
             done = np.interp(grid, points[:, 0], points[:, column])
-            earlier = rates.get(timeline["host"], np.zeros(BINS))
-            rates[timeline["host"]] = earlier + np.diff(done) / np.diff(grid)
+            earlier = rates.get(timeline.host, np.zeros(BINS))
+            rates[timeline.host] = earlier + np.diff(done) / np.diff(grid)
     return (grid[:-1] + np.diff(grid) / 2 - began) / 3600, rates
 
 

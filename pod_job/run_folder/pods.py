@@ -1,16 +1,14 @@
-"""The pods that a run has had, as `launch` notes them in the run folder, and what was paid for them."""
+"""Pods that a run has had, as `launch` records them in the run folder; reports count from them what a run has cost."""
 
-import json
-from dataclasses import dataclass
+import msgspec
 
-from pod_job.errors import JobError
+from pod_job.formats.records import decode
 from pod_job.run_folder.layout import PODS
 from pod_job.storage.folder import Folder
 
 
-@dataclass(frozen=True)
-class PodRecord:
-    """A pod of the run; Unix times. `ended` is None where nobody saw its end: it lives, or was taken away."""
+class PodRecord(msgspec.Struct, frozen=True):
+    """A pod of the run; Unix times. `ended` is None where nobody saw its end: it runs, or was taken away."""
 
     name: str
     zone: str
@@ -25,15 +23,13 @@ class PodRecord:
 
 
 def read_pods(folder: Folder) -> list[PodRecord]:
-    """Every pod that was noted, in the order of their creation. JobError where a file is not the record of one."""
-    found = {}
+    """Returns every pod that was recorded, in the order of their creation.
+
+    Raises:
+        JobError: a file is not the record of a pod.
+    """
+    records: dict[str, PodRecord] = {}
     for name in sorted(folder.names(PODS)):  # of one pod, `created` comes before `ended`
-        try:
-            record = PodRecord(**json.loads(folder.read(name)))
-            times = record.created, record.created if record.ended is None else record.ended
-            found[record.key] = record
-        except (ValueError, TypeError) as error:
-            raise JobError(f"{folder.url}/{name}: not the record of a pod ({error})") from error
-        if not all(isinstance(time, int | float) for time in times):
-            raise JobError(f"{folder.url}/{name}: not the record of a pod (its times are not numbers)")
-    return sorted(found.values(), key=lambda record: record.created)
+        record = decode(folder.read(name), PodRecord, f"{folder.url}/{name}")
+        records[record.key] = record
+    return sorted(records.values(), key=lambda record: record.created)

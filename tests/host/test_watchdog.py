@@ -19,10 +19,10 @@ from pod_job.errors import JobError
 from pod_job.host import watchdog
 from pod_job.host.rendezvous import Host, await_hosts
 from pod_job.host.reporter import Reporter
-from pod_job.host.status import Phase
 from pod_job.host.stop_request import StopRequest
 from pod_job.host.watchdog import Departure, Watchdog, announce, first_departure, forget
 from pod_job.run_folder import layout
+from pod_job.run_folder.status import Phase
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 

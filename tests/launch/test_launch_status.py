@@ -8,23 +8,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from launch.__main__ import main
 from launch.cloud.cost import all_records, note_end, note_start, record_of
+from launch.cloud.observe import read_all
 from launch.cloud.pods import Pod
-from launch.verbs import status
-from launch.view.status_view import Live, line, table
+from launch.cloud.run_status import planned_batches, run_status
+from launch.view.status_view import Live, PodHours, RunStatus, line, table
 from pod_job.config.cloud import Capacity
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.host.status import HostStatus, Phase, write_status
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.pods import PodRecord
+from pod_job.run_folder.status import HostStatus, Phase, write_status
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -55,20 +57,19 @@ def folder(tmp_path: Path) -> Folder:
     return folder
 
 
-def facts(folder: Folder, pods: list[Pod], *more: str) -> tuple[dict[str, Any], list[HostStatus | None]]:
+def at_now(folder: Folder, pods: list[Pod], *more: str) -> RunStatus:
     job = config("pod.hosts=2", "mesh.data=8", "mesh.model=1", *more)
-    hosts = status.read_all(folder, 2, "a")
-    return status.run_facts(job, folder, status.total_batches(job, folder), hosts, pods, NOW), hosts
+    return run_status(job, folder, planned_batches(job, folder), read_all(folder, 2, "a"), pods, NOW)
 
 
 def test_rate_and_time_left_are_of_the_whole_run(folder: Folder) -> None:
-    found, _ = facts(folder, [])
-    assert (found["batches_done"], found["batches"]) == (5, 10)
-    assert found["batches_per_hour"] == pytest.approx(36)
-    assert found["left_s"] == pytest.approx(500)
-    assert found["ready_at"] == pytest.approx(NOW + 500)
-    assert found["tokens_per_s"] == pytest.approx(4)
-    assert found["cost_so_far"] is None
+    run = at_now(folder, [])
+    assert (run.batches_done, run.batches) == (5, 10)
+    assert run.batches_per_hour == pytest.approx(36)
+    assert run.left_s == pytest.approx(500)
+    assert run.ready_at == pytest.approx(NOW + 500)
+    assert run.tokens_per_s == pytest.approx(4)
+    assert run.cost_so_far is None
 
 
 def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
@@ -91,10 +92,10 @@ def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
 
 
 def test_a_pod_that_lives_counts_noted_or_not(folder: Folder) -> None:
-    found, _ = facts(folder, [pod(NOW - HOUR)], "cloud.price_per_chip_hour=1")
-    assert found["cost_so_far"] == pytest.approx(64)
-    assert found["cost_expected"] == pytest.approx(64 + 64 * 500 / HOUR)
-    assert found["pod_hours"] == [{"zone": "us-west4-a", "hours": 1.0}]
+    run = at_now(folder, [pod(NOW - HOUR)], "cloud.price_per_chip_hour=1")
+    assert run.cost_so_far == pytest.approx(64)
+    assert run.cost_expected == pytest.approx(64 + 64 * 500 / HOUR)
+    assert run.pod_hours == [PodHours("us-west4-a", 1.0)]
 
 
 def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
@@ -105,11 +106,11 @@ def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
     assert spent([(PodRecord("n", "z", "v9-16", "spot", 1.0), 1.0)], None) is None
 
 
-def shown(found: dict[str, Any], hosts: list[HostStatus | None], terminal: bool) -> str:
+def shown(run: RunStatus, terminal: bool) -> str:
     console = Console(file=io.StringIO(), width=140, force_terminal=terminal, color_system=None)
     with Live(console) as live:
-        live.show(found, hosts)
-        live.show(found, hosts)
+        live.show(run)
+        live.show(run)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -123,9 +124,9 @@ SICK = {
 
 
 def test_a_terminal_gets_one_table_and_others_a_line_per_change(folder: Folder) -> None:
-    found, hosts = facts(folder, [pod(NOW - HOUR, **SICK)])
-    drawn = shown(found, hosts, terminal=True)
-    plain = shown(found, hosts, terminal=False)
+    run = at_now(folder, [pod(NOW - HOUR, **SICK)])
+    drawn = shown(run, terminal=True)
+    plain = shown(run, terminal=False)
     for said in (drawn, plain):
         for part in ("5 of 10 batches, 4 tokens/s, 500 s left", "READY", "LOW_MEMORY 3", "maintenance from 2026-12-01"):
             assert part in said
@@ -137,15 +138,16 @@ def test_a_terminal_gets_one_table_and_others_a_line_per_change(folder: Folder) 
 
 def test_the_table_shows_costs_and_what_a_host_says(folder: Folder) -> None:
     write_status(folder, HostStatus(host=1, attempt="a", phase=Phase.failed, error="KeyError: '[x]'"))
-    found, hosts = facts(folder, [pod(NOW - HOUR)], "cloud.price_per_chip_hour=1")
+    run = at_now(folder, [pod(NOW - HOUR)], "cloud.price_per_chip_hour=1")
     console = Console(file=io.StringIO(), width=140)
-    console.print(table(found, [*hosts, None]))
+    more = msgspec.structs.replace(run, hosts=[*run.hosts, None])
+    console.print(table(more))
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     assert "$64.00 for 1.00 h of 1 pod" in said
     assert "KeyError: '[x]'" in said
     assert "not heard of yet" in said
-    assert "1 not heard of" in line(found, [*hosts, None])
+    assert "1 not heard of" in line(more)
 
 
 def test_status_needs_no_inputs_once_the_run_has_begun(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +163,8 @@ def test_a_damaged_record_of_a_pod_is_named(folder: Folder, content: bytes) -> N
     [name] = folder.names("pods/")
     whole = json.loads(folder.read(name))
     folder.replace(name, json.dumps(whole | json.loads(content)).encode() if b"x" in content else content)
-    with pytest.raises(JobError, match=f"{name}: not the record of a pod"):
-        facts(folder, [])
+    with pytest.raises(JobError, match=f"{name}: .*; the file is damaged"):
+        at_now(folder, [])
 
 
 def test_status_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from launch.cloud.outcome import SETTLE_S, End, Outcome, judge
 from launch.cloud.remote import Answer
-from pod_job.host.status import HostStatus, Phase
+from pod_job.run_folder.status import HostStatus, Phase
 
 ATTEMPT = "20250101T000000Z-abcdef"
 RUNNING = ("RUNNING", ATTEMPT)

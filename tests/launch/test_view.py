@@ -11,7 +11,7 @@ from launch.cause import Ended, first_cause
 from launch.view import progress, summary
 from launch.view.progress import Bar, Screen, bars
 from pod_job.config.load import load
-from pod_job.host.status import HostStatus, Phase
+from pod_job.run_folder.status import HostStatus, Phase
 
 CONFIG = load(["experiment=demo"])
 

@@ -16,7 +16,6 @@ from launch.local import coordinator_address
 from pod_job import environment
 from pod_job.config.load import load, to_json
 from pod_job.errors import JobError
-from pod_job.host.status import HostStatus, Phase, write_status
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
@@ -30,6 +29,7 @@ from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import Comparison
 from pod_job.preflight.report import pod_slice
 from pod_job.run_folder.identity import claim
+from pod_job.run_folder.status import HostStatus, Phase, write_status
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 

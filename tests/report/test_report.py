@@ -17,6 +17,7 @@ from pod_job.commands.report import main
 from pod_job.commands.verify import main as verify
 from pod_job.report.sample import choose_rows, similarity, spectrum
 from pod_job.report.work import speed
+from pod_job.run_folder.timeline import Timeline
 from pod_job.storage.open import open_folder
 
 
@@ -150,6 +151,6 @@ def test_the_spectrum_is_that_of_the_covariance() -> None:
 
 def test_rates_add_up_to_the_tokens() -> None:
     points = [[0.0, 0], [10.0, 100], [60.0, 400]]
-    timeline = {"host": 3, "counters": ["tokens"], "points": points, "phases": {"checking": 0.0}}
+    timeline = Timeline(host=3, attempt="a", counters=("tokens",), points=points, phases={"checking": 0.0})
     moments, rates = speed([timeline], 0.0, 60.0)
     assert rates[3].sum() * 60 / len(moments) == pytest.approx(400)

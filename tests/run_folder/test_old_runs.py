@@ -14,8 +14,6 @@ from pod_job.finishing.compact import compact
 from pod_job.finishing.merge import merge
 from pod_job.finishing.shuffle import shuffle
 from pod_job.formats.rows_table import COLUMNS
-from pod_job.host.status import Phase, read_status
-from pod_job.host.timeline import read_timelines
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_import import import_pickles
 from pod_job.interop.pickle_reader import read_pickle
@@ -23,6 +21,8 @@ from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import read_overview
 from pod_job.run_folder.completions import read_completions
 from pod_job.run_folder.pods import read_pods
+from pod_job.run_folder.status import Phase, read_status
+from pod_job.run_folder.timeline import read_timelines
 from pod_job.storage.open import open_folder
 
 OLD_RUNS = Path(__file__).parent.parent / "data/old_runs"

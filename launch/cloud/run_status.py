@@ -1,0 +1,89 @@
+"""A run, its pods and what they cost at one moment: from the run folder and the API, without a login to any host."""
+
+import time
+from collections.abc import Sequence
+
+from launch.cloud.cost import all_records, record_of
+from launch.cloud.observe import read_all
+from launch.cloud.pods import Pod, find_pods
+from launch.cloud.request import pod_name
+from launch.view.status_view import PodHours, PodStatus, RunStatus
+from pod_job.config.schema import JobConfig, PodKind
+from pod_job.planning.batches import batch_count
+from pod_job.planning.inputs import read_inputs
+from pod_job.preflight.prices import hours, spent, usd_per_hour
+from pod_job.run_folder.identity import read_run
+from pod_job.run_folder.layout import RUN, committed
+from pod_job.run_folder.status import HostStatus, latest_attempt
+from pod_job.storage.folder import Folder
+
+
+def pods_of(config: JobConfig) -> list[Pod]:
+    """Returns the pods of a job in the cloud; none of a job on this machine."""
+    return find_pods(pod_name(config), config.cloud.project) if config.pod.kind is PodKind.tpu else []
+
+
+def planned_batches(config: JobConfig, folder: Folder) -> int:
+    """Returns the number of batches that the run is planned to have: by run.json, or by the inputs before a start."""
+    if folder.stat(RUN) is None:
+        return read_inputs(config).total_batches
+    identity = read_run(folder)["identity"]
+    return batch_count(identity["tasks"]["samples"], identity["save_every_n_samples"])
+
+
+def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> RunStatus:
+    """Returns the run as it is now; `batches`: its planned number."""
+    attempt = latest_attempt(folder, config.pod.hosts)
+    hosts = read_all(folder, config.pod.hosts, attempt) if attempt else [None] * config.pod.hosts
+    return run_status(config, folder, batches, hosts, pods, time.time())
+
+
+def run_status(
+    config: JobConfig,
+    folder: Folder,
+    batches: int,
+    hosts: Sequence[HostStatus | None],
+    pods: Sequence[Pod],
+    now: float,
+) -> RunStatus:
+    """Returns the run at the Unix time `now`: from its hosts' latest statuses, and its pods as the API has them."""
+    reported = [host for host in hosts if host is not None]
+    done = len(committed(folder))
+    seconds = max((host.seconds for host in reported), default=0.0)
+    batches_per_s = sum(host.batches for host in reported) / seconds if seconds else 0.0
+    left_s = 0.0 if done == batches else (batches - done) / batches_per_s if batches_per_s else None
+    cloud = config.cloud
+    alive = {record_of(pod, cloud.capacity).key for pod in pods}
+    last_heard = max((host.updated for host in reported), default=0.0)
+    paid = hours(all_records(folder, pods, config), alive, last_heard, now)
+    so_far = spent(paid, cloud.price_per_chip_hour) if paid else None
+    hourly = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
+    expected = None
+    if so_far is not None and hourly is not None and left_s is not None:
+        expected = so_far + hourly * left_s / 3600
+    return RunStatus(
+        run=config.storage.run_dir,
+        batches_done=done,
+        batches=batches,
+        batches_per_hour=3600 * batches_per_s or None,
+        tokens_per_s=sum(host.tokens for host in reported) / seconds if seconds else None,
+        left_s=left_s,
+        ready_at=now + left_s if left_s else None,
+        cost_so_far=so_far,
+        cost_expected=expected,
+        pod_hours=[PodHours(record.zone, round(time_h, 3)) for record, time_h in paid],
+        pods=[pod_status(pod) for pod in pods],
+        hosts=list(hosts),
+    )
+
+
+def pod_status(pod: Pod) -> PodStatus:
+    return PodStatus(
+        name=pod.name,
+        zone=pod.zone,
+        state=pod.state,
+        queued=pod.queued_state,
+        health=pod.health,
+        symptoms=pod.symptoms,
+        maintenance=pod.maintenance,
+    )

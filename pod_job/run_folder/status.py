@@ -1,0 +1,115 @@
+"""Status of a host: a small JSON file in the run folder, replaced at each phase and every few seconds.
+
+`launch` shows it and decides on it, on this machine and for a pod far away. It lies in this folder, not in `host`,
+because whoever looks at a run reads it; only `host` writes it.
+"""
+
+import logging
+import time
+from enum import StrEnum
+from functools import cache
+
+import msgspec
+
+from pod_job.errors import JobError
+from pod_job.formats.records import decode, encode
+from pod_job.run_folder.layout import status_file
+from pod_job.storage.folder import Folder
+
+log = logging.getLogger("pod_job")
+
+
+class Phase(StrEnum):
+    """Phases of a host in their order; a host ends in `done`, `stopped` or `failed`."""
+
+    checking = "checking"  # reading and checking inputs
+    arrived = "arrived"  # ready, waiting for the other hosts
+    weights = "weights"
+    compiling = "compiling"
+    extracting = "extracting"
+    merging = "merging"
+    done = "done"
+    stopped = "stopped"  # asked to, before all was done; `error` says by what
+    failed = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (Phase.done, Phase.stopped, Phase.failed)
+
+
+class EndKind(StrEnum):
+    """Kind of an end before the work was done: it decides whether another start, or another pod, may help."""
+
+    user_error = "user_error"  # a JobError: the person who started the job can fix it
+    bug = "bug"  # any other exception
+    lost_peer = "lost_peer"  # another host ended or does not answer
+    bad_machine = "bad_machine"  # chips or network of this machine do not work
+    stopped = "stopped"  # asked to
+
+
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Progress of one host in one attempt; counts are of this attempt and this host only.
+
+    `positions` counts all token positions computed, `tokens` those that held a prompt's token: the rest is padding.
+    `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
+    `seconds` is the time spent extracting. `step_s` is the median time from one step's results to the next one's, with
+    mode=generate that of a prefill, and `token_s` that of one more token of every row; 0 where none was timed.
+    `end` and `blamed_host` are set with the phases `stopped` and `failed`; a run of version 0.1.0 has neither.
+    """
+
+    host: int
+    attempt: str
+    phase: Phase
+    steps: int = 0
+    batches: int = 0
+    batches_total: int = 0
+    samples: int = 0
+    cut_samples: int = 0
+    skipped_tasks: int = 0
+    tokens: int = 0
+    positions: int = 0
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    step_s: float = 0.0
+    token_s: float = 0.0
+    updated: float = 0.0  # Unix time
+    error: str | None = None
+    end: EndKind | None = None
+    blamed_host: int | None = None
+
+
+def write_status(folder: Folder, status: HostStatus) -> None:
+    """Replaces `status/host_NN.json`, stamped with the time."""
+    folder.replace(status_file(status.host), encode(msgspec.structs.replace(status, updated=time.time())))
+
+
+def read_status(folder: Folder, host: int, attempt: str) -> HostStatus | None:
+    """Returns a host's latest status in this attempt; None where there is none yet, or the file is damaged."""
+    status = _read(folder, host)
+    return status if status is not None and status.attempt == attempt else None
+
+
+def latest_attempt(folder: Folder, hosts: int) -> str | None:
+    """Returns the newest attempt in which any host has a status, None before the first. Attempts sort by time."""
+    statuses = [_read(folder, host) for host in range(hosts)]
+    return max((status.attempt for status in statuses if status is not None), default=None)
+
+
+def _read(folder: Folder, host: int) -> HostStatus | None:
+    name = status_file(host)
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        return None
+    try:
+        return decode(data, HostStatus, f"{folder.url}/{name}")
+    except JobError as error:
+        # No reason to end a job or to stop watching one: the host writes the file again within seconds.
+        _warn_once(f"{error}; treated as a host that has not reported")
+        return None
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
