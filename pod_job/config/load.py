@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,42 @@ def load(overrides: Sequence[str]) -> JobConfig:
 
 
 def to_json(config: JobConfig) -> dict[str, Any]:
-    """The configuration as JSON values, for `from_json`."""
-    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
+    """Returns the configuration as JSON values, for `from_json`."""
+    return {item.name: _json_value(getattr(config, item.name)) for item in fields(config)}
+
+
+def _json_value(value: Any) -> Any:
+    if is_dataclass(value):
+        return {item.name: _json_value(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, dict):
+        return {key: _json_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
-    """The configuration that `to_json` recorded, with `key=value` overrides. JobError where either does not fit."""
+    """Returns the configuration that `to_json` recorded, with `key=value` overrides.
+
+    What is recorded is data: a `${...}` in it stays text. Raises JobError where a value does not fit its field.
+    """
     try:
-        tree = OmegaConf.merge(OmegaConf.structured(JobConfig), recorded, OmegaConf.from_dotlist(list(overrides)))
+        given = OmegaConf.from_dotlist(list(overrides))
+        tree = OmegaConf.merge(OmegaConf.structured(JobConfig), _literal(recorded), given)
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise JobError(explain(error, overrides)) from error
     assert isinstance(config, JobConfig)
     return config
+
+
+def _literal(value: Any) -> Any:
+    """Returns recorded values with what OmegaConf would interpolate escaped; the backslashes before it too."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list) else value
 
 
 def not_set(key: str) -> str:

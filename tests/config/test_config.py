@@ -1,9 +1,14 @@
 """The configuration: what composes, and the one line that says why something does not."""
 
-import pytest
+import json
 
-from pod_job.config.load import conf_dir, load
-from pod_job.config.schema import Positions, Sharding
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pod_job.config.load import conf_dir, from_json, load, to_json
+from pod_job.config.schema import JobConfig, ModelConfig, Positions, Sharding, StorageConfig
+from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 
 ENOUGH = ["model.path=m", "tasks.path=t", "storage.run_dir=r"]
@@ -58,3 +63,21 @@ def test_bad_overrides_are_refused_in_one_line(overrides: list[str], says: str) 
 def test_a_value_that_is_not_set_is_named() -> None:
     with pytest.raises(JobError, match=r"^model.path is not set; give model.path="):
         load(["tasks.path=t", "storage.run_dir=r"])
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recorded_configuration_is_read_back_as_it_was(path) -> None:
+    config = load([f"experiment={path.stem}", "storage.run_dir=r", "extract.exclude=[special]", "+cloud.labels.a=b"])
+    recorded = json.loads(json.dumps(to_json(config)))
+    assert from_json(recorded) == config
+    changed = from_json(recorded, ["cloud.project=other", "cloud.zones=[us-west4-a]"])
+    assert (changed.cloud.project, changed.cloud.zones) == ("other", ["us-west4-a"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["${", "}", "\\", "$", "{", "oc.env:HOME", "a", ":", "'", '"', " "])).map("".join))
+def test_a_recorded_value_is_text_and_never_interpolated(text: str) -> None:
+    config = JobConfig(model=ModelConfig(path=text), tasks=TasksConfig(path="t"), storage=StorageConfig(run_dir="r"))
+    config.cloud.ssh_flags = [text]
+    read = from_json(json.loads(json.dumps(to_json(config))))
+    assert (read.model.path, read.cloud.ssh_flags) == (text, [text])
