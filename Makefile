@@ -71,9 +71,10 @@ fuzz: $(INSTALLED) ## 10,000 spoilt files: refused by name, or read as they were
 bench-storage: $(INSTALLED) ## writing and reading vectors, beside other formats; minutes, on an idle machine
 	$(BIN)/python -m tools.bench_storage $(ARGS)
 
-docs: $(INSTALLED) ## docs/configuration.md from the schema
+docs: $(INSTALLED) ## docs/configuration.md from the schema, docs/commands.md from the verbs
 	$(BIN)/python -m tools.config_reference > docs/configuration.new
 	mv docs/configuration.new docs/configuration.md
+	$(BIN)/python -m tools.verb_reference
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ EXAMPLES = """\
 examples:
   pod-job plan experiment=demo
   pod-job run experiment=demo storage.run_dir=runs/first tasks.limit=8
-  pod-job watch experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a]
+  pod-job watch experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'
   pod-job status gs://my-bucket/qwen
   pod-job verify gs://my-bucket/qwen
 

@@ -1,10 +1,11 @@
-"""The documentation cannot rot: commands in it are taken by the real parsers, links lead somewhere, and what is made
-from the code is as the code is."""
+"""The documentation matches the code: the real parsers and both shells take its commands, links and paths lead
+somewhere, and generated pages are current."""
 
 import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,30 +13,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from test_imports import LAYERS
 from text_runs import text_run
 
 from launch.__main__ import main
-from launch.dispatch import parse
+from launch.dispatch import command_of, parse
 from launch.job_config import is_run_dir
 from launch.verb_table import VERBS
 from pod_job.config.load import conf_dir, load
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
-from tools.config_reference import page
+from tools import config_reference, verb_reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = {"gcloud", "activate-global-python-argcomplete", "pip", "docker", "uv", "pre-commit", "export", "git"}
-"""Programs of others, whose parsers are not here."""
+OTHER_PROGRAMS = {"gcloud", "activate-global-python-argcomplete", "pip", "docker", "uv", "pre-commit", "source", "git"}
+"""Programs whose parsers are not here."""
 
 
 def commands(text: str) -> Iterator[str]:
-    """Command lines of fenced blocks: plain and sh lines that begin with a program, console lines with `$`."""
+    """Returns command lines of fenced blocks: plain and sh lines that begin with a program, console lines with `$`."""
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if language == "console" and line.startswith("$ "):
                 yield line[2:]
-            elif language in ("", "sh", "bash") and re.match(r"(pod-job|python|make|pip|gcloud) ", line):
+            elif language in ("", "sh", "bash") and re.match(
+                rf"(pod-job|python|make|{'|'.join(OTHER_PROGRAMS)}) ", line
+            ):
                 yield line
 
 
@@ -45,28 +49,27 @@ def all_commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "line"), all_commands())
 def test_a_command_is_accepted(name: str, line: str) -> None:
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line)
     words = words[: words.index("...")] if "..." in words else words
     match words:
         case ["pod-job", *rest] | ["python", "-m", "launch", *rest]:
-            verb_takes(rest)
-        case ["python", "-m", module, *rest] if module.startswith("pod_job."):
-            verb_takes([verb_of(module), *rest])
+            _, options = parse(rest)
+            check_overrides([word for word in getattr(options, "overrides", []) if not is_run_dir(word)])
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module) is not None
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
         case ["make", target, *settings]:
-            makes(target, settings)
+            check_target(target, settings)
         case [program, *_]:
-            assert program in ELSEWHERE
+            assert program in OTHER_PROGRAMS
     for extras in re.findall(r"\.\[([\w,]+)\]", line):
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(extras.split(",")) <= known.keys()
 
 
-def takes(overrides: list[str]) -> None:
-    """What a page leaves to the reader, such as the run folder, may be missing; nothing may be wrong."""
+def check_overrides(overrides: list[str]) -> None:
+    """Composes the configuration. A page may leave a field to the reader, such as the run folder; none may be wrong."""
     try:
         load(overrides)
     except JobError as error:
@@ -74,37 +77,74 @@ def takes(overrides: list[str]) -> None:
             raise
 
 
-def verb_of(module: str) -> str:
-    """The verb that `python -m MODULE` is too."""
-    command = module.replace("pod_job.", "pod_job.commands.")
-    return next(name for name, verb in VERBS.items() if verb.module == command)
-
-
-def verb_takes(words: list[str]) -> None:
-    """The verb takes these words; nothing is run."""
-    _, options = parse(words)
-    takes([word for word in getattr(options, "overrides", []) if not is_run_dir(word)])
-
-
-def makes(target: str, settings: list[str]) -> None:
+def check_target(target: str, settings: list[str]) -> None:
     rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     experiments = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
     kind, _, experiment = target.partition("-")
     if target not in rules:
         assert kind in ("run", "plan", "watch", "sim")
         assert experiment in experiments
-        given = [word for one in settings if one.startswith("ARGS=") for word in shlex.split(one[5:])]
-        takes([f"experiment={experiment}", *given])
+        args = [word for setting in settings if setting.startswith("ARGS=") for word in shlex.split(setting[5:])]
+        check_overrides([f"experiment={experiment}", *args])
 
 
-def test_the_configuration_page_is_made_from_the_schema() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == page(), "stale: run `make docs`"
+def help_examples() -> list[tuple[str, str]]:
+    return [(verb, f"pod-job {verb} {example}") for verb in VERBS for example in command_of(verb).examples]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize(("name", "line"), [*all_commands(), *help_examples()])
+def test_a_shell_passes_the_words_of_a_command_unchanged(
+    name: str, line: str, shell: str, require: Callable[[bool, str], None]
+) -> None:
+    require(shutil.which(shell) is not None, shell)
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+    assert not re.search(r"[][*?{}~$`#;|<>\\]", unquoted.replace("\\ ", " "))
+    for command in line.split(" && "):
+        printed = subprocess.run([shell, "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, cwd="/")
+        assert printed.returncode == 0, printed.stderr
+        assert printed.stdout == "".join(f"{word}\n" for word in shlex.split(command))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_inline_commands_and_paths_exist(path: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    verbs = {code.split()[1] for code in inline if code.startswith("pod-job ")}
+    assert {verb for verb in verbs if verb.isidentifier() and verb.islower()} <= VERBS.keys()
+    paths = [code for code in inline if re.fullmatch(r"(pod_job|launch|tools|tests|conf|docs)/[a-z\w/.-]*", code)]
+    assert [name for name in paths if not (ROOT / name).exists() and "FOLDER" not in name] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_blocks_import_what_exists(path: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+        exec("\n".join(re.findall(r"^(?:from|import) .*$", block, re.MULTILINE)), {})
+
+
+def test_the_readme_lists_the_folders_in_the_order_of_their_layers() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for package, layers in LAYERS.items():
+        (tree,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", readme, re.MULTILINE)
+        listed = re.findall(r"^  ([\w.]+?)/? +\w", tree, re.MULTILINE)
+        order = [name if (ROOT / package / name).is_dir() else f"{name}.py" for name in layers]
+        assert [name for name in order if name in listed or "." not in name] == listed
+
+
+def test_generated_pages_are_current() -> None:
+    assert (ROOT / "docs/configuration.md").read_text() == config_reference.page(), "stale: run `make docs`"
+    page = (ROOT / "docs/commands.md").read_text()
+    assert verb_reference.rewritten(page) == page, "stale: run `make docs`"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", path.read_text()):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_every_page_is_in_the_readme() -> None:
@@ -112,17 +152,14 @@ def test_every_page_is_in_the_readme() -> None:
     assert [path.name for path in PAGES[1:] if f"({path.relative_to(ROOT).as_posix()})" not in readme] == []
 
 
-def test_every_verb_is_listed_and_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "".join(path.read_text() for path in PAGES)
-    for name, verb in VERBS.items():
-        module = verb.module.replace("pod_job.commands.", "pod_job.").replace("launch.verbs.", "launch ")
-        assert re.search(rf"(pod-job {name}|python -m {module})\b", text), name
-        with pytest.raises(SystemExit) as ended:
-            parse([name, "--help"])
-        shown = capsys.readouterr().out
-        assert ended.value.code == 0
-        assert f"examples:\n  pod-job {name}" in shown
-        assert "exit status:" in shown
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"examples:\n  pod-job {verb}" in shown
+    assert "exit status:" in shown
 
 
 def test_examples_of_looking_at_a_run_work(
@@ -133,15 +170,13 @@ def test_examples_of_looking_at_a_run_work(
     monkeypatch.chdir(tmp_path)
     text = "\n".join(line for _, line in all_commands()) + "\npod-job diff runs/first runs/second\n"
     ran = 0
-    for line in dict.fromkeys(
-        re.findall(r"^(?:pod-job |python -m pod_job\.)((?:inspect|diff|verify) runs/.*)", text, re.MULTILINE)
-    ):
+    for line in dict.fromkeys(re.findall(r"^pod-job (?:inspect|diff|verify) runs/.*", text, re.MULTILINE)):
         words = shlex.split(line)
         if not any(word.startswith("gs://") for word in words):
-            assert main(words) == 0, capsys.readouterr().err
+            assert main(words[1:]) == 0, capsys.readouterr().err
             ran += 1
     assert ran >= 2
-    assert "\x1b" not in capsys.readouterr().out  # no colours where nobody sees them
+    assert "\x1b" not in capsys.readouterr().out  # no colors in a pipe
 
 
 @pytest.mark.parametrize(
@@ -159,13 +194,13 @@ def test_examples_of_looking_at_a_run_work(
 )
 def test_tab_completes(typed: str, offered: set[str], tmp_path: Path, require: Callable[[bool, str], None]) -> None:
     require(importlib.util.find_spec("argcomplete") is not None, "argcomplete")
-    asked = {
+    request = {
         "_ARGCOMPLETE": "3" if typed.startswith("python") else "1",  # index of the first word after the program
         "_ARGCOMPLETE_COMP_WORDBREAKS": " =",
         "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers"),
         "COMP_LINE": typed,
         "COMP_POINT": str(len(typed)),
     }
-    subprocess.run([sys.executable, "-m", "launch"], env=os.environ | asked, cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "launch"], env=os.environ | request, cwd=ROOT, check=True)
     answers = (tmp_path / "answers").read_text().split("\v")
     assert {answer.strip() for answer in answers} == offered

@@ -25,7 +25,7 @@ def pod_spec(config: JobConfig) -> PodSpec:
     if not pod.runtime_version:
         raise JobError("pod.runtime_version is not set; give a TPU VM image such as v2-alpha-tpuv5-lite")
     if not cloud.zones:
-        raise JobError("cloud.zones is not set; give the zones to try in order, cloud.zones=[us-west4-a,us-east5-b]")
+        raise JobError("cloud.zones is not set; give the zones to try in order, 'cloud.zones=[us-west4-a,us-east5-b]'")
     return PodSpec(
         name=pod_name(config),
         accelerator_type=pod.accelerator_type,

@@ -29,7 +29,7 @@ from pod_job.planning.inputs import read_inputs
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.storage.open import open_folder
 
-EXAMPLES = ("experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a]",)
+EXAMPLES = ("experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'",)
 TESTED_GCLOUD = 528
 QUOTA_PAGE = "console.cloud.google.com/iam-admin/quotas?service=tpu.googleapis.com"
 # https://cloud.google.com/tpu/docs/quota

@@ -34,7 +34,7 @@ from pod_job.storage.folder import Folder
 
 EXAMPLES = (
     "experiment=demo storage.run_dir=runs/first tasks.limit=8",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a] --follow",
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]' --follow",
 )
 LOGS = Path("runs/logs")
 LINES_SHOWN = 15

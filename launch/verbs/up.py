@@ -18,8 +18,8 @@ from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 
 EXAMPLES = (
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a,us-east5-b]",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a] --dry-run",
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]' --dry-run",
 )
 
 

@@ -25,7 +25,7 @@ from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
 
 EXAMPLES = (
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen cloud.zones=[us-west4-a,us-east5-b]",
+    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
     "experiment=demo storage.run_dir=runs/first",
 )
 
