@@ -1,7 +1,8 @@
-"""The examples in docs/examples train: on a run of sparse vectors, an autoencoder comes to explain their variance."""
+"""The programs in docs/examples train autoencoders that explain the variance of a run of sparse vectors."""
 
 import importlib.util
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_torch_and_its_data_loader(run: Path, torch_there: None) -> None:
 TRAINERS = ("sae_lens_sae", "sae_lens_sae, cached", "dictionary_learning_sae", "sparsify_sae")
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_imports_from_public_addresses(path: Path) -> None:
+    modules = re.findall(r"^(?:from|import) (pod_job[\w.]*)", path.read_text(), re.MULTILINE)
+    assert modules
+    assert all(module.count(".") == 1 for module in modules)
+
+
 @pytest.mark.pod
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_trainer_of_the_field(trainer: str, run: Path, tmp_path: Path, require: Callable[[bool, str], None]) -> None:
@@ -58,15 +66,15 @@ def test_a_trainer_of_the_field(trainer: str, run: Path, tmp_path: Path, require
         export_sae_lens(run, tmp_path / "cached", 6, exclude=["sink"])
         arguments["cached"] = str(tmp_path / "cached")
     program = f"import json, {name}; print(json.dumps({name}.train({str(run)!r}, 6, **{arguments!r})))"
-    done = subprocess.run(
+    process = subprocess.run(
         [python_of("trainers"), "-c", program],
         env=quiet_environment() | {"PYTHONPATH": f"{EXAMPLES}:{EXAMPLES.parent.parent}"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) > 0.8
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1]) > 0.8
 
 
 def test_sae_lens_cached_activations_hold_the_rows_in_order(run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 
 from pod_job.dataset import ActivationDataset, endless, scaling
-from pod_job.interop.sae_lens import hook_of
+from pod_job.export_sae_lens import hook_of
 
 
 def cached_store(folder, hook_name, width, batch_size, context_size=128):
