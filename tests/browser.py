@@ -1,4 +1,4 @@
-"""A page in a real browser: Debian's chromium without a window, spoken to over its debugging pipe."""
+"""A page in a real browser: chromium without a window, controlled over its debugging pipe."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ class Browser:
 
 @contextlib.contextmanager
 def opened(page: Path, profile: Path) -> Iterator[tuple[Browser, str]]:
-    """A browser that has loaded the page, and the session to evaluate in."""
+    """Opens the page in a browser; yields it and the session to evaluate in."""
     their_input, to_browser = os.pipe()
     from_browser, their_output = os.pipe()
     # The browser reads descriptor 3 and writes descriptor 4.

@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, shape types checked while they run, and what to do without an optional tool."""
+"""Eight CPU devices for every test, shape types checked at run time, and skips for missing optional tools."""
 
 import importlib.util
 import os
@@ -16,14 +16,14 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 @pytest.fixture(scope="session")
 def require() -> Callable[[bool, str], None]:
-    """`require(there, what)`: skips the test on a user's machine that lacks something, fails it in CI."""
+    """Returns `require(available, name)`: without it the test is skipped on a user's machine and fails in CI."""
 
-    def check(there: bool, what: str) -> None:
-        if there:
+    def check(available: bool, name: str) -> None:
+        if available:
             return
         if os.environ.get("CI"):
-            pytest.fail(f"needs {what}, which CI must have")
-        pytest.skip(f"needs {what}")
+            pytest.fail(f"needs {name}, which CI must have")
+        pytest.skip(f"needs {name}")
 
     return check
 
@@ -35,7 +35,7 @@ def torch_there(require: Callable[[bool, str], None]) -> None:
 
 @pytest.fixture
 def proxy(tmp_path: Path, require: Callable[[bool, str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket emulator behind a `faulty_bucket.Proxy`; what fails is tried again at once."""
+    """A bucket emulator behind a `faulty_bucket.Proxy`; failed requests are retried at once."""
     from faulty_bucket import faulty_bucket  # only where a test asks for it: it imports much
 
     from pod_job.storage import gcs_errors

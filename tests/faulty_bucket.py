@@ -1,8 +1,8 @@
-"""What a network does to a bucket: a proxy before the emulator, with a list of faults to apply to the next requests.
+"""A proxy in front of the bucket emulator, with a list of network faults to apply to the next requests.
 
 A fault is a status to answer with; a status with a message; or one of
-`lost answer` (the server has done it, nobody hears of it), `reset` (the connection breaks before anything is done),
-`cut upload` (it breaks half-way through the body), `cut` (half-way through the answer), `stall` (silence),
+`lost answer` (the server acts, but its answer is lost), `reset` (the connection breaks before anything is done),
+`cut upload` (it breaks halfway through the body), `cut` (halfway through the answer), `stall` (silence),
 `flip upload`, `flip` (a byte of the content changes on its way), `none`.
 """
 
@@ -30,10 +30,10 @@ STALL_S = 3.0
 
 
 class Proxy(ThreadingHTTPServer):
-    """`faults` befall the next requests for objects, `token_faults` those for tokens; every request takes `delay_s`.
+    """A server that applies `faults` to the next requests for objects, and `token_faults` to those for tokens.
 
-    Where `token` is set, requests without it are answered with 401. `downloaded` has the names of the objects that
-    were read, `composed` of those that each compose request joined.
+    Every request takes `delay_s`. Where `token` is set, requests without it are answered with 401. `downloaded` has the
+    names of the objects that were read, `composed` of those that each compose request joined.
     """
 
     daemon_threads = True
@@ -99,8 +99,8 @@ class _Forward(BaseHTTPRequestHandler):
         return self.server.faults.pop(0) if of_object and self.server.faults else "none"
 
     def _composed(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The emulator's answer, as Cloud Storage would give it: composing is create-only where that is asked for, of
-        objects that are there, and a composite object has no MD5.
+        """Returns the emulator's answer as Cloud Storage would give it: composing is create-only where that is asked
+        for, needs existing objects, and a composite object has no MD5.
         """
         target, query = re.fullmatch(r"(.*)/compose\?(.*)", self.path).groups()  # type: ignore[union-attr]
         with self.server.composing:
@@ -169,7 +169,7 @@ def _flipped(data: bytes) -> bytes:
 
 @contextmanager
 def faulty_bucket(tmp_path: Path, require: Callable[[bool, str], None], setenv: Any) -> Iterator[Proxy]:
-    """An emulator behind a proxy; whoever opens a folder of BUCKET meanwhile talks to the proxy."""
+    """Starts an emulator behind a proxy; every folder of BUCKET opened meanwhile talks to the proxy."""
     with folders("bucket", tmp_path, require), Proxy(os.environ["STORAGE_EMULATOR_HOST"]) as server:
         setenv("STORAGE_EMULATOR_HOST", server.url)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))

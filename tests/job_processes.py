@@ -1,4 +1,4 @@
-"""The job in processes of this machine, for tests that start, disturb and await it."""
+"""The job in processes of this machine, for tests that start it, disturb it and wait for its end."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def start(arguments: list[str], hosts: int, devices: int, only: list[int] | None = None) -> list[subprocess.Popen[str]]:
-    """The job on `hosts` processes of this machine, or on `only` some of them."""
+    """Starts the job on `hosts` processes of this machine, or on those in `only`."""
     coordinator = f"127.0.0.1:{free_port()}"
     processes = []
     for host in range(hosts) if only is None else only:
@@ -48,7 +48,7 @@ def start(arguments: list[str], hosts: int, devices: int, only: list[int] | None
 
 
 def finish(processes: list[subprocess.Popen[str]], status: int = 0) -> str:
-    """Waits for all; their output."""
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(said)
-    return "\n".join(said)
+    """Waits for all processes, which must end with `status`; returns their output."""
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), "\n".join(outputs)
+    return "\n".join(outputs)

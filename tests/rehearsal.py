@@ -1,4 +1,4 @@
-"""A simulated cloud and a bucket for rehearsals: jobs on it are started by the real launcher, in its own processes."""
+"""A simulated cloud and a bucket for rehearsals, in which the real launcher starts jobs in processes of their own."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ CORES_PER_VM = 8  # of a v4, the TPU that can have two VMs
 PROMPTS = 44  # of the sample tasks
 PER_BATCH = 4
 
-# Writes down what gcloud was told, then is gcloud.
+# Records the arguments of gcloud, then runs it.
 RECORDING_GCLOUD = """\
 #!/bin/bash
 printf '%q ' "$@" >>{log}
@@ -45,7 +45,7 @@ class Rehearsal:
     python: Path
 
     def job(self, run: str, hosts: int, *more: str) -> list[str]:
-        """Overrides of a small job on a pod of `hosts` workers; every worker has one device."""
+        """Returns overrides of a small job on a pod of `hosts` workers with one device each."""
         return [
             *("experiment=v5e64", f"model.path={self.model}", "model.dtype=float32", "tasks=arc_sample"),
             *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=cut"),
@@ -61,11 +61,11 @@ class Rehearsal:
         return f"pod-{run}"
 
     def hosts(self, run: str) -> Hosts:
-        """The machines of a run's pod."""
+        """Returns the machines of a run's pod."""
         return self.world.hosts(self.pod(run))
 
     def wait_for_hosts(self, run: str, timeout_s: float = 120.0) -> Hosts:
-        """The machines of a run's pod, once they are there."""
+        """Returns the machines of a run's pod once they exist."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for name, machines in list(self.world.cloud.machines.items()):
@@ -75,7 +75,7 @@ class Rehearsal:
         raise AssertionError(f"no pod of {run} after {timeout_s} s")
 
     def signal_job(self, run: str, worker: int, signum: signal.Signals) -> None:
-        """Signals the job's own process on a worker; nothing where there is none."""
+        """Signals the job's own process on a worker, if there is one."""
         if any(name.endswith(f"/{self.pod(run)}") for name in list(self.world.cloud.machines)):
             self.hosts(run).signal(worker, signum, program=b"python")
 
@@ -85,7 +85,7 @@ class Rehearsal:
         return {**os.environ, **self.world.env, "PYTHONPATH": str(ROOT), "PATH": path}
 
     def start(self, verb: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        """`python -m launch VERB ...` in a process of its own."""
+        """Starts `python -m launch VERB ...` in a process of its own."""
         pipe = subprocess.PIPE
         # These pods have fewer devices than the slices they are named after.
         unchecked = ["--no-preflight"] if verb in ("up", "run", "watch") else []
@@ -95,28 +95,28 @@ class Rehearsal:
         )
 
     def launch(self, verb: str, *arguments: str, status: int = 0, **env: str) -> tuple[str, str]:
-        """The same to its end, which must have that exit status: (stdout, stderr)."""
+        """Runs a verb to its end, which must have that exit status; returns (stdout, stderr)."""
         process = self.start(verb, *arguments, **env)
         out, err = process.communicate(timeout=240)
         assert process.returncode == status, f"{verb}: {process.returncode}\n{out}\n{err}"
         return out, err
 
     def commands(self) -> list[list[str]]:
-        """What gcloud has been told so far."""
+        """Returns the arguments of every gcloud so far."""
         return [shlex.split(line) for line in (self.root / "commands.log").read_text().splitlines()]
 
     def folder(self, run: str) -> Path:
-        """A run folder as the bucket's server keeps it: plain files."""
+        """Returns a run folder as the bucket's server stores it: plain files."""
         return self.root / "buckets" / BUCKET / run
 
     def records(self, run: str) -> int:
-        """How many batches of a run are committed."""
+        """Returns the number of committed batches of a run."""
         return len(list((self.folder(run) / layout.COMMITS).glob("*.json")))
 
     def wait_for_records(
         self, run: str, count: int, launcher: subprocess.Popen[str] | None = None, timeout_s: float = 150.0
     ) -> float:
-        """Waits until `count` batches are committed, as long as `launcher` lives; Unix time of the moment."""
+        """Waits until `count` batches are committed, as long as `launcher` lives; returns the Unix time."""
         deadline = time.monotonic() + timeout_s
         while self.records(run) < count:
             assert launcher is None or launcher.poll() is None, launcher.communicate()
@@ -127,7 +127,7 @@ class Rehearsal:
 
 @contextmanager
 def rehearsal(root: Path) -> Iterator[Rehearsal]:
-    """All of it, until the context is left."""
+    """Starts the bucket and the cloud, and ends them when the context is left."""
     model = write_tiny_model(root / "model", layers=4)
     gcloud = root / "gcloud"
     gcloud.write_text(RECORDING_GCLOUD.format(log=root / "commands.log", gcloud=shutil.which("gcloud")))
@@ -139,6 +139,6 @@ def rehearsal(root: Path) -> Iterator[Rehearsal]:
 
 
 def secret_seen(paths: Sequence[Path], secret: str) -> list[Path]:
-    """The files at or below `paths` that contain the secret."""
+    """Returns the files at or below `paths` that contain the secret."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
     return [file for file in files if secret.encode() in file.read_bytes()]

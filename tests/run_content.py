@@ -1,4 +1,4 @@
-"""What is in a run, as readers see it and as it lies there."""
+"""The content of a run as readers get it, and its file names."""
 
 import json
 from typing import Any
@@ -11,15 +11,17 @@ from pod_job.storage.folder import Folder
 
 
 def content(folder: Folder) -> Any:
-    """All that a reader gets to see, in all the orders in which it reads."""
-    found = []
+    """Returns all that a reader gets: in order, at random, shuffled, with rows and statistics."""
+    readings = []
     for tap in json.loads(folder.read(layout.METADATA))["taps"]:
         data = ActivationDataset(folder.url, tap)
         numbers = np.random.default_rng(0).permutation(len(data))[:50]
         shuffled = [part.tolist() for part in data.batches(16, seed=3, buffer_rows=32, block_rows=8)]
         columns = {name: column.tolist() for name, column in data.rows(slice(None)).items()}
-        found.append((tap, np.asarray(data[:]).tobytes(), data[numbers].tobytes(), shuffled, columns, data.statistics))
-    return found
+        readings.append(
+            (tap, np.asarray(data[:]).tobytes(), data[numbers].tobytes(), shuffled, columns, data.statistics)
+        )
+    return readings
 
 
 def names(folder: Folder) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run whose vectors are sparse sums of a few directions, with attention sinks: what an autoencoder should find."""
+"""A run whose vectors are sparse sums of a few directions, with attention sinks, for an autoencoder to recover."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SINK_EVERY = 50
 
 
 def sparse_run(folder: Path, batches: int = 3) -> Path:
-    """Every 50th row is a sink, a hundred times as long as the others and far from them."""
+    """Writes the run; every 50th row is a sink, with a hundred times the norm of the others."""
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((DIRECTIONS, WIDTH))
     run = open_folder(folder)

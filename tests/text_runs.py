@@ -1,4 +1,4 @@
-"""Runs of real prompts with made-up vectors, as the job would leave them: for tests of what shows a run."""
+"""Runs of real prompts with random vectors, in the format of the job, for tests of commands that show a run."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ WIDTH = 32
 OUTLIER_DIMENSION = 5
 TIME = "2025-01-15T10:30:00+00:00"
 SINK = 50.0
-"""What the vectors of each prompt's first token are multiplied by."""
+"""Factor of the vectors of each prompt's first token."""
 
 
 def text_run(
@@ -36,7 +36,7 @@ def text_run(
     skip: Sequence[int] = (),
     mode: str = "prefill",
 ) -> JobConfig:
-    """A run of 12 ARC prompts in batches of 4, without those to `skip`; merged where none is."""
+    """Writes a run of 12 ARC prompts in batches of 4, without those in `skip`, merged if complete."""
     write_tiny_model(model, layers=3)
     settings = {"mode": mode, "tasks.limit": 12, "extract.save_every_n_samples": 4, "extract.positions": positions}
     settings |= {"model.path": model, "storage.run_dir": folder.url, "extract.seq_len": 512}
