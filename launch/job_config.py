@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launch.cloud.pods import MADE_BY, Pod, list_pods
 from launch.cloud.request import pod_name
-from pod_job.config.load import from_json, load
-from pod_job.config.schema import JobConfig
+from pod_job.config.cloud import Capacity, CloudConfig
+from pod_job.config.load import from_json, load, to_json
+from pod_job.config.schema import JobConfig, ModelConfig, PodConfig, PodKind, StorageConfig
+from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.run_folder.identity import read_run
+from pod_job.run_folder.layout import RUN
+from pod_job.run_folder.pods import PodRecord, read_pods
+from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
+
+UNKNOWN = "unknown"
 
 
 def is_run_dir(word: str) -> bool:
@@ -32,22 +40,66 @@ def config_of_run(words: Sequence[str]) -> JobConfig:
     Raises:
         JobError: there is no run, its configuration is not recorded, or an override is wrong.
     """
+    run_dir, overrides = split_words(words)
+    return load(words) if run_dir is None else recorded_config(open_folder(run_dir, "RUN_DIR"), run_dir, overrides)
+
+
+def pods_of_run(words: Sequence[str]) -> tuple[JobConfig, list[Pod]]:
+    """Returns the configuration for the words of `config_of_run`, and the run's pods in the cloud.
+
+    Of a run folder, these are also the pods on record, and only pods that the launcher created: the names in a run
+    folder are whatever its writer put there. A folder whose job has not begun yet may hold a record of its pod alone.
+    """
+    run_dir, overrides = split_words(words)
+    if run_dir is None:
+        config, names, labels = load(words), set(), {}
+    else:
+        folder, labels = open_folder(run_dir, "RUN_DIR"), MADE_BY
+        records = read_pods(folder)
+        if records and folder.stat(RUN) is None:
+            config = from_json(to_json(bare_config(records[-1], run_dir)), overrides)
+        else:
+            config = recorded_config(folder, run_dir, overrides)
+        names = {record.name for record in records}
+    if config.pod.kind is not PodKind.tpu:
+        return config, []
+    names |= {pod_name(config)}
+    return config, [
+        pod for pod in list_pods(config.cloud.project) if pod.name in names and labels.items() <= pod.labels.items()
+    ]
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Returns the run folder among the words, None without one, and the overrides. JobError for no words, or two."""
+    run_dirs = [word for word in words if is_run_dir(word)]
     if not words:
         raise JobError("RUN_DIR is missing; give the run folder, or the key=value with which the job was started")
-    folders = [word for word in words if is_run_dir(word)]
-    if not folders:
-        return load(words)
-    if len(folders) > 1:
-        raise JobError(f"{folders[0]} and {folders[1]} are both run folders; give one")
-    run_dir = folders[0]
-    recorded = read_run(open_folder(run_dir, "RUN_DIR")).get("config")
+    if len(run_dirs) > 1:
+        raise JobError(f"{run_dirs[0]} and {run_dirs[1]} are both run folders; give one")
+    return run_dirs[0] if run_dirs else None, [word for word in words if not is_run_dir(word)]
+
+
+def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> JobConfig:
+    recorded = read_run(folder).get("config")
     if not isinstance(recorded, dict):
         raise JobError(f"{run_dir}: its configuration is not recorded; give experiment=... storage.run_dir={run_dir}")
     cloud = recorded.get("cloud")
-    recorded = recorded | {"cloud": {**cloud, "ssh_flags": []} if isinstance(cloud, dict) else cloud}
-    config = from_json(recorded, [word for word in words if word != run_dir])
+    config = from_json(
+        recorded | {"cloud": {**cloud, "ssh_flags": []} if isinstance(cloud, dict) else cloud}, overrides
+    )
     return replace(
         config,
         storage=replace(config.storage, run_dir=run_dir),
         cloud=replace(config.cloud, name=pod_name(config)),
+    )
+
+
+def bare_config(pod: PodRecord, run_dir: str) -> JobConfig:
+    """Returns what is known of a job by its pod alone; its inputs are not."""
+    return JobConfig(
+        pod=PodConfig(kind=PodKind.tpu, accelerator_type=pod.accelerator_type),
+        model=ModelConfig(path=UNKNOWN),
+        tasks=TasksConfig(path=UNKNOWN),
+        storage=StorageConfig(run_dir=run_dir),
+        cloud=CloudConfig(name=pod.name, capacity=Capacity(pod.capacity)),
     )

@@ -1,16 +1,16 @@
-"""Deletes the pod of a run in every zone where there is one; none is fine too."""
+"""Deletes the pods of a run in every zone where there is one; none is fine too."""
 
 import json
 import shlex
 from argparse import ArgumentParser, Namespace
 
 from launch.cloud.capacity import take_down
-from launch.cloud.pods import delete_commands, find_pods
-from launch.cloud.request import pod_name
-from launch.job_config import config_of_run
+from launch.cloud.pods import delete_commands
+from launch.job_config import pods_of_run
 from launch.verbs.arguments import add_dry_run, add_run
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json
+from pod_job.config.schema import PodKind
 
 EXAMPLES = (
     "gs://my-bucket/qwen",
@@ -26,13 +26,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def down(options: Namespace) -> int:
-    config = config_of_run(options.overrides)
-    pods = find_pods(pod_name(config), config.cloud.project)
+    config, pods = pods_of_run(options.overrides)
     if options.dry_run:
         commands = [command for pod in pods for command in delete_commands(pod, config.cloud.project)]
         print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
         return DONE
-    take_down(pods, config, timed_log())
+    log = timed_log()
+    if config.pod.kind is PodKind.tpu:
+        take_down(pods, config, log)
+    else:
+        log(f"pod.kind={config.pod.kind.value} has no pod in the cloud; there is nothing to delete")
     if options.json:
         print(json.dumps([{"name": pod.name, "zone": pod.zone} for pod in pods]))
     return DONE

@@ -82,7 +82,7 @@ def run_facts(overview: Overview) -> Facts:
             | {"largest error": max(error["largest"] for error in each["errors"].values())}
             for each in described["parity"]
         ],
-        "starts": [start_line(timeline) for timeline in overview.timelines if timeline.host == 0],
+        "starts": [start_line(timeline) for timeline in overview.timelines if timeline.host == 0 and timeline.points],
     }
 
 
@@ -101,13 +101,13 @@ def tap_line(overview: Overview, tap: str) -> Facts:
 
 
 def start_line(timeline: Timeline) -> Facts:
-    phases = timeline.phases
-    began, ended = phases[min(phases, key=phases.get)], timeline.points[-1][0]
+    by_time = sorted(timeline.phases.items(), key=lambda phase: phase[1])
+    began, last_phase = by_time[0][1], by_time[-1][0]
     return {
         "start": timeline.attempt,
         "began": moment(began),
-        "seconds": round(ended - began, 1),
-        "ended": max(phases, key=phases.get),
+        "seconds": round(timeline.points[-1][0] - began, 1),
+        "ended": last_phase,
         "devices of a host": f"{timeline.devices} x {timeline.device or 'unknown'}",
     }
 
