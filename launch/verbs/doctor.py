@@ -41,7 +41,7 @@ KEY = Path("~/.ssh/google_compute_engine")
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was found, or what is wrong and how to mend it."""
+    """Result of one check: what it found, or what is wrong and the fix."""
 
     check: str
     well: bool
@@ -79,10 +79,10 @@ def examine(name: str, check: Callable[[JobConfig], str], config: JobConfig) -> 
 
 
 def check_gcloud(config: JobConfig) -> str:
-    found = json.loads(call(gcloud.version()).out)["Google Cloud SDK"]
-    if int(found.split(".")[0]) < TESTED_GCLOUD:
-        raise JobError(f"Google Cloud SDK {found} is older than the tested {TESTED_GCLOUD}; gcloud components update")
-    return f"Google Cloud SDK {found}"
+    version = json.loads(call(gcloud.version()).out)["Google Cloud SDK"]
+    if int(version.split(".")[0]) < TESTED_GCLOUD:
+        raise JobError(f"Google Cloud SDK {version} is older than the tested {TESTED_GCLOUD}; gcloud components update")
+    return f"Google Cloud SDK {version}"
 
 
 def check_account(config: JobConfig) -> str:
@@ -106,7 +106,7 @@ def check_request(config: JobConfig) -> str:
 
 
 def check_zones(config: JobConfig) -> str:
-    """Whether each zone has such pods at all; whether one is free, only a request tells."""
+    """Checks that each zone offers such pods at all; only a request shows whether one is free."""
     spec = pod_spec(config)
     commands = [gcloud.describe_accelerator(spec.accelerator_type, z, config.cloud.project) for z in config.cloud.zones]
     with ThreadPoolExecutor() as pool:
@@ -123,7 +123,7 @@ def check_zones(config: JobConfig) -> str:
 
 
 def check_quota(config: JobConfig) -> str:
-    """What is needed; a request that was refused for want of quota is found among the queued resources."""
+    """Returns the quota that is needed. A request refused for lack of it is among the queued resources."""
     spec = pod_spec(config)
     kind = QUOTA_KINDS[spec.capacity]
     needed = f"{read_accelerator_type(spec.accelerator_type).chips} chips of {kind} quota"
@@ -155,7 +155,7 @@ def check_bucket(config: JobConfig) -> str:
 
 
 def bucket_location(bucket: str) -> str:
-    """The bucket's region or multi-region in lower case; empty when gcloud may not tell."""
+    """Returns the bucket's region or multi-region in lower case; empty where gcloud may not read it."""
     done = call(gcloud.describe_bucket(bucket), timeout_s=60)
     return json.loads(done.out).get("location", "").lower() if done.code == 0 else ""
 
@@ -170,20 +170,20 @@ def check_code(config: JobConfig) -> str:
 
 
 def check_versions(config: JobConfig) -> str:
-    """Python and jax here against the hosts': of a pod that is READY as its hosts say, else as they will be."""
+    """Compares Python and jax here with those of the hosts of a READY pod; without one, with those they will get."""
     here = {name: installed(name) for name in ("jax", "libtpu")}
     python = ".".join(map(str, sys.version_info[:2]))
-    said = f"here Python {python}, jax {here['jax']}"
+    this_machine = f"here Python {python}, jax {here['jax']}"
     pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.ready), None)
-    if pod is not None and (found := host_versions(config, pod)):
-        if len(set(found.values())) > 1:
-            raise JobError(f"hosts differ in Python and jax: {found}; `pod-job down`, then `pod-job up`")
-        theirs = next(iter(found.values()))
-        if theirs.split()[-1] != here["jax"]:
-            raise JobError(f"hosts have Python and jax {theirs}, {said}; install constraints.txt on both")
-        return f"hosts have Python and jax {theirs}, {said}"
+    if pod is not None and (by_host := host_versions(config, pod)):
+        if len(set(by_host.values())) > 1:
+            raise JobError(f"hosts differ in Python and jax: {by_host}; `pod-job down`, then `pod-job up`")
+        versions = next(iter(by_host.values()))
+        if versions.split()[-1] != here["jax"]:
+            raise JobError(f"hosts have Python and jax {versions}, {this_machine}; install constraints.txt on both")
+        return f"hosts have Python and jax {versions}, {this_machine}"
     if config.cloud.python is not None:
-        return f"{said}; hosts use {config.cloud.python}, whose versions show once the pod is READY"
+        return f"{this_machine}; hosts use {config.cloud.python}, whose versions show once the pod is READY"
     pinned = pinned_versions()
     wrong = [name for name in here if here[name] not in (None, pinned.get(name))]
     if wrong:
@@ -191,11 +191,11 @@ def check_versions(config: JobConfig) -> str:
             f"{wrong[0]} {here[wrong[0]]} here, {pinned.get(wrong[0])} on the hosts: what is compiled here is not what "
             "runs there; pip install -c constraints.txt 'jax[tpu]'"
         )
-    return f"{said}; hosts get Python {python} and jax {pinned['jax']} by uv, with constraints.txt"
+    return f"{this_machine}; hosts get Python {python} and jax {pinned['jax']} by uv, with constraints.txt"
 
 
 def host_versions(config: JobConfig, pod: Pod) -> dict[int, str]:
-    """host -> its Python and jax, of those whose environment is made."""
+    """Returns host -> its Python and jax, for the hosts whose environment has been made."""
     values = {"PYTHON": config.cloud.python or "", "ENVIRONMENT": make_bundle(config.tasks.path).environment}
     answers = ask_briefly(reach(config, pod.zone), script("versions", values), VERSIONS_TIMEOUT_S)
     return {host: answer.detail for host, answer in sorted(answers.items()) if answer.word == "VERSIONS"}

@@ -3,11 +3,8 @@
 Starts nothing. For a TPU pod the preflight follows, which compiles: the plan is shown before it.
 """
 
-import dataclasses
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 from rich.console import Console
@@ -21,16 +18,20 @@ from launch.view.facts import show_facts
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import NoWeights
+from pod_job.formats.records import encode
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import Held, described, held
 from pod_job.preflight.lines import lines as preflight_lines
+from pod_job.preflight.records import PreflightReport
 
 EXAMPLES = ("experiment=demo", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run on paper; `commands` has one entry per host, in order."""
+class Plan(msgspec.Struct, frozen=True):
+    """A run on paper; `commands` has one entry per host, in order.
+
+    `preflight` is what compiling for the pod has shown; where nothing was compiled, `no_preflight` is the reason.
+    """
 
     model: str
     family: str
@@ -48,9 +49,11 @@ class Plan:
     positions: str
     dtype: str
     run_dir: str
-    weights_found: bool  # and their headers checked; else all is as config.json says
-    memory: dict[str, int]  # bytes held, see pod_job.memory.Held
+    weights_found: bool  # and their headers checked; False: the plan is made from config.json alone
+    memory: Held
     commands: list[HostCommand]
+    preflight: PreflightReport | None = None
+    no_preflight: str | None = None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -63,15 +66,15 @@ def plan(options: Namespace) -> int:
     """Shows the plan on stdout. Raises JobError for whatever would make the run fail before it starts."""
     overrides = options.overrides
     config = config_to_start(overrides)
-    made = make_plan(config, inputs_or_outline(config), planned_commands(config, overrides))
+    job_plan = make_plan(config, inputs_or_outline(config), planned_commands(config, overrides))
     screen = Console()
     if not options.json:
-        show(made, screen)
+        show(job_plan, screen)
     reason = no_preflight_reason(config, options.no_preflight)
     report = None if reason else run_preflight(overrides)
     if options.json:
-        preflight = {"preflight": msgspec.to_builtins(report), "no_preflight": reason}
-        print(json.dumps(dataclasses.asdict(made) | preflight, indent=2))
+        checked_plan = msgspec.structs.replace(job_plan, preflight=report, no_preflight=reason)
+        print(msgspec.json.format(encode(checked_plan), indent=2).decode())
     else:
         for line in preflight_lines(report) if report else [f"preflight   none: {reason}"]:
             screen.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -81,7 +84,7 @@ def plan(options: Namespace) -> int:
 
 
 def inputs_or_outline(config: JobConfig) -> Inputs | Outline:
-    """What there is to plan with: of a model without weights, as config.json alone describes it."""
+    """Returns the inputs, or for a model without weights their outline, from config.json alone."""
     try:
         return read_inputs(config)
     except NoWeights:
@@ -98,13 +101,13 @@ def no_preflight_reason(config: JobConfig, unwanted: bool) -> str | None:
 
 
 def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCommand]:
-    """The commands as `run` would start them now: on a local pod, with a coordinator port that is free."""
+    """Returns the hosts' commands as `run` would start them now; on a local pod the coordinator's port is free."""
     coordinator = coordinator_address(config.pod.port) if config.pod.kind is PodKind.local else ""
     return host_commands(config, overrides, coordinator, new_attempt())
 
 
 def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCommand]) -> Plan:
-    """The plan of a checked configuration."""
+    """Returns the plan of a checked configuration, without a preflight."""
     pod, extract = config.pod, config.extract
     return Plan(
         model=config.model.path,
@@ -124,28 +127,28 @@ def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCo
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
         weights_found=isinstance(inputs, Inputs),
-        memory=dataclasses.asdict(held(config, inputs)),
+        memory=held(config, inputs),
         commands=commands,
     )
 
 
-def show(made: Plan, console: Console) -> None:
-    """The plan line by line, then the commands; what hosts differ in stands once, in the command of host 0."""
-    mesh = " x ".join(f"{name} {size}" for name, size in made.mesh.items())
-    first, *others = made.commands
+def show(job_plan: Plan, console: Console) -> None:
+    """Prints the plan line by line, then the command of host 0 and what the other hosts' commands differ in."""
+    mesh = " x ".join(f"{name} {size}" for name, size in job_plan.mesh.items())
+    first, *others = job_plan.commands
     same = "the same" if all(other == first for other in others) else "the same with its own POD_JOB_HOST"
     facts = [
-        ("model", f"{made.model}: {made.family}, {made.layers} layers of width {made.hidden}"),
-        ("pod", f"{made.pod}: {made.hosts} hosts x {made.devices_per_host} devices = {made.devices}"),
-        ("mesh", f"{mesh}, weights {made.sharding}"),
-        ("data", f"{made.samples:,} samples in {made.batches:,} batches"),
-        ("taps", ", ".join(made.taps)),
-        ("rows", f"positions {made.positions}, {made.dtype}"),
-        ("run folder", made.run_dir),
-        ("memory", described(Held(**made.memory))),
+        ("model", f"{job_plan.model}: {job_plan.family}, {job_plan.layers} layers of width {job_plan.hidden}"),
+        ("pod", f"{job_plan.pod}: {job_plan.hosts} hosts x {job_plan.devices_per_host} devices = {job_plan.devices}"),
+        ("mesh", f"{mesh}, weights {job_plan.sharding}"),
+        ("data", f"{job_plan.samples:,} samples in {job_plan.batches:,} batches"),
+        ("taps", ", ".join(job_plan.taps)),
+        ("rows", f"positions {job_plan.positions}, {job_plan.dtype}"),
+        ("run folder", job_plan.run_dir),
+        ("memory", described(job_plan.memory)),
         ("host 0 runs", str(first)),
     ]
-    if not made.weights_found:
+    if not job_plan.weights_found:
         facts.insert(1, ("weights", "none at model.path: planned from config.json; a start reads and checks them"))
     if others:
         facts.append(("each other", f"{same} (--json shows them all)"))
