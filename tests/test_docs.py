@@ -147,6 +147,17 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", ["troubleshooting.md", "launching.md"])
+def test_messages_that_are_explained_exist(page: str) -> None:
+    sources = "".join(path.read_text() for package in LAYERS for path in sorted((ROOT / package).rglob("*.py")))
+    strings = re.sub(r'"\s*f?"', "", sources)
+    (table,) = re.findall(r"^\| message .*\n\|.*\n((?:\|.*\n)+)", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    for message in re.findall(r"^\| [^|]*?`(.+?)`", table, re.MULTILINE):
+        parts = re.split(r"\d+|/[\w/]+|metadata\.json|\(?\.\.\.\)?", message)
+        assert max(map(len, parts)) >= 5
+        assert [part for part in parts if part.strip() not in strings] == [], message
+
+
 def test_every_page_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [path.name for path in PAGES[1:] if f"({path.relative_to(ROOT).as_posix()})" not in readme] == []

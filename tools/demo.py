@@ -84,7 +84,7 @@ def demo(screen: Console) -> None:
         screen.rule(f"ActivationDataset(run_dir, layer={LAYER})")
         show_dataset(config, screen)
 
-        screen.rule("the same as pickle files")
+        screen.rule("the run as pickle files")
         exported = RUNS / name
         export_pickles(run_dir, exported / "activations")
         show_pickles(exported, screen)
