@@ -25,9 +25,8 @@ LARGEST_BLOCK = 512
 # The projections leave S innermost in memory, where a head narrower than LANES fills whole registers.
 S_INNERMOST = splash.QKVLayout.SEQ_MINOR
 
-Queries, KeysOrValues = Float[Array, "B S N H"], Float[Array, "B S K H"]
-Kernel = Callable[[Queries, KeysOrValues, KeysOrValues, Int[Array, "B S"], AttentionSettings], Queries]
-"""An implementation of attention for the rows and heads of one device."""
+Kernel = Callable[[Array, Array, Array, Array, AttentionSettings], Array]
+"""Attention for the rows and heads of one device: q, k, v, segment ids and settings, as `attend` takes them."""
 
 
 def attend(
@@ -51,7 +50,7 @@ def attend(
     # The partitioner cannot look into a kernel, nor split a loop: every device runs it on its own rows (and heads).
     heads = PartitionSpec(placement.rows, None, placement.heads)
     return jax.shard_map(
-        lambda *arrays: kernel(*arrays, settings),
+        lambda q, k, v, segment_ids: kernel(q, k, v, segment_ids, settings),
         mesh=placement.mesh,
         in_specs=(heads, heads, heads, PartitionSpec(placement.rows)),
         out_specs=heads,

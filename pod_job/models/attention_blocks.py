@@ -24,7 +24,7 @@ def attend_blocks(
 ) -> Float[Array, "B S N H"]:
     """`attend`, a row after the other; the positions of a segment lie side by side."""
     first = first_visible(segment_ids, settings.window)
-    return jax.lax.map(lambda arrays: attend_row(*arrays, settings), (q, k, v, first))
+    return jax.lax.map(lambda row: attend_row(row[0], row[1], row[2], row[3], settings), (q, k, v, first))
 
 
 def first_visible(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Array, "B S"]:
