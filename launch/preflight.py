@@ -8,7 +8,7 @@ from launch import shell
 from pod_job.errors import JobError
 from pod_job.formats.records import decode
 from pod_job.preflight.records import PreflightReport
-from pod_job.preflight.tpu_facts import GIB
+from pod_job.units import GIB
 
 NO_COMPILER = "no TPU compiler here; on x86-64 Linux: pip install '.[preflight]' in a checkout of this program"
 

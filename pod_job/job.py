@@ -4,28 +4,29 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from pod_job.checking.parity import check_parity
-from pod_job.checking.trial import try_generation, try_step
+from pod_job.checking.trial import try_program
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
-from pod_job.config.schema import ExtractConfig, JobConfig, PodKind
+from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
-from pod_job.extraction.feeder import batch_prompts
-from pod_job.extraction.feeding import feeding
-from pod_job.extraction.pipeline import extract, packed_feeder
-from pod_job.extraction.step import compile_step
+from pod_job.extraction.feeding import Feeding, feeding, step_rows
+from pod_job.extraction.pipeline import PackedFeeder, extract
+from pod_job.extraction.step import Step, compile_step
 from pod_job.extraction.writers import Writers
 from pod_job.finishing.merge import merge
+from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
-from pod_job.generation.generate import Ending, generate, wave_feeder
+from pod_job.generation.generate import WaveFeeder, generate
+from pod_job.generation.generator import Generator
 from pod_job.generation.predictions import write_predictions
 from pod_job.host.chips import free_chips
 from pod_job.host.compile_cache import compile_cache
@@ -33,20 +34,18 @@ from pod_job.host.rendezvous import Host, await_hosts, start, this_host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.host.watchdog import Watchdog, forget, report_end
-from pod_job.models.decoder import Decoder
-from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
-from pod_job.models.sharding import row_shards, stated
-from pod_job.planning.batches import deal
+from pod_job.models.decoder import Decoder, Params
+from pod_job.models.mesh import make_mesh, placement, weight_shardings
+from pod_job.models.sharding import stated
+from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import check_machine
-from pod_job.planning.inputs import Inputs, read_inputs
-from pod_job.planning.memory import telling_what_is_held
+from pod_job.planning.inputs import Inputs, open_run_folder, read_inputs
+from pod_job.planning.memory import explaining_memory
 from pod_job.prompts.tasks import Tasks
-from pod_job.prompts.tokens import load_tokenizer
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.status import Phase
 from pod_job.storage.folder import Folder
-from pod_job.storage.open import open_folder
 
 log = logging.getLogger("pod_job")
 
@@ -58,97 +57,115 @@ def run(config: JobConfig) -> None:
         JobError: bad input, found before any weight is loaded.
     """
     host = this_host(config.pod)
-    folder = open_folder(config.storage.run_dir)
-    folder.check_writable()
+    folder = open_run_folder(config)
     forget(folder, host.attempt)
     with (
         StopRequest() as stop,
         Reporter(folder, host) as reporter,
-        telling_failure(reporter, folder, host),
+        reporting_failure(reporter, folder, host),
         Watchdog(folder, host, stop, reporter),
     ):
+        listen(stop, config)
+        inputs = read_inputs(config, folder)
+        log_skipped(inputs.tasks, reporter)
+        check_machine(inputs, tokens_per_batch(inputs, host))
+        join_hosts(inputs, host, reporter)
         stop.on_signal()
-        if config.pod.kind is PodKind.tpu:
-            stop.on_notice()
-        inputs = read_inputs(config)
-        tell_skipped(inputs.tasks, reporter)
-        tokenizer = load_tokenizer(inputs.model_dir)
-        check_machine(config, inputs, check_prompts(tokenizer, inputs, config.extract, host))
-        if config.pod.kind is PodKind.tpu:
-            free_chips()
-
-        reporter.phase(Phase.arrived)
-        await_hosts(folder, host, config.pod.arrival_timeout_s)
-        claim(folder, inputs.identity, to_json(config))
-        start(host)
-        reporter.timeline.device = jax.devices()[0].device_kind
-        reporter.timeline.devices = jax.local_device_count()
-        stop.on_signal()
-
         pending = pending_batches(inputs)
         log.info("%d of %d batches to do", len(pending), inputs.total_batches)
         if pending:
-            with telling_what_is_held(config, inputs):
-                compute(config, inputs, pending, tokenizer, host, reporter, stop)
-
-        if stop and len(committed(folder)) < inputs.total_batches:
-            reporter.phase(Phase.stopped, error=stop.reason)
-            return
-        reporter.phase(Phase.merging)
-        finish_when_whole(inputs, config)
-        reporter.phase(Phase.done)
+            with explaining_memory(inputs):
+                compute(inputs, pending, host, reporter, stop)
+        finish(inputs, reporter, stop)
 
 
-def compute(
-    config: JobConfig,
-    inputs: Inputs,
-    pending: list[int],
-    tokenizer: Any,
-    host: Host,
-    reporter: Reporter,
-    stop: StopRequest,
-) -> None:
+def listen(stop: StopRequest, config: JobConfig) -> None:
+    """Lets a signal or, on a TPU VM, the notice of its preemption request a stop."""
+    stop.on_signal()
+    if config.pod.kind is PodKind.tpu:
+        stop.on_notice()
+
+
+def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
+    """Waits for the other hosts, makes the run folder this run's, and starts jax on all hosts."""
+    config = inputs.config
+    if config.pod.kind is PodKind.tpu:
+        free_chips()
+    reporter.phase(Phase.arrived)
+    await_hosts(inputs.folder, host, config.pod.arrival_timeout_s)
+    claim(inputs.folder, inputs.identity, to_json(config))
+    start(host)
+    reporter.timeline.device = jax.devices()[0].device_kind
+    reporter.timeline.devices = jax.local_device_count()
+
+
+def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, stop: StopRequest) -> None:
     """Loads weights, compiles and runs this host's share of the `pending` batches, until they are committed."""
-    mesh = make_mesh(config.mesh)
-    rows = row_sharding(mesh, config.sharding)
-    global_rows = row_shards(config.mesh, config.sharding) * config.extract.rows_per_device
-    part = feeding(rows, global_rows, jax.process_index())
-    mine = deal(pending, part.feeders)[part.feeder]
-    log.info("%d batches here", len(mine))
+    config, mesh = inputs.config, make_mesh(inputs.config.mesh)
+    rows = step_rows(config, mesh)
+    part = feeding(rows, jax.process_index())
+    batches = assign_batches(pending, part.feeders)[part.feeder]
+    log.info("%d batches here", len(batches))
 
-    reporter.phase(Phase.weights, batches_total=len(mine) if part.writes else 0)
-    dtype = jnp.dtype(config.model.dtype.value)
-    log.info("%s", stated(inputs.table, config.mesh, config.sharding))
-    shardings = weight_shardings(mesh, config.sharding, inputs.table)
-    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
+    reporter.phase(Phase.weights, batches_total=len(batches) if part.writes else 0)
+    model, params = load_model(inputs, mesh)
 
     reporter.phase(Phase.compiling)
-    model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
-    with compile_cache(config.storage.compile_cache):
-        if config.mode is Mode.generate:
-            ending = Ending(config.generate, inputs.end_tokens, tokenizer)
-            programs = compile_generation(model, params, mesh, rows, global_rows, config.extract, ending)
-            make_feeder, run_steps = wave_feeder, partial(generate, programs, ending)
-            try_out = partial(try_generation, programs, ending)
-        else:
-            step = compile_step(model, params, mesh, rows, global_rows, config.extract)
-            make_feeder, run_steps, try_out = packed_feeder, partial(extract, step), partial(try_step, step)
-    feeder_rows = global_rows // part.feeders
+    program = compile_program(inputs, model, params, part)
     if config.parity.samples:
-        tried = partial(try_out, params, rows, part, feeder_rows, config.extract)
-        with_host_0 = part.feeder == feeding(rows, global_rows, 0).feeder
-        check_parity(config, inputs, tokenizer, host, tried, with_host_0)
+        with_host_0 = part.feeder == feeding(rows, 0).feeder
+        check_parity(inputs, host, partial(try_program, program, config.extract), with_host_0)
 
     reporter.phase(Phase.extracting)
     on_nonfinite = config.extract.on_nonfinite
-    feeder = make_feeder(mine, inputs, tokenizer, config.extract, feeder_rows, part.writes, reporter, stop)
     with Writers(config.storage.writers, inputs.folder, host.index, reporter.committed, on_nonfinite) as writers:
-        run_steps(params, feeder, rows, part, writers, reporter)
+        if isinstance(program, Step):
+            extract(program, PackedFeeder(batches, inputs, part, reporter, stop), writers, reporter)
+        else:
+            generate(program, WaveFeeder(batches, inputs, part, reporter, stop), writers, reporter)
+
+
+def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
+    """Returns the model as it lies on the mesh, and its weights there."""
+    config = inputs.config
+    log.info("%s", stated(inputs.table, config.mesh, config.sharding))
+    dtype, shardings = jnp.dtype(config.model.dtype.value), weight_shardings(mesh, config.sharding, inputs.table)
+    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
+    return Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings)), params
+
+
+def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feeding) -> Step | Generator:
+    """Returns what computes the run's vectors: the packed step, or with mode=generate prefill and decode."""
+    config = inputs.config
+    with compile_cache(config.storage.compile_cache):
+        if config.mode is Mode.prefill:
+            return Step(compile_step(model, params, part.rows, config.extract), params, part)
+        ending = Ending(config.generate, inputs.end_tokens, inputs.tokenizer)
+        programs = compile_generation(model, params, part.rows, config.extract, ending)
+        return Generator(programs, params, part, ending, config.extract.positions)
+
+
+def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
+    """Writes metadata.json if no batch is missing, and before it what was predicted.
+
+    Every host tries as it ends, so the last one in succeeds.
+    """
+    complete = len(committed(inputs.folder)) >= inputs.total_batches
+    if stop and not complete:
+        reporter.phase(Phase.stopped, error=stop.reason)
+        return
+    reporter.phase(Phase.merging)
+    if complete:
+        if inputs.config.mode is Mode.generate:
+            summary = write_predictions(inputs.folder, inputs.total_batches, inputs.config.tasks)
+            log.info("predictions: %s", ", ".join(f"{name} {value}" for name, value in summary.items()))
+        merge(inputs.folder)
+    reporter.phase(Phase.done)
 
 
 @contextmanager
-def telling_failure(reporter: Reporter, folder: Folder, host: Host) -> Iterator[None]:
-    """Puts the reason of a failure into this host's status, and where the other hosts look out for it."""
+def reporting_failure(reporter: Reporter, folder: Folder, host: Host) -> Iterator[None]:
+    """Puts the reason of a failure into this host's status, and where the other hosts' watchdogs find it."""
     try:
         yield
     except BaseException as error:
@@ -158,8 +175,8 @@ def telling_failure(reporter: Reporter, folder: Folder, host: Host) -> Iterator[
         raise
 
 
-def tell_skipped(tasks: Tasks, reporter: Reporter) -> None:
-    """Names the broken tasks that are left out."""
+def log_skipped(tasks: Tasks, reporter: Reporter) -> None:
+    """Logs the broken tasks that are left out, by name."""
     reporter.set(skipped_tasks=tasks.skipped)
     for reason in tasks.reasons:
         log.warning("skipped: %s", reason)
@@ -167,34 +184,17 @@ def tell_skipped(tasks: Tasks, reporter: Reporter) -> None:
         log.warning("skipped: %d more", tasks.skipped - len(tasks.reasons))
 
 
-def check_prompts(tokenizer: Any, inputs: Inputs, config: ExtractConfig, host: Host) -> list[int]:
-    """Tokenises this host's share of the prompts, so that one too long is refused before any weight is loaded; the
-    tokens of each of its batches.
-    """
+def tokens_per_batch(inputs: Inputs, host: Host) -> list[int]:
+    """Returns the tokens of each batch of this host's share, so that a prompt too long is refused before any weight."""
     batches = range(1 + host.index, inputs.total_batches + 1, host.count)
-    return [
-        sum(len(prompt.token_ids) for prompt in batch_prompts(batch, inputs, tokenizer, config)) for batch in batches
-    ]
+    return [sum(len(prompt.token_ids) for prompt in inputs.prompts(batch)) for batch in batches]
 
 
 def pending_batches(inputs: Inputs) -> list[int]:
-    """The batches without a commit record, as host 0 sees them: all hosts must deal the same ones."""
+    """Returns the batches without a commit record, as host 0 sees them: all hosts must assign the same ones."""
     done = np.zeros(inputs.total_batches + 1, np.int8)
     if jax.process_index() == 0:
         done[sorted(committed(inputs.folder))] = 1
     if jax.process_count() > 1:
         done = np.asarray(multihost_utils.broadcast_one_to_all(done))
     return [batch for batch in range(1, inputs.total_batches + 1) if not done[batch]]
-
-
-def finish_when_whole(inputs: Inputs, config: JobConfig) -> None:
-    """Writes metadata.json if no batch is missing, and before it what was predicted.
-
-    Every host tries as it ends, so the last one in succeeds.
-    """
-    if len(committed(inputs.folder)) < inputs.total_batches:
-        return
-    if config.mode is Mode.generate:
-        summary = write_predictions(inputs.folder, inputs.total_batches, config.tasks)
-        log.info("predictions: %s", ", ".join(f"{name} {value}" for name, value in summary.items()))
-    merge(inputs.folder)

@@ -18,6 +18,7 @@ LAYERS = {
     "pod_job": (
         "entry",
         "errors",
+        "units",
         "environment",
         "progress",
         "config",

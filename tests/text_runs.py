@@ -11,7 +11,7 @@ from pod_job.config.load import load, to_json
 from pod_job.config.schema import ExtractConfig, JobConfig
 from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
-from pod_job.planning.batches import batch_count, batch_samples
+from pod_job.planning.batches import batch_samples, total_batches
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.run_folder import layout
@@ -52,7 +52,7 @@ def text_run(
     }
     claim(folder, identity, to_json(config))
     tokenizer = load_tokenizer(model)
-    for number in range(1, batch_count(len(samples), 4) + 1):
+    for number in range(1, total_batches(len(samples), 4) + 1):
         chosen = [samples[i] for i in batch_samples(number, len(samples), 4)]
         if number not in skip:
             commit_batch(folder, _batch(number, tokenizer, chosen, config.extract, taps), host=number % 2)

@@ -31,10 +31,10 @@ from pod_job.checking.reference import relative_errors
 from pod_job.checkpoints.load import load_params
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
-from pod_job.extraction.feeding import feeding
+from pod_job.extraction.feeding import feeding, step_rows
 from pod_job.extraction.packing import Queued, pack_steps
-from pod_job.extraction.pipeline import extract, packed_feeder
-from pod_job.extraction.step import compile_step, place
+from pod_job.extraction.pipeline import PackedFeeder, extract
+from pod_job.extraction.step import Step, compile_step
 from pod_job.extraction.writers import Writers
 from pod_job.formats.safetensors import map_tensors
 from pod_job.host.rendezvous import Host
@@ -42,11 +42,11 @@ from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.models.arch import Arch
 from pod_job.models.decoder import Decoder
-from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.model_cost import layer_flops
-from pod_job.prompts.tokens import load_tokenizer, tokenize
+from pod_job.prompts.tokens import tokenize
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
@@ -121,15 +121,14 @@ def compare(workload: Workload, scratch: Path) -> dict[str, Any]:
         ]
     )
     inputs = read_inputs(config)
-    tokenizer = load_tokenizer(inputs.model_dir)
-    tokenized = tokenize(tokenizer, inputs.tasks.samples, SEQ_LEN, config.extract.too_long)
+    tokenized = tokenize(inputs.tokenizer, inputs.tasks.samples, SEQ_LEN, config.extract.too_long)
     encoded = [prompt.token_ids for prompt in tokenized]
     queued = (Queued(1, index, prompt) for index, prompt in enumerate(tokenized))
     steps = list(pack_steps(queued, workload.rows, SEQ_LEN, config.extract.prompts_per_row))
     our_folder, their_folder = scratch / "ours", scratch / "hugging face"
     ways = {
-        "ours": ours(config, inputs, tokenizer, our_folder, write=True),
-        "ours, forward only": ours(config, inputs, tokenizer, our_folder, write=False),
+        "ours": ours(config, inputs, our_folder, write=True),
+        "ours, forward only": ours(config, inputs, our_folder, write=False),
         "hugging face": hugging_face(workload, encoded, their_folder, write=True),
         "hugging face, forward only": hugging_face(workload, encoded, their_folder, write=False),
         "jax, bare products": jax_products(workload, inputs.arch),
@@ -199,32 +198,29 @@ def summary(
     }
 
 
-def ours(config: JobConfig, inputs: Inputs, tokenizer: Any, scratch: Path, *, write: bool) -> Callable[[], None]:
+def ours(config: JobConfig, inputs: Inputs, scratch: Path, *, write: bool) -> Callable[[], None]:
     """A function that extracts all batches into a fresh folder, or only computes them; loaded and compiled before."""
     mesh = make_mesh(config.mesh)
-    rows = row_sharding(mesh, config.sharding)
     shardings = weight_shardings(mesh, config.sharding, inputs.table)
     dtype = jnp.dtype(config.model.dtype.value)
     params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
     model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
-    step_rows = config.extract.rows_per_device
-    step = compile_step(model, params, mesh, rows, step_rows, config.extract)
-    part = feeding(rows, step_rows, 0)
+    part = replace(feeding(step_rows(config, mesh), 0), writes=write)
+    step = Step(compile_step(model, params, part.rows, config.extract), params, part)
     batches = range(1, inputs.total_batches + 1)
 
     def run() -> None:
         scratch.mkdir(exist_ok=True)
         folder = open_folder(tempfile.mkdtemp(dir=scratch))
         with Reporter(folder, Host(0, 1, "bench", None)) as reporter:
-            stop = StopRequest()
-            feeder = packed_feeder(batches, inputs, tokenizer, config.extract, step_rows, write, reporter, stop)
+            feeder = PackedFeeder(batches, inputs, part, reporter, StopRequest())
             if write:
                 with Writers(config.storage.writers, folder, 0, reporter.committed) as writers:
-                    extract(step, params, feeder, rows, part, writers, reporter)
+                    extract(step, feeder, writers, reporter)
                 return
             before: Any = None
             while feeder.has(0):
-                now = step(params, *place(feeder.take(), False, rows, part))
+                now = step(feeder.take(), more=False)
                 jax.block_until_ready(before)
                 before = now
             jax.block_until_ready(before)

@@ -25,13 +25,13 @@ from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
 from pod_job.config.tasks import TasksConfig
-from pod_job.extraction.feeding import feeding
+from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
-from pod_job.extraction.transfer import spread
+from pod_job.extraction.transfer import put_rows
 from pod_job.generation.completions import Ending
-from pod_job.generation.decoding import compile_generation
-from pod_job.generation.generate import WaveResult, run_wave
-from pod_job.generation.waves import Wave, lay_out
+from pod_job.generation.decoding import PrefillInput, compile_generation
+from pod_job.generation.generator import Generator
+from pod_job.generation.waves import Wave, make_wave
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -112,8 +112,7 @@ class Bench:
         self.arch: Arch = read_arch_file(folder / "config.json")
         self.prompts = prompts
         self.mesh = make_mesh(MeshConfig())
-        self.rows = row_sharding(self.mesh, Sharding.replicated)
-        self.feeding = feeding(self.rows, len(prompts), 0)
+        self.feeding = feeding(StepRows(len(prompts), row_sharding(self.mesh, Sharding.replicated)), 0)
         table = weight_table(self.arch)
         shardings = weight_shardings(self.mesh, Sharding.replicated, table)
         self.placement = placement(self.mesh, Sharding.replicated, shardings)
@@ -123,23 +122,22 @@ class Bench:
     def model(self, taps: tuple[Tap, ...]) -> Decoder:
         return Decoder(self.arch, taps, jnp.float32, self.placement)
 
-    def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Any, Ending, Wave]:
+    def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Generator, Wave]:
         S, dtype = self.prompts.shape[1], Stored.float32
         ending = Ending(GenerateConfig(max_new_tokens=new), (), None)
         extract = ExtractConfig(seq_len=S, dtype=dtype, positions=Positions.generated)
-        programs = compile_generation(
-            self.model(taps), self.params, self.mesh, self.rows, len(self.prompts), extract, ending
-        )
+        programs = compile_generation(self.model(taps), self.params, self.feeding.rows, extract, ending)
         queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(self.prompts)]
-        return programs, ending, lay_out(queued, len(queued), S, len(queued), {})
+        generator = Generator(programs, self.params, self.feeding, ending, extract.positions)
+        return generator, make_wave(queued, len(queued), S, len(queued), {})
 
     def ours(self, taps: tuple[Tap, ...]) -> Callable[[], float]:
         """A function that generates as the job does, vectors on the host; it gives its seconds."""
-        programs, ending, wave = self.compiled(taps, NEW)
+        generator, wave = self.compiled(taps, NEW)
 
         def run() -> float:
             started = time.perf_counter()
-            result: WaveResult = run_wave(programs, ending, self.params, wave, False, self.rows, self.feeding)
+            result = generator.run(wave, more=False)
             self.tokens = result.tokens[:, :NEW]
             return time.perf_counter() - started
 
@@ -160,13 +158,15 @@ class Bench:
 
     def calls(self, taps: tuple[Tap, ...], rounds: int) -> dict[int, float]:
         """Seconds per token and row of the calls that end with token 16 and with token 256: medians over rounds."""
-        programs, _, wave = self.compiled(taps, LONG)
+        generator, wave = self.compiled(taps, LONG)
+        programs = generator.programs
         found: dict[int, list[float]] = {16: [], LONG: []}
         for _ in range(rounds):
             arrays = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, wave.force(0, 1)[:, 0])
             flags = np.zeros(len(wave.token_ids), np.int32)
-            progress, *_ = programs.prefill(self.params, *spread((*arrays, flags), self.rows, self.feeding))
-            steering = spread((flags > 0, wave.force(0, programs.call_tokens)), self.rows, self.feeding)
+            prompts = PrefillInput(*put_rows((*arrays, flags), self.feeding))
+            progress, *_ = programs.prefill(self.params, prompts)
+            steering = put_rows((flags > 0, wave.force(0, programs.call_tokens)), self.feeding)
             for read in range(programs.call_tokens, LONG + 1, programs.call_tokens):
                 jax.block_until_ready(progress)
                 started = time.perf_counter()

@@ -9,7 +9,7 @@ from launch.cloud.pods import Pod, find_pods
 from launch.cloud.request import pod_name
 from launch.view.status_view import PodHours, PodStatus, RunStatus
 from pod_job.config.schema import JobConfig, PodKind
-from pod_job.planning.batches import batch_count
+from pod_job.planning.batches import total_batches
 from pod_job.planning.inputs import read_inputs
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.run_folder.identity import read_run
@@ -28,7 +28,7 @@ def planned_batches(config: JobConfig, folder: Folder) -> int:
     if folder.stat(RUN) is None:
         return read_inputs(config).total_batches
     identity = read_run(folder)["identity"]
-    return batch_count(identity["tasks"]["samples"], identity["save_every_n_samples"])
+    return total_batches(identity["tasks"]["samples"], identity["save_every_n_samples"])
 
 
 def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> RunStatus:

@@ -20,7 +20,7 @@ from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import NoWeights
 from pod_job.formats.records import encode
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
-from pod_job.planning.memory import Held, described, held
+from pod_job.planning.memory import RunMemory, described, run_memory
 from pod_job.preflight.lines import lines as preflight_lines
 from pod_job.preflight.records import PreflightReport
 
@@ -50,7 +50,7 @@ class Plan(msgspec.Struct, frozen=True):
     dtype: str
     run_dir: str
     weights_found: bool  # and their headers checked; False: the plan is made from config.json alone
-    memory: Held
+    memory: RunMemory
     commands: list[HostCommand]
     preflight: PreflightReport | None = None
     no_preflight: str | None = None
@@ -127,7 +127,7 @@ def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCo
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
         weights_found=isinstance(inputs, Inputs),
-        memory=held(config, inputs),
+        memory=run_memory(inputs),
         commands=commands,
     )
 

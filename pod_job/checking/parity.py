@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +18,6 @@ from jax.experimental import multihost_utils
 
 from pod_job.checking.reference import limit_of, reference_taps, relative_errors
 from pod_job.checking.trial import Trial
-from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.safetensors import DTYPE_OF
@@ -52,12 +50,7 @@ class Parity:
 
 
 def check_parity(
-    config: JobConfig,
-    inputs: Inputs,
-    tokenizer: Any,
-    host: Host,
-    try_out: Callable[[Sequence[Prompt]], list[Trial]],
-    with_host_0: bool,
+    inputs: Inputs, host: Host, try_out: Callable[[Sequence[Prompt]], list[Trial]], with_host_0: bool
 ) -> None:
     """Tries the first prompts that fit, on every host; returns if the vectors agree with the reference.
 
@@ -67,13 +60,13 @@ def check_parity(
     Raises:
         JobError: some tap is further off than `parity.limit`; the run must not go on.
     """
-    extract, samples = config.extract, inputs.tasks.samples
+    config, samples = inputs.config, inputs.tasks.samples
     chosen = [samples[i] for i in range(min(config.parity.samples, len(samples)))]
-    prompts = tokenize(tokenizer, chosen, extract.seq_len, extract.too_long)
+    prompts = tokenize(inputs.tokenizer, chosen, config.extract.seq_len, config.extract.too_long)
     forget_earlier(inputs, host)
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
-        result = compare(config, inputs, host, trials)
+        result = compare(inputs, host, trials)
         inputs.folder.replace(layout.parity_file(host.attempt), json.dumps(asdict(result)).encode())
     else:
         result = await_result(inputs, host)
@@ -89,7 +82,7 @@ def forget_earlier(inputs: Inputs, host: Host) -> None:
         multihost_utils.sync_global_devices("no parity yet")
 
 
-def compare(config: JobConfig, inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
+def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
     """The trials' vectors against the reference's."""
     name, truths = reference_taps(inputs, [trial.token_ids for trial in trials])
     errors, count = {}, 0

@@ -14,7 +14,7 @@ from pod_job.errors import JobError
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import read_inputs
 from pod_job.prompts.tasks import Samples
-from pod_job.prompts.tokens import load_tokenizer, tokenize
+from pod_job.prompts.tokens import tokenize
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.completions import read_completions
@@ -58,8 +58,7 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequenc
     chosen = np.sort(np.random.default_rng(seed).choice(len(first), min(count, len(first)), replace=False))
     prompts: dict[bytes, np.ndarray] = {}  # each once, however many rows are of it
     places = []
-    tokenizer = load_tokenizer(inputs.model_dir)
-    for token_ids, position in row_prompts(config, inputs.tasks.samples, tokenizer, first, chosen):
+    for token_ids, position in row_prompts(config, inputs.tasks.samples, inputs.tokenizer, first, chosen):
         prompts.setdefault(token_ids.tobytes(), token_ids)
         places.append((token_ids.tobytes(), position))
     name, computed = reference_taps(inputs, list(prompts.values())) if prompts else ("", [])

@@ -3,92 +3,84 @@
 import itertools
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pod_job.config.schema import ExtractConfig
+from pod_job.extraction.feeding import Feeding
 from pod_job.extraction.packing import Queued
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.tokens import Prompt, tokenize
+from pod_job.prompts.tokens import Prompt
 
 T = TypeVar("T")
+InputT = TypeVar("InputT")
+BatchT = TypeVar("BatchT")
 STEPS_AHEAD = 4  # packed steps that may wait for the devices
 
 
-def anyone(mine: Sequence[bool]) -> list[bool]:
-    """Per entry, whether it is true on any host."""
+def on_any_host(flags: Sequence[bool]) -> list[bool]:
+    """Returns for each flag whether it is true on any host."""
     if jax.process_count() == 1:
-        return list(mine)
-    return multihost_utils.process_allgather(np.array(mine)).any(axis=0).tolist()
+        return list(flags)
+    return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
 
 
-class Feeder:
-    """Step inputs of this host's batches, tokenised and laid out ahead in a thread of its own.
+class Feeder(ABC, Generic[InputT, BatchT]):
+    """Step inputs of this host's batches, tokenized and laid out ahead in a thread of its own.
 
     `open` holds the batches under assembly, where this host keeps the results (`writes`).
     """
 
     def __init__(
-        self,
-        batches: Sequence[int],
-        prompts: Callable[[int], list[Prompt]],
-        open_batch: Callable[[int, list[Prompt]], Any],
-        lay_out: Callable[[Iterator[Queued]], Iterator[Any]],
-        empty: Any,
-        writes: bool,
-        reporter: Reporter,
-        stop: StopRequest,
+        self, batches: Sequence[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
     ) -> None:
-        """`lay_out` makes step inputs of the prompts that `prompts` gives for each batch; `empty` is one of none.
+        """Once there is a request to `stop`, no more batches are begun."""
+        self.inputs, self.rows, self.writes = inputs, feeding.feeder_rows, feeding.writes
+        self.reporter, self.stop = reporter, stop
+        self.open: dict[int, BatchT] = {}
+        self._steps = prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
+        self._ahead: deque[InputT] = deque()
 
-        Once there is a wish to `stop`, no more batches are begun.
-        """
-        self.open: dict[int, Any] = {}
-        self.writes, self.empty, self.reporter, self.stop = writes, empty, reporter, stop
-        self._steps = prefetch(lay_out(self._queue_prompts(batches, prompts, open_batch)), STEPS_AHEAD)
-        self._ahead: deque[Any] = deque()
+    @abstractmethod
+    def make_inputs(self, queued: Iterator[Queued]) -> Iterator[InputT]:
+        """Yields step inputs that hold the prompts."""
+
+    @abstractmethod
+    def empty_input(self) -> InputT:
+        """Returns a step input without a prompt."""
+
+    @abstractmethod
+    def open_batch(self, number: int, prompts: list[Prompt]) -> BatchT:
+        """Returns what the results of a batch are assembled in."""
 
     def has(self, n: int) -> bool:
-        """Whether there is a step `n` after the next one."""
+        """Returns whether there is a step `n` after the next one."""
         self._ahead.extend(itertools.islice(self._steps, max(0, n + 1 - len(self._ahead))))
         return len(self._ahead) > n
 
-    def take(self) -> Any:
-        """The next step, or an empty one when there is none left."""
-        return self._ahead.popleft() if self.has(0) else self.empty
+    def take(self) -> InputT:
+        """Returns the next step input, or an empty one when there is none left."""
+        return self._ahead.popleft() if self.has(0) else self.empty_input()
 
-    def _queue_prompts(
-        self,
-        batches: Sequence[int],
-        prompts: Callable[[int], list[Prompt]],
-        open_batch: Callable[[int, list[Prompt]], Any],
-    ) -> Iterator[Queued]:
-        for batch in itertools.takewhile(lambda _: not self.stop, batches):
-            tokenized = prompts(batch)
+    def _queue_prompts(self, batches: Sequence[int]) -> Iterator[Queued]:
+        for number in itertools.takewhile(lambda _: not self.stop, batches):
+            prompts = self.inputs.prompts(number)
             if self.writes:
-                self.open[batch] = open_batch(batch, tokenized)
-                self.reporter.add(samples=len(tokenized), cut_samples=sum(prompt.cut for prompt in tokenized))
-            yield from (Queued(batch, index, prompt) for index, prompt in enumerate(tokenized))
-
-
-def batch_prompts(batch: int, inputs: Inputs, tokenizer: Any, config: ExtractConfig) -> list[Prompt]:
-    """The tokenised prompts of a batch."""
-    samples = inputs.tasks.samples
-    chosen = batch_samples(batch, len(samples), config.save_every_n_samples)
-    return tokenize(tokenizer, [samples[i] for i in chosen], config.seq_len, config.too_long)
+                self.open[number] = self.open_batch(number, prompts)
+                self.reporter.add(samples=len(prompts), cut_samples=sum(prompt.cut for prompt in prompts))
+            yield from (Queued(number, index, prompt) for index, prompt in enumerate(prompts))
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made in a thread that runs at most `depth` ahead; its exception is raised here."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    """Yields the items from a thread that runs at most `depth` ahead; its exception is raised here."""
+    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
 
     def produce() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Prompts packed into rows of one static length, and rows into steps; where each prompt lies is kept beside it.
+"""Prompts packed into rows of one static length, and rows into steps, with the place of each prompt.
 
 A packed prompt has its own segment id (from 1; 0 is padding) and positions from 0, so its activations are those of
 the prompt alone.
@@ -44,7 +44,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a feeder puts into one step. `last` is the position of each slot's last token (0 in empty slots)."""
+    """A feeder's input of one step. `last` is the position of each slot's last token (0 in empty slots)."""
 
     token_ids: Int32[np.ndarray, "R S"]
     segment_ids: Int32[np.ndarray, "R S"]
@@ -58,7 +58,7 @@ class StepInput:
 
 
 def pack(lengths: Sequence[int], seq_len: int, most: int) -> list[list[int]]:
-    """Best-fit decreasing: lists of indices into `lengths`, each list at most `seq_len` long in sum, `most` in number.
+    """Packs best-fit decreasing: lists of indices into `lengths`, each at most `seq_len` in sum and `most` long.
 
     The longest prompt comes first, into the fullest row that still has room for it (Johnson 1974: within 11/9 of
     the fewest rows).
@@ -77,7 +77,7 @@ def pack(lengths: Sequence[int], seq_len: int, most: int) -> list[list[int]]:
 
 
 def pack_steps(queued: Iterable[Queued], rows: int, seq_len: int, prompts_per_row: int) -> Iterator[StepInput]:
-    """Steps of `rows` rows, each as full as the prompts at hand allow; only the last may have empty rows.
+    """Yields steps of `rows` rows, each as full as the prompts at hand allow; only the last may have empty rows.
 
     Order is kept roughly, not exactly.
     """
@@ -88,7 +88,7 @@ def pack_steps(queued: Iterable[Queued], rows: int, seq_len: int, prompts_per_ro
 
     def steps(chosen: list[list[Queued]]) -> Iterator[StepInput]:
         for start in range(0, len(chosen), rows):
-            yield lay_out(chosen[start : start + rows], rows, seq_len, prompts_per_row)
+            yield make_step(chosen[start : start + rows], rows, seq_len, prompts_per_row)
 
     for item in queued:
         waiting.append((choice, item))
@@ -105,7 +105,7 @@ def pack_steps(queued: Iterable[Queued], rows: int, seq_len: int, prompts_per_ro
 def choose_rows(
     waiting: list[tuple[int, Queued]], stale_choice: int, count: int, seq_len: int, prompts_per_row: int
 ) -> tuple[list[list[Queued]], list[tuple[int, Queued]]]:
-    """The best `count` rows that can be made of the waiting prompts, and those that wait on.
+    """Returns the best `count` rows that can be made of the waiting prompts, and the prompts that go on waiting.
 
     Rows with a prompt that came by `stale_choice` go first, then the fullest.
     """
@@ -123,8 +123,8 @@ def choose_rows(
     return [[waiting[i][1] for i in sorted(row)] for row in chosen], left
 
 
-def lay_out(chosen: Sequence[Sequence[Queued]], rows: int, seq_len: int, prompts_per_row: int) -> StepInput:
-    """The arrays of a step; rows past `chosen` are padding."""
+def make_step(chosen: Sequence[Sequence[Queued]], rows: int, seq_len: int, prompts_per_row: int) -> StepInput:
+    """Returns the arrays of a step; rows past `chosen` are padding."""
     token_ids, segment_ids, positions = (np.zeros((rows, seq_len), np.int32) for _ in range(3))
     last = np.zeros((rows, prompts_per_row), np.int32)
     placed = []

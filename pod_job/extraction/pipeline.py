@@ -1,26 +1,21 @@
 """The stages between tasks and commits, each in its own thread with a bounded queue to the next.
 
-tokenise and pack (feeder thread) -> compute (devices) -> copy and assemble (this thread, one step behind) -> commit
+tokenize and pack (feeder thread) -> compute (devices) -> copy and assemble (this thread, one step behind) -> commit
 (writer threads). A slow stage makes those before it wait; nothing piles up.
 """
 
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from jax.sharding import NamedSharding
-
-from pod_job.config.schema import ExtractConfig
 from pod_job.extraction.assembly import OpenBatch
-from pod_job.extraction.feeder import Feeder, anyone, batch_prompts
+from pod_job.extraction.feeder import Feeder, on_any_host
 from pod_job.extraction.feeding import Feeding
-from pod_job.extraction.packing import StepInput, lay_out, pack_steps
-from pod_job.extraction.step import Step, StepOutput, place
+from pod_job.extraction.packing import Queued, StepInput, make_step, pack_steps
+from pod_job.extraction.step import Step, StepOutput
 from pod_job.extraction.transfer import local_rows, start_copy
 from pod_job.extraction.writers import Writers
-from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
@@ -31,27 +26,41 @@ from pod_job.storage.buffers import Pool
 STEPS_TIMED = 256  # the last ones, of which the median is reported
 
 
-def extract(
-    step: Step,
-    params: Any,
-    feeder: "Feeder",
-    rows: NamedSharding,
-    feeding: Feeding,
-    writers: "Writers",
-    reporter: Reporter,
-) -> None:
+class PackedFeeder(Feeder[StepInput, OpenBatch]):
+    """Feeder of `extract`: several prompts are packed into each row."""
+
+    def __init__(
+        self, batches: Sequence[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
+    ) -> None:
+        super().__init__(batches, inputs, feeding, reporter, stop)
+        self.special_ids, self.pool = special_ids(inputs.tokenizer), Pool()
+
+    def make_inputs(self, queued: Iterator[Queued]) -> Iterator[StepInput]:
+        extract = self.inputs.config.extract
+        return pack_steps(queued, self.rows, extract.seq_len, extract.prompts_per_row)
+
+    def empty_input(self) -> StepInput:
+        extract = self.inputs.config.extract
+        return make_step([], self.rows, extract.seq_len, extract.prompts_per_row)
+
+    def open_batch(self, number: int, prompts: list[Prompt]) -> OpenBatch:
+        special = [special_tokens(prompt, self.special_ids) for prompt in prompts]
+        return OpenBatch(number, prompts, special, self.inputs.config.extract, self.inputs.widths, self.pool)
+
+
+def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> None:
     """Runs steps until no feeder has prompts left; results go to `writers` while the next step runs.
 
-    Each step tells whether any feeder has a step two further on, so every host stops after the same one and none
+    Each step reports whether any feeder has a step two further on, so every host stops after the same one and none
     waits for an answer: the flag of step k is read while step k + 1 runs.
     """
-    wanted = deque(anyone([feeder.has(0), feeder.has(1)]))
+    wanted = deque(on_any_host([feeder.has(0), feeder.has(1)]))
     started = before = time.monotonic()
     times: deque[float] = deque(maxlen=STEPS_TIMED)
     earlier: tuple[StepInput, StepOutput] | None = None
     while wanted.popleft():
         item = feeder.take()
-        output = step(params, *place(item, feeder.has(1), rows, feeding))
+        output = step(item, feeder.has(1))
         start_copy(output)
         if earlier is not None:
             wanted.append(collect(*earlier, feeder, writers, reporter))
@@ -65,42 +74,12 @@ def extract(
     reporter.set(seconds=time.monotonic() - started)
 
 
-def collect(item: StepInput, output: StepOutput, feeder: "Feeder", writers: "Writers", reporter: Reporter) -> bool:
-    """Files a step's results under their batches, hands on those that are whole, returns the step's `more`."""
-    activations, more = output
+def collect(item: StepInput, output: StepOutput, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> bool:
+    """Copies a step's results into their batches, hands on complete ones, and returns the step's `more`."""
     if feeder.writes:
-        shards = {name: local_rows(array) for name, array in activations.items()}
+        shards = {name: local_rows(array) for name, array in output.activations.items()}
         for placed in item.placed:
             if feeder.open[placed.batch].put(placed, shards):
                 writers.commit(feeder.open.pop(placed.batch).finish())
         reporter.add(steps=1, tokens=item.tokens, positions=item.token_ids.size)
-    return bool(more)
-
-
-def packed_feeder(
-    batches: Sequence[int],
-    inputs: Inputs,
-    tokenizer: Any,
-    config: ExtractConfig,
-    rows: int,
-    writes: bool,
-    reporter: Reporter,
-    stop: StopRequest,
-) -> Feeder:
-    """For `extract`: prompts packed into steps of `rows` rows."""
-    dtype, control, pool = DTYPE_OF[config.dtype.value], special_ids(tokenizer), Pool()
-
-    def open_batch(batch: int, prompts: list[Prompt]) -> OpenBatch:
-        special = [special_tokens(prompt, control) for prompt in prompts]
-        return OpenBatch(batch, prompts, special, config, inputs.widths, dtype, pool)
-
-    return Feeder(
-        batches,
-        lambda batch: batch_prompts(batch, inputs, tokenizer, config),
-        open_batch,
-        lambda queued: pack_steps(queued, rows, config.seq_len, config.prompts_per_row),
-        lay_out([], rows, config.seq_len, config.prompts_per_row),
-        writes,
-        reporter,
-        stop,
-    )
+    return bool(output.more)

@@ -9,11 +9,11 @@ from pod_job.formats.quantized import GROUP, LARGEST, SCALE, groups, is_eight_bi
 
 
 def as_stored(vectors: Float[Array, "*B D"], dtype: np.dtype) -> Shaped[Array, "*B _"]:
-    """The vectors in `dtype`; for eight bits rows of bytes as `run_folder.eight_bit` lays them out."""
-    return _eight_bit(vectors, dtype) if is_eight_bit(dtype) else vectors.astype(dtype)
+    """Returns the vectors in `dtype`; for eight bits rows of bytes, as formats/quantized.py lays them out."""
+    return _quantize(vectors, dtype) if is_eight_bit(dtype) else vectors.astype(dtype)
 
 
-def _eight_bit(vectors: Float[Array, "*B D"], dtype: np.dtype) -> Shaped[Array, "*B _"]:
+def _quantize(vectors: Float[Array, "*B D"], dtype: np.dtype) -> Shaped[Array, "*B _"]:
     width = vectors.shape[-1]
     G = groups(width)
     wide = jnp.pad(vectors.astype(jnp.float32), [(0, 0)] * (vectors.ndim - 1) + [(0, G * GROUP - width)])

@@ -3,39 +3,45 @@
 B rows of all hosts, R rows of one feeder, S positions, M selected positions of a row.
 """
 
-from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Shaped
 
 from pod_job.config.schema import ExtractConfig, Positions
-from pod_job.extraction.feeding import Feeding
+from pod_job.extraction.feeding import Feeding, StepRows
 from pod_job.extraction.packing import StepInput
 from pod_job.extraction.quantize import as_stored
-from pod_job.extraction.transfer import spread
+from pod_job.extraction.transfer import put_rows
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.models.decoder import Decoder, Output
-
-StepOutput = tuple[dict[str, Array], Array]
-Step = Callable[..., StepOutput]
+from pod_job.models.decoder import Decoder, Output, Params
 
 
-def compile_step(
-    model: Decoder, params: Any, mesh: Mesh, rows: NamedSharding, global_rows: int, config: ExtractConfig
-) -> jax.stages.Compiled:
-    """The program of a step, for the one shape that every step has: `global_rows` rows of `config.seq_len`.
+class StepOutput(NamedTuple):
+    """Result of a step on the devices.
 
-    It takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and gives
-    ({tap name: [B, M or S, width] as `as_stored` gives it, split by `rows`}, more), where the second `more` is whether
-    any feeder's was true: the only thing that hosts tell each other in a step.
+    Attributes:
+        activations: {tap name: [B, M or S, width]} as `as_stored` gives it, split like the rows.
+        more: whether any feeder's `more` was true: the only thing that hosts exchange in a step.
+    """
+
+    activations: dict[str, Shaped[Array, "B _ _"]]
+    more: Int[Array, ""]
+
+
+def compile_step(model: Decoder, params: Params, rows: StepRows, config: ExtractConfig) -> jax.stages.Compiled:
+    """Compiles the step for the one shape that every step has: `rows.count` rows of `config.seq_len`.
+
+    The program takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and returns
+    a StepOutput.
     """
 
     def step(
-        params: Any,
+        params: Params,
         token_ids: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"],
         positions: Int[Array, "B S"],
@@ -53,18 +59,28 @@ def compile_step(
         )
         activations = cast(Output, output).activations
         stored = DTYPE_OF[config.dtype.value]
-        return {name: as_stored(value, stored) for name, value in activations.items()}, jnp.max(more)
+        return StepOutput({name: as_stored(value, stored) for name, value in activations.items()}, jnp.max(more))
 
     def argument(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((global_rows, *shape), jnp.int32, sharding=rows)
+        return jax.ShapeDtypeStruct((rows.count, *shape), jnp.int32, sharding=rows.sharding)
 
-    taps = {tap.name: rows for tap in model.taps}
-    jitted = jax.jit(step, out_shardings=(taps, NamedSharding(mesh, PartitionSpec())))
+    everywhere = NamedSharding(rows.sharding.mesh, PartitionSpec())
+    shardings = StepOutput({tap.name: rows.sharding for tap in model.taps}, everywhere)  # type: ignore[arg-type]
+    jitted = jax.jit(step, out_shardings=shardings)
     tokens, slots = argument(config.seq_len), argument(config.prompts_per_row)
     return jitted.lower(params, tokens, tokens, tokens, slots, argument()).compile(model.placement.compiler_options)
 
 
-def place(item: StepInput, more: bool, rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:
-    """This host's part of a step's inputs, as global arrays split by `rows`."""
-    flags = np.full(item.token_ids.shape[0], more, np.int32)
-    return spread((item.token_ids, item.segment_ids, item.positions, item.last, flags), rows, feeding)
+@dataclass(frozen=True)
+class Step:
+    """The compiled step, the weights it runs on, and this host's part in feeding it."""
+
+    compiled: jax.stages.Compiled
+    params: Params
+    feeding: Feeding
+
+    def __call__(self, item: StepInput, more: bool) -> StepOutput:
+        """Starts a step on the devices; `more`: this host's feeder has a step two further on."""
+        flags = np.full(len(item.token_ids), more, np.int32)
+        arrays = (item.token_ids, item.segment_ids, item.positions, item.last, flags)
+        return self.compiled(self.params, *put_rows(arrays, self.feeding))

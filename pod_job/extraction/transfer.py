@@ -5,36 +5,36 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from pod_job.extraction.feeding import Feeding
 
 
-def spread(arrays: Sequence[np.ndarray], rows: NamedSharding, feeding: Feeding) -> tuple[Array, ...]:
-    """A feeder's arrays [R, ...] as its part of global arrays split by `rows`."""
+def put_rows(arrays: Sequence[np.ndarray], feeding: Feeding) -> tuple[Array, ...]:
+    """Returns a feeder's arrays [R, ...] as its part of global arrays, split like the rows of a step."""
     feeder_rows = len(arrays[0])
     per_shard = feeder_rows // len(feeding.row_starts)
 
-    def globally(local: np.ndarray) -> Array:
+    def put(local: np.ndarray) -> Array:
         def shard(index: Any) -> np.ndarray:
             at = feeding.row_starts.index(index[0].start or 0) * per_shard
             return local[at : at + per_shard]
 
-        return jax.make_array_from_callback((feeder_rows * feeding.feeders, *local.shape[1:]), rows, shard)
+        shape = (feeder_rows * feeding.feeders, *local.shape[1:])
+        return jax.make_array_from_callback(shape, feeding.rows.sharding, shard)
 
-    return tuple(globally(array) for array in arrays)
+    return tuple(put(array) for array in arrays)
 
 
 def start_copy(output: Any) -> None:
-    """Lets the devices send results while the next step runs."""
+    """Lets the devices send the arrays of a pytree while the next step runs."""
     for array in jax.tree.leaves(output):
         for shard in array.addressable_shards:
             shard.data.copy_to_host_async()
 
 
 def local_rows(array: Array) -> list[np.ndarray]:
-    """This host's shards of an output, in the order of their rows, each once: [rows of a shard, M or S, width]."""
-    jax.block_until_ready(array)  # where the program failed this says so; on CPU the copies would wait for ever
+    """Returns this host's shards of an output by their rows, each once: [rows of a shard, M or S, width]."""
+    jax.block_until_ready(array)  # where the program failed this raises; on CPU the copies would wait forever
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return [np.asarray(shards[start]) for start in sorted(shards)]

@@ -35,7 +35,7 @@ class Writers:
         self.pool.shutdown(cancel_futures=True)
 
     def commit(self, batch: Batch, completions: Sequence[Completion] = ()) -> None:
-        """Queues a batch, and what its prompts were completed with; raises what went wrong with an earlier one."""
+        """Queues a batch, and its prompts' completions; raises what went wrong with an earlier one."""
         while self.running and self.running[0].done():
             self.running.popleft().result()
         self.slots.acquire()

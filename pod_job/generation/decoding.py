@@ -12,16 +12,17 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pod_job.config.generate import GenerateConfig, cache_slots, call_tokens
 from pod_job.config.schema import ExtractConfig, Positions
+from pod_job.extraction.feeding import StepRows
 from pod_job.extraction.quantize import as_stored
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.completions import Ending
 from pod_job.models.cache import Cache, empty_cache
-from pod_job.models.decoder import Decoder, Output
+from pod_job.models.decoder import Decoder, Output, Params
 
 Extended = tuple[Output, Cache]
 
@@ -40,69 +41,93 @@ class Progress(NamedTuple):
     read: Int[Array, ""]  # new tokens, by the model
 
 
-@dataclass(frozen=True)
-class Programs:
-    """Compiled for one shape.
+class PrefillInput(NamedTuple):
+    """Prompts, aligned at their ends. `forced` is FREE, or the first new token; `more`: a feeder has another wave."""
 
-    `prefill(params, token_ids, segment_ids, positions, number, forced [B], more [B])` gives (progress, taps of the
-    prompts, first tokens [B], whether any `more` was true). `decode(params, progress, stopped [B], forced [B, T])`
-    gives (progress, taps of the tokens read [B, T, width], tokens chosen after each [B, T], whether any row goes on).
+    token_ids: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    number: Int[Array, " B"]  # of the row's sample among all samples of the run
+    forced: Int[Array, " B"]
+    more: Int[Array, " B"]
+
+
+class Generated(NamedTuple):
+    """Result of either program on the devices.
+
+    Attributes:
+        taps: of prefill [B, S or 1, width] of the prompts, of decode [B, T, width] of the tokens read.
+        tokens: of prefill [B], the first new ones; of decode [B, T], those chosen after each token read.
+        going: of prefill whether any `more` was true, of decode whether any row goes on.
     """
 
-    prefill: Callable[..., tuple[Progress, dict[str, Array], Array, Array]]
-    decode: Callable[..., tuple[Progress, dict[str, Array], Array, Array]]
+    progress: Progress
+    taps: dict[str, Shaped[Array, "B _ _"]]
+    tokens: Int[Array, "B *T"]
+    going: Shaped[Array, ""]
+
+
+Prefill = Callable[[Params, PrefillInput], Generated]
+Decode = Callable[[Params, Progress, Bool[Array, " B"], Int[Array, "B T"]], Generated]
+"""Takes the rows that the host has stopped, and the forced tokens (or FREE) after each token read."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Both programs, compiled for one shape; a call of decode adds `call_tokens` tokens."""
+
+    prefill: jax.stages.Compiled
+    decode: jax.stages.Compiled
     call_tokens: int
 
 
 def compile_generation(
-    model: Decoder,
-    params: Any,
-    mesh: Mesh,
-    rows: NamedSharding,
-    global_rows: int,
-    extract: ExtractConfig,
-    ending: Ending,
+    model: Decoder, params: Params, rows: StepRows, extract: ExtractConfig, ending: Ending
 ) -> Programs:
-    """Both programs for `global_rows` rows of `extract.seq_len` tokens at most, split by `rows`."""
+    """Compiles both programs for `rows.count` prompts of at most `extract.seq_len` tokens."""
     S, T = extract.seq_len, call_tokens(ending.generate.max_new_tokens)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    of_cache = NamedSharding(mesh, PartitionSpec(None, model.placement.rows, None, model.placement.heads))
-    progress = Progress(Cache(of_cache, of_cache, rows, everywhere), rows, rows, rows, rows, everywhere)  # type: ignore[arg-type]
-    outputs = (progress, {tap.name: rows for tap in model.taps}, rows, everywhere)
-    prompt_taps = {tap.name: rows for tap in model.taps if extract.positions is not Positions.generated}
+    split, everywhere = rows.sharding, NamedSharding(rows.sharding.mesh, PartitionSpec())
 
     def argument(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((global_rows, *shape), dtype, sharding=rows)
+        return jax.ShapeDtypeStruct((rows.count, *shape), dtype, sharding=split)
 
-    begin = prefill_function(model, extract, ending.generate)
-    arguments = (params, argument(S), argument(S), argument(S), argument(), argument(), argument())
-    prefill = jax.jit(begin, out_shardings=(progress, prompt_taps, rows, everywhere)).lower(*arguments)
+    progress = progress_shardings(model, rows)
+    prompt_taps = {tap.name: split for tap in model.taps if extract.positions is not Positions.generated}
+    prefill = jax.jit(
+        prefill_function(model, extract, ending.generate),
+        out_shardings=Generated(progress, prompt_taps, split, everywhere),  # type: ignore[arg-type]
+    ).lower(params, PrefillInput(argument(S), argument(S), argument(S), argument(), argument(), argument()))  # type: ignore[arg-type]
     shapes = jax.tree.map(
         lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
-        prefill.out_info[0],
+        prefill.out_info.progress,
         progress,
     )
-    further = decode_function(model, extract, ending)
-    decode = jax.jit(further, donate_argnums=1, out_shardings=outputs).lower(
-        params, shapes, argument(dtype=bool), argument(T)
-    )
+    token_taps = {tap.name: split for tap in model.taps}
+    decode = jax.jit(
+        decode_function(model, extract, ending),
+        donate_argnums=1,
+        out_shardings=Generated(progress, token_taps, split, everywhere),  # type: ignore[arg-type]
+    ).lower(params, shapes, argument(dtype=bool), argument(T))
     options = model.placement.compiler_options
     return Programs(prefill.compile(options), decode.compile(options), T)
 
 
-def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Callable[..., Any]:
+def progress_shardings(model: Decoder, rows: StepRows) -> Progress:
+    """Returns the sharding of each array of Progress, in its place."""
+    mesh, split = rows.sharding.mesh, rows.sharding
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    keys = NamedSharding(mesh, PartitionSpec(None, model.placement.rows, None, model.placement.heads))
+    cache = Cache(keys, keys, split, everywhere)  # type: ignore[arg-type]
+    return Progress(cache, split, split, split, split, everywhere)  # type: ignore[arg-type]
+
+
+def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Prefill:
+    """Returns the program that reads prompts into a new cache and chooses the first new tokens."""
     slots = cache_slots(extract.seq_len, generate.max_new_tokens)
     dtype = DTYPE_OF[extract.dtype.value]
 
-    def prefill(
-        params: Any,
-        token_ids: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
-        number: Int[Array, " B"],
-        forced: Int[Array, " B"],
-        more: Int[Array, " B"],
-    ) -> tuple[Progress, dict[str, Array], Array, Array]:
+    def prefill(params: Params, prompts: PrefillInput) -> Generated:
+        token_ids, segment_ids, positions, number, forced, more = prompts
         B, S = token_ids.shape
         applied = model.apply(
             params,
@@ -118,18 +143,18 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
         assert logits is not None
         token = choose(logits[:, 0], number, jnp.int32(0), forced, generate)
         progress = Progress(cache, token, positions[:, -1] + 1, number, segment_ids[:, -1] == 0, jnp.int32(0))
-        return progress, {name: as_stored(value, dtype) for name, value in activations.items()}, token, jnp.max(more)
+        taps = {name: as_stored(value, dtype) for name, value in activations.items()}
+        return Generated(progress, taps, token, jnp.max(more))
 
     return prefill
 
 
-def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> Callable[..., Any]:
+def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> Decode:
+    """Returns the program that reads the last token of every row and chooses the next, T times."""
     generate, dtype = ending.generate, DTYPE_OF[extract.dtype.value]
     T, end_tokens = call_tokens(generate.max_new_tokens), jnp.array(ending.end_tokens, jnp.int32)
 
-    def decode(
-        params: Any, progress: Progress, stopped: Bool[Array, " B"], forced: Int[Array, "B T"]
-    ) -> tuple[Progress, dict[str, Array], Array, Array]:
+    def decode(params: Params, progress: Progress, stopped: Bool[Array, " B"], forced: Int[Array, "B T"]) -> Generated:
         def read(progress: Progress, forced: Int[Array, " B"]) -> tuple[Progress, tuple[dict[str, Array], Array]]:
             applied = model.apply(
                 params,
@@ -150,7 +175,7 @@ def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> C
         begun = progress._replace(done=progress.done | stopped)
         progress, (taps, tokens) = jax.lax.scan(read, begun, forced.T, length=T)
         taps = {name: value.swapaxes(0, 1) for name, value in taps.items()}
-        return progress, taps, tokens.T, jnp.any(~progress.done)
+        return Generated(progress, taps, tokens.T, jnp.any(~progress.done))
 
     return decode
 
@@ -162,7 +187,7 @@ def choose(
     forced: Int[Array, " B"],
     generate: GenerateConfig,
 ) -> Int[Array, " B"]:
-    """The next token of every row: the one it is forced to, else the likeliest, else a draw at `temperature`.
+    """Returns the next token of every row: the one it is forced to, else the likeliest, else a draw at `temperature`.
 
     A draw depends on the seed, the sample's number and the token's only, so it is the same on any mesh.
     """

@@ -29,7 +29,7 @@ class Wave:
     forced: tuple[Sequence[int], ...]
 
     def force(self, start: int, count: int) -> Int32[np.ndarray, "R count"]:
-        """New tokens [start, start + count) where they are decided, else FREE."""
+        """Returns new tokens [start, start + count) where they are decided, else FREE."""
         table = np.full((len(self.token_ids), count), FREE, np.int32)
         for row, tokens in enumerate(self.forced):
             part = tokens[start : start + count]
@@ -44,20 +44,20 @@ def make_waves(
     per_batch: int,
     decided: Mapping[tuple[int, int], Sequence[int]],
 ) -> Iterator[Wave]:
-    """Waves of `rows` prompts in their order; `decided[batch, index]` are completions that were stored before."""
+    """Yields waves of `rows` prompts in their order; `decided[batch, index]` are completions stored before."""
     items = iter(queued)
     while chosen := list(itertools.islice(items, rows)):
-        yield lay_out(chosen, rows, seq_len, per_batch, decided)
+        yield make_wave(chosen, rows, seq_len, per_batch, decided)
 
 
-def lay_out(
+def make_wave(
     chosen: Sequence[Queued],
     rows: int,
     seq_len: int,
     per_batch: int,
     decided: Mapping[tuple[int, int], Sequence[int]],
 ) -> Wave:
-    """One wave; padding before a prompt is segment 0, the prompt segment 1 with positions from 0."""
+    """Returns one wave; padding before a prompt is segment 0, the prompt segment 1 with positions from 0."""
     token_ids, segment_ids, positions = (np.zeros((rows, seq_len), np.int32) for _ in range(3))
     numbers = np.zeros(rows, np.int32)
     for row, item in enumerate(chosen):

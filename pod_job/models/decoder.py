@@ -7,6 +7,7 @@ B rows, S positions, M selected positions of a row, D hidden, N query heads, V v
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +27,8 @@ from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 
 Activations = dict[str, Float[Array, "B M width"]]
+Params = Mapping[str, Mapping[str, Array | jax.ShapeDtypeStruct]]
+"""`{"params": {weight name: array}}`; of a program that is only compiled, the arrays' shapes."""
 
 
 class Output(NamedTuple):

@@ -1,22 +1,35 @@
-"""The plan of work: which samples make which batch, and which feeder does which batches. Pure arithmetic.
+"""Which samples make which batch, and which feeder computes which batches.
 
-A batch's samples depend on the data and the config only; who computes it, on the hosts there are now.
+A batch's samples depend on the data and the configuration only; who computes it, on the hosts there are now.
 """
 
 from collections.abc import Sequence
 
+from pod_job.errors import JobError
+from pod_job.run_folder.layout import MAX_BATCHES
 
-def batch_count(samples: int, save_every_n_samples: int) -> int:
-    """Batches are numbered 1 .. batch_count; the last may be short."""
-    return -(-samples // save_every_n_samples)
+
+def total_batches(samples: int, save_every_n_samples: int) -> int:
+    """Returns how many batches the run has; they are numbered from 1, and the last may be short.
+
+    Raises:
+        JobError: more batches than a run may have.
+    """
+    batches = -(-samples // save_every_n_samples)
+    if batches > MAX_BATCHES:
+        raise JobError(
+            f"extract.save_every_n_samples={save_every_n_samples} cuts {samples:,} samples into {batches:,} batches, a "
+            f"run has at most {MAX_BATCHES:,}; raise it to {-(-samples // MAX_BATCHES)} or more"
+        )
+    return batches
 
 
 def batch_samples(batch: int, samples: int, save_every_n_samples: int) -> range:
-    """Indices of the samples of batch `batch` (from 1)."""
+    """Returns the indices of the samples of batch `batch` (from 1)."""
     start = (batch - 1) * save_every_n_samples
     return range(start, min(start + save_every_n_samples, samples))
 
 
-def deal(pending: Sequence[int], feeders: int) -> list[list[int]]:
-    """The pending batches, dealt round robin, so that all feeders advance through the data together."""
+def assign_batches(pending: Sequence[int], feeders: int) -> list[list[int]]:
+    """Returns each feeder's batches, round robin, so that all feeders advance through the data together."""
     return [list(pending[i::feeders]) for i in range(feeders)]

@@ -18,11 +18,18 @@ from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.sharding import check_divides
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import Weight, weight_table
-from pod_job.planning.batches import batch_count
+from pod_job.planning.batches import batch_samples, total_batches
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
-from pod_job.prompts.tokens import check_template, end_tokens, load_tokenizer, tokenize, tokenizer_fingerprint
-from pod_job.run_folder import layout
+from pod_job.prompts.tokens import (
+    Prompt,
+    Tokenizer,
+    TokenizerFolder,
+    check_template,
+    end_tokens,
+    tokenize,
+    tokenizer_fingerprint,
+)
 from pod_job.run_folder.identity import confirm
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -30,104 +37,108 @@ from pod_job.storage.open import open_folder
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a run without its weights: the shapes that config.json gives, and the tasks."""
+    """A run without its weights: its configuration, the sizes that config.json gives, and the tasks."""
 
+    config: JobConfig
     arch: Arch
     taps: tuple[Tap, ...]
     table: dict[str, Weight]
     tasks: Tasks
     total_batches: int
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Size of a stored vector of each tap."""
+        return {tap.name: tap.width(self.arch) for tap in self.taps}
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the job starts from; `identity` is what its activations depend on."""
+class Inputs(Outline):
+    """Everything that the job starts from, opened and read once; `identity` is what its activations depend on."""
 
-    arch: Arch
-    taps: tuple[Tap, ...]
-    tasks: Tasks
-    total_batches: int
     folder: Folder
     model_dir: Path
     checkpoint: Checkpoint
-    table: dict[str, Weight]
+    tokenizer_folder: TokenizerFolder
     end_tokens: tuple[int, ...]
     identity: dict[str, Any]
 
     @property
-    def widths(self) -> dict[str, int]:
-        return {tap.name: tap.width(self.arch) for tap in self.taps}
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; JobError where it has none."""
+        return self.tokenizer_folder.tokenizer
+
+    def prompts(self, batch: int) -> list[Prompt]:
+        """Returns the tokenized prompts of a batch (from 1)."""
+        samples, extract = self.tasks.samples, self.config.extract
+        indices = batch_samples(batch, len(samples), extract.save_every_n_samples)
+        return tokenize(self.tokenizer, [samples[i] for i in indices], extract.seq_len, extract.too_long)
 
 
-def read_inputs(config: JobConfig) -> Inputs:
+def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     """Reads config.json, checkpoint headers and tasks; the run folder must be writable, and empty or this run's.
 
+    Args:
+        folder: the run folder, where it is open already.
     Raises:
         JobError: in one line, the first thing that is missing, malformed or does not fit together.
         NoWeights: where no weights are found but the rest is sound.
     """
     files = find_model(config.model.path, config.model.revision)
-    found = outline_of(config, files.directory)
+    tokenizer_folder = TokenizerFolder(files.directory)
+    outline = read_sizes_and_tasks(config, tokenizer_folder)
     checkpoint = read_checkpoint(files.weights)
-    check_checkpoint(checkpoint, found.table)
-    if found.tasks.chat:
-        check_template(files.directory)
-    folder = writable_run_folder(config)
-    ends = end_tokens(files.directory)
-    identity = run_identity(config, found, files, checkpoint)
-    if config.mode is Mode.generate:
-        identity["generate"] = {**asdict(config.generate), "end_tokens": ends}
+    check_checkpoint(checkpoint, outline.table)
+    if outline.tasks.chat:
+        check_template(tokenizer_folder)
+    folder = folder or open_run_folder(config)
+    check_compile_cache(config)
+    identity = run_identity(outline, files, checkpoint)
     confirm(folder, identity)
     return Inputs(
-        arch=found.arch,
-        taps=found.taps,
-        tasks=found.tasks,
-        total_batches=found.total_batches,
+        **vars(outline),
         folder=folder,
         model_dir=files.directory,
         checkpoint=checkpoint,
-        table=found.table,
-        end_tokens=ends,
+        tokenizer_folder=tokenizer_folder,
+        end_tokens=end_tokens(files.directory),
         identity=identity,
     )
 
 
 def read_outline(config: JobConfig) -> Outline:
-    """The same without weights, tokenizer and what only they can tell. JobError as `read_inputs`."""
-    found = outline_of(config, find_model(config.model.path, config.model.revision).directory)
-    writable_run_folder(config)
-    return found
+    """Reads config.json and tasks, and checks all that can be checked without weights. JobError as `read_inputs`."""
+    outline = read_sizes_and_tasks(
+        config, TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
+    )
+    open_run_folder(config)
+    check_compile_cache(config)
+    return outline
 
 
-def outline_of(config: JobConfig, model_dir: Path) -> Outline:
+def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder) -> Outline:
     extract = config.extract
-    arch = read_arch_file(model_dir / "config.json")
+    arch = read_arch_file(tokenizer_folder.path / "config.json")
     taps = resolve(extract.layers, extract.taps, arch.layers)
     check_context(config, arch)
     table = weight_table(arch)
     check_divides(table, config.mesh, config.sharding)
-    tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, model_dir))
-    return Outline(arch, taps, table, tasks, total_batches(len(tasks.samples), extract.save_every_n_samples))
+    tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, tokenizer_folder))
+    batches = total_batches(len(tasks.samples), extract.save_every_n_samples)
+    return Outline(config, arch, taps, table, tasks, batches)
 
 
-def total_batches(samples: int, save_every_n_samples: int) -> int:
-    """How many batches the run has. JobError where they are more than a run may have."""
-    batches = batch_count(samples, save_every_n_samples)
-    if batches > layout.MAX_BATCHES:
-        raise JobError(
-            f"extract.save_every_n_samples={save_every_n_samples} cuts {samples:,} samples into {batches:,} batches, a "
-            f"run has at most {layout.MAX_BATCHES:,}; raise it to {-(-samples // layout.MAX_BATCHES)} or more"
-        )
-    return batches
-
-
-def writable_run_folder(config: JobConfig) -> Folder:
-    """The run folder; JobError where it, or the folder of compiled programs, cannot be written to."""
+def open_run_folder(config: JobConfig) -> Folder:
+    """Opens the run folder. JobError where it cannot be written to."""
     folder = open_folder(config.storage.run_dir)
     folder.check_writable()
+    return folder
+
+
+def check_compile_cache(config: JobConfig) -> None:
+    """Raises JobError where the folder of compiled programs cannot be written to."""
     if config.storage.compile_cache is not None:
         open_folder(config.storage.compile_cache, "storage.compile_cache").check_writable()
-    return folder
 
 
 def check_context(config: JobConfig, arch: Arch) -> None:
@@ -145,37 +156,37 @@ def check_context(config: JobConfig, arch: Arch) -> None:
         )
 
 
-def token_counter(config: JobConfig, model_dir: Path) -> Callable[[Sample], int] | None:
-    """How many tokens of a sample the job computes; None where no budget asks for it."""
+def token_counter(config: JobConfig, tokenizer_folder: TokenizerFolder) -> Callable[[Sample], int] | None:
+    """Returns what counts the tokens of a sample that the job computes; None where no budget asks for it."""
     if config.tasks.max_tokens is None:
         return None
-    tokenizer, extract = load_tokenizer(model_dir), config.extract
+    tokenizer, extract = tokenizer_folder.tokenizer, config.extract
     return lambda sample: len(tokenize(tokenizer, [sample], extract.seq_len, extract.too_long)[0].token_ids)
 
 
-def run_identity(config: JobConfig, found: Outline, files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the activations depend on, as JSON values: two runs with equal identities give equal datasets.
+def run_identity(outline: Outline, files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns what the activations depend on, as JSON values: two runs with equal identities give equal datasets.
 
     Mesh, sharding, hosts and rows per step are not in it: a run may go on with others.
     """
-    extract = config.extract
-    return {
+    config, extract = outline.config, outline.config.extract
+    identity: dict[str, Any] = {
         "model": {
             "name": model_name(files.name, checkpoint),
-            "family": found.arch.family,
-            "layers": found.arch.layers,
-            "hidden_dim": found.arch.hidden,
+            "family": outline.arch.family,
+            "layers": outline.arch.layers,
+            "hidden_dim": outline.arch.hidden,
             "dtype": config.model.dtype.value,
             "weights_fingerprint": fingerprint(checkpoint),
         },
         "tokenizer": tokenizer_fingerprint(files.directory),
         "tasks": {
             "format": config.tasks.format.value,
-            "fingerprint": found.tasks.fingerprint,
-            "samples": len(found.tasks.samples),
-            "skipped": found.tasks.skipped,
+            "fingerprint": outline.tasks.fingerprint,
+            "samples": len(outline.tasks.samples),
+            "skipped": outline.tasks.skipped,
         },
-        "taps": [tap.name for tap in found.taps],
+        "taps": [tap.name for tap in outline.taps],
         "positions": extract.positions.value,
         "dtype": extract.dtype.value,
         "seq_len": extract.seq_len,
@@ -183,3 +194,6 @@ def run_identity(config: JobConfig, found: Outline, files: ModelFiles, checkpoin
         "exclude": sorted({kind.value for kind in extract.exclude}),
         "save_every_n_samples": extract.save_every_n_samples,
     }
+    if config.mode is Mode.generate:
+        identity["generate"] = {**asdict(config.generate), "end_tokens": end_tokens(files.directory)}
+    return identity

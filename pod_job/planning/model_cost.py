@@ -1,4 +1,4 @@
-"""What a model costs by its sizes alone: FLOPs that its taps need, bytes that a step stores. No jax.
+"""Cost of a model by its sizes alone: FLOPs that its taps need, bytes that a step stores. No jax.
 
 S positions of a row, C slots of the cache, W window.
 """
@@ -11,39 +11,39 @@ from pod_job.models.taps import Tap
 
 
 def step_flops(arch: Arch, layers: int, rows: int, seq_len: int) -> float:
-    """FLOPs that no program could leave out: weights' products, and attention's causal half."""
-    pairs = sum(seen_pairs(seq_len, each.window) for each in arch.attention[:layers])
+    """Returns the FLOPs that no program could leave out: weights' products, and attention's causal half."""
+    pairs = sum(seen_pairs(seq_len, layer.window) for layer in arch.attention[:layers])
     return float(rows) * (layers * layer_flops(arch) * seq_len + 4 * pairs * arch.head_dim * arch.heads)
 
 
 def token_flops(arch: Arch, slots: int) -> float:
-    """FLOPs of one more token of a row whose cache has so many slots, all of them looked at; with its logits."""
-    seen = sum(min(slots, each.window or slots) for each in arch.attention)
+    """Returns the FLOPs of one more token of a row, its logits included, that looks at `slots` slots of the cache."""
+    seen = sum(min(slots, layer.window or slots) for layer in arch.attention)
     return float(arch.layers * layer_flops(arch) + 4 * seen * arch.head_dim * arch.heads + 2 * arch.hidden * arch.vocab)
 
 
 def layer_flops(arch: Arch) -> int:
-    """FLOPs of the weights of a layer, for one position."""
+    """Returns the FLOPs of a layer's weights for one position."""
     qkvo = 2 * arch.hidden * arch.head_dim * (arch.heads + arch.kv_heads)
     return 2 * (qkvo + 3 * arch.hidden * arch.mlp)
 
 
 def seen_pairs(S: int, window: int | None) -> int:
-    """(query, key) pairs of a row of one segment that a query may look at."""
+    """Returns the number of (query, key) pairs of a row of one segment that a query may look at."""
     W = min(S, window or S)
     return W * (W + 1) // 2 + (S - W) * W
 
 
 def vector_bytes(arch: Arch, taps: tuple[Tap, ...], config: ExtractConfig) -> int:
-    """Bytes stored of one position, over all taps."""
+    """Returns the bytes stored for one position, over all taps."""
     return sum(row_bytes(tap.width(arch), DTYPE_OF[config.dtype.value]) for tap in taps)
 
 
 def step_positions(config: ExtractConfig) -> int:
-    """Positions of a row whose vectors a full step sends to the hosts."""
+    """Returns the positions of a row whose vectors a full step sends to the hosts."""
     return config.prompts_per_row if config.positions is Positions.last else config.seq_len
 
 
 def generation_positions(config: ExtractConfig) -> int:
-    """The same of the prefill with mode=generate, where a row is one prompt."""
+    """Returns the positions of a row whose vectors the prefill of mode=generate sends; a row is one prompt."""
     return {Positions.last: 1, Positions.all: config.seq_len, Positions.generated: 0}[config.positions]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Change, Measured, PreflightReport, WholeRun
-from pod_job.preflight.tpu_facts import GIB
+from pod_job.units import GIB
 
 Line = tuple[str, str]
 """Name and text; the name is empty where a line continues the one above it."""

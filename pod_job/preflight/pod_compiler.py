@@ -16,21 +16,22 @@ from jax.experimental.topologies import get_topology_desc
 from pod_job.config.generate import Mode, cache_slots
 from pod_job.config.schema import Sharding
 from pod_job.errors import JobError
+from pod_job.extraction.feeding import step_rows
 from pod_job.extraction.step import compile_step
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
 from pod_job.models.attention import LANES, products_computed
 from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
-from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
-from pod_job.models.sharding import row_shards
+from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.taps import Tap
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.model_cost import generation_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.compiled_text import Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
-from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, GB, Slice
+from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Slice
+from pod_job.units import GB
 
 KERNEL = re.compile(r"^splash_")
 
@@ -143,17 +144,15 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
         name: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=shardings[name]) for name, weight in table.items()
     }
     model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings))
-    rows, placing = (
-        row_shards(config.mesh, config.sharding) * extract.rows_per_device,
-        row_sharding(mesh, config.sharding),
-    )
+    split = step_rows(config, mesh)
+    rows = split.count
     position_bytes, prompts = vector_bytes(arch, taps, extract), rows * extract.seq_len
     if config.mode is Mode.prefill:
-        step = compile_step(model, {"params": params}, mesh, placing, rows, extract)
+        step = compile_step(model, {"params": params}, split, extract)
         layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
         return [Program("step", step, step_flops(arch, layers, rows, extract.seq_len), prompts, stored, layers)]
     ending = Ending(config.generate, job.end_tokens, None)
-    made: Any = compile_generation(model, {"params": params}, mesh, placing, rows, extract, ending)
+    made = compile_generation(model, {"params": params}, split, extract, ending)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens
     flops = step_flops(arch, arch.layers, rows, extract.seq_len), new * token_flops(arch, slots)
     stored = rows * generation_positions(extract) * position_bytes

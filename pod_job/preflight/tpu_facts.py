@@ -9,9 +9,7 @@ import re
 from dataclasses import dataclass
 
 from pod_job.errors import JobError
-
-GB = 1_000_000_000
-GIB = 1 << 30
+from pod_job.units import GB, GIB
 
 BUCKET_BYTES_S = 1 * GB
 """Sustained from one host to a bucket with the default number of writers: an assumption, well below the 12.5 GB/s of

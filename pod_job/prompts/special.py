@@ -1,22 +1,21 @@
-"""Which tokens of a prompt are no part of the text: begin and end marks, the control tokens of a chat."""
+"""Tokens of a prompt that are no part of the text: begin and end marks, the control tokens of a chat."""
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.tokens import Prompt, Tokenizer
 
 
-def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of the tokenizer's control tokens."""
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    """Returns the ids of the tokenizer's control tokens."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def special_tokens(prompt: Prompt, ids: Collection[int]) -> Bool[np.ndarray, " length"]:
-    """True where a token is special: by its id and its place, never by its id alone.
+    """Returns True where a token is special: by its id and its place, never by its id alone.
 
     In a chat the template wrote every control token. In other prompts they count at both ends, where tokenizers put
     them; one in the midst of a text separates documents or is quoted, and the model attends to it as to any other.

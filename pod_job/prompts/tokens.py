@@ -1,12 +1,13 @@
 """Prompts to token ids, with the model's own tokenizer and chat template. No jax."""
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int32
@@ -20,15 +21,38 @@ FILES = ("tokenizer*", "chat_template*")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One tokenised sample. `cut` tells that leading tokens were dropped to fit."""
+    """One tokenized sample. `cut` tells that leading tokens were dropped to fit."""
 
     sample: Sample
     token_ids: Int32[np.ndarray, " length"]
     cut: bool
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's Hugging Face tokenizer; JobError where there is none."""
+class Tokenizer(Protocol):
+    """The parts of a Hugging Face tokenizer (`PreTrainedTokenizerBase`) that are used here."""
+
+    chat_template: Any
+    all_special_ids: list[int]
+    added_tokens_decoder: dict[int, Any]
+
+    def __call__(self, text: Any, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """The folder of a model's tokenizer, which is loaded once, when it is first needed: that takes seconds."""
+
+    path: Path
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Returns the folder's Hugging Face tokenizer; JobError where there is none."""
     if not any(folder.glob("tokenizer*")):
         raise JobError(f"model.path={folder} has no tokenizer file; tokenizer.json is needed beside the weights")
     # Otherwise it advises, on every host, to install a framework that is not needed.
@@ -39,7 +63,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 over the files of the tokenizer and its chat template."""
+    """Returns the SHA-256 over the files of the tokenizer and its chat template."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
         digest.update(path.name.encode())
@@ -48,37 +72,37 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def end_tokens(folder: Path) -> tuple[int, ...]:
-    """Tokens that end what the model says: of generation_config.json, else of config.json, as Hugging Face takes them.
+    """Returns the tokens that end a completion: of generation_config.json, else of config.json, as Hugging Face does.
 
     Raises:
         JobError: a file that is not JSON, or an eos_token_id that is no token id.
     """
     for path in (folder / "generation_config.json", folder / "config.json"):
         try:
-            found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+            end = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
         except (ValueError, AttributeError) as error:
             raise JobError(f"model.path: {path} is not a JSON object ({error})") from error
-        ids: list[Any] = found if isinstance(found, list) else [found]
-        if found is not None and not all(type(one) is int and one >= 0 for one in ids):
-            raise JobError(f"model.path: {path}: eos_token_id={found!r} is not a token id or a list of them")
-        if found is not None:
+        ids: list[Any] = end if isinstance(end, list) else [end]
+        if end is not None and not all(type(token) is int and token >= 0 for token in ids):
+            raise JobError(f"model.path: {path}: eos_token_id={end!r} is not a token id or a list of them")
+        if end is not None:
             return tuple(ids)
     return ()
 
 
-def check_template(folder: Path) -> None:
+def check_template(folder: TokenizerFolder) -> None:
     """Raises JobError unless the tokenizer has a chat template."""
-    if not load_tokenizer(folder).chat_template:
+    if not folder.tokenizer.chat_template:
         raise JobError(
-            f"model.path={folder} has no chat template, which chat prompts need; use an instruction-tuned model, "
+            f"model.path={folder.path} has no chat template, which chat prompts need; use an instruction-tuned model, "
             "or prompts that are text (tasks.arc.prompt=plain)"
         )
 
 
-def tokenize(tokenizer: Any, samples: Sequence[Sample], seq_len: int, too_long: TooLong) -> list[Prompt]:
-    """Token ids as the model expects them (with its begin token, where it has one), at most `seq_len` each.
+def tokenize(tokenizer: Tokenizer, samples: Sequence[Sample], seq_len: int, too_long: TooLong) -> list[Prompt]:
+    """Returns token ids as the model expects them (with its begin token, where it has one), at most `seq_len` each.
 
-    Text is tokenised, chats are rendered by the model's template first, token ids stay as they are. A longer prompt
+    Text is tokenized, chats are rendered by the model's template first, token ids stay as they are. A longer prompt
     keeps its last `seq_len` tokens, or is refused.
 
     Raises:
@@ -98,8 +122,8 @@ def tokenize(tokenizer: Any, samples: Sequence[Sample], seq_len: int, too_long: 
     return tokenized
 
 
-def encode(tokenizer: Any, samples: Sequence[Sample]) -> list[Sequence[int]]:
-    """Token ids of each sample, however many; all texts and all chats go through the tokenizer in one call each."""
+def encode(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Sequence[int]]:
+    """Returns the token ids of each sample, uncut; texts and chats go through the tokenizer in one call each."""
     prompts = (sample.prompt for sample in samples)
     encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
     texts = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, str)}
@@ -107,13 +131,13 @@ def encode(tokenizer: Any, samples: Sequence[Sample]) -> list[Sequence[int]]:
     # A template writes its own begin token.
     for group, special in ((texts, True), (chats, False)):
         ids = tokenizer(list(group.values()), add_special_tokens=special, verbose=False)["input_ids"] if group else []
-        for i, one in zip(group, ids, strict=True):
-            encoded[i] = one
+        for i, token_ids in zip(group, ids, strict=True):
+            encoded[i] = token_ids
     return encoded
 
 
-def render_chat(tokenizer: Any, sample: Sample) -> str:
-    """The chat as the model's template writes it, with the opening of an answer unless it ends in one."""
+def render_chat(tokenizer: Tokenizer, sample: Sample) -> str:
+    """Returns the chat as the model's template writes it, with the opening of an answer unless it ends in one."""
     messages: Any = sample.prompt
     opening = messages[-1]["role"] != "assistant"
     try:

@@ -16,7 +16,7 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import token_counter
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokens import TokenizerFolder, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
 
@@ -91,9 +91,9 @@ def texts_from_prompts(
 ) -> list[RowText]:
     """From the prompts of the run, read again. JobError where they cannot be had, or are no longer the run's."""
     config = recorded(overview, overrides)
-    model_dir = find_model(config.model.path, config.model.revision).directory
-    tokenizer = load_tokenizer(model_dir)
-    samples = read_tasks(config.tasks, count_tokens=token_counter(config, model_dir)).samples
+    folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
+    samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder)).samples
+    tokenizer = folder.tokenizer
     decode = decoder(tokenizer)
     return [cut_text(ids, at, decode) for ids, at in row_prompts(config, samples, tokenizer, dataset, rows)]
 

@@ -13,10 +13,11 @@ from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.extraction.feeding import StepRows
 from pod_job.extraction.packing import Queued
 from pod_job.generation.completions import Ending
-from pod_job.generation.decoding import Programs, compile_generation
-from pod_job.generation.waves import FREE, lay_out
+from pod_job.generation.decoding import PrefillInput, Programs, compile_generation
+from pod_job.generation.waves import FREE, make_wave
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -47,8 +48,8 @@ def build(
     taps = resolve([], TAPS, arch.layers)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, sharding, shardings))
     extract = ExtractConfig(seq_len=S, dtype=Stored.float32, positions=positions)
-    rows = row_sharding(mesh, sharding)
-    return params, compile_generation(model, params, mesh, rows, ROWS, extract, Ending(generate, END, None)), model
+    rows = StepRows(ROWS, row_sharding(mesh, sharding))
+    return params, compile_generation(model, params, rows, extract, Ending(generate, END, None)), model
 
 
 def run(
@@ -64,11 +65,11 @@ def run(
     queued = [
         Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(prompts(model.arch.vocab))
     ]
-    wave = lay_out(queued, ROWS, S, 100, decided or {})
+    wave = make_wave(queued, ROWS, S, 100, decided or {})
     arguments = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, wave.force(0, 1)[:, 0])
     rows = row_sharding(jax.make_mesh((mesh.data, mesh.model), ("data", "model")), sharding)
     placed = [jax.device_put(a, rows) for a in (*arguments, np.zeros(ROWS, np.int32))]
-    progress, of_prompts, first, _ = programs.prefill(params, *placed)
+    progress, of_prompts, first, _ = programs.prefill(params, PrefillInput(*placed))
     tokens, of_tokens = [np.asarray(first)[:, None]], []
     stopped = jax.device_put(np.zeros(ROWS, bool), rows)
     going, read = True, 0

@@ -14,12 +14,12 @@ from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
-from pod_job.extraction.feeding import feeding
+from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
-from pod_job.generation.generate import run_wave
-from pod_job.generation.waves import lay_out
+from pod_job.generation.generator import Generator
+from pod_job.generation.waves import make_wave
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -50,20 +50,20 @@ def generated(folder: Path, prompts: Sequence[np.ndarray], ending: Ending) -> Ge
     """Per prompt its new tokens, why they end, and the vectors of all its positions: what a wave of the job gives."""
     arch, seq_len, count = read_arch_file(folder / "config.json"), max(map(len, prompts)), len(prompts)
     mesh, table = make_mesh(MeshConfig(), jax.devices()[:1]), weight_table(arch)
-    rows, shardings = row_sharding(mesh, Sharding.replicated), weight_shardings(mesh, Sharding.replicated, table)
+    rows = StepRows(count, row_sharding(mesh, Sharding.replicated))
+    shardings = weight_shardings(mesh, Sharding.replicated, table)
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     taps = resolve([arch.layers // 2, arch.layers - 1], [], arch.layers)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, Sharding.replicated, shardings))
     extract = ExtractConfig(seq_len=seq_len, dtype=Stored.float32, positions=Positions.all)
-    programs = compile_generation(model, params, mesh, rows, count, extract, ending)
+    programs = compile_generation(model, params, rows, extract, ending)
     queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(prompts)]
-    wave = lay_out(queued, count, seq_len, count, {})
-    result = run_wave(programs, ending, params, wave, False, rows, feeding(rows, count, 0))
+    wave = make_wave(queued, count, seq_len, count, {})
+    result = Generator(programs, params, feeding(rows, 0), ending, Positions.all).run(wave, more=False)
     found = []
     for row, item in enumerate(queued):
         made = result.completion(row, item.prompt, ending)
-        kept = range(made.prompt_tokens + len(made.token_ids))
-        found.append((made.token_ids, made.ended, result.vectors(row, made.prompt_tokens, kept)))
+        found.append((made.token_ids, made.ended, result.vectors(row, made.prompt_tokens, len(made.token_ids))))
     return found
 
 

@@ -15,7 +15,7 @@ from pod_job.config.generate import Mode
 from pod_job.errors import JobError
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Change, PreflightReport, Rates
-from pod_job.preflight.tpu_facts import GIB
+from pod_job.units import GIB
 from tools.tiny_model import write_tiny_model
 
 

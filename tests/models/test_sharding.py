@@ -14,6 +14,7 @@ from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
 from pod_job.errors import JobError
+from pod_job.extraction.feeding import StepRows
 from pod_job.extraction.step import compile_step
 from pod_job.models import layer_loop
 from pod_job.models.arch import read_arch_file
@@ -56,7 +57,7 @@ def run_step(model_dir: Path, mesh: Mesh, sharding: Sharding) -> dict[str, np.nd
     shardings = weight_shardings(mesh, sharding, table)
     params = load_params(read_checkpoint(model_dir), table, np.float32, shardings)
     model = Decoder(arch, resolve(None, ["*"], arch.layers), jnp.float32, placement(mesh, sharding, shardings))
-    step = compile_step(model, params, mesh, rows, ROWS, EXTRACT)
+    step = compile_step(model, params, StepRows(ROWS, rows), EXTRACT)
     ids = np.random.default_rng(0).integers(0, 256, (ROWS, SEQ)).astype(np.int32)
     prompt = np.repeat([[1] * 7 + [2] * 5], ROWS, axis=0).astype(np.int32)
     position = np.repeat([[*range(7), *range(5)]], ROWS, axis=0).astype(np.int32)

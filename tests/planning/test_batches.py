@@ -5,13 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pod_job.errors import JobError
-from pod_job.planning.batches import batch_count, batch_samples, deal
-from pod_job.planning.inputs import total_batches
+from pod_job.planning.batches import assign_batches, batch_samples, total_batches
 
 
 @given(st.integers(1, 5000), st.integers(1, 600))
 def test_batches_partition_the_samples_in_order(samples: int, n: int) -> None:
-    batches = [batch_samples(batch, samples, n) for batch in range(1, batch_count(samples, n) + 1)]
+    batches = [batch_samples(batch, samples, n) for batch in range(1, total_batches(samples, n) + 1)]
     assert [i for batch in batches for i in batch] == list(range(samples))
     assert all(len(batch) == n for batch in batches[:-1])
 
@@ -27,7 +26,7 @@ def test_batch_b_is_samples_from_b_minus_1_times_n() -> None:
 
 
 @given(st.lists(st.integers(1, 10**6), unique=True), st.integers(1, 64))
-def test_every_pending_batch_is_dealt_to_one_feeder(pending: list[int], feeders: int) -> None:
-    dealt = deal(pending, feeders)
-    assert sorted(batch for hand in dealt for batch in hand) == sorted(pending)
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+def test_every_pending_batch_is_assigned_to_one_feeder(pending: list[int], feeders: int) -> None:
+    assigned = assign_batches(pending, feeders)
+    assert sorted(batch for batches in assigned for batch in batches) == sorted(pending)
+    assert max(map(len, assigned)) - min(map(len, assigned)) <= 1

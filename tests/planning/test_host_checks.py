@@ -13,9 +13,16 @@ from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning import host_checks
-from pod_job.planning.host_checks import check_clock, check_disk, check_machine, check_memory, clock_skew_s
+from pod_job.planning.host_checks import (
+    MachineNeeds,
+    check_clock,
+    check_disk,
+    check_machine,
+    check_memory,
+    clock_skew_s,
+    machine_needs,
+)
 from pod_job.planning.inputs import Inputs, read_inputs
-from pod_job.planning.memory import Needs, run_needs
 from tools.bucket import bucket_available, bucket_server
 from tools.fakepod.metadata import MetadataServer
 from tools.tiny_model import write_tiny_model
@@ -79,37 +86,37 @@ def job(tmp_path: Path) -> tuple[JobConfig, Inputs, list[int]]:
 def test_needs_are_what_the_run_writes_and_holds(job: tuple[JobConfig, Inputs, list[int]], tmp_path: Path) -> None:
     config, inputs, tokens = job
     row_bytes = 2 * 64 * 4
-    needs = run_needs(config, inputs, tokens)
+    needs = machine_needs(inputs, tokens)
     assert needs.disk[tmp_path / "run"] == 4000 * row_bytes
     assert isinstance(inputs.checkpoint, TensorFiles)
     parameters = sum(math.prod(tensor.shape) for tensor in inputs.checkpoint.tensors.values())
     assert needs.weights == pytest.approx(4 * parameters * 4, rel=0.01)  # a copy on each of 4 devices
     assert needs.batches == 2 * 3000 * row_bytes * (config.storage.writers + 2)
     # One host's share tells of all: here it is half of the batches.
-    assert run_needs(config, inputs, tokens[:1]).disk[tmp_path / "run"] == 2000 * row_bytes
+    assert machine_needs(inputs, tokens[:1]).disk[tmp_path / "run"] == 2000 * row_bytes
     last = load(
         ["experiment=demo", "extract=last_token", "extract.save_every_n_samples=5", f"storage.run_dir={tmp_path}"]
     )
-    assert run_needs(last, inputs, tokens).disk[tmp_path / "run"] == 10 * 2 * 64 * 2
+    assert machine_needs(replace(inputs, config=last), tokens).disk[tmp_path / "run"] == 10 * 2 * 64 * 2
 
 
 def test_what_does_not_fit_is_refused(
     job: tuple[JobConfig, Inputs, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, inputs, tokens = job
-    check_machine(config, inputs, tokens)
+    _, inputs, tokens = job
+    check_machine(inputs, tokens)
     with pytest.raises(JobError, match=rf"^{tmp_path / 'run'} has [\d,.]+ GB of free disk, the run writes "):
-        check_machine(config, inputs, [shutil.disk_usage(tmp_path).free // 500, 1])
+        check_machine(inputs, [shutil.disk_usage(tmp_path).free // 500, 1])
     monkeypatch.setattr(host_checks, "available_memory", lambda: 1 << 20)
     with pytest.raises(JobError, match=r"^this machine has 0\.0 GB of free memory, .*lower extract\.save_every_n"):
-        check_machine(config, inputs, tokens)
+        check_machine(inputs, tokens)
 
 
 def test_free_memory_and_disk_are_read_from_the_system(tmp_path: Path) -> None:
     assert host_checks.free_bytes(tmp_path / "not" / "yet") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     memory = host_checks.available_memory()
     assert memory is None or memory > 1 << 26
-    needs = Needs({}, weights=10, batches=10)
+    needs = MachineNeeds({}, weights=10, batches=10)
     check_memory(needs, None)
     check_memory(needs, 20)
     with pytest.raises(JobError):
@@ -118,7 +125,7 @@ def test_free_memory_and_disk_are_read_from_the_system(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_needs_no_more_disk(job: tuple[JobConfig, Inputs, list[int]], tmp_path: Path) -> None:
-    config, inputs, tokens = job
+    _, inputs, tokens = job
     for batch in (1, 2):
         inputs.folder.create(f"commits/batch_{batch:06d}.json", [b"{}"])
-    assert run_needs(config, inputs, tokens).disk[tmp_path / "run"] == 0
+    assert machine_needs(inputs, tokens).disk[tmp_path / "run"] == 0

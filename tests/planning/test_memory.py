@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
-from pod_job.planning.memory import described, held, telling_what_is_held
+from pod_job.planning.memory import described, explaining_memory, run_memory
 from tools.tiny_model import write_tiny_model
 
 
@@ -38,8 +38,7 @@ def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
 
 def test_what_is_held_follows_from_the_configuration(model: Path, tmp_path: Path) -> None:
     def of(**changes: Any) -> Any:
-        config = load(overrides(model, tmp_path / "run", **changes))
-        return held(config, read_inputs(config))
+        return run_memory(read_inputs(load(overrides(model, tmp_path / "run", **changes))))
 
     vector = 2 * 64 * 4  # two taps of width 64 in float32
     last, every = of(), of(**{"extract.positions": "all", "extract.rows_per_device": 3})
@@ -74,12 +73,11 @@ def test_a_device_that_is_full_is_told_with_what_is_held_and_what_to_lower(model
 
 
 def test_a_full_host_is_told_too_and_other_errors_pass(model: Path, tmp_path: Path) -> None:
-    config = load(overrides(model, tmp_path / "run"))
-    inputs = read_inputs(config)
+    inputs = read_inputs(load(overrides(model, tmp_path / "run")))
     with (
         pytest.raises(JobError, match=r"this host is out of memory \(no room\); each device: .* MB weights"),
-        telling_what_is_held(config, inputs),
+        explaining_memory(inputs),
     ):
         raise MemoryError("no room")
-    with pytest.raises(RuntimeError, match="something else"), telling_what_is_held(config, inputs):
+    with pytest.raises(RuntimeError, match="something else"), explaining_memory(inputs):
         raise RuntimeError("something else")

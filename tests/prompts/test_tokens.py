@@ -10,7 +10,7 @@ import pytest
 from pod_job.config.schema import TooLong
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Message, Sample
-from pod_job.prompts.tokens import check_template, load_tokenizer, tokenize, tokenizer_fingerprint
+from pod_job.prompts.tokens import TokenizerFolder, check_template, load_tokenizer, tokenize, tokenizer_fingerprint
 from tools.tiny_model import write_tiny_model
 
 ASK: list[Message] = [{"role": "user", "content": "hello"}]
@@ -53,9 +53,9 @@ def without_template(model: Path) -> Path:
 
 
 def test_a_model_without_a_template_is_refused_for_chats(model: Path) -> None:
-    check_template(model)
+    check_template(TokenizerFolder(model))
     with pytest.raises(JobError, match="has no chat template, which chat prompts need"):
-        check_template(without_template(model))
+        check_template(TokenizerFolder(without_template(model)))
 
 
 def test_a_chat_that_the_template_refuses_is_named(model: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 from pod_job.config.load import load as load_config
 from pod_job.formats.safetensors import map_tensors
 from pod_job.planning.inputs import read_inputs
-from pod_job.prompts.tokens import load_tokenizer
 from tools.bench_extract import ROWS, SEQ_LEN, ours
 
 LINES = 1
@@ -43,8 +42,7 @@ def prepare(
             f"storage.run_dir='{scratch.with_suffix('.run')}'",
         ]
     )
-    inputs = read_inputs(config)
-    return ours(config, inputs, load_tokenizer(inputs.model_dir), scratch, write=True)
+    return ours(config, read_inputs(config), scratch, write=True)
 
 
 def stored(out: Path, layer: int) -> np.ndarray:
