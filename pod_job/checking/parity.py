@@ -85,6 +85,7 @@ def forget_earlier(inputs: Inputs, host: Host) -> None:
 def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
     """The trials' vectors against the reference's."""
     name, truths = reference_taps(inputs, [trial.token_ids for trial in trials])
+    config = inputs.config
     errors, count = {}, 0
     for tap in trials[0].vectors:
         theirs = [truth[tap][trial.kept.start : trial.kept.stop] for truth, trial in zip(truths, trials, strict=True)]

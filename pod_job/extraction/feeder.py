@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import jax
@@ -17,12 +18,20 @@ from pod_job.extraction.packing import Queued
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
+from pod_job.prompts.special import special_ids
 from pod_job.prompts.tokens import Prompt
 
 T = TypeVar("T")
 InputT = TypeVar("InputT")
 BatchT = TypeVar("BatchT")
 STEPS_AHEAD = 4  # packed steps that may wait for the devices
+
+
+@dataclass(frozen=True)
+class End:
+    """Last entry of a queue, with what went wrong in its thread."""
+
+    error: BaseException | None
 
 
 def on_any_host(flags: Sequence[bool]) -> list[bool]:
@@ -44,6 +53,7 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         """Once there is a request to `stop`, no more batches are begun."""
         self.inputs, self.rows, self.writes = inputs, feeding.feeder_rows, feeding.writes
         self.reporter, self.stop = reporter, stop
+        self.special_ids = special_ids(inputs.tokenizer)
         self.open: dict[int, BatchT] = {}
         self._steps = prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
         self._ahead: deque[InputT] = deque()
@@ -80,22 +90,18 @@ class Feeder(ABC, Generic[InputT, BatchT]):
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     """Yields the items from a thread that runs at most `depth` ahead; its exception is raised here."""
-    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[T | End] = queue.Queue(depth)
 
     def produce() -> None:
         try:
             for item in items:
-                ready.put((True, item))
-            ready.put((False, None))
+                ready.put(item)
+            ready.put(End(None))
         except BaseException as error:
-            ready.put((False, error))
+            ready.put(End(error))
 
     threading.Thread(target=produce, name="feeder", daemon=True).start()
-    while True:
-        going, item = ready.get()
-        if going:
-            yield item
-        elif item is None:
-            return
-        else:
-            raise item
+    while not isinstance(item := ready.get(), End):
+        yield item
+    if item.error is not None:
+        raise item.error

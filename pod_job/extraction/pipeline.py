@@ -19,7 +19,7 @@ from pod_job.extraction.writers import Writers
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.special import special_ids, special_tokens
+from pod_job.prompts.special import special_tokens
 from pod_job.prompts.tokens import Prompt
 from pod_job.storage.buffers import Pool
 
@@ -32,8 +32,8 @@ class PackedFeeder(Feeder[StepInput, OpenBatch]):
     def __init__(
         self, batches: Sequence[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
     ) -> None:
+        self.pool = Pool()
         super().__init__(batches, inputs, feeding, reporter, stop)
-        self.special_ids, self.pool = special_ids(inputs.tokenizer), Pool()
 
     def make_inputs(self, queued: Iterator[Queued]) -> Iterator[StepInput]:
         extract = self.inputs.config.extract

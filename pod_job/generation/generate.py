@@ -10,7 +10,6 @@ import numpy as np
 from pod_job.config.schema import ExtractConfig
 from pod_job.extraction.assembly import SampleRows, make_batch
 from pod_job.extraction.feeder import Feeder, on_any_host
-from pod_job.extraction.feeding import Feeding
 from pod_job.extraction.packing import Queued
 from pod_job.extraction.pipeline import STEPS_TIMED
 from pod_job.extraction.writers import Writers
@@ -19,9 +18,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.generator import Generator, stored_range
 from pod_job.generation.waves import Wave, make_wave, make_waves
 from pod_job.host.reporter import Reporter
-from pod_job.host.stop_request import StopRequest
-from pod_job.planning.inputs import Inputs
-from pod_job.prompts.special import special_ids, special_tokens
+from pod_job.prompts.special import special_tokens
 from pod_job.prompts.tokens import Prompt
 from pod_job.run_folder.commit import Batch
 from pod_job.run_folder.completions import Completion, read_completions
@@ -70,18 +67,10 @@ class GeneratedBatch:
 class WaveFeeder(Feeder[Wave, GeneratedBatch]):
     """Feeder of `generate`: one prompt a row, and the tokens that earlier attempts at its batch have decided."""
 
-    def __init__(
-        self, batches: Sequence[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
-    ) -> None:
-        super().__init__(batches, inputs, feeding, reporter, stop)
-        self.special_ids = special_ids(inputs.tokenizer)
-        self.decided: dict[tuple[int, int], Sequence[int]] = {}
-
     def make_inputs(self, queued: Iterator[Queued]) -> Iterator[Wave]:
-        extract = self.inputs.config.extract
-        return make_waves(
-            self._note_decided(queued), self.rows, extract.seq_len, extract.save_every_n_samples, self.decided
-        )
+        extract, decided = self.inputs.config.extract, {}
+        prompts = self._note_decided(queued, decided)
+        return make_waves(prompts, self.rows, extract.seq_len, extract.save_every_n_samples, decided)
 
     def empty_input(self) -> Wave:
         extract = self.inputs.config.extract
@@ -90,13 +79,16 @@ class WaveFeeder(Feeder[Wave, GeneratedBatch]):
     def open_batch(self, number: int, prompts: list[Prompt]) -> GeneratedBatch:
         return GeneratedBatch(number, prompts, self.inputs.config.extract, self.inputs.widths, self.special_ids)
 
-    def _note_decided(self, queued: Iterator[Queued]) -> Iterator[Queued]:
+    def _note_decided(
+        self, queued: Iterator[Queued], decided: dict[tuple[int, int], Sequence[int]]
+    ) -> Iterator[Queued]:
+        """Passes prompts on; before the first one of a batch, notes the tokens of its completions that are stored."""
         batch = None
         for item in queued:
             if item.batch != batch:
                 batch = item.batch
                 for index, completion in enumerate(read_completions(self.inputs.folder, batch)):
-                    self.decided[batch, index] = completion.token_ids
+                    decided[batch, index] = completion.token_ids
             yield item
 
 

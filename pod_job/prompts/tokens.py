@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -28,6 +28,7 @@ class Prompt:
     cut: bool
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """The parts of a Hugging Face tokenizer (`PreTrainedTokenizerBase`) that are used here."""
 
