@@ -14,7 +14,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Capacity(Enum):
-    """What is paid for: `spot` is cheapest and can be taken away at any time, `reserved` is bought beforehand."""
+    """Kind of capacity: `spot` is cheapest and can be preempted at any time, `reserved` is bought beforehand."""
 
     spot = "spot"
     on_demand = "on_demand"
@@ -23,24 +23,24 @@ class Capacity(Enum):
 
 @dataclass(kw_only=True)
 class CloudConfig:
-    name: str | None = None  # of the pod; null: made from storage.run_dir
-    project: str | None = None  # null: the one gcloud is set to
-    zones: list[str] = field(default_factory=list)  # tried in this order
+    name: str | None = None  # name of the pod; null: derived from storage.run_dir
+    project: str | None = None  # Google Cloud project; null: gcloud's default
+    zones: list[str] = field(default_factory=list)  # zones to try, in this order
     capacity: Capacity = Capacity.spot
-    queued: bool = True  # ask by a queued resource, which waits for capacity; false: at once or not at all
-    valid_until: str = "6h"  # a queued resource not served by then expires
-    zone_wait_s: int = 900  # how long one zone's queue is waited for before the next zone is tried
-    rounds: int = 5  # through all zones, with a growing pause between
-    labels: dict[str, str] = field(default_factory=dict)
-    service_account: str | None = None  # of the hosts; null: the project's default one
+    queued: bool = True  # request a queued resource, which waits for capacity; false: create the pod at once or fail
+    valid_until: str = "6h"  # time after which an unserved queued resource expires
+    zone_wait_s: int = 900  # longest wait in the queue of one zone before the next zone is tried
+    rounds: int = 5  # rounds through all zones, with a growing pause between them
+    labels: dict[str, str] = field(default_factory=dict)  # further labels of the pod
+    service_account: str | None = None  # service account of the hosts; null: the project's default
     internal_ip: bool = False  # reach hosts by their internal addresses, from within their network
-    ssh_flags: list[str] = field(default_factory=list)  # handed to ssh as they are
-    secrets: list[str] = field(default_factory=list)  # variables of this machine that hosts get, HF_TOKEN; never shown
-    python: str | None = None  # on the hosts, with all dependencies; null: an environment is made with uv
-    preemptions: int = 50  # that `watch` puts up with before it gives up
-    failures: int = 2  # the same for hosts that were lost while the pod stayed
-    stall_s: int = 900  # without any progress, hosts count as hung
-    price_per_chip_hour: float | None = None  # in USD; what is paid, where it is not the list price
+    ssh_flags: list[str] = field(default_factory=list)  # flags passed to ssh unchanged
+    secrets: list[str] = field(default_factory=list)  # environment variables to send to hosts by name: HF_TOKEN
+    python: str | None = None  # a Python on the hosts with all dependencies; null: uv makes an environment
+    preemptions: int = 50  # preemptions after which `watch` gives up
+    failures: int = 2  # lost hosts, while the pod stayed, after which `watch` gives up
+    stall_s: int = 900  # time without progress after which hosts count as hung
+    price_per_chip_hour: float | None = None  # price in USD, where it differs from the list price
 
     def __post_init__(self) -> None:
         matches("cloud.name", [self.name] if self.name is not None else [], RESOURCE_NAME)

@@ -1,4 +1,4 @@
-"""How tokens are generated: the fields `mode` and `generate.*` of the configuration, and the sizes that follow."""
+"""Generation of tokens: the fields `mode` and `generate.*` of the configuration, and the sizes that follow."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -7,7 +7,7 @@ from pod_job.errors import JobError, at_least
 
 
 class Mode(Enum):
-    """`prefill`: one forward pass over each prompt; `generate`: then new tokens, one by one."""
+    """`prefill`: one forward pass over each prompt; `generate`: the same, then new tokens one by one."""
 
     prefill = "prefill"
     generate = "generate"
@@ -15,10 +15,10 @@ class Mode(Enum):
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    max_new_tokens: int = 256
-    temperature: float = 0.0  # 0: the likeliest token; 1: as the model's probabilities are
-    seed: int = 0  # of draws at a temperature above 0
-    stop: list[str] = field(default_factory=list)  # a completion ends with the first of these texts in it
+    max_new_tokens: int = 256  # most new tokens per prompt
+    temperature: float = 0.0  # 0: the most likely token; 1: sampled from the model's probabilities
+    seed: int = 0  # seed of the samples at a temperature above 0
+    stop: list[str] = field(default_factory=list)  # texts that end a completion
 
     def __post_init__(self) -> None:
         at_least("generate.max_new_tokens", self.max_new_tokens, 1)
@@ -34,11 +34,11 @@ CALL_TOKENS = 16
 
 
 def call_tokens(max_new_tokens: int) -> int:
-    """Tokens that one call of decode adds."""
+    """Returns the number of tokens that one call of decode adds."""
     return min(CALL_TOKENS, max_new_tokens)
 
 
 def cache_slots(seq_len: int, max_new_tokens: int) -> int:
-    """Slots of a row: the longest prompt, and whole calls of decode."""
+    """Returns the cache slots of a row: the longest prompt, and whole calls of decode."""
     T = call_tokens(max_new_tokens)
     return seq_len + -(-max_new_tokens // T) * T

@@ -1,4 +1,4 @@
-"""What the preflight assumes and cannot know: the fields `preflight.*` of the configuration."""
+"""Rates that the preflight assumes: the fields `preflight.*` of the configuration."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from pod_job.errors import JobError
 class PreflightConfig:
     """Rates in GB/s; null: the assumptions in pod_job/preflight/tpu_facts.py."""
 
-    host_gb_s: float | None = None  # from one chip to its host's memory
-    bucket_gb_s: float | None = None  # from one host to the run folder
+    host_gb_s: float | None = None  # rate from one chip to its host's memory
+    bucket_gb_s: float | None = None  # rate from one host to the run folder
 
     def __post_init__(self) -> None:
         for name in ("host_gb_s", "bucket_gb_s"):

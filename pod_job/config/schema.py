@@ -1,7 +1,7 @@
-"""The job's configuration: one schema, composed by Hydra from conf/, checked once, then plain values.
+"""The schema of the job's configuration: every field with its type, default, meaning and range check.
 
-In: a list of Hydra overrides. Out: a `JobConfig` whose every field has been range-checked. No jax here: the
-launcher on a workstation and the job on every host compose the same configuration.
+Imports no jax: the launcher on a workstation and the job on every host compose the same configuration. The comments
+behind fields and the docstrings become docs/configuration.md.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from pod_job.errors import JobError, at_least
 
 
 class Sharding(Enum):
-    """How weights use the mesh axis `model` (see mesh.py for the rules)."""
+    """Layout of the weights: `replicated` on every device; `fsdp`: split over the axis `model` and gathered layer by
+    layer; `tensor`: heads, mlp and vocabulary split over `model` (see pod_job/models/sharding.py)."""
 
     replicated = "replicated"
     fsdp = "fsdp"
@@ -31,7 +32,7 @@ class Dtype(Enum):
 
 
 class Stored(Enum):
-    """Of stored vectors. Those of eight bits have a scale for every 64 columns of a row."""
+    """Dtype of the stored vectors; eight-bit vectors have a scale for every 64 columns of a row."""
 
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -41,10 +42,10 @@ class Stored(Enum):
 
 
 class Positions(Enum):
-    """Which token positions are stored.
+    """Token positions that are stored.
 
-    `last`: the last one of each forward pass: with mode=generate, where each new token was chosen; `all`: of the prompt
-    and of what was generated; `generated`: the new tokens' own.
+    `last`: the last position of each forward pass, which with mode=generate is where each new token was chosen; `all`:
+    every position of the prompt and of the new tokens; `generated`: the positions of the new tokens.
     """
 
     last = "last"
@@ -53,20 +54,20 @@ class Positions(Enum):
 
 
 class TooLong(Enum):
-    """What happens to a prompt of more than `extract.seq_len` tokens: refuse the run, or keep its last tokens."""
+    """Treatment of a prompt of more than `extract.seq_len` tokens: `refuse` the run, or `cut` it to its last tokens."""
 
     refuse = "refuse"
     cut = "cut"
 
 
 class Exclude(Enum):
-    """Rows that are not stored: `special`, of tokens that belong to the tokenizer and not to the text."""
+    """Rows that are not stored: `special`, those of control tokens, which are not part of the text."""
 
     special = "special"
 
 
 class OnNonfinite(Enum):
-    """What happens to a vector with a NaN or an infinity: the run fails and names it, or it is stored and flagged."""
+    """Treatment of a vector with a NaN or an infinity: `fail` the run and name it, or store it and `flag` its row."""
 
     fail = "fail"
     flag = "flag"
@@ -83,8 +84,8 @@ class PodKind(Enum):
 class MeshConfig:
     """Sizes of the two mesh axes; their product is the pod's number of devices."""
 
-    data: int = 1
-    model: int = 1
+    data: int = 1  # size of the axis that splits the rows of a step
+    model: int = 1  # size of the axis that splits the weights; the rows too, unless sharding=tensor
 
     def __post_init__(self) -> None:
         for name in ("data", "model"):
@@ -94,12 +95,12 @@ class MeshConfig:
 @dataclass(kw_only=True)
 class PodConfig:
     kind: PodKind = PodKind.local
-    hosts: int = 1
-    devices_per_host: int = 1
-    accelerator_type: str | None = None  # Cloud TPU's name, v5litepod-64
-    runtime_version: str | None = None  # the TPU VM's image, `gcloud compute tpus tpu-vm versions list`
-    port: int = 0  # of the coordinator on host 0; 0: a free one (local) or jax's own choice (tpu)
-    arrival_timeout_s: int = 300  # how long the present hosts wait for the missing
+    hosts: int = 1  # processes of the job
+    devices_per_host: int = 1  # chips, or CPU devices, of each host
+    accelerator_type: str | None = None  # Cloud TPU's name of the slice: v5litepod-64
+    runtime_version: str | None = None  # image of the TPU VM, see `gcloud compute tpus tpu-vm versions list`
+    port: int = 0  # port of the coordinator on host 0; 0: a free one (local) or jax's default (tpu)
+    arrival_timeout_s: int = 300  # longest wait for all hosts to arrive
 
     def __post_init__(self) -> None:
         for name in ("hosts", "devices_per_host", "arrival_timeout_s"):
@@ -114,21 +115,21 @@ class PodConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    path: str = MISSING  # a Hugging Face folder, or one from pod_job.convert, here or at gs://; or a hub name
-    revision: str | None = None  # of the hub's repository
-    dtype: Dtype = Dtype.bfloat16  # of weights and compute
+    path: str = MISSING  # a Hugging Face folder or one from `pod-job convert`, local or at gs://; or a hub name
+    revision: str | None = None  # commit, tag or branch of the hub's repository
+    dtype: Dtype = Dtype.bfloat16  # dtype of weights and compute
 
 
 @dataclass(kw_only=True)
 class ExtractConfig:
-    layers: list[int] | None = None  # resid_post of these layers; null: of all, unless `taps` names some
+    layers: list[int] | None = None  # layers whose resid_post is stored; null: all layers, or none if `taps` is set
     taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
     positions: Positions = Positions.last
-    dtype: Stored = Stored.bfloat16  # of the stored vectors
-    save_every_n_samples: int = 512
-    seq_len: int = 1024
-    rows_per_device: int = 1  # rows of seq_len tokens in one step
-    prompts_per_row: int = 64  # at most, when short prompts are packed into one row
+    dtype: Stored = Stored.bfloat16  # dtype of the stored vectors
+    save_every_n_samples: int = 512  # samples per batch, the unit that is committed and resumed
+    seq_len: int = 1024  # tokens in a row: the longest prompt
+    rows_per_device: int = 1  # rows of seq_len tokens per device in one step
+    prompts_per_row: int = 64  # most prompts that are packed into one row
     too_long: TooLong = TooLong.refuse
     exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
     on_nonfinite: OnNonfinite = OnNonfinite.fail
@@ -142,9 +143,9 @@ class ExtractConfig:
 
 @dataclass(kw_only=True)
 class StorageConfig:
-    run_dir: str = MISSING  # a folder every host sees, or gs://bucket/prefix
-    writers: int = 4  # uploads in flight per host
-    compile_cache: str | None = None  # a folder or gs://bucket/prefix where compiled programs are kept
+    run_dir: str = MISSING  # the run folder: a folder that every host sees, or gs://bucket/prefix
+    writers: int = 4  # files that a host writes or uploads at the same time
+    compile_cache: str | None = None  # a folder or gs://bucket/prefix that caches compiled programs
 
     def __post_init__(self) -> None:
         at_least("storage.writers", self.writers, 1)
@@ -152,10 +153,10 @@ class StorageConfig:
 
 @dataclass(kw_only=True)
 class ParityConfig:
-    """Before a run, its first prompts go through an independent float32 reference."""
+    """Comparison of the first prompts with an independent float32 reference, before anything is stored."""
 
-    samples: int = 2  # prompts; 0 leaves the comparison out
-    limit: float | None = None  # largest relative L2 error of a vector; by default what the dtypes' rounding explains
+    samples: int = 2  # prompts to compare; 0 skips the comparison
+    limit: float | None = None  # largest allowed relative L2 error of a vector; null: by the rounding of the dtypes
 
     def __post_init__(self) -> None:
         at_least("parity.samples", self.samples, 0)

@@ -1,4 +1,4 @@
-"""What prompts the job reads: the fields `tasks.*` of the configuration."""
+"""Prompt sources: the fields `tasks.*` of the configuration."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pod_job.errors import JobError, at_least
 
 class TaskFormat(Enum):
     """`arc`: ARC tasks, a file or a folder; `jsonl`: one object per line; `text`: a folder of .txt files; `tokens`: an
-    array of token ids, .npy or .safetensors; `dataset`: Hugging Face datasets, of the hub or of a local folder."""
+    array of token ids, .npy or .safetensors; `dataset`: Hugging Face datasets, on the hub or in a local folder."""
 
     arc = "arc"
     jsonl = "jsonl"
@@ -21,7 +21,7 @@ class TaskFormat(Enum):
 
 
 class OnBroken(Enum):
-    """What happens at a task that cannot be used: refuse the run, or leave the task out and count it."""
+    """Treatment of a task that cannot be used: `refuse` the run, or `skip` and count the task."""
 
     refuse = "refuse"
     skip = "skip"
@@ -36,7 +36,7 @@ class ArcPrompt(Enum):
 
 
 class Augment(Enum):
-    """How the forms of a task differ that several predictions see."""
+    """Changes between the forms of a task that several predictions get."""
 
     none = "none"
     geometry = "geometry"
@@ -47,9 +47,9 @@ class Augment(Enum):
 @dataclass(kw_only=True)
 class ArcConfig:
     prompt: ArcPrompt = ArcPrompt.plain
-    predictions: int = 1  # per test input
-    augment: Augment = Augment.both  # of every prediction but the first
-    seed: int = 0  # of the augmentations
+    predictions: int = 1  # predictions per test input
+    augment: Augment = Augment.both  # augmentation of every prediction but the first
+    seed: int = 0  # seed of the augmentations
 
     def __post_init__(self) -> None:
         at_least("tasks.arc.predictions", self.predictions, 1)
@@ -58,14 +58,14 @@ class ArcConfig:
 @dataclass(kw_only=True)
 class TasksConfig:
     format: TaskFormat = TaskFormat.arc
-    path: str = MISSING  # a file or a folder; of format=dataset also a name on the hub
-    limit: int | None = None  # at most so many samples, the first ones
-    max_tokens: int | None = None  # at most so many tokens: the first samples that have no more in sum
+    path: str = MISSING  # a file or a folder; with format=dataset also a name on the hub
+    limit: int | None = None  # the first samples, at most this many
+    max_tokens: int | None = None  # the first samples, with at most this many tokens in total
     on_broken: OnBroken = OnBroken.refuse
-    field: str = "text"  # of jsonl and dataset: holds the text, the chat messages or the token ids
-    subset: str | None = None  # of dataset, and so are the next two
-    split: str = "train"
-    streaming: bool = False
+    field: str = "text"  # jsonl, dataset: the field with the text, the chat messages or the token ids
+    subset: str | None = None  # dataset: its subset
+    split: str = "train"  # dataset: its split
+    streaming: bool = False  # dataset: read it as a stream instead of downloading it first
     arc: ArcConfig = dataclasses.field(default_factory=ArcConfig)
 
     def __post_init__(self) -> None:
