@@ -1,1 +1,1 @@
-"""Is it right: the parity gate, the independent reference, rows computed again."""
+"""Checks of the vectors: the parity gate, the independent reference, rows computed again, whole runs verified."""

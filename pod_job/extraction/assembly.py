@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int32
 
 from pod_job.config.schema import Exclude, ExtractConfig, Positions
 from pod_job.extraction.packing import Placed
-from pod_job.formats.quantized import Vectors, from_rows, on_the_way
+from pod_job.formats.quantized import Vectors, from_rows, transfer_layout
 from pod_job.formats.rows_table import from_columns
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.prompts.sources.sample import Sample
@@ -41,7 +41,7 @@ class OpenBatch:
         self.widths, self.dtype = widths, DTYPE_OF[config.dtype.value]
         self.taps = {}
         for name, width in widths.items():
-            length, row_dtype = on_the_way(width, self.dtype)
+            length, row_dtype = transfer_layout(width, self.dtype)
             self.taps[name] = pool.empty((int(self.starts[-1]), length), row_dtype)
         self.missing = set(range(len(prompts)))
 

@@ -1,7 +1,7 @@
-"""Norms of rows, kept in two bytes each: quantiles of any number of batches to one part in a million.
+"""Sketch of row norms, about two bytes each: quantiles over any number of batches to one part in a million.
 
-A key is the upper bits of a norm's float32 pattern, which sort as the norms do. Keys of a batch are sorted, so their
-differences are small, and what a compressor leaves of them is little.
+A key is the upper bits of a norm's float32 pattern; keys sort as norms do. Keys of a batch are stored sorted: their
+differences are small and compress well.
 """
 
 import base64
@@ -13,28 +13,28 @@ import numpy as np
 from jaxtyping import Float, Int, UInt32
 
 DROPPED_BITS = 3
-"""Of the pattern's 32: a key spans 2**-20 of its norm or less, and its middle is off by half of that at most."""
+"""Low bits that a key lacks: a key spans 2**-20 of its norm or less, and its middle is off by half of that."""
 WAITING_KEYS = 1 << 20
-"""Keys that a tally collects before it sorts them in, or as many as it has distinct ones, if these are more."""
+"""Keys that a tally collects before it sorts them in; as many as it has distinct keys, if those are more."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def keys_of(norms: Float[np.ndarray, "R"]) -> UInt32[np.ndarray, "R"]:
-    """The sorted keys of finite norms; those beyond float32 count as its largest."""
+    """Returns the sorted keys of finite norms; norms beyond the range of float32 count as its largest value."""
     patterns = np.minimum(norms, _LARGEST).astype(np.float32).view(np.uint32)
     return np.sort(patterns >> DROPPED_BITS)
 
 
 def to_text(keys: UInt32[np.ndarray, "R"]) -> str:
-    """Sorted keys for a JSON record."""
-    steps = np.diff(keys, prepend=np.uint32(0)).astype("<u4")
+    """Returns sorted keys as text for a JSON record."""
+    deltas = np.diff(keys, prepend=np.uint32(0)).astype("<u4")
     # All first bytes, then all second ones: the upper planes are nearly all zeros.
-    planes = np.ascontiguousarray(steps.view(np.uint8).reshape(-1, 4).T)
+    planes = np.ascontiguousarray(deltas.view(np.uint8).reshape(-1, 4).T)
     return base64.b64encode(zlib.compress(planes.data, 1)).decode()
 
 
 def from_text(text: str, count: int) -> UInt32[np.ndarray, "R"]:
-    """Inverse of `to_text` for so many keys; ValueError where it is not that."""
+    """Inverse of `to_text`. Raises ValueError where the text is damaged or holds another number of keys."""
     try:
         inflater = zlib.decompressobj()
         planes = inflater.decompress(base64.b64decode(text, validate=True), 4 * count + 1)
@@ -42,8 +42,8 @@ def from_text(text: str, count: int) -> UInt32[np.ndarray, "R"]:
         raise ValueError(f"norms are damaged ({error})") from error
     if len(planes) != 4 * count or not inflater.eof:
         raise ValueError(f"norms of other than {count} rows")
-    steps = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, -1).T).view("<u4")
-    keys = np.cumsum(steps, dtype=np.uint64)
+    deltas = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, -1).T).view("<u4")
+    keys = np.cumsum(deltas, dtype=np.uint64)
     if count and keys[-1] > 1 << (32 - DROPPED_BITS):
         raise ValueError("norms are out of range")
     return keys.astype(np.uint32)
@@ -51,27 +51,27 @@ def from_text(text: str, count: int) -> UInt32[np.ndarray, "R"]:
 
 @dataclass(frozen=True)
 class NormCounts:
-    """How many rows have each key; `keys` are distinct and ascending."""
+    """Numbers of rows by key; `keys` are distinct and ascending."""
 
     keys: UInt32[np.ndarray, "K"]
     counts: Int[np.ndarray, "K"]
 
     def quantiles(self, shares: tuple[float, ...]) -> list[float]:
-        """For each share the smallest norm that so many of the rows reach or stay below; 0 without rows."""
+        """Returns for each share the smallest norm that this share of rows does not exceed; 0 without rows."""
         if not len(self.keys):
             return [0.0] * len(shares)
-        up_to = np.cumsum(self.counts)
-        ranks = np.clip(np.ceil(np.array(shares) * up_to[-1]), 1, up_to[-1])
-        return _middle(self.keys[np.searchsorted(up_to, ranks)]).tolist()
+        cumulative = np.cumsum(self.counts)
+        ranks = np.clip(np.ceil(np.array(shares) * cumulative[-1]), 1, cumulative[-1])
+        return _middle(self.keys[np.searchsorted(cumulative, ranks)]).tolist()
 
     def above(self, norm: float) -> int:
-        """Rows whose norm is greater."""
+        """Returns the number of rows whose norm is greater."""
         key = keys_of(np.array([norm]))[0]
         return int(self.counts[np.searchsorted(self.keys, key, "right") :].sum())
 
 
 class NormTally:
-    """Counts the keys of many batches; memory goes with the number of distinct keys, some millions at most."""
+    """Counts keys over many batches. Memory grows with the number of distinct keys, some millions at most."""
 
     def __init__(self) -> None:
         self._counts = NormCounts(np.zeros(0, np.uint32), np.zeros(0, np.int64))
@@ -85,7 +85,7 @@ class NormTally:
             self.counts()
 
     def join(self, other: "NormTally") -> None:
-        """Add what another has added."""
+        """Adds the keys that another tally has counted."""
         if len(other._counts.keys):
             self._counts = _joined(self._counts, other._counts)
         for keys in other._waiting:
@@ -100,10 +100,11 @@ class NormTally:
 
 
 def _joined(a: NormCounts, b: NormCounts) -> NormCounts:
+    """Returns the counts of both, whose keys may be the same or not."""
     at = np.searchsorted(a.keys, b.keys)
     known = np.zeros(len(at), bool)
-    inside = at < len(a.keys)
-    known[inside] = a.keys[at[inside]] == b.keys[inside]
+    in_range = at < len(a.keys)
+    known[in_range] = a.keys[at[in_range]] == b.keys[in_range]
     counts = a.counts.copy()
     counts[at[known]] += b.counts[known]
     new = ~known
@@ -111,5 +112,6 @@ def _joined(a: NormCounts, b: NormCounts) -> NormCounts:
 
 
 def _middle(keys: UInt32[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
+    """Returns the norm in the middle of each key's range."""
     patterns = (keys << DROPPED_BITS) | (keys > 0) * np.uint32(1 << (DROPPED_BITS - 1))
     return patterns.astype(np.uint32).view(np.float32).astype(np.float64)

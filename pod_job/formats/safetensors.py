@@ -39,14 +39,14 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 DTYPE_OF: dict[str, np.dtype] = {str(dtype): dtype for dtype in DTYPES.values()}
-"""By the name that configs and records use: `bfloat16`, `float32`."""
+"""Dtypes by the names that configs and records use: `bfloat16`, `float32`."""
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where a tensor lies: bytes [start, stop) of the file."""
+    """Location of a tensor: bytes [start, stop) of the file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -66,11 +66,11 @@ class Header:
 def write_parts(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, pad_to: int = 4096
 ) -> list[bytes | memoryview]:
-    """The file as a list of buffers: the header, then a view of each array's memory (copied only if not contiguous).
+    """Returns the file as buffers: the header, then a view of each array's memory (copied only if not contiguous).
 
     The header is padded with spaces so that data begins at a multiple of `pad_to` bytes.
     """
-    # Wide types first: every tensor is then aligned to its own size.
+    # Wide types first, so that every tensor is aligned to the size of its type.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header = header_bytes([(name, array.dtype, array.shape) for name, array in ordered], metadata, pad_to)
     little = (np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for _, array in ordered)
@@ -82,8 +82,14 @@ def header_bytes(
     metadata: Mapping[str, str] | None = None,
     pad_to: int = 4096,
 ) -> bytes:
-    """All that comes before the data of tensors with these names, dtypes and shapes, in the order of their data."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    """Returns the part of a file before its data.
+
+    Args:
+        tensors: names, dtypes and shapes, in the order of their data.
+    Raises:
+        TypeError: safetensors has no such dtype.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in tensors:
         code = _CODES.get(dtype.newbyteorder("<"))
@@ -98,10 +104,14 @@ def header_bytes(
 
 
 def read_header(read: Callable[[int, int], bytes], name: str = "safetensors file", size: int | None = None) -> Header:
-    """Parse and check a header. `read(start, size)` gives bytes of the file, fewer at its end.
+    """Returns the checked header of a file.
 
-    `size` in bytes, when given, must be exactly what the header describes, so a cut file is refused. Raises JobError
-    naming the file (`name`) and the reason.
+    Args:
+        read: `read(start, size)` returns bytes of the file, fewer at its end.
+        name: name of the file in errors.
+        size: of the file in bytes, where known: then it must be the size that the header describes.
+    Raises:
+        JobError: the header, or the file's size, is not sound.
     """
     prefix = read(0, 8)
     if len(prefix) < 8:
@@ -129,7 +139,7 @@ def read_header(read: Callable[[int, int], bytes], name: str = "safetensors file
 
 
 def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read-only arrays on the file's memory map: nothing is read before it is used. JobError for an unsound file."""
+    """Returns read-only arrays on the file's memory map. Raises JobError where the file is not sound."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -142,7 +152,7 @@ def map_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def view_tensor(raw: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """The tensor as a view of the file's bytes (uint8, the whole file)."""
+    """Returns the tensor as a view of `raw`, all bytes of the file as uint8."""
     return raw[spec.start : spec.stop].view(spec.dtype).reshape(spec.shape)
 
 

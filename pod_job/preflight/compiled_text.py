@@ -111,7 +111,7 @@ def branch_names(operation: Operation) -> list[str]:
 
 
 def starts_collective(program: Program, fusion: Operation) -> bool:
-    """Tells whether a fusion starts a collective that goes on while later operations compute.
+    """Returns whether a fusion starts a collective that goes on while later operations compute.
 
     The operations in between and the one that waits for its end name the collective again; only its start counts.
     """

@@ -1,1 +1,1 @@
-"""How a finished run is read: rows by index, epochs in shuffled blocks, pickle files of strangers."""
+"""Reading of finished runs: rows by index, and epochs in shuffled blocks."""

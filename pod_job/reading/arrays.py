@@ -1,4 +1,4 @@
-"""Vectors as the arrays of whoever trains on them: NumPy, torch or JAX, without a copy where that is possible."""
+"""Conversion of NumPy vectors to torch or JAX arrays, without a copy where possible."""
 
 from typing import Any, Literal
 
@@ -22,4 +22,8 @@ def _to_jax(vectors: np.ndarray) -> Any:
     return jnp.asarray(vectors)
 
 
-CONVERT = {"numpy": lambda vectors: vectors, "torch": _to_torch, "jax": _to_jax}
+CONVERT = {
+    "numpy": lambda vectors: vectors,
+    "torch": _to_torch,
+    "jax": _to_jax,
+}

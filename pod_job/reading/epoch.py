@@ -1,8 +1,8 @@
 """One pass over numbered rows in shuffled batches: a pure order, and an iterator that reads ahead along it.
 
-The rows are cut into blocks, the blocks permuted and dealt to the trainer's processes; each process reads its
+The rows are cut into blocks; the blocks are permuted and assigned to the trainer's processes; each process reads its
 blocks a window at a time and permutes the rows of the window. Every read is large, and the order is a function of the
-settings alone, so any batch can be found again without going through those before it.
+settings alone, so that any batch can be found without reading those before it.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,18 @@ from pod_job.reading.row_source import RowSource
 
 BLOCK_ROWS = 1024
 BUCKET_BLOCK_ROWS = 4096
-"""A request to a bucket costs as much as a megabyte, so that its blocks are larger."""
+"""Larger than a disk's, as a request to a bucket takes as long as reading a megabyte."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows come when, for process `shard[0]` of `shard[1]`.
+    """Order of all rows in one epoch, for process `shard[0]` of `shard[1]`.
 
-    Processes get equal numbers of blocks, give or take one, so their numbers of batches may differ by a few; with
-    `drop_last` each gets as many whole batches as the one with the fewest rows.
+    Numbers of blocks per process differ by one at most, so numbers of batches may differ by a few; with `drop_last`
+    every process gets as many full batches as the one with the fewest rows.
+
+    Raises:
+        JobError: a shard that is not an (index, count), or a size below 1.
     """
 
     rows: int
@@ -50,7 +53,7 @@ class Order:
 
     @cached_property
     def blocks(self) -> Int[np.ndarray, "blocks"]:
-        """This process's blocks in the order they are read."""
+        """Numbers of this process's blocks, in the order of reading."""
         return self._every_block[self.shard[0] :: self.shard[1]]
 
     @cached_property
@@ -63,25 +66,25 @@ class Order:
 
     @cached_property
     def windows(self) -> list[Int[np.ndarray, "_"]]:
-        """Those blocks, cut into the groups that are in memory together."""
+        """Numbers of this process's blocks, cut into the groups that are in memory together."""
         size = max(1, self.buffer_rows // self.block_rows)
         return [self.blocks[start : start + size] for start in range(0, len(self.blocks), size)]
 
     @cached_property
     def starts(self) -> Int[np.ndarray, "windows_and_one"]:
-        """The place in this process's order at which each window begins, and at the end how many rows it gets."""
+        """Places in this process's order at which the windows begin; the last entry is its number of rows."""
         return np.cumsum([0, *map(self._rows_of, self.windows)])
 
     @property
     def batches(self) -> int:
-        """How many batches this process gets."""
+        """Number of batches of this process."""
         if not self.drop_last:
             return -(-int(self.starts[-1]) // self.batch_size)
         count = self.shard[1]
         return min(self._rows_of(self._every_block[index::count]) for index in range(count)) // self.batch_size
 
     def permutation(self, window: int) -> Int[np.ndarray, "rows"]:
-        """The order in which the rows of a window are handed out."""
+        """Returns the order of the rows of a window, as indices into the window."""
         size = int(self.starts[window + 1] - self.starts[window])
         if not self.shuffle:
             return np.arange(size)
@@ -90,7 +93,7 @@ class Order:
 
 @dataclass(frozen=True)
 class _Window:
-    """A window being read: `buffer` is whole when all reads are done; `rows` are the row numbers in it."""
+    """A window being read: `buffer` is filled when all `reads` are done; `rows` are the row numbers in it."""
 
     buffer: np.ndarray
     rows: np.ndarray
@@ -99,9 +102,9 @@ class _Window:
 
 
 class Batches:
-    """An iterator over the batches of an Order, always reading one window ahead; `len` is the number of all of them.
+    """Iterator over the batches of an Order that reads one window ahead; `len` is the number of all its batches.
 
-    Memory: two windows of `buffer_rows` rows.
+    It takes the memory of two windows of `buffer_rows` rows.
     """
 
     def __init__(self, reader: RowSource, order: Order, present: Callable[[np.ndarray, np.ndarray], Any]) -> None:
@@ -136,32 +139,36 @@ class Batches:
         return self._present(*joined)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where we are, as JSON values; `load_state_dict` continues with the very next batch."""
+        """Returns the position as JSON values; `load_state_dict` continues with the next batch."""
         return {**asdict(self.order), "shard": list(self.order.shard), "delivered": self._delivered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there, in the state's epoch. JobError where its order is another: the rows would differ."""
+        """Continues at the position of `state`, in its epoch.
+
+        Raises:
+            JobError: the state was saved with other settings, so that its order has other rows.
+        """
         order = replace(self.order, epoch=state["epoch"])
-        ours = {**asdict(order), "shard": list(order.shard)}
-        if differing := [key for key in ours if state.get(key) != ours[key]]:
-            shown = "; ".join(f"{key} was {state.get(key)}, is {ours[key]}" for key in differing)
+        settings = {**asdict(order), "shard": list(order.shard)}
+        if differing := [key for key in settings if state.get(key) != settings[key]]:
+            shown = "; ".join(f"{key} was {state.get(key)}, is {settings[key]}" for key in differing)
             raise JobError(f"the state is of another order: {shown}; use the settings it was saved with")
         self.order, self._delivered = order, state["delivered"]
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what is read ahead. Buffers go, too: a read still under way may write into them."""
+        """Drops the windows read ahead, and their buffers: a read still in flight may write into them."""
         self._pool: ThreadPoolExecutor | None = None
         self._windows: dict[int, _Window] = {}
         self._spare: list[np.ndarray] = []
 
     def _window(self, number: int) -> _Window:
-        """The window, whole, with the next one on its way."""
-        for passed in [known for known in self._windows if known < number]:
+        """Returns the filled window, and begins to read the next one."""
+        for passed in [opened for opened in self._windows if opened < number]:
             self._spare.append(self._windows.pop(passed).buffer)
-        for wanted in (number, number + 1):
-            if wanted not in self._windows and wanted < len(self.order.windows):
-                self._windows[wanted] = self._begin(wanted)
+        for needed in (number, number + 1):
+            if needed not in self._windows and needed < len(self.order.windows):
+                self._windows[needed] = self._begin(needed)
         window = self._windows[number]
         for read in window.reads:
             read.result()

@@ -1,10 +1,9 @@
-"""Rows of one tap, numbered through the files of all batches, as raw bytes: ranges at full speed, or any selection."""
+"""RowReader: rows of one tap as bytes, numbered through the files of all batches, by range or by number."""
 
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -17,14 +16,14 @@ from pod_job.storage.folder import Folder
 READS_IN_FLIGHT = 8
 PART_ROWS = 65_536
 MAPS_OPEN = 512
-"""Memory maps kept; the kernel allows a process about 65,000."""
+"""Memory maps kept open; the kernel allows a process about 65,000."""
 GAP_BYTES = 64 << 10
-"""Between rows in one file that are read at once all the same; headers of files that were joined are smaller."""
+"""Largest gap between rows of one file that are read at once; headers inside a joined file are smaller."""
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """A batch's rows: the name of their file in the run folder, where they begin in it, and its whole size in bytes."""
+    """A batch's rows: the name of their file in the run folder, and in bytes their offset in it and its size."""
 
     name: str
     rows: int
@@ -33,7 +32,7 @@ class FileRows:
 
 
 class RowReader:
-    """Reads rows of `row_bytes` bytes. Row numbers run on from file to file. Safe to pickle and to use after a fork."""
+    """RowSource over files; row numbers run on from file to file. Safe to pickle and to use after a fork."""
 
     def __init__(self, folder: Folder, files: Sequence[FileRows], row_bytes: int) -> None:
         self.row_bytes = row_bytes
@@ -41,7 +40,7 @@ class RowReader:
         self._files = list(files)
         self.starts = np.concatenate([[0], np.cumsum([file.rows for file in files], dtype=np.int64)]).astype(np.int64)
         self._maps: dict[str, np.ndarray] = {}
-        # More copies out of the page cache than cores only hinder each other.
+        # Copies out of the page cache slow each other down when there are more of them than cores.
         local = bool(files) and folder.local_path(files[0].name) is not None
         self.reads_in_flight = min(READS_IN_FLIGHT, os.cpu_count() or 1) if local else READS_IN_FLIGHT
 
@@ -54,26 +53,26 @@ class RowReader:
     def read(
         self, start: int, stop: int, out: UInt8[np.ndarray, "R bytes"] | None = None
     ) -> UInt8[np.ndarray, "R bytes"]:
-        """Rows [start, stop), in `out` where given. JobError naming the file that is missing or too short."""
+        """Returns rows [start, stop), in `out` where given. JobError names a file that is missing or too short."""
         if out is None:
             out = np.empty((stop - start, self.row_bytes), np.uint8)
         done = 0
-        near: list[_Piece] = []
+        adjacent: list[_Piece] = []
         while start + done < stop:
             number = self.file_of(start + done)
             file, first = self._files[number], start + done - int(self.starts[number])
             count = min(file.rows - first, stop - start - done)
             piece = _Piece(file, file.offset + first * self.row_bytes, out[done : done + count].reshape(-1))
-            if near and not piece.follows(near[-1]):
-                self._read_pieces(near)
-                near = []
-            near.append(piece)
+            if adjacent and not piece.follows(adjacent[-1]):
+                self._read_pieces(adjacent)
+                adjacent = []
+            adjacent.append(piece)
             done += count
-        self._read_pieces(near)
+        self._read_pieces(adjacent)
         return out
 
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
-        """The rows with these numbers, in this order; all must be in range."""
+        """Returns the rows with these numbers, in this order; all must be in range."""
         if self._files and self._folder.local_path(self._files[0].name) is None:
             return self._gather_remote(index)
         numbers = np.searchsorted(self.starts, index, "right") - 1
@@ -87,42 +86,44 @@ class RowReader:
         return out
 
     def file_of(self, row: int) -> int:
-        """The number of the file that holds the row."""
+        """Returns the number of the file that holds the row."""
         return int(np.searchsorted(self.starts, row, "right")) - 1
 
     def _gather_remote(self, index: np.ndarray) -> np.ndarray:
-        # Neighbours are fetched with one request, and requests overlap.
+        # Consecutive rows are fetched with one request, and requests overlap.
         rows, places = np.unique(index, return_inverse=True)
-        found = np.empty((len(rows), self.row_bytes), np.uint8)
+        unique = np.empty((len(rows), self.row_bytes), np.uint8)
         breaks = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1, [len(rows)]])
-        runs = [(int(a), int(b)) for a, b in pairwise(breaks) if a < b]
+
+        def fetch(first: int, stop: int) -> None:
+            if first < stop:
+                self.read(int(rows[first]), int(rows[stop - 1]) + 1, unique[first:stop])
+
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-            list(
-                pool.map(lambda run: self.read(int(rows[run[0]]), int(rows[run[1] - 1]) + 1, found[slice(*run)]), runs)
-            )
-        return found[places]
+            list(pool.map(fetch, breaks[:-1].tolist(), breaks[1:].tolist()))
+        return unique[places]
 
     def _read_pieces(self, pieces: Sequence["_Piece"]) -> None:
-        """Fills pieces of one file with one read."""
+        """Fills adjacent pieces of one file with one read."""
         if not pieces:
             return
         file, start, stop = pieces[0].file, pieces[0].start, pieces[-1].stop
-        whole = pieces[0].out if len(pieces) == 1 else np.empty(stop - start, np.uint8)
+        buffer = pieces[0].out if len(pieces) == 1 else np.empty(stop - start, np.uint8)
         try:
-            # Not through a map: page faults would come one by one.
-            got = self._folder.read_into(file.name, start, whole.data)
+            # Not through a memory map: page faults would come one by one.
+            filled = self._folder.read_into(file.name, start, buffer.data)
         except FileNotFoundError:
             raise self._missing(file) from None
-        if got != stop - start:
-            raise self._bad(file, f"ends {stop - start - got} bytes too early")
+        if filled != stop - start:
+            raise self._bad(file, f"ends {stop - start - filled} bytes too early")
         for piece in pieces if len(pieces) > 1 else ():
-            piece.out[:] = whole[piece.start - start : piece.stop - start]
+            piece.out[:] = buffer[piece.start - start : piece.stop - start]
 
     def _take(self, number: int, index: np.ndarray) -> np.ndarray:
         return np.take(self._mapped(number), index - self.starts[number], axis=0)
 
     def _mapped(self, number: int) -> np.ndarray:
-        """The batch's rows [rows, row_bytes] on the memory map of their file."""
+        """Returns the batch's rows [rows, row_bytes] on the memory map of their file."""
         file = self._files[number]
         raw = self._maps.get(file.name)
         if raw is None:
@@ -149,12 +150,12 @@ class RowReader:
         return JobError(f"{self._folder.url}/{file.name}: is {MISSING}")
 
     def _bad(self, file: FileRows, reason: str) -> JobError:
-        return JobError(f"{self._folder.url}/{file.name}: {reason}; copy it again or make the run anew")
+        return JobError(f"{self._folder.url}/{file.name}: {reason}; copy it again, or run the job again")
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Bytes of a file from `start` on that belong in `out`."""
+    """A range of a file, from byte `start` on, that is read into `out`."""
 
     file: FileRows
     start: int
@@ -165,12 +166,15 @@ class _Piece:
         return self.start + self.out.nbytes
 
     def follows(self, other: "_Piece") -> bool:
-        """Whether both are read at once: they are in one file, and little lies between them."""
+        """Returns whether one read serves both: they are in one file, at most GAP_BYTES apart."""
         return self.file.name == other.file.name and 0 <= self.start - other.stop <= GAP_BYTES
 
 
 class KeptRows:
-    """Some rows of a source, renumbered from 0: `kept` are their numbers there, ascending. Eight bytes a row."""
+    """Selected rows of a source, renumbered from 0, at eight bytes of memory per row.
+
+    `kept` are their numbers in the source, ascending.
+    """
 
     def __init__(self, reader: RowSource, kept: Int[np.ndarray, "R"]) -> None:
         self.row_bytes, self.reads_in_flight = reader.row_bytes, reader.reads_in_flight
@@ -183,20 +187,20 @@ class KeptRows:
     def read(
         self, start: int, stop: int, out: UInt8[np.ndarray, "R bytes"] | None = None
     ) -> UInt8[np.ndarray, "R bytes"]:
-        """Rows [start, stop), in `out` where given; what lies between them is read, too, for it is little."""
+        """Returns rows [start, stop), in `out` where given; reads the excluded rows between them, as they are few."""
         out = np.empty((stop - start, self.row_bytes), np.uint8) if out is None else out
         if start < stop:
             numbers = self.kept[start:stop]
-            around = self._reader.read(int(numbers[0]), int(numbers[-1]) + 1)
-            np.take(around, numbers - numbers[0], axis=0, out=out)
+            spanned = self._reader.read(int(numbers[0]), int(numbers[-1]) + 1)
+            np.take(spanned, numbers - numbers[0], axis=0, out=out)
         return out
 
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
-        """The rows with these numbers, in this order; all must be in range."""
+        """Returns the rows with these numbers, in this order; all must be in range."""
         return self._reader.gather(self.kept[index])
 
     def left_out(self) -> Iterator[UInt8[np.ndarray, "R bytes"]]:
-        """The other rows of the reader, ascending, at most PART_ROWS at a time."""
+        """Yields the other rows of the source, ascending, at most PART_ROWS at a time."""
         others = np.setdiff1d(np.arange(len(self._reader)), self.kept, assume_unique=True)
         for start in range(0, len(others), PART_ROWS):
             yield self._reader.gather(others[start : start + PART_ROWS])

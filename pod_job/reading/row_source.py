@@ -1,4 +1,4 @@
-"""Rows that lie in several places, side by side: values and scales of eight bits, or several taps of a run."""
+"""RowSource: numbered rows of bytes; JoinedRows: rows whose bytes come from several sources, one after the other."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -9,7 +9,10 @@ from jaxtyping import Int, UInt8
 
 @runtime_checkable  # so that tests can check annotations while they run
 class RowSource(Protocol):
-    """Numbered rows of `row_bytes` bytes, of which `reads_in_flight` reads are worth having at a time."""
+    """Numbered rows of `row_bytes` bytes each.
+
+    `reads_in_flight` is how many concurrent reads are worth their memory.
+    """
 
     row_bytes: int
     reads_in_flight: int
@@ -19,16 +22,16 @@ class RowSource(Protocol):
     def read(
         self, start: int, stop: int, out: UInt8[np.ndarray, "R bytes"] | None = None
     ) -> UInt8[np.ndarray, "R bytes"]:
-        """Rows [start, stop), in `out` where given."""
+        """Returns rows [start, stop), in `out` where given."""
         ...
 
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
-        """The rows with these numbers, in this order; all must be in range."""
+        """Returns the rows with these numbers, in this order; all must be in range."""
         ...
 
 
 class JoinedRows:
-    """Row i is row i of every source, one after the other."""
+    """Rows that are row i of every source, side by side: values and scales of eight bits, or several taps of a run."""
 
     def __init__(self, sources: Sequence[RowSource]) -> None:
         self._sources = list(sources)

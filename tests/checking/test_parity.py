@@ -30,10 +30,10 @@ from pod_job import __main__
 from pod_job.checking import reference
 reference.torch_installed = lambda: False
 if "spoilt" in sys.argv:
-    ours = reference._by_us
+    ours = reference._own_taps
     def spoilt(inputs, prompts):
         return [one | {"layer_2": one["layer_2"] + abs(one["layer_2"]).max()} for one in ours(inputs, prompts)]
-    reference._by_us = spoilt
+    reference._own_taps = spoilt
 status = __main__.main([text for text in sys.argv[1:] if text != "spoilt"])
 import os; os._exit(status)
 """

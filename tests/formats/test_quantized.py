@@ -1,4 +1,4 @@
-"""Vectors of eight bits: what the device makes of them, what is stored, and what every reader gives back."""
+"""Vectors of eight bits agree with the originals: from the device, in the files, and through every reader."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from pod_job.extraction.quantize import as_stored
 from pod_job.finishing.merge import merge
 from pod_job.finishing.shuffle import shuffle
 from pod_job.formats import statistics
-from pod_job.formats.quantized import EightBit, from_rows, on_the_way
+from pod_job.formats.quantized import EightBit, from_rows, transfer_layout
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_reader import read_pickle
@@ -35,12 +35,12 @@ from tools.tiny_model import write_tiny_model
 
 DTYPES = ["int8", "float8_e4m3fn"]
 BOUND = {"int8": 0.035, "float8_e4m3fn": 0.065}
-"""Of a row's relative error, whatever the row."""
+"""Largest relative error of any row."""
 WIDTHS = [1, 16, 64, 100, 192]
 
 
 def outlying(rows: int, width: int, seed: int = 0) -> np.ndarray:
-    """Like a residual stream: two massive dimensions, and rows a thousand times the others."""
+    """Vectors like a residual stream's: two massive dimensions, and rows a thousand times the others."""
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((rows, width)).astype(np.float32)
     vectors[:, :: max(1, width // 2)] *= 300
@@ -48,33 +48,33 @@ def outlying(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return vectors
 
 
-def narrowed(vectors: np.ndarray, dtype: str) -> EightBit:
+def quantize(vectors: np.ndarray, dtype: str) -> EightBit:
     rows = np.asarray(as_stored(jnp.asarray(vectors), DTYPE_OF[dtype]))
-    assert (rows.shape[-1], rows.dtype) == on_the_way(vectors.shape[-1], DTYPE_OF[dtype])
-    found = from_rows(rows, vectors.shape[-1], DTYPE_OF[dtype])
-    assert isinstance(found, EightBit)
-    return found
+    assert (rows.shape[-1], rows.dtype) == transfer_layout(vectors.shape[-1], DTYPE_OF[dtype])
+    quantized = from_rows(rows, vectors.shape[-1], DTYPE_OF[dtype])
+    assert isinstance(quantized, EightBit)
+    return quantized
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_come_back_within_the_bound_and_know_their_error(dtype: str, width: int) -> None:
+def test_rows_are_within_the_bound_and_carry_their_error(dtype: str, width: int) -> None:
     vectors = outlying(40, width)
-    found = narrowed(vectors, dtype)
-    assert found.dtype == DTYPE_OF[dtype]
-    errors = np.linalg.norm(np.asarray(found) - vectors, axis=1) / np.linalg.norm(vectors, axis=1)
+    quantized = quantize(vectors, dtype)
+    assert quantized.dtype == DTYPE_OF[dtype]
+    errors = np.linalg.norm(np.asarray(quantized) - vectors, axis=1) / np.linalg.norm(vectors, axis=1)
     assert errors.max() < BOUND[dtype]
-    assert found.errors is not None
-    np.testing.assert_allclose(found.errors, errors, rtol=1e-3, atol=1e-6)
+    assert quantized.errors is not None
+    np.testing.assert_allclose(quantized.errors, errors, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_outliers_leave_the_other_columns_and_rows_alone(dtype: str) -> None:
     vectors = np.random.default_rng(1).standard_normal((50, 256)).astype(np.float32)
-    quiet = np.asarray(narrowed(vectors, dtype))
+    quiet = np.asarray(quantize(vectors, dtype))
     vectors[3] *= 1000  # a row
     vectors[:, 200] = 5000  # a dimension
-    loud = np.asarray(narrowed(vectors, dtype))
+    loud = np.asarray(quantize(vectors, dtype))
     others = np.delete(np.arange(50), 3)
     np.testing.assert_array_equal(loud[others, :192], quiet[others, :192])
     np.testing.assert_allclose(loud[3, :192], 1000 * quiet[3, :192], rtol=0.2, atol=1000 * BOUND[dtype])
@@ -82,34 +82,34 @@ def test_outliers_leave_the_other_columns_and_rows_alone(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zeros_stay_zeros_and_what_is_not_finite_is_seen(dtype: str) -> None:
+def test_zeros_stay_zeros_and_rows_that_are_not_finite_are_counted(dtype: str) -> None:
     vectors = np.zeros((4, 100), np.float32)
     vectors[1, 70], vectors[2, 3], vectors[3, 99] = np.inf, np.nan, 1.0
-    found = narrowed(vectors, dtype)
+    quantized = quantize(vectors, dtype)
     with np.errstate(invalid="ignore"):
-        assert np.isfinite(np.asarray(found)).all(axis=1).tolist() == [True, False, False, True]
-    assert not np.asarray(found)[0].any()
-    assert statistics.of(found).nonfinite == 2
+        assert np.isfinite(np.asarray(quantized)).all(axis=1).tolist() == [True, False, False, True]
+    assert not np.asarray(quantized)[0].any()
+    assert statistics.of(quantized).nonfinite == 2
 
 
 @pytest.fixture(scope="module", params=["local", "bucket"])
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
 ) -> Iterator[tuple[Folder, list[Batch]]]:
-    """Three batches of two taps in int8; of the second tap one is narrower than a group."""
+    """Three batches of two taps in int8; the second tap is narrower than a group."""
     with folders(request.param, tmp_path_factory.mktemp("eight"), require) as opened:
         folder = opened()
         claim(folder, identity(24, dtype="int8"))
         batches = []
         for number, rows in enumerate((30, 0, 25), 1):
             taps = {"layer_6": outlying(rows, 100, number), "layer_30_norm": outlying(rows, 16, number)}
-            batches.append(replace(batch(number, rows), taps={n: narrowed(v, "int8") for n, v in taps.items()}))
+            batches.append(replace(batch(number, rows), taps={n: quantize(v, "int8") for n, v in taps.items()}))
             commit_batch(folder, batches[-1], host=0)
         merge(folder)
         yield folder, batches
 
 
-def test_readers_give_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
+def test_readers_return_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
     folder, batches = run
     for tap in ("layer_6", "layer_30_norm"):
         whole = np.concatenate([np.asarray(each.taps[tap]) for each in batches])
@@ -132,7 +132,7 @@ def test_readers_give_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: Pat
     np.testing.assert_array_equal(item["activation"], np.asarray(batches[2].taps["layer_6"])[24])
 
 
-def test_metadata_tells_how_far_off_the_rows_are(run: tuple[Folder, list[Batch]]) -> None:
+def test_metadata_has_the_rounding_errors(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
     for tap, found in merge(folder)["rounding"].items():
         errors = np.concatenate([each.taps[tap].errors for each in batches])  # type: ignore[union-attr]
@@ -140,7 +140,7 @@ def test_metadata_tells_how_far_off_the_rows_are(run: tuple[Folder, list[Batch]]
         assert found["largest"] == pytest.approx(errors.max(), rel=1e-9)
 
 
-def test_it_is_verified_and_shuffled(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
+def test_a_quantized_run_is_verified_and_shuffled(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
     folder, _ = run
     assert verify(folder.url).sound
     described = shuffle(folder.url, tmp_path / "shuffled", part_bytes=3000)
@@ -152,7 +152,7 @@ def test_it_is_verified_and_shuffled(run: tuple[Folder, list[Batch]], tmp_path: 
 
 def test_a_second_writer_adopts_the_file_and_its_scales(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
-    late = replace(batches[0], taps={n: narrowed(np.asarray(v) * 1.001, "int8") for n, v in batches[0].taps.items()})
+    late = replace(batches[0], taps={n: quantize(np.asarray(v) * 1.001, "int8") for n, v in batches[0].taps.items()})
     folder.remove(layout.commit_file(1))
     record = commit_batch(folder, late, host=1)
     assert record["files"][0]["statistics"] == statistics.to_json(statistics.of(batches[0].taps["layer_6"]))
@@ -162,7 +162,7 @@ def test_a_second_writer_adopts_the_file_and_its_scales(run: tuple[Folder, list[
 def test_a_file_without_its_scales_and_another_dtype_are_refused(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     claim(folder, identity(8, ("layer_6",), dtype="int8"))
-    vectors = narrowed(outlying(9, 100), "int8")
+    vectors = quantize(outlying(9, 100), "int8")
     commit_batch(folder, replace(batch(1, 9), taps={"layer_6": vectors.values}), host=0)
     [entry] = merge(folder)["batches"]
     with pytest.raises(JobError, match=r"layer_6_batch_000001\.safetensors: holds int8 without its scales"):

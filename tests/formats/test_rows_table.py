@@ -1,4 +1,4 @@
-"""The rows table comes back as it went in, stays small, and is refused when damaged."""
+"""A rows table survives a round trip, stays small, and is refused when damaged."""
 
 import io
 
@@ -17,7 +17,7 @@ _INT32 = st.integers(-(2**31), 2**31 - 1)
 
 
 def _rows(count: int) -> Rows:
-    """As positions=all makes them: prompts of some hundred tokens, words by Zipf's law."""
+    """Rows as positions=all makes them: prompts of a few hundred tokens, words by Zipf's law."""
     rng = np.random.default_rng(0)
     sample = np.arange(count) // 391
     tasks = [f"task_{number:08x}" for number in sample]
@@ -30,10 +30,10 @@ def _rows(count: int) -> Rows:
 @given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")), _INT32, _INT32, _INT32)))
 def test_round_trip(table: list[tuple[str, int, int, int]]) -> None:
     rows = from_columns({name: [line[place] for line in table] for place, name in enumerate(COLUMNS)}, TIME)
-    found = from_parquet(to_parquet(rows))
-    assert found.describes_same(rows)
-    assert len(found) == len(table)
-    assert not table or found.timestamp == TIME
+    read = from_parquet(to_parquet(rows))
+    assert read.describes_same(rows)
+    assert len(read) == len(table)
+    assert not table or read.timestamp == TIME
 
 
 def test_it_takes_a_tenth_of_a_percent_of_the_vectors() -> None:

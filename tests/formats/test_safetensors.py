@@ -1,4 +1,4 @@
-"""Tensor files agree with the safetensors library both ways, and no damage to one goes unnoticed or crashes."""
+"""Tensor files agree with the safetensors library both ways; a damaged file is refused and crashes nothing."""
 
 import json
 from pathlib import Path
@@ -29,13 +29,13 @@ def _with_header(entries: object, data: bytes = b"", raw: bytes | None = None) -
 
 
 @pytest.mark.parametrize("code", DTYPES)
-def test_the_library_reads_ours(code: str) -> None:
+def test_the_library_reads_our_files(code: str) -> None:
     array = np.arange(12).reshape(3, 4).astype(DTYPES[code])
-    ((name, found),) = safetensors.deserialize(_file({"x": array}, metadata={"tap": "layer_6"}))
-    assert (name, found["dtype"], found["shape"], bytes(found["data"])) == ("x", code, [3, 4], array.tobytes())
+    ((name, tensor),) = safetensors.deserialize(_file({"x": array}, metadata={"tap": "layer_6"}))
+    assert (name, tensor["dtype"], tensor["shape"], bytes(tensor["data"])) == ("x", code, [3, 4], array.tobytes())
 
 
-def test_ours_reads_the_library(tmp_path: Path) -> None:
+def test_files_of_the_library_are_read(tmp_path: Path) -> None:
     tensors = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.array(3, np.int64),
@@ -44,11 +44,11 @@ def test_ours_reads_the_library(tmp_path: Path) -> None:
     }
     path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file(tensors, path, {"format": "np"})
-    found = map_tensors(path)
-    assert found.keys() == tensors.keys()
+    mapped = map_tensors(path)
+    assert mapped.keys() == tensors.keys()
     for name, array in tensors.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(found[name], array)
+        assert (mapped[name].dtype, mapped[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(mapped[name], array)
 
 
 def test_data_begins_on_a_page_and_is_not_copied(tmp_path: Path) -> None:

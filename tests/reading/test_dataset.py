@@ -284,7 +284,7 @@ def test_damaged_metadata_is_named(small: Path, change: dict, reason: str) -> No
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}'])
 def test_metadata_without_its_checksum_is_named(small: Path, content: bytes) -> None:
     (small / layout.METADATA).write_bytes(content)
-    with pytest.raises(JobError, match=r"metadata\.json: damaged: it does not end with its crc32c.*pod_job\.merge"):
+    with pytest.raises(JobError, match=r"metadata\.json: damaged: it does not end with its crc32c.*pod-job merge"):
         ActivationDataset(small, layer=6)
 
 
