@@ -25,9 +25,9 @@ NAME = f"tpu_pod_activations-{__version__}"
 
 def call(argv: Sequence[str | Path], cwd: Path) -> str:
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "JAX_NUM_CPU_DEVICES")}
-    done = subprocess.run([*map(str, argv)], cwd=cwd, env=outside, capture_output=True, text=True)
-    assert done.returncode == 0, f"{argv}: {done.stderr[-2000:]}"
-    return done.stdout
+    process = subprocess.run([*map(str, argv)], cwd=cwd, env=outside, capture_output=True, text=True)
+    assert process.returncode == 0, f"{argv}: {process.stderr[-2000:]}"
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_and_sdist_hold_what_is_needed(built: Path) -> None:
-    wheel = set(zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl").namelist())
+    archive = zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl")
+    assert b"pod-job = launch.__main__:main" in archive.read(f"{NAME}.dist-info/entry_points.txt")
+    wheel = set(archive.namelist())
     conf = {f"pod_job/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert wheel >= conf | {"pod_job/py.typed", "launch/py.typed", f"{NAME}.dist-info/licenses/LICENSE"}
     assert {name.split("/")[0] for name in wheel} == {"pod_job", "launch", f"{NAME}.dist-info"}
@@ -60,9 +62,10 @@ def test_an_empty_environment_runs_a_job(built: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", layers=2)
     job = ["mesh=2x2", "pod.hosts=2", "pod.devices_per_host=2", f"model.path={model}", f"tasks.path={TASKS}"]
     job += ["tasks.limit=8", "extract.layers=[1]", "extract.seq_len=128", "extract.too_long=cut"]
-    call([python, "-m", "launch", "run", *job, "storage.run_dir=run"], tmp_path)
-    described = json.loads((tmp_path / "run/activations/metadata.json").read_text())
-    assert (described["complete"], described["rows"], described["pod_job_version"]) == (True, 8, __version__)
+    call([tmp_path / "env/bin/pod-job", "run", *job, "storage.run_dir=run"], tmp_path)
+    assert "sound" in call([tmp_path / "env/bin/pod-job", "verify", "run"], tmp_path)
+    metadata = json.loads((tmp_path / "run/activations/metadata.json").read_text())
+    assert (metadata["complete"], metadata["rows"], metadata["pod_job_version"]) == (True, 8, __version__)
     read = "from pod_job.dataset import ActivationDataset; print(ActivationDataset('run', 1).shape)"
     assert call([python, "-c", read], tmp_path).strip() == "(8, 64)"
     # An installed package ships the same code to hosts in the cloud as a checkout does.

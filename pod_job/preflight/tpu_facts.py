@@ -17,7 +17,7 @@ network that VMs of 4 chips share; preflight.bucket_gb_s sets it."""
 
 PRICES_FROM = (
     "per chip-hour, list in US regions and spot in us-central1 (v4: us-central2), as of 2026-11-23 by the SkyPilot "
-    "catalogue v8; spot changes monthly"
+    "catalog v8; spot changes monthly"
 )
 
 
