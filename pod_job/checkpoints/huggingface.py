@@ -5,7 +5,6 @@ Only headers are read here; of the weights, `TensorFiles.read_rows` reads what i
 
 import hashlib
 import json
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pod_job.checkpoints.tensor_names import ADAPTER, DERIVED, canonical, quantization
 from pod_job.errors import JobError, NoWeights
 from pod_job.formats.safetensors import TensorSpec, read_header
 from pod_job.models.weight_table import Weight
@@ -24,18 +24,8 @@ U = TypeVar("U")
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINT_BYTES = 4096
+SOURCE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 READS_IN_FLIGHT = 16
-
-# In some checkpoints, never parameters: derived buffers, and the output matrix of a model whose embedding serves.
-DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
-
-# In a checkpoint with vision (Gemma 3): how the text model's tensors are called there and alone, and the other parts.
-TEXT_PREFIXES = {
-    "language_model.model.": "model.",
-    "model.language_model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-}
-VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def read_tensor_files(folder: Readable) -> TensorFiles:
         if doubled := sorted(found.keys() & tensors.keys()):
             raise JobError(f"model.path={folder.url}: tensor {doubled[0]} of {file} is in another file too")
         tensors |= found
-    return TensorFiles(folder, of_text_model(tensors))
+    return TensorFiles(folder, of_text_model(tensors, f"model.path={folder.url}"))
 
 
 def weight_files(folder: Readable) -> list[str]:
@@ -128,12 +118,15 @@ def read_file(folder: Readable, file: str) -> dict[str, Tensor]:
     return {tensor: Tensor(file, spec) for tensor, spec in header.tensors.items()}
 
 
-def of_text_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def of_text_model(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Returns the tensors of the text model under the names of `tensor_names.canonical`."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if not name.startswith(VISION_PREFIXES):
-            prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
-            renamed[TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)] = tensor
+        known_as = canonical(name)
+        if known_as in renamed:
+            raise JobError(f"{where}: tensor {name} is there under another name too, {known_as}; keep one of them")
+        if known_as is not None:
+            renamed[known_as] = tensor
     return renamed
 
 
@@ -144,21 +137,51 @@ def checkpoint_names(weight: Weight) -> list[str]:
 
 
 def check_tensors(checkpoint: TensorFiles, table: Mapping[str, Weight]) -> None:
-    """Raises JobError naming the first tensor that is missing, misshapen or unknown."""
+    """Raises JobError for a quantized checkpoint, and naming the first tensor that is missing, misshapen or unknown."""
+    refuse_other_forms(checkpoint)
     known = set()
     for weight in table.values():
         for name in checkpoint_names(weight):
             known.add(name)
             if name not in checkpoint.tensors:
                 raise JobError(f"checkpoint: tensor {name} {list(weight.checkpoint_shape)} is missing")
-            shape = checkpoint.tensors[name].shape
-            if shape != weight.checkpoint_shape:
+            tensor = checkpoint.tensors[name]
+            if tensor.shape != weight.checkpoint_shape:
                 raise JobError(
-                    f"checkpoint: tensor {name} is {list(shape)}, but config.json says {list(weight.checkpoint_shape)}"
+                    f"checkpoint: tensor {name} is {list(tensor.shape)}, but config.json says "
+                    f"{list(weight.checkpoint_shape)}"
                 )
-    extra = sorted(name for name in checkpoint.tensors.keys() - known if not DERIVED.fullmatch(name))
+            if str(tensor.dtype) not in SOURCE_DTYPES:
+                raise JobError(
+                    f"checkpoint: tensor {name} is {tensor.dtype}, as in a quantized model; "
+                    f"use weights in {', '.join(SOURCE_DTYPES)}"
+                )
+    extra = sorted(
+        name for name in checkpoint.tensors.keys() - known if name.startswith("model.") and not DERIVED.fullmatch(name)
+    )
     if extra:
         raise JobError(f"checkpoint: tensor {extra[0]} is not part of this model ({len(extra)} such); wrong config?")
+
+
+def refuse_other_forms(checkpoint: TensorFiles) -> None:
+    """Raises JobError for weights that are quantized, or an adapter beside weights that it was not merged into."""
+    if found := quantization(checkpoint.tensors):
+        scheme, name = found
+        raise JobError(
+            f"model.path={checkpoint.folder.url}: tensor {name} says that the weights are quantized ({scheme}); "
+            "use the model's bfloat16, float16 or float32 weights"
+        )
+    if adapter := next((name for name in sorted(checkpoint.tensors) if ADAPTER.search(name)), None):
+        raise JobError(
+            f"model.path={checkpoint.folder.url}: tensor {adapter} belongs to an adapter that is not merged; "
+            "merge it (merge_and_unload of PEFT) and save the model"
+        )
+
+
+def unread_tensors(checkpoint: TensorFiles, table: Mapping[str, Weight]) -> list[str]:
+    """Returns the names of tensors that no weight of the table is made from, such as heads of other tasks."""
+    known = {name for weight in table.values() for name in checkpoint_names(weight)}
+    return sorted(name for name in checkpoint.tensors.keys() - known if not DERIVED.fullmatch(name))
 
 
 def tensors_fingerprint(checkpoint: TensorFiles) -> str:

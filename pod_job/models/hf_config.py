@@ -1,36 +1,303 @@
-"""Typed reading of a Hugging Face configuration's keys: the value, or one line that names file, key, value and rule."""
+"""A Hugging Face `config.json` as transformers resolves it, with every key of it accounted for. No jax, no weights.
 
+The family's own configuration class in the installed transformers fills in defaults and understands old spellings, so
+that what is applied here is what `AutoModelForCausalLM` would apply. A key is *applied* (`arch.py` reads its resolved
+value), *inert* (it cannot change a vector), or refused by name unless its value is the one that is computed here.
+"""
+
+import copy
+import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
+from pod_job.models.config_values import number, positive
+
+APPLIED = frozenset(
+    {
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "tie_word_embeddings",
+        "vocab_size",
+    }
+)
+"""Keys that are applied in every family."""
+
+INERT = frozenset(
+    {
+        # Bookkeeping, and how a model is stored, trained or run.
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "initializer_range",
+        "attention_dropout",
+        "use_cache",
+        "cache_implementation",
+        "gradient_checkpointing",
+        "return_dict",
+        "use_return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "_experts_implementation",
+        "_flash_attn_2_enabled",
+        "pretraining_tp",
+        "unsloth_fixed",
+        "unsloth_version",
+        "transformers.js_config",
+        # Tokenizer and generation.
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "mask_token_id",
+        "decoder_start_token_id",
+        "tokenizer_class",
+        "model_max_length",
+        "temperature",
+        "top_k",
+        "top_p",
+        "do_sample",
+        "num_beams",
+        "max_length",
+        "min_length",
+        "max_new_tokens",
+        "repetition_penalty",
+        "length_penalty",
+        "suppress_tokens",
+        # Heads of other tasks.
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "finetuning_task",
+        "task_specific_params",
+        "classifier_dropout",
+    }
+)
+"""Keys that no vector depends on, whatever their value."""
+
+COMPUTED: Mapping[str, tuple[Any, ...]] = {
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False, None),
+    "attention_chunk_size": (None,),
+    "chunk_size_feed_forward": (0,),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False, True, None),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "partial_rotary_factor": (1.0, None),
+    "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
+    "per_layer_config": (None,),
+    "pruned_heads": ({}, None),
+    "tie_encoder_decoder": (False,),
+}
+"""Keys outside a family's own that code shared by all models may read: the values that are computed here."""
+
+SHARED_SOURCES = (
+    "masking_utils.py",
+    "modeling_rope_utils.py",
+    "configuration_utils.py",
+    "modeling_utils.py",
+    "modeling_layers.py",
+    "modeling_outputs.py",
+    "cache_utils.py",
+    "activations.py",
+)
+SHARED_FOLDERS = ("integrations",)
+"""Sources in transformers that the models of all families run through, beside the family's own folder."""
+
+QUANTIZATION = ("quantization_config", "quantization", "compression_config")
 
 
-def required(config: Mapping[str, Any], key: str, source: str) -> Any:
-    """The value of `key`; JobError where it is missing or null. `source` names the configuration."""
-    if config.get(key) is None:
-        raise JobError(f"{source}: {key} is missing; it is needed to size the model")
-    return config[key]
+@dataclass(frozen=True)
+class Family:
+    """A `model_type`: the keys that are applied beyond APPLIED, and what its layers have beyond Llama's."""
+
+    applied: frozenset[str]
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_plus_one: bool = False
+    embed_scale: bool = False
+    rope_of_layer_type: bool = False  # two rotary embeddings, one for each layer type
 
 
-def positive(config: Mapping[str, Any], key: str, source: str, default: int | None = None) -> int:
-    """A whole number of at least 1, `default` where the key is missing or null; else JobError."""
-    value = config.get(key) if default is not None else required(config, key, source)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise JobError(f"{source}: {key}={value!r} is not a positive whole number")
-    return value
+def _keys(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-def number(config: Mapping[str, Any], key: str, source: str, default: float | int | None = None) -> float:
-    """A number above 0, `default` where the key is missing or null; else JobError."""
-    value = config.get(key) if default is not None else required(config, key, source)
-    value = default if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise JobError(f"{source}: {key}={value!r} is not a positive number")
-    return float(value)
+_GEMMA = "hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types final_logit_softcapping"
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(_keys("hidden_act attention_bias mlp_bias")),
+    "mistral": Family(_keys("hidden_act sliding_window")),
+    "qwen2": Family(_keys("hidden_act use_sliding_window sliding_window max_window_layers layer_types")),
+    "qwen3": Family(
+        _keys("hidden_act attention_bias use_sliding_window sliding_window max_window_layers layer_types"),
+        qk_norm=True,
+    ),
+    "gemma2": Family(_keys(f"{_GEMMA} attn_logit_softcapping"), post_norms=True, norm_plus_one=True, embed_scale=True),
+    "gemma3_text": Family(
+        _keys(f"{_GEMMA} sliding_window_pattern _sliding_window_pattern rope_local_base_freq"),
+        qk_norm=True,
+        post_norms=True,
+        norm_plus_one=True,
+        embed_scale=True,
+        rope_of_layer_type=True,
+    ),
+}
+
+READ_AND_INERT: Mapping[str, frozenset[str]] = {
+    # Gemma 2 writes the dead key `hidden_act`; Gemma 3 has a cap that its attention does not read.
+    "gemma2": frozenset({"hidden_act"}),
+    "gemma3_text": frozenset({"hidden_act", "attn_logit_softcapping"}),
+}
+"""Keys of a family that its model in transformers has and never reads."""
+
+VISION_MODEL = "gemma3"
+"""A `model_type` whose text model is one of FAMILIES, described under `text_config`."""
+VISION_KEYS = _keys(
+    "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id "
+    "eoi_token_id image_token_id"
+)
 
 
-def optional_number(config: Mapping[str, Any], key: str, source: str) -> float | None:
-    """As `number`, but None where the key is missing or null."""
-    return None if config.get(key) is None else number(config, key, source)
+def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]]:
+    """Returns the family and the resolved value of every applied key of it.
+
+    Args:
+        config: the content of a config.json; of a model with vision, its `text_config` is resolved.
+        source: names the configuration in errors.
+    Raises:
+        JobError: a family that is not here, a quantized model, a value that transformers refuses, or a key that would
+            change the computation and is not applied.
+    """
+    config = _text_config(config, source)
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise JobError(f"{source}: model_type={name!r} is not one of the families here: {', '.join(FAMILIES)}")
+    _refuse_quantized(config, source)
+    applied = APPLIED | FAMILIES[name].applied
+    for key, value in config.items():
+        _account_for(key, value, name, applied, source)
+    _check_numbers(config, source)
+    _check_rope(config, FAMILIES[name], source)
+    resolved = _resolved({key: value for key, value in config.items() if key in applied}, source)
+    if "head_dim" in config and resolved.head_dim is None:
+        raise JobError(f"{source}: head_dim=null, and transformers' models of this family need it; remove the key")
+    return name, {key: getattr(resolved, key, None) for key in applied} | {"model_type": name}
+
+
+def _check_numbers(config: Mapping[str, Any], source: str) -> None:
+    """Names a size that is missing or no number, before transformers fills in a size of its own."""
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers"):
+        positive(config, key, source)
+    for key in ("num_attention_heads", "vocab_size", "max_position_embeddings"):
+        if key in config:
+            positive(config, key, source)
+    if "rms_norm_eps" in config:
+        number(config, "rms_norm_eps", source)
+
+
+def _check_rope(config: Mapping[str, Any], family: Family, source: str) -> None:
+    """Refuses settings for each layer type where transformers' model has one rotary embedding for all."""
+    for key in ("rope_parameters", "rope_scaling"):
+        settings = config.get(key) or {}
+        nested = isinstance(settings, Mapping) and any(isinstance(value, Mapping) for value in settings.values())
+        if nested and not family.rope_of_layer_type:
+            raise JobError(f"{source}: {key} differs by layer type; models of this family have one for all layers")
+
+
+def _text_config(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    if config.get("model_type") != VISION_MODEL or not isinstance(text, Mapping):
+        return config
+    _refuse_quantized(config, source)
+    for key, value in config.items():
+        if key not in VISION_KEYS | {"model_type", "tie_word_embeddings"}:
+            _account_for(key, value, VISION_MODEL, frozenset(), source)
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
+    return {**text, "model_type": "gemma3_text", "tie_word_embeddings": tied}
+
+
+def _refuse_quantized(config: Mapping[str, Any], source: str) -> None:
+    for key in QUANTIZATION:
+        if scheme := config.get(key):
+            method = scheme.get("quant_method") or scheme.get("fmt") if isinstance(scheme, Mapping) else scheme
+            raise JobError(
+                f"{source}: {key} says that the weights are quantized ({method or 'scheme not named'}); "
+                "use the model's bfloat16, float16 or float32 weights"
+            )
+
+
+def _account_for(key: str, value: Any, family: str, applied: frozenset[str], source: str) -> None:
+    """Raises JobError for a key that may change the computation and has another value than is computed here."""
+    if key in applied or key in INERT or key in READ_AND_INERT.get(family, ()):
+        return
+    if key in COMPUTED:
+        if any(type(value) is type(known) and value == known for known in COMPUTED[key]):
+            return
+        computed = " or ".join(map(json.dumps, COMPUTED[key]))
+        raise JobError(f"{source}: {key}={json.dumps(value)} is not supported; only {computed} is computed here")
+    if value is None or _default(family, key) == value or not _occurs_in_transformers(key, family):
+        return
+    raise JobError(
+        f"{source}: {key}={json.dumps(value)} is not applied to {family} here, and transformers may read it; if the "
+        "vectors do not depend on it, remove it from a copy of config.json and give that folder as model.path"
+    )
+
+
+def _default(family: str, key: str) -> Any:
+    """The value of `key` in a configuration of this family with nothing set."""
+    from transformers import CONFIG_MAPPING  # imports for a second
+
+    return getattr(CONFIG_MAPPING[family], key, None)
+
+
+def _occurs_in_transformers(key: str, family: str) -> bool:
+    """Whether the sources that make up the family's model hold the word `key`: what they do not, they cannot read."""
+    return key in _words(family)
+
+
+@cache
+def _words(family: str) -> frozenset[str]:
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    package = Path(transformers.__file__).parent
+    files = [package / name for name in SHARED_SOURCES]
+    files += [path for folder in SHARED_FOLDERS for path in (package / folder).glob("*.py")]
+    files += (package.parent / Path(*CONFIG_MAPPING[family].__module__.split(".")[:-1])).glob("*.py")
+    return frozenset(re.findall(r"\w+", " ".join(path.read_text() for path in files)))
+
+
+def _resolved(config: dict[str, Any], source: str) -> Any:
+    """The configuration object that transformers makes of these keys."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    except Exception as error:  # whatever a stranger's values make transformers raise
+        reason = " ".join(str(error).split())
+        raise JobError(f"{source}: transformers refuses it: {reason or type(error).__name__}") from error

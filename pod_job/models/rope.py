@@ -12,9 +12,18 @@ import numpy as np
 from jaxtyping import Float
 
 from pod_job.errors import JobError
-from pod_job.models.hf_config import number, positive
+from pod_job.models.config_values import number, positive
 
-KINDS = ("default", "linear", "llama3", "yarn")
+_ALL = frozenset({"rope_type", "type", "rope_theta"})
+_SCALED = _ALL | {"factor", "original_max_position_embeddings"}
+KINDS = {
+    "default": _SCALED,  # which ignores what is of scaling alone
+    "linear": _SCALED,
+    "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
+    "yarn": _SCALED | {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
+}
+"""Rope types that are computed here, and the settings that each of them has in transformers."""
+LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +79,25 @@ class Rope:
         return 1 - np.clip(ramp, 0.0, 1.0)
 
 
-def read_rope(config: Mapping[str, Any], layer_type: str, source: str) -> Rope:
-    """The rotary embedding of layers of `layer_type` (`full_attention` or `sliding_attention`).
+def read_rope(values: Mapping[str, Any], layer_type: str, source: str) -> Rope:
+    """Returns the rotary embedding of layers of `layer_type` (`full_attention` or `sliding_attention`).
 
-    Reads transformers 5's `rope_parameters`, per layer type or for all, or transformers 4's `rope_theta` with
-    `rope_scaling`; there `rope_local_base_freq`, where it is, makes sliding layers differ (Gemma 3).
+    `values["rope_parameters"]` is as transformers resolves it: one table, or one for each layer type.
 
     Raises:
-        JobError: no base frequency, a kind that is not in KINDS, a number missing or out of range.
+        JobError: a kind that is not in KINDS, a number missing or out of range, a setting that is not applied.
     """
-    new = config.get("rope_parameters") or {}
-    nested = isinstance(new.get(layer_type), Mapping)
-    if not nested and layer_type == "sliding_attention" and config.get("rope_local_base_freq") is not None:
-        return Rope(theta=number(config, "rope_local_base_freq", source))
-    scaling = dict(new[layer_type] if nested else new or config.get("rope_scaling") or {})
-    scaling.setdefault("rope_theta", config.get("rope_theta"))
-    scaling.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
-    if scaling["rope_theta"] is None:
+    parameters = values["rope_parameters"]
+    scaling = parameters[layer_type] if isinstance(parameters.get(layer_type), Mapping) else parameters
+    kind = scaling.get("rope_type", "default")
+    if kind not in KINDS:
+        raise JobError(f"{source}: rope type {kind!r} is not supported; {', '.join(KINDS)} are")
+    for key, value in scaling.items():
+        if key not in KINDS[kind] | LAYER_TYPES and (key, value) != ("partial_rotary_factor", 1.0):
+            raise JobError(f"{source}: rope_parameters.{key}={value!r} is not applied to a rope of type {kind!r}")
+    if scaling.get("rope_theta") is None:
         raise JobError(f"{source}: neither rope_theta nor rope_parameters.rope_theta is there; it is needed")
     theta = number(scaling, "rope_theta", source)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
     match kind:
         case "default":
             return Rope(theta=theta)
@@ -106,7 +114,7 @@ def read_rope(config: Mapping[str, Any], layer_type: str, source: str) -> Rope:
             )
         case "yarn":
             return read_yarn(scaling, theta, source)
-    raise JobError(f"{source}: rope type {kind!r} is not supported; {', '.join(KINDS)} are")
+    raise AssertionError(kind)
 
 
 def read_yarn(scaling: Mapping[str, Any], theta: float, source: str) -> Rope:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pod_job.models.arch import SWITCHES
+from pod_job.models.hf_config import FAMILIES
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 CASES = sorted(folder.name for folder in GOLDENS.iterdir() if folder.is_dir())
@@ -55,7 +55,7 @@ def test_the_cases_cover_every_kind_of_heads_biases_ties_and_rope_spelling():
 
 def test_the_cases_cover_every_family_both_layer_kinds_and_windows_that_cut():
     configs = [json.loads((GOLDENS / name / "config.json").read_text()) for name in CASES]
-    assert {c["model_type"] for c in configs} == set(SWITCHES)
+    assert {c["model_type"] for c in configs} == set(FAMILIES)
     windows = [c["sliding_window"] for c in configs if c.get("sliding_window") and c.get("use_sliding_window", True)]
     assert len(windows) >= 5
     assert set(windows) == {4}, "a third of the twelve positions"

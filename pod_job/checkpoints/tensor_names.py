@@ -1,0 +1,61 @@
+"""Tensor names in checkpoints: one spelling for the text model's own, and what the others give away.
+
+Training wrappers, other classes of the same model and multimodal models save the same tensors under longer or shorter
+names; Hugging Face's loader takes all of them.
+"""
+
+import re
+from collections.abc import Iterable
+
+WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+"""What torch.compile, DataParallel and PEFT put before a name."""
+TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "language_model.": "model.",
+}
+"""How the text model's tensors are called in a checkpoint with vision, and alone."""
+VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+BARE = ("layers.", "embed_tokens.", "norm.")
+"""How names begin where the model was saved without its head (`AutoModel`)."""
+
+DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Buffers that some checkpoints hold and no model reads."""
+
+SCHEMES = {
+    r"\.weight_scale_inv$": "fp8 with block scales",
+    r"\.weight_packed$": "compressed-tensors",
+    r"\.(qweight|qzeros|g_idx)$": "GPTQ or AWQ",
+    r"\.(absmax|quant_map|nested_absmax)$|\.quant_state\.": "bitsandbytes, 4 bits",
+    r"\.SCB$": "bitsandbytes, 8 bits",
+    r"_blocks$": "MXFP4",
+    r"\.weight_scale$|\.(input|activation)_scale$": "weights with scales (fp8, BitNet or compressed-tensors)",
+    r"\.scales$": "MLX or another scheme with scales",
+}
+"""Tensors that only quantized checkpoints have, the most telling first, and the name of their scheme."""
+ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b")
+
+
+def canonical(name: str) -> str | None:
+    """Returns the name that the tensor has in a causal text model; None for one of the vision parts."""
+    shorter = None
+    while shorter != name:
+        shorter = name
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
+    if name.startswith(VISION_PREFIXES):
+        return None
+    name = name.replace(".base_layer.", ".").replace("._orig_mod.", ".")
+    prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
+    name = TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+    return f"model.{name}" if name.startswith(BARE) else name
+
+
+def quantization(names: Iterable[str]) -> tuple[str, str] | None:
+    """Returns the scheme that gives the checkpoint away as quantized, and the tensor that does; None where none."""
+    names = sorted(names)
+    for pattern, scheme in SCHEMES.items():
+        if telling := next((name for name in names if re.search(pattern, name)), None):
+            return scheme, telling
+    return None

@@ -1,0 +1,58 @@
+"""Every key of a config.json is accounted for: against transformers' own classes, so that a new key fails here."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+from test_config_variants import variant
+from transformers import CONFIG_MAPPING
+
+from pod_job.errors import JobError
+from pod_job.models.hf_config import APPLIED, COMPUTED, FAMILIES, INERT, READ_AND_INERT, resolve
+
+
+def accounted_for(family: str) -> set[str]:
+    known = APPLIED | FAMILIES[family].applied | INERT | set(COMPUTED) | READ_AND_INERT.get(family, frozenset())
+    return set(known)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_of_the_configuration_class_is_accounted_for(family: str) -> None:
+    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[family])}
+    assert fields - accounted_for(family) == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_attribute_that_a_model_reads_is_accounted_for_or_refused_when_it_is_set(family: str) -> None:
+    package = Path(transformers.__file__).parent
+    folder = package.parent / Path(*CONFIG_MAPPING[family].__module__.split(".")[:-1])
+    sources = [*folder.glob("modeling_*.py"), package / "masking_utils.py", package / "modeling_rope_utils.py"]
+    text = "".join(path.read_text() for path in sources)
+    read = set(re.findall(r"\bconfig\.(\w+)", text)) | set(re.findall(r"getattr\([\w.]*config, \"(\w+)\"", text))
+    for key in sorted(read - accounted_for(family)):
+        with pytest.raises(JobError, match=rf"{key}=7 is not applied"):
+            resolve(variant(family, {key: 7}), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"is_causal": False}, "is_causal=false is not supported; only true is computed here"),
+        (
+            {"quantization_config": {"quant_method": "bitnet"}},
+            r"quantization_config says .* quantized \(bitnet\)",
+        ),
+        ({"num_mtp_layers": 2}, "num_mtp_layers=2 is not applied to llama here"),
+        ({"attention_bias": "yes"}, "transformers refuses it: .*attention_bias"),
+    ],
+)
+def test_what_would_change_the_vectors_is_refused_by_key_and_value(change: dict, says: str) -> None:
+    with pytest.raises(JobError, match=rf"^config\.json: {says}"):
+        resolve(variant("llama", change), "config.json")
+
+
+def test_a_key_that_transformers_cannot_read_is_no_reason_to_refuse() -> None:
+    plain, extended = (variant("qwen3", change) for change in ({}, {"made_by_our_trainer": {"epochs": 3}}))
+    assert resolve(plain, "config.json") == resolve(extended, "config.json")
