@@ -1,6 +1,6 @@
 """Inference with extraction on a mesh of devices: the same program is started on every worker of a pod.
 
-On a TPU pod the workers find each other; elsewhere the variables of `pod_job.environment` tell each its place.
+On a TPU pod the workers find each other; elsewhere the variables of `pod_job.environment` give each its index.
 """
 
 import sys
@@ -8,12 +8,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pod_job.document.flags import RUN, make_parser, run_here, shared_overrides, status_of
+from pod_job.document.flags import RUN, exit_status_in_flags, make_parser, run_here, shared_overrides
 from pod_job.errors import JobError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 for bad input."""
+    """Runs the command; returns the exit status: 0 done, 2 for bad input."""
     parser = make_parser("distributed_inference_with_activations", "Predict and keep activations on a pod.")
     parser.add_argument("--mesh_shape", default="1,1", metavar="DATA,MODEL", help="devices by axis: 8,8 on a v5e-64")
     parser.add_argument("--sharding", choices=("replicated", "fsdp", "tensor"), default="replicated")
@@ -21,13 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gcs_bucket", default=None, metavar="gs://BUCKET/PREFIX", help="where the run and the pickle files go"
     )
-    parser.add_argument("--upload_to_cloud", type=truth, default=None, metavar="True|False")
+    parser.add_argument("--upload_to_cloud", type=boolean, default=None, metavar="True|False")
     options = parser.parse_args(argv)
-    return status_of(lambda: run_distributed(options))
+    return exit_status_in_flags(lambda: run_distributed(options))
 
 
 def run_distributed(options: Namespace) -> None:
-    """Raises JobError for flags that do not fit together."""
+    """Runs the job on the mesh and exports it. JobError for flags that do not fit together."""
     data, model = mesh_shape(options.mesh_shape)
     if data * model % options.hosts:
         raise JobError(f"--hosts {options.hosts} does not divide the {data * model} devices of --mesh_shape")
@@ -47,15 +47,15 @@ def run_distributed(options: Namespace) -> None:
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
-    """8,8 -> (8, 8); JobError for anything but two whole numbers from 1."""
+    """Returns (8, 8) for "8,8"; JobError for anything but two whole numbers from 1."""
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise JobError(f"--mesh_shape {text} is not two whole numbers, DATA,MODEL; give for example 8,8")
     return int(parts[0]), int(parts[1])
 
 
-def truth(text: str) -> bool:
-    """True or False, however it is capitalised; ValueError otherwise, which argparse tells."""
+def boolean(text: str) -> bool:
+    """Returns the value of True or False in any capitalization; ValueError otherwise, which argparse reports."""
     return bool(("false", "true").index(text.lower()))
 
 

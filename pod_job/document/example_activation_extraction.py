@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pod_job.commands.command_line import Parser
 from pod_job.document import simple_extraction_inference
-from pod_job.document.flags import Parser, status_of
+from pod_job.document.flags import exit_status_in_flags
 
 TINY = {
     "model_type": "qwen2",
@@ -28,7 +29,7 @@ TINY = {
 
 
 def basic_layer_extraction() -> None:
-    """Random weights: logits and the chosen layers' outputs from one call; the last position against all of them."""
+    """Prints the shapes of logits and of two layers' outputs from one call, with random weights."""
     import jax
     import jax.numpy as jnp
 
@@ -44,7 +45,7 @@ def basic_layer_extraction() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 for bad input."""
+    """Runs the command; returns the exit status: 0 done, 2 for bad input."""
     parser = Parser(prog="example_activation_extraction", description=__doc__, allow_abbrev=False)
     parser.add_argument("--model_path", default=None)
     parser.add_argument("--tasks_file", default="arc_tasks.json")
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out_dir", type=Path, default=Path("example"))
     options = parser.parse_args(argv)
     print("1. Basic layer extraction")
-    status = status_of(basic_layer_extraction)
+    status = exit_status_in_flags(basic_layer_extraction)
     if options.model_path is None:
         print("2., 3. and 4. need --model_path and --tasks_file")
         return status

@@ -1,11 +1,10 @@
-"""What the commands share: their flags as overrides of the job, and its results in the layout of the document."""
+"""Flags that the document's commands share, as overrides of the job; the job's results in the document's layout."""
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-from pod_job.commands.command_line import BAD_INPUT, DONE, exit_status
+from pod_job.commands.command_line import DONE, Parser, exit_status
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.interop.pickle_export import export_pickles
@@ -13,9 +12,7 @@ from pod_job.run_folder.layout import METADATA, OUTPUTS
 from pod_job.storage.open import open_folder
 
 RUN = "run"
-"""Folder under `--activations_dir` (or the bucket's prefix) that holds the run itself, from which a restart goes on."""
-
-
+"""Folder of the run itself, under `--activations_dir` or the bucket's prefix; a restart continues from it."""
 FLAG_OF = {
     "model.path": "--model_path",
     "model.dtype": "--dtype",
@@ -34,18 +31,11 @@ FLAG_OF = {
     "mesh.data": "--mesh_shape",
     "pod.hosts": "--hosts",
 }
-"""The job's messages name its fields; people who use these commands know the flags."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line, as the job does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"error: {message}; {self.prog} --help lists the flags\n")
+"""Field of the configuration -> flag: the job's messages name fields, and users of these commands know flags."""
 
 
 def make_parser(name: str, purpose: str) -> Parser:
-    """Flags of the simple command, which the distributed one has too."""
+    """Returns a parser with the flags that the simple and the distributed command share."""
     parser = Parser(prog=name, description=purpose, allow_abbrev=False)
     parser.add_argument("--model_path", required=True, help="a Hugging Face folder, or a name on the hub")
     parser.add_argument("--tasks_file", required=True, help="ARC tasks: a JSON file or a folder of them")
@@ -64,8 +54,8 @@ def make_parser(name: str, purpose: str) -> Parser:
     return parser
 
 
-def shared_overrides(options: argparse.Namespace, run_dir: str) -> list[str]:
-    """The job's configuration for those flags."""
+def shared_overrides(options: Namespace, run_dir: str) -> list[str]:
+    """Returns the overrides of the job for the flags of `make_parser`."""
     generating = options.max_tokens > 0
     values = {
         "mode": "generate" if generating else "prefill",
@@ -89,11 +79,11 @@ def shared_overrides(options: argparse.Namespace, run_dir: str) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """The text as a Hydra value, whatever is in it."""
+    """Returns the text as a Hydra value, whatever characters it has."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def run_here(overrides: Sequence[str], run_dir: str, options: argparse.Namespace, also_in: str | None = None) -> None:
+def run_here(overrides: Sequence[str], run_dir: str, options: Namespace, also_in: str | None = None) -> None:
     """Runs the job in this process, then writes pickles and predictions where the flags say.
 
     Args:
@@ -105,28 +95,28 @@ def run_here(overrides: Sequence[str], run_dir: str, options: argparse.Namespace
     run(config)
     folder = open_folder(run_dir)
     if not folder.names(METADATA):
-        return  # other workers still work; the last one writes what follows
-    for where in (options.activations_dir, *([also_in] if also_in else [])):
-        export_pickles(run_dir, where)
+        return  # other workers still compute; the last one writes what follows
+    for place in filter(None, (options.activations_dir, also_in)):
+        export_pickles(run_dir, place)
     out = open_folder(options.output_dir)
     for name in ("predictions.jsonl", "submission.json", "summary.json") if options.max_tokens > 0 else ():
         out.replace(name, folder.read(OUTPUTS + name))
 
 
-def status_of(command: Callable[[], None]) -> int:
-    """Exit status: 0 done, 2 for bad input, told in one line that names the flags."""
+def exit_status_in_flags(command: Callable[[], None]) -> int:
+    """Runs the command; returns 0, or 2 for bad input after a message of one line that also names the flags."""
 
-    def told() -> int:
+    def run() -> int:
         try:
             command()
         except JobError as error:
-            raise JobError(f"{error}{in_flags(str(error))}") from error
+            raise JobError(f"{error}{flags_in(str(error))}") from error
         return DONE
 
-    return exit_status(told)
+    return exit_status(run)
 
 
-def in_flags(message: str) -> str:
-    """What the message's fields are called here."""
-    named = [f"{field} is {flag}" for field, flag in FLAG_OF.items() if field in message]
-    return f" (here {', '.join(named)})" if named else ""
+def flags_in(message: str) -> str:
+    """Returns the flags for the fields that the message names, in parentheses; nothing where it names none."""
+    flags = [f"{field} is {flag}" for field, flag in FLAG_OF.items() if field in message]
+    return f" (here {', '.join(flags)})" if flags else ""

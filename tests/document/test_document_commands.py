@@ -138,7 +138,7 @@ def test_flags_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -
             assert said.count("\n") == 1
     with pytest.raises(SystemExit):
         distributed.main([*needed, "--upload_to_cloud", "maybe"])
-    assert "--upload_to_cloud: invalid truth value: 'maybe'" in capsys.readouterr().err
+    assert "--upload_to_cloud: invalid boolean value: 'maybe'" in capsys.readouterr().err
 
 
 def test_what_the_job_refuses_names_the_flags_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
