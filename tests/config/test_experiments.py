@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from forecasts import step_forecast
 
 from pod_job.config.load import conf_dir, load
 from pod_job.models.arch import read_arch_file
@@ -12,7 +13,6 @@ from pod_job.models.sharding import check_divides
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.inputs import check_context, read_inputs
-from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.tpu_facts import V5E
 from tools.plans import COLUMNS, configuration, experiments, page, sizes_of
 from tools.tiny_model import write_tiny_model
@@ -49,18 +49,7 @@ def test_every_experiment_can_be_simulated(name: str, sim_overrides: list[str], 
 
 
 def test_a_plan_is_a_row_of_the_page() -> None:
-    step = Forecast(
-        program="step",
-        topology="v5e:8x8",
-        chips=64,
-        fits=True,
-        compile_s=1.0,
-        hbm={"total": 3 << 30},
-        hbm_available=63 << 28,
-        seconds={"compute": 0.5},
-        ideal_s=0.305,
-        tokens=500_000,
-    )
+    step = step_forecast(hbm={"total": 3 << 30}, seconds={"compute": 0.5}, ideal_s=0.305, tokens=500_000)
     name = "qwen7b-text-v5e64"
     text = page({name: [step]}, "now")
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forecasts import step_values
 
 from launch import preflight, shell
 from launch.__main__ import main
@@ -35,8 +36,7 @@ def job(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 def program(name: str, size: int, fits: bool = True) -> dict[str, Any]:
-    chips = {"topology": "v5e:2x2", "chips": 4, "compile_s": 1.0, "hbm_available": 16 * GIB}
-    return {"program": name, "fits": fits, "hbm": {"total": size}, **chips}
+    return step_values(program=name, fits=fits, hbm={"total": size}, hbm_available=16 * GIB)
 
 
 def preflight_report(step: dict[str, Any], decode: dict[str, Any] | None, *changes: Change) -> PreflightReport:

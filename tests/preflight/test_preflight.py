@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forecasts import step_forecast
 
 from launch.local import coordinator_address
 from pod_job import environment
@@ -22,7 +23,6 @@ from pod_job.models.weight_table import weight_table
 from pod_job.planning.model_cost import vector_bytes
 from pod_job.preflight.changes import proposals
 from pod_job.preflight.compiled_text import Collective
-from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.forecast_cache import cache_folder, cached
 from pod_job.preflight.measured import measure
 from pod_job.preflight.planned_job import PlannedJob
@@ -63,16 +63,7 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
     whole = sum(math.prod(weight.shape) for weight in weight_table(arch).values()) * 2
 
     def proposed(need: int, available: int, **seconds: float) -> list[str]:
-        forecast = Forecast(
-            program="step",
-            topology="",
-            chips=4,
-            fits=bool(seconds),
-            compile_s=1.0,
-            hbm={"total": need},
-            hbm_available=available,
-            seconds=seconds,
-        )
+        forecast = step_forecast(fits=bool(seconds), hbm={"total": need}, hbm_available=available, seconds=seconds)
         return [overrides for overrides, _ in proposals(job, forecast)]
 
     rows = "extract.rows_per_device="
@@ -102,18 +93,8 @@ def test_a_cached_forecast_is_the_one_that_was_compiled(
     config = load(overrides(model, tmp_path))
     arch = read_arch_file(model / "config.json")
     job = PlannedJob(config, arch, resolve([0], [], arch.layers), pod_slice(config))
-    step = Forecast(
-        program="step",
-        topology="v5e:2x2",
-        chips=4,
-        fits=True,
-        compile_s=1.5,
-        hbm={"total": 7},
-        hbm_available=9,
-        seconds={"compute": 0.1, "hbm": 0.3},
-        tokens=12,
-        collectives=[Collective("all-reduce", 1, 4)],
-    )
+    moved = [Collective("all-reduce", 1, 4)]
+    step = step_forecast(seconds={"compute": 0.1, "hbm": 0.3}, tokens=12, collectives=moved)
     assert (step.step_s, step.bottleneck, step.tokens_per_s) == (0.3, "hbm", 40.0)
     assert cached(job, lambda _: [step]) == ([step], False)
     assert cached(job, pytest.fail) == ([step], True)
@@ -228,16 +209,7 @@ def test_what_was_predicted_is_compared_with_what_a_run_measured(
 def test_the_median_of_the_hosts_is_compared(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     config = load(["model.path=m", f"storage.run_dir={tmp_path}", "tasks=arc_sample", "pod.hosts=3", "mesh.data=3"])
-    step = Forecast(
-        program="step",
-        topology="",
-        chips=3,
-        fits=True,
-        compile_s=0.0,
-        hbm={},
-        hbm_available=1,
-        seconds={"compute": 0.5},
-    )
+    step = step_forecast(seconds={"compute": 0.5})
     with pytest.raises(JobError, match="holds no run"):
         measure(folder, config, [step])
     claim(folder, {}, to_json(config))
