@@ -36,7 +36,7 @@ from pod_job.host.stop_request import StopRequest
 from pod_job.host.watchdog import Watchdog, forget, report_end
 from pod_job.models.decoder import Decoder, Params
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
-from pod_job.models.sharding import stated
+from pod_job.models.sharding import sharding_line
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import check_machine
 from pod_job.planning.inputs import Inputs, open_run_folder, read_inputs
@@ -128,7 +128,7 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
 def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
     """Returns the model as it lies on the mesh, and its weights there."""
     config = inputs.config
-    log.info("%s", stated(inputs.table, config.mesh, config.sharding))
+    log.info("%s", sharding_line(inputs.table, config.mesh, config.sharding))
     dtype, shardings = jnp.dtype(config.model.dtype.value), weight_shardings(mesh, config.sharding, inputs.table)
     params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
     return Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings)), params

@@ -4,7 +4,9 @@ jax is imported when a model is made, not before: the launcher reads the weight 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from pod_job.models.arch import Arch, read_arch
 from pod_job.models.taps import resolve
@@ -13,14 +15,21 @@ if TYPE_CHECKING:
     from pod_job.models.decoder import Decoder
 
 
+@runtime_checkable
+class HuggingFaceConfig(Protocol):
+    """A `transformers.PretrainedConfig`."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 def create_model_with_hooks(
-    config: Arch | Mapping[str, Any] | Any,
+    config: Arch | Mapping[str, Any] | HuggingFaceConfig,
     layers_to_extract: Sequence[int] | None = None,
     *,
     taps: Sequence[str] = (),
-    dtype: Any = "float32",
+    dtype: str | type | np.dtype = "float32",
 ) -> "Decoder":
-    """A decoder whose `apply` also returns intermediate activations.
+    """Returns a decoder whose `apply` also returns intermediate activations.
 
         model = create_model_with_hooks(config, layers_to_extract=[6, 12])
         logits, activations = model.apply(params, input_ids, return_activations=True)

@@ -3,10 +3,11 @@
 L layers, B rows, C slots of a row, S positions of one call, K key/value heads, H head size.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.arch import Arch
@@ -20,20 +21,20 @@ class Cache(NamedTuple):
     segment_ids: Int[Array, "B C"]
     slot: Int[Array, ""]
 
-    def write(self, layer: Any, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]) -> "Cache":
-        """The cache with this layer's rotated keys, and values, in the next slots."""
+    def write(self, layer: Int[Array, ""] | int, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]) -> "Cache":
+        """Returns the cache with this layer's rotated keys, and values, in the next slots."""
         at = (layer, 0, self.slot, 0, 0)
         return self._replace(
             k=jax.lax.dynamic_update_slice(self.k, k[None], at), v=jax.lax.dynamic_update_slice(self.v, v[None], at)
         )
 
     def begin(self, segment_ids: Int[Array, "B S"]) -> "Cache":
-        """The cache with the segments of the next slots noted, before any layer writes them."""
+        """Returns the cache with the segments of the next slots noted, before any layer writes them."""
         noted = jax.lax.dynamic_update_slice(self.segment_ids, segment_ids.astype(jnp.int32), (0, self.slot))
         return self._replace(segment_ids=noted)
 
     def advance(self, count: int) -> "Cache":
-        """The cache once all layers have written `count` slots."""
+        """Returns the cache once all layers have written `count` slots."""
         return self._replace(slot=self.slot + count)
 
     def mask(self, window: int | None) -> Bool[Array, "B 1 C"]:
@@ -44,8 +45,8 @@ class Cache(NamedTuple):
         return (near & (self.segment_ids == own))[:, None]
 
 
-def empty_cache(arch: Arch, rows: int, slots: int, dtype: Any) -> Cache:
-    """A cache in which nothing is written."""
+def empty_cache(arch: Arch, rows: int, slots: int, dtype: np.dtype | type) -> Cache:
+    """Returns a cache in which nothing is written."""
     shape = (arch.layers, rows, slots, arch.kv_heads, arch.head_dim)
     keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
     return Cache(keys, values, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((), jnp.int32))

@@ -1,4 +1,4 @@
-"""The device mesh, where weights and rows lie on it, and which hosts feed which rows."""
+"""The device mesh, and where weights and rows lie on it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,21 +14,22 @@ from pod_job.models.weight_table import Weight
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Axes `data` and `model` over all devices of all hosts, in an order that suits their network.
+    """Returns a mesh with axes `data` and `model` over all devices of all hosts, in an order that suits their network.
 
     `devices`: those of a pod that is only compiled for; by default the ones there are.
     """
-    found = jax.devices() if devices is None else devices
-    if config.data * config.model != len(found):
+    devices = jax.devices() if devices is None else devices
+    if config.data * config.model != len(devices):
         raise JobError(
             f"mesh.data={config.data} x mesh.model={config.model} is {config.data * config.model} devices, "
-            f"but the pod has {len(found)}; set mesh to the pod's shape"
+            f"but the pod has {len(devices)}; set mesh to the pod's shape"
         )
     axis_types = (AxisType.Auto,) * 2
-    return jax.make_mesh((config.data, config.model), ("data", "model"), axis_types=axis_types, devices=found)
+    return jax.make_mesh((config.data, config.model), ("data", "model"), axis_types=axis_types, devices=devices)
 
 
 def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]) -> dict[str, NamedSharding]:
+    """Returns the sharding of each weight by name."""
     split = rules(table, mesh.shape["model"], sharding)
     return {
         name: NamedSharding(mesh, PartitionSpec(*(split.get(axis) if axis else None for axis in weight.axes)))
@@ -37,7 +38,7 @@ def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]
 
 
 def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedSharding]) -> Placement:
-    """What the model must know of the mesh; `weights` as from `weight_shardings`."""
+    """Returns the mesh as the model needs it; `weights` as from `weight_shardings`."""
     return Placement(
         mesh=mesh,
         rows=ROW_AXES[sharding],
@@ -47,5 +48,5 @@ def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedShardin
 
 
 def row_sharding(mesh: Mesh, sharding: Sharding) -> NamedSharding:
-    """Of arrays whose first dimension is a step's rows."""
+    """Returns the sharding of arrays whose first dimension is a step's rows."""
     return NamedSharding(mesh, PartitionSpec(ROW_AXES[sharding]))

@@ -1,4 +1,4 @@
-"""How a model lies on the mesh it is compiled for: what its layers must know about devices, in one static value."""
+"""Placement of a model on the mesh it is compiled for: what its layers need to know about devices, as one value."""
 
 from dataclasses import dataclass
 
@@ -27,23 +27,23 @@ class Placement:
 
     @property
     def platform(self) -> str | None:
-        """Of the devices the program is lowered for, present or not: tpu, gpu or cpu; None: any."""
+        """Platform of the devices the program is lowered for, present or not: tpu, gpu or cpu; None: any."""
         return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
     def compiler_options(self) -> dict[str, str | bool] | None:
-        """For every program that runs the model: on TPU, twice the usual share of a core's memory for one operation.
+        """Options for every program that runs the model: on TPU, twice the usual memory of a core for one operation.
 
         Matrix products keep larger windows in it and wait less for what they read (Qwen2.5-0.5B on v5e: 3 ms of 47).
         """
         return {"xla_tpu_scoped_vmem_limit_kib": "32768"} if self.platform == "tpu" else None
 
     def gather(self, weight: Array) -> Array:
-        """A weight as a layer uses it."""
+        """Returns a weight as a layer uses it: whole on every device, where it is split along the hidden size."""
         return weight if self.weights is None else self._place(weight, PartitionSpec())
 
     def look_up(self, embedding: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        """Rows of the embedding. Where that is split, devices look up each other's tokens in their slice and exchange.
+        """Returns rows of the embedding. Where it is split, devices look tokens up in their slice and exchange.
 
         So what crosses the network is the tokens' vectors, not the table.
         """
@@ -55,7 +55,7 @@ class Placement:
         return self._place(slices, PartitionSpec(self.rows))
 
     def row_major(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """x with D innermost in memory on TPU: else the compiler takes S, and every matrix product pays for it."""
+        """Returns x with D innermost in memory on TPU; the compiler would take S, which slows every matrix product."""
         if self.platform != "tpu":
             return x
         # On each device's own rows: the partitioner would gather all of them for the constraint.

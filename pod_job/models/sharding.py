@@ -1,4 +1,4 @@
-"""How weights and rows are split over the mesh axes: one table of rules, what they come to for a model. No jax.
+"""Sharding of weights and rows over the mesh axes: one table of rules, and what they mean for a model. No jax.
 
 A rule maps a logical axis (named once per weight in models/weight_table.py) to a mesh axis.
 """
@@ -25,7 +25,7 @@ ROW_AXES: dict[Sharding, tuple[str, ...]] = {
     Sharding.tensor: ("data",),
 }
 
-WORDS = {
+AXIS_NAMES = {
     "embed": "hidden size",
     "heads": "query heads",
     "kv_heads": "key/value heads",
@@ -35,12 +35,12 @@ WORDS = {
 
 
 def row_shards(mesh: MeshConfig, sharding: Sharding) -> int:
-    """Into how many parts a step's rows are split."""
+    """Returns into how many parts a step's rows are split."""
     return mesh.data if sharding is Sharding.tensor else mesh.data * mesh.model
 
 
 def rules(table: Mapping[str, Weight], parts: int, sharding: Sharding) -> dict[str, str]:
-    """Logical axis -> mesh axis, for a mesh axis `model` of `parts` devices.
+    """Returns {logical axis: mesh axis} for a mesh axis `model` of `parts` devices.
 
     A group of axes that `parts` does not divide stays whole on every device: the others are split all the same.
     """
@@ -51,6 +51,7 @@ def rules(table: Mapping[str, Weight], parts: int, sharding: Sharding) -> dict[s
 
 
 def axis_sizes(table: Mapping[str, Weight]) -> dict[str, int]:
+    """Returns the size of each logical axis."""
     return {
         axis: size
         for weight in table.values()
@@ -59,13 +60,13 @@ def axis_sizes(table: Mapping[str, Weight]) -> dict[str, int]:
     }
 
 
-def stated(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> str:
-    """What is split and what is not, in one line for people."""
+def sharding_line(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> str:
+    """Returns one line for people: what is split and what is not."""
     sizes, split = axis_sizes(table), rules(table, mesh.model, sharding)
     axes = [axis for group in SPLIT[sharding] for axis in group]
 
     def listed(chosen: list[str]) -> str:
-        return ", ".join(f"{WORDS[axis]} {sizes[axis]}" for axis in chosen) or "nothing"
+        return ", ".join(f"{AXIS_NAMES[axis]} {sizes[axis]}" for axis in chosen) or "nothing"
 
     whole = [axis for axis in axes if axis not in split]
     line = f"weights {sharding.value}: split {mesh.model} ways over model: {listed([a for a in axes if a in split])}"
@@ -77,7 +78,7 @@ def check_divides(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Shard
     if sharding is Sharding.replicated or rules(table, mesh.model, sharding):
         return
     sizes = axis_sizes(table)
-    what = ", ".join(f"{WORDS[axis]} {sizes[axis]}" for group in SPLIT[sharding] for axis in group)
+    what = ", ".join(f"{AXIS_NAMES[axis]} {sizes[axis]}" for group in SPLIT[sharding] for axis in group)
     fits = ", ".join(str(n) for n in range(1, mesh.model) if rules(table, n, sharding))
     other = Sharding.fsdp if sharding is Sharding.tensor else Sharding.tensor
     elsewhere = other if rules(table, mesh.model, other) else Sharding.replicated

@@ -1,4 +1,4 @@
-"""Taps: which (site, layer) pairs of a model are extracted, and what each is called. No jax.
+"""Taps: the (site, layer) pairs of a model that are extracted, and their names. No jax.
 
 `layer_6` is the residual stream after layer 6 (`resid_post`), `layer_24_norm` the output of the final norm of a
 24-layer model, `layer_6.attn_out` any other site, `embed` the embedding.
@@ -51,7 +51,7 @@ class Tap:
 
 
 def available(layers: int) -> dict[str, Tap]:
-    """Every tap of a model with this many layers, by name, in the order of computation."""
+    """Returns every tap of a model with this many layers, by name, in the order of computation."""
     taps = [Tap("embed", 0)]
     taps += [Tap(site, layer) for layer in range(layers) for site in LAYER_SITES]
     taps.append(Tap("final_norm", layers))
@@ -59,7 +59,7 @@ def available(layers: int) -> dict[str, Tap]:
 
 
 def resolve(layers: Sequence[int] | None, patterns: Sequence[str], n_layers: int) -> tuple[Tap, ...]:
-    """The taps asked for: `resid_post` of `layers`, and every tap whose name matches one of `patterns`.
+    """Returns the taps asked for: `resid_post` of `layers`, and every tap whose name matches one of `patterns`.
 
     With neither, `resid_post` of all layers. The result is in the order of computation, each tap once.
 

@@ -28,7 +28,7 @@ class Weight:
 
     @property
     def checkpoint_shape(self) -> tuple[int, ...]:
-        """Shape of the checkpoint's tensor (of one layer's, where stacked)."""
+        """Shape of the tensor in the checkpoint, of one layer where the weight is stacked."""
         shape = self.shape[1:] if self.stacked else self.shape
         axes = self.axes[1:] if self.stacked else self.axes
         if not self.linear:
@@ -38,7 +38,7 @@ class Weight:
 
 
 def weight_table(arch: Arch) -> dict[str, Weight]:
-    """Name -> weight, for the parameters of `Decoder`."""
+    """Returns {name: weight} of all parameters of `Decoder`."""
     D, N, K, H, F, V, L = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp, arch.vocab, arch.layers
     attn, mlp = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
     q_axes, kv_axes = ("layer", "embed", "heads", "head"), ("layer", "embed", "kv_heads", "head")

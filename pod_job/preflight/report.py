@@ -11,7 +11,7 @@ from pod_job.config.load import load
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
-from pod_job.models.sharding import check_divides, stated
+from pod_job.models.sharding import check_divides, sharding_line
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.inputs import check_context
@@ -52,7 +52,7 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
         mode=config.mode,
         pod=str(config.pod.accelerator_type),
         hosts=pod.hosts,
-        weights=stated(table, config.mesh, config.sharding),
+        weights=sharding_line(table, config.mesh, config.sharding),
         fits=deciding.fits,
         cached=was_cached,
         step=forecasts[0],
