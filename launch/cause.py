@@ -1,67 +1,71 @@
-"""Why a run failed: from how hosts ended to the one that failed first, and the line that says why."""
+"""The first cause of a failed run: which host ended by itself, why, and whether another start may help.
 
-import re
+Decided on the kind of end in each host's status, on exit codes, and on whether there is a status at all. What the job
+has logged is shown to people and never read here.
+"""
+
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# An exception that says no more than that another host died; whoever raised it is named only when nobody else can be.
-LOST_PEER = re.compile(
-    r"coordination ?(?:service|agent)|distributed service|heartbeat|connection (?:closed|reset) by peer"
-    r"|connection refused|gloo|barrier|another task|preempt",
-    re.IGNORECASE,
-)
-# How a host blames another: in the roll call (pod_job/distributed.py), and later (pod_job/lookout.py).
-BLAMES_PEER = re.compile(r"host \d+ (failed|was asked to stop)")
-# What jax's coordination service says, before it aborts a host, of one that no longer answers.
-UNHEALTHY = re.compile(r"stopped sending heartbeats\):\s*(?:\S*task:)?(\d+)")
-EXCEPTION = re.compile(r"^[\w.]+(?:Error|Exception|Exit|Interrupt|Warning)\b")
+from pod_job.run_folder.status import EndKind, HostStatus, Phase
+
 TAIL_BYTES = 64 * 1024
+# Exit codes of `python -m pod_job`.
+BUG, USER_ERROR = 1, 2
+# jax's coordination service aborts the hosts that are left, from C++, where no status can be written any more.
+ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
+# From the first cause to its consequences: of those that ended, who comes first is blamed.
+ORDER = {EndKind.user_error: 0, EndKind.bug: 1, EndKind.bad_machine: 1, None: 1, EndKind.stopped: 1}
 
 
 @dataclass(frozen=True)
-class Ended:
+class HostExit:
     """A host that ended with a failure.
 
-    `error` is what it said of itself in its status, None when it said nothing; `lines` is the end of its log.
+    Attributes:
+        code: exit code, minus the signal's number where a signal ended it; None where the host could not be asked.
+        status: its latest in this attempt; None where it wrote none.
+        lines: the end of its log, without empty lines.
     """
 
     host: int
-    code: int
-    arrived: bool
-    error: str | None
-    lines: Sequence[str]
+    code: int | None
+    status: HostStatus | None = None
+    lines: Sequence[str] = ()
 
     @property
-    def user_error(self) -> bool:
-        """Whether the host ended with a JobError, by the entrypoint's exit code."""
-        return self.code == 2
+    def kind(self) -> EndKind | None:
+        """None: it was killed, or ended without a word."""
+        if self.status is not None and self.status.end is not None:
+            return self.status.end
+        if self.aborted:
+            return EndKind.lost_peer
+        if self.code == USER_ERROR:
+            return EndKind.user_error
+        # Version 0.1.0 wrote no kind; an error before the run folder is open is in the log alone.
+        failed = self.status is not None and self.status.phase is Phase.failed
+        return EndKind.bug if failed or (self.code == BUG and self.lines) else None
 
     @property
-    def words(self) -> str | None:
-        """What the host itself says is wrong, in one line."""
-        if self.error is not None or self.code < 0:
-            return self.error
-        said = [line for line in self.lines if line.startswith("error: ") or EXCEPTION.match(line)]
-        return said[-1].removeprefix("error: ") if said else None
+    def aborted(self) -> bool:
+        return self.code in ABORTED and (self.status is None or self.status.end is None)
 
     @property
-    def died_of_another(self) -> bool:
-        if BLAMES_PEER.match(self.words or ""):
-            return True
-        if self.user_error:
-            return False
-        aborted = self.code in (-signal.SIGABRT, 128 + signal.SIGABRT)
-        return aborted or LOST_PEER.search(self.words or "") is not None
+    def blamed_host(self) -> int | None:
+        return None if self.status is None else self.status.blamed_host
 
     @property
     def reason(self) -> str:
-        """One line: the host's own words where it left any, else how it ended."""
-        if self.words:
-            return self.words
-        where = "" if self.arrived else " before it arrived"
-        if self.code < 0:
+        """One line: the error of its status, else the last line of its log, else how it ended."""
+        if self.status is not None and self.status.error is not None:
+            return self.status.error
+        if self.code in (BUG, USER_ERROR) and self.lines:
+            return self.lines[-1].removeprefix("error: ")
+        arrived = self.status is not None and self.status.phase is not Phase.checking
+        where = "" if arrived else " before it arrived"
+        if self.code is not None and self.code < 0:
             hint = ", perhaps for want of memory" if self.code == -signal.SIGKILL else ""
             return f"ended by {signal.Signals(-self.code).name}{where}{hint}"
         return f"ended with exit code {self.code}{where} and no message"
@@ -69,32 +73,53 @@ class Ended:
 
 @dataclass(frozen=True)
 class Cause:
-    """The host to blame, why, and whether the user can mend it. `lost`: no host says why, so another start may do."""
+    """The host to blame, why, and the kind of its end: None where it ended without a word, or has not ended.
+
+    `certain`: False while a host that has not ended yet may turn out to be the cause.
+    """
 
     host: int
     reason: str
-    user_error: bool
-    lost: bool = False
+    kind: EndKind | None = None
+    certain: bool = True
+
+    @property
+    def user_error(self) -> bool:
+        return self.kind is EndKind.user_error
+
+    @property
+    def lost(self) -> bool:
+        """Another start may help: nobody made a mistake."""
+        return self.kind in (EndKind.lost_peer, EndKind.bad_machine, None)
+
+    @property
+    def bad_machine(self) -> bool:
+        """Another start may help, but on another pod only."""
+        return self.kind is EndKind.bad_machine
 
 
-def first_cause(ended: Sequence[Ended]) -> Cause:
-    """The first cause, from the hosts that failed in the order in which they ended.
+def first_cause(exits: Sequence[HostExit], running: Collection[int] = ()) -> Cause:
+    """Returns the first cause.
 
-    Whoever did not merely die of another comes first; among those a JobError, because it is said on purpose. When all
-    died of another, it is the host that they say has stopped answering.
+    Whoever did not merely end because of another comes first; among those a user error, because it is raised on
+    purpose, then the earliest. When all ended because of another, it is the host that they blame, or the only one that
+    still runs after jax has aborted the others for want of an answer.
+
+    Args:
+        exits: the hosts that failed, in the order in which they ended; at least one.
+        running: the hosts that have not ended.
     """
-    first = min(ended, key=lambda one: (one.died_of_another, not one.user_error))
-    said = "\n".join(line for one in ended for line in one.lines)
-    if first.died_of_another and (silent := UNHEALTHY.search(said)):
-        return Cause(
-            int(silent[1]), "stopped answering; the other hosts ended because of it", user_error=False, lost=True
-        )
-    lost = first.died_of_another or not first.words
-    return Cause(first.host, first.reason, first.user_error, lost)
+    first = min(exits, key=lambda exit: (ORDER.get(exit.kind, 2), exit.blamed_host is not None))
+    if first.kind is not EndKind.lost_peer:
+        return Cause(first.host, first.reason, first.kind)
+    if len(running) == 1 and any(exit.aborted for exit in exits):
+        return Cause(next(iter(running)), "stopped answering; the other hosts ended because of it", first.kind)
+    host = first.host if first.blamed_host is None else first.blamed_host
+    return Cause(host, first.reason, first.kind, certain=False)
 
 
 def tail(log: Path) -> list[str]:
-    """The last lines of a log, up to TAIL_BYTES, without empty ones."""
+    """Returns the last lines of a log, up to TAIL_BYTES, without empty ones."""
     with log.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL_BYTES))

@@ -1,8 +1,6 @@
 """The job, as every host runs it: from the configuration to committed batches and, on the last host in, metadata."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -17,7 +15,6 @@ from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig, PodKind
-from pod_job.errors import JobError
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
 from pod_job.extraction.pipeline import PackedFeeder, extract
 from pod_job.extraction.step import Step, compile_step
@@ -30,10 +27,11 @@ from pod_job.generation.generator import Generator
 from pod_job.generation.predictions import write_predictions
 from pod_job.host.chips import free_chips
 from pod_job.host.compile_cache import compile_cache
+from pod_job.host.departure import clear_departure, reporting_failure
 from pod_job.host.rendezvous import Host, await_hosts, start, this_host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.host.watchdog import Watchdog, forget, report_end
+from pod_job.host.watchdog import Watchdog
 from pod_job.models.decoder import Decoder, Params
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.sharding import sharding_line
@@ -44,8 +42,7 @@ from pod_job.planning.memory import explaining_memory
 from pod_job.prompts.tasks import Tasks
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
-from pod_job.run_folder.status import Phase
-from pod_job.storage.folder import Folder
+from pod_job.run_folder.status import EndKind, Phase
 
 log = logging.getLogger("pod_job")
 
@@ -58,7 +55,7 @@ def run(config: JobConfig) -> None:
     """
     host = this_host(config.pod)
     folder = open_run_folder(config)
-    forget(folder, host.attempt)
+    clear_departure(folder, host.attempt)
     with (
         StopRequest() as stop,
         Reporter(folder, host) as reporter,
@@ -152,7 +149,7 @@ def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
     """
     complete = len(committed(inputs.folder)) >= inputs.total_batches
     if stop and not complete:
-        reporter.phase(Phase.stopped, error=stop.reason)
+        reporter.phase(Phase.stopped, error=stop.reason, end=EndKind.stopped)
         return
     reporter.phase(Phase.merging)
     if complete:
@@ -161,18 +158,6 @@ def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
             log.info("predictions: %s", ", ".join(f"{name} {value}" for name, value in summary.items()))
         merge(inputs.folder)
     reporter.phase(Phase.done)
-
-
-@contextmanager
-def reporting_failure(reporter: Reporter, folder: Folder, host: Host) -> Iterator[None]:
-    """Puts the reason of a failure into this host's status, and where the other hosts' watchdogs find it."""
-    try:
-        yield
-    except BaseException as error:
-        reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
-        log.error("%s", reason, exc_info=not isinstance(error, JobError))
-        report_end(reporter, folder, host, Phase.failed, reason)
-        raise
 
 
 def log_skipped(tasks: Tasks, reporter: Reporter) -> None:

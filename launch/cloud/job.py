@@ -3,15 +3,14 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from rich.console import Console
 
 from launch.cloud import gcloud
 from launch.cloud.capacity import bring_up
 from launch.cloud.deploy import deploy
-from launch.cloud.gcloud import Reach
-from launch.cloud.observe import follow, read_all
+from launch.cloud.observe import RunningJob, follow
 from launch.cloud.outcome import End, Outcome
 from launch.cloud.remote import ask, script
 from launch.cloud.request import pod_spec, reach
@@ -20,20 +19,11 @@ from launch.view import progress, summary
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.planning.inputs import Inputs, read_inputs
+from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.layout import METADATA
 
 
-@dataclass(frozen=True)
-class Started:
-    """A job that runs on a pod: how to reach its hosts, and the attempt they are in."""
-
-    reach: Reach
-    attempt: str
-    inputs: Inputs
-
-
-def start(config: JobConfig, overrides: Sequence[str], log: Log) -> Started:
+def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
     """Checks the inputs, brings the pod up and starts the job on all its hosts, or finds it running there."""
     inputs = read_inputs(config)
     pod = bring_up(config, log)
@@ -42,33 +32,26 @@ def start(config: JobConfig, overrides: Sequence[str], log: Log) -> Started:
             f"pod.hosts={config.pod.hosts}, but {pod.name} has {pod.workers} workers; set pod.hosts={pod.workers} "
             f"and a mesh to match, or another pod.accelerator_type"
         )
-    how = reach(config, pod.zone)
-    return Started(how, deploy(config, overrides, how, inputs.folder, new_attempt(), log), inputs)
+    pod_reach = reach(config, pod.zone)
+    attempt = deploy(config, overrides, pod_reach, inputs.folder, new_attempt(), log)
+    return RunningJob(pod_reach, config.pod.hosts, inputs.folder, attempt, inputs.total_batches)
 
 
-def until_end(config: JobConfig, started: Started, log: Log, began: float) -> Outcome:
+def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:
     """Shows the hosts' progress until the attempt has ended."""
     with progress.Screen(Console(stderr=True), began) as screen:
-        return follow(
-            started.reach,
-            config.pod.hosts,
-            started.inputs.folder,
-            started.attempt,
-            config.cloud.stall_s,
-            lambda statuses: screen.show(progress.bars(statuses, started.inputs.total_batches)),
-            log,
-        )
+        show = lambda statuses: screen.show(progress.bars(statuses, job.batches))  # noqa: E731
+        return follow(job, config.cloud.stall_s, show, log)
 
 
-def finish(config: JobConfig, started: Started, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
-    """Shows the dataset, or why there is none; the exit status of the verb."""
+def finish(config: JobConfig, job: RunningJob, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
+    """Shows the dataset, or why there is none; returns the exit status of the verb."""
     if outcome.end is not End.done:
         show_outcome(outcome, Console(stderr=True))
         return 2 if outcome.cause is not None and outcome.cause.user_error else 1
-    folder = started.inputs.folder
-    statuses = [status for status in read_all(folder, config.pod.hosts, started.attempt) if status is not None]
+    statuses = [status for status in job.statuses() if status is not None]
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
-    done = summary.summarise(config, json.loads(folder.read(METADATA)), statuses, elapsed_s, logs)
+    done = summary.summarise(config, json.loads(job.folder.read(METADATA)), statuses, elapsed_s, logs)
     if as_json:
         print(json.dumps(asdict(done), indent=2))
     else:
@@ -77,26 +60,26 @@ def finish(config: JobConfig, started: Started, outcome: Outcome, elapsed_s: flo
 
 
 def show_outcome(outcome: Outcome, screen: Console) -> None:
-    """The cause in one line and, unless the user's input is at fault, the last lines of that host's log."""
+    """Prints the cause in one line and, unless the user's input is at fault, the last lines of that host's log."""
     cause = outcome.cause
-    said = f"error: host {cause.host}: {cause.reason}" if cause else f"error: the pod was taken away ({outcome.node})"
+    error = f"error: host {cause.host}: {cause.reason}" if cause else f"error: the pod was taken away ({outcome.node})"
     lines = [] if cause is None or cause.user_error else [f"  {line}" for line in outcome.lines]
-    for line in [said, *lines]:
+    for line in [error, *lines]:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def kill(reach: Reach, hosts: int, log: Log) -> None:
-    """Ends what still runs of the job on every host that can be reached, at once."""
-    answers = ask(reach, hosts, script("stop", {"SIGNAL": "KILL"}))
+def kill(job: RunningJob, log: Log) -> None:
+    """Ends the job's processes on every host, at once."""
+    answers = ask(job.reach, job.hosts, script("stop", {"SIGNAL": "KILL"}))
     log(f"ended the job on {sum(answer.word == 'KILLED' for answer in answers.values())} hosts")
 
 
 def planned(config: JobConfig) -> list[str]:
-    """The commands of gcloud that a start comes down to; scripts are named, not shown."""
+    """Returns the gcloud commands of a start; scripts are named, not shown."""
     spec, zone = pod_spec(config), config.cloud.zones[0]
     create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
-    how = reach(config, zone)
+    pod_reach = reach(config, zone)
     scripts = ["prepare.sh", *(["secrets.sh"] if config.cloud.secrets else []), "start.sh"]
     commands = [create(spec, zone, config.cloud.project)]
-    commands += [gcloud.ssh(how, "all", f"... # launch/scripts/{name}") for name in scripts]
+    commands += [gcloud.ssh(pod_reach, "all", f"... # launch/scripts/{name}") for name in scripts]
     return [shlex.join(command) for command in commands]

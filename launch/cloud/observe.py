@@ -1,10 +1,13 @@
-"""Follows a job on a pod in the cloud to its end: the hosts' status files, the node's state and, where a host worries,
-what all hosts answer over ssh go in; one `Outcome` comes out.
+"""Follows a job on a pod in the cloud to its end.
+
+In: the hosts' status files, the node's state and, where something seems wrong, the answers of all hosts over ssh.
+Out: one `Outcome`.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from launch.cause import Cause
 from launch.cloud.gcloud import Reach
@@ -13,7 +16,7 @@ from launch.cloud.pods import find_pods
 from launch.cloud.remote import Answer, ask_briefly, script
 from launch.view.timed_log import Log
 from pod_job.errors import JobError
-from pod_job.run_folder.status import HostStatus, Phase, read_status
+from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
 POLL_S = 2.0
@@ -25,45 +28,61 @@ TAIL_BYTES = 2400  # of a log; an answer must stay below 4096 bytes to arrive in
 READERS = 16
 
 PREEMPTION_S = 40.0  # from the notice until the node is gone
-OVER = (Phase.done, Phase.stopped)
 
 Statuses = Sequence[HostStatus | None]
 
 
+@dataclass(frozen=True)
+class RunningJob:
+    """A job on a pod: how its hosts are reached, where they report, and the batches that its run is planned to have."""
+
+    reach: Reach
+    hosts: int
+    folder: Folder
+    attempt: str
+    batches: int
+
+    def statuses(self) -> list[HostStatus | None]:
+        return read_all(self.folder, self.hosts, self.attempt)
+
+
 def read_all(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None]:
-    """The hosts' last words in this attempt."""
+    """Returns the hosts' latest statuses in this attempt, None for a host that has not reported."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda host: read_status(folder, host, attempt), range(hosts)))
 
 
-def follow(
-    reach: Reach, hosts: int, folder: Folder, attempt: str, stall_s: float, show: Callable[[Statuses], None], log: Log
-) -> Outcome:
+def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], log: Log) -> Outcome:
     """Returns when the attempt is done, has failed, has lost a host, or its pod is no more.
 
     A network that is away for a while, or a laptop asleep, only delays it.
+
+    Args:
+        stall_s: for how long no host may make progress.
+        show: called with the statuses at each look.
     """
-    liveness = Liveness(hosts)
+    liveness = Liveness(job.hosts)
     looked = worried_since = time.monotonic()
     while True:
         try:
-            statuses = read_all(folder, hosts, attempt)
+            statuses = job.statuses()
             show(statuses)
-            if all(status is not None and status.phase is Phase.done for status in statuses):
+            phases = {None if status is None else status.phase for status in statuses}
+            if phases == {Phase.done}:
                 return Outcome(End.done)
-            if all(status is not None and status.phase in OVER for status in statuses):
-                return stopped(reach, statuses)
-            liveness.note(statuses)
-            failed = any(status is not None and status.phase is Phase.failed for status in statuses)
+            if phases <= {Phase.done, Phase.stopped}:
+                return stopped(job.reach, statuses)
+            liveness.update(statuses)
+            failed = Phase.failed in phases
             stalled = liveness.without_progress_s() > stall_s
             worried = failed or stalled or liveness.silent_s() > SILENT_S
             now = time.monotonic()
             worried_since = worried_since if worried else now
             if now - looked > (WORRIED_EVERY_S if worried else NODE_EVERY_S):
                 looked = now
-                node = node_state(reach)
-                answers = probe(reach) if worried and node == "READY" else {}
-                outcome = judge(statuses, answers, node, attempt, now - worried_since, stalled)
+                node = node_state(job.reach)
+                answers = probe(job.reach) if worried and node == "READY" else {}
+                outcome = judge(statuses, answers, node, job.attempt, now - worried_since, stalled)
                 if outcome is not None:
                     return outcome
         except JobError as error:
@@ -72,27 +91,27 @@ def follow(
 
 
 def stopped(reach: Reach, statuses: Statuses) -> Outcome:
-    """Of hosts that ended because they were asked to: by a preemption, if the node goes now, else by a person."""
+    """Returns the outcome of hosts that were asked to stop: by a preemption, if the node goes now, else by a person."""
     deadline = time.monotonic() + PREEMPTION_S
     while (node := node_state(reach)) == "READY" and time.monotonic() < deadline:
         time.sleep(POLL_S)
     host, reason = next((status.host, status.error) for status in statuses if status is not None and status.error)
-    cause = Cause(host, f"was asked to stop ({reason})", user_error=False)
+    cause = Cause(host, f"was asked to stop ({reason})", EndKind.stopped)
     return Outcome(End.stopped, cause) if node == "READY" else Outcome(End.preempted, node=node)
 
 
 def node_state(reach: Reach) -> str:
-    """The state of the pod in its zone; GONE where there is none."""
+    """Returns the state of the pod in its zone; GONE where there is none."""
     return next((pod.state for pod in find_pods(reach.name, reach.project) if pod.zone == reach.zone), "GONE")
 
 
 def probe(reach: Reach) -> dict[int, Answer]:
-    """What hosts say of their job over ssh, of those that can be reached."""
+    """Returns the answers to `probe.sh` of the hosts that can be reached over ssh."""
     return ask_briefly(reach, script("probe", {"TAIL": str(TAIL_BYTES)}), PROBE_TIMEOUT_S)
 
 
 class Liveness:
-    """How long hosts have said nothing, by this machine's clock alone: the hosts' clocks may differ."""
+    """Times without news of the hosts, by this machine's clock alone: the hosts' clocks may differ."""
 
     def __init__(self, hosts: int) -> None:
         now = time.monotonic()
@@ -101,20 +120,20 @@ class Liveness:
         self.progress: list[tuple[Phase, int, int] | None] = []
         self.progressed = now
 
-    def note(self, statuses: Statuses) -> None:
-        """Takes in what hosts say now; a host that is done has nothing more to say."""
+    def update(self, statuses: Statuses) -> None:
+        """Takes in the statuses of now; a host that has ended counts as heard."""
         now = time.monotonic()
         for host, status in enumerate(statuses):
-            if status is not None and (status.updated != self.updated[host] or status.phase in OVER):
+            if status is not None and (status.updated != self.updated[host] or status.phase.ended):
                 self.updated[host], self.heard[host] = status.updated, now
         progress = [(status.phase, status.steps, status.batches) if status else None for status in statuses]
         if progress != self.progress:
             self.progress, self.progressed = progress, now
 
     def silent_s(self) -> float:
-        """Of the host that has been silent longest."""
+        """Returns the seconds since the host was heard that has been silent longest."""
         return time.monotonic() - min(self.heard)
 
     def without_progress_s(self) -> float:
-        """Since any host entered a phase, made a step or committed a batch."""
+        """Returns the seconds since any host entered a phase, made a step or committed a batch."""
         return time.monotonic() - self.progressed

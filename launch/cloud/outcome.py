@@ -1,4 +1,4 @@
-"""What hosts and the API say about a run that worries, judged: has it ended, how, and which host is to blame."""
+"""Outcome of a run on a pod, judged on what hosts and the API report: whether it ended, how, and who is to blame."""
 
 import base64
 import signal
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from launch.cause import EXCEPTION, Cause, Ended, first_cause
+from launch.cause import Cause, HostExit, first_cause
 from launch.cloud.remote import Answer
 from pod_job.run_folder.status import HostStatus, Phase
 
@@ -15,8 +15,10 @@ SETTLE_S = 60.0
 
 
 class End(Enum):
-    """How a run on a pod ended. `stopped`: it was asked to. `failed`: a host says why. `lost`: hosts died, hang or
-    cannot be reached and none says why, so another start may do.
+    """How a run on a pod ended.
+
+    `stopped`: it was asked to. `failed`: a host reports a bug or a user's error, which the next start would meet too.
+    `lost`: hosts died, hang, cannot be reached or have a bad machine, so another start may do.
     """
 
     done = "done"
@@ -35,6 +37,11 @@ class Outcome:
     lines: Sequence[str] = ()
     node: str = "READY"
 
+    @property
+    def needs_new_pod(self) -> bool:
+        """A host's machine is bad: the next start on this pod would end in the same way."""
+        return self.cause is not None and self.cause.bad_machine
+
 
 def judge(
     statuses: Sequence[HostStatus | None],
@@ -44,49 +51,58 @@ def judge(
     worried_s: float,
     stalled: bool,
 ) -> Outcome | None:
-    """The outcome, or None while it is too early to tell.
+    """Returns the outcome, or None while it is too early to tell.
 
     Args:
         answers: of the script `probe`, by host; empty when the hosts were not asked.
         worried_s: for how long something has seemed wrong.
         stalled: whether no host has made progress for too long.
     """
-    ends = [host_end(host, status, answers.get(host), attempt) for host, status in enumerate(statuses)]
-    ended = [end for end in ends if end is not None]
-    cause = first_cause(ended) if ended else None
-    guilty = next((one for one in ended if cause is not None and one.host == cause.host), None)
-    if cause is not None and guilty is not None and guilty.words and not guilty.died_of_another:
-        return Outcome(End.failed, cause, guilty.lines, node)
+    all_exits = [host_exit(host, status, answers.get(host), attempt) for host, status in enumerate(statuses)]
+    exits = [exit for exit in all_exits if exit is not None]
+    cause, lines = None, ()
+    if exits:
+        cause = first_cause(exits, running_hosts(statuses, all_exits))
+        lines = next((exit.lines for exit in exits if exit.host == cause.host), ())
+    if cause is not None and not cause.lost:
+        return Outcome(End.failed, cause, lines, node)
     if node != "READY":
         return Outcome(End.preempted, node=node)
-    lines = guilty.lines if guilty is not None else ()
-    # Without a guilty one among the ended, those that ended name a host that hangs.
-    if cause is not None and (guilty is None or not guilty.died_of_another):
+    if cause is not None and cause.certain:
         return Outcome(End.lost, cause, lines)
     unreachable = [host for host in range(len(statuses)) if answers and host not in answers]
     if worried_s > SETTLE_S and unreachable:
-        return Outcome(End.lost, Cause(unreachable[0], "cannot be reached over ssh", user_error=False))
-    if cause is not None and (worried_s > SETTLE_S or len(ended) == len(statuses)):
+        return Outcome(End.lost, Cause(unreachable[0], "cannot be reached over ssh"))
+    if cause is not None and (worried_s > SETTLE_S or len(exits) == len(statuses)):
         return Outcome(End.lost, cause, lines)
     if stalled:
         slowest = min(range(len(statuses)), key=lambda host: progress_of(statuses[host]))
-        return Outcome(End.lost, Cause(slowest, "makes no progress, nor does any other host", user_error=False))
+        return Outcome(End.lost, Cause(slowest, "makes no progress, nor does any other host"))
     return None
 
 
-def host_end(host: int, status: HostStatus | None, answer: Answer | None, attempt: str) -> Ended | None:
-    """How a host ended, if it did: from its answer, else from its status when that says `failed`."""
-    error = status.error if status is not None and status.phase is not Phase.stopped else None
-    arrived = status is not None and status.phase is not Phase.checking
+def running_hosts(statuses: Sequence[HostStatus | None], exits: Sequence[HostExit | None]) -> list[int]:
+    """Returns the hosts that neither failed nor report that they have ended."""
+    return [
+        host
+        for host, (status, exit) in enumerate(zip(statuses, exits, strict=True))
+        if exit is None and not (status is not None and status.phase.ended)
+    ]
+
+
+def host_exit(host: int, status: HostStatus | None, answer: Answer | None, attempt: str) -> HostExit | None:
+    """Returns how a host failed, if it did: by its answer, else by its status."""
+    if status is not None and status.phase is Phase.stopped:
+        return None
     if answer is not None and answer.word == "EXITED" and answer.detail.split()[0] == attempt:
-        _, code, *tail = answer.detail.split()
-        lines = base64.b64decode("".join(tail)).decode(errors="replace").splitlines()
+        _, code, *log = answer.detail.split()
+        lines = base64.b64decode("".join(log)).decode(errors="replace").splitlines()
         signed = 128 - int(code) if int(code) > 128 else int(code)
-        return Ended(host, signed, arrived, error, [line for line in lines if line.strip()]) if signed else None
+        return HostExit(host, signed, status, [line for line in lines if line.strip()]) if signed else None
     if answer is not None and answer.word in ("NONE", "EXITED"):
-        return Ended(host, -signal.SIGKILL, arrived, None, [])  # the machine was restarted
-    if error is not None:
-        return Ended(host, 1 if EXCEPTION.match(error) else 2, arrived, error, [])
+        return HostExit(host, -signal.SIGKILL, status)  # the machine was restarted
+    if status is not None and status.phase is Phase.failed:
+        return HostExit(host, None, status)
     return None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.cause import Cause, Ended, first_cause, tail
+from launch.cause import Cause, HostExit, first_cause, tail
 from launch.cloud.job import finish, planned, start, until_end
 from launch.host_commands import HostCommand, host_commands, new_attempt
 from launch.job_config import config_to_start
@@ -29,7 +29,7 @@ from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED, Command, add_
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.layout import METADATA
-from pod_job.run_folder.status import HostStatus, Phase, read_status
+from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
 EXAMPLES = (
@@ -145,26 +145,23 @@ def watch(
     with stopped_by_signals(), LocalPod(commands, logs) as pod, progress.Screen(screen) as shown:
         ended = follow(pod, lambda: shown.show(progress.bars(statuses(), batches)))
         if any(ended.values()):
-            cause = first_cause(failures(ended, folder, attempt, pod.logs))
+            running = set(range(len(commands))) - ended.keys()
+            cause = first_cause(failures(ended, folder, attempt, pod.logs), running)
             raise HostFailed(cause, pod.logs[cause.host])
     last = [status for status in statuses() if status is not None]
     if asked := next((status for status in last if status.phase is Phase.stopped), None):
-        raise HostFailed(
-            Cause(asked.host, f"was asked to stop ({asked.error})", user_error=False), pod.logs[asked.host]
-        )
+        cause = Cause(asked.host, f"was asked to stop ({asked.error})", EndKind.stopped)
+        raise HostFailed(cause, pod.logs[asked.host])
     return last
 
 
-def failures(ended: Mapping[int, int], folder: Folder, attempt: str, logs: Sequence[Path]) -> list[Ended]:
-    """The hosts that failed, in the order of `ended`, with what each said."""
-    found = []
-    for host, code in ended.items():
-        if code:
-            status = read_status(folder, host, attempt)
-            error = status.error if status else None
-            arrived = status is not None and status.phase is not Phase.checking
-            found.append(Ended(host, code, arrived, error, tail(logs[host])))
-    return found
+def failures(ended: Mapping[int, int], folder: Folder, attempt: str, logs: Sequence[Path]) -> list[HostExit]:
+    """Returns the hosts that failed, in the order of `ended`, with their statuses and the ends of their logs."""
+    return [
+        HostExit(host, code, read_status(folder, host, attempt), tail(logs[host]))
+        for host, code in ended.items()
+        if code
+    ]
 
 
 def report(failure: HostFailed, screen: Console) -> None:

@@ -64,7 +64,10 @@ def watch(options: Namespace) -> int:
             break
         if outcome.end is End.lost:
             show_outcome(outcome, Console(stderr=True))
-            kill(started.reach, config.pod.hosts, log)
+            if outcome.needs_new_pod:
+                leave(config, log)
+            else:
+                kill(started, log)
     leave(config, log)
     return finish(config, started, outcome, time.monotonic() - began, options.json)
 

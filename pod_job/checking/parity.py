@@ -21,6 +21,7 @@ from pod_job.checking.trial import Trial
 from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.tokens import Prompt, tokenize
@@ -120,7 +121,7 @@ def await_result(inputs: Inputs, host: Host) -> Parity:
         except FileNotFoundError:
             status = read_status(inputs.folder, 0, host.attempt)
             if status is not None and status.phase is Phase.failed:
-                raise JobError(f"host 0 failed: {status.error}") from None
+                raise PeerEnded(0, f"host 0 failed: {status.error}") from None
             time.sleep(POLL_S)
 
 

@@ -14,6 +14,7 @@ import jax
 from pod_job import environment
 from pod_job.config.schema import PodConfig
 from pod_job.errors import JobError
+from pod_job.host.host_end import PeerEnded
 from pod_job.run_folder.status import Phase, read_status
 from pod_job.storage.folder import Folder
 
@@ -56,7 +57,7 @@ def await_hosts(folder: Folder, host: Host, timeout_s: float) -> None:
     """Returns once every host has arrived in this attempt.
 
     Raises:
-        JobError: after `timeout_s` naming the hosts that never came, or at once naming one that failed and why.
+        PeerEnded: after `timeout_s` naming the hosts that never came, or at once naming one that failed and why.
     """
     deadline = time.monotonic() + timeout_s
     missing = set(range(host.count)) - {host.index}
@@ -64,16 +65,17 @@ def await_hosts(folder: Folder, host: Host, timeout_s: float) -> None:
         for other in sorted(missing):
             status = read_status(folder, other, host.attempt)
             if status is not None and status.phase is Phase.failed:
-                raise JobError(f"host {other} failed before the start: {status.error}")
+                raise PeerEnded(other, f"host {other} failed before the start: {status.error}")
             if status is not None and status.phase is Phase.stopped:
-                raise JobError(f"host {other} was asked to stop before the start: {status.error}")
+                raise PeerEnded(other, f"host {other} was asked to stop before the start: {status.error}", asked=True)
             if status is not None and status.phase is not Phase.checking:
                 missing.remove(other)
         if missing and time.monotonic() > deadline:
             names = ", ".join(map(str, sorted(missing)))
-            raise JobError(
+            raise PeerEnded(
+                min(missing),
                 f"host {names} of {host.count} did not arrive within pod.arrival_timeout_s={timeout_s:g}; "
-                f"see logs/ of that host, or raise the limit"
+                f"see logs/ of that host, or raise the limit",
             )
         if missing:
             time.sleep(0.2)

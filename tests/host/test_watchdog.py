@@ -17,12 +17,13 @@ from job_processes import free_port, overrides
 from pod_job import environment
 from pod_job.errors import JobError
 from pod_job.host import watchdog
+from pod_job.host.departure import Departure, announce, clear_departure, first_departure
 from pod_job.host.rendezvous import Host, await_hosts
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.host.watchdog import Departure, Watchdog, announce, first_departure, forget
+from pod_job.host.watchdog import Watchdog
 from pod_job.run_folder import layout
-from pod_job.run_folder.status import Phase
+from pod_job.run_folder.status import EndKind, Phase
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
@@ -66,7 +67,7 @@ def test_with_nothing_in_hand_a_wish_ends_the_host_at_once(watched: Watched, pha
     status = watched.wait()
     assert time.monotonic() - began < watchdog.GRACE_S
     assert (status["phase"], status["error"], watched.left) == ("stopped", "SIGTERM", [0])
-    assert first_departure(watched.folder, "a") == Departure(1, True, "SIGTERM")
+    assert first_departure(watched.folder, "a") == Departure(1, EndKind.stopped, "SIGTERM")
 
 
 def test_batches_in_hand_have_their_grace(watched: Watched) -> None:
@@ -80,24 +81,24 @@ def test_batches_in_hand_have_their_grace(watched: Watched) -> None:
 def test_a_host_that_ends_by_itself_is_left_alone(watched: Watched) -> None:
     watched.reporter.set(phase=Phase.done)
     watched.stop.request("SIGTERM")
-    announce(watched.folder, "a", Departure(0, False, "KeyError: 'x'"))
+    announce(watched.folder, "a", Departure(0, EndKind.bug, "KeyError: 'x'"))
     assert watched.wait(1.0) == {}
 
 
 def test_a_failure_elsewhere_ends_the_host_and_names_the_other(watched: Watched) -> None:
     watched.reporter.set(phase=Phase.compiling)
-    announce(watched.folder, "a", Departure(0, False, "KeyError: 'x'"))
-    announce(watched.folder, "a", Departure(3, False, "later"))  # the first one counts
+    announce(watched.folder, "a", Departure(0, EndKind.bug, "KeyError: 'x'"))
+    announce(watched.folder, "a", Departure(3, EndKind.bug, "later"))  # the first one counts
     status = watched.wait()
     assert (status["phase"], status["error"], watched.left) == ("failed", "host 0 failed: KeyError: 'x'", [1])
 
 
 def test_an_earlier_start_of_the_same_name_does_not_count(watched: Watched) -> None:
-    forget(watched.folder, "a")
-    announce(watched.folder, "other attempt", Departure(0, False, "KeyError: 'x'"))
+    clear_departure(watched.folder, "a")
+    announce(watched.folder, "other attempt", Departure(0, EndKind.bug, "KeyError: 'x'"))
     assert watched.wait(0.5) == {}
-    announce(watched.folder, "a", Departure(0, False, "KeyError: 'x'"))
-    forget(watched.folder, "a")
+    announce(watched.folder, "a", Departure(0, EndKind.bug, "KeyError: 'x'"))
+    clear_departure(watched.folder, "a")
     assert first_departure(watched.folder, "a") is None
 
 

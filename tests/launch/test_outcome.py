@@ -1,78 +1,101 @@
-"""How a run has ended, from what hosts and the API say: only what has no reason of its own may be tried again."""
+"""Outcome of a run, from what hosts and the API report: only what is nobody's mistake may be tried again."""
 
 import base64
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from launch.cloud.outcome import SETTLE_S, End, Outcome, judge
 from launch.cloud.remote import Answer
-from pod_job.run_folder.status import HostStatus, Phase
+from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
 ATTEMPT = "20250101T000000Z-abcdef"
 RUNNING = ("RUNNING", ATTEMPT)
-LOST_PEER = "RuntimeError: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]"
-UNHEALTHY = "tasks are unhealthy (stopped sending heartbeats):\n/job:jax_worker/replica:0/task:1"
+USER, BUG, PEER, MACHINE = EndKind.user_error, EndKind.bug, EndKind.lost_peer, EndKind.bad_machine
+LATER = {"worried_s": SETTLE_S + 1}
 
 
-def ended(code: int, log: str = "", attempt: str = ATTEMPT) -> tuple[str, str]:
+def exited(code: int, log: str = "", attempt: str = ATTEMPT) -> tuple[str, str]:
     return "EXITED", f"{attempt} {code} {base64.b64encode(log.encode()).decode()}"
 
 
-def speaks(host: int, phase: Phase = Phase.extracting, error: str | None = None, steps: int = 5) -> HostStatus:
-    return HostStatus(host=host, attempt=ATTEMPT, phase=phase, steps=steps, error=error)
+@dataclass(frozen=True)
+class Case:
+    """Answers and ends of the hosts in their order, None where there is none; the outcome that they make."""
 
-
-def judged(
-    answers: list[tuple[str, str] | None],
-    statuses: list[HostStatus] | None = None,
-    node: str = "READY",
-    worried_s: float = 10,
-    stalled: bool = False,
-) -> Outcome | None:
-    heard = {host: Answer(host, *answer) for host, answer in enumerate(answers) if answer is not None}
-    said = statuses or [speaks(host) for host in range(len(answers))]
-    return judge(said, heard, node, ATTEMPT, worried_s, stalled)
+    answers: list[tuple[str, str] | None]
+    end: End | None
+    blamed: int | None = None
+    ends: list[EndKind | None] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
-    "all run": ([RUNNING, RUNNING], {}, None, None),
-    "a traceback": ([RUNNING, ended(1, "Traceback\nValueError: bad")], {}, End.failed, 1),
-    "a traceback while the pod goes": ([RUNNING, ended(1, "ValueError: bad")], {"node": "PREEMPTED"}, End.failed, 1),
-    "the pod goes": ([RUNNING, ended(137)], {"node": "PREEMPTED"}, End.preempted, None),
-    "the pod is gone": ([None, None], {"node": "GONE"}, End.preempted, None),
-    "killed": ([ended(1, LOST_PEER), ended(137)], {}, End.lost, 1),
-    "died of another that is not seen yet": ([ended(1, LOST_PEER), RUNNING], {}, None, None),
-    "the same for long": ([ended(1, LOST_PEER), RUNNING], {"worried_s": SETTLE_S + 1}, End.lost, 0),
-    "hung": ([ended(134, UNHEALTHY), RUNNING], {}, End.lost, 1),
-    "restarted machine": ([RUNNING, ("NONE", "")], {}, End.lost, 1),
-    "another attempt ended there": ([RUNNING, ended(0, attempt="earlier")], {}, End.lost, 1),
-    "unreachable": ([RUNNING, None], {"worried_s": SETTLE_S + 1}, End.lost, 1),
-    "unreachable for a moment": ([RUNNING, None], {}, None, None),
-    "no progress": ([RUNNING, RUNNING], {"stalled": True}, End.lost, 0),
+    "all run": Case([RUNNING, RUNNING], None),
+    "a bug": Case([RUNNING, exited(1)], End.failed, 1, [None, BUG]),
+    "a bug before there is a status": Case([RUNNING, exited(1, "Traceback\nValueError: bad")], End.failed, 1),
+    "a bug while the pod goes": Case([RUNNING, exited(1)], End.failed, 1, [None, BUG], {"node": "PREEMPTED"}),
+    "a user error, by status alone": Case([RUNNING, None], End.failed, 1, [None, USER]),
+    "a bug, by status alone": Case([RUNNING, None], End.failed, 1, [None, BUG]),
+    "a user error, by exit code alone": Case([RUNNING, exited(2, "error: no")], End.failed, 1),
+    "a bad machine": Case([RUNNING, exited(1)], End.lost, 1, [None, MACHINE]),
+    "a bad machine, and its peers left": Case([exited(1), exited(1)], End.lost, 1, [PEER, MACHINE]),
+    "a bad machine while the pod goes": Case(
+        [RUNNING, exited(1)], End.preempted, None, [None, MACHINE], {"node": "PREEMPTED"}
+    ),
+    "the pod goes": Case([RUNNING, exited(137)], End.preempted, None, more={"node": "PREEMPTED"}),
+    "the pod is gone": Case([None, None], End.preempted, None, more={"node": "GONE"}),
+    "killed": Case([exited(1), exited(137)], End.lost, 1, [PEER, None]),
+    "died of another that is not seen yet": Case([exited(1), RUNNING], None, None, [PEER, None]),
+    "the same for long": Case([exited(1), RUNNING], End.lost, 0, [PEER, None], LATER),
+    "hung": Case([exited(134), RUNNING], End.lost, 1),
+    "hung, and jax has not aborted all yet": Case([exited(134), RUNNING, RUNNING], None),
+    "restarted machine": Case([RUNNING, ("NONE", "")], End.lost, 1),
+    "another attempt ended there": Case([RUNNING, exited(0, attempt="earlier")], End.lost, 1),
+    "unreachable": Case([RUNNING, None], End.lost, 1, more=LATER),
+    "unreachable for a moment": Case([RUNNING, None], None),
+    "no progress": Case([RUNNING, RUNNING], End.lost, 0, more={"stalled": True}),
+    "asked to stop, and one still ends": Case([exited(0), RUNNING], None, None, [EndKind.stopped, None]),
 }
+
+
+def outcome_of(case: Case) -> Outcome | None:
+    ends = case.ends or [None] * len(case.answers)
+    phases = {None: Phase.extracting, EndKind.stopped: Phase.stopped}
+    statuses = [
+        HostStatus(
+            host=host,
+            attempt=ATTEMPT,
+            phase=phases.get(end, Phase.failed),
+            steps=5,
+            error=f"error of host {host}" if end else None,
+            end=end,
+        )
+        for host, end in enumerate(ends)
+    ]
+    answers = {host: Answer(host, *answer) for host, answer in enumerate(case.answers) if answer is not None}
+    settings = {"node": "READY", "worried_s": 10, "stalled": False} | case.more
+    return judge(statuses, answers, attempt=ATTEMPT, **settings)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_outcomes(name: str) -> None:
-    answers, more, end, blamed = CASES[name]
-    outcome = judged(answers, **more)
-    assert (outcome.end if outcome else None) == end
-    assert (outcome.cause.host if outcome and outcome.cause else None) == blamed
+    case = CASES[name]
+    outcome = outcome_of(case)
+    assert (outcome.end if outcome else None) == case.end
+    assert (outcome.cause.host if outcome and outcome.cause else None) == case.blamed
 
 
-def test_a_user_error_is_told_from_a_bug_by_status_alone() -> None:
-    failed = speaks(1, Phase.failed, "tasks.path=x does not exist; give a tasks file")
-    outcome = judged([RUNNING, None], [speaks(0), failed])
-    assert outcome is not None
-    assert outcome.cause is not None
-    assert (outcome.end, outcome.cause.user_error) == (End.failed, True)
-    bug = judged([RUNNING, None], [speaks(0), speaks(1, Phase.failed, "KeyError: 'x'")])
-    assert bug is not None
-    assert bug.cause is not None
-    assert (bug.end, bug.cause.user_error) == (End.failed, False)
+@pytest.mark.parametrize("kind", list(EndKind))
+def test_only_a_user_error_is_one_and_only_a_bad_machine_needs_another_pod(kind: EndKind) -> None:
+    outcome = outcome_of(Case([RUNNING, exited(1)], None, ends=[None, kind], more=LATER))
+    assert bool(outcome and outcome.cause and outcome.cause.user_error) == (kind is USER)
+    assert bool(outcome and outcome.needs_new_pod) == (kind is MACHINE)
 
 
 def test_the_last_lines_are_those_of_the_host_to_blame() -> None:
-    outcome = judged([ended(1, LOST_PEER), ended(1, "one\nValueError: bad")])
+    case = Case([exited(1, "other"), exited(1, "one\n\nValueError: bad")], End.failed, ends=[PEER, BUG])
+    outcome = outcome_of(case)
     assert outcome is not None
     assert outcome.lines == ["one", "ValueError: bad"]

@@ -1,13 +1,11 @@
-"""What the launcher says: progress from statuses, the first cause from endings, the summary from metadata."""
+"""What the launcher says: progress from statuses, the summary from metadata."""
 
 import io
 import itertools
-import signal
 
 import pytest
 from rich.console import Console
 
-from launch.cause import Ended, first_cause
 from launch.view import progress, summary
 from launch.view.progress import Bar, Screen, bars
 from pod_job.config.load import load
@@ -71,76 +69,6 @@ def test_a_terminal_gets_bars() -> None:
         shown.show([Bar("batches", 5, 5, "1,600 tokens/s")])
     assert isinstance(screen.file, io.StringIO)
     assert "1,600 tokens/s" in screen.file.getvalue()
-
-
-def ended(host: int, code: int, *, error: str | None = None, log: str = "", arrived: bool = True) -> Ended:
-    return Ended(host=host, code=code, arrived=arrived, error=error, lines=log.splitlines())
-
-
-LOST = "jaxlib.XlaRuntimeError: INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:2342"
-
-
-@pytest.mark.parametrize(
-    ("cause", "others"),
-    [
-        (ended(3, 2, error="tasks.path=x: not JSON"), [ended(0, 1, log=LOST), ended(1, -signal.SIGABRT)]),
-        (ended(3, 1, log="ValueError: bad"), [ended(0, 1, error=LOST), ended(1, 134)]),
-        (ended(3, 1, error="ValueError: bad"), [ended(0, 2, error="host 3 failed before the start: ValueError: bad")]),
-        (ended(3, 2, error="bucket: connection refused"), [ended(0, 1, error=LOST)]),
-        (
-            ended(3, -signal.SIGKILL, log="[Gloo] Rank 5 is connected"),
-            [ended(0, 1, log=LOST), ended(1, -signal.SIGABRT)],
-        ),
-        (ended(3, 1, log="ValueError: first"), [ended(0, 1, log="ValueError: later")]),
-        (ended(3, 1, log=LOST), [ended(0, 1, log=LOST)]),
-        (ended(3, 1, error="ValueError: bad"), [ended(0, 1, error="host 3 failed: ValueError: bad")]),
-    ],
-)
-def test_first_cause(cause: Ended, others: list[Ended]) -> None:
-    assert first_cause([cause, *others]).host == cause.host
-    if not any(other.died_of_another == cause.died_of_another for other in others):
-        assert first_cause([*others, cause]).host == cause.host
-
-
-def test_a_host_that_hangs_is_named_by_those_it_took_along() -> None:
-    said = (
-        "F1123 client.h:80] Terminating process because the JAX distributed service detected fatal errors. "
-        "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n{}\nThe tasks have crashed."
-    )
-    for name in ("2", "/job:jax_worker/replica:0/task:2"):
-        cause = first_cause([ended(host, -signal.SIGABRT, log=said.format(name)) for host in (0, 1, 3)])
-        assert cause.host == 2
-        assert cause.reason.startswith("stopped answering")
-
-
-@pytest.mark.parametrize(
-    ("one", "lost"),
-    [
-        (ended(0, -signal.SIGKILL), True),
-        (ended(0, 1, log=LOST), True),
-        (ended(0, 1, error="host 1 failed: KeyError: 'a'"), True),  # of a host that itself left no word
-        (ended(0, 1, log="KeyError: 'a'"), False),
-        (ended(0, 2, error="tasks.path=x: not JSON"), False),
-    ],
-)
-def test_only_what_nobody_explains_may_be_tried_again(one: Ended, lost: bool) -> None:
-    assert first_cause([one]).lost is lost
-
-
-@pytest.mark.parametrize(
-    ("one", "said"),
-    [
-        (ended(0, 1, log="Traceback (most recent call last):\n  x\nKeyError: 'a'"), "KeyError: 'a'"),
-        (ended(0, 1, log="KeyError: 'a'\nI0000 a native library says goodbye"), "KeyError: 'a'"),
-        (ended(0, 2, log="error: pod.port=1 is taken"), "pod.port=1 is taken"),
-        (ended(0, 1, error="its own words", log="KeyError: 'a'"), "its own words"),
-        (ended(0, -signal.SIGSEGV), "ended by SIGSEGV"),
-        (ended(0, -signal.SIGKILL, arrived=False), "ended by SIGKILL before it arrived, perhaps for want of memory"),
-        (ended(0, 5), "ended with exit code 5 and no message"),
-    ],
-)
-def test_reason(one: Ended, said: str) -> None:
-    assert one.reason == said
 
 
 def test_summary_adds_up() -> None:
