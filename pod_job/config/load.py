@@ -18,6 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 
+GROUPS = {"experiment", *(item.name for item in fields(JobConfig) if is_dataclass(item.type))}
+"""Names of the choices in conf/, and of the sections that they set."""
+
 
 def conf_dir() -> Path:
     """The folder of Hydra files: inside the installed package, or beside it in a checkout."""
@@ -64,8 +67,12 @@ def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobCon
 
     What is recorded is data: a `${...}` in it stays text. Raises JobError where a value does not fit its field.
     """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if override.startswith("~") or key in GROUPS:
+            raise JobError(f"{override}: a recorded configuration takes single fields only, such as cloud.project=...")
     try:
-        given = OmegaConf.from_dotlist(list(overrides))
+        given = OmegaConf.from_dotlist([override.removeprefix("+") for override in overrides])
         tree = OmegaConf.merge(OmegaConf.structured(JobConfig), _literal(recorded), given)
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
@@ -94,7 +101,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error.__cause__ or error)
     if missing := re.search(r"Missing mandatory value: (\S+)", text):  # of a field that another one refers to
         return not_set(missing[1])
-    if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in 'JobConfig')", text) or re.search(
+    if unknown := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text) or re.search(
         r"Could not override '([^']+)'", str(error)
     ):
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if unknown[1] in o.split("=")[0]), unknown[1])

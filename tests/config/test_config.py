@@ -74,6 +74,25 @@ def test_a_recorded_configuration_is_read_back_as_it_was(path) -> None:
     assert (changed.cloud.project, changed.cloud.zones) == ("other", ["us-west4-a"])
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("cloud.projct=x", "cloud.projct is not a field of the configuration; did you mean cloud.project?"),
+        ("pod=v5e_64", "pod=v5e_64: a recorded configuration takes single fields only"),
+        ("experiment=demo", "experiment=demo: a recorded configuration takes single fields only"),
+        ("~cloud.name", "~cloud.name: a recorded configuration takes single fields only"),
+        ("cloud.rounds=x", "cloud.rounds: Value 'x' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_bad_overrides_of_a_recorded_configuration_are_refused_in_one_line(override: str, says: str) -> None:
+    recorded = to_json(load(ENOUGH))
+    assert from_json(recorded, ["+cloud.labels.a=b"]).cloud.labels == {"a": "b"}
+    with pytest.raises(JobError) as refused:
+        from_json(recorded, [override])
+    assert str(refused.value).startswith(says)
+    assert "\n" not in str(refused.value)
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["${", "}", "\\", "$", "{", "oc.env:HOME", "a", ":", "'", '"', " "])).map("".join))
 def test_a_recorded_value_is_text_and_never_interpolated(text: str) -> None:
