@@ -29,5 +29,5 @@ def at_least(name: str, value: int, least: int) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough to stand within one line of ours."""
+    """Returns the first line of another library's error, short enough for one line of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

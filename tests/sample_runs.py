@@ -41,7 +41,7 @@ def folders(kind: str, tmp: Path, require: Callable[[bool, str], None]) -> Itera
 
 
 def identity(samples: int, taps: tuple[str, ...] = TAPS, dtype: str = "bfloat16", per_batch: int = PER_BATCH) -> dict:
-    """What the job would claim a run folder with."""
+    """Returns an identity, with which a job claims its run folder."""
     return {
         "model": {
             "name": "demo/tiny",

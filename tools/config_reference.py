@@ -60,7 +60,7 @@ def table(prefix: str, schema: Any) -> Iterator[str]:
 
 
 def comments_of(schema: Any) -> dict[str, str]:
-    """What stands behind a field in its source, after the number sign."""
+    """Returns the comment behind each field in the source."""
     return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(schema), re.MULTILINE))
 
 

@@ -148,7 +148,7 @@ def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) ->
 
 
 def stored(config: JobConfig) -> str:
-    """What is left in the bucket: of a billion tokens, or of each prompt where only its last token is kept."""
+    """Returns the size of the vectors: of a billion tokens, or of each prompt where only its last token is stored."""
     arch = read_arch_file(sizes_of(config) / "config.json")
     taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
     vector_bytes = BFLOAT16_BYTES * sum(tap.width(arch) for tap in taps)

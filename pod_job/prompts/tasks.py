@@ -120,7 +120,7 @@ def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) ->
             yield key, sample
         except BrokenTask as broken:
             if on_broken is OnBroken.refuse:
-                raise JobError(f"{broken}; mend it, or leave such tasks out with tasks.on_broken=skip") from broken
+                raise JobError(f"{broken}; fix it, or leave such tasks out with tasks.on_broken=skip") from broken
             skipped.count += 1
             if len(skipped.reasons) < SKIPPED_NAMED:
                 skipped.reasons.append(str(broken))

@@ -1,4 +1,4 @@
-"""Rows computed anew agree with the stored ones, by either reference; changed rows and replaced inputs are found."""
+"""Recomputed rows agree with the stored ones, by either reference; changed rows and replaced inputs are found."""
 
 import json
 import os

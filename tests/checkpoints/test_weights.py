@@ -66,7 +66,7 @@ def counted(request: pytest.FixtureRequest, tmp_path: Path, require: Callable[[b
 @pytest.mark.parametrize("sharding", [Sharding.fsdp, Sharding.tensor])
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4, model=2), MeshConfig(data=2, model=4)], ids=["4x2", "2x4"])
 def test_rows_that_devices_exchange_make_up_their_columns(sharding: Sharding, mesh: MeshConfig) -> None:
-    """What hosts do among themselves, here among the devices of one."""
+    """Hosts exchange rows for columns as the devices of one host do here."""
     shardings = weight_shardings(make_mesh(mesh), sharding, TABLE)
     checkpoint = read_checkpoint(CASE)
     assert isinstance(checkpoint, TensorFiles)

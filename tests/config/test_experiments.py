@@ -36,7 +36,7 @@ def test_layers_mesh_and_context_fit_the_model(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def sim_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What the Makefile's sim-% gives every experiment."""
+    """The overrides that the Makefile's sim-% adds to every experiment."""
     model = write_tiny_model(tmp_path_factory.mktemp("sim") / "model", layers=32)
     (text,) = re.findall(r"^SIM_OVERRIDES = ((?:.*\\\n)*.*)$", Path("Makefile").read_text(), re.MULTILINE)
     return shlex.split(text.replace("\\\n", " ").replace("$(SIM_MODEL)", str(model)))

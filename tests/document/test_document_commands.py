@@ -151,7 +151,7 @@ def test_what_the_job_refuses_names_the_flags_too(tmp_path: Path, capsys: pytest
     for wrong, says in (
         (["--layers_to_extract", "9"], "layer 9 of a 4-layer model: use 0..3 (here extract.layers is --layers"),
         (["--layers_to_extract", "1", "--seq_len", "4000"], "generate.max_new_tokens is --max_tokens)"),
-        (["--layers_to_extract", "1"], "task task_07777 has no test input; there is nothing to prompt for; mend it"),
+        (["--layers_to_extract", "1"], "task task_07777 has no test input; there is nothing to prompt for; fix it"),
     ):
         assert simple_extraction_inference.main([*flags, *wrong]) == 2
         said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is damaged is not joined; a joined file or a record that was changed is found and named."""
+"""Damaged files are not joined; a joined file or a record that was changed is found and named."""
 
 import re
 from collections.abc import Callable

@@ -25,7 +25,7 @@ from pod_job.storage.open import open_folder
 
 
 class Killed(BaseException):
-    """Of a process: nothing that it does afterwards has any effect."""
+    """The death of a process: nothing that it does afterwards has any effect."""
 
 
 def dying(patch: pytest.MonkeyPatch, after: int, effects: list[tuple[Any, str]]) -> list[int]:
@@ -76,7 +76,7 @@ def assert_survives(folder: Folder, effects: list[tuple[Any, str]], every: int =
 
 
 def restore(folder: Folder) -> None:
-    """What the next process does: all of it, and then the run as it was before it was ever compacted."""
+    """Compacts the run to its end, as the next process does, and checks that its content is unchanged."""
     compact(open_folder(folder.url))
     folder.sweep(0.0)
     assert verify(folder.url).sound

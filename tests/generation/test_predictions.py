@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> TasksConfig:
 
 
 def answer(config: TasksConfig, task_id: str, test: int, attempt: int, grid: list[list[int]] | None) -> Completion:
-    """What a model that answers `grid`, in the form it was asked in, leaves."""
+    """Returns the completion of a model that answers `grid` in the form of its prompt."""
     text = "no idea" if grid is None else digits(augmentation(config.arc, task_id, attempt).apply(grid)) + "\n"
     return Completion(task_id, test * ATTEMPTS + attempt, 5, [1, 2], text, "stop")
 

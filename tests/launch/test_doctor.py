@@ -1,4 +1,4 @@
-"""What a doctor finds wrong is one line with what to do; the cloud's part of it is rehearsed in test_rehearsal."""
+"""Each problem that `doctor` finds is one line with the fix; test_rehearsal has its checks of the cloud."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def config(*more: str) -> JobConfig:
 
 @pytest.fixture
 def pods(monkeypatch: pytest.MonkeyPatch) -> list[Pod]:
-    """What the project has, as gcloud would list it."""
+    """The pods of the project, as gcloud lists them."""
     there: list[Pod] = []
     monkeypatch.setattr(doctor, "list_pods", lambda project: there)
     monkeypatch.setattr(doctor, "find_pods", lambda name, project: there)

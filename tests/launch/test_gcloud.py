@@ -102,7 +102,7 @@ def test_command_lines(name: str) -> None:
 
 
 def refused(commands: list[list[str]], scratch: Path) -> list[str]:
-    """What the real gcloud's parser has against the commands; it runs none of them."""
+    """Returns the errors of the real gcloud's parser for the commands, none of which is run."""
     listed = scratch / "commands.json"
     listed.write_text(json.dumps([{"command_string": shlex.join(command)} for command in commands]))
     done = call(["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={listed}"], timeout_s=120)

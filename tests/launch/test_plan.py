@@ -87,7 +87,7 @@ def test_plan_as_json(job: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_plan_needs_no_weights_and_a_start_does(
     job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same plan from config.json alone, which says so; `run` refuses the folder."""
+    """A plan from config.json alone equals the plan with weights, and says so; `run` refuses the folder."""
     assert main(["plan", *job, "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
     alone = tmp_path / "alone"

@@ -1,4 +1,4 @@
-"""What the launcher says: progress from statuses, the summary from metadata."""
+"""The launcher's output: progress from statuses, the summary from metadata."""
 
 import io
 import itertools

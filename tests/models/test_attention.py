@@ -96,7 +96,7 @@ def test_each_device_has_its_kernel_and_plain_xla_takes_the_rest() -> None:
 
 
 def test_a_mesh_of_cpus_attends_in_blocks() -> None:
-    """What is compiled holds no scores of whole rows."""
+    """The compiled program holds no scores of whole rows."""
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     arrays = inputs(4, 2, 16)
     how = {"settings": AttentionSettings(0.25), "placement": Placement(mesh=mesh, rows=("data", "model"))}

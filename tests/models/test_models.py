@@ -113,7 +113,7 @@ def test_a_wrong_window_or_rotation_would_show(change: dict) -> None:
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_the_text_model_of_a_checkpoint_with_vision(prefix: str, tmp_path: Path) -> None:
-    """The same sizes and tensors as those of the text model alone, hence the same activations."""
+    """Its sizes and tensors equal those of the text model alone, hence its activations too."""
     case = GOLDENS / "gemma3_grouped"
     text = json.loads((case / "config.json").read_text())
     config = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}

@@ -1,4 +1,4 @@
-"""The same rows on every mesh with every sharding, heads that do not divide the mesh included; and what cannot fit."""
+"""Every mesh and sharding gives equal rows, also with heads that do not divide the mesh; what cannot fit is refused."""
 
 import functools
 from collections.abc import Callable

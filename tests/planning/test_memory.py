@@ -1,4 +1,4 @@
-"""What a run holds: said in the plan, and again, with the settings that lower it, where memory runs out."""
+"""Memory of a run: shown in the plan, and with the settings that lower it where a job runs out of memory."""
 
 from pathlib import Path
 from typing import Any

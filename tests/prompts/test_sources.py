@@ -85,7 +85,7 @@ def test_a_file_without_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def local_datasets(tmp_path: Path, columns: dict[str, list[Any]]) -> dict[str, Path]:
-    """The same dataset as a folder of parquet files and as `save_to_disk` writes it."""
+    """Writes one dataset twice: as a folder of parquet files, and with `save_to_disk`."""
     made = datasets.Dataset.from_dict(columns)
     (tmp_path / "parquet").mkdir()
     made.to_parquet(tmp_path / "parquet" / "train.parquet")

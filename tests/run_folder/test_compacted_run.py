@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def answers(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
-    """What a command says of either run, as JSON, in which both are called by one name."""
+    """Returns a function that runs a command on both runs and returns its JSON, with one name for both."""
 
     def ask(main: Callable[[list[str]], int], runs: tuple[Path, Path], *arguments: str) -> list[Any]:
         said = []

@@ -16,7 +16,7 @@ from tools.tiny_model import SPECIAL_TOKENS, write_tiny_model
 
 
 def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to q and k rows of a Llama checkpoint."""
+    """Permutes q or k rows of a Llama checkpoint as llama.cpp's converter does."""
     rows, width = weight.shape
     return weight.reshape(n_heads, 2, rows // n_heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
