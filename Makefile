@@ -26,7 +26,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz bench-storage docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -62,14 +62,11 @@ chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a c
 plans: $(COMPILER) ## docs/plans.md: what each experiment takes and costs on its pod, by its preflight (needs libtpu, no TPU)
 	$(BIN)/python -m tools.plans
 
-bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## docs/benchmarks.md: extraction and reading beside the alternatives, each in its environment
+bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## docs/benchmarks.md: ours beside alternatives; ARGS=storage measures other cases, ARGS=--list shows all
 	$(BIN)/python -m tools.bench $(ARGS)
 
-fuzz: $(INSTALLED) ## 10,000 spoilt files: refused by name, or read as they were; minutes
+fuzz: $(INSTALLED) ## 10,000 damaged files: refused by name, or read as they were; minutes
 	$(BIN)/python -m tools.fuzz $(ARGS)
-
-bench-storage: $(INSTALLED) ## writing and reading vectors, beside other formats; minutes, on an idle machine
-	$(BIN)/python -m tools.bench_storage $(ARGS)
 
 docs: $(INSTALLED) ## docs/configuration.md from the schema, docs/commands.md from the verbs
 	$(BIN)/python -m tools.config_reference > docs/configuration.new

@@ -22,8 +22,8 @@ from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.mesh import make_mesh, weight_shardings
 from pod_job.models.weight_table import weight_table
-from tools.bench_load import Counted, load, places
-from tools.bucket import bucket_available
+from tools.bench.workloads.loading import CountingFolder, copy_to_bucket, load
+from tools.bucket import bucket_available, bucket_server
 from tools.tiny_model import write_tiny_model
 
 CASE = GOLDENS / "qwen2_full"
@@ -55,12 +55,14 @@ def test_slices_on_devices_make_up_the_whole() -> None:
 
 
 @pytest.fixture(params=["local", "bucket"])
-def counted(request: pytest.FixtureRequest, tmp_path: Path, require: Callable[[bool, str], None]) -> Iterator[Counted]:
+def counted(
+    request: pytest.FixtureRequest, tmp_path: Path, require: Callable[[bool, str], None]
+) -> Iterator[CountingFolder]:
     with folders(request.param, tmp_path, require) as make:
         folder = make()
         for name in ("config.json", "model.safetensors"):
             folder.create(name, [(CASE / name).read_bytes()])
-        yield Counted(folder)
+        yield CountingFolder(folder)
 
 
 @pytest.mark.parametrize("sharding", [Sharding.fsdp, Sharding.tensor])
@@ -79,7 +81,7 @@ def test_rows_that_devices_exchange_make_up_their_columns(sharding: Sharding, me
         np.testing.assert_array_equal(found, truth[name])
 
 
-def test_each_byte_is_read_once_however_many_devices_hold_it(counted: Counted) -> None:
+def test_each_byte_is_read_once_however_many_devices_hold_it(counted: CountingFolder) -> None:
     checkpoint = read_checkpoint(counted)
     assert fingerprint(checkpoint) == fingerprint(read_checkpoint(CASE))
     assert isinstance(checkpoint, TensorFiles)
@@ -92,7 +94,7 @@ def test_each_byte_is_read_once_however_many_devices_hold_it(counted: Counted) -
         assert counted.bytes == weights
 
 
-def test_of_a_slice_only_its_rows_are_read(counted: Counted) -> None:
+def test_of_a_slice_only_its_rows_are_read(counted: CountingFolder) -> None:
     checkpoint, weight = read_checkpoint(counted), TABLE["gate"]
     assert isinstance(checkpoint, TensorFiles)
     layers, hidden, mlp = weight.shape
@@ -205,8 +207,9 @@ def test_each_of_several_hosts_reads_as_many_bytes_as_it_holds(
     tmp_path: Path, sharding: str, require: Callable[[bool, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require(bucket_available() is None, "the bucket emulator")
-    monkeypatch.setenv(STORAGE_EMULATOR, "")  # so that it is as before afterwards
     model = write_tiny_model(tmp_path / "model", hidden=256, heads=8, kv_heads=4, mlp=512)
-    with places(model, tmp_path, ("bucket",)) as paths:
-        for host in load(paths["bucket"], 4, sharding):
-            assert host["read_mb"] <= 1.01 * host["share_mb"]
+    with bucket_server(tmp_path / "served", "models") as endpoint:
+        monkeypatch.setenv(STORAGE_EMULATOR, endpoint)
+        copy_to_bucket(model, "gs://models/folder")
+        for host in load("gs://models/folder", 4, sharding):
+            assert host["read_bytes"] <= 1.01 * host["share_bytes"]

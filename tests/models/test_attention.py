@@ -69,7 +69,7 @@ def test_blocks_equal_xla(
 
 @pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 2, None), (7, 1, 50), (2, 2, 129), (3, 1, 1)])
 def test_what_cudnn_is_asked_for_equals_xla(heads: int, kv_heads: int, window: int | None) -> None:
-    """Mask, window and scale mean the same; the kernel is compared where there is a GPU, by tools/bench_extract."""
+    """Mask, window and scale mean the same; the kernel is compared where there is a GPU, by tools/bench (large-gpu)."""
     arrays = inputs(heads, kv_heads, 16)
     how = {"settings": AttentionSettings(0.25, None, window)}
     found = jax.jit(functools.partial(attention.attend_cudnn, implementation="xla", **how))(**arrays)

@@ -1,53 +1,26 @@
-"""The benchmarks as a page: medians over the rounds, ratios to ours, and what the differences come from."""
+"""Results as tables, and those of extraction and reading as the page docs/benchmarks.md."""
 
-import os
-import platform
 import statistics
-import subprocess
-import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from pod_job import __version__
-from tools.bench.rounds import WORKLOADS
-from tools.bench_extract import ROWS, SEQ_LEN
+from tools.bench.cases import CASES, Case
+from tools.bench.results import Results
 
-WAYS = Path(__file__).parent / "ways"
-PACKAGES = {
-    "transformer-lens": ("transformer-lens",),
-    "nnsight": ("nnsight",),
-    "sae-lens": ("sae-lens", "transformer-lens"),
-    "hugging-face": ("torch", "transformers"),
-}
-TITLES = {
-    "ours": "ours",
-    "hugging_face": "Hugging Face hooks, torch.save",
-    "transformer_lens": "TransformerLens",
-    "nnsight": "nnsight",
-    "sae_lens": "SAELens CacheActivationsRunner",
-    "document": "the document's own way",
-    "memory_map": "plain memory map",
-    "hf_datasets": "Hugging Face datasets",
-}
-REFERENCE = "hugging_face"
-READER_TITLES = TITLES | {"sae_lens": "SAELens ActivationsStore"}
 HEAD = """# Benchmarks
 
-Made by `make bench` on {date}: {cpus} CPU cores ({machine}), Python {python}, {versions}.
+Made by `make bench` on {date}: {machine}, {versions}.
 
-Every way runs in a process of its own that has loaded the model (and, of ours, compiled its step); rounds go through
+Every way runs in a process of its own that has loaded the model (and, for ours, compiled its step); rounds go through
 all of them in turn, and figures are medians (rounds: {rounds}). Other programs may share the machine: CPU seconds say
-more than wall seconds, and ratios more than either.
+more than wall seconds, and ratios more than either. *Spread* is that of wall times, largest less smallest, as a share.
 """
 EXTRACTION = """
 ## Extraction, through to files
 
-SmolLM2-135M-Instruct in float32, {count} ARC prompts with {tokens:,} tokens. *Tokens* are those whose vectors are asked
-for, of `last` all that must be read for them. *Apart* is the largest relative distance (L2) of a stored vector from
-the one that Hugging Face's hooks stored: bfloat16 rounds each number by up to 0.4%. *Lines* is what a user writes,
-without imports: of ours one command.
+SmolLM2-135M-Instruct in float32, ARC prompts. *Tokens* are those whose vectors are asked for; for `last`, all that must
+be read for them. *Apart* is the largest relative distance (L2) of a stored vector from the one that Hugging Face's
+hooks store: bfloat16 rounds each number by up to 0.4%. *Lines* is what a user writes, without imports: for ours one
+command. *MB on disk* is for all tokens. *Filled* is the share of computed positions that are tokens.
 """
 NOTES = """
 - Ours also writes what the others do not: a table of task, position and token of each row, checksums, statistics and a
@@ -61,190 +34,141 @@ NOTES = """
 - {memory}
 """
 READING = """
-## Reading: shuffled batches
+## Reading: a shuffled epoch
 
-{rows:,} vectors of width {width} in batches of {batch:,}, one tap, from the page cache.
-"""
-READING_NOTES = """
+A million vectors of width 896 in bfloat16, one tap, in batches of 4,096 from the page cache; of slow readers 8 batches.
+
+{table}
 - A memory map gathers single rows: in the page cache that is quick, from a cold disk or a bucket it is one request for
   each row. Ours reads blocks of 1,024 rows and shuffles windows of 65,536 rows in memory, wherever they lie.
 - Hugging Face datasets has no bfloat16: its column is float16. SAELens has float32 alone and shuffles 32,768 rows.
 - {behind}
 """
+TITLES = {
+    "hugging_face": "Hugging Face hooks, torch.save",
+    "transformer_lens": "TransformerLens",
+    "sae_lens": "SAELens",
+    "document": "the document's own way",
+    "memory_map": "plain memory map",
+    "datasets": "Hugging Face datasets",
+    "safe_open": "safetensors.safe_open",
+}
+RATED = ("token", "batch")
+"""Units of which the number in a second is shown; of others, the seconds for one."""
+PERCENT = ("apart", "filled", "of_vectors", "mfu")
+HEADINGS = {"peak_bytes": "peak MB", "bytes": "MB on disk"}
 
 
-def versions(pythons: dict[str, str]) -> dict[str, str]:
-    """What is measured, as installed."""
-    found = {"ours": __version__, "jax": version("jax")}
-    for name, python in pythons.items():
-        program = f"from importlib.metadata import version; print(*map(version, {PACKAGES[name]!r}))"
-        shown = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-        found |= {
-            f"{package} (under SAELens)" if (name, package) == ("sae-lens", "transformer-lens") else package: number
-            for package, number in zip(PACKAGES[name], shown, strict=True)
-        }
-    return found
+def title(name: str) -> str:
+    return TITLES.get(name, name)
 
 
-def page(results: dict[str, Any]) -> str:
-    parts = [
-        HEAD.format(
-            date=datetime.now(UTC).date().isoformat(),
-            cpus=os.cpu_count(),
-            machine=processor(),
-            python=sys.version.split()[0],
-            versions=", ".join(f"{name} {number}" for name, number in results["versions"].items()),
-            rounds=results["settings"]["rounds"],
+def shown(case: Case, results: Results) -> str:
+    """Returns a case's table with all metrics, and its figures beside what is wanted of them."""
+    columns = [metric for metric in results.metrics(case.name) if metric not in ("wall_s", "cpu_s", "amount")]
+    lines = [f"{case.name}: {case.question}", table(case, results, columns)]
+    for figure in case.figures:
+        value = figure.value(case.name, results)
+        lines.append(f"{figure.name}: {'not measured' if value is None else f'{value:.4g}'}{figure.wanted}")
+    return "\n".join(lines) + "\n" + failures([case], results)
+
+
+def table(case: Case, results: Results, columns: Sequence[str]) -> str:
+    """Returns costs, their ratios to the first variant's and medians of the metrics `columns`."""
+    rated, plural = case.unit in RATED, f"{case.unit}{'es' if case.unit == 'batch' else 's'}"
+    costs = (f"{plural}/s", f"{plural} per CPU s") if rated else (f"s/{case.unit}", f"CPU s/{case.unit}")
+    columns = [metric for metric in columns if metric in results.metrics(case.name)]
+    headings = [HEADINGS.get(metric, metric.replace("_bytes", " MB").replace("_", " ")) for metric in columns]
+    head = ["way", *costs, f"{case.variants[0]} / this, per CPU s", "spread", *headings]
+    rows = [head, ["---"] * len(head)]
+    first = results.median(case.name, case.variants[0], "cpu_s")
+    for name in results.variants(case.name):
+        wall, cpu = (results.median(case.name, name, metric) for metric in ("wall_s", "cpu_s"))
+        if not wall or cpu is None:
+            rows.append([title(name), *["-"] * (len(head) - 1)])
+            continue
+        walls = results.costs(case.name, name, "wall_s")
+        cells = [written(1 / cost if rated and cost else cost) for cost in (wall, cpu)]
+        cells += [f"{cpu / first:.2f}" if first else "", f"{(max(walls) - min(walls)) / wall:.0%}"]
+        rows.append(
+            [title(name), *cells, *(cell(results.values(case.name, name, metric), metric) for metric in columns)]
         )
-    ]
-    if found := workloads(results):
-        parts.append(EXTRACTION.format(**results["prompts"]))
-        total = results["prompts"]["tokens"]
-        parts += [f"\n### {title}\n\n{extraction_table(ways, total)}" for title, ways in found.items()]
-        parts.append(NOTES.format(failures=failures(found), behind=behind(found, total), memory=memory(found)))
-    if reading := results.get("reading"):
-        parts.append(READING.format(**reading) + "\n" + reading_table(reading))
-        parts.append(READING_NOTES.format(behind=reading_behind(reading)))
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+
+
+def cell(values: Sequence[float], metric: str) -> str:
+    """Returns the median; of distances and peaks, the largest."""
+    if not values:
+        return ""
+    value = max(values) if metric in ("peak_bytes", "apart") else statistics.median(values)
+    if metric in PERCENT:
+        return f"{value:.2%}"
+    return f"{value / 1e6:,.2f}" if metric.endswith("bytes") else written(value)
+
+
+def written(value: float) -> str:
+    """Returns three digits, or a whole number from 100 on."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def page(results: Results) -> str:
+    """Returns docs/benchmarks.md, of the cases on it that were measured."""
+    cases = [case for case in CASES if case.on_page and results.values(case.name, case.variants[0], "wall_s")]
+    extractions = [case for case in cases if case.workload == "extraction"]
+    records = [record for record in results.records if record.case in {case.name for case in cases}]
+    versions = dict.fromkeys(f"{name} {version}" for record in records for name, version in record.versions.items())
+    head = HEAD.format(
+        date=max(record.date for record in records),
+        machine="; ".join(dict.fromkeys(record.machine for record in records if record.machine)),
+        versions=", ".join(versions),
+        rounds=max(len(record.values) for record in records),
+    )
+    columns = ("peak_bytes", "bytes", "apart", "lines", "filled")
+    parts = [head, EXTRACTION * bool(extractions)]
+    parts += [f"\n### {case.question}\n\n{table(case, results, columns)}" for case in extractions]
+    if extractions:
+        notes = {"failures": failures(extractions, results), "behind": behind(extractions, results)}
+        parts.append(NOTES.format(memory=memory(extractions, results), **notes))
+    for case in cases[len(extractions) :]:
+        parts.append(READING.format(table=table(case, results, ("bytes",)), behind=behind([case], results)))
     return "".join(parts)
 
 
-def workloads(results: dict[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """Of the results, those of extraction: title -> way -> answers."""
-    return {title: results[title] for title in WORKLOADS if title in results}
+def failures(cases: Sequence[Case], results: Results) -> str:
+    """Returns lines that say why a variant has no figures."""
+    reasons = {(name, case.question): results.failure(case.name, name) for case in cases for name in case.variants}
+    return "".join(f"- No figures: {title(name)} ({case}): {why}.\n" for (name, case), why in reasons.items() if why)
 
 
-def failed(answers: list[Any]) -> str | None:
-    """Why there is no figure."""
-    return next((answer["failed"] for answer in answers if "failed" in answer), None)
+def others(case: Case, results: Results) -> list[str]:
+    """Returns the alternatives that have figures."""
+    return [name for name in case.variants[1:] if name != "document" and results.values(case.name, name, "amount")]
 
 
-def extraction_table(ways: dict[str, list[Any]], total: int) -> str:
-    """`total` tokens of the prompts; files of a way that stored fewer vectors are scaled up to those."""
-    best = median(ways["ours"], "cpu_s") / ways["ours"][0]["tokens"]
-    rows = []
-    for name, answers in ways.items():
-        if failed(answers):
-            rows.append([TITLES[name], *["-"] * 6, str(lines_of(name))])
-            continue
-        tokens = answers[0]["tokens"]
-        per_cpu = tokens / median(answers, "cpu_s")
-        peak = max(answer["peak_bytes"] for answer in answers)
-        cells = [f"{tokens / median(answers, 'wall_s'):,.0f}", f"{per_cpu:,.0f}", f"{1 / (best * per_cpu):.2f}"]
-        cells += [f"{peak / 2**20:,.0f}", f"{median(answers, 'bytes') * total / tokens / 1e6:.2f}"]
-        cells.append("" if name == REFERENCE else f"{max(answer['apart'] for answer in answers):.2%}")
-        rows.append([TITLES[name], *cells, str(lines_of(name))])
-    head = ["way", "tokens/s", "tokens per CPU s", "ours / this, per CPU s", "peak MiB", "MB on disk", "apart", "lines"]
-    return table([head, *rows])
+def behind(cases: Sequence[Case], results: Results) -> str:
+    """Returns where another way takes less CPU time than ours, in words."""
+    faster = []
+    for case in cases:
+        ours = results.median(case.name, "ours", "cpu_s") or 0.0
+        for name in others(case, results):
+            theirs = results.median(case.name, name, "cpu_s")
+            if theirs and theirs < ours:
+                faster.append(f"{title(name)} ({case.question}: {ours / theirs:.2f} times as fast)")
+    if not faster:
+        return f"No way takes less CPU time for a {cases[0].unit} than ours."
+    return f"Ours is behind {'; '.join(faster)}."
 
 
-def reading_table(reading: dict[str, Any]) -> str:
-    speeds = reading_speeds(reading)
-    head = ["reader", "batches/s", "batches per CPU s", "ours / this, per CPU s", "MB on disk"]
-    rows = [
-        [
-            READER_TITLES[name],
-            f"{wall:.1f}",
-            f"{cpu:.1f}",
-            f"{speeds['ours'][1] / cpu:.2f}",
-            f"{reading['answers'][name][0]['bytes'] / 1e6:.0f}",
-        ]
-        for name, (wall, cpu) in speeds.items()
-    ]
-    return table([head, *rows])
+def memory(cases: Sequence[Case], results: Results) -> str:
+    """Returns where ours has the higher peak, in words."""
 
+    def peak(case: Case, name: str) -> float:
+        return max(results.values(case.name, name, "peak_bytes"))
 
-def reading_speeds(reading: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """reader -> batches per wall and per CPU second."""
-    return {
-        name: (answers[0]["batches"] / median(answers, "wall_s"), answers[0]["batches"] / median(answers, "cpu_s"))
-        for name, answers in reading["answers"].items()
-    }
-
-
-def failures(found: dict[str, dict[str, list[Any]]]) -> str:
-    """Lines of the notes that say why a way has no figures."""
-    said = [
-        f"{TITLES[name]} ({title}): {reason}"
-        for title, ways in found.items()
-        for name, answers in ways.items()
-        if (reason := failed(answers))
-    ]
-    return "".join(f"- No figures: {line}.\n" for line in said)
-
-
-def others(ways: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """What ours is held against: the alternatives that have figures."""
-    return {name: found for name, found in ways.items() if name not in ("ours", "document") and not failed(found)}
-
-
-def behind(found: dict[str, dict[str, list[Any]]], tokens: int) -> str:
-    """Where another way takes less CPU time for a token than ours, in words; `tokens` of all prompts."""
-    said = []
-    for title, ways in found.items():
-        ours = median(ways["ours"], "cpu_s") / ways["ours"][0]["tokens"]
-        for name, answers in others(ways).items():
-            theirs = median(answers, "cpu_s") / answers[0]["tokens"]
-            if theirs < ours:
-                said.append(f"{TITLES[name]} ({title}: {ours / theirs:.2f} times as fast)")
-    verdict = f"Ours is behind {'; '.join(said)}." if said else "No way takes less CPU time for a token than ours."
-    step = ROWS * SEQ_LEN
-    filled = tokens / (-(-tokens // step) * step)
-    return (
-        f"{verdict} Ours computes whole steps of {ROWS} rows x {SEQ_LEN} positions, of which these prompts fill at "
-        f"most {filled:.0%}, as those of a long run do at 95%, and the others what their batches hold, padding "
-        "included; with 16 prompts, which fill 64%, ours was 0.8 to 1.0 times as fast as Hugging Face. A model four "
-        "times as large: `python -m tools.bench_extract`, in [preflight.md](preflight.md#on-a-cpu)."
-    )
-
-
-def memory(found: dict[str, dict[str, list[Any]]]) -> str:
-    """Where ours has the higher peak, in words."""
-    peaks = [
-        (max(answer["peak_bytes"] for answer in ways["ours"]), max(answer["peak_bytes"] for answer in answers))
-        for ways in found.values()
-        for answers in others(ways).values()
-    ]
-    more = [ours / theirs for ours, theirs in peaks if ours > theirs]
-    if not more:
+    most = max((peak(case, "ours") / peak(case, name) for case in cases for name in others(case, results)), default=0.0)
+    if most <= 1:
         return "Ours has the lowest peak of memory in all of these tables."
     return (
-        f"Ours takes more memory than the others, up to {max(more):.1f} times as much. Of 1,240 MiB for one tap 530 "
-        "are programs and libraries, 520 the weights of all layers in float32, where torch maps the file and does not "
-        "touch what lies behind the last tap, 110 the compiled step and 60 its first run."
+        f"Ours takes more memory than the others, up to {most:.1f} times as much: it holds the weights of all layers, "
+        "where torch maps the file and does not touch what lies behind the last tap, and the compiled step."
     )
-
-
-def reading_behind(reading: dict[str, Any]) -> str:
-    speeds = reading_speeds(reading)
-    faster = [READER_TITLES[name] for name, (_, cpu) in speeds.items() if cpu > speeds["ours"][1]]
-    if not faster:
-        return "No reader takes less CPU time than ours."
-    return f"Less CPU time than ours: {', '.join(faster)}, which copies a row once where ours copies it twice."
-
-
-def lines_of(name: str) -> int:
-    """Lines between the marks in the way's file that are neither empty nor comments; ours says its own number."""
-    text = (WAYS / f"{name}.py").read_text()
-    if "\nLINES = " in text:
-        return int(text.partition("\nLINES = ")[2].split()[0])
-    wanted = text.partition("# begin")[2].partition("\n")[2].partition("# end")[0]
-    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in wanted.splitlines())
-
-
-def median(answers: list[Any], key: str) -> float:
-    return statistics.median(answer[key] for answer in answers)
-
-
-def table(rows: list[list[str]]) -> str:
-    head, *rest = rows
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rest]) + "\n"
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-PROMPTS_PER_BATCH = 4
 
-
-def padded(prompts: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids [B, S] and which of them are tokens of a prompt."""
-    for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-        chosen = prompts[start : start + PROMPTS_PER_BATCH]
+def padded(prompts: list[list[int]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields token ids [B, S] and which of them are tokens of a prompt."""
+    for start in range(0, len(prompts), size):
+        chosen = prompts[start : start + size]
         ids = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, prompt in enumerate(chosen):
@@ -24,7 +22,7 @@ def padded(prompts: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tenso
         yield ids, mask
 
 
-def saved(out: Path, layer: int) -> np.ndarray:
-    """The vectors of `layer_{layer}_{batch}.pt`, prompt by prompt."""
-    files = sorted(out.glob(f"layer_{layer}_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2]))
-    return torch.cat([torch.load(file) for file in files]).float().numpy()
+def saved(out: Path, layer: int) -> Iterator[np.ndarray]:
+    """Yields the vectors of each `layer_{layer}_{batch}.pt`, prompt by prompt."""
+    for file in sorted(out.glob(f"layer_{layer}_*.pt"), key=lambda file: int(file.stem.rpartition("_")[2])):
+        yield torch.load(file).float().numpy()

@@ -6,6 +6,7 @@ same average.
 
 import itertools
 import pickle
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -13,23 +14,25 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from tools.bench.workloads.extraction import Options
+
 EVERY = 64
 
 
 # begin: what a user writes
-def load(model_dir: str):
-    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+def load(options: Options):
+    return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
 
 
-def extract(model, prompts: list[list[int]], layers: list[int], positions: str, out: Path) -> None:
-    kept = {layer: [] for layer in layers}
+def extract(model, prompts: list[list[int]], options: Options, out: Path) -> None:
+    kept = {layer: [] for layer in options.layers}
     for number, prompt in enumerate(prompts):
-        lengths = range(EVERY // 2, len(prompt) + 1, EVERY) if positions == "all" else [len(prompt)]
+        lengths = range(EVERY // 2, len(prompt) + 1, EVERY) if options.positions == "all" else [len(prompt)]
         for length in lengths:
             with torch.no_grad():
                 ids = torch.tensor([prompt[:length]])
                 states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
-            for layer in layers:
+            for layer in options.layers:
                 item = {"task_id": f"task_{number}", "sample_idx": 0, "timestamp": datetime.now().isoformat()}
                 kept[layer].append({**item, "activation": states[layer + 1][0, -1].numpy()})
     for layer, items in kept.items():
@@ -40,13 +43,13 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 # end
 
 
-def stored(out: Path, layer: int) -> np.ndarray:
+def stored(out: Path, layer: int) -> Iterator[np.ndarray]:
     with open(out / f"layer_{layer}_batch_000001.pkl", "rb") as file:
-        return np.stack([item["activation"] for item in pickle.load(file)["activations"]])
+        yield np.stack([item["activation"] for item in pickle.load(file)["activations"]])
 
 
 def places(prompts: list[list[int]]) -> list[int]:
-    """Where, among all positions of all prompts, those are that are timed."""
+    """Returns the positions that are timed, among those of all prompts in a row."""
     starts = itertools.accumulate(map(len, prompts), initial=0)
     return [
         start + last

@@ -5,27 +5,32 @@ a prompt. Its model is Hugging Face's, since TransformerLens below 4 knows model
 """
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset, load_from_disk
 from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
+from sae_lens.training.activations_store import ActivationsStore
+
+from tools.bench.workloads.extraction import Options
 
 CONTEXT, WIDTH = 128, 576
 
 
 # begin: what a user writes
-def load(model_dir: str):
-    return model_dir
+def load(options: Options):
+    return options.model
 
 
-def extract(model, prompts: list[list[int]], layers: list[int], positions: str, out: Path) -> None:
-    if positions != "all":
+def extract(model, prompts: list[list[int]], options: Options, out: Path) -> None:
+    if options.positions != "all":
         raise NotImplementedError("no last position of a prompt")
     tokens = [*itertools.chain.from_iterable(prompts)]
     contexts = [tokens[start : start + CONTEXT] for start in range(0, len(tokens) - CONTEXT + 1, CONTEXT)]
     dataset = Dataset.from_dict({"input_ids": contexts})
-    for layer in layers:
+    for layer in options.layers:
         settings = CacheActivationsRunnerConfig(
             dataset_path="prompts",
             model_name=model,
@@ -48,16 +53,39 @@ def extract(model, prompts: list[list[int]], layers: list[int], positions: str, 
 # end
 
 
-def stored(out: Path, layer: int) -> np.ndarray:
-    """What lies in the first contexts that see the same as the prompt does: of the first prompt's first tokens."""
+def stored(out: Path, layer: int) -> Iterator[np.ndarray]:
+    """Yields the only context that sees the same as a prompt does: the first prompt's first tokens."""
     contexts = load_from_disk(str(out / f"layer_{layer}")).with_format("numpy")
-    return contexts[0][f"model.layers.{layer}"]
+    yield contexts[0][f"model.layers.{layer}"]
 
 
 def places(prompts: list[list[int]]) -> list[int]:
+    """Returns the positions, among all, whose vectors are compared."""
     return list(range(min(CONTEXT, len(prompts[0]))))
 
 
 def vectors(prompts: list[list[int]]) -> int:
-    """Whole batches of 8 contexts."""
+    """Returns the number of vectors in whole batches of 8 contexts."""
     return sum(map(len, prompts)) // CONTEXT // 8 * 8 * CONTEXT
+
+
+def activations_store(cached: Path, batch: int, width: int) -> Iterator[torch.Tensor]:
+    """Returns SAELens' reader of cached activations, with its mixing buffer of half the default size."""
+    return ActivationsStore(
+        model=None,
+        dataset=None,
+        cached_activations_path=str(cached),
+        streaming=False,
+        hook_name="blocks.12.hook_resid_post",
+        hook_head_index=None,
+        context_size=CONTEXT,
+        d_in=width,
+        n_batches_in_buffer=256,
+        total_training_tokens=10**9,
+        store_batch_size_prompts=32,
+        train_batch_size_tokens=batch,
+        prepend_bos=False,
+        normalize_activations="none",
+        device=torch.device("cpu"),
+        dtype="float32",
+    )

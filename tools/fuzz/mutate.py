@@ -1,4 +1,4 @@
-"""Other contents for a file that is to be spoilt: damage, or a lie behind a checksum that fits it."""
+"""Mutations of a file: damage, or other values behind a checksum that fits them."""
 
 import json
 import random
@@ -8,8 +8,8 @@ from typing import Any
 from pod_job.formats.checksummed_json import open_sealed, seal
 
 
-def spoil(data: bytes, rng: random.Random) -> bytes:
-    """Another content: bits, cuts, repetitions, garbage, or, where it is JSON, values of other kinds."""
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Returns another content: bits, cuts, repetitions, garbage, or, where it is JSON, values of other kinds."""
     at, length = rng.randrange(len(data)), rng.choice((1, 4, 64, 1024))
     ways: list[Callable[[], bytes]] = [
         lambda: data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :],
@@ -24,11 +24,11 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
         content = json.loads(data)
     except ValueError:
         return rng.choice(ways)()
-    return rng.choice([*ways, *[lambda: json.dumps(spoil_json(content, rng)).encode()] * len(ways)])()
+    return rng.choice([*ways, *[lambda: json.dumps(mutate_json(content, rng)).encode()] * len(ways)])()
 
 
-def spoil_json(value: Any, rng: random.Random) -> Any:
-    """The value with one thing in it changed, removed or put elsewhere."""
+def mutate_json(value: Any, rng: random.Random) -> Any:
+    """Returns the value with one thing in it changed, removed or put elsewhere."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key, changed = rng.choice(keys), value.copy()
@@ -38,12 +38,12 @@ def spoil_json(value: Any, rng: random.Random) -> Any:
         elif chance < 0.2:
             changed[key] = value[rng.choice(keys)]
         else:
-            changed[key] = spoil_json(value[key], rng)
+            changed[key] = mutate_json(value[key], rng)
         return changed
     numbers = (0, 1, -1, 2**31, 2**63, -(2**70), 1e308, 0.5, float("nan"), float("inf"))
     return rng.choice([*numbers, None, True, "", "x", "../../etc/passwd", [], {}, [value], "9" * 5000])
 
 
-def lying(data: bytes, rng: random.Random) -> bytes:
-    """A sealed file whose content is spoilt while its checksum fits it."""
-    return seal(spoil(json.dumps(open_sealed(data, "")).encode(), rng).decode("utf-8", "replace"))
+def mutate_behind_checksum(data: bytes, rng: random.Random) -> bytes:
+    """Returns a checksummed file whose content is mutated while its checksum fits it."""
+    return seal(mutate(json.dumps(open_sealed(data, "")).encode(), rng).decode("utf-8", "replace"))

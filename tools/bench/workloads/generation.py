@@ -1,0 +1,178 @@
+"""Greedy generation with a cache, as the job does it, beside the extraction document's own loop.
+
+That loop runs a forward pass over prompt and completion for every new token. Every 32nd step of it is timed; its
+programs, one for each length, are compiled before, which the document leaves to the loop. Each of its steps must choose
+the token that ours chose.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+
+from pod_job.checkpoints.checkpoint import read_checkpoint
+from pod_job.checkpoints.load import load_params
+from pod_job.config.generate import GenerateConfig
+from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.config.tasks import TasksConfig
+from pod_job.extraction.feeding import StepRows, feeding
+from pod_job.extraction.packing import Queued
+from pod_job.extraction.transfer import put_rows
+from pod_job.generation.completions import Ending
+from pod_job.generation.decoding import PrefillInput, compile_generation
+from pod_job.generation.generator import Generator
+from pod_job.generation.waves import Wave, make_wave
+from pod_job.models.arch import read_arch_file
+from pod_job.models.decoder import Decoder
+from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.taps import Tap, resolve
+from pod_job.models.weight_table import weight_table
+from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.tasks import read_tasks
+from pod_job.prompts.tokens import Prompt, load_tokenizer
+from tools.bench.worker import Metrics, Work
+
+LONG, EARLY = 256, 16  # tokens whose single calls are timed
+EVERY = 32
+
+Step = Callable[[np.ndarray], np.ndarray]
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Prompts of one length (the document's loop has no padding), generated together, and new tokens of each."""
+
+    model: str = "runs/models/SmolLM2-135M-Instruct"
+    tasks: str = "tests/data/arc/arc_sample.json"
+    rows: int = 4
+    prompt: int = 64
+    new: int = 128
+
+
+def make_inputs(options: Options, inputs: Path) -> None:
+    """Writes the prompts [rows, prompt] and the tokens [rows, new] that ours chooses after them."""
+    tokenizer = load_tokenizer(Path(options.model))
+    texts = (sample.prompt for sample in read_tasks(TasksConfig(path=options.tasks)).samples)
+    encoded = (tokenizer(text)["input_ids"] for text in texts)
+    prompts = [ids[: options.prompt] for ids in encoded if len(ids) >= options.prompt][: options.rows]
+    np.save(inputs / "prompts.npy", np.array(prompts, np.int32))
+    bench = Bench(options, inputs)
+    np.save(inputs / "chosen.npy", bench.generation(bench.four_taps)().tokens[:, : options.new])
+
+
+def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
+    prompts, chosen = np.load(inputs / "prompts.npy"), np.load(inputs / "chosen.npy")
+    if variant == "loop of torch":
+        taps = resolve_four(read_arch_file(Path(options.model) / "config.json").layers)
+        return document_loop(steps_of_torch(options.model, taps), prompts, chosen)
+    bench = Bench(options, inputs)
+    if variant == "loop of ours":
+        return document_loop(bench.steps(bench.four_taps), prompts, chosen)
+    if variant == "calls":
+        return Work(bench.calls(), LONG)
+    run = bench.generation(bench.four_taps if variant == "four taps" else ())
+    return Work(run, options.new, warm_up=True)
+
+
+def resolve_four(layers: int) -> tuple[Tap, ...]:
+    return resolve([layers * n // 4 - 1 for n in range(1, 5)], [], layers)
+
+
+class Bench:
+    """A model in float32 on one device, and its prompts."""
+
+    def __init__(self, options: Options, inputs: Path) -> None:
+        self.options, self.prompts = options, np.load(inputs / "prompts.npy")
+        self.arch = read_arch_file(Path(options.model) / "config.json")
+        self.four_taps = resolve_four(self.arch.layers)
+        mesh, table = make_mesh(MeshConfig()), weight_table(self.arch)
+        self.feeding = feeding(StepRows(len(self.prompts), row_sharding(mesh, Sharding.replicated)), 0)
+        shardings = weight_shardings(mesh, Sharding.replicated, table)
+        self.placement = placement(mesh, Sharding.replicated, shardings)
+        self.params = load_params(read_checkpoint(Path(options.model)), table, jnp.float32, shardings)
+
+    def model(self, taps: tuple[Tap, ...]) -> Decoder:
+        return Decoder(self.arch, taps, jnp.float32, self.placement)
+
+    def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Generator, Wave]:
+        rows, length = self.prompts.shape
+        ending = Ending(GenerateConfig(max_new_tokens=new), (), None)
+        extract = ExtractConfig(seq_len=length, dtype=Stored.float32, positions=Positions.generated)
+        programs = compile_generation(self.model(taps), self.params, self.feeding.rows, extract, ending)
+        generator = Generator(programs, self.params, self.feeding, ending, extract.positions)
+        queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(self.prompts)]
+        return generator, make_wave(queued, rows, length, rows, {})
+
+    def generation(self, taps: tuple[Tap, ...]) -> Callable[[], Any]:
+        """Returns a function that generates as the job does, until the vectors are on the host."""
+        generator, wave = self.compiled(taps, self.options.new)
+        return lambda: generator.run(wave, more=False)
+
+    def steps(self, taps: tuple[Tap, ...]) -> Step:
+        """Returns the document's step on our model."""
+        model = self.model(taps)
+        apply = jax.jit(lambda params, ids: model.apply(params, ids, return_activations=True))
+
+        def step(generated_ids: np.ndarray) -> np.ndarray:
+            logits, activations = apply(self.params, generated_ids)
+            for layer_activations in activations.values():
+                np.asarray(layer_activations[:, -1, :])
+            return np.asarray(jnp.argmax(logits[:, -1, :], axis=-1))
+
+        return step
+
+    def calls(self) -> Callable[[], Metrics]:
+        """Returns a function that times the calls that end with tokens EARLY and LONG: seconds for a token of a row."""
+        generator, wave = self.compiled(self.four_taps, LONG)
+        programs = generator.programs
+
+        def run() -> Metrics:
+            flags, seconds = np.zeros(len(wave.token_ids), np.int32), Metrics()
+            arrays = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, wave.force(0, 1)[:, 0], flags)
+            progress, *_ = programs.prefill(self.params, PrefillInput(*put_rows(arrays, self.feeding)))
+            steering = put_rows((flags > 0, wave.force(0, programs.call_tokens)), self.feeding)
+            for read in range(programs.call_tokens, LONG + 1, programs.call_tokens):
+                jax.block_until_ready(progress)
+                started = time.perf_counter()
+                progress, *outputs = programs.decode(self.params, progress, *steering)
+                jax.block_until_ready(outputs)
+                if read in (EARLY, LONG):
+                    passed = time.perf_counter() - started
+                    seconds[f"token_{read}_s"] = passed / programs.call_tokens / len(wave.token_ids)
+            return seconds
+
+        return run
+
+
+def steps_of_torch(model_dir: str, taps: tuple[Tap, ...]) -> Step:
+    """Returns the document's step on Hugging Face torch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def step(generated_ids: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(generated_ids.astype(np.int64))
+        output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        for tap in taps:
+            output.hidden_states[tap.layer + 1][:, -1, :].numpy()
+        return output.logits[:, -1, :].argmax(dim=-1).numpy()
+
+    return step
+
+
+def document_loop(step: Step, prompts: np.ndarray, chosen: np.ndarray) -> Work:
+    """Returns the document's loop over `step`, which has no cache, at every 32nd of its steps."""
+    steps = range(EVERY // 2, chosen.shape[1], EVERY)
+
+    def run() -> None:
+        for made in steps:
+            next_token_id = step(np.concatenate([prompts, chosen[:, :made]], axis=1))
+            assert next_token_id.tolist() == chosen[:, made].tolist(), made
+
+    return Work(run, len(steps), warm_up=True)
