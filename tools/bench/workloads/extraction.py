@@ -17,7 +17,7 @@ from pod_job.planning.model_cost import layer_flops
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from tools.bench.cases import FORWARD, LARGE_MODEL
-from tools.bench.worker import Work, size_of
+from tools.bench.work import Work, size_of
 from tools.tiny_model import write_tiny_model
 
 SEQ_LEN = 1280  # of these prompts, 241 to 359 tokens long, a row of 512 would hold one

@@ -35,7 +35,7 @@ from pod_job.models.weight_table import weight_table
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import Prompt, load_tokenizer
-from tools.bench.worker import Metrics, Work
+from tools.bench.work import Metrics, Work
 
 LONG, EARLY = 256, 16  # tokens whose single calls are timed
 EVERY = 32

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from tools.bench.worker import Metrics, Work
+from tools.bench.work import Metrics, Work
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent.parent

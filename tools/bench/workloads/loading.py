@@ -19,7 +19,7 @@ from pod_job.environment import STORAGE_EMULATOR, local_host
 from pod_job.storage.folder import Readable
 from pod_job.storage.open import open_folder
 from tools.bench.cases import BUCKET
-from tools.bench.worker import Metrics, Work, cpu_seconds, restart_peak, status_bytes
+from tools.bench.work import Metrics, Work, cpu_seconds, restart_peak, status_bytes
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -17,7 +17,7 @@ from pod_job.reading.row_reader import READS_IN_FLIGHT
 from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.bench.cases import BUCKET
-from tools.bench.worker import Work, size_of
+from tools.bench.work import Work, size_of
 from tools.random_run import RunShape, make_run
 
 WIDTH, BATCH_ROWS = 896, 32_768

@@ -11,7 +11,7 @@ from pod_job.models.taps import resolve
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.pod_compiler import forecasts
 from pod_job.preflight.report import pod_slice
-from tools.bench.worker import Metrics, Work
+from tools.bench.work import Metrics, Work
 
 CONFIGS = Path("tests/data/configs")
 POD = ["pod=v5e_64", "mesh=8x8", "extract=all_tokens", "extract.seq_len=1024", "storage.run_dir=unused", "tasks=arc"]

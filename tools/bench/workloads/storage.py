@@ -22,7 +22,7 @@ from pod_job.run_folder.identity import claim
 from pod_job.storage.local import checksum
 from pod_job.storage.open import open_folder
 from tools.bench.cases import BUCKET
-from tools.bench.worker import Work, size_of
+from tools.bench.work import Work, size_of
 from tools.bench.workloads.reading import BATCH, BATCH_ROWS, WIDTH, evict, gigabytes, shape_of
 from tools.random_run import RunShape, identity, make_batch, make_rows, make_run, make_vectors
 
