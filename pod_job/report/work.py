@@ -1,4 +1,4 @@
-"""From the timelines of a run: how fast it went, where its time went, and what that cost."""
+"""Work: throughput, time by phase, and cost of a run, from the timelines of its hosts."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,23 @@ from pod_job.run_folder.pods import read_pods
 from pod_job.run_folder.timeline import Timeline
 
 BINS = 60
+"""Equal parts of the run's time for which rates are given."""
 WORKING = ("checking", "arrived", "weights", "compiling", "extracting", "merging")
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of all starts together. `rates`: by host, tokens a second at `moments` (hours from the first start), all of it
-    within starts. `phase_s`: of the slowest host. `usd` is None where no price is known; `usd_of` says what it counts.
+    """Work of all starts of a run together.
+
+    Attributes:
+        hosts, devices: of the largest start.
+        tokens, positions: computed by all hosts; positions that are not tokens are padding.
+        wall_s: seconds within starts.
+        phase_s: seconds by phase, of the slowest host of each start.
+        moments: hours from the first start, the middles of the bins of `rates`.
+        rates: tokens per second by host.
+        usd: cost in dollars; None where no price is known.
+        usd_of: what `usd` counts, in words, or why there is no price.
     """
 
     starts: int
@@ -35,16 +45,17 @@ class Work:
 
     @property
     def padding(self) -> float | None:
+        """Share of the computed positions that hold no token; None where none were computed."""
         return 1 - self.tokens / self.positions if self.positions else None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """While extracting."""
+        """Tokens per second while extracting; None where no token or no time was recorded."""
         return self.tokens / self.phase_s["extracting"] if self.phase_s.get("extracting") and self.tokens else None
 
 
 def read_work(overview: Overview) -> Work | None:
-    """None where the run has no timeline: another version made it, or a shuffle."""
+    """Returns the work of a run; None where it has no timeline: another version made it, or a shuffle."""
     timelines = overview.timelines
     if not timelines:
         return None
@@ -52,7 +63,7 @@ def read_work(overview: Overview) -> Work | None:
     for timeline in timelines:
         starts.setdefault(timeline.attempt, []).append(timeline)
     spans = [span(hosts) for hosts in starts.values()]
-    last = [dict(zip(timeline.counters, timeline.points[-1][1:], strict=True)) for timeline in timelines]
+    totals = [dict(zip(timeline.counters, timeline.points[-1][1:], strict=True)) for timeline in timelines]
     phase_s = {phase: sum(longest(hosts, phase) for hosts in starts.values()) for phase in WORKING}
     moments, rates = speed(timelines, min(began for began, _ in spans), max(ended for _, ended in spans))
     wall_s = sum(ended - began for began, ended in spans)
@@ -63,8 +74,8 @@ def read_work(overview: Overview) -> Work | None:
         hosts=max(map(len, starts.values())),
         devices=devices,
         device=next((timeline.device for timeline in timelines if timeline.device), "unknown"),
-        tokens=int(sum(counts["tokens"] for counts in last)),
-        positions=int(sum(counts["positions"] for counts in last)),
+        tokens=int(sum(counts["tokens"] for counts in totals)),
+        positions=int(sum(counts["positions"] for counts in totals)),
         wall_s=wall_s,
         phase_s={phase: seconds for phase, seconds in phase_s.items() if seconds},
         moments=moments,
@@ -75,25 +86,25 @@ def read_work(overview: Overview) -> Work | None:
 
 
 def span(hosts: list[Timeline]) -> tuple[float, float]:
-    """When a start's first host began and when its last was last heard of."""
+    """Returns the Unix times at which the first host of a start began and its last host recorded its last point."""
     return min(min(host.phases.values()) for host in hosts), max(host.points[-1][0] for host in hosts)
 
 
 def longest(hosts: list[Timeline], phase: str) -> float:
-    """For how long the host that was in the phase longest was in it."""
-    found = 0.0
+    """Returns the seconds in a phase of the host that was in it longest."""
+    seconds = 0.0
     for host in hosts:
         began = host.phases.get(phase)
         if began is not None:
             later = [when for when in host.phases.values() if when > began]
-            found = max(found, min(later, default=host.points[-1][0]) - began)
-    return found
+            seconds = max(seconds, min(later, default=host.points[-1][0]) - began)
+    return seconds
 
 
 def speed(
     timelines: list[Timeline], began: float, ended: float
 ) -> tuple[Float[np.ndarray, "bins"], dict[int, Float[np.ndarray, "bins"]]]:
-    """Tokens a second of each host that had any, in equal bins of time."""
+    """Returns the middles of BINS equal bins of time, in hours from `began`, and tokens per second by host in each."""
     grid = np.linspace(began, max(ended, began + 1.0), BINS + 1)
     rates: dict[int, np.ndarray] = {}
     for timeline in timelines:
@@ -106,7 +117,10 @@ def speed(
 
 
 def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None, str]:
-    """Dollars: of every pod the run has had, where `launch` kept their records; else of the time its hosts worked."""
+    """Returns the cost in dollars, None where no price is known, and what it counts.
+
+    It counts every recorded pod of the run; without such records, the time in which its hosts worked.
+    """
     pod, cloud = overview.config.get("pod", {}), overview.config.get("cloud", {})
     own = cloud.get("price_per_chip_hour")
     records = read_pods(overview.folder)
