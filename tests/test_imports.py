@@ -50,6 +50,7 @@ LAYERS = {
         "preflight",
         "cause",
         "view",
+        "local_job",
         "cloud",
         "job_config",
         "verbs",

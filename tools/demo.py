@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.host_commands import new_attempt
-from launch.local import Stopped, stopped_by_signals
-from launch.verbs.run import HostFailed, report, run_pod
+from launch.local import stopped_by_signals
+from launch.local_job import HostFailed, report_failure, run_pod
 from launch.view import summary
 from launch.view.facts import show_facts
 from pod_job import environment
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
-from pod_job.errors import JobError
+from pod_job.errors import JobError, Stopped
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.prompts.tokens import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
@@ -61,7 +61,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except HostFailed as failure:
-        report(failure, Console(stderr=True))
+        report_failure(failure, Console(stderr=True))
         return 2 if failure.cause.user_error else 1
     except Stopped as stopped:
         return 128 + stopped.signum

@@ -4,14 +4,13 @@ Starts nothing. For a TPU pod the preflight follows, which compiles: the plan is
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
 
-from launch.host_commands import HostCommand, host_commands, new_attempt
+from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
-from launch.local import coordinator_address
+from launch.local_job import planned_commands
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
 from launch.verbs.arguments import add_no_preflight
 from launch.view.facts import show_facts
@@ -98,12 +97,6 @@ def no_preflight_reason(config: JobConfig, unwanted: bool) -> str | None:
     if unwanted:
         return "--no-preflight"
     return None if compiler_here() else NO_COMPILER
-
-
-def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCommand]:
-    """Returns the hosts' commands as `run` would start them now; on a local pod the coordinator's port is free."""
-    coordinator = coordinator_address(config.pod.port) if config.pod.kind is PodKind.local else ""
-    return host_commands(config, overrides, coordinator, new_attempt())
 
 
 def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCommand]) -> Plan:

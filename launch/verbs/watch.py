@@ -17,9 +17,9 @@ from launch.cloud.outcome import End, Outcome
 from launch.cloud.pods import find_pods
 from launch.cloud.request import pod_name, pod_spec
 from launch.job_config import config_to_start
+from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
 from launch.verbs.arguments import add_dry_run, add_no_preflight
-from launch.verbs.run import run_here
 from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
@@ -40,12 +40,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def watch(options: Namespace) -> int:
     overrides = options.overrides
     config = config_to_start(overrides)
-    if config.pod.kind is PodKind.local:
-        return run_here(config, options, config.cloud.failures)
-    pod_spec(config)
     if options.dry_run:
-        print(*planned(config), sep="\n")
+        print(*(planned(config) if config.pod.kind is PodKind.tpu else planned_commands(config, overrides)), sep="\n")
         return DONE
+    if config.pod.kind is PodKind.local:
+        return run_here(config, overrides, config.cloud.failures, options.json)
+    pod_spec(config)
     began = time.monotonic()
     log = timed_log(began)
     if not options.no_preflight:

@@ -16,7 +16,7 @@ from rich.console import Console
 from launch import local
 from launch.host_commands import HostCommand
 from launch.local import LocalPod, Stopped, coordinator_address, follow, stopped_by_signals
-from launch.verbs.run import HostFailed, watch
+from launch.local_job import HostFailed, watch_hosts
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
 
@@ -58,7 +58,7 @@ def watched(commands: list[HostCommand], tmp_path: Path) -> str:
     run_dir = str(tmp_path / "run")
     placed = [HostCommand([run_dir if arg == "RUN_DIR" else arg for arg in one.argv], one.env) for one in commands]
     screen = Console(file=io.StringIO(), width=200)
-    watch(placed, open_folder(run_dir), 4, ATTEMPT, tmp_path / "logs", screen)
+    watch_hosts(placed, open_folder(run_dir), 4, ATTEMPT, tmp_path / "logs", screen)
     assert isinstance(screen.file, io.StringIO)
     return screen.file.getvalue()
 
@@ -202,7 +202,7 @@ def test_the_command_line_reports_a_signal(tmp_path: Path) -> None:
         from launch.host_commands import HostCommand
         from launch.local import LocalPod, follow, stopped_by_signals
         from launch.verbs import run
-        def hold(config, options, failures):
+        def hold(config, overrides, failures, as_json):
             host = HostCommand(["sh", "-c", "echo $$; exec sleep 600"])
             with stopped_by_signals(), LocalPod([host], Path(sys.argv[1])) as pod:
                 return len(follow(pod, lambda: None))

@@ -1,0 +1,117 @@
+"""The job on a pod of this machine: hosts started and followed to their end, started again when they were lost."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.cause import Cause, HostExit, first_cause, tail
+from launch.host_commands import HostCommand, host_commands, new_attempt
+from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
+from launch.view import progress, summary
+from launch.view.summary import Summary
+from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
+from pod_job.config.schema import JobConfig, PodKind
+from pod_job.planning.inputs import read_inputs
+from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
+from pod_job.storage.folder import Folder
+
+LOGS = Path("runs/logs")
+LINES_SHOWN = 15
+
+
+class HostFailed(Exception):
+    """A host ended with a failure: `cause` is the first of them, `log` what it printed."""
+
+    def __init__(self, cause: Cause, log: Path) -> None:
+        super().__init__(f"host {cause.host}: {cause.reason}")
+        self.cause = cause
+        self.log = log
+
+
+def planned_commands(config: JobConfig, overrides: Sequence[str]) -> list[HostCommand]:
+    """Returns the hosts' commands as `run` would start them now; on a local pod the coordinator's port is free."""
+    coordinator = coordinator_address(config.pod.port) if config.pod.kind is PodKind.local else ""
+    return host_commands(config, overrides, coordinator, new_attempt())
+
+
+def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json: bool) -> int:
+    """Runs the job on this machine and prints its summary; returns the exit status.
+
+    Hosts that were lost without a reason are started again, `failures` times at most.
+    """
+    screen = Console(stderr=True)
+    lost = 0
+    while True:
+        try:
+            job_summary = run_pod(config, overrides, screen)
+            break
+        except HostFailed as failure:
+            report_failure(failure, screen)
+            lost += 1
+            if not failure.cause.lost or lost > failures:
+                return BAD_INPUT if failure.cause.user_error else FAILED
+            screen.print(f"starting again; {lost} of {failures} cloud.failures used", highlight=False)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(job_summary), indent=2))
+    else:
+        summary.show(job_summary, Console())
+    return DONE if job_summary.complete else FAILED
+
+
+def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary:
+    """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
+    started = time.monotonic()
+    inputs = read_inputs(config)
+    attempt = new_attempt()
+    logs = LOGS / attempt
+    commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)
+    statuses = watch_hosts(commands, inputs.folder, inputs.total_batches, attempt, logs, screen)
+    metadata = json.loads(inputs.folder.read(METADATA))
+    return summary.summarise(config, metadata, statuses, time.monotonic() - started, logs)
+
+
+def watch_hosts(
+    commands: Sequence[HostCommand], folder: Folder, batches: int, attempt: str, logs: Path, screen: Console
+) -> list[HostStatus]:
+    """Starts the hosts and shows their progress until all are done; returns their last statuses.
+
+    Raises HostFailed, after the other hosts have been ended.
+    """
+
+    def statuses() -> list[HostStatus | None]:
+        return [read_status(folder, host, attempt) for host in range(len(commands))]
+
+    with stopped_by_signals(), LocalPod(commands, logs) as pod, progress.Screen(screen) as bars:
+        ended = follow(pod, lambda: bars.show(progress.bars(statuses(), batches)))
+        if any(ended.values()):
+            running = set(range(len(commands))) - ended.keys()
+            cause = first_cause(failed_hosts(ended, folder, attempt, pod.logs), running)
+            raise HostFailed(cause, pod.logs[cause.host])
+    final = [status for status in statuses() if status is not None]
+    if stopped := next((status for status in final if status.phase is Phase.stopped), None):
+        cause = Cause(stopped.host, f"was asked to stop ({stopped.error})", EndKind.stopped)
+        raise HostFailed(cause, pod.logs[stopped.host])
+    return final
+
+
+def failed_hosts(ended: Mapping[int, int], folder: Folder, attempt: str, logs: Sequence[Path]) -> list[HostExit]:
+    """Returns the hosts that failed, in the order of `ended`, with their statuses and the ends of their logs."""
+    return [
+        HostExit(host, code, read_status(folder, host, attempt), tail(logs[host]))
+        for host, code in ended.items()
+        if code
+    ]
+
+
+def report_failure(failure: HostFailed, screen: Console) -> None:
+    """Prints the first cause in one line; for a bug, the end of the host's log below it; then the log's path."""
+    screen.print(f"error: {failure}", highlight=False, markup=False, soft_wrap=True)
+    if not failure.cause.user_error:
+        for line in tail(failure.log)[-LINES_SHOWN:]:
+            screen.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"its log: {failure.log}", highlight=False, markup=False, soft_wrap=True)
