@@ -81,5 +81,5 @@ def planned(config: JobConfig) -> list[str]:
     pod_reach = reach(config, zone)
     scripts = ["prepare.sh", *(["secrets.sh"] if config.cloud.secrets else []), "start.sh"]
     commands = [create(spec, zone, config.cloud.project)]
-    commands += [gcloud.ssh(pod_reach, "all", f"... # launch/scripts/{name}") for name in scripts]
+    commands += [gcloud.ssh(pod_reach, "all", f"... # launch/cloud/scripts/{name}") for name in scripts]
     return [shlex.join(command) for command in commands]

@@ -1,41 +1,44 @@
-"""The pods there are: gcloud's lists of nodes and queued resources in, one `Pod` for each name and zone out."""
+"""Pods in the cloud: gcloud's lists of nodes and queued resources in, one `Pod` for each name and zone out."""
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
 from launch.cloud import gcloud
+from launch.cloud.tpu_api import Node, Nodes, QueuedResource, QueuedResources, RequestedNode
 from launch.shell import call
 from pod_job.errors import JobError
+from pod_job.formats.records import decode
 
 MADE_BY = {"made-by": "pod-job"}
 """Label of everything the launcher creates."""
 # https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State and ...queuedResources#State
 COMING = {"CREATING", "STARTING", "RESTARTING", "REPAIRING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES"}
 
+Listing = TypeVar("Listing", Nodes, QueuedResources)
+
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod as the API has it: its node, its queued resource, or both; None for what is not there."""
+    """A pod as the API has it: its node, its queued resource, or both; None for one that does not exist."""
 
     name: str
     zone: str
-    node: dict[str, Any] | None
-    queued: dict[str, Any] | None
+    node: Node | None
+    queued: QueuedResource | None
 
     @property
     def state(self) -> str:
         """The node's state; while there is no node, the queued resource's."""
-        if self.node is not None and (self.queued_state in (None, "ACTIVE") or self.node["state"] != "READY"):
-            return self.node["state"]
+        if self.node is not None and (self.queued_state in (None, "ACTIVE") or self.node.state != "READY"):
+            return self.node.state
         return self.queued_state or "GONE"
 
     @property
     def queued_state(self) -> str | None:
-        return None if self.queued is None else self.queued["state"]["state"]
+        return None if self.queued is None else self.queued.state.state
 
     @property
     def ready(self) -> bool:
@@ -48,98 +51,101 @@ class Pod:
     @property
     def error(self) -> str | None:
         """Why a queued resource failed."""
-        failed = (self.queued or {}).get("state", {}).get("failedData", {})
-        return failed.get("error", {}).get("message")
+        return None if self.queued is None else self.queued.state.failed_data.error.message
 
     @property
     def health(self) -> str:
-        """The node's health as the API says it, and in words where there is more to say."""
-        node = self.node or {}
-        return ", ".join(filter(None, [node.get("health", ""), node.get("healthDescription", "")]))
+        """The node's health, and its description where there is one."""
+        return "" if self.node is None else ", ".join(filter(None, [self.node.health, self.node.health_description]))
 
     @property
     def symptoms(self) -> list[str]:
-        """What the API has seen go wrong on the node's workers."""
-        found = (self.node or {}).get("symptoms", [])
-        return [" ".join(filter(None, [each.get("symptomType"), each.get("workerId")])) for each in found]
+        return [] if self.node is None else [str(symptom) for symptom in self.node.symptoms]
 
     @property
     def maintenance(self) -> str | None:
         """When the next maintenance that is announced begins."""
-        return (self.node or {}).get("upcomingMaintenance", {}).get("windowStartTime")
+        return None if self.node is None else self.node.upcoming_maintenance.window_start_time
+
+    @property
+    def addresses(self) -> list[str]:
+        """IP addresses of the node's workers, in the order of their index."""
+        return [] if self.node is None else [endpoint.ip_address for endpoint in self.node.network_endpoints]
 
     @property
     def workers(self) -> int:
-        return len((self.node or {}).get("networkEndpoints", []))
+        return len(self.addresses)
 
     @property
     def labels(self) -> dict[str, str]:
-        node = self.node or (self.queued or {})["tpu"]["nodeSpec"][0]["node"]
-        return node.get("labels", {})
+        return self._described.labels
 
     @property
     def accelerator_type(self) -> str:
-        node = self.node or (self.queued or {})["tpu"]["nodeSpec"][0]["node"]
-        return node.get("acceleratorType", "")
+        return self._described.accelerator_type
+
+    @property
+    def _described(self) -> Node | RequestedNode:
+        if self.node is not None:
+            return self.node
+        return RequestedNode() if self.queued is None else self.queued.requested
 
     @property
     def created(self) -> float:
         """Unix time of the node's creation; 0 without one."""
-        said = (self.node or {}).get("createTime")
-        return datetime.fromisoformat(said).timestamp() if said else 0.0
+        if self.node is None or self.node.create_time is None:
+            return 0.0
+        return datetime.fromisoformat(self.node.create_time).timestamp()
 
     def age_s(self, now: float) -> float:
-        """Seconds since the node was created; 0 without one."""
+        """Returns the seconds since the node was created; 0 without one."""
         return max(0.0, now - self.created) if self.created else 0.0
 
 
 def list_pods(project: str | None) -> list[Pod]:
-    """All pods of the project in all zones. Raises JobError when gcloud cannot tell."""
+    """Returns all pods of the project in all zones. Raises JobError where gcloud cannot list them."""
     with ThreadPoolExecutor(2) as pool:
-        nodes, queued = pool.map(_listed, (gcloud.list_nodes(project), gcloud.list_queued(project)))
-    by_node = {_zone_and_last(node["name"]): node for node in nodes}
-    by_queued = {(_zone_and_last(each["name"])[0], node_id(each)): each for each in queued}
+        nodes = pool.submit(_listed, gcloud.list_nodes(project), Nodes)
+        resources = pool.submit(_listed, gcloud.list_queued(project), QueuedResources)
+    by_node = {_zone_and_last(node.name): node for node in nodes.result().items}
+    by_queued = {(_zone_and_last(queued.name)[0], queued.node_id): queued for queued in resources.result().items}
     keys = sorted(by_node.keys() | by_queued.keys())
     return [Pod(name, zone, by_node.get((zone, name)), by_queued.get((zone, name))) for zone, name in keys]
 
 
 def find_pods(name: str, project: str | None) -> list[Pod]:
-    """The pods of that name, at most one a zone."""
+    """Returns the pods of that name, at most one a zone."""
     return [pod for pod in list_pods(project) if pod.name == name]
 
 
 def delete_commands(pod: Pod, project: str | None) -> list[list[str]]:
-    """What removes the pod: its queued resource takes its node along."""
+    """Returns the commands that delete the pod; a queued resource takes its node along."""
     if pod.queued is not None:
-        return [gcloud.delete_queued(pod.queued["name"].rpartition("/")[2], pod.zone, project)]
+        return [gcloud.delete_queued(pod.queued.id, pod.zone, project)]
     return [gcloud.delete_node(pod.name, pod.zone, project)]
 
 
 def delete(pod: Pod, project: str | None) -> None:
-    """Deletes a pod; one that is gone already counts as deleted. Raises JobError with gcloud's words otherwise."""
+    """Deletes a pod; one that is gone already counts as deleted. Raises JobError with gcloud's reason otherwise."""
     for command in delete_commands(pod, project):
         done = call(command)
         if done.code and "NOT_FOUND" not in done.err:
             raise JobError(f"{pod.name} in {pod.zone} could not be deleted: {gcloud_error(done.err)}")
 
 
-def node_id(queued: dict[str, Any]) -> str:
-    return queued["tpu"]["nodeSpec"][0].get("nodeId", queued["name"].rpartition("/")[2])
-
-
 def gcloud_error(text: str) -> str:
-    """The reason in gcloud's stderr, in one line."""
+    """Returns the reason in gcloud's stderr, in one line."""
     lines = text.strip().splitlines()
     starts = [index for index, line in enumerate(lines) if line.startswith("ERROR:")]
     reason = " ".join(line.strip() for line in lines[starts[0] :] if line.strip()) if starts else " ".join(lines[-1:])
     return reason or "no reason given"
 
 
-def _listed(argv: Sequence[str]) -> list[dict[str, Any]]:
+def _listed(argv: Sequence[str], kind: type[Listing]) -> Listing:
     done = call(argv)
     if done.code:
         raise JobError(f"gcloud cannot list TPUs: {gcloud_error(done.err)}; run `pod-job doctor`")
-    return json.loads(done.out or "[]")
+    return decode(f'{{"items": {done.out or "[]"}}}', kind, " ".join(argv[:5]))
 
 
 def _zone_and_last(name: str) -> tuple[str, str]:

@@ -45,8 +45,7 @@ def up(options: Namespace) -> int:
 
 
 def show(pod: Pod, as_json: bool) -> None:
-    addresses = [endpoint["ipAddress"] for endpoint in (pod.node or {}).get("networkEndpoints", [])]
-    facts = {"name": pod.name, "zone": pod.zone, "state": pod.state, "workers": pod.workers, "addresses": addresses}
+    facts = {"name": pod.name, "zone": pod.zone, "state": pod.state, "workers": pod.workers, "addresses": pod.addresses}
     if as_json:
         print(json.dumps(facts, indent=2))
     else:

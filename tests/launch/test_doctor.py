@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from launch.cloud.bundle import pinned_versions
 from launch.cloud.pods import Pod
+from launch.cloud.tpu_api import Node, QueuedResource
 from launch.shell import Finished
 from launch.verbs import doctor
 from pod_job.config.load import load
@@ -37,7 +39,8 @@ def test_a_request_refused_for_want_of_quota_is_found(pods: list[Pod]) -> None:
     )
     assert "64 chips of reserved quota" in doctor.check_quota(config("cloud.capacity=reserved"))
     error = {"failedData": {"error": {"message": QUOTA}}}
-    pods.append(Pod("extract-1", "us-west4-a", None, {"state": {"state": "FAILED", **error}}))
+    queued = {"name": "extract-1", "state": {"state": "FAILED", **error}, "tpu": {"nodeSpec": [{}]}}
+    pods.append(Pod("extract-1", "us-west4-a", None, msgspec.convert(queued, QueuedResource)))
     with pytest.raises(JobError, match=r"^us-west4-a refused extract-1: Quota limit .*; ask for 64 chips of pre"):
         doctor.check_quota(config())
 
@@ -77,7 +80,7 @@ def test_versions_here_and_on_the_hosts_must_agree(pods: list[Pod], monkeypatch:
     with pytest.raises(JobError, match=r"^jax 0\.1 here, .* on the hosts: .*pip install -c constraints\.txt"):
         doctor.check_versions(config())
 
-    pods.append(Pod("extract-1", "us-west4-a", {"state": "READY"}, None))
+    pods.append(Pod("extract-1", "us-west4-a", Node(name="extract-1", state="READY"), None))
     found = {0: "3.11.7 0.1", 1: "3.11.7 0.1"}
     monkeypatch.setattr(doctor, "host_versions", lambda config, pod: found)
     assert doctor.check_versions(config()).startswith("hosts have Python and jax 3.11.7 0.1, here Python ")

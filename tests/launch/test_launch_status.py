@@ -17,6 +17,7 @@ from launch.cloud.cost import all_records, note_end, note_start, record_of
 from launch.cloud.observe import read_all
 from launch.cloud.pods import Pod
 from launch.cloud.run_status import planned_batches, run_status
+from launch.cloud.tpu_api import Node
 from launch.view.status_view import Live, PodHours, RunStatus, line, table
 from pod_job.config.cloud import Capacity
 from pod_job.config.load import load
@@ -37,7 +38,7 @@ HOUR = 3600.0
 def pod(created: float, zone: str = "us-west4-a", state: str = "READY", **node: Any) -> Pod:
     stamp = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
     fields = {"state": state, "createTime": stamp, "acceleratorType": "v5litepod-64", "health": "HEALTHY"}
-    return Pod("extract-1", zone, fields | node, None)
+    return Pod("extract-1", zone, msgspec.convert({"name": "extract-1"} | fields | node, Node), None)
 
 
 def config(*more: str) -> JobConfig:
