@@ -24,6 +24,7 @@ from pod_job.config.load import conf_dir, load
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
 from tools import config_reference, verb_reference
+from tools.bench.cases import CASES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,6 +113,9 @@ def test_inline_commands_and_paths_exist(path: Path) -> None:
     inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
     verbs = {code.split()[1] for code in inline if code.startswith("pod-job ")}
     assert {verb for verb in verbs if verb.isidentifier() and verb.islower()} <= VERBS.keys()
+    benchmarks = [re.split(r"tools\.bench |make bench ARGS=", code)[1:] for code in inline]
+    cases = [case for arguments in benchmarks for text in arguments for case in text.strip('"').split(" --")[0].split()]
+    assert [case for case in cases if case != "CASE" and not any(c.name.startswith(case) for c in CASES)] == []
     paths = [code for code in inline if re.fullmatch(r"(pod_job|launch|tools|tests|conf|docs)/[a-z\w/.-]*", code)]
     assert [name for name in paths if not (ROOT / name).exists() and "FOLDER" not in name] == []
 

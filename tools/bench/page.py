@@ -8,6 +8,8 @@ from tools.bench.results import Results
 
 HEAD = """# Benchmarks
 
+Extraction and reading compared with other programs.
+
 Made by `make bench` on {date}: {machine}, {versions}.
 
 Every way runs in a process of its own that has loaded the model (and, for ours, compiled its step); rounds go through
@@ -15,7 +17,7 @@ all of them in turn, and figures are medians (rounds: {rounds}). Other programs 
 more than wall seconds, and ratios more than either. *Spread* is that of wall times, largest less smallest, as a share.
 """
 EXTRACTION = """
-## Extraction, through to files
+## Extraction, into files
 
 SmolLM2-135M-Instruct in float32, ARC prompts. *Tokens* are those whose vectors are asked for; for `last`, all that must
 be read for them. *Apart* is the largest relative distance (L2) of a stored vector from the one that Hugging Face's
@@ -25,11 +27,11 @@ command. *MB on disk* is for all tokens. *Filled* is the share of computed posit
 NOTES = """
 - Ours also writes what the others do not: a table of task, position and token of each row, checksums, statistics and a
   commit record for each batch.
-- SAELens cuts equal contexts of 128 from all prompts in a row, so that its vectors are others near a prompt's start
-  (those of the first context are compared), and has no last position of a prompt; it makes one run for each tap, and
-  keeps float32.
-- The document's way computes a full pass for each position (timed on every 64th) and computes logits with it; its
-  pickles hold float32.
+- SAELens cuts contexts of 128 tokens from the concatenated prompts, so that its vectors differ near a prompt's start
+  (only the first context is compared), and it has no last position of a prompt; it makes one run for each tap, and
+  stores float32.
+- The document's way computes a full pass for each position (timed on every 64th) and its logits; its pickles hold
+  float32.
 {failures}- {behind}
 - {memory}
 """
@@ -39,8 +41,8 @@ READING = """
 A million vectors of width 896 in bfloat16, one tap, in batches of 4,096 from the page cache; of slow readers 8 batches.
 
 {table}
-- A memory map gathers single rows: in the page cache that is quick, from a cold disk or a bucket it is one request for
-  each row. Ours reads blocks of 1,024 rows and shuffles windows of 65,536 rows in memory, wherever they lie.
+- A memory map gathers single rows: in the page cache that is fast, from a cold disk or a bucket it is one request for
+  each row. Ours reads blocks of 1,024 rows and shuffles windows of 65,536 rows in memory, wherever the run is stored.
 - Hugging Face datasets has no bfloat16: its column is float16. SAELens has float32 alone and shuffles 32,768 rows.
 - {behind}
 """
