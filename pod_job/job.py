@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from pod_job.checking.parity import check_parity
 from pod_job.checking.trial import try_program
+from pod_job.checkpoints.checkpoint import unread
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
@@ -126,6 +127,8 @@ def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
     """Returns the model as it lies on the mesh, and its weights there."""
     config = inputs.config
     log.info("%s", sharding_line(inputs.table, config.mesh, config.sharding))
+    if names := unread(inputs.checkpoint, inputs.table):
+        log.info("left unread in the checkpoint: %s", ", ".join(names))
     dtype, shardings = jnp.dtype(config.model.dtype.value), weight_shardings(mesh, config.sharding, inputs.table)
     params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
     return Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings)), params

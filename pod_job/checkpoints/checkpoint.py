@@ -6,7 +6,13 @@ No jax, and nothing but headers is read.
 from collections.abc import Mapping
 from pathlib import Path
 
-from pod_job.checkpoints.huggingface import TensorFiles, check_tensors, read_tensor_files, tensors_fingerprint
+from pod_job.checkpoints.huggingface import (
+    TensorFiles,
+    check_tensors,
+    read_tensor_files,
+    tensors_fingerprint,
+    unread_tensors,
+)
 from pod_job.checkpoints.orbax import Converted, check_converted, read_converted
 from pod_job.models.weight_table import Weight
 from pod_job.storage.folder import Readable
@@ -27,6 +33,13 @@ def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> Non
         check_converted(checkpoint, table)
     else:
         check_tensors(checkpoint, table)
+
+
+def unread(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> list[str]:
+    """Returns the names of what the checkpoint holds and the table does not need, such as heads of other tasks."""
+    if isinstance(checkpoint, Converted):
+        return sorted(checkpoint.weights.keys() - table.keys())
+    return unread_tensors(checkpoint, table)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as orbax
 
 from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint
-from pod_job.checkpoints.huggingface import TensorFiles, checkpoint_names
+from pod_job.checkpoints.huggingface import HEAD, TensorFiles, checkpoint_names
 from pod_job.checkpoints.load import fill_from_tensors
 from pod_job.checkpoints.locate import find_model, small_files
 from pod_job.checkpoints.orbax import FORMAT, MANIFEST, Converted, Stored, read_converted
@@ -43,10 +43,11 @@ def convert(model: str, out_dir: str | Path, revision: str | None = None) -> Con
         JobError: a model that is not whole, an `out_dir` that holds another, or that cannot be written.
     """
     files, out = find_model(model, revision), open_folder(out_dir, "OUT")
-    table = weight_table(read_arch_file(files.directory / "config.json"))
     source = read_checkpoint(files.weights)
     if not isinstance(source, TensorFiles):
         raise JobError(f"MODEL={model} is converted already; use it as model.path")
+    arch = read_arch_file(files.directory / "config.json")
+    table = weight_table(arch, head=HEAD in source.tensors)
     check_checkpoint(source, table)
     made_from = fingerprint(source)
     if there := read_converted(out):

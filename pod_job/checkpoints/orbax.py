@@ -63,7 +63,7 @@ def check_converted(converted: Converted, table: Mapping[str, Weight]) -> None:
             raise JobError(f"{where}: weight {name} {list(weight.shape)} is missing; convert the model again")
         if (shape := converted.weights[name].shape) != weight.shape:
             raise JobError(f"{where}: weight {name} is {list(shape)}, but config.json says {list(weight.shape)}")
-    if extra := sorted(converted.weights.keys() - table.keys()):
+    if extra := sorted(converted.weights.keys() - table.keys() - {"unembed"}):
         raise JobError(f"{where}: weight {extra[0]} is not part of this model; wrong config.json?")
 
 

@@ -79,6 +79,7 @@ class Decoder(nn.Module):
         self.weights = {
             name: jnp.asarray(self.param(name, initializer(self.arch, name), weight.shape, self.dtype))
             for name, weight in weight_table(self.arch).items()
+            if self.is_initializing() or self.has_variable("params", name)  # the head may be left out
         }
 
     def __call__(

@@ -37,8 +37,8 @@ class Weight:
         return (math.prod(shape[len(inputs) :]), math.prod(inputs))
 
 
-def weight_table(arch: Arch) -> dict[str, Weight]:
-    """Returns {name: weight} of all parameters of `Decoder`."""
+def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
+    """Returns name -> weight for the parameters of `Decoder`; without `head`, not the output matrix of logits."""
     D, N, K, H, F, V, L = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp, arch.vocab, arch.layers
     attn, mlp = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
     q_axes, kv_axes = ("layer", "embed", "heads", "head"), ("layer", "embed", "kv_heads", "head")
@@ -74,6 +74,6 @@ def weight_table(arch: Arch) -> dict[str, Weight]:
         table["gate_bias"] = Weight((L, F), ("layer", "mlp"), mlp + "gate_proj.bias")
         table["up_bias"] = Weight((L, F), ("layer", "mlp"), mlp + "up_proj.bias")
         table["down_bias"] = Weight((L, D), ("layer", "embed"), mlp + "down_proj.bias")
-    if not arch.tied:
+    if head and not arch.tied:
         table["unembed"] = Weight((D, V), ("embed", "vocab"), "lm_head.weight", linear=True)
     return table

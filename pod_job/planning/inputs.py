@@ -121,11 +121,16 @@ def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder) -
     arch = read_arch_file(tokenizer_folder.path / "config.json")
     taps = resolve(extract.layers, extract.taps, arch.layers)
     check_context(config, arch)
-    table = weight_table(arch)
+    table = needed_weights(config, arch)
     check_divides(table, config.mesh, config.sharding)
     tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, tokenizer_folder))
     batches = total_batches(len(tasks.samples), extract.save_every_n_samples)
     return Outline(config, arch, taps, table, tasks, batches)
+
+
+def needed_weights(config: JobConfig, arch: Arch) -> dict[str, Weight]:
+    """Returns the weights that a run computes with: the output matrix only where it generates tokens."""
+    return weight_table(arch, head=config.mode is Mode.generate)
 
 
 def open_run_folder(config: JobConfig) -> Folder:

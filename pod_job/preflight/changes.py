@@ -14,7 +14,7 @@ from pod_job.config.schema import JobConfig, Sharding
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.arch import Arch
 from pod_job.models.taps import Tap
-from pod_job.models.weight_table import weight_table
+from pod_job.planning.inputs import needed_weights
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import Change
@@ -66,7 +66,7 @@ def proposals(job: PlannedJob, forecast: Forecast) -> Iterator[tuple[str, Planne
 def smaller_configs(config: JobConfig, arch: Arch, forecast: Forecast) -> Iterator[tuple[str, JobConfig]]:
     """Yields split weights where that is enough, else fewer rows: as many as fit if all but weights grows with them."""
     need, available, rows = forecast.hbm["total"], forecast.hbm_available, config.extract.rows_per_device
-    model_bytes = sum(math.prod(weight.shape) for weight in weight_table(arch).values())
+    model_bytes = sum(math.prod(weight.shape) for weight in needed_weights(config, arch).values())
     model_bytes *= DTYPE_OF[config.model.dtype.value].itemsize
     parts = config.mesh.model
     weights = model_bytes if config.sharding is Sharding.replicated else model_bytes // parts

@@ -25,7 +25,7 @@ from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.taps import Tap
-from pod_job.models.weight_table import weight_table
+from pod_job.planning.inputs import needed_weights
 from pod_job.planning.model_cost import generation_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.compiled_text import Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
@@ -137,7 +137,7 @@ def pod_devices(pod: Slice) -> list[Any]:
 def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     """Compiles the very programs that job.py compiles, from shapes alone."""
     config, arch, taps, extract = job.config, job.arch, job.taps, job.config.extract
-    mesh, table = make_mesh(config.mesh, devices), weight_table(arch)
+    mesh, table = make_mesh(config.mesh, devices), needed_weights(config, arch)
     dtype = jnp.dtype(config.model.dtype.value)
     shardings = weight_shardings(mesh, config.sharding, table)
     params: Any = {

@@ -13,8 +13,7 @@ from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.sharding import check_divides, sharding_line
 from pod_job.models.taps import resolve
-from pod_job.models.weight_table import weight_table
-from pod_job.planning.inputs import check_context
+from pod_job.planning.inputs import check_context, needed_weights
 from pod_job.preflight.changes import checked_changes, deciding_forecast
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.forecast_cache import cached
@@ -41,7 +40,7 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
     model_dir = find_model(config.model.path, config.model.revision).directory
     arch = read_arch_file(model_dir / "config.json")
     taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
-    table = weight_table(arch)
+    table = needed_weights(config, arch)
     check_context(config, arch)
     check_divides(table, config.mesh, config.sharding)
     job = PlannedJob(config, arch, taps, pod, end_tokens(model_dir))

@@ -19,7 +19,7 @@ from pod_job.config.load import load, to_json
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
-from pod_job.models.weight_table import weight_table
+from pod_job.planning.inputs import needed_weights
 from pod_job.planning.model_cost import vector_bytes
 from pod_job.preflight.changes import proposals
 from pod_job.preflight.compiled_text import Collective
@@ -60,7 +60,7 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
     arch = read_arch_file(model / "config.json")
     taps = resolve([0, 1, 2, 3], [], arch.layers)
     job = PlannedJob(config, arch, taps, pod_slice(config))
-    whole = sum(math.prod(weight.shape) for weight in weight_table(arch).values()) * 2
+    whole = sum(math.prod(weight.shape) for weight in needed_weights(config, arch).values()) * 2
 
     def proposed(need: int, available: int, **seconds: float) -> list[str]:
         forecast = step_forecast(fits=bool(seconds), hbm={"total": need}, hbm_available=available, seconds=seconds)
