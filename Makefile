@@ -1,4 +1,4 @@
-# Everything a person or CI does here, by name; `make help` lists it. The environment in $(VENV) makes itself.
+# Every task of people and of CI; `make help` lists them. Each target makes the environment in $(VENV) first.
 # Extra Hydra overrides go in ARGS: make run-demo ARGS="tasks.limit=8 storage.run_dir=runs/small"
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ RUNS := $(EXPERIMENTS:%=run-%)
 WATCHES := $(EXPERIMENTS:%=watch-%)
 PLANS := $(EXPERIMENTS:%=plan-%)
 SIMS := $(EXPERIMENTS:%=sim-%)
-# Those on a TPU pod are compiled for it first.
+# Experiments on a TPU pod are compiled for it first.
 COMPILER := $(VENV)/.compiler
 ON_THIS_MACHINE := rehearsal $(patsubst conf/experiment/%.yaml,%,$(shell grep -l 'override /pod: local' conf/experiment/*.yaml))
 ON_TPU := $(filter-out $(ON_THIS_MACHINE),$(EXPERIMENTS))
@@ -28,52 +28,52 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 .DEFAULT_GOAL := help
 .PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@echo; printf '  %-22s %s\n' 'make plan-EXPERIMENT' 'mesh, hosts, batches and the command of each host; starts nothing' \
-	  'make run-EXPERIMENT' 'the job' 'make watch-EXPERIMENT' 'the job to its end, through preemptions and lost hosts' \
-	  'make sim-EXPERIMENT' 'its pod shape, mesh and taps on this machine, with a tiny random model'
+	@echo; printf '  %-22s %s\n' 'make plan-EXPERIMENT' 'show mesh, hosts, batches and the command of each host; start nothing' \
+	  'make run-EXPERIMENT' 'run the job' 'make watch-EXPERIMENT' 'run it to its end, through preemptions and lost hosts' \
+	  'make sim-EXPERIMENT' 'run its pod shape, mesh and taps on this machine, with a tiny random model'
 	@printf '\n  experiments\n'
 	@for name in $(EXPERIMENTS); do \
 	  printf '  %-20s %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
 	done
 
-install: $(INSTALLED) ## the environment in .venv (every other target makes it too)
+install: $(INSTALLED) ## make the environment in .venv (every other target does too)
 
-demo: $(INSTALLED) ## a real model, real prompts, a pod of four processes and a bucket, all on this machine
+demo: $(INSTALLED) ## run a real model on real prompts with a pod of four processes and a bucket, all on this machine
 	$(BIN)/python -m tools.demo
 
-rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## a job on 16 workers from nothing to its end: real gcloud and ssh, simulated cloud
+rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers, from nothing to its end: real gcloud and ssh, simulated cloud
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)
 
-test: $(INSTALLED) $(DEMO_MODEL)/config.json ## the test suite, but for whole pods
+test: $(INSTALLED) $(DEMO_MODEL)/config.json ## run the tests, except those of whole pods
 	$(BIN)/python -m pytest -m "not pod" $(ARGS)
 
-test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## whole jobs on many processes, disturbed or in a simulated cloud
+test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## test whole jobs on many processes, with faults and in a simulated cloud
 	$(BIN)/python -m pytest -m pod $(ARGS)
 
-smoke: $(INSTALLED) ## the part of the test suite that meets most of jax, for a second Python
+smoke: $(INSTALLED) ## run the tests that use most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)
 
-chaos: $(INSTALLED) ## pods killed 300 times, at random and at every step of a commit, on disk and in a bucket; an hour
+chaos: $(INSTALLED) ## kill pods 300 times, at random and at every step of a commit, on disk and in a bucket; an hour
 	rm -rf runs/chaos
 	$(BIN)/python -m tools.chaos runs/chaos --runs 300 $(ARGS)
 
-plans: $(COMPILER) ## docs/plans.md: what each experiment takes and costs on its pod, by its preflight (needs libtpu, no TPU)
+plans: $(COMPILER) ## write docs/plans.md: memory, time and cost of each experiment (needs libtpu, no TPU)
 	$(BIN)/python -m tools.plans
 
-bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## docs/benchmarks.md: ours beside alternatives; ARGS=storage measures other cases, ARGS=--list shows all
+bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## write docs/benchmarks.md: ours beside alternatives; ARGS=storage measures other cases, ARGS=--list shows all
 	$(BIN)/python -m tools.bench $(ARGS)
 
-fuzz: $(INSTALLED) ## 10,000 damaged files: refused by name, or read as they were; minutes
+fuzz: $(INSTALLED) ## read 10,000 corrupted files, each refused by name or read unchanged; minutes
 	$(BIN)/python -m tools.fuzz $(ARGS)
 
-docs: $(INSTALLED) ## docs/configuration.md from the schema, docs/commands.md from the verbs
+docs: $(INSTALLED) ## write docs/configuration.md from the schema and docs/commands.md from the verbs
 	$(BIN)/python -m tools.config_reference > docs/configuration.new
 	mv docs/configuration.new docs/configuration.md
 	$(BIN)/python -m tools.verb_reference
 
-lint: $(INSTALLED) ## ruff and pyright
+lint: $(INSTALLED) ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -85,7 +85,7 @@ constraints: $(INSTALLED) ## pin the newest versions of all dependencies in cons
 	    --no-annotate --no-emit-index-url --no-emit-find-links --quiet; } > constraints.new
 	mv constraints.new constraints.txt
 
-clean: ## remove the environment and all that runs left behind
+clean: ## remove the environment and everything that runs left behind
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
 
 $(RUNS): run-%: $(INSTALLED)
@@ -126,7 +126,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-# The TPU compiler is 200 MB and there for x86-64 Linux only; elsewhere jobs start without a preflight, and say so.
+# The TPU compiler is 200 MB and exists for x86-64 Linux only; elsewhere jobs start without a preflight and log that.
 $(COMPILER): $(INSTALLED)
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then set -x; $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[preflight]'; fi
 	@touch $@
