@@ -80,8 +80,8 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> JobConfig:
-    recorded = read_run(folder).get("config")
-    if not isinstance(recorded, dict):
+    recorded = read_run(folder).config
+    if recorded is None:
         raise JobError(f"{run_dir}: its configuration is not recorded; give experiment=... storage.run_dir={run_dir}")
     cloud = recorded.get("cloud")
     config = from_json(

@@ -16,7 +16,7 @@ from launch.view.summary import Summary
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.inputs import read_inputs
-from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.metadata import read_any
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
@@ -71,7 +71,7 @@ def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Sum
     logs = LOGS / attempt
     commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)
     statuses = watch_hosts(commands, inputs.folder, inputs.total_batches, attempt, logs, screen)
-    metadata = json.loads(inputs.folder.read(METADATA))
+    metadata = read_any(inputs.folder)
     return summary.summarise(config, metadata, statuses, time.monotonic() - started, logs)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import pytest
 
 from pod_job.finishing import merge
 from pod_job.formats import rows_table
-from pod_job.formats.checksummed_json import open_sealed, seal
+from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.identity import claim
+from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
@@ -40,24 +40,18 @@ def folders(kind: str, tmp: Path, require: Callable[[bool, str], None]) -> Itera
         yield lambda: open_folder(f"gs://{BUCKET}/runs/{next(numbers)}")
 
 
-def identity(samples: int, taps: tuple[str, ...] = TAPS, dtype: str = "bfloat16", per_batch: int = PER_BATCH) -> dict:
-    """Returns an identity, with which a job claims its run folder."""
-    return {
-        "model": {
-            "name": "demo/tiny",
-            "family": "llama",
-            "layers": 30,
-            "hidden_dim": WIDTH,
-            "weights_fingerprint": "w",
-        },
-        "tokenizer": "t",
-        "tasks": {"fingerprint": "f", "samples": samples},
-        "taps": list(taps),
-        "positions": "all",
-        "dtype": dtype,
-        "seq_len": 64,
-        "save_every_n_samples": per_batch,
-    }
+def identity(samples: int, taps: Sequence[str] = TAPS, dtype: str = "bfloat16", per_batch: int = PER_BATCH) -> Identity:
+    """Returns what the job would claim a run folder with."""
+    return Identity(
+        model=ModelIdentity(name="demo/tiny", family="llama", layers=30, hidden_dim=WIDTH, weights_fingerprint="w"),
+        tokenizer="t",
+        tasks=TasksIdentity(fingerprint="f", samples=samples),
+        taps=list(taps),
+        positions="all",
+        dtype=dtype,
+        seq_len=64,
+        save_every_n_samples=per_batch,
+    )
 
 
 def batch(number: int, count: int, *, seed: int = 0, time: str = TIME, noise: float = 0.0, **other: Any) -> Batch:
@@ -93,6 +87,6 @@ def joined(batches: list[Batch], tap: str) -> np.ndarray:
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Changes a commit record or metadata.json so that its checksum still fits: a lie, not damage."""
-    content = open_sealed(path.read_bytes(), str(path))
+    content = json.loads(read_checksummed(path.read_bytes(), str(path)))
     change(content)
-    path.write_bytes(seal(json.dumps(content)))
+    path.write_bytes(with_checksum(json.dumps(content).encode()))

@@ -16,7 +16,7 @@ from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import load_tokenizer, tokenize
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.identity import claim
+from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim
 from pod_job.run_folder.timeline import COUNTERS
 from pod_job.storage.folder import Folder
 from tools.tiny_model import write_tiny_model
@@ -42,14 +42,14 @@ def text_run(
     settings |= {"model.path": model, "storage.run_dir": folder.url, "extract.seq_len": 512}
     config = load(["tasks=arc_sample", *(f"{key}={value}" for key, value in settings.items())])
     samples = read_tasks(config.tasks).samples
-    identity = {
-        "model": {"name": "tiny", "family": "qwen2", "layers": 3, "hidden_dim": WIDTH, "dtype": "bfloat16"},
-        "tasks": {"format": "arc", "fingerprint": "f", "samples": len(samples), "skipped": 0},
-        "taps": list(taps),
-        "positions": positions,
-        "dtype": "bfloat16",
-        "save_every_n_samples": 4,
-    }
+    identity = Identity(
+        model=ModelIdentity(name="tiny", family="qwen2", layers=3, hidden_dim=WIDTH, dtype="bfloat16"),
+        tasks=TasksIdentity(format="arc", fingerprint="f", samples=len(samples), skipped=0),
+        taps=list(taps),
+        positions=positions,
+        dtype="bfloat16",
+        save_every_n_samples=4,
+    )
     claim(folder, identity, to_json(config))
     tokenizer = load_tokenizer(model)
     for number in range(1, total_batches(len(samples), 4) + 1):

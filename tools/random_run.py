@@ -1,7 +1,6 @@
 """Makes run folders of random vectors: finished, merged and of any shape, for benchmarks and fuzzing."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from pod_job.finishing.merge import merge
 from pod_job.formats.rows_table import Rows, from_columns
 from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.identity import claim
+from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim
 from pod_job.storage.buffers import aligned_empty
 from pod_job.storage.folder import Folder
 
@@ -45,19 +44,18 @@ def make_run(folder: Folder, shape: RunShape) -> None:
     merge(folder)
 
 
-def identity(shape: RunShape) -> dict[str, Any]:
+def identity(shape: RunShape) -> Identity:
     """Returns what the job claims such a run's folder with."""
-    model = {"name": "random", "family": "llama", "layers": 30, "hidden_dim": shape.width, "weights_fingerprint": "w"}
-    return {
-        "model": model,
-        "tokenizer": "t",
-        "tasks": {"fingerprint": "f", "samples": shape.batches * shape.samples},
-        "taps": list(shape.taps),
-        "positions": "all",
-        "dtype": "bfloat16",
-        "seq_len": shape.rows,
-        "save_every_n_samples": shape.samples,
-    }
+    return Identity(
+        model=ModelIdentity(name="random", family="llama", layers=30, hidden_dim=shape.width, weights_fingerprint="w"),
+        tokenizer="t",
+        tasks=TasksIdentity(fingerprint="f", samples=shape.batches * shape.samples),
+        taps=list(shape.taps),
+        positions="all",
+        dtype="bfloat16",
+        seq_len=shape.rows,
+        save_every_n_samples=shape.samples,
+    )
 
 
 def make_batch(shape: RunShape, number: int) -> Batch:

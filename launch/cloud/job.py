@@ -20,7 +20,7 @@ from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
-from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.metadata import read_any
 
 
 def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
@@ -51,7 +51,7 @@ def finish(config: JobConfig, job: RunningJob, outcome: Outcome, elapsed_s: floa
         return 2 if outcome.cause is not None and outcome.cause.user_error else 1
     statuses = [status for status in job.statuses() if status is not None]
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
-    done = summary.summarise(config, json.loads(job.folder.read(METADATA)), statuses, elapsed_s, logs)
+    done = summary.summarise(config, read_any(job.folder), statuses, elapsed_s, logs)
     if as_json:
         print(json.dumps(asdict(done), indent=2))
     else:

@@ -27,8 +27,8 @@ def planned_batches(config: JobConfig, folder: Folder) -> int:
     """Returns the number of batches that the run is planned to have: by run.json, or by the inputs before a start."""
     if folder.stat(RUN) is None:
         return read_inputs(config).total_batches
-    identity = read_run(folder)["identity"]
-    return total_batches(identity["tasks"]["samples"], identity["save_every_n_samples"])
+    identity = read_run(folder).identity
+    return total_batches(identity.tasks.samples, identity.save_every_n_samples)
 
 
 def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> RunStatus:

@@ -1,15 +1,15 @@
 """What a finished run left: from its metadata.json and the hosts' last statuses to one short table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from launch.view.facts import show_facts
 from pod_job.config.schema import JobConfig
 from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.metadata import Metadata
 from pod_job.run_folder.status import HostStatus
 
 
@@ -38,22 +38,22 @@ class Summary:
 
 
 def summarise(
-    config: JobConfig, metadata: Mapping[str, Any], statuses: Sequence[HostStatus], elapsed_s: float, logs: Path | str
+    config: JobConfig, metadata: Metadata, statuses: Sequence[HostStatus], elapsed_s: float, logs: Path | str
 ) -> Summary:
     """Adds up `activations/metadata.json` and the last status of every host; `elapsed_s` is the launcher's own time."""
     rows: dict[str, int] = {}
-    for file in metadata["batches"]:
-        rows[file["layer"]] = rows.get(file["layer"], 0) + file["rows"]
+    for file in metadata.batches:
+        rows[file.layer] = rows.get(file.layer, 0) + file.rows
     tokens = sum(status.tokens for status in statuses)
     positions = sum(status.positions for status in statuses)
     seconds = max((status.seconds for status in statuses), default=0.0)
     return Summary(
         hosts=config.pod.hosts,
         mesh={"data": config.mesh.data, "model": config.mesh.model},
-        prompts=metadata["total_samples"],
-        complete=metadata["complete"],
+        prompts=metadata.total_samples,
+        complete=metadata.complete,
         rows_per_tap=rows,
-        bytes=sum(file["size"] for file in metadata["batches"]),
+        bytes=sum(file.size for file in metadata.batches),
         attempt_prompts=sum(status.samples for status in statuses),
         attempt_cut_prompts=sum(status.cut_samples for status in statuses),
         attempt_tokens=tokens,

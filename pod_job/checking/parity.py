@@ -5,12 +5,9 @@ prefill and some steps of decode. Host 0 compares its rows and leaves the result
 hosts wait for it and merge finds it for metadata.json.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 
 import jax
 import numpy as np
@@ -20,34 +17,19 @@ from pod_job.checking.reference import limit_of, reference_taps, relative_errors
 from pod_job.checking.trial import Trial
 from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
+from pod_job.formats.records import encode, now
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.tokens import Prompt, tokenize
 from pod_job.run_folder import layout
+from pod_job.run_folder.parity import ParityRecord, TapErrors, read_parity
 from pod_job.run_folder.status import Phase, read_status
 
 log = logging.getLogger("pod_job")
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Parity:
-    """One start's result: per tap the relative L2 errors of its rows, `{"median": ..., "largest": ...}`."""
-
-    attempt: str
-    reference: str
-    mesh: str
-    sharding: str
-    devices: str
-    prompts: int
-    rows: int
-    limit: float
-    passed: bool
-    errors: dict[str, dict[str, float]]
-    measured: str
 
 
 def check_parity(
@@ -68,7 +50,7 @@ def check_parity(
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
         result = compare(inputs, host, trials)
-        inputs.folder.replace(layout.parity_file(host.attempt), json.dumps(asdict(result)).encode())
+        inputs.folder.replace(layout.parity_file(host.attempt), encode(result))
     else:
         result = await_result(inputs, host)
     if not result.passed:
@@ -83,7 +65,7 @@ def forget_earlier(inputs: Inputs, host: Host) -> None:
         multihost_utils.sync_global_devices("no parity yet")
 
 
-def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
+def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord:
     """The trials' vectors against the reference's."""
     name, truths = reference_taps(inputs, [trial.token_ids for trial in trials])
     config = inputs.config
@@ -93,12 +75,12 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
         ours = np.concatenate([trial.vectors[tap] for trial in trials])
         stored = from_rows(ours, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
         each = relative_errors(np.asarray(stored), np.concatenate(theirs))
-        errors[tap] = {"median": float(np.median(each)), "largest": float(each.max())}
+        errors[tap] = TapErrors(median=float(np.median(each)), largest=float(each.max()))
         count = len(each)
     limit = config.parity.limit or limit_of(config.model.dtype, config.extract.dtype)
-    worst = max(error["largest"] for error in errors.values())
+    worst = max(error.largest for error in errors.values())
     log.info("parity with %s: %d rows, largest relative error %.2g, limit %.2g", name, count, worst, limit)
-    return Parity(
+    return ParityRecord(
         attempt=host.attempt,
         reference=name,
         mesh=f"{config.mesh.data}x{config.mesh.model}",
@@ -109,15 +91,15 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> Parity:
         limit=limit,
         passed=worst <= limit,
         errors=errors,
-        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        measured=now(),
     )
 
 
-def await_result(inputs: Inputs, host: Host) -> Parity:
+def await_result(inputs: Inputs, host: Host) -> ParityRecord:
     """What host 0 found. It may read a large model meanwhile, so there is no deadline; should it die, jax ends us."""
     while True:
         try:
-            return Parity(**json.loads(inputs.folder.read(layout.parity_file(host.attempt))))
+            return read_parity(inputs.folder, host.attempt)
         except FileNotFoundError:
             status = read_status(inputs.folder, 0, host.attempt)
             if status is not None and status.phase is Phase.failed:
@@ -125,10 +107,10 @@ def await_result(inputs: Inputs, host: Host) -> Parity:
             time.sleep(POLL_S)
 
 
-def refusal(result: Parity) -> str:
-    tap = max(result.errors, key=lambda tap: result.errors[tap]["largest"])
+def refusal(result: ParityRecord) -> str:
+    tap = max(result.errors, key=lambda tap: result.errors[tap].largest)
     return (
-        f"parity.limit={result.limit:g}: {tap} is {result.errors[tap]['largest']:.2g} off the reference "
+        f"parity.limit={result.limit:g}: {tap} is {result.errors[tap].largest:.2g} off the reference "
         f"({result.reference}) on {result.rows} rows; the vectors would be wrong: use model.dtype=float32, or another "
         "jax version; raise parity.limit only if you know why"
     )

@@ -73,7 +73,7 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequenc
 
 def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
     """How the run was started, but for one process with one device."""
-    recorded = read_run(open_folder(run_dir)).get("config")
+    recorded = read_run(open_folder(run_dir)).config
     if recorded is None:
         raise JobError(f"{run_dir}/{layout.RUN}: does not tell how the run was started; rows cannot be computed anew")
     alone: dict[str, Any] = {"sharding": Sharding.replicated, "mesh": MeshConfig(), "pod": PodConfig()}

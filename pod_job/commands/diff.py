@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -52,7 +53,7 @@ def run_diff(options: Namespace) -> int:
 def compare(a: Overview, b: Overview) -> list[Difference]:
     """Returns all differences, those of the identity first."""
     parts = {
-        "identity": (a.identity, b.identity),
+        "identity": (msgspec.to_builtins(a.identity), msgspec.to_builtins(b.identity)),
         "config": (a.config, b.config),
         "version": (versions(a), versions(b)),
         "content": (content(a), content(b)),
@@ -61,11 +62,11 @@ def compare(a: Overview, b: Overview) -> list[Difference]:
 
 
 def versions(overview: Overview) -> dict[str, Any]:
-    return {"format": overview.run["format"], "pod_job_version": overview.run["pod_job_version"]}
+    return {"format": overview.run.format, "pod_job_version": overview.run.pod_job_version}
 
 
 def content(overview: Overview) -> dict[str, Any]:
-    return {key: overview.metadata[key] for key in CONTENT}
+    return {key: getattr(overview.metadata, key) for key in CONTENT}
 
 
 def print_differences(differing: list[Difference], console: Console) -> None:

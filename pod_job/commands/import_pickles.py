@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_import(options: Namespace) -> int:
     described = import_pickles(options.pickles, options.out, options.dtype)
-    print(f"{described['rows']:,} rows in {described['total_batches']} batches")
+    print(f"{described.rows:,} rows in {described.total_batches} batches")
     return DONE
 
 

@@ -62,41 +62,41 @@ def run_inspect(options: Namespace) -> int:
 def run_facts(overview: Overview) -> Facts:
     """The run as a whole: what it is of, how far it is, each tap, each start."""
     identity, described = overview.identity, overview.metadata
-    done = described["total_batches"] - len(described["missing"])
+    done = described.total_batches - len(described.missing)
     return {
         "run": overview.folder.url,
-        "state": "complete" if described["complete"] else f"UNFINISHED, {len(described['missing'])} batches missing",
+        "state": "complete" if described.complete else f"UNFINISHED, {len(described.missing)} batches missing",
         "verified": overview.verdict[1],
-        "model": identity["model"]["name"],
-        "samples": described["total_samples"],
-        "batches": f"{done} of {described['total_batches']}, of {identity['save_every_n_samples']} samples",
-        "rows": described["rows"],
-        "positions": identity["positions"],
-        "dtype": described["dtype"],
-        "bytes": sum(file["size"] for file in described["batches"]),
-        "created": overview.run["created"],
-        "version": overview.run["pod_job_version"],
-        "taps": [tap_line(overview, tap) for tap in described["taps"] if tap in described["statistics"]],
+        "model": identity.model.name,
+        "samples": described.total_samples,
+        "batches": f"{done} of {described.total_batches}, of {identity.save_every_n_samples} samples",
+        "rows": described.rows,
+        "positions": identity.positions,
+        "dtype": described.dtype,
+        "bytes": sum(file.size for file in described.batches),
+        "created": overview.run.created,
+        "version": overview.run.pod_job_version,
+        "taps": [tap_line(overview, tap) for tap in described.taps if tap in described.statistics],
         "parity": [
-            {"start": each["attempt"], "passed": each["passed"], "rows": each["rows"], "limit": each["limit"]}
-            | {"largest error": max(error["largest"] for error in each["errors"].values())}
-            for each in described["parity"]
+            {"start": each.attempt, "passed": each.passed, "rows": each.rows, "limit": each.limit}
+            | {"largest error": max(error.largest for error in each.errors.values())}
+            for each in described.parity
         ],
         "starts": [start_line(timeline) for timeline in overview.timelines if timeline.host == 0 and timeline.points],
     }
 
 
 def tap_line(overview: Overview, tap: str) -> Facts:
-    statistics = overview.metadata["statistics"][tap]
+    statistics = overview.metadata.statistics[tap]
     return {
         "tap": tap,
-        "width": overview.metadata["widths"][tap],
-        "mean norm": statistics["mean_norm"],
-        "median norm": statistics["norm_quantiles"]["0.5"],
-        "largest norm": statistics["norm_max"],
-        "outlier rows": statistics["outlier_share"],
-        "scale": statistics["scale"],
-        "nonfinite": statistics["nonfinite"],
+        "width": overview.metadata.widths[tap],
+        "mean norm": statistics.mean_norm,
+        "median norm": statistics.norm_quantiles["0.5"],
+        "largest norm": statistics.norm_max,
+        "outlier rows": statistics.outlier_share,
+        "scale": statistics.scale,
+        "nonfinite": statistics.nonfinite,
     }
 
 
@@ -114,34 +114,34 @@ def start_line(timeline: Timeline) -> Facts:
 
 def batch_facts(overview: Overview, number: int) -> Facts:
     """A batch by its commit record, with the samples in it."""
-    total = overview.metadata["total_batches"]
+    total = overview.metadata.total_batches
     if not 1 <= number <= total:
         raise JobError(f"--batch {number}: the run has batches 1 to {total}")
-    if number in overview.metadata["missing"]:
+    if number in overview.metadata.missing:
         raise JobError(f"--batch {number} is not committed yet; the same job again computes it")
     record = read_record(overview.folder, number)
-    rows = open_tap(overview, overview.metadata["taps"][0]).rows(slice(*row_range(overview, number)))
+    rows = open_tap(overview, overview.metadata.taps[0]).rows(slice(*row_range(overview, number)))
     samples: dict[tuple[str, int], int] = {}
     for sample in zip(rows["task_id"].tolist(), rows["sample_idx"].tolist(), strict=True):
         samples[sample] = samples.get(sample, 0) + 1
     return {
-        **{key: record[key] for key in ("batch", "n_samples", "rows", "host", "started", "committed")},
+        **{key: getattr(record, key) for key in ("batch", "n_samples", "rows", "host", "started", "committed")},
         "first row": row_range(overview, number)[0],
         "special": int(rows["special"].sum()),
         "sinks": int(rows["sink"].sum()),
         "nonfinite": int(rows["nonfinite"].sum()),
         "samples": [{"task_id": task, "sample_idx": idx, "rows": count} for (task, idx), count in samples.items()],
         "files": [
-            {"file": layout.ACTIVATIONS + entry["file"], **{key: entry[key] for key in ("rows", "size", "crc32c")}}
-            for entry in (*overview.metadata["batches"], *overview.metadata["rows_files"])
-            if entry["batch_id"] == number
+            {"file": layout.ACTIVATIONS + entry.file, "rows": entry.rows, "size": entry.size, "crc32c": entry.crc32c}
+            for entry in (*overview.metadata.batches, *overview.metadata.rows_files)
+            if entry.batch_id == number
         ],
     }
 
 
 def row_range(overview: Overview, number: int) -> tuple[int, int]:
     """The numbers of the first row of a batch and of the first after it."""
-    sizes = {entry["batch_id"]: entry["rows"] for entry in overview.metadata["rows_files"]}
+    sizes = {entry.batch_id: entry.rows for entry in overview.metadata.rows_files}
     start = sum(rows for batch, rows in sizes.items() if batch < number)
     return start, start + sizes[number]
 
@@ -149,13 +149,13 @@ def row_range(overview: Overview, number: int) -> tuple[int, int]:
 def tap_facts(overview: Overview, tap: str) -> Facts:
     """A tap's statistics over the whole run, and the dimensions that stand out."""
     open_tap(overview, tap)  # names the taps there are
-    statistics = overview.metadata["statistics"][tap]
-    mean, spread = np.array(statistics["mean"]), np.sqrt(np.array(statistics["variance"]))
+    statistics = overview.metadata.statistics[tap]
+    mean, spread = np.array(statistics.mean), np.sqrt(np.array(statistics.variance))
     size = np.hypot(mean, spread)
     first = np.argsort(size)[::-1][:DIMENSIONS_SHOWN]
     return {
         **tap_line(overview, tap),
-        "norm quantiles": [{"share": share, "norm": norm} for share, norm in statistics["norm_quantiles"].items()],
+        "norm quantiles": [{"share": share, "norm": norm} for share, norm in statistics.norm_quantiles.items()],
         "largest dimensions": [
             {"dimension": int(d), "mean": float(mean[d]), "deviation": float(spread[d])}
             | {"times the median": float(size[d] / max(np.median(size), 1e-30))}
@@ -166,7 +166,7 @@ def tap_facts(overview: Overview, tap: str) -> Facts:
 
 def row_facts(overview: Overview, row: int, overrides: Sequence[str]) -> Facts:
     """A row in all taps, with its provenance and the text around its token."""
-    taps = overview.metadata["taps"]
+    taps = overview.metadata.taps
     dataset = open_tap(overview, taps[0])
     if not 0 <= row < len(dataset):
         raise JobError(f"--row {row}: the run has rows 0 to {len(dataset) - 1}")
@@ -184,7 +184,7 @@ def vector_line(dataset: ActivationDataset, row: int) -> Facts:
     return {
         "tap": dataset.tap,
         "norm": norm,
-        "of the median": norm / max(dataset.statistics["norm_quantiles"]["0.5"], 1e-30),
+        "of the median": norm / max(dataset.metadata.statistics[dataset.tap].norm_quantiles["0.5"], 1e-30),
         "largest dimension": largest,
         "its value": float(vector[largest]),
     }

@@ -3,13 +3,13 @@
 import json
 import os
 from argparse import ArgumentParser, Namespace
-from typing import Any
 
 from pod_job.commands.command_line import DONE, Command, add_json, add_run_dir
 from pod_job.errors import JobError
 from pod_job.finishing.compact import MAX_BYTES, compact
 from pod_job.finishing.merge import merge
 from pod_job.progress import progress_bar
+from pod_job.run_folder.metadata import Metadata
 from pod_job.storage.open import open_folder
 
 EXAMPLES = ("gs://my-bucket/run", "gs://my-bucket/run --compact")
@@ -35,13 +35,13 @@ def run_merge(options: Namespace) -> int:
     return DONE
 
 
-def print_merged(metadata: dict[str, Any], as_json: bool) -> None:
-    done = metadata["total_batches"] - len(metadata["missing"])
-    files = {entry["file"] for key in ("batches", "rows_files") for entry in metadata[key]}
+def print_merged(metadata: Metadata, as_json: bool) -> None:
+    done = metadata.total_batches - len(metadata.missing)
+    files = {entry.file for entry in (*metadata.batches, *metadata.rows_files)}
     if as_json:
-        print(json.dumps({key: metadata[key] for key in SUMMARY} | {"files": len(files)}))
+        print(json.dumps({key: getattr(metadata, key) for key in SUMMARY} | {"files": len(files)}))
     else:
-        print(f"{done} of {metadata['total_batches']} batches, {metadata['rows']:,} rows, {len(files):,} files")
+        print(f"{done} of {metadata.total_batches} batches, {metadata.rows:,} rows, {len(files):,} files")
 
 
 COMMAND = Command("merge", __doc__, EXAMPLES, add_arguments, run_merge)

@@ -19,10 +19,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_shuffle(options: Namespace) -> int:
     described = shuffle(
-        options.run_dir, options.out, options.seed, host=options.host, hosts=options.hosts, progress=progress_bar
+        options.run_dir, options.out, options.seed, shard=(options.host, options.hosts), progress=progress_bar
     )
-    state = "complete" if described["complete"] else f"{len(described['missing'])} batches to come from other hosts"
-    print(f"{described['rows']:,} rows in {described['total_batches']} batches, {state}")
+    state = "complete" if described.complete else f"{len(described.missing)} batches to come from other hosts"
+    print(f"{described.rows:,} rows in {described.total_batches} batches, {state}")
     return DONE
 
 

@@ -3,11 +3,11 @@
 With --recompute it also computes random rows again and compares them with those that are stored.
 """
 
-import json
 from argparse import ArgumentParser, Namespace
 
-from pod_job.checking.verify import Report, record, to_json, verify
+from pod_job.checking.verify import Report, store, verify
 from pod_job.commands.command_line import DONE, FAILED, Command, add_json, add_moved_inputs, add_run_dir
+from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
 
 EXAMPLES = ("runs/first", "gs://my-bucket/run --json", "gs://my-bucket/run --recompute 64 tasks.path=moved.json")
@@ -29,8 +29,9 @@ def run_verify(options: Namespace) -> int:
         report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
         far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
         report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
-    record(report)
-    print(json.dumps(to_json(report), indent=1) if options.json else report_text(report))
+        report.conclude()
+    store(report)
+    print(encode(report, indent=1).decode() if options.json else report_text(report))
     return DONE if report.sound else FAILED
 
 

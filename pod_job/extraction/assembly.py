@@ -5,7 +5,6 @@ R rows of a batch in all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Int32
 from pod_job.config.schema import Exclude, ExtractConfig, Positions
 from pod_job.extraction.packing import Placed
 from pod_job.formats.quantized import Vectors, from_rows, transfer_layout
+from pod_job.formats.records import now
 from pod_job.formats.rows_table import from_columns
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.prompts.sources.sample import Sample
@@ -92,5 +92,5 @@ def make_batch(
     if Exclude.special in exclude:
         columns = {name: column[~marks] for name, column in columns.items()}
         taps = {name: vectors[~marks] for name, vectors in taps.items()}
-    table = from_columns(columns, datetime.now(UTC).isoformat(timespec="seconds"))
+    table = from_columns(columns, now())
     return Batch(number, len(samples), table, taps)

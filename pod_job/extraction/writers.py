@@ -4,10 +4,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from pod_job.config.schema import OnNonfinite
-from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.commit import Batch, CommitRecord, commit_batch
 from pod_job.run_folder.completions import Completion, store_completions
 from pod_job.storage.folder import Folder
 
@@ -20,7 +19,7 @@ class Writers:
         threads: int,
         folder: Folder,
         host: int,
-        on_record: Callable[[dict[str, Any]], None],
+        on_record: Callable[[CommitRecord], None],
         on_nonfinite: OnNonfinite = OnNonfinite.fail,
     ) -> None:
         self.folder, self.host, self.on_record, self.on_nonfinite = folder, host, on_record, on_nonfinite

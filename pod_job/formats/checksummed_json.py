@@ -1,38 +1,34 @@
 """JSON that carries its own checksum: a file of which one byte was altered is refused, whatever its values say."""
 
-import json
-from typing import Any
-
 from pod_job.errors import JobError
 from pod_job.storage.checksums import checksum
 
 KEY = "crc32c"
 
 
-def seal(text: str) -> bytes:
-    """The text of a JSON object as a file: its last key is the CRC-32C of every byte before that."""
-    body = text.rstrip().removesuffix("}").rstrip().encode()
-    return body + _seal_of(body)
+def with_checksum(text: bytes) -> bytes:
+    """Returns the text of a JSON object with one more key, the last: the CRC-32C of every byte before it."""
+    body = text.rstrip().removesuffix(b"}").rstrip()
+    return body + _ending(body)
 
 
-def open_sealed(data: bytes, name: str, advice: str = "") -> dict[str, Any]:
-    """The object, without the checksum. JobError, naming the file (`name`), where it has none or another content."""
-    body, there = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-    if not there.startswith(_SEAL_START):
+def read_checksummed(data: bytes, name: str, advice: str = "") -> bytes:
+    """Returns the text of the object without its checksum.
+
+    Raises:
+        JobError: the file (`name`) has no checksum, or another content; `advice` ends the message.
+    """
+    body, ending = data[:-_ENDING_BYTES], data[-_ENDING_BYTES:]
+    if not ending.startswith(_ENDING_START):
         raise JobError(f"{name}: damaged: it does not end with its {KEY}, so it was cut or altered{advice}")
-    if there != _seal_of(body):
+    if ending != _ending(body):
         raise JobError(f"{name}: damaged: its {KEY} is not that of its content, so it was altered{advice}")
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise JobError(f"{name}: not JSON ({error}){advice}") from error
-    del content[KEY]
-    return content
+    return body + b"}"
 
 
-def _seal_of(body: bytes) -> bytes:
+def _ending(body: bytes) -> bytes:
     return f',\n"{KEY}":"{checksum([body]).crc32c}"}}\n'.encode()
 
 
-_SEAL_BYTES = len(_seal_of(b""))
-_SEAL_START = f',\n"{KEY}":"'.encode()
+_ENDING_BYTES = len(_ending(b""))
+_ENDING_START = f',\n"{KEY}":"'.encode()

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pod_job.host.rendezvous import Host
+from pod_job.run_folder.commit import CommitRecord
 from pod_job.run_folder.layout import log_file
 from pod_job.run_folder.status import HostStatus, Phase, write_status
 from pod_job.run_folder.timeline import Timeline, write_timeline
@@ -77,9 +78,9 @@ class Reporter(logging.Handler):
             sums = {name: getattr(self.status, name) + count for name, count in counts.items()}
             self.status = msgspec.structs.replace(self.status, **sums)
 
-    def committed(self, record: dict[str, Any]) -> None:
+    def committed(self, record: CommitRecord) -> None:
         """Counts a batch by its commit record."""
-        self.add(batches=1, rows=record["rows"], bytes=sum(file["size"] for file in record["files"]))
+        self.add(batches=1, rows=record.rows, bytes=sum(file.size for file in record.files))
 
     def write(self) -> None:
         write_status(self.folder, self.status)

@@ -1,9 +1,8 @@
-"""A run as the pickle files and metadata.json of the extraction document, for programs that already read that layout.
+"""Writes a run as the pickle files and metadata.json of the extraction document, for programs that read that layout.
 
 Pickled lists cost twenty times the CPU of our own files; `pod_job.reading.pickle_reader` reads them back.
 """
 
-import json
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from pod_job.errors import JobError
-from pod_job.formats import rows_table
+from pod_job.formats.records import encode
+from pod_job.formats.rows_table import Rows
+from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata
 from pod_job.reading.dataset import layer_not_found
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
@@ -26,7 +27,7 @@ def export_pickles(
     report: Callable[[str], None] = lambda name: None,
     layers: Sequence[int] | None = None,
 ) -> int:
-    """Write `layer_6_batch_000001.pkl` and its like and a metadata.json beside them; one batch is in memory at a time.
+    """Writes `layer_6_batch_000001.pkl` and its like and a metadata.json beside them; one batch is in memory at a time.
 
     Args:
         layers: whose outputs are written; by default all that the run has.
@@ -38,27 +39,32 @@ def export_pickles(
     """
     run, out = open_folder(run_dir), open_folder(out_dir)
     metadata = metadata_file.read(run)
-    taps = metadata["taps"] if layers is None else [f"layer_{layer}" for layer in layers]
-    if absent := [layer for layer in layers or () if f"layer_{layer}" not in metadata["taps"]]:
-        raise JobError(layer_not_found(absent[0], run.url, metadata["taps"]))
-    tables = {entry["batch_id"]: entry for entry in metadata["rows_files"]}
-    written, table_of, rows = [], None, None
-    for entry in (entry for entry in metadata["batches"] if entry["layer"] in taps):
-        if rows is None or table_of != entry["batch_id"]:
-            table_of, rows = entry["batch_id"], read_rows(run, tables[entry["batch_id"]])
-        name = f"{entry['layer']}_batch_{entry['batch_id']:06d}.pkl"
-        content = _content(entry["layer"], np.asarray(read_vectors(run, entry), np.float32), rows)
+    taps = metadata.taps if layers is None else [f"layer_{layer}" for layer in layers]
+    if absent := [layer for layer in layers or () if f"layer_{layer}" not in metadata.taps]:
+        raise JobError(layer_not_found(absent[0], run.url, metadata.taps))
+    tables = {entry.batch_id: entry for entry in metadata.rows_files}
+    written, batch, rows = [], None, None
+    for entry in (entry for entry in metadata.batches if entry.layer in taps):
+        if rows is None or batch != entry.batch_id:
+            batch, rows = entry.batch_id, read_rows(run, tables[entry.batch_id])
+        name = f"{entry.layer}_batch_{entry.batch_id:06d}.pkl"
+        content = _content(entry.layer, np.asarray(read_vectors(run, entry), np.float32), rows)
         out.replace(name, pickle.dumps(content, protocol=4))
-        written.append({**{key: entry[key] for key in ("batch_id", "layer", "n_samples")}, "file": name})
+        written.append(PickleEntry(entry.batch_id, entry.layer, name, entry.n_samples))
         report(name)
-    kept = {key: metadata[key] for key in ("model_name", "layers_extracted", "hidden_dim", "total_samples")}
-    kept |= {} if layers is None else {"layers_extracted": list(layers)}
-    out.replace("metadata.json", json.dumps({**kept, "batches": written}, indent=2).encode())
+    described = PickleMetadata(
+        model_name=metadata.model_name,
+        layers_extracted=metadata.layers_extracted if layers is None else list(layers),
+        hidden_dim=metadata.hidden_dim,
+        total_samples=metadata.total_samples,
+        batches=written,
+    )
+    out.replace("metadata.json", encode(described, indent=2))
     return len(written)
 
 
-def _content(tap: str, vectors: np.ndarray, rows: rows_table.Rows) -> dict[str, Any]:
-    """The documented dictionary; the document keeps activations in float32."""
+def _content(tap: str, vectors: np.ndarray, rows: Rows) -> dict[str, Any]:
+    """Returns the documented dictionary; the document keeps activations in float32."""
     columns = zip(rows.task_id, rows.sample_idx.tolist(), vectors, strict=True)
     return {
         "layer": layout.layer_number(tap),

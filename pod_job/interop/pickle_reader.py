@@ -2,18 +2,39 @@
 
 import io
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pod_job.errors import JobError
+from pod_job.formats.records import Record, convert
 
 
-def read_pickle(path: str | Path) -> dict[str, Any]:
-    """`{"layer": int, "activations": [{"task_id", "sample_idx", "activation" [D], "timestamp"}, ...]}` from the file.
+@dataclass(frozen=True)
+class PickleItem:
+    """One activation [D] with its provenance."""
 
-    Raises JobError, naming the file and the reason, for anything but that layout.
+    task_id: str
+    sample_idx: int
+    activation: np.ndarray
+    timestamp: str
+
+
+@dataclass(frozen=True)
+class PickleContent:
+    """The content of a pickle file: the activations of one layer in one batch."""
+
+    layer: int
+    activations: list[PickleItem]
+
+
+def read_pickle(path: str | Path) -> PickleContent:
+    """Reads `{"layer": int, "activations": [{"task_id", "sample_idx", "activation" [D], "timestamp"}, ...]}`.
+
+    Raises:
+        JobError: the file holds anything but that layout; names the file and the reason.
     """
     try:
         content = _PlainUnpickler(io.BytesIO(Path(path).read_bytes())).load()
@@ -21,15 +42,19 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         raise JobError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise JobError(f"{path}: not an activation pickle ({type(error).__name__}: {error})") from error
-    if problem := _problem(content):
-        raise JobError(f"{path}: not an activation pickle: {problem}")
-    for item in content["activations"]:
-        item["activation"] = item["activation"].values
-    return content
+    stored = convert(content, _Content, str(path), "it is not an activation pickle")
+    items = [
+        PickleItem(item.task_id, item.sample_idx, item.activation.values, item.timestamp) for item in stored.activations
+    ]
+    for number, item in enumerate(items):
+        if item.activation.ndim != 1:
+            shape = list(item.activation.shape)
+            raise JobError(f"{path}: not an activation pickle: activation {number} has shape {shape}, not [hidden_dim]")
+    return PickleContent(stored.layer, items)
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Python's own containers, and stand-ins of ours for the few names by which NumPy pickles an array of numbers."""
+    """Builds Python's own containers, and stand-ins for the few names by which NumPy pickles an array of numbers."""
 
     def find_class(self, module: str, name: str) -> Any:
         # NumPy 1 calls numpy._core numpy.core.
@@ -40,7 +65,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _NumberType:
-    """For numpy.dtype: a type of numbers. NumPy's own would also build types of objects and records."""
+    """Stands for numpy.dtype: a type of numbers. NumPy's own would also build types of objects and records."""
 
     def __init__(self, code: str, *_: Any) -> None:
         self.dtype = np.dtype(str(code))
@@ -52,7 +77,7 @@ class _NumberType:
 
 
 class _Array:
-    """For numpy.ndarray: first made empty, then given its state, as pickled arrays are."""
+    """Stands for numpy.ndarray: first made empty, then given its state, as pickled arrays are."""
 
     values: np.ndarray
 
@@ -65,7 +90,7 @@ class _Array:
 
 
 def _from_bytes(data: bytes | bytearray, kind: _NumberType, shape: tuple[int, ...], order: Any) -> _Array:
-    """For numpy's _frombuffer, by which protocol 5 pickles arrays."""
+    """Stands for numpy's _frombuffer, by which protocol 5 pickles arrays."""
     array = _Array()
     array.values = np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy()
     return array
@@ -82,20 +107,15 @@ _STAND_INS = {
     "numpy._core.multiarray.scalar": _number,
     "numpy._core.numeric._frombuffer": _from_bytes,
 }
-_ITEM = {"task_id": str, "sample_idx": int, "activation": _Array, "timestamp": str}
 
 
-def _problem(content: Any) -> str:
-    """What is wrong with the content; empty where nothing is."""
-    if not isinstance(content, dict) or content.keys() != {"layer", "activations"}:
-        return "it must have exactly layer and activations"
-    if not isinstance(content["layer"], int) or not isinstance(content["activations"], list):
-        return "layer must be an int and activations a list"
-    for number, item in enumerate(content["activations"]):
-        if not isinstance(item, dict) or item.keys() != _ITEM.keys():
-            return f"activation {number} must have exactly {', '.join(_ITEM)}"
-        if wrong := [key for key, kind in _ITEM.items() if not isinstance(item[key], kind)]:
-            return f"activation {number}: {', '.join(wrong)} of another type"
-        if item["activation"].values.ndim != 1:
-            return f"activation {number} has shape {list(item['activation'].values.shape)}, not [hidden_dim]"
-    return ""
+class _Item(Record, frozen=True):
+    task_id: str
+    sample_idx: int
+    activation: _Array
+    timestamp: str
+
+
+class _Content(Record, frozen=True):
+    layer: int
+    activations: list[_Item]

@@ -1,4 +1,4 @@
-"""One tap of a run as SAELens' cached activations: `pod-job export-sae-lens RUN_DIR OUT --layer 12`.
+"""Writes one tap of a run as SAELens' cached activations: `pod-job export-sae-lens RUN_DIR OUT --layer 12`.
 
 SAELens reads a folder of Hugging Face `datasets` whose samples are [context_size, D] float32 under the name of a
 TransformerLens hook, with `token_ids` beside them (`sae_lens.CacheActivationsRunner` writes it). `datasets` has no
@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pod_job.errors import JobError
+from pod_job.formats.records import encode
 from pod_job.models.taps import available
 from pod_job.reading.dataset import ActivationDataset
 
@@ -27,6 +29,18 @@ HOOKS = {
 """TransformerLens' names of the sites that mean the same there."""
 PART_BYTES = 256 << 20
 """Vectors in memory, and in one file."""
+
+
+class DatasetState(msgspec.Struct, frozen=True, rename=lambda name: f"_{name}"):
+    """state.json, which datasets.load_from_disk reads; the fingerprint names the content for its caches."""
+
+    data_files: list[dict[str, str]]
+    fingerprint: str
+    format_columns: None = None
+    format_kwargs: dict[str, str] = msgspec.field(default_factory=dict)
+    format_type: None = None
+    output_all_columns: bool = False
+    split: None = None
 
 
 def export_sae_lens(
@@ -51,7 +65,7 @@ def export_sae_lens(
     """
     datasets = _datasets()
     dataset = ActivationDataset(run_dir, layer, exclude=exclude)
-    hook = hook_name or hook_of(dataset.tap, dataset.metadata["provenance"]["model"]["layers"])
+    hook = hook_name or hook_of(dataset.tap, dataset.metadata.provenance.model.layers)
     out = Path(out_dir)
     if out.exists() and any(out.iterdir()):
         raise JobError(f"OUT={out}: is not empty; delete it or name another folder")
@@ -69,20 +83,20 @@ def export_sae_lens(
         piece = datasets.Dataset.from_dict({hook: vectors, "token_ids": tokens}, features=features)
         files.append(_save(piece, out, number))
     # The list of files comes last: without it, datasets takes the folder for nothing.
-    (out / "state.json").write_text(json.dumps(_state(files, dataset, hook, context_size), indent=2))
+    (out / "state.json").write_bytes(encode(_state(files, dataset, hook, context_size), indent=2))
     return samples * context_size
 
 
-def hook_of(tap: str, layers: int) -> str:
-    """TransformerLens' name of a tap of a model with this many layers."""
-    found = available(layers).get(tap)
+def hook_of(tap: str, layers: int | None) -> str:
+    """Returns TransformerLens' name of a tap of a model with this many layers (None: unknown, of an import)."""
+    found = None if layers is None else available(layers).get(tap)
     if found is None or found.site not in HOOKS:
         raise JobError(f"layer={tap}: TransformerLens has no equal of it; name the column with hook_name=...")
     return HOOKS[found.site].format(layer=found.layer)
 
 
 def _parts(dataset: ActivationDataset, samples: int, context_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Vectors [n, context_size, D] and tokens [n, context_size], a few hundred megabytes at a time."""
+    """Yields vectors [n, context_size, D] and tokens [n, context_size], a few hundred megabytes at a time."""
     width = dataset.shape[1]
     step = max(1, PART_BYTES // (4 * context_size * width))
     for start in range(0, samples, step):
@@ -92,7 +106,7 @@ def _parts(dataset: ActivationDataset, samples: int, context_size: int) -> Itera
 
 
 def _save(piece: Any, out: Path, number: int) -> str:
-    """Writes one part and returns its file's name; save_to_disk makes a folder of its own, which goes again."""
+    """Writes one part and returns its file's name; save_to_disk makes a folder of its own, which is removed."""
     folder, name = out / f"part_{number:05d}", f"data-{number:05d}.arrow"
     piece.save_to_disk(folder, num_shards=1)
     (folder / "data-00000-of-00001.arrow").rename(out / name)
@@ -102,22 +116,10 @@ def _save(piece: Any, out: Path, number: int) -> str:
     return name
 
 
-def _state(files: Sequence[str], dataset: ActivationDataset, hook: str, context_size: int) -> dict[str, Any]:
-    """What datasets.load_from_disk reads; the fingerprint names the content for its caches."""
-    source = [dataset.metadata["provenance"], dataset.tap, len(dataset), hook, context_size]
-    return {
-        "_data_files": [{"filename": name} for name in files],
-        "_fingerprint": _fingerprint(source),
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-
-
-def _fingerprint(source: Any) -> str:
-    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+def _state(files: Sequence[str], dataset: ActivationDataset, hook: str, context_size: int) -> DatasetState:
+    source = [msgspec.to_builtins(dataset.metadata.provenance), dataset.tap, len(dataset), hook, context_size]
+    fingerprint = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+    return DatasetState([{"filename": name} for name in files], fingerprint)
 
 
 def _datasets() -> Any:

@@ -7,7 +7,6 @@ starts, and every host calls it again for itself.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, fingerprint, model_name, read_checkpoint
 from pod_job.checkpoints.locate import ModelFiles, find_model
@@ -30,7 +29,7 @@ from pod_job.prompts.tokens import (
     tokenize,
     tokenizer_fingerprint,
 )
-from pod_job.run_folder.identity import confirm
+from pod_job.run_folder.identity import GenerateIdentity, Identity, ModelIdentity, TasksIdentity, confirm
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -61,7 +60,7 @@ class Inputs(Outline):
     checkpoint: Checkpoint
     tokenizer_folder: TokenizerFolder
     end_tokens: tuple[int, ...]
-    identity: dict[str, Any]
+    identity: Identity
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -169,36 +168,36 @@ def token_counter(config: JobConfig, tokenizer_folder: TokenizerFolder) -> Calla
     return lambda sample: len(tokenize(tokenizer, [sample], extract.seq_len, extract.too_long)[0].token_ids)
 
 
-def run_identity(outline: Outline, files: ModelFiles, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns what the activations depend on, as JSON values: two runs with equal identities give equal datasets.
+def run_identity(outline: Outline, files: ModelFiles, checkpoint: Checkpoint) -> Identity:
+    """Returns what the activations depend on: two runs with equal identities give equal datasets.
 
     Mesh, sharding, hosts and rows per step are not in it: a run may go on with others.
     """
-    config, extract = outline.config, outline.config.extract
-    identity: dict[str, Any] = {
-        "model": {
-            "name": model_name(files.name, checkpoint),
-            "family": outline.arch.family,
-            "layers": outline.arch.layers,
-            "hidden_dim": outline.arch.hidden,
-            "dtype": config.model.dtype.value,
-            "weights_fingerprint": fingerprint(checkpoint),
-        },
-        "tokenizer": tokenizer_fingerprint(files.directory),
-        "tasks": {
-            "format": config.tasks.format.value,
-            "fingerprint": outline.tasks.fingerprint,
-            "samples": len(outline.tasks.samples),
-            "skipped": outline.tasks.skipped,
-        },
-        "taps": [tap.name for tap in outline.taps],
-        "positions": extract.positions.value,
-        "dtype": extract.dtype.value,
-        "seq_len": extract.seq_len,
-        "too_long": extract.too_long.value,
-        "exclude": sorted({kind.value for kind in extract.exclude}),
-        "save_every_n_samples": extract.save_every_n_samples,
-    }
+    config, extract, generate = outline.config, outline.config.extract, None
     if config.mode is Mode.generate:
-        identity["generate"] = {**asdict(config.generate), "end_tokens": end_tokens(files.directory)}
-    return identity
+        generate = GenerateIdentity(**asdict(config.generate), end_tokens=list(end_tokens(files.directory)))
+    return Identity(
+        model=ModelIdentity(
+            name=model_name(files.name, checkpoint),
+            family=outline.arch.family,
+            layers=outline.arch.layers,
+            hidden_dim=outline.arch.hidden,
+            dtype=config.model.dtype.value,
+            weights_fingerprint=fingerprint(checkpoint),
+        ),
+        tokenizer=tokenizer_fingerprint(files.directory),
+        tasks=TasksIdentity(
+            format=config.tasks.format.value,
+            fingerprint=outline.tasks.fingerprint,
+            samples=len(outline.tasks.samples),
+            skipped=outline.tasks.skipped,
+        ),
+        taps=[tap.name for tap in outline.taps],
+        positions=extract.positions.value,
+        dtype=extract.dtype.value,
+        seq_len=extract.seq_len,
+        too_long=extract.too_long.value,
+        exclude=sorted({kind.value for kind in extract.exclude}),
+        save_every_n_samples=extract.save_every_n_samples,
+        generate=generate,
+    )

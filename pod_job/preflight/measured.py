@@ -32,11 +32,11 @@ def measure(folder: Folder, config: JobConfig, forecasts: Sequence[Forecast]) ->
         JobError: the folder holds no run, or one whose hosts have timed no step.
     """
     record = read_run(folder)
-    statuses = last_statuses(folder, (record["config"] or {}).get("pod", {}).get("hosts", config.pod.hosts))
+    statuses = last_statuses(folder, (record.config or {}).get("pod", {}).get("hosts", config.pod.hosts))
     timed = [status for status in statuses if status.step_s]
     if not timed:
         raise JobError(f"{folder.url}: no host has timed a step in its last attempt; a run of two steps or more has")
-    recorded, configured = step_fields(record["config"] or {}), step_fields(to_json(config))
+    recorded, configured = step_fields(record.config or {}), step_fields(to_json(config))
     step, token = forecasts[0], None
     if len(forecasts) > 1:
         decode = forecasts[1]

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Int
 
@@ -18,6 +19,7 @@ from pod_job.reading.row_reader import READS_IN_FLIGHT, KeptRows
 from pod_job.reading.tap_rows import open_rows
 from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.entries import read_rows
+from pod_job.run_folder.metadata import Metadata
 from pod_job.storage.open import open_folder
 
 TABLES_KEPT = 8
@@ -49,7 +51,7 @@ class ActivationDataset:
         layer: int | str,
         as_: Kind = "numpy",
         exclude: Sequence[str] = (),
-        described: dict[str, Any] | None = None,
+        described: Metadata | None = None,
         positions: str | None = None,
         dtype: str | None = None,
     ) -> None:
@@ -58,12 +60,12 @@ class ActivationDataset:
         self.tap = _tap(self.metadata, layer, self.folder.url)
         self.as_: Kind = as_
         _check_positions(self.metadata, positions, self.folder.url)
-        entries = [entry for entry in self.metadata["batches"] if entry["layer"] == self.tap]
-        self.stored: np.dtype = DTYPE_OF[self.metadata["dtype"]]
-        self.dtype = _float_dtype(dtype or ("float32" if is_eight_bit(self.stored) else self.metadata["dtype"]))
-        width = self.metadata["widths"].get(self.tap, 0)
+        entries = [entry for entry in self.metadata.batches if entry.layer == self.tap]
+        self.stored: np.dtype = DTYPE_OF[self.metadata.dtype]
+        self.dtype = _float_dtype(dtype or ("float32" if is_eight_bit(self.stored) else self.metadata.dtype))
+        width = self.metadata.widths.get(self.tap, 0)
         files = open_rows(self.folder, self.metadata, self.tap)
-        self._starts = np.cumsum([0, *(entry["rows"] for entry in entries)], dtype=np.int64)
+        self._starts = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
         self._reader = KeptRows(files, self._without(exclude)) if exclude else files
         self.shape = (len(self._reader), width)
@@ -71,7 +73,7 @@ class ActivationDataset:
     @property
     def statistics(self) -> dict[str, Any]:
         """Statistics of the tap over the whole run, as `pod_job.run_folder.statistics.summary` gives them."""
-        return self.metadata["statistics"][self.tap]
+        return msgspec.to_builtins(self.metadata.statistics[self.tap])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -120,7 +122,7 @@ class ActivationDataset:
 
     def batch_of(self, index: Any) -> Int[np.ndarray, "R"]:
         """The numbers of the batches that the rows were computed in."""
-        numbers = np.array([entry["batch_id"] for entry in self.metadata["rows_files"]])
+        numbers = np.array([entry.batch_id for entry in self.metadata.rows_files])
         return numbers[self._places(self._numbers(index))[1]]
 
     def batches(
@@ -190,7 +192,7 @@ class ActivationDataset:
             raise JobError(f"exclude={unknown[0]}: not a flag of rows; use {', '.join(rows_table.FLAGS)}")
 
         def kept(batch: int) -> np.ndarray:
-            table = read_rows(self.folder, self.metadata["rows_files"][batch])
+            table = read_rows(self.folder, self.metadata.rows_files[batch])
             return np.flatnonzero(~np.logical_or.reduce([getattr(table, name) for name in exclude]))
 
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
@@ -207,26 +209,26 @@ class ActivationDataset:
     def _table(self, batch: int) -> rows_table.Rows:
         """The rows table of the batch, by its place in metadata.json; the last few are kept."""
         if batch not in self._tables:
-            table = read_rows(self.folder, self.metadata["rows_files"][batch])
+            table = read_rows(self.folder, self.metadata.rows_files[batch])
             if len(self._tables) >= TABLES_KEPT:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[batch] = table
         return self._tables[batch]
 
 
-def _tap(metadata: dict[str, Any], layer: int | str, url: str) -> str:
+def _tap(metadata: Metadata, layer: int | str, url: str) -> str:
     tap = layer if isinstance(layer, str) else f"layer_{layer}"
-    if tap not in metadata["taps"]:
-        raise JobError(layer_not_found(layer, url, metadata["taps"]))
+    if tap not in metadata.taps:
+        raise JobError(layer_not_found(layer, url, metadata.taps))
     return tap
 
 
-def _check_positions(metadata: dict[str, Any], wanted: str | None, url: str) -> None:
-    kept = metadata["provenance"]["positions"] if wanted is not None else None
+def _check_positions(metadata: Metadata, wanted: str | None, url: str) -> None:
+    kept = metadata.provenance.positions if wanted is not None else None
     if kept != wanted:
         raise JobError(
-            f"Activations shape mismatch: positions={wanted}, but {url} kept {kept}: {metadata['rows']} rows of "
-            f"{metadata['total_samples']} samples; extract with extract.positions={wanted} into a storage.run_dir of "
+            f"Activations shape mismatch: positions={wanted}, but {url} kept {kept}: {metadata.rows} rows of "
+            f"{metadata.total_samples} samples; extract with extract.positions={wanted} into a storage.run_dir of "
             "its own, or choose rows by dataset.rows(...)['position']"
         )
 

@@ -58,8 +58,8 @@ def kept_statistics(dataset: "ActivationDataset") -> tuple[int, Float[np.ndarray
     From what is stored of all rows, by Chan's formula backwards: float64 leaves ten digits where the excluded rows
     carry all but a millionth of the variance.
     """
-    stored = dataset.statistics
-    count, mean, variance = stored["count"], np.array(stored["mean"]), np.array(stored["variance"])
+    stored = dataset.metadata.statistics[dataset.tap]
+    count, mean, variance = stored.count, np.array(stored.mean), np.array(stored.variance)
     parts = [statistics.of(vectors) for vectors in dataset.excluded()]
     if not parts:
         return count, mean, variance

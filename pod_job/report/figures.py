@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from pod_job.formats.statistics import Summary
 from pod_job.report.outliers import dimension_size
 from pod_job.report.sample import Sample, TapMeasures
 from pod_job.report.work import Work
@@ -86,16 +87,16 @@ def position_edges(most: int) -> np.ndarray:
     return np.unique([0, *doubled])
 
 
-def norm_quantiles(statistics: dict[str, dict[str, Any]]) -> Figure:
+def norm_quantiles(statistics: dict[str, Summary]) -> Figure:
     """Of each tap over all rows: median, the middle half, nine tenths and all but a thousandth at either end."""
     figure, [axes] = new_figure(max(4.2, min(9.0, 1.2 + 0.5 * len(statistics))), 3.6)
     for place, each in enumerate(statistics.values()):
-        quantiles = {float(share): norm for share, norm in each["norm_quantiles"].items()}
+        quantiles = {float(share): norm for share, norm in each.norm_quantiles.items()}
         for low, high, width, colour in BARS:
             ends = [quantiles[low], quantiles[high]]
             axes.plot([place] * 2, ends, color=colour, linewidth=width, solid_capstyle="butt")
         axes.plot([place], [quantiles[0.5]], "_", color="white", markersize=9)
-        axes.plot([place], [each["norm_max"]], ".", color=INK, markersize=4)
+        axes.plot([place], [each.norm_max], ".", color=INK, markersize=4)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(plain)
     name_ticks(axes, list(statistics))
@@ -104,7 +105,7 @@ def norm_quantiles(statistics: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def dimension_sizes(statistics: dict[str, dict[str, Any]]) -> Figure:
+def dimension_sizes(statistics: dict[str, Summary]) -> Figure:
     """Root mean square of each dimension over all rows, in falling order, in units of the tap's median dimension."""
     figure, [axes] = new_figure(4.6, 3.4)
     shown = some(list(statistics))

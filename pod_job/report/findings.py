@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from pod_job.report.overview import Overview
 from pod_job.report.sample import TapMeasures
 from pod_job.report.work import Work
+from pod_job.run_folder.parity import ParityRecord
 
 PADDING_HIGH = 0.25
 OUTLIERS_HIGH = 0.05
@@ -37,8 +37,8 @@ def findings(
 
 def of_state(overview: Overview) -> Iterator[Finding]:
     described = overview.metadata
-    if not described["complete"]:
-        missing, total = len(described["missing"]), described["total_batches"]
+    if not described.complete:
+        missing, total = len(described.missing), described.total_batches
         yield Finding("bad", f"Unfinished: {missing} of {total} batches are missing. Start the same job again.")
     sound, words = overview.verdict
     if sound is False:
@@ -47,30 +47,30 @@ def of_state(overview: Overview) -> Iterator[Finding]:
         yield Finding("look", f"The files are {words}: `pod-job verify` reads them all.")
     else:
         yield Finding("good", "Every file was read from end to end and is what its record says.")
-    yield from of_parity(overview.metadata["parity"])
+    yield from of_parity(overview.metadata.parity)
 
 
-def of_parity(parity: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+def of_parity(parity: Sequence[ParityRecord]) -> Iterator[Finding]:
     if not parity:
         yield Finding("look", "No start compared the model with the float32 reference (parity.samples=0).")
-    elif failed := [each["attempt"] for each in parity if not each["passed"]]:
+    elif failed := [each.attempt for each in parity if not each.passed]:
         yield Finding("bad", f"Parity with the reference failed in start {failed[-1]}.")
     else:
-        worst = max(error["largest"] for each in parity for error in each["errors"].values())
-        limit = min(each["limit"] for each in parity)
+        worst = max(error.largest for each in parity for error in each.errors.values())
+        limit = min(each.limit for each in parity)
         yield Finding(
-            "good", f"Parity with {parity[-1]['reference']}: largest relative error {worst:.2g}, limit {limit:g}."
+            "good", f"Parity with {parity[-1].reference}: largest relative error {worst:.2g}, limit {limit:g}."
         )
 
 
 def of_vectors(overview: Overview) -> Iterator[Finding]:
-    statistics = overview.metadata["statistics"]
-    if broken := {tap: each["nonfinite"] for tap, each in statistics.items() if each["nonfinite"]}:
+    statistics = overview.metadata.statistics
+    if broken := {tap: each.nonfinite for tap, each in statistics.items() if each.nonfinite}:
         named = ", ".join(f"{count:,} of {tap}" for tap, count in broken.items())
         yield Finding("bad", f"Vectors with a NaN or an infinity: {named}. Leave them out with exclude=['nonfinite'].")
-    if silent := [tap for tap, each in statistics.items() if each["count"] and not any(each["variance"])]:
+    if silent := [tap for tap, each in statistics.items() if each.count and not any(each.variance)]:
         yield Finding("bad", f"All vectors are the same: {', '.join(silent)}.")
-    shares = {tap: each["outlier_share"] for tap, each in statistics.items()}
+    shares = {tap: each.outlier_share for tap, each in statistics.items()}
     if shares and max(shares.values()) > OUTLIERS_HIGH:
         tap = max(shares, key=lambda tap: shares[tap])
         yield Finding(

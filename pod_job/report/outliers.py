@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from pod_job.formats.statistics import Summary
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
 from pod_job.report.row_texts import RowText, row_texts
@@ -78,20 +78,19 @@ def outlier_rows(
     return found, reason
 
 
-def dimension_size(statistics: dict[str, Any]) -> Float[np.ndarray, "D"]:
+def dimension_size(statistics: Summary) -> Float[np.ndarray, "D"]:
     """Root mean square of each dimension, in units of the median one."""
-    size = np.sqrt(np.square(statistics["mean"]) + np.array(statistics["variance"]))
+    size = np.sqrt(np.square(statistics.mean) + np.array(statistics.variance))
     return size / max(float(np.median(size)), 1e-30)
 
 
 def outlier_dimensions(overview: Overview) -> dict[str, list[Dimension]]:
     """Of each tap the largest dimensions, over all rows."""
     found = {}
-    for tap, statistics in overview.metadata["statistics"].items():
+    for tap, statistics in overview.metadata.statistics.items():
         times = dimension_size(statistics)
         first = np.argsort(times)[::-1][:DIMENSIONS_SHOWN].tolist()
         found[tap] = [
-            Dimension(d, float(times[d]), statistics["mean"][d], float(np.sqrt(statistics["variance"][d])))
-            for d in first
+            Dimension(d, float(times[d]), statistics.mean[d], float(np.sqrt(statistics.variance[d]))) for d in first
         ]
     return found

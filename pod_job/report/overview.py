@@ -1,16 +1,16 @@
 """All that a run folder says of itself, in one value: for those who look at a run, finished or not. Writes nothing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pod_job.errors import JobError
+from pod_job.checking.verify import StoredReport, read_report
 from pod_job.finishing.merge import gather
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
-from pod_job.run_folder.identity import read_run
+from pod_job.run_folder.identity import Identity, RunRecord, read_run
+from pod_job.run_folder.metadata import Metadata
 from pod_job.run_folder.timeline import Timeline, read_timelines
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -24,30 +24,30 @@ class Overview:
     """
 
     folder: Folder
-    run: dict[str, Any]
-    metadata: dict[str, Any]
-    verified: dict[str, Any] | None
+    run: RunRecord
+    metadata: Metadata
+    verified: StoredReport | None
     timelines: list[Timeline]
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return self.run["identity"]
+    def identity(self) -> Identity:
+        return self.run.identity
 
     @property
     def config(self) -> dict[str, Any]:
         """How the run was first started; empty where it was not a job that made it."""
-        return self.run.get("config") or {}
+        return self.run.config or {}
 
     @property
     def verdict(self) -> tuple[bool | None, str]:
         """Whether the run as it is now was verified and found sound (None: nobody looked), and that in words."""
         if self.verified is None:
             return None, "not verified yet"
-        if self.verified["verified"] < self.metadata["merged"]:
+        if self.verified.verified < self.metadata.merged:
             return None, "changed since it was verified"
-        if self.verified["sound"]:
-            return True, f"verified {self.verified['verified'][:10]}"
-        problems = len(self.verified["problems"])
+        if self.verified.sound:
+            return True, f"verified {self.verified.verified[:10]}"
+        problems = len(self.verified.problems)
         return False, f"{problems} problems" if problems else "unfinished"
 
 
@@ -59,23 +59,11 @@ def read_overview(run_dir: str | Path) -> Overview:
     folder = open_folder(run_dir)
     run = read_run(folder)
     described = metadata_file.read_any(folder) if folder.names(layout.METADATA) else None
-    if described is None or not described["complete"]:
-        described = json.loads(metadata_file.render(gather(folder)))
-    return Overview(folder, run, described, _verified(folder), list(read_timelines(folder)))
+    if described is None or not described.complete:
+        described = gather(folder)
+    return Overview(folder, run, described, read_report(folder), list(read_timelines(folder)))
 
 
 def open_tap(overview: Overview, tap: str) -> ActivationDataset:
     """The rows of a tap that there are by now. JobError where the run has no such tap."""
     return ActivationDataset(overview.folder.url, tap, described=overview.metadata)
-
-
-def _verified(folder: Folder) -> dict[str, Any] | None:
-    name = f"{folder.url}/{layout.VERIFIED}"
-    try:
-        found = json.loads(folder.read(layout.VERIFIED))
-        _ = found["verified"], found["sound"], found["problems"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise JobError(f"{name}: not a report of verify ({error}); run `pod-job verify` again") from error
-    return found

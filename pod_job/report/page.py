@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import msgspec
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
@@ -42,10 +43,10 @@ def make_report(
     described = overview.metadata
     work = read_work(overview)
     sample, taps, alike, kinds, reason = None, [], None, [], None
-    if described["rows"]:
-        first = open_tap(overview, described["taps"][0])
+    if described.rows:
+        first = open_tap(overview, described.taps[0])
         sample = take_sample(first, rows)
-        names = described["taps"]
+        names = described.taps
         taps = [measure_tap(open_tap(overview, tap), sample) for tap in progress(names, len(names), "taps")]
         alike = similarity(taps) if len(taps) > 1 else None
         kinds, reason = outlier_rows(overview, first, sample, taps, overrides)
@@ -57,6 +58,7 @@ def make_report(
     filled = {
         "overview": overview,
         "described": described,
+        "identity": msgspec.to_builtins(overview.identity),
         "sample": sample,
         "taps": taps,
         "alike": alike,
@@ -67,7 +69,7 @@ def make_report(
         "findings": judged,
         "images": images,
         "version": __version__,
-        "bytes": sum(file["size"] for file in described["batches"]),
+        "bytes": sum(file.size for file in described.batches),
     }
     return Report(render(filled), pictures, facts(overview, sample, taps, work, judged))
 
@@ -78,7 +80,7 @@ def draw(
     """The figures there is something to show in, by name."""
     found: dict[str, Figure] = {}
     if sample is not None:
-        statistics = overview.metadata["statistics"]
+        statistics = overview.metadata.statistics
         found["norms_by_position"] = figures.norms_by_position(taps, sample)
         found["norm_quantiles"] = figures.norm_quantiles(statistics)
         found["dimension_sizes"] = figures.dimension_sizes(statistics)
@@ -129,9 +131,9 @@ def facts(
     """What the page says in numbers, for programs."""
     return {
         "run": overview.folder.url,
-        "complete": overview.metadata["complete"],
+        "complete": overview.metadata.complete,
         "verified": overview.verdict[0],
-        "rows": overview.metadata["rows"],
+        "rows": overview.metadata.rows,
         "rows_sampled": len(sample.index) if sample else 0,
         "tokens": work.tokens if work else None,
         "padding": work.padding if work else None,

@@ -41,7 +41,7 @@ def row_texts(
     """The text around each row, and where there is no more of it than the rows tables hold, why."""
     decode, reason = open_decoder(overview, overrides)
     texts = [text_of(dataset, int(row), decode) for row in index]
-    if reason is None and len(index) and overview.identity["positions"] != "all":
+    if reason is None and len(index) and overview.identity.positions != "all":
         try:
             return texts_from_prompts(overview, dataset, index, overrides), None
         except JobError as error:

@@ -1,14 +1,12 @@
-"""One batch into the run folder, exactly once: tap files, then the rows table, then the record that makes it count.
+"""Commits a batch to the run folder, exactly once: tap files, then the rows table, then the record by which it counts.
 
 Every object is create-only. A writer that finds a name taken adopts what is there after checking that it is the same
 batch's, so any number of writers, dying anywhere and in any order, leave one consistent batch.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,13 +14,61 @@ from jaxtyping import Float
 from pod_job.config.schema import OnNonfinite
 from pod_job.errors import JobError
 from pod_job.formats import rows_table, statistics
-from pod_job.formats.checksummed_json import open_sealed, seal
+from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 from pod_job.formats.quantized import EightBit, Vectors
+from pod_job.formats.records import Count, Record, decode, encode, now
 from pod_job.formats.rows_table import Rows
+from pod_job.formats.statistics import StatisticsRecord
 from pod_job.run_folder import layout
 from pod_job.run_folder.tap_file import tap_parts, vectors_in
-from pod_job.storage.checksums import checksum
+from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, NameTaken
+
+
+class RowsFile(Record, frozen=True):
+    """A batch's rows table, by its name in the run folder."""
+
+    file: str
+    rows: Count
+    size: Count
+    crc32c: str
+
+
+class RoundingErrors(Record, frozen=True):
+    """Relative errors of rows by their rounding to eight bits: the sum of their squares, and the largest."""
+
+    squared_sum: float
+    largest: float
+
+
+class TapFile(Record, frozen=True, omit_defaults=True):
+    """A batch's vectors of one tap; `offset` is the first byte of the values in the file, `nonfinite` counts rows."""
+
+    tap: str
+    file: str
+    rows: Count
+    dtype: str
+    shape: list[Count]
+    offset: Count
+    size: Count
+    crc32c: str
+    nonfinite: Count
+    statistics: StatisticsRecord
+    rounding: RoundingErrors | None = None
+
+
+class CommitRecord(Record, frozen=True):
+    """commits/batch_000001.json: by it the batch counts, and it describes the batch's files."""
+
+    format: Literal[2]
+    batch: Count
+    n_samples: Count
+    rows: Count
+    files: list[TapFile]
+    rows_file: RowsFile
+    host: Count
+    started: str
+    committed: str
 
 
 @dataclass(frozen=True)
@@ -38,75 +84,57 @@ class Batch:
     taps: Mapping[str, Vectors]
 
 
-def commit_batch(
-    folder: Folder, batch: Batch, host: int, on_nonfinite: OnNonfinite = OnNonfinite.flag
-) -> dict[str, Any]:
-    """Store the batch, flags set, and return its commit record: ours, or that of whoever committed it first.
+def commit_batch(folder: Folder, batch: Batch, host: int, on_nonfinite: OnNonfinite = OnNonfinite.flag) -> CommitRecord:
+    """Stores the batch, flags set, and returns its commit record: this one, or that of whoever committed it first.
 
-    Raises JobError where files of this batch are there that another run or version must have written, and under
-    `on_nonfinite=fail`, before it is stored, for a vector that is not finite.
+    Raises:
+        JobError: files of this batch are there that another run or version must have written; or, before the batch is
+            stored and only under `on_nonfinite=fail`, a vector is not finite.
     """
-    started, files, flagged = _now(), [], batch.rows
+    started, files, flagged = now(), [], batch.rows
     for tap, vectors in batch.taps.items():
         assert len(vectors) == len(batch.rows), f"{tap} has {len(vectors)} vectors for {len(batch.rows)} rows"
         file, norms = _store_tap(folder, batch, tap, on_nonfinite)
         files.append(file)
         sink = statistics.outliers(norms) & (_is_residual(tap) & np.isfinite(norms))
         flagged = replace(flagged, sink=flagged.sink | sink, nonfinite=flagged.nonfinite | ~np.isfinite(norms))
-    record = {
-        "format": layout.FORMAT,
-        "batch": batch.number,
-        "n_samples": batch.n_samples,
-        "rows": len(batch.rows),
-        "files": files,
-        "rows_file": _store_rows(folder, batch.number, flagged),
-        "host": host,
-        "started": started,
-        "committed": _now(),
-    }
+    record = CommitRecord(
+        format=layout.FORMAT,
+        batch=batch.number,
+        n_samples=batch.n_samples,
+        rows=len(batch.rows),
+        files=files,
+        rows_file=_store_rows(folder, batch.number, flagged),
+        host=host,
+        started=started,
+        committed=now(),
+    )
     return _store_record(folder, record)
 
 
-def read_record(folder: Folder, batch: int) -> dict[str, Any]:
-    """The commit record of a batch, as `commit_batch` returned it. JobError where it is not one."""
+def read_record(folder: Folder, batch: int) -> CommitRecord:
+    """Returns the commit record of a batch. JobError where it is missing, damaged or another batch's."""
     name = layout.commit_file(batch)
+    url = f"{folder.url}/{name}"
     try:
-        record = open_sealed(folder.read(name), f"{folder.url}/{name}")
+        data = folder.read(name)
     except FileNotFoundError:
-        raise JobError(f"{folder.url}/{name}: missing, though it was listed") from None
-    if record.get("batch") != batch or record.get("format") != layout.FORMAT:
-        raise JobError(f"{folder.url}/{name}: not the record of batch {batch} in format {layout.FORMAT}")
-    if wrong := wrong_fields(record, _RECORD_FIELDS) or wrong_fields(record["rows_file"], _ROWS_FIELDS):
-        raise JobError(f"{folder.url}/{name}: damaged: {wrong} missing or of another type")
-    for entry in record["files"]:
-        if wrong := wrong_fields(entry, _FILE_FIELDS):
-            raise JobError(f"{folder.url}/{name}: damaged: {wrong} of a file missing or of another type")
+        raise JobError(f"{url}: missing, though it was listed") from None
+    record = decode(read_checksummed(data, url), CommitRecord, url)
+    if record.batch != batch:
+        raise JobError(f"{url}: is the record of batch {record.batch}; copy the run again")
     return record
 
 
-_RECORD_FIELDS = {"n_samples": int, "rows": int, "files": list, "rows_file": dict, "host": int}
-_ROWS_FIELDS = {"file": str, "rows": int, "size": int, "crc32c": str}
-_FILE_FIELDS = {
-    **_ROWS_FIELDS,
-    **{"tap": str, "dtype": str, "shape": list, "offset": int, "nonfinite": int, "statistics": dict},
-}
-
-
-def wrong_fields(entry: Any, fields: dict[str, type]) -> str:
-    """The names of those `fields` that a table read from JSON lacks or has in another type."""
-    table = entry if isinstance(entry, dict) else {}
-    return ", ".join(name for name, kind in fields.items() if not isinstance(table.get(name), kind))
-
-
 def _is_residual(tap: str) -> bool:
-    """Whether the tap is of the residual stream, where attention sinks stand out; other sites have other outliers."""
+    """Returns True for taps of the residual stream, where attention sinks stand out."""
     return "." not in tap or tap.rpartition(".")[2].startswith("resid")
 
 
 def _store_tap(
     folder: Folder, batch: Batch, tap: str, on_nonfinite: OnNonfinite
-) -> tuple[dict[str, Any], Float[np.ndarray, "R"]]:
-    """The tap file's entry in the record, and the norms of its rows."""
+) -> tuple[TapFile, Float[np.ndarray, "R"]]:
+    """Stores a tap's file; returns what the record says of it, and the norms of its rows."""
     number, vectors = batch.number, batch.taps[tap]
     measured, norms = statistics.measure(vectors)
     if measured.nonfinite and on_nonfinite is OnNonfinite.fail:
@@ -114,34 +142,33 @@ def _store_tap(
     name = layout.activations_file(tap, number)
     parts = tap_parts(vectors, tap, number)
     try:
-        stored, kept = folder.create(name, parts), vectors
+        stored, described = folder.create(name, parts), vectors
     except NameTaken as taken:
         # Another mesh rounds differently in the last bits. The first file stays, and the record describes that one.
-        stored, kept = taken.stored, _adopt_tap(folder, name, vectors)
-        measured, norms = statistics.measure(kept)
-    entry = {
-        "tap": tap,
-        "file": name,
-        "rows": len(kept),
-        "dtype": str(kept.dtype),
-        "shape": list(kept.shape),
-        "offset": stored.size - memoryview(parts[-1]).nbytes,
-        "size": stored.size,
-        "crc32c": stored.crc32c,
-        "nonfinite": measured.nonfinite,
-        "statistics": statistics.to_json(measured),
-    }
-    if isinstance(vectors, EightBit):
-        entry["rounding"] = _rounding(vectors, norms)
-    return entry, norms
+        stored, described = taken.stored, _adopt_tap(folder, name, vectors)
+        measured, norms = statistics.measure(described)
+    file = TapFile(
+        tap=tap,
+        file=name,
+        rows=len(described),
+        dtype=str(described.dtype),
+        shape=list(described.shape),
+        offset=stored.size - memoryview(parts[-1]).nbytes,
+        size=stored.size,
+        crc32c=stored.crc32c,
+        nonfinite=measured.nonfinite,
+        statistics=statistics.to_record(measured),
+        rounding=_rounding(vectors, norms),
+    )
+    return file, norms
 
 
-def _rounding(vectors: EightBit, norms: Float[np.ndarray, "R"]) -> dict[str, Any] | None:
-    """How far eight bits are off: the sum over finite rows of squared relative errors, and the largest of them."""
-    if vectors.errors is None:
+def _rounding(vectors: Vectors, norms: Float[np.ndarray, "R"]) -> RoundingErrors | None:
+    """Returns the rounding errors of finite rows; None where they are not known, or nothing was rounded."""
+    if not isinstance(vectors, EightBit) or vectors.errors is None:
         return None
     errors = vectors.errors[np.isfinite(norms)].astype(np.float64)
-    return {"squared_sum": float(errors @ errors), "largest": float(errors.max(initial=0.0))}
+    return RoundingErrors(squared_sum=float(errors @ errors), largest=float(errors.max(initial=0.0)))
 
 
 def _nonfinite(batch: Batch, tap: str, row: int) -> str:
@@ -153,17 +180,18 @@ def _nonfinite(batch: Batch, tap: str, row: int) -> str:
     )
 
 
-def _adopt_tap(folder: Folder, name: str, ours: Vectors) -> Vectors:
-    there = vectors_in(folder.read(name), f"{folder.url}/{name}")
-    if (there.dtype, there.shape) != (ours.dtype, ours.shape):
+def _adopt_tap(folder: Folder, name: str, vectors: Vectors) -> Vectors:
+    """Returns the vectors that are stored under the name. JobError where they cannot be those of this run's batch."""
+    stored = vectors_in(folder.read(name), f"{folder.url}/{name}")
+    if (stored.dtype, stored.shape) != (vectors.dtype, vectors.shape):
         raise JobError(
-            f"{folder.url}/{name}: holds {there.dtype} {list(there.shape)}, this run makes {ours.dtype} "
-            f"{list(ours.shape)}; another run wrote it: use another storage.run_dir"
+            f"{folder.url}/{name}: holds {stored.dtype} {list(stored.shape)}, this run makes {vectors.dtype} "
+            f"{list(vectors.shape)}; another run wrote it: use another storage.run_dir"
         )
-    return there
+    return stored
 
 
-def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:
+def _store_rows(folder: Folder, number: int, rows: Rows) -> RowsFile:
     name, data = layout.rows_file(number), rows_table.to_parquet(rows)
     try:
         stored = folder.create(name, [data])
@@ -176,16 +204,16 @@ def _store_rows(folder: Folder, number: int, rows: Rows) -> dict[str, Any]:
                 f"{folder.url}/{name}: describes other rows than this run's batch {number}; "
                 "another run wrote it: use another storage.run_dir"
             ) from None
-    return {"file": name, "rows": len(rows), "size": stored.size, "crc32c": stored.crc32c}
+    return RowsFile(file=name, rows=len(rows), size=stored.size, crc32c=stored.crc32c)
 
 
-def _store_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
-    name = layout.commit_file(record["batch"])
+def _store_record(folder: Folder, record: CommitRecord) -> CommitRecord:
+    name = layout.commit_file(record.batch)
     try:
-        folder.create(name, [seal(json.dumps(record, separators=(",", ":")))])
+        folder.create(name, [with_checksum(encode(record))])
     except NameTaken:
-        earlier = read_record(folder, record["batch"])
-        if _content(earlier) != _content(record):
+        earlier = read_record(folder, record.batch)
+        if _stored_files(earlier) != _stored_files(record):
             raise JobError(
                 f"{folder.url}/{name}: describes other files than are there; the folder was changed"
             ) from None
@@ -193,9 +221,5 @@ def _store_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _content(record: dict[str, Any]) -> list[tuple[str, int, str]]:
-    return [(file["file"], file["size"], file["crc32c"]) for file in (*record["files"], record["rows_file"])]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _stored_files(record: CommitRecord) -> list[tuple[str, Stored]]:
+    return [(file.file, Stored(file.size, file.crc32c)) for file in (*record.files, record.rows_file)]

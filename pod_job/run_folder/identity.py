@@ -1,71 +1,131 @@
 """The identity of a run: everything its vectors depend on, in run.json."""
 
 import json
-from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from pod_job import __version__
 from pod_job.errors import JobError
+from pod_job.formats.records import Count, Record, decode, encode, now
 from pod_job.run_folder.layout import FORMAT, RUN
 from pod_job.storage.folder import Folder, NameTaken
 
 
-def claim(folder: Folder, identity: dict[str, Any], config: dict[str, Any] | None = None) -> None:
-    """Make the folder this run's, or confirm that it is; JobError as `confirm` raises it.
+class ModelIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The model; of imported vectors only name and hidden size are known."""
 
-    The identity holds everything the activations depend on, as JSON values; `config` tells how the run was started,
-    and so where its prompts and its model are.
+    name: str
+    family: str | None = None
+    layers: Count | None = None
+    hidden_dim: Count
+    dtype: str | None = None
+    weights_fingerprint: str | None = None
+
+
+class TasksIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The samples, by the fingerprint of their content; `skipped` counts broken tasks that were left out."""
+
+    format: str | None = None
+    fingerprint: str | None = None
+    samples: Count
+    skipped: Count | None = None
+
+
+class GenerateIdentity(Record, frozen=True):
+    """How completions were made."""
+
+    max_new_tokens: Count
+    temperature: float
+    seed: int
+    stop: list[str]
+    end_tokens: list[int]
+
+
+class RelativeErrors(Record, frozen=True):
+    """Relative L2 errors of a tap's rows by their rounding to eight bits."""
+
+    rms: float
+    largest: float
+
+
+class ShuffleIdentity(Record, frozen=True, omit_defaults=True):
+    """The run whose rows were shuffled: its samples and samples per batch; `rounding` by tap."""
+
+    seed: int
+    samples: Count
+    batch_samples: Count
+    rounding: dict[str, RelativeErrors] = msgspec.field(default_factory=dict)
+
+
+class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything the vectors depend on; None where a run does not depend on it, or it is not known of an import."""
+
+    model: ModelIdentity
+    tokenizer: str | None = None
+    tasks: TasksIdentity
+    taps: list[str]
+    positions: str | None = None
+    dtype: str
+    seq_len: Count | None = None
+    too_long: str | None = None
+    exclude: list[str] | None = None
+    save_every_n_samples: Annotated[int, msgspec.Meta(ge=1)]
+    generate: GenerateIdentity | None = None
+    shuffled: ShuffleIdentity | None = None
+
+
+class RunRecord(Record, frozen=True):
+    """run.json; `config` is the configuration of the first start as JSON values, null where no job made the run."""
+
+    format: Literal[2]
+    identity: Identity
+    config: dict[str, Any] | None
+    created: str
+    pod_job_version: str
+
+
+def claim(folder: Folder, identity: Identity, config: dict[str, Any] | None = None) -> None:
+    """Makes the folder this run's, or confirms that it is; JobError as `confirm` raises it.
+
+    `config` tells how the run was started, and so where its prompts and its model are.
     """
-    ours = json.loads(json.dumps(identity))
-    record = {
-        "format": FORMAT,
-        "identity": ours,
-        "config": config,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "pod_job_version": __version__,
-    }
     try:
-        folder.create(RUN, [json.dumps(record, indent=1).encode()])
+        folder.create(RUN, [encode(RunRecord(FORMAT, identity, config, now(), __version__), indent=1)])
     except NameTaken:
         confirm(folder, identity)
 
 
-def confirm(folder: Folder, identity: dict[str, Any]) -> None:
-    """JobError where the folder holds a run with another identity, naming every difference. It may hold none."""
+def confirm(folder: Folder, identity: Identity) -> None:
+    """Raises JobError, naming every difference, where the folder holds a run with another identity."""
     if folder.stat(RUN) is None:
         return
-    found = differences(read_run(folder)["identity"], json.loads(json.dumps(identity)))
+    recorded = read_run(folder).identity
+    found = differences(msgspec.to_builtins(recorded), msgspec.to_builtins(identity))
     if found:
-        told = "; ".join(f"{path} is {shown(there)} there, {shown(here)} here" for path, there, here in found)
-        raise JobError(f"storage.run_dir={folder.url} belongs to another run: {told}; use another storage.run_dir")
+        listed = "; ".join(f"{path} is {shown(there)} there, {shown(here)} here" for path, there, here in found)
+        raise JobError(f"storage.run_dir={folder.url} belongs to another run: {listed}; use another storage.run_dir")
 
 
-def read_run(folder: Folder) -> dict[str, Any]:
-    """The content of run.json. JobError where it is missing, damaged or of a newer format."""
+def read_run(folder: Folder) -> RunRecord:
+    """Returns the content of run.json. JobError where it is missing, damaged or of another format."""
     try:
-        record = json.loads(folder.read(RUN))
+        return decode(folder.read(RUN), RunRecord, f"{folder.url}/{RUN}")
     except FileNotFoundError:
         raise JobError(f"{folder.url} holds no run: {RUN} is missing") from None
-    except ValueError as error:
-        raise JobError(f"{folder.url}/{RUN}: not JSON ({error})") from error
-    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
-        raise JobError(f"{folder.url}/{RUN}: not a run record: `identity` is missing")
-    if record.get("format") != FORMAT:
-        raise JobError(f"{folder.url}/{RUN}: format {record.get('format')!r}, this version reads {FORMAT}")
-    return record
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Every key path whose values differ, with both; None for what is absent."""
+    """Returns every key path whose JSON values differ, with both; None for what is absent."""
     if isinstance(there, dict) and isinstance(here, dict):
         return [
-            found
+            difference
             for key in sorted(there.keys() | here.keys())
-            for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+            for difference in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if there == here else [(path, there, here)]
 
 
 def shown(value: Any) -> str:
-    """A value of an identity in a line for people."""
+    """Returns a value of an identity as one line for people."""
     return value if isinstance(value, str) else "absent" if value is None else json.dumps(value)

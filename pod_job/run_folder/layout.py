@@ -1,7 +1,8 @@
-"""The names inside a run folder, and the claim that ties a folder to one run's identity."""
+"""The names inside a run folder."""
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from pod_job.errors import JobError
 from pod_job.storage.folder import Folder
@@ -11,14 +12,14 @@ ACTIVATIONS = "activations/"
 METADATA = ACTIVATIONS + "metadata.json"
 COMMITS = "commits/"
 PARITY = "parity/"
-PIECES = "pieces/"
+SPILL = "pieces/"
 PODS = "pods/"
 OUTPUTS = "outputs/"
 COMPACTION = "compaction/record.json"
 TIMELINE = "timeline/"
 REPORT = "report/"
 VERIFIED = "verify/report.json"
-FORMAT = 2
+FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
 MAX_BATCHES = 1_000_000
 """Of a run: their numbers and records are held in memory, and a run.json that says more is damaged."""
@@ -67,8 +68,8 @@ def code_file(name: str) -> str:
     return f"code/{name}.tar.gz"
 
 
-def piece_file(number: int) -> str:
-    return f"{PIECES}batch_{number:06d}.safetensors"
+def spill_file(number: int) -> str:
+    return f"{SPILL}batch_{number:06d}.safetensors"
 
 
 def pod_file(key: str, moment: str) -> str:

@@ -1,102 +1,156 @@
-"""The text of `activations/metadata.json`: written for people and programs, and read without trusting it."""
+"""activations/metadata.json: the whole dataset in one file, for people and programs, read without trusting it."""
 
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Literal
+
+import msgspec
 
 from pod_job.errors import JobError
-from pod_job.formats.checksummed_json import open_sealed
+from pod_job.formats.checksummed_json import read_checksummed, with_checksum
+from pod_job.formats.records import Count, Record, decode
 from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.formats.statistics import Summary
 from pod_job.run_folder import layout
+from pod_job.run_folder.identity import Identity, RelativeErrors
+from pod_job.run_folder.parity import ParityRecord
 from pod_job.storage.folder import Folder
 
+Start = Annotated[int, msgspec.Meta(ge=1)]
 
-def render(metadata: dict[str, Any]) -> str:
-    """JSON with one file per line: a person can read and grep it, and 400,000 files still take only seconds."""
+
+class RowsEntry(Record, frozen=True, omit_defaults=True, gc=False):
+    """A batch's rows table. `file` lies beside metadata.json; in a compacted run the table begins at byte `start`."""
+
+    batch_id: Count
+    file: str
+    rows: Count
+    size: Count
+    crc32c: str
+    start: Start | None = None
+
+
+class BatchEntry(Record, frozen=True, omit_defaults=True, gc=False):
+    """A batch's vectors of one tap (`layer`), which begin at byte `offset` of `file`. `start`: as in RowsEntry."""
+
+    batch_id: Count
+    layer: str
+    file: str
+    n_samples: Count
+    rows: Count
+    offset: Count
+    size: Count
+    crc32c: str
+    start: Start | None = None
+
+
+class JoinedEntry(Record, frozen=True):
+    """A file of a compacted run that holds the files of several batches."""
+
+    file: str
+    size: Count
+    crc32c: str
+
+
+class Metadata(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """`provenance` is the identity in run.json, dictionaries are by tap, `joined` is for a compacted run only."""
+
+    model_name: str
+    layers_extracted: list[Count]
+    hidden_dim: Count
+    total_samples: Count
+    format: Literal[2]
+    complete: bool
+    missing: list[Count]
+    total_batches: Count
+    rows: Count
+    dtype: str
+    taps: list[str]
+    widths: dict[str, Count]
+    statistics: dict[str, Summary]
+    rounding: dict[str, RelativeErrors]
+    provenance: Identity
+    parity: list[ParityRecord]
+    pod_job_version: str
+    merged: str
+    rows_files: list[RowsEntry]
+    batches: list[BatchEntry]
+    joined: list[JoinedEntry] | None = None
+
+
+ENTRIES = ("rows_files", "batches", "joined")
+
+
+def render(metadata: Metadata) -> bytes:
+    """Returns the file: JSON with one file per line, which a person can read and grep."""
     lines = []
-    for key, value in metadata.items():
-        text = json.dumps(value)
-        if key in ("rows_files", "batches", "joined"):
-            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
-        lines.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    for key in metadata.__struct_fields__:
+        value = getattr(metadata, key)
+        if key not in ENTRIES:
+            lines.append(json.dumps({key: msgspec.to_builtins(value)})[1:-1].encode())
+        elif value is not None:
+            entries = (msgspec.json.format(msgspec.json.encode(entry), indent=0) for entry in value)
+            lines.append(b'"%s": [\n  %s\n ]' % (key.encode(), b",\n  ".join(entries)))
+    return with_checksum(b"{\n " + b",\n ".join(lines) + b"\n}")
 
 
-def read(folder: Folder) -> dict[str, Any]:
-    """The content of metadata.json. JobError where it is missing or damaged; a warning where the run is unfinished."""
+def read(folder: Folder) -> Metadata:
+    """Returns the content of metadata.json; warns where the run is unfinished.
+
+    Raises:
+        JobError: the file is missing or damaged.
+    """
     metadata = read_any(folder)
-    if not metadata["complete"]:
-        missing, total = len(metadata["missing"]), metadata["total_batches"]
+    if not metadata.complete:
+        missing, total = len(metadata.missing), metadata.total_batches
         warnings.warn(f"{folder.url}: unfinished run, {missing} of {total} batches are missing", stacklevel=3)
     return metadata
 
 
-def read_any(folder: Folder) -> dict[str, Any]:
-    """`read`, without the warning: for those who look whether the run is finished."""
+def read_any(folder: Folder) -> Metadata:
+    """Returns the content of metadata.json, of an unfinished run without a warning. JobError as `read` raises it."""
     name = f"{folder.url}/{layout.METADATA}"
-    anew = f"; run `pod-job merge {folder.url}` to write it anew"
+    advice = f"run `pod-job merge {folder.url}` to write it"
     try:
-        metadata = open_sealed(folder.read(layout.METADATA), name, anew)
+        data = read_checksummed(folder.read(layout.METADATA), name, f"; {advice} again")
     except FileNotFoundError:
-        raise JobError(f"{name}: missing; run `pod-job merge {folder.url}` to write it") from None
+        raise JobError(f"{name}: missing; {advice}") from None
+    metadata = decode(data, Metadata, name, f"{advice} again")
     if problem := _problem(metadata):
-        raise JobError(f"{name}: damaged: {problem}{anew}")
+        raise JobError(f"{name}: damaged: {problem}; {advice} again")
     return metadata
 
 
-_FIELDS = {"format": int, "complete": bool, "missing": list, "total_batches": int, "dtype": str, "taps": list}
-_FIELDS |= {"widths": dict, "statistics": dict, "batches": list, "rows_files": list}
-_STORED = {"file": str, "size": int, "crc32c": str}
-_ROWS_ENTRY = {"batch_id": int, "rows": int, **_STORED}
-_ENTRY = {**_ROWS_ENTRY, "layer": str, "offset": int}
-
-
-def _problem(metadata: Any) -> str:
-    """What is wrong with the metadata; empty where nothing is."""
-    if not _has(metadata, _FIELDS):
-        return f"it must have {', '.join(_FIELDS)}"
-    if metadata["format"] != layout.FORMAT:
-        return f"format {metadata['format']}, this version reads {layout.FORMAT}"
-    if metadata["dtype"] not in DTYPE_OF:
-        return f"unknown dtype {metadata['dtype']!r}"
-    if not all(type(width) is int and width >= 0 for width in metadata["widths"].values()):
-        return "widths must be numbers of columns"
-    if not all(_has(entry, _ENTRY) for entry in metadata["batches"]):
-        return f"every entry of batches must have {', '.join(_ENTRY)}"
-    if not all(_has(entry, _ROWS_ENTRY) for entry in metadata["rows_files"]):
-        return f"every entry of rows_files must have {', '.join(_ROWS_ENTRY)}"
-    item_bytes = DTYPE_OF[metadata["dtype"]].itemsize
-    rows_of_batches = [(entry["batch_id"], entry["rows"]) for entry in metadata["rows_files"]]
-    for tap in metadata["taps"]:
-        if [
-            (entry["batch_id"], entry["rows"]) for entry in metadata["batches"] if entry["layer"] == tap
-        ] != rows_of_batches:
+def _problem(metadata: Metadata) -> str:
+    """Returns what contradicts itself in the metadata; "" where nothing does."""
+    if metadata.dtype not in DTYPE_OF:
+        return f"unknown dtype {metadata.dtype!r}"
+    rows = [(entry.batch_id, entry.rows) for entry in metadata.rows_files]
+    rows_of: dict[str, list[tuple[int, int]]] = {tap: [] for tap in metadata.taps}
+    for entry in metadata.batches:
+        rows_of.setdefault(entry.layer, []).append((entry.batch_id, entry.rows))
+    for tap in metadata.taps:
+        if rows_of[tap] != rows:
             return f"batches of {tap} do not match rows_files"
-    if problem := _problem_of_joined(metadata):
-        return problem
-    for entry in metadata["batches"]:
-        inside = entry["offset"] - entry.get("start", 0)
-        expected = inside + entry["rows"] * metadata["widths"].get(entry["layer"], -1) * item_bytes
-        if entry["rows"] < 0 or inside < 0 or entry["size"] != expected:
-            return f"{entry['file']} of {entry['size']} bytes does not fit its rows and width"
+    return _problem_of_joined(metadata) or _problem_of_sizes(metadata)
+
+
+def _problem_of_sizes(metadata: Metadata) -> str:
+    item_bytes = DTYPE_OF[metadata.dtype].itemsize
+    for entry in metadata.batches:
+        header_bytes = entry.offset - (entry.start or 0)
+        expected = header_bytes + entry.rows * metadata.widths.get(entry.layer, -1) * item_bytes
+        if header_bytes < 0 or entry.size != expected:
+            return f"{entry.file} of {entry.size} bytes does not fit its rows and width"
     return ""
 
 
-def _problem_of_joined(metadata: dict[str, Any]) -> str:
-    """Entries of a compacted run have `start`, and lie in files that `joined` tells of."""
-    joined = metadata.get("joined", [])
-    if not isinstance(joined, list) or not all(_has(file, _STORED) for file in joined):
-        return f"every entry of joined must have {', '.join(_STORED)}"
-    sizes = {file["file"]: file["size"] for file in joined}
-    for entry in (*metadata["batches"], *metadata["rows_files"]):
-        if ("start" in entry) != (entry["file"] in sizes):
-            return f"start of {entry['file']} and joined do not agree"
-        start, size = entry.get("start", 0), entry["size"]
-        if type(start) is not int or start < 0 or not 0 <= size <= sizes.get(entry["file"], size) - start:
-            return f"batch {entry['batch_id']} does not lie within {entry['file']}"
+def _problem_of_joined(metadata: Metadata) -> str:
+    """Returns which entry with a `start` does not lie within a file in `joined`, or lies in one without a `start`."""
+    sizes = {file.file: file.size for file in metadata.joined or ()}
+    for entry in (*metadata.batches, *metadata.rows_files):
+        if (entry.start is not None) != (entry.file in sizes):
+            return f"start of {entry.file} and joined do not agree"
+        if entry.start is not None and entry.start + entry.size > sizes[entry.file]:
+            return f"batch {entry.batch_id} does not lie within {entry.file}"
     return ""
-
-
-def _has(entry: Any, fields: Mapping[str, type]) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in fields.items())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from pod_job.config.schema import Dtype
 from pod_job.finishing.merge import merge
 from pod_job.host.rendezvous import Host
 from pod_job.planning.inputs import Inputs
+from pod_job.prompts.tokens import TokenizerFolder
 from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
@@ -62,15 +64,15 @@ def job(model: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[s
 def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     done = job(model, tmp_path, *more)
     assert done.returncode == 0, done.stderr
-    [found] = merge(open_folder(tmp_path))["parity"]
-    assert found == json.loads((tmp_path / layout.METADATA).read_text())["parity"][0]
+    [found] = merge(open_folder(tmp_path)).parity
+    assert msgspec.to_builtins(found) == json.loads((tmp_path / layout.METADATA).read_text())["parity"][0]
     # A step has two rows of one long prompt each where devices of the axis `model` share them, else four.
-    assert (found["reference"], found["prompts"], found["passed"]) == (reference.OURS, 3 if len(more) == 1 else 2, True)
-    assert found["rows"] == 3 if len(more) == 1 else 256 < found["rows"] <= 512
-    assert found["limit"] == limit_of(Dtype.float32, Dtype.bfloat16 if len(more) == 1 else Dtype.float32)
-    assert found["errors"].keys() == {"layer_1", "layer_2"}
+    assert (found.reference, found.prompts, found.passed) == (reference.OURS, 3 if len(more) == 1 else 2, True)
+    assert found.rows == 3 if len(more) == 1 else 256 < found.rows <= 512
+    assert found.limit == limit_of(Dtype.float32, Dtype.bfloat16 if len(more) == 1 else Dtype.float32)
+    assert found.errors.keys() == {"layer_1", "layer_2"}
     rounding = 2**-8 if len(more) == 1 else 1e-5
-    assert all(0 < error["median"] <= error["largest"] < rounding for error in found["errors"].values())
+    assert all(0 < error.median <= error.largest < rounding for error in found.errors.values())
     assert verify(tmp_path).sound
 
 
@@ -79,13 +81,13 @@ def test_generation_is_held_against_the_reference_over_prompt_and_new_tokens(mod
     generation = ("mode=generate", "generate.max_new_tokens=18", "extract.positions=all", "extract.dtype=float32")
     done = job(model, tmp_path, *generation, "extract.rows_per_device=2", "sharding=tensor")
     assert done.returncode == 0, done.stderr
-    [found] = merge(open_folder(tmp_path))["parity"]
+    [found] = merge(open_folder(tmp_path)).parity
     texts = [json.loads(line) for line in (tmp_path / "outputs/batch_000001.jsonl").read_text().splitlines()[:3]]
     # One call of decode: 16 tokens of the 18, unless an end token came before.
     new = [min(16, len(text["token_ids"])) for text in texts]
-    assert (found["prompts"], found["passed"]) == (3, True)
-    assert found["rows"] == sum(text["prompt_tokens"] for text in texts) + sum(new)
-    assert all(0 < error["median"] <= error["largest"] < 1e-5 for error in found["errors"].values())
+    assert (found.prompts, found.passed) == (3, True)
+    assert found.rows == sum(text["prompt_tokens"] for text in texts) + sum(new)
+    assert all(0 < error.median <= error.largest < 1e-5 for error in found.errors.values())
     assert json.loads((tmp_path / "status/host_00.json").read_text())["seconds"] > 0
 
 
@@ -94,8 +96,8 @@ def test_a_step_that_is_off_is_refused_and_stores_nothing(model: Path, tmp_path:
     assert done.returncode == 2
     assert "parity.limit=0.1: layer_2 is" in done.stderr
     assert not list(tmp_path.glob("commits/*"))
-    [found] = merge(open_folder(tmp_path))["parity"]
-    assert not found["passed"]
+    [found] = merge(open_folder(tmp_path)).parity
+    assert not found.passed
 
 
 def test_what_an_earlier_start_of_the_same_name_left_is_gone_before_anything_is_tried(tmp_path: Path) -> None:
@@ -105,14 +107,17 @@ def test_what_an_earlier_start_of_the_same_name_left_is_gone_before_anything_is_
     folder, host = open_folder(tmp_path), Host(0, 1, "by-hand", None)
     folder.replace(layout.parity_file("by-hand"), b"{}")
     inputs = object.__new__(Inputs)  # no more of it is needed
-    vars(inputs).update(folder=folder, tasks=SimpleNamespace(samples=[]))
+    config = load(["experiment=demo", f"storage.run_dir={tmp_path}"])
+    tokenizer_folder = TokenizerFolder(write_tiny_model(tmp_path / "model"))
+    tasks = SimpleNamespace(samples=[])
+    vars(inputs).update(folder=folder, config=config, tasks=tasks, tokenizer_folder=tokenizer_folder)
 
     def try_out(prompts: list) -> list:
         assert folder.stat(layout.parity_file("by-hand")) is None
         raise Tried
 
     with pytest.raises(Tried):
-        check_parity(load(["experiment=demo", f"storage.run_dir={tmp_path}"]), inputs, None, host, try_out, True)
+        check_parity(inputs, host, try_out, True)
 
 
 def test_relative_errors_of_rows() -> None:

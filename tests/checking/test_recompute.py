@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pod_job.checking import reference
 from pod_job.checking.recompute import recompute
 from pod_job.commands.verify import main
 from pod_job.errors import JobError
+from pod_job.formats.records import encode
 from pod_job.run_folder import layout
 from pod_job.run_folder.identity import read_run
 from pod_job.storage.open import open_folder
@@ -85,7 +87,7 @@ def test_moved_inputs_are_named_and_can_be_given_anew(finished: Path, model: Pat
 
 
 def test_a_run_that_does_not_tell_its_inputs_is_named(finished: Path, tmp_path: Path) -> None:
-    record = read_run(open_folder(finished)) | {"config": None}
-    (tmp_path / layout.RUN).write_text(json.dumps(record))
+    record = replace(read_run(open_folder(finished)), config=None)
+    (tmp_path / layout.RUN).write_bytes(encode(record))
     with pytest.raises(JobError, match="does not tell how the run was started"):
         recompute(tmp_path, 3)

@@ -93,7 +93,10 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 
 def test_metadata_of_another_run_is_named(tmp_path: Path) -> None:
     finished_run(open_folder(tmp_path), COUNTS)
-    rewrite(tmp_path / layout.METADATA, lambda metadata: metadata.update(model_name="demo/tinz", provenance={}))
+    rewrite(
+        tmp_path / layout.METADATA,
+        lambda metadata: metadata.update(model_name="demo/tinz", provenance=metadata["provenance"] | {"seq_len": 65}),
+    )
     problems = verify(tmp_path).problems
     assert any("metadata.json: model_name, provenance differ" in problem for problem in problems), problems
 

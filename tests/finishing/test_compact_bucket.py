@@ -24,8 +24,8 @@ def test_a_bucket_joins_by_itself(proxy: Proxy) -> None:
     assert sorted(map(len, proxy.composed)) == [3] * 3 + [7] * 3 + [32] * 6
     np.testing.assert_array_equal(ActivationDataset(folder.url, 6)[:], before)
     assert verify(folder.url).sound
-    for file in metadata["joined"]:
-        assert folder.stat(layout.ACTIVATIONS + file["file"]) == local.Stored(file["size"], file["crc32c"])
+    for file in metadata.joined or []:
+        assert folder.stat(layout.ACTIVATIONS + file.file) == local.Stored(file.size, file.crc32c)
     assert len(names(folder)) == 3
     assert folder.names("joining/") == []
 

@@ -92,10 +92,10 @@ def test_a_joined_file_of_another_size_is_found(tmp_path: Path, change: Callable
         (lambda record: record["files"][0].update(first=2), "the commit records leave"),
         (lambda record: record["files"][0].update(series="layer_7"), "the commit records leave none"),
         (lambda record: record["files"].append(record["files"][0]), "the commit records leave none"),
-        (lambda record: record["files"][0].update(header_size=-1), "damaged: sizes"),
+        (lambda record: record["files"][0].update(header_size=-1), r"files\[0\]\.header_size: expected `int` >= 0"),
         (lambda record: record["files"][0].update(header_crc32c="??"), "has no checksum"),
-        (lambda record: record.update(format=9), "not the record of a compaction"),
-        (lambda record: record["files"].__setitem__(0, 7), "damaged: series"),
+        (lambda record: record.update(format=9), "format 9, this version reads 2"),
+        (lambda record: record["files"].__setitem__(0, 7), r"files\[0\]: expected `object`, got `int`"),
     ],
 )
 def test_a_record_that_lies_is_found(tmp_path: Path, change: Callable, says: str | None) -> None:

@@ -1,12 +1,13 @@
 """metadata.json says what the commit records say, says so when something is missing, and is refused where they lie."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined, rewrite
 
 import pod_job.finishing.merge
@@ -32,7 +33,7 @@ def new_folder(
         yield opened
 
 
-def _metadata(folder: Folder) -> dict[str, Any]:
+def _metadata(folder: Folder) -> metadata_file.Metadata:
     return metadata_file.read_any(folder)
 
 
@@ -40,36 +41,33 @@ def test_a_finished_run_has_the_documented_metadata(new_folder: Callable[[], Fol
     folder = new_folder()
     batches = finished_run(folder, [20, 0, 33])
     metadata = _metadata(folder)
-    assert {key: metadata[key] for key in ("model_name", "layers_extracted", "hidden_dim", "total_samples")} == {
-        "model_name": "demo/tiny",
-        "layers_extracted": [6, 30],
-        "hidden_dim": WIDTH,
-        "total_samples": 24,
-    }
-    assert [[entry[key] for key in ("batch_id", "layer", "file", "n_samples")] for entry in metadata["batches"]] == [
-        [number, tap, f"{tap}_batch_{number:06d}.safetensors", 8] for number in (1, 2, 3) for tap in TAPS
+    assert (metadata.model_name, metadata.hidden_dim, metadata.total_samples) == ("demo/tiny", WIDTH, 24)
+    assert metadata.layers_extracted == [6, 30]
+    entries = [(entry.batch_id, entry.layer, entry.file, entry.n_samples) for entry in metadata.batches]
+    assert entries == [
+        (number, tap, f"{tap}_batch_{number:06d}.safetensors", 8) for number in (1, 2, 3) for tap in TAPS
     ]
-    assert (metadata["complete"], metadata["missing"], metadata["rows"]) == (True, [], 53)
-    assert metadata["provenance"] == identity(24)
-    for entry in metadata["batches"]:
-        assert folder.stat(f"activations/{entry['file']}") == Stored(entry["size"], entry["crc32c"])
+    assert (metadata.complete, metadata.missing, metadata.rows) == (True, [], 53)
+    assert metadata.provenance == identity(24)
+    for entry in metadata.batches:
+        assert folder.stat(f"activations/{entry.file}") == Stored(entry.size, entry.crc32c)
     for tap in TAPS:
         vectors = joined(batches, tap).astype(np.float64)
-        found = metadata["statistics"][tap]
-        assert found["count"] == 53
-        np.testing.assert_allclose(found["mean"], vectors.mean(0), rtol=1e-9)
-        np.testing.assert_allclose(found["variance"], vectors.var(0), rtol=1e-9)
+        found = metadata.statistics[tap]
+        assert found.count == 53
+        np.testing.assert_allclose(found.mean, vectors.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(found.variance, vectors.var(0), rtol=1e-9)
 
 
 def test_an_unfinished_run_says_what_is_missing(new_folder: Callable[[], Folder]) -> None:
     folder = new_folder()
     claim(folder, identity(40))
-    assert merge(folder)["missing"] == [1, 2, 3, 4, 5]
+    assert merge(folder).missing == [1, 2, 3, 4, 5]
     for number in (2, 5):
         commit_batch(folder, batch(number, 10), host=0)
     metadata = merge(folder)
-    assert (metadata["complete"], metadata["missing"]) == (False, [1, 3, 4])
-    assert (metadata["total_samples"], metadata["total_batches"], metadata["rows"]) == (16, 5, 20)
+    assert (metadata.complete, metadata.missing) == (False, [1, 3, 4])
+    assert (metadata.total_samples, metadata.total_batches, metadata.rows) == (16, 5, 20)
     assert _metadata(folder) == metadata
 
 
@@ -77,7 +75,7 @@ def test_merging_again_changes_nothing_but_the_time(new_folder: Callable[[], Fol
     folder = new_folder()
     finished_run(folder, [9, 3, 8, 1])
     before = _metadata(folder)
-    assert {**merge(folder), "merged": ""} == {**before, "merged": ""}
+    assert replace(merge(folder), merged="") == replace(before, merged="")
 
 
 def test_several_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +83,7 @@ def test_several_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pyte
     finished_run(folder, [9, 3, 0, 8, 1, 40, 2])
     monkeypatch.setattr(pod_job.finishing.merge, "WINDOW", 2)
     monkeypatch.setattr(pod_job.finishing.merge, "LEAST_WINDOWS", 1)
-    assert {**merge(folder, processes=2), "merged": ""} == {**merge(folder), "merged": ""}
+    assert replace(merge(folder, processes=2), merged="") == replace(merge(folder), merged="")
     assert verify(tmp_path).sound
     rewrite(tmp_path / layout.commit_file(5), lambda record: record.update(n_samples=3))
     with pytest.raises(JobError, match=r"batch_000005\.json: has 3 samples"):
@@ -97,7 +95,7 @@ def test_the_last_batch_may_be_short(tmp_path: Path) -> None:
     claim(folder, identity(11))
     commit_batch(folder, batch(1, 5), host=0)
     commit_batch(folder, batch(2, 5, n_samples=3), host=0)
-    assert merge(folder)["total_samples"] == 11
+    assert merge(folder).total_samples == 11
 
 
 def test_a_slow_merge_is_not_the_last_word(tmp_path: Path) -> None:
@@ -110,14 +108,14 @@ def test_a_slow_merge_is_not_the_last_word(tmp_path: Path) -> None:
             if not self.overtaken:
                 self.overtaken = True
                 commit_batch(open_folder(tmp_path), batch(2, 5), host=1)
-                assert merge(open_folder(tmp_path))["complete"]
+                assert merge(open_folder(tmp_path)).complete
             return super().replace(name, data)
 
     folder = Slow(str(tmp_path))
     claim(folder, identity(16))
     commit_batch(folder, batch(1, 5), host=0)
-    assert merge(folder)["complete"]
-    assert _metadata(folder)["complete"]
+    assert merge(folder).complete
+    assert _metadata(folder).complete
 
 
 @pytest.mark.parametrize(
@@ -131,7 +129,7 @@ def test_a_slow_merge_is_not_the_last_word(tmp_path: Path) -> None:
         (lambda record: record["files"][0].update(shape=[20, 17]), "has shape"),
         (lambda record: record["files"][0].update(size=1), "has 1 bytes, its shape gives"),
         (lambda record: record["files"][0].update(dtype="float32"), "is float32, the run's dtype is bfloat16"),
-        (lambda record: record["files"][0]["statistics"].pop("mean"), "damaged statistics of layer_6"),
+        (lambda record: record["files"][0]["statistics"].pop("mean"), r"files\[0\]\.statistics\.mean is missing"),
         (lambda record: record["files"][0]["statistics"].update(norms="AAAA"), "damaged statistics"),
         (lambda record: record["rows_file"].update(file="activations/x"), "rows_file is another batch's"),
         (lambda record: record["rows_file"].update(rows=3), "rows_file has another number of rows"),
@@ -151,7 +149,7 @@ def test_a_record_under_another_number_is_refused(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     finished_run(folder, [20, 20])
     (tmp_path / layout.commit_file(2)).write_bytes(folder.read(layout.commit_file(1)))
-    with pytest.raises(JobError, match=r"batch_000002\.json: not the record of batch 2"):
+    with pytest.raises(JobError, match=r"batch_000002\.json: is the record of batch 1"):
         merge(folder)
 
 
@@ -166,15 +164,20 @@ def test_a_batch_beyond_the_end_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"taps": None}, "lacks or garbles"),
-        ({"tasks": {}}, "lacks or garbles 'samples'"),
+        ({"taps": None}, "identity.taps: expected `array`, got `null`"),
+        ({"tasks": {}}, "identity.tasks.samples is missing"),
         ({"dtype": "int3"}, "unknown dtype int3"),
-        ({"save_every_n_samples": 0}, "save_every_n_samples is 0"),
+        ({"save_every_n_samples": 0}, "identity.save_every_n_samples: expected `int` >= 1"),
+        ({"new": 1}, "identity: object contains unknown field `new`"),
         ({"tasks": {"samples": 2**31}}, "2147483648 samples in batches of 8 are more than 1,000,000 batches"),
     ],
 )
 def test_a_run_without_its_facts_is_refused(tmp_path: Path, change: dict, reason: str) -> None:
-    claim(open_folder(tmp_path), {**identity(8), **change})
+    claim(open_folder(tmp_path), identity(8))
+    path = tmp_path / layout.RUN
+    record = json.loads(path.read_text())
+    record["identity"] |= change
+    path.write_text(json.dumps(record))
     with pytest.raises(JobError, match=rf"run\.json: .*{reason}"):
         merge(open_folder(tmp_path))
 

@@ -12,7 +12,7 @@ from pod_job.checking.verify import verify
 from pod_job.commands.shuffle import main
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
-from pod_job.finishing.shuffle import batch_order, part_order, part_sizes, shuffle, stretches
+from pod_job.finishing.shuffle import batch_order, part_order, part_sizes, segment_sizes, shuffle
 from pod_job.formats.rows_table import COLUMNS
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
@@ -45,12 +45,12 @@ def test_every_row_is_there_once_elsewhere(new_folder: Callable[[], Folder]) -> 
     run, out = new_folder(), new_folder()
     finished_run(run, COUNTS)
     described = shuffle(run.url, out.url, seed=3, part_bytes=13 * ROW_BYTES)
-    assert (described["rows"], described["total_batches"], described["complete"]) == (60, 5, True)
+    assert (described.rows, described.total_batches, described.complete) == (60, 5, True)
     before, after = content(run.url), content(out.url)
     assert before == after
     assert list(before) != list(after)
     assert verify(out.url).sound
-    assert out.names(layout.PIECES) == []
+    assert out.names(layout.SPILL) == []
 
 
 def test_hosts_share_the_work_and_the_order_is_the_seeds(new_folder: Callable[[], Folder]) -> None:
@@ -60,10 +60,10 @@ def test_hosts_share_the_work_and_the_order_is_the_seeds(new_folder: Callable[[]
     shuffle(run.url, other.url, seed=2, part_bytes=13 * ROW_BYTES)
     with ThreadPoolExecutor(3) as pool:
         jobs = [
-            pool.submit(shuffle, run.url, shared.url, 1, host=host, hosts=3, part_bytes=13 * ROW_BYTES)
+            pool.submit(shuffle, run.url, shared.url, 1, shard=(host, 3), part_bytes=13 * ROW_BYTES)
             for host in range(3)
         ]
-        assert any(job.result()["complete"] for job in jobs)
+        assert any(job.result().complete for job in jobs)
     assert list(content(shared.url)) == list(content(alone.url)) != list(content(other.url))
 
 
@@ -82,10 +82,10 @@ def test_it_goes_on_where_it_stopped(new_folder: Callable[[], Folder], monkeypat
     with pytest.raises(KeyboardInterrupt):
         shuffle(run.url, out.url, part_bytes=13 * ROW_BYTES)
     left[0] = 3  # parts that are left
-    assert shuffle(run.url, out.url, part_bytes=13 * ROW_BYTES)["complete"]
+    assert shuffle(run.url, out.url, part_bytes=13 * ROW_BYTES).complete
     assert content(out.url) == content(run.url)
     left[0] = 0
-    assert shuffle(run.url, out.url, part_bytes=13 * ROW_BYTES)["complete"]
+    assert shuffle(run.url, out.url, part_bytes=13 * ROW_BYTES).complete
 
 
 def test_every_order_is_equally_likely() -> None:
@@ -97,7 +97,7 @@ def test_every_order_is_equally_likely() -> None:
     for seed in range(seeds):
         parts = part_sizes(rows, part_rows)
         gathered: list[list[int]] = [[] for _ in parts]
-        for number, counts in enumerate(stretches(sizes, parts, seed)):
+        for number, counts in enumerate(segment_sizes(sizes, parts, seed)):
             dealt = iter(starts[number] + batch_order(number, sizes[number], seed))
             for part, count in enumerate(counts):
                 gathered[part] += [next(dealt) for _ in range(count)]
@@ -130,5 +130,5 @@ def test_a_host_that_never_comes_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     finished_run(open_folder(tmp_path / "run"), [5, 5, 5, 5])
     monkeypatch.setattr("pod_job.finishing.shuffle.POLL_S", 0.01)
     monkeypatch.setattr("pod_job.finishing.shuffle.PEERS_TIMEOUT_S", 0.05)
-    with pytest.raises(JobError, match=r"no piece has come for 0\.05 s, and 3 are missing, of host 1, 2, 3 of 4"):
-        shuffle(tmp_path / "run", tmp_path / "out", host=0, hosts=4)
+    with pytest.raises(JobError, match=r"no spill file has come for 0\.05 s, and 3 are missing, of host 1, 2, 3 of 4"):
+        shuffle(tmp_path / "run", tmp_path / "out", shard=(0, 4))

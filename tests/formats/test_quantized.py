@@ -1,6 +1,5 @@
 """Vectors of eight bits agree with the originals: from the device, in the files, and through every reader."""
 
-import json
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.entries import read_vectors
 from pod_job.run_folder.identity import claim
+from pod_job.run_folder.metadata import read_any
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
@@ -128,23 +128,23 @@ def test_readers_return_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: P
         exact = whole.astype(np.float64)
         np.testing.assert_allclose(data.statistics["mean"], exact.mean(0), rtol=1e-9, atol=1e-9)
     export_pickles(folder.url, tmp_path)
-    item = read_pickle(tmp_path / "layer_6_batch_000003.pkl")["activations"][24]
-    np.testing.assert_array_equal(item["activation"], np.asarray(batches[2].taps["layer_6"])[24])
+    item = read_pickle(tmp_path / "layer_6_batch_000003.pkl").activations[24]
+    np.testing.assert_array_equal(item.activation, np.asarray(batches[2].taps["layer_6"])[24])
 
 
 def test_metadata_has_the_rounding_errors(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
-    for tap, found in merge(folder)["rounding"].items():
+    for tap, found in merge(folder).rounding.items():
         errors = np.concatenate([each.taps[tap].errors for each in batches])  # type: ignore[union-attr]
-        assert found["rms"] == pytest.approx(np.sqrt((errors.astype(np.float64) ** 2).mean()), rel=1e-9)
-        assert found["largest"] == pytest.approx(errors.max(), rel=1e-9)
+        assert found.rms == pytest.approx(np.sqrt((errors.astype(np.float64) ** 2).mean()), rel=1e-9)
+        assert found.largest == pytest.approx(errors.max(), rel=1e-9)
 
 
 def test_a_quantized_run_is_verified_and_shuffled(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
     folder, _ = run
     assert verify(folder.url).sound
     described = shuffle(folder.url, tmp_path / "shuffled", part_bytes=3000)
-    assert described["rounding"] == merge(folder)["rounding"]
+    assert described.rounding == merge(folder).rounding
     assert verify(tmp_path / "shuffled").sound
     before, after = (ActivationDataset(each, 6)[:] for each in (folder.url, tmp_path / "shuffled"))
     np.testing.assert_array_equal(np.sort(after.view("V400"), axis=0), np.sort(before.view("V400"), axis=0))
@@ -155,7 +155,7 @@ def test_a_second_writer_adopts_the_file_and_its_scales(run: tuple[Folder, list[
     late = replace(batches[0], taps={n: quantize(np.asarray(v) * 1.001, "int8") for n, v in batches[0].taps.items()})
     folder.remove(layout.commit_file(1))
     record = commit_batch(folder, late, host=1)
-    assert record["files"][0]["statistics"] == statistics.to_json(statistics.of(batches[0].taps["layer_6"]))
+    assert record.files[0].statistics == statistics.to_record(statistics.of(batches[0].taps["layer_6"]))
     merge(folder)
 
 
@@ -164,7 +164,7 @@ def test_a_file_without_its_scales_and_another_dtype_are_refused(tmp_path: Path)
     claim(folder, identity(8, ("layer_6",), dtype="int8"))
     vectors = quantize(outlying(9, 100), "int8")
     commit_batch(folder, replace(batch(1, 9), taps={"layer_6": vectors.values}), host=0)
-    [entry] = merge(folder)["batches"]
+    [entry] = merge(folder).batches
     with pytest.raises(JobError, match=r"layer_6_batch_000001\.safetensors: holds int8 without its scales"):
         read_vectors(folder, entry)
     with pytest.raises(JobError, match="dtype=int4: not one that vectors are read in; use bfloat16, float16, float32"):
@@ -182,12 +182,12 @@ def test_a_job_stores_eight_bits_that_agree_with_the_reference(dtype: str, tmp_p
     ]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     subprocess.run([sys.executable, "-m", "pod_job", *overrides], env=env, check=True, timeout=120)
-    metadata = json.loads((tmp_path / "run" / layout.METADATA).read_text())
-    bound = BOUND[metadata["dtype"]]
-    for tap in metadata["taps"]:
-        [parity] = metadata["parity"]
-        assert 0 < metadata["rounding"][tap]["rms"] < metadata["rounding"][tap]["largest"] < bound
-        assert 0 < parity["errors"][tap]["largest"] < bound == parity["limit"]
+    metadata = read_any(open_folder(tmp_path / "run"))
+    bound = BOUND[metadata.dtype]
+    for tap in metadata.taps:
+        [parity] = metadata.parity
+        assert 0 < metadata.rounding[tap].rms < metadata.rounding[tap].largest < bound
+        assert 0 < parity.errors[tap].largest < bound == parity.limit
     for deviation in recompute(tmp_path / "run", 20).values():
         assert deviation.limit == bound
         assert not deviation.too_far

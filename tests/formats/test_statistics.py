@@ -1,7 +1,5 @@
 """Streamed statistics equal those computed at once, however the rows are cut."""
 
-import json
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.formats import norm_sketch, statistics
+from pod_job.formats.records import decode, encode
+from pod_job.formats.statistics import StatisticsRecord
 
 
 def _vectors(rows: int, width: int, dtype: np.dtype | type = np.float32, seed: int = 0) -> np.ndarray:
@@ -19,20 +19,25 @@ def _vectors(rows: int, width: int, dtype: np.dtype | type = np.float32, seed: i
     return vectors.astype(np.float32).astype(dtype)
 
 
+def through_json(measured: statistics.TapStatistics) -> statistics.TapStatistics:
+    """Returns what a commit record gives back of the statistics."""
+    return statistics.from_record(decode(encode(statistics.to_record(measured)), StatisticsRecord, "record"))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_equal_to_a_direct_computation(dtype: np.dtype) -> None:
     vectors = _vectors(3000, 257, dtype)  # several chunks, the last one short
     exact = vectors.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
     found = statistics.summary(statistics.of(vectors))
-    np.testing.assert_allclose(found["mean"], exact.mean(0), rtol=1e-9)
-    np.testing.assert_allclose(found["variance"], exact.var(0), rtol=1e-9)
-    assert found["count"] == 3000
-    assert found["mean_norm"] == pytest.approx(lengths.mean(), rel=1e-9)
-    assert found["mean_squared_norm"] == pytest.approx((lengths**2).mean(), rel=1e-9)
-    assert (found["norm_min"], found["norm_max"]) == pytest.approx((lengths.min(), lengths.max()), rel=1e-12)
-    assert ((exact * found["scale"]) ** 2).sum(1).mean() == pytest.approx(257, rel=1e-9)
-    assert found["outlier_share"] == pytest.approx((lengths > 10 * np.median(lengths)).mean(), abs=1e-9)
+    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found.variance, exact.var(0), rtol=1e-9)
+    assert found.count == 3000
+    assert found.mean_norm == pytest.approx(lengths.mean(), rel=1e-9)
+    assert found.mean_squared_norm == pytest.approx((lengths**2).mean(), rel=1e-9)
+    assert (found.norm_min, found.norm_max) == pytest.approx((lengths.min(), lengths.max()), rel=1e-12)
+    assert ((exact * found.scale) ** 2).sum(1).mean() == pytest.approx(257, rel=1e-9)
+    assert found.outlier_share == pytest.approx((lengths > 10 * np.median(lengths)).mean(), abs=1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 10, 50_000])
@@ -41,13 +46,13 @@ def test_quantiles_and_outliers_of_many_batches_are_right_to_a_millionth(rows: i
     exact = np.linalg.norm(vectors.astype(np.float64), axis=1)
     tally = statistics.Tally(4)
     for part in np.array_split(vectors, 7):  # some are empty
-        tally.add(statistics.from_json(json.loads(json.dumps(statistics.to_json(statistics.of(part))))))
+        tally.add(through_json(statistics.of(part)))
     found = tally.summary()
-    for q, quantile in found["norm_quantiles"].items():
+    for q, quantile in found.norm_quantiles.items():
         assert quantile == pytest.approx(np.quantile(exact, float(q), method="inverted_cdf"), rel=1e-6), q
     median = np.quantile(exact, 0.5, method="inverted_cdf")
-    assert found["outlier_share"] == pytest.approx((exact > 10 * median).mean(), abs=1e-9)
-    assert found["outlier_share"] > 0 or rows < 50_000
+    assert found.outlier_share == pytest.approx((exact > 10 * median).mean(), abs=1e-9)
+    assert found.outlier_share > 0 or rows < 50_000
 
 
 def test_a_tally_counts_every_norm_however_often_it_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +80,7 @@ def test_a_small_spread_around_a_large_mean_keeps_its_digits() -> None:
     rng = np.random.default_rng(2)
     vectors = (1e4 + rng.integers(-2, 3, (1000, 3)) * 2.0**-10).astype(np.float32)
     found = statistics.summary(statistics.of(vectors))
-    np.testing.assert_allclose(found["variance"], vectors.astype(np.float64).var(0), rtol=1e-6)
+    np.testing.assert_allclose(found.variance, vectors.astype(np.float64).var(0), rtol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,7 +108,7 @@ def test_rows_that_are_not_finite_are_counted_and_left_out() -> None:
 def test_json_keeps_every_bit() -> None:
     for vectors in (_vectors(77, 6), _vectors(0, 6)):
         before = statistics.of(vectors)
-        after = statistics.from_json(json.loads(json.dumps(statistics.to_json(before))))
+        after = through_json(before)
         assert vars(after).keys() == vars(before).keys()
         for name, value in vars(before).items():
             np.testing.assert_array_equal(getattr(after, name), value)
@@ -111,4 +116,4 @@ def test_json_keeps_every_bit() -> None:
 
 def test_no_rows_have_a_summary() -> None:
     found = statistics.summary(statistics.of(np.zeros((0, 3), np.float32)))
-    assert (found["count"], found["mean_norm"], found["scale"], found["variance"]) == (0, 0.0, 1.0, [0.0] * 3)
+    assert (found.count, found.mean_norm, found.scale, found.variance) == (0, 0.0, 1.0, [0.0] * 3)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from rich.console import Console
+from sample_runs import identity
 
 from launch.__main__ import main
 from launch.cloud.cost import all_records, note_end, note_start, record_of
@@ -49,7 +50,7 @@ def config(*more: str) -> JobConfig:
 def folder(tmp_path: Path) -> Folder:
     """A run of 10 batches of 4 samples, 5 of them done at a rate of one in 100 s, on two hosts."""
     folder = open_folder(tmp_path / "run")
-    claim(folder, {"tasks": {"samples": 39}, "save_every_n_samples": 4})
+    claim(folder, identity(39, per_batch=4))
     for batch in range(1, 6):
         folder.create(f"commits/batch_{batch:06d}.json", [b"{}"])
     for host in range(2):

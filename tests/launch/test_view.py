@@ -2,16 +2,21 @@
 
 import io
 import itertools
+from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from launch.view import progress, summary
 from launch.view.progress import Bar, Screen, bars
 from pod_job.config.load import load
+from pod_job.run_folder.metadata import BatchEntry, Metadata, read_any
 from pod_job.run_folder.status import HostStatus, Phase
+from pod_job.storage.open import open_folder
 
 CONFIG = load(["experiment=demo"])
+OLD_RUNS = Path(__file__).parent.parent / "data/old_runs"
 
 
 def status(host: int, phase: Phase, **counts) -> HostStatus:
@@ -71,11 +76,15 @@ def test_a_terminal_gets_bars() -> None:
     assert "1,600 tokens/s" in screen.file.getvalue()
 
 
+def described(samples: int, files: list[tuple[str, int, int]]) -> Metadata:
+    """Returns the metadata of a finished run with these files: layer, rows, size."""
+    batches = [BatchEntry(1, layer, "file", 1, rows, 0, size, "crc") for layer, rows, size in files]
+    finished = read_any(open_folder(OLD_RUNS / "bfloat16"))
+    return msgspec.structs.replace(finished, total_samples=samples, batches=batches)
+
+
 def test_summary_adds_up() -> None:
-    batches = [
-        {"layer": layer, "rows": rows, "size": 100 * rows} for rows in (8, 3) for layer in ("layer_6", "layer_30_norm")
-    ]
-    metadata = {"total_samples": 11, "complete": True, "batches": batches}
+    metadata = described(11, [(layer, rows, 100 * rows) for rows in (8, 3) for layer in ("layer_6", "layer_30_norm")])
     counts = {"samples": 4, "cut_samples": 1, "tokens": 60, "positions": 80}
     hosts = [
         status(0, Phase.done, seconds=2.0, **counts),
@@ -95,8 +104,9 @@ def test_summary_adds_up() -> None:
 
 
 def test_summary_of_a_run_with_nothing_left_to_do() -> None:
-    metadata = {"total_samples": 2, "complete": True, "batches": [{"layer": "layer_6", "rows": 2, "size": 9}]}
-    done = summary.summarise(CONFIG, metadata, [status(0, Phase.done)], 9.0, summary.Path("logs"))
+    done = summary.summarise(
+        CONFIG, described(2, [("layer_6", 2, 9)]), [status(0, Phase.done)], 9.0, summary.Path("logs")
+    )
     assert done.tokens_per_s is None
     assert done.padding is None
     screen = Console(file=io.StringIO())

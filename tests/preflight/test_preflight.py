@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from forecasts import step_forecast
+from sample_runs import identity
 
 from launch.local import coordinator_address
 from pod_job import environment
@@ -212,7 +213,7 @@ def test_the_median_of_the_hosts_is_compared(tmp_path: Path) -> None:
     step = step_forecast(seconds={"compute": 0.5})
     with pytest.raises(JobError, match="holds no run"):
         measure(folder, config, [step])
-    claim(folder, {}, to_json(config))
+    claim(folder, identity(8), to_json(config))
     with pytest.raises(JobError, match="no host has timed a step"):
         measure(folder, config, [step])
     for host, seconds in enumerate((0.4, 0.6, 9.0)):

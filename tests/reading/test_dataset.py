@@ -266,18 +266,18 @@ def test_an_unfinished_run_opens_with_a_warning(tmp_path: Path, committed: list[
     ("change", "reason"),
     [
         ({"format": 3}, "format 3, this version reads 2"),
-        ({"batches": [{}]}, "every entry of batches must have"),
+        ({"batches": [{}]}, r"batches\[0\]\.batch_id is missing"),
         ({"batches": []}, "batches of layer_6 do not match rows_files"),
-        ({"rows_files": [{"file": 1}]}, "every entry of rows_files must have"),
+        ({"rows_files": [{"file": 1}]}, r"rows_files\[0\]\.file: expected `str`, got `int`"),
         ({"dtype": "float32"}, "does not fit its rows and width"),
         ({"dtype": "x"}, "unknown dtype 'x'"),
-        ({"taps": None}, "it must have"),
+        ({"taps": None}, "taps: expected `array`, got `null`"),
         ({"widths": {"layer_6": 16}}, "does not fit"),
     ],
 )
 def test_damaged_metadata_is_named(small: Path, change: dict, reason: str) -> None:
     rewrite(small / layout.METADATA, lambda metadata: metadata.update(change))
-    with pytest.raises(JobError, match=rf"metadata\.json: damaged: .*{reason}.* run `pod-job merge"):
+    with pytest.raises(JobError, match=rf"metadata\.json: (damaged: )?.*{reason}.* run `pod-job merge"):
         ActivationDataset(small, layer=6)
 
 

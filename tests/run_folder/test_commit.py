@@ -13,10 +13,10 @@ from sample_runs import TAPS, WIDTH, batch, folders, rewrite
 
 from pod_job.errors import JobError
 from pod_job.formats import rows_table, statistics
-from pod_job.formats.checksummed_json import seal
+from pod_job.formats.checksummed_json import with_checksum
 from pod_job.formats.safetensors import read_header, view_tensor
 from pod_job.run_folder import layout
-from pod_job.run_folder.commit import commit_batch, read_record
+from pod_job.run_folder.commit import CommitRecord, TapFile, commit_batch, read_record
 from pod_job.run_folder.layout import committed
 from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
@@ -31,35 +31,35 @@ def new_folder(
         yield opened
 
 
-def _vectors(folder: Folder, file: dict[str, Any]) -> np.ndarray:
-    data = folder.read(file["file"])
-    header = read_header(lambda start, size: data[start : start + size], file["file"], len(data))
-    assert header.data_start == file["offset"]
+def _vectors(folder: Folder, file: TapFile) -> np.ndarray:
+    data = folder.read(file.file)
+    header = read_header(lambda start, size: data[start : start + size], file.file, len(data))
+    assert header.data_start == file.offset
     return view_tensor(np.frombuffer(data, np.uint8), header.tensors["activations"])
 
 
-def _assert_true(folder: Folder, record: dict[str, Any]) -> None:
+def _assert_true(folder: Folder, record: CommitRecord) -> None:
     """Every statement of the record holds for the files that are there."""
-    assert record == read_record(folder, record["batch"])
-    for file in (*record["files"], record["rows_file"]):
-        assert folder.stat(file["file"]) == Stored(file["size"], file["crc32c"])
-        assert file["rows"] == record["rows"]
-    for file in record["files"]:
+    assert record == read_record(folder, record.batch)
+    for file in (*record.files, record.rows_file):
+        assert folder.stat(file.file) == Stored(file.size, file.crc32c)
+        assert file.rows == record.rows
+    for file in record.files:
         vectors = _vectors(folder, file)
-        assert (file["dtype"], file["shape"]) == (str(vectors.dtype), list(vectors.shape))
-        assert file["statistics"] == statistics.to_json(statistics.of(vectors))
-    assert len(rows_table.from_parquet(folder.read(record["rows_file"]["file"]))) == record["rows"]
+        assert (file.dtype, file.shape) == (str(vectors.dtype), list(vectors.shape))
+        assert file.statistics == statistics.to_record(statistics.of(vectors))
+    assert len(rows_table.from_parquet(folder.read(record.rows_file.file))) == record.rows
 
 
 def test_a_batch_is_what_its_record_says(new_folder: Callable[[], Folder]) -> None:
     folder, ours = new_folder(), batch(7, 30)
     record = commit_batch(folder, ours, host=3)
     _assert_true(folder, record)
-    assert (record["batch"], record["n_samples"], record["rows"], record["host"]) == (7, 8, 30, 3)
-    assert [file["tap"] for file in record["files"]] == list(TAPS)
-    for file in record["files"]:
-        np.testing.assert_array_equal(_vectors(folder, file), ours.taps[file["tap"]])
-        assert file["offset"] % 4096 == 0
+    assert (record.batch, record.n_samples, record.rows, record.host) == (7, 8, 30, 3)
+    assert [file.tap for file in record.files] == list(TAPS)
+    for file in record.files:
+        np.testing.assert_array_equal(_vectors(folder, file), ours.taps[file.tap])
+        assert file.offset % 4096 == 0
     assert committed(folder) == {7}
 
 
@@ -75,7 +75,7 @@ def test_a_batch_without_rows_is_done(new_folder: Callable[[], Folder]) -> None:
     folder = new_folder()
     record = commit_batch(folder, batch(1, 0), host=0)
     _assert_true(folder, record)
-    assert record["files"][0]["shape"] == [0, WIDTH]
+    assert record.files[0].shape == [0, WIDTH]
     assert commit_batch(folder, batch(1, 0), host=1) == record
 
 
@@ -122,7 +122,7 @@ def test_a_batch_survives_a_writer_killed_at_any_step(tmp_path: Path, after: int
     assert died_committed == (after == 2 * (len(TAPS) + 2) - 1)
     record = commit_batch(folder, batch(1, 20, noise=1e-2, time="2026-01-01T00:00:00+00:00"), host=1)
     _assert_true(folder, record)
-    assert record["host"] == (0 if died_committed else 1)
+    assert record.host == (0 if died_committed else 1)
 
 
 def _die_at(url: str, after: int) -> None:
@@ -146,10 +146,11 @@ def _die_at(url: str, after: int) -> None:
     [
         (b"", "damaged: it does not end with its crc32c"),
         (b'{"format": 2, "batch": 1}', "damaged: it does not end with its crc32c"),
-        (seal("[{}"), "not JSON"),
-        (seal('{"format": 2, "batch": 2}'), "not the record of batch 1 in format 2"),
-        (seal('{"format": 3, "batch": 1}'), "not the record of batch 1"),
-        (seal('{"format": 2, "batch": 1}'), "damaged: n_samples, rows, files, rows_file, host missing"),
+        (with_checksum(b"{]}"), "JSON is malformed"),
+        (with_checksum(b'{"format": 3, "batch": 1}'), "format 3, this version reads 2"),
+        (with_checksum(b'{"batch": 1, "new": 1, "format": 3}'), "format 3, this version reads 2"),
+        (with_checksum(b'{"format": "2", "batch": 1}'), "format '2', this version reads 2"),
+        (with_checksum(b'{"format": 2, "batch": 1}'), "n_samples is missing; the file is damaged"),
     ],
 )
 def test_damaged_records_are_named(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -162,7 +163,7 @@ def test_damaged_records_are_named(tmp_path: Path, content: bytes, reason: str) 
 def test_a_record_with_a_damaged_file_entry_is_named(tmp_path: Path) -> None:
     commit_batch(open_folder(tmp_path), batch(1, 5), host=0)
     rewrite(tmp_path / layout.commit_file(1), lambda record: record["files"][1].update(size="big"))
-    with pytest.raises(JobError, match="damaged: size of a file missing or of another type"):
+    with pytest.raises(JobError, match=r"batch_000001\.json: files\[1\]\.size: expected `int`, got `str`"):
         read_record(open_folder(tmp_path), 1)
 
 

@@ -93,8 +93,8 @@ def test_it_can_be_shuffled(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", VECTORS)
 def test_it_can_be_exported_and_imported(name: str, tmp_path: Path) -> None:
     export_pickles(OLD_RUNS / name, tmp_path / "pickles", layers=[1])
-    items = [item for file in sorted((tmp_path / "pickles").glob("*.pkl")) for item in read_pickle(file)["activations"]]
-    vectors = np.stack([item["activation"] for item in items])
+    items = [item for file in sorted((tmp_path / "pickles").glob("*.pkl")) for item in read_pickle(file).activations]
+    vectors = np.stack([item.activation for item in items])
     assert hashlib.sha256(vectors.tobytes()).hexdigest()[:16] == VECTORS[name]
     if name != "shuffled":  # in which rows of one sample lie apart
         import_pickles(tmp_path / "pickles", tmp_path / "imported")
@@ -122,7 +122,7 @@ def test_what_it_was_completed_with() -> None:
 def test_what_its_checks_found() -> None:
     found = read_overview(OLD_RUNS / "bfloat16")
     assert found.verdict == (True, "verified 2026-11-26")
-    assert [parity["passed"] for parity in found.metadata["parity"]] == [True]
+    assert [parity.passed for parity in found.metadata.parity] == [True]
     # Where a vector is not finite its error is infinite, for which JSON has no word and json.dumps has.
-    [parity] = read_overview(OLD_RUNS / "nonfinite").metadata["parity"]
-    assert (parity["passed"], math.isinf(parity["errors"]["layer_0"]["largest"])) == (False, True)
+    [parity] = read_overview(OLD_RUNS / "nonfinite").metadata.parity
+    assert (parity.passed, math.isinf(parity.errors["layer_0"].largest)) == (False, True)

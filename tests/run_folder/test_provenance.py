@@ -77,4 +77,4 @@ def test_what_is_left_out_at_extraction_is_what_is_left_out_at_reading(runs: dic
     made, read = ActivationDataset(runs["text"], 1), ActivationDataset(runs["whole"], 1, exclude=["special"])
     assert rows(made) == rows(read) == [row for row in EXPECTED if not row[-1]]
     np.testing.assert_array_equal(made[:], read[:])
-    assert made.metadata["total_samples"] == read.metadata["total_samples"] == len(PROMPTS)
+    assert made.metadata.total_samples == read.metadata.total_samples == len(PROMPTS)

@@ -39,7 +39,7 @@ def fill(root: Path) -> None:
     assert not list(root.rglob("*.tmp"))
     ballast.unlink()
     commit_all(folder, set(range(1, BATCHES + 1)) - done)
-    assert merge(folder)["complete"]
+    assert merge(folder).complete
     assert verify(folder.url).sound
 
 

@@ -84,7 +84,7 @@ def compact_and_compare(
     if played.ended([final]) != ["finished"]:
         played.problems.append(f"the last compaction {played.ended([final])[0]}")
     played.problems += [f"compacted: {problem}" for problem in problems_of(run_dir, truth)]
-    if "joined" not in ActivationDataset(run_dir, LAYERS[0]).metadata:
+    if ActivationDataset(run_dir, LAYERS[0]).metadata.joined is None:
         played.problems.append("the run was not compacted")
 
 

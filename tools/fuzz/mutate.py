@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from pod_job.formats.checksummed_json import open_sealed, seal
+from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -46,4 +46,4 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
 
 def mutate_behind_checksum(data: bytes, rng: random.Random) -> bytes:
     """Returns a checksummed file whose content is mutated while its checksum fits it."""
-    return seal(mutate(json.dumps(open_sealed(data, "")).encode(), rng).decode("utf-8", "replace"))
+    return with_checksum(mutate(read_checksummed(data, ""), rng))

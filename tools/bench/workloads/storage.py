@@ -1,7 +1,6 @@
 """Writing of batches, compacting, and the memory of writer, reader, shuffle and merge against the size of the data."""
 
 import itertools
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,7 +13,8 @@ from pod_job.finishing.compact import compact
 from pod_job.finishing.merge import merge
 from pod_job.finishing.shuffle import shuffle
 from pod_job.formats import rows_table, statistics
-from pod_job.formats.checksummed_json import seal
+from pod_job.formats.checksummed_json import with_checksum
+from pod_job.formats.records import encode
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch, read_record
@@ -100,7 +100,7 @@ def compaction(name: str, place: str, shape: RunShape) -> Work:
     if name == "compacted":
         compact(run)
     dataset = ActivationDataset(run.url, 12)
-    files = len({entry["file"] for entry in dataset.metadata["batches"]})
+    files = len({entry.file for entry in dataset.metadata.batches})
     return Work(
         lambda: exhaust(dataset),
         amount,
@@ -137,7 +137,7 @@ def make_records(run: Path, records: int) -> None:
     folder, shape = open_folder(run), RunShape(records, RECORD_ROWS, RECORD_ROWS // 128, WIDTH, FOUR_TAPS)
     claim(folder, identity(shape))
     commit_batch(folder, make_batch(shape, 1), host=0)
-    text = json.dumps(read_record(folder, 1), separators=(",", ":"))
+    text = encode(read_record(folder, 1)).decode()
     for number in range(2, records + 1):
         changed = text.replace("batch_000001", f"batch_{number:06d}").replace('"batch":1,', f'"batch":{number},')
-        (run / layout.commit_file(number)).write_bytes(seal(changed))
+        (run / layout.commit_file(number)).write_bytes(with_checksum(changed.encode()))

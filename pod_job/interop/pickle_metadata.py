@@ -1,0 +1,44 @@
+"""metadata.json of the extraction document, which lies beside the pickle files. Other keys in it are left alone."""
+
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from pod_job.errors import JobError
+from pod_job.formats.records import Count, decode
+
+
+class PickleEntry(msgspec.Struct, frozen=True):
+    """A pickle file: one batch of one layer (`layer_6`)."""
+
+    batch_id: int
+    layer: str
+    file: str
+    n_samples: int
+
+
+class PickleMetadata(msgspec.Struct, frozen=True):
+    """The files that there are, and the model that they are of."""
+
+    model_name: str
+    layers_extracted: list[int]
+    hidden_dim: Count
+    total_samples: int
+    batches: list[PickleEntry]
+
+
+def read_pickle_metadata(path: Path) -> PickleMetadata:
+    """Returns the content of the file. JobError where it is missing, not as documented, or names a file elsewhere."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read ({error.strerror}); it must lie beside the pickle files") from error
+    described = decode(data, PickleMetadata, str(path), "it must be as the extraction document says")
+    for number, entry in enumerate(described.batches):
+        place = PurePosixPath(entry.file)
+        if not place.name or place.is_absolute() or ".." in place.parts:
+            raise JobError(
+                f"{path}: file={entry.file!r} of batches[{number}] is not the name of a file beside it or in a "
+                "folder there"
+            )
+    return described

@@ -1,0 +1,42 @@
+"""Records in parity/: how far one start's vectors were from the float32 reference."""
+
+from pod_job.formats.records import Count, Record, decode
+from pod_job.run_folder import layout
+from pod_job.storage.folder import Folder
+
+
+class TapErrors(Record, frozen=True):
+    """Relative L2 errors of a tap's rows; infinite where a vector was not finite."""
+
+    median: float
+    largest: float
+
+
+class ParityRecord(Record, frozen=True):
+    """Result of one start; `errors` by tap."""
+
+    attempt: str
+    reference: str
+    mesh: str
+    sharding: str
+    devices: str
+    prompts: Count
+    rows: Count
+    limit: float
+    passed: bool
+    errors: dict[str, TapErrors]
+    measured: str
+
+
+def read_parity(folder: Folder, attempt: str) -> ParityRecord:
+    """Returns the result of a start. JobError where the file is damaged, FileNotFoundError where there is none yet."""
+    return _read(folder, layout.parity_file(attempt))
+
+
+def read_all_parity(folder: Folder) -> list[ParityRecord]:
+    """Returns the results of all starts, oldest first. JobError where a file is damaged."""
+    return [_read(folder, name) for name in folder.names(layout.PARITY)]
+
+
+def _read(folder: Folder, name: str) -> ParityRecord:
+    return decode(folder.read(name), ParityRecord, f"{folder.url}/{name}")
