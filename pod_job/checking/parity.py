@@ -1,8 +1,8 @@
-"""The parity gate: before a run stores anything, the very programs it will run are held against a float32 reference.
+"""The parity gate: before a run stores anything, its very programs are compared with a float32 reference.
 
 The first prompts of the run go through them on the whole mesh: through one packed step, or with mode=generate through
-prefill and some steps of decode. Host 0 compares its rows and leaves the result in the run folder, where the other
-hosts wait for it and merge finds it for metadata.json.
+prefill and some steps of decode. Host 0 compares its rows and stores the result in the run folder, where the other
+hosts wait for it and merge reads it for metadata.json.
 """
 
 import logging
@@ -30,18 +30,19 @@ from pod_job.run_folder.status import Phase, read_status
 log = logging.getLogger("pod_job")
 
 POLL_S = 0.5
+"""Seconds between two looks for the result of host 0."""
 
 
 def check_parity(
     inputs: Inputs, host: Host, try_out: Callable[[Sequence[Prompt]], list[Trial]], with_host_0: bool
 ) -> None:
-    """Tries the first prompts that fit, on every host; returns if the vectors agree with the reference.
+    """Runs the first prompts that fit, on every host, and returns if the vectors agree with the reference.
 
     Args:
         try_out: runs the programs once.
-        with_host_0: whether this host feeds the rows that host 0 sees; the others try nothing.
+        with_host_0: whether this host feeds the rows that host 0 sees; the others feed empty rows.
     Raises:
-        JobError: some tap is further off than `parity.limit`; the run must not go on.
+        JobError: a tap differs by more than `parity.limit`; the run must not go on.
     """
     config, samples = inputs.config, inputs.tasks.samples
     chosen = [samples[i] for i in range(min(config.parity.samples, len(samples)))]
@@ -58,7 +59,10 @@ def check_parity(
 
 
 def forget_earlier(inputs: Inputs, host: Host) -> None:
-    """Starts by hand share one name: no host may take an earlier one's result for this one's."""
+    """Removes the result of an earlier start of the same name, on every host before any goes on.
+
+    Starts by hand share one name.
+    """
     if jax.process_index() == 0:
         inputs.folder.remove(layout.parity_file(host.attempt))
     if jax.process_count() > 1:
@@ -66,17 +70,19 @@ def forget_earlier(inputs: Inputs, host: Host) -> None:
 
 
 def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord:
-    """The trials' vectors against the reference's."""
+    """Returns the relative errors of the trials' vectors against the reference's."""
     name, truths = reference_taps(inputs, [trial.token_ids for trial in trials])
     config = inputs.config
     errors, count = {}, 0
     for tap in trials[0].vectors:
-        theirs = [truth[tap][trial.kept.start : trial.kept.stop] for truth, trial in zip(truths, trials, strict=True)]
-        ours = np.concatenate([trial.vectors[tap] for trial in trials])
-        stored = from_rows(ours, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
-        each = relative_errors(np.asarray(stored), np.concatenate(theirs))
-        errors[tap] = TapErrors(median=float(np.median(each)), largest=float(each.max()))
-        count = len(each)
+        reference_vectors = [
+            truth[tap][trial.kept.start : trial.kept.stop] for truth, trial in zip(truths, trials, strict=True)
+        ]
+        vectors = np.concatenate([trial.vectors[tap] for trial in trials])
+        stored = from_rows(vectors, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
+        row_errors = relative_errors(np.asarray(stored), np.concatenate(reference_vectors))
+        errors[tap] = TapErrors(median=float(np.median(row_errors)), largest=float(row_errors.max()))
+        count = len(row_errors)
     limit = config.parity.limit or limit_of(config.model.dtype, config.extract.dtype)
     worst = max(error.largest for error in errors.values())
     log.info("parity with %s: %d rows, largest relative error %.2g, limit %.2g", name, count, worst, limit)
@@ -96,7 +102,10 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
 
 
 def await_result(inputs: Inputs, host: Host) -> ParityRecord:
-    """What host 0 found. It may read a large model meanwhile, so there is no deadline; should it die, jax ends us."""
+    """Returns the result of host 0.
+
+    Without a deadline, as host 0 may read a large model meanwhile; jax ends this process should host 0 die.
+    """
     while True:
         try:
             return read_parity(inputs.folder, host.attempt)

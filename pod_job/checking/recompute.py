@@ -1,4 +1,4 @@
-"""Rows of a run, computed anew from the recorded prompts with the recorded model, and how far they are apart."""
+"""Computes rows of a run again, from the recorded prompts with the recorded model, and compares them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from pod_job.storage.open import open_folder
 
 @dataclass(frozen=True)
 class Deviation:
-    """Relative L2 errors of one tap's rows against the float32 reference; above `limit` something is wrong."""
+    """Relative L2 errors of one tap's rows against the float32 reference; rounding explains at most `limit`."""
 
     reference: str
     rows: int
@@ -38,64 +38,66 @@ class Deviation:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} rows computed anew: relative error {self.median:.2g} (median), {self.largest:.2g} (largest), "
-            f"limit {self.limit:.2g}; {self.reference}"
+            f"{self.rows} rows computed again: relative error {self.median:.2g} (median), "
+            f"{self.largest:.2g} (largest), limit {self.limit:.2g}; {self.reference}"
         )
 
 
 def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, Deviation]:
-    """The deviation of `count` random rows of every tap.
+    """Returns the deviation of `count` random rows, by tap.
 
     Args:
-        overrides: for what was moved since the run, such as `model.path=...` or `tasks.path=...`.
+        overrides: for inputs that were moved since the run, such as `model.path=...` or `tasks.path=...`.
     Raises:
-        JobError: inputs that are gone or no longer the run's, or a row whose token is not its prompt's.
+        JobError: inputs are missing or no longer those of the run, or a row's token is not its prompt's.
     """
     config = recorded_config(str(run_dir), overrides)
     inputs = read_inputs(config)
     datasets = {tap.name: ActivationDataset(run_dir, tap.name) for tap in inputs.taps}
     first = next(iter(datasets.values()))
     chosen = np.sort(np.random.default_rng(seed).choice(len(first), min(count, len(first)), replace=False))
-    prompts: dict[bytes, np.ndarray] = {}  # each once, however many rows are of it
+    prompts: dict[bytes, np.ndarray] = {}  # distinct ones, as several rows can be of one prompt
     places = []
     for token_ids, position in row_prompts(config, inputs.tasks.samples, inputs.tokenizer, first, chosen):
         prompts.setdefault(token_ids.tobytes(), token_ids)
         places.append((token_ids.tobytes(), position))
     name, computed = reference_taps(inputs, list(prompts.values())) if prompts else ("", [])
     truths = dict(zip(prompts, computed, strict=True))
-    limit, found = limit_of(config.model.dtype, config.extract.dtype), {}
+    limit, deviations = limit_of(config.model.dtype, config.extract.dtype), {}
     for tap, dataset in datasets.items():
         truth = [truths[prompt][tap][position] for prompt, position in places]
         errors = relative_errors(dataset[chosen], np.stack(truth)) if truth else np.zeros(1)
-        found[tap] = Deviation(name, len(chosen), float(np.median(errors)), float(errors.max()), limit)
-    return found
+        deviations[tap] = Deviation(name, len(chosen), float(np.median(errors)), float(errors.max()), limit)
+    return deviations
 
 
 def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
-    """How the run was started, but for one process with one device."""
+    """Returns the configuration of the run, with one process and one device."""
     recorded = read_run(open_folder(run_dir)).config
     if recorded is None:
-        raise JobError(f"{run_dir}/{layout.RUN}: does not tell how the run was started; rows cannot be computed anew")
-    alone: dict[str, Any] = {"sharding": Sharding.replicated, "mesh": MeshConfig(), "pod": PodConfig()}
-    return from_json({**recorded, **alone}, [*overrides, f"storage.run_dir={run_dir}"])
+        raise JobError(f"{run_dir}/{layout.RUN}: does not tell how the run was started; rows cannot be computed again")
+    one_device: dict[str, Any] = {"sharding": Sharding.replicated, "mesh": MeshConfig(), "pod": PodConfig()}
+    return from_json({**recorded, **one_device}, [*overrides, f"storage.run_dir={run_dir}"])
 
 
 def row_prompts(
     config: JobConfig, samples: Samples, tokenizer: Any, dataset: ActivationDataset, chosen: np.ndarray
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """For each row the token ids of its prompt and what was generated after it, and which of them it belongs to."""
+    """Yields for each row the token ids of its prompt and completion, and the position of the row's token in them."""
     rows = dataset.rows(chosen)
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
-        wanted = (rows["task_id"][i], int(rows["sample_idx"][i]))
+        key = (rows["task_id"][i], int(rows["sample_idx"][i]))
         numbers = batch_samples(batch, len(samples), config.extract.save_every_n_samples)
-        of_batch = {(sample.task_id, sample.sample_idx): sample for sample in (samples[n] for n in numbers)}
+        by_key = {(sample.task_id, sample.sample_idx): sample for sample in (samples[n] for n in numbers)}
         position, token = int(rows["position"][i]), int(rows["token_id"][i])
-        where = f"{dataset.folder.url}: row {chosen[i]} of batch {batch}"
-        if wanted not in of_batch:
-            raise JobError(f"{where} is of task {wanted[0]}, sample {wanted[1]}, which is not in that batch")
-        [prompt] = tokenize(tokenizer, [of_batch[wanted]], config.extract.seq_len, config.extract.too_long)
-        completed = {(one.task_id, one.sample_idx): one.token_ids for one in read_completions(dataset.folder, batch)}
-        token_ids = np.concatenate([prompt.token_ids, np.array(completed.get(wanted, []), np.int32)])
+        row = f"{dataset.folder.url}: row {chosen[i]} of batch {batch}"
+        if key not in by_key:
+            raise JobError(f"{row} is of task {key[0]}, sample {key[1]}, which is not in that batch")
+        [prompt] = tokenize(tokenizer, [by_key[key]], config.extract.seq_len, config.extract.too_long)
+        completed = {
+            (text.task_id, text.sample_idx): text.token_ids for text in read_completions(dataset.folder, batch)
+        }
+        token_ids = np.concatenate([prompt.token_ids, np.array(completed.get(key, []), np.int32)])
         if position >= len(token_ids) or token_ids[position] != token:
-            raise JobError(f"{where} has token {token} at position {position}, which its prompt has not")
+            raise JobError(f"{row} has token {token} at position {position}, where its prompt has another")
         yield token_ids, position

@@ -4,12 +4,12 @@ The page is report/index.html in the run folder; with --out it is that file, her
 """
 
 import importlib.util
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir
 from pod_job.errors import JobError, at_least
+from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
 from pod_job.report.overview import read_overview
 from pod_job.run_folder import layout
@@ -40,7 +40,7 @@ def run_report(options: Namespace) -> int:
     for picture, data in report.pictures.items():
         folder.replace(f"{prefix}{picture}.png", data)
     folder.replace(name, report.html.encode())
-    print(json.dumps(report.facts, indent=1) if options.json else f"{folder.url}/{name}")
+    print(encode(report.facts, indent=1).decode() if options.json else f"{folder.url}/{name}")
     return DONE
 
 

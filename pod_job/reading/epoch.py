@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +20,18 @@ from pod_job.reading.row_source import RowSource
 BLOCK_ROWS = 1024
 BUCKET_BLOCK_ROWS = 4096
 """Larger than a disk's, as a request to a bucket takes as long as reading a megabyte."""
+
+
+class OrderOptions(TypedDict, total=False):
+    """Keywords of `ActivationDataset.batches` that make its Order."""
+
+    shuffle: bool
+    seed: int
+    epoch: int
+    shard: tuple[int, int]
+    buffer_rows: int
+    drop_last: bool
+    block_rows: int
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,12 @@ class Order:
 
     rows: int
     batch_size: int
-    shuffle: bool
-    seed: int
-    epoch: int
-    shard: tuple[int, int]
-    buffer_rows: int
-    drop_last: bool
+    shuffle: bool = True
+    seed: int = 0
+    epoch: int = 0
+    shard: tuple[int, int] = (0, 1)
+    buffer_rows: int = 65_536
+    drop_last: bool = False
     block_rows: int = BLOCK_ROWS
 
     def __post_init__(self) -> None:

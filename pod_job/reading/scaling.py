@@ -1,7 +1,7 @@
-"""What a trainer takes from a run: scaled vectors without end, by statistics that were stored when the run was made.
+"""Scaled batches without end for trainers, by statistics that were stored when the run was made.
 
 A trainer that measures its input first (SAELens' norm estimate, `get_norm_factor` of dictionary_learning) reads
-hundreds of batches for one number. It is in metadata.json; rows that the dataset excludes are taken out of it again.
+hundreds of batches for one number. That number follows from metadata.json; the excluded rows are subtracted from it.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scaling:
-    """`scaling(vectors)` is (vectors - mean) * factor in float32, as NumPy, torch or JAX like its input."""
+    """A scaling to call: it returns (vectors - mean) * factor in float32, as the NumPy, torch or JAX array it got."""
 
     mean: Float[np.ndarray, "D"]
     factor: float
@@ -37,15 +37,17 @@ class Scaling:
 
 
 def scaling(dataset: "ActivationDataset", *, centre: bool = False, mean_squared_norm: float | None = None) -> Scaling:
-    """The scaling under which the dataset's rows have this mean squared norm.
+    """Returns the scaling under which the dataset's rows have this mean squared norm.
 
     Args:
         centre: subtract the mean vector first; most sparse autoencoders learn it as their decoder's bias instead.
         mean_squared_norm: by default the width D (Anthropic, SAELens); 1 is that of dictionary_learning.
+    Raises:
+        JobError: the dataset has no finite row.
     """
     count, mean, variance = kept_statistics(dataset)
     if not count:
-        raise JobError(f"{dataset!r}: no finite rows, of which a scale could be taken")
+        raise JobError(f"{dataset!r}: has no finite rows to take a scale from")
     shift = mean if centre else np.zeros_like(mean)
     power = float(np.sum(variance + (mean - shift) ** 2))
     wanted = dataset.shape[1] if mean_squared_norm is None else mean_squared_norm
@@ -53,10 +55,10 @@ def scaling(dataset: "ActivationDataset", *, centre: bool = False, mean_squared_
 
 
 def kept_statistics(dataset: "ActivationDataset") -> tuple[int, Float[np.ndarray, "D"], Float[np.ndarray, "D"]]:
-    """Number, mean and variance of the rows that the dataset does not exclude; of the rows, it reads the excluded only.
+    """Returns number, mean and variance of the rows that the dataset does not exclude; reads only the excluded rows.
 
-    From what is stored of all rows, by Chan's formula backwards: float64 leaves ten digits where the excluded rows
-    carry all but a millionth of the variance.
+    The statistics of the excluded rows are subtracted from the stored ones of all rows, by Chan's formula backwards:
+    float64 leaves ten digits where the excluded rows carry all but a millionth of the variance.
     """
     stored = dataset.metadata.statistics[dataset.tap]
     count, mean, variance = stored.count, np.array(stored.mean), np.array(stored.variance)
@@ -80,10 +82,12 @@ def endless(
     scaled: Scaling | None = None,
     as_: "Kind" = "torch",
 ) -> Iterator[Any]:
-    """Shuffled whole batches [batch_size, D], epoch after epoch, in another order each time; scaled in float32.
+    """Yields shuffled full batches [batch_size, D], epoch after epoch in another order; scaled in float32 where asked.
 
-    The iterator that SAELens' SAETrainer and dictionary_learning's trainSAE take. Raises JobError where the dataset has
-    fewer rows than one batch.
+    SAELens' SAETrainer and dictionary_learning's trainSAE take this iterator.
+
+    Raises:
+        JobError: the dataset has fewer rows than one batch.
     """
     if len(dataset) < batch_size:
         raise JobError(f"batch_size={batch_size}: more than the {len(dataset)} rows of {dataset!r}")

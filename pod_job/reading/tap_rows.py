@@ -1,4 +1,4 @@
-"""The rows of a tap of a run, wherever metadata.json says that they lie."""
+"""Opens the rows of a tap by the entries of metadata.json."""
 
 from pod_job.formats.quantized import is_eight_bit, scale_bytes
 from pod_job.formats.safetensors import DTYPE_OF
@@ -10,7 +10,7 @@ from pod_job.storage.folder import Folder
 
 
 def open_rows(folder: Folder, described: Metadata, tap: str) -> RowReader | JoinedRows:
-    """The tap's rows; of eight bits, each row's scales come after its values."""
+    """Returns the tap's rows; in rows of eight bits the scales follow the values."""
     stored, width = DTYPE_OF[described.dtype], described.widths.get(tap, 0)
     sizes = {file.file: file.size for file in described.joined or ()}
     of_values, of_scales = width * stored.itemsize, scale_bytes(width, stored)

@@ -1,10 +1,10 @@
-"""The figures of a report, drawn with matplotlib: measured values in, figures out; nothing is read or written."""
+"""Draws the figures of a report from measured values, with matplotlib; reads and writes nothing."""
 
 # pyright: reportMissingImports=false
 # matplotlib comes with the extra `report`.
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -14,17 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from pod_job.formats.statistics import Summary
-from pod_job.report.outliers import dimension_size
-from pod_job.report.sample import Sample, TapMeasures
+from pod_job.report.outliers import dimension_sizes
+from pod_job.report.sample import Measures, Sample, TapMeasures
 from pod_job.report.work import Work
+
+T = TypeVar("T")
 
 INK, FAINT = "#1f2933", "#cbd2d9"
 ACCENT = "#2f6f9f"
 MOST_LINES = 8
-"""Taps drawn as lines of one figure: more cannot be told apart."""
+"""Taps drawn as lines of one figure; more cannot be distinguished."""
 BARS = ((0.001, 0.999, 2, FAINT), (0.05, 0.95, 5, "#9bb8cf"), (0.25, 0.75, 9, ACCENT))
-"""Quantiles, width and colour of each part of a bar of norms."""
-STYLE: dict[Any, Any] = {
+"""Lower quantile, upper quantile, line width and color of the parts of a bar of norms."""
+STYLE: dict[Any, Any] = {  # matplotlib's stubs want their own literal type for keys
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -47,56 +49,54 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, l
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
-def some(taps: Sequence[Any]) -> list[Any]:
-    """At most MOST_LINES of them, evenly spread, with the first and the last."""
+def some(taps: Sequence[T]) -> list[T]:
+    """Returns at most MOST_LINES of the taps, at even distances, with the first and the last."""
     return [taps[i] for i in sorted({round(i) for i in np.linspace(0, len(taps) - 1, min(MOST_LINES, len(taps)))})]
 
 
-def colours(count: int) -> list[Any]:
+def colors(count: int) -> list[tuple[float, float, float, float]]:
+    """Returns distinct colors in the order of a scale."""
     return [colormaps["viridis"](0.05 + 0.85 * i / max(count - 1, 1)) for i in range(count)]
 
 
-def norms_by_position(taps: Sequence[TapMeasures], sample: Sample) -> Figure:
-    """Median norm at each position, with the middle nine tenths of rows as a band."""
+def norms_by_position(measures: Measures) -> Figure:
+    """Draws the median norm at each position, with a band that holds nine tenths of the rows."""
     figure, [axes] = new_figure(6.4, 3.6)
-    positions = sample.rows["position"]
+    positions = measures.sample.rows["position"]
     edges = position_edges(int(positions.max(initial=0)))
     bins = np.searchsorted(edges, positions, "right") - 1
     used = np.unique(bins)
-    middles = np.array([positions[bins == each].mean() for each in used])
-    shown = some(taps)
-    for tap, colour in zip(shown, colours(len(shown)), strict=True):
+    middles = np.array([positions[bins == number].mean() for number in used])
+    shown = some(measures.taps)
+    for tap, color in zip(shown, colors(len(shown)), strict=True):
         with np.errstate(all="ignore"):
-            low, median, high = np.array([np.quantile(tap.norms[bins == each], [0.05, 0.5, 0.95]) for each in used]).T
-        axes.plot(middles, median, color=colour, label=tap.tap, marker=".", markersize=4, linewidth=1.2)
-        axes.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
+            low, median, high = np.array([np.quantile(tap.norms[bins == i], [0.05, 0.5, 0.95]) for i in used]).T
+        axes.plot(middles, median, color=color, label=tap.tap, marker=".", markersize=4, linewidth=1.2)
+        axes.fill_between(middles, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("log")
     axes.set_xlim(left=-0.2)
-    axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_formatter(plain)
-    axes.set_xlabel("position in the prompt")
-    axes.set_ylabel("norm")
+    label_axes(axes, "position in the prompt", "norm")
     axes.legend(fontsize=8)
     return figure
 
 
 def position_edges(most: int) -> np.ndarray:
-    """0, 1, 2, 3, 4, 6, 8, 12, ...: about two bins to each doubling."""
+    """Returns 0, 1, 2, 4, 5, 8, 11, 16, ...: two bins to each doubling."""
     doubled = [int(2 ** (k / 2)) for k in range(2 * int(np.log2(max(most, 1))) + 2)]
     return np.unique([0, *doubled])
 
 
 def norm_quantiles(statistics: dict[str, Summary]) -> Figure:
-    """Of each tap over all rows: median, the middle half, nine tenths and all but a thousandth at either end."""
+    """Draws the norms of all rows of each tap: median, half, nine tenths, all but a thousandth at either end."""
     figure, [axes] = new_figure(max(4.2, min(9.0, 1.2 + 0.5 * len(statistics))), 3.6)
-    for place, each in enumerate(statistics.values()):
-        quantiles = {float(share): norm for share, norm in each.norm_quantiles.items()}
-        for low, high, width, colour in BARS:
+    for place, summary in enumerate(statistics.values()):
+        quantiles = {float(share): norm for share, norm in summary.norm_quantiles.items()}
+        for low, high, width, color in BARS:
             ends = [quantiles[low], quantiles[high]]
-            axes.plot([place] * 2, ends, color=colour, linewidth=width, solid_capstyle="butt")
+            axes.plot([place] * 2, ends, color=color, linewidth=width, solid_capstyle="butt")
         axes.plot([place], [quantiles[0.5]], "_", color="white", markersize=9)
-        axes.plot([place], [each.norm_max], ".", color=INK, markersize=4)
+        axes.plot([place], [summary.norm_max], ".", color=INK, markersize=4)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(plain)
     name_ticks(axes, list(statistics))
@@ -105,30 +105,27 @@ def norm_quantiles(statistics: dict[str, Summary]) -> Figure:
     return figure
 
 
-def dimension_sizes(statistics: dict[str, Summary]) -> Figure:
-    """Root mean square of each dimension over all rows, in falling order, in units of the tap's median dimension."""
+def dimensions_by_size(statistics: dict[str, Summary]) -> Figure:
+    """Draws the root mean square of dimensions over all rows, largest first, in units of the median dimension."""
     figure, [axes] = new_figure(4.6, 3.4)
     shown = some(list(statistics))
-    for tap, colour in zip(shown, colours(len(shown)), strict=True):
-        size = np.sort(dimension_size(statistics[tap]))[::-1]
-        axes.plot(np.arange(1, len(size) + 1), size, color=colour, label=tap, linewidth=1.2)
+    for tap, color in zip(shown, colors(len(shown)), strict=True):
+        sizes = np.sort(dimension_sizes(statistics[tap]))[::-1]
+        axes.plot(np.arange(1, len(sizes) + 1), sizes, color=color, label=tap, linewidth=1.2)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_formatter(plain)
-    axes.set_xlabel("dimensions, largest first")
-    axes.set_ylabel("size, of the median dimension")
+    label_axes(axes, "dimensions, largest first", "size, of the median dimension")
     axes.legend(fontsize=8)
     return figure
 
 
 def variance_spectrum(taps: Sequence[TapMeasures]) -> Figure:
-    """Share of the variance that the first principal components hold."""
+    """Draws the share of the variance that the first principal components hold."""
     figure, [axes] = new_figure(4.6, 3.4)
     shown = some(taps)
-    for tap, colour in zip(shown, colours(len(shown)), strict=True):
-        held = np.cumsum(tap.spectrum)
-        axes.plot(np.arange(1, len(held) + 1), held, color=colour, label=tap.tap, linewidth=1.2)
+    for tap, color in zip(shown, colors(len(shown)), strict=True):
+        shares = np.cumsum(tap.spectrum)
+        axes.plot(np.arange(1, len(shares) + 1), shares, color=color, label=tap.tap, linewidth=1.2)
     axes.axhline(0.9, color=FAINT, linewidth=1, linestyle="--")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
@@ -141,6 +138,7 @@ def variance_spectrum(taps: Sequence[TapMeasures]) -> Figure:
 
 
 def tap_similarity(names: Sequence[str], values: Float[np.ndarray, "T T"]) -> Figure:
+    """Draws the similarity of every pair of taps as a matrix."""
     side = max(3.4, min(7.0, 1.6 + 0.42 * len(names)))
     figure, [axes] = new_figure(side + 0.6, side)
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis")
@@ -155,12 +153,12 @@ def tap_similarity(names: Sequence[str], values: Float[np.ndarray, "T T"]) -> Fi
 
 
 def coverage(sample: Sample) -> Figure:
-    """Of the sampled rows: how many at each position, of each task, and of each token by its rank."""
+    """Draws how many sampled rows are at each position, of each task, and of each token by rank."""
     figure, [by_position, by_task, by_token] = new_figure(9.6, 2.9, 3)
     positions = sample.rows["position"]
     by_position.hist(positions, bins=min(60, max(1, int(positions.max(initial=0)) + 1)), color=ACCENT)
     by_position.set_xlabel("position in the prompt")
-    by_position.set_ylabel("rows looked at")
+    by_position.set_ylabel("rows sampled")
     for axes, column, label in (
         (by_task, "task_id", "tasks, most rows first"),
         (by_token, "token_id", "tokens, commonest first"),
@@ -180,13 +178,13 @@ def coverage(sample: Sample) -> Figure:
 
 
 def throughput(work: Work) -> Figure:
-    """Tokens a second of every host, and of all together."""
+    """Draws tokens per second of every host, and of all together."""
     figure, [axes] = new_figure(9.6, 2.9)
     in_minutes = work.moments[-1] < 2
     moments = work.moments * (60 if in_minutes else 1)
-    for host, colour in zip(sorted(work.rates), colours(len(work.rates)), strict=True):
+    for host, color in zip(sorted(work.rates), colors(len(work.rates)), strict=True):
         label = f"host {host}" if len(work.rates) <= MOST_LINES else None
-        axes.plot(moments, work.rates[host], color=colour, linewidth=1, alpha=0.8, drawstyle="steps-mid", label=label)
+        axes.plot(moments, work.rates[host], color=color, linewidth=1, alpha=0.8, drawstyle="steps-mid", label=label)
     if len(work.rates) > 1:
         together = np.sum(list(work.rates.values()), axis=0)
         axes.plot(moments, together, color=INK, linewidth=1.6, drawstyle="steps-mid", label="all")
@@ -198,13 +196,21 @@ def throughput(work: Work) -> Figure:
     return figure
 
 
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Labels both axes and writes their values without exponents."""
+    axes.xaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(plain)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
 def name_ticks(axes: Axes, names: Sequence[str]) -> None:
     places, shown = ticks(names)
     axes.set_xticks(places, shown, rotation=35 if len(shown) > 4 else 0, ha="right" if len(shown) > 4 else "center")
 
 
 def ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """At most about 24 of the names, with their places."""
+    """Returns the places and names of at most 24 ticks."""
     step = -(-len(names) // 24)
     return list(range(0, len(names), step)), list(names[::step])
 

@@ -1,4 +1,4 @@
-"""Rows and dimensions that stand out, as tables: which tokens they are, how often, and in what text."""
+"""Rows and dimensions that stand out, as tables: their tokens, how often they occur, and their text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,23 @@ from pod_job.formats.statistics import Summary
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
 from pod_job.report.row_texts import RowText, row_texts
-from pod_job.report.sample import Sample, TapMeasures
+from pod_job.report.sample import Measures
 
 KINDS_SHOWN = 10
 DIMENSIONS_SHOWN = 4
 TIMES_MEDIAN = 3.0
-"""A row is shown from so many times the median norm of its tap."""
+"""Norm, in medians of the tap, from which a row is shown."""
 
 
 @dataclass(frozen=True)
 class RowKind:
-    """Outlier rows of one token, at the first position or elsewhere: how many, and the one that stands out most."""
+    """Outlier rows of one token, at the first position or elsewhere, and the one of them with the largest norm.
+
+    Attributes:
+        rows: number of rows of this kind.
+        row, task_id, position, tap, text: of the largest one.
+        times: its norm, in medians of the tap.
+    """
 
     token: str
     first: bool
@@ -34,8 +40,16 @@ class RowKind:
 
 
 @dataclass(frozen=True)
+class OutlierRows:
+    """Kinds of outlier rows, the largest norm first; `no_text` is why their text is limited, where it is."""
+
+    kinds: list[RowKind]
+    no_text: str | None
+
+
+@dataclass(frozen=True)
 class Dimension:
-    """`times`: its root mean square over that of the median dimension."""
+    """A dimension of a tap over all rows; `times` is its root mean square over that of the median dimension."""
 
     number: int
     times: float
@@ -44,24 +58,26 @@ class Dimension:
 
 
 def outlier_rows(
-    overview: Overview,
-    dataset: ActivationDataset,
-    sample: Sample,
-    taps: Sequence[TapMeasures],
-    overrides: Sequence[str],
-) -> tuple[list[RowKind], str | None]:
-    """The kinds of sampled rows with the largest norms, and why their text is not to be had, where it is not."""
+    overview: Overview, dataset: ActivationDataset, measures: Measures, overrides: Sequence[str]
+) -> OutlierRows:
+    """Returns the kinds of sampled rows with the largest norms.
+
+    Args:
+        dataset: rows of any tap.
+        overrides: for inputs that were moved since the run, such as `model.path=...`.
+    """
+    sample, taps = measures.sample, measures.taps
     medians = [max(float(np.nanmedian(tap.norms)), 1e-30) for tap in taps]
     times = np.nan_to_num(np.stack([tap.norms / median for tap, median in zip(taps, medians, strict=True)]), nan=np.inf)
     most = times.max(axis=0)
-    kinds: dict[tuple[int, bool], list[int]] = {}
+    places_of: dict[tuple[int, bool], list[int]] = {}
     for place in np.argsort(-most, kind="stable")[: int((most > TIMES_MEDIAN).sum())].tolist():
         kind = int(sample.rows["token_id"][place]), bool(sample.rows["position"][place] == 0)
-        kinds.setdefault(kind, []).append(place)
-    shown = dict(list(kinds.items())[:KINDS_SHOWN])
+        places_of.setdefault(kind, []).append(place)
+    shown = dict(list(places_of.items())[:KINDS_SHOWN])
     index = sample.index[[places[0] for places in shown.values()]] if shown else np.zeros(0, np.int64)
     texts, reason = row_texts(overview, dataset, index, overrides)
-    found = [
+    kinds = [
         RowKind(
             token=text.token,
             first=first,
@@ -75,22 +91,24 @@ def outlier_rows(
         )
         for ((_, first), places), text in zip(shown.items(), texts, strict=True)
     ]
-    return found, reason
+    return OutlierRows(kinds, reason)
 
 
-def dimension_size(statistics: Summary) -> Float[np.ndarray, "D"]:
-    """Root mean square of each dimension, in units of the median one."""
-    size = np.sqrt(np.square(statistics.mean) + np.array(statistics.variance))
-    return size / max(float(np.median(size)), 1e-30)
+def dimension_sizes(summary: Summary) -> Float[np.ndarray, "D"]:
+    """Returns the root mean square of every dimension, in units of the median one."""
+    sizes = np.sqrt(np.square(summary.mean) + np.array(summary.variance))
+    return sizes / max(float(np.median(sizes)), 1e-30)
 
 
 def outlier_dimensions(overview: Overview) -> dict[str, list[Dimension]]:
-    """Of each tap the largest dimensions, over all rows."""
-    found = {}
-    for tap, statistics in overview.metadata.statistics.items():
-        times = dimension_size(statistics)
-        first = np.argsort(times)[::-1][:DIMENSIONS_SHOWN].tolist()
-        found[tap] = [
-            Dimension(d, float(times[d]), statistics.mean[d], float(np.sqrt(statistics.variance[d]))) for d in first
-        ]
-    return found
+    """Returns the largest dimensions of every tap, over all rows."""
+    return {tap: largest_dimensions(summary) for tap, summary in overview.metadata.statistics.items()}
+
+
+def largest_dimensions(summary: Summary) -> list[Dimension]:
+    sizes = dimension_sizes(summary)
+    deviations = np.sqrt(summary.variance)
+    return [
+        Dimension(number, float(sizes[number]), summary.mean[number], float(deviations[number]))
+        for number in np.argsort(sizes)[::-1][:DIMENSIONS_SHOWN].tolist()
+    ]

@@ -1,8 +1,8 @@
-"""All that a run folder says of itself, in one value: for those who look at a run, finished or not. Writes nothing."""
+"""Overview: the records of a run, finished or not, in one value. Writes nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pod_job.checking.verify import StoredReport, read_report
 from pod_job.finishing.merge import gather
@@ -16,11 +16,22 @@ from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 
+class Verdict(NamedTuple):
+    """Result of the last verification, and in words; `sound` is None where the run, as it is now, was not verified."""
+
+    sound: bool | None
+    words: str
+
+
 @dataclass(frozen=True)
 class Overview:
-    """`run`: run.json. `metadata`: as in metadata.json. `verified`: what verify last found; None where it never ran.
+    """Records of a run.
 
-    `timelines`: of every start and host, oldest first.
+    Attributes:
+        run: run.json.
+        metadata: metadata.json, or its present content where the run is unfinished.
+        verified: report of the last verification; None where there was none.
+        timelines: of every start and host, oldest first.
     """
 
     folder: Folder
@@ -35,26 +46,29 @@ class Overview:
 
     @property
     def config(self) -> dict[str, Any]:
-        """How the run was first started; empty where it was not a job that made it."""
+        """Configuration of the run's first start, as JSON values; empty where no job made the run."""
         return self.run.config or {}
 
     @property
-    def verdict(self) -> tuple[bool | None, str]:
-        """Whether the run as it is now was verified and found sound (None: nobody looked), and that in words."""
+    def verdict(self) -> Verdict:
+        """Result of the last verification."""
         if self.verified is None:
-            return None, "not verified yet"
+            return Verdict(None, "not verified yet")
         if self.verified.verified < self.metadata.merged:
-            return None, "changed since it was verified"
+            return Verdict(None, "changed since it was verified")
         if self.verified.sound:
-            return True, f"verified {self.verified.verified[:10]}"
+            return Verdict(True, f"verified {self.verified.verified[:10]}")
         problems = len(self.verified.problems)
-        return False, f"{problems} problems" if problems else "unfinished"
+        return Verdict(False, f"{problems} problems" if problems else "unfinished")
 
 
 def read_overview(run_dir: str | Path) -> Overview:
-    """Raises JobError where there is no run, or its records are damaged.
+    """Reads the records of a run.
 
-    An unfinished run has no metadata.json, or an old one: what that would say now is made from the records.
+    An unfinished run has no metadata.json, or an old one: its present content is made from the commit records.
+
+    Raises:
+        JobError: the folder holds no run, or its records are damaged.
     """
     folder = open_folder(run_dir)
     run = read_run(folder)
@@ -65,5 +79,5 @@ def read_overview(run_dir: str | Path) -> Overview:
 
 
 def open_tap(overview: Overview, tap: str) -> ActivationDataset:
-    """The rows of a tap that there are by now. JobError where the run has no such tap."""
-    return ActivationDataset(overview.folder.url, tap, described=overview.metadata)
+    """Returns the rows of a tap that are committed by now. Raises JobError where the run has no such tap."""
+    return ActivationDataset.from_metadata(overview.folder, overview.metadata, tap)

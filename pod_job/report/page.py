@@ -1,4 +1,4 @@
-"""From a run folder to the page and its pictures: samples rows, measures them, draws, fills the template."""
+"""Makes the page of a report and its figures: samples rows, measures them, draws, fills the template."""
 
 # pyright: reportMissingImports=false
 # matplotlib comes with the extra `report`.
@@ -18,84 +18,132 @@ from pod_job import __version__
 from pod_job.progress import Progress, no_progress
 from pod_job.report import figures
 from pod_job.report.findings import Finding, findings
-from pod_job.report.outliers import outlier_dimensions, outlier_rows
+from pod_job.report.outliers import Dimension, OutlierRows, outlier_dimensions, outlier_rows
 from pod_job.report.overview import Overview, open_tap
-from pod_job.report.sample import Sample, TapMeasures, measure_tap, similarity, take_sample
+from pod_job.report.sample import Measures, measure_tap, similarity, take_sample
 from pod_job.report.work import Work, read_work
+from pod_job.run_folder.metadata import Metadata
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 DPI = 150
 
 
+class TapFacts(msgspec.Struct, frozen=True):
+    """Spread of a tap's sampled rows: components for 90% of their variance, and their effective dimensions."""
+
+    components_90: int
+    effective_dimensions: float
+
+
+class ReportFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of the page, as `pod-job report --json` prints them; None for what was not recorded."""
+
+    run: str
+    complete: bool
+    verified: bool | None
+    rows: int
+    rows_sampled: int
+    tokens: int | None
+    padding: float | None
+    tokens_per_s: float | None
+    hours: float | None
+    usd: float | None
+    taps: dict[str, TapFacts]
+    findings: list[Finding]
+
+
 @dataclass(frozen=True)
 class Report:
-    """The page, its pictures as PNG by name, and what it says as JSON values."""
+    """The page, its figures as PNG by name, and its numbers."""
 
     html: str
     pictures: dict[str, bytes]
-    facts: dict[str, Any]
+    facts: ReportFacts
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """Values that the template shows. `measures` and `outliers` are None for a run without rows.
+
+    `images` are the figures as data URLs of SVG files, by name.
+    """
+
+    overview: Overview
+    measures: Measures | None
+    outliers: OutlierRows | None
+    dimensions: list[tuple[str, list[Dimension]]]
+    work: Work | None
+    findings: list[Finding]
+    images: dict[str, str]
+    version: str = __version__
+
+    @property
+    def described(self) -> Metadata:
+        return self.overview.metadata
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.described.batches)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Identity as JSON values."""
+        return msgspec.to_builtins(self.overview.identity)
 
 
 def make_report(
     overview: Overview, rows: int, overrides: Sequence[str] = (), progress: Progress = no_progress
 ) -> Report:
-    """The report on at most so many sampled rows; memory is bounded by these, one tap at a time."""
-    described = overview.metadata
-    work = read_work(overview)
-    sample, taps, alike, kinds, reason = None, [], None, [], None
-    if described.rows:
-        first = open_tap(overview, described.taps[0])
+    """Returns the report of a run.
+
+    Args:
+        rows: most rows to sample; they bound the memory, one tap at a time.
+        overrides: for inputs that were moved since the run, such as `model.path=...`.
+    """
+    taps = overview.metadata.taps
+    work, measures, outliers = read_work(overview), None, None
+    if overview.metadata.rows:
+        first = open_tap(overview, taps[0])
         sample = take_sample(first, rows)
-        names = described.taps
-        taps = [measure_tap(open_tap(overview, tap), sample) for tap in progress(names, len(names), "taps")]
-        alike = similarity(taps) if len(taps) > 1 else None
-        kinds, reason = outlier_rows(overview, first, sample, taps, overrides)
-    judged = findings(overview, taps, alike, work)
+        measured = [measure_tap(open_tap(overview, tap), sample) for tap in progress(taps, len(taps), "taps")]
+        measures = Measures(sample, measured, similarity(measured) if len(taps) > 1 else None)
+        outliers = outlier_rows(overview, first, measures, overrides)
     with matplotlib.rc_context(figures.STYLE):
-        drawn = draw(overview, sample, taps, alike, work)
+        drawn = draw(overview, measures, work)
         pictures = {name: encoded(figure, "png") for name, figure in drawn.items()}
         images = {name: data_url(encoded(figure, "svg")) for name, figure in drawn.items()}
-    filled = {
-        "overview": overview,
-        "described": described,
-        "identity": msgspec.to_builtins(overview.identity),
-        "sample": sample,
-        "taps": taps,
-        "alike": alike,
-        "kinds": kinds,
-        "no_text": reason,
-        "dimensions": figures.some(list(outlier_dimensions(overview).items())),
-        "work": work,
-        "findings": judged,
-        "images": images,
-        "version": __version__,
-        "bytes": sum(file.size for file in described.batches),
-    }
-    return Report(render(filled), pictures, facts(overview, sample, taps, work, judged))
+    content = PageContent(
+        overview=overview,
+        measures=measures,
+        outliers=outliers,
+        dimensions=figures.some(list(outlier_dimensions(overview).items())),
+        work=work,
+        findings=findings(overview, measures, work),
+        images=images,
+    )
+    return Report(render(content), pictures, facts(content))
 
 
-def draw(
-    overview: Overview, sample: Sample | None, taps: list[TapMeasures], alike: Any, work: Work | None
-) -> dict[str, Figure]:
-    """The figures there is something to show in, by name."""
-    found: dict[str, Figure] = {}
-    if sample is not None:
-        statistics = overview.metadata.statistics
-        found["norms_by_position"] = figures.norms_by_position(taps, sample)
-        found["norm_quantiles"] = figures.norm_quantiles(statistics)
-        found["dimension_sizes"] = figures.dimension_sizes(statistics)
+def draw(overview: Overview, measures: Measures | None, work: Work | None) -> dict[str, Figure]:
+    """Returns the figures by name, without those that have nothing to show."""
+    drawn: dict[str, Figure] = {}
+    if measures is not None:
+        taps, statistics = measures.taps, overview.metadata.statistics
+        drawn["norms_by_position"] = figures.norms_by_position(measures)
+        drawn["norm_quantiles"] = figures.norm_quantiles(statistics)
+        drawn["dimension_sizes"] = figures.dimensions_by_size(statistics)
         if any(len(tap.spectrum) for tap in taps):
-            found["variance_spectrum"] = figures.variance_spectrum(taps)
-        if alike is not None:
-            found["tap_similarity"] = figures.tap_similarity([tap.tap for tap in taps], alike)
-        found["coverage"] = figures.coverage(sample)
+            drawn["variance_spectrum"] = figures.variance_spectrum(taps)
+        if measures.similarity is not None:
+            drawn["tap_similarity"] = figures.tap_similarity([tap.tap for tap in taps], measures.similarity)
+        drawn["coverage"] = figures.coverage(measures.sample)
     if work is not None and work.rates:
-        found["throughput"] = figures.throughput(work)
-    return found
+        drawn["throughput"] = figures.throughput(work)
+    return drawn
 
 
 def encoded(figure: Figure, kind: str) -> bytes:
-    """Without a date: the same run gives the same bytes."""
+    """Returns the figure as a file without a date, so that the same run gives the same bytes."""
     file = BytesIO()
     figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
@@ -105,14 +153,14 @@ def data_url(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
-def render(filled: dict[str, Any]) -> str:
+def render(content: PageContent) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"short": short, "duration": duration, "share": lambda value: f"{value:.2%}"}
-    return environment.from_string(TEMPLATE.read_text()).render(filled)
+    return environment.from_string(TEMPLATE.read_text()).render(page=content)
 
 
 def short(value: float | int) -> str:
-    """1,234 or 12.3 or 0.0123; 1.2 million."""
+    """Returns a number with three or more digits: 1,234, 12.3, 0.0123, 1.20 million."""
     for size, name in ((1e9, " billion"), (1e6, " million")):
         if abs(value) >= size:
             return f"{value / size:,.2f}{name}"
@@ -125,24 +173,21 @@ def duration(seconds: float | int) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def facts(
-    overview: Overview, sample: Sample | None, taps: Sequence[TapMeasures], work: Work | None, judged: Sequence[Finding]
-) -> dict[str, Any]:
-    """What the page says in numbers, for programs."""
-    return {
-        "run": overview.folder.url,
-        "complete": overview.metadata.complete,
-        "verified": overview.verdict[0],
-        "rows": overview.metadata.rows,
-        "rows_sampled": len(sample.index) if sample else 0,
-        "tokens": work.tokens if work else None,
-        "padding": work.padding if work else None,
-        "tokens_per_s": work.tokens_per_s if work else None,
-        "hours": work.wall_s / 3600 if work else None,
-        "usd": work.usd if work else None,
-        "taps": {
-            tap.tap: {"components_90": tap.components(0.9), "effective_dimensions": tap.effective_dimensions}
-            for tap in taps
-        },
-        "findings": [vars(finding) for finding in judged],
-    }
+def facts(content: PageContent) -> ReportFacts:
+    """Returns the numbers of the page."""
+    overview, measures, work = content.overview, content.measures, content.work
+    taps = measures.taps if measures else []
+    return ReportFacts(
+        run=overview.folder.url,
+        complete=overview.metadata.complete,
+        verified=overview.verdict.sound,
+        rows=overview.metadata.rows,
+        rows_sampled=len(measures.sample.index) if measures else 0,
+        tokens=work.tokens if work else None,
+        padding=work.padding if work else None,
+        tokens_per_s=work.tokens_per_s if work else None,
+        hours=work.wall_s / 3600 if work else None,
+        usd=work.usd if work else None,
+        taps={tap.tap: TapFacts(tap.components(0.9), tap.effective_dimensions) for tap in taps},
+        findings=content.findings,
+    )

@@ -1,6 +1,6 @@
-"""The text around rows: their tokens and the neighbours of these, decoded by the run's tokenizer.
+"""Text around rows: their tokens and the tokens beside them, decoded by the run's tokenizer.
 
-Neighbours come from the rows tables where all positions are stored, else from the prompts the run was made of.
+The tokens beside a row come from the rows tables where all positions are stored, else from the run's prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
 
 WIDTH = 24
-"""Tokens shown on either side."""
+"""Tokens shown on either side of a row's."""
 
 Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
 class RowText:
-    """A row's token, and what is before and after it in its sample."""
+    """A row's token, and the text before and after it in its sample."""
 
     before: str
     token: str
@@ -38,7 +38,7 @@ class RowText:
 def row_texts(
     overview: Overview, dataset: ActivationDataset, index: np.ndarray, overrides: Sequence[str] = ()
 ) -> tuple[list[RowText], str | None]:
-    """The text around each row, and where there is no more of it than the rows tables hold, why."""
+    """Returns the text around each row, and why it is limited to the rows tables, where it is."""
     decode, reason = open_decoder(overview, overrides)
     texts = [text_of(dataset, int(row), decode) for row in index]
     if reason is None and len(index) and overview.identity.positions != "all":
@@ -50,12 +50,12 @@ def row_texts(
 
 
 def open_decoder(overview: Overview, overrides: Sequence[str] = ()) -> tuple[Decode, str | None]:
-    """Token ids to text; where the tokenizer cannot be had, to their numbers, with the reason."""
+    """Returns a function from token ids to text; where the tokenizer is missing, to their numbers, with the reason."""
     try:
         config = recorded(overview, overrides)
         tokenizer = load_tokenizer(find_model(config.model.path, config.model.revision).directory)
     except JobError as error:
-        return by_numbers, str(error)
+        return as_numbers, str(error)
     return decoder(tokenizer), None
 
 
@@ -63,33 +63,32 @@ def decoder(tokenizer: Any) -> Decode:
     return lambda ids: tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
-def by_numbers(ids: Sequence[int]) -> str:
+def as_numbers(ids: Sequence[int]) -> str:
     return "".join(f"[{number}]" for number in ids)
 
 
 def recorded(overview: Overview, overrides: Sequence[str] = ()) -> JobConfig:
-    """How the run was started, with `overrides` for what was moved since. JobError where it does not tell."""
+    """Returns the configuration of the run with `overrides` for inputs that were moved; JobError where it has none."""
     if not overview.config:
         raise JobError(f"{overview.folder.url}/run.json does not tell how the run was started: no tokenizer")
     return from_json(overview.config, overrides)
 
 
 def text_of(dataset: ActivationDataset, row: int, decode: Decode, width: int = WIDTH) -> RowText:
-    """From the rows tables alone: neighbours that are not stored are not in it."""
+    """Returns the text around a row from the rows tables alone, without the tokens that are not stored."""
     start, stop = max(0, row - width), min(len(dataset), row + width + 1)
-    near = dataset.rows(slice(start, stop))
-    here = row - start
-    offsets = np.arange(stop - start) - here
-    same = (near["task_id"] == near["task_id"][here]) & (near["sample_idx"] == near["sample_idx"][here])
-    same &= near["position"] - near["position"][here] == offsets
-    tokens, place = near["token_id"][same], int(np.flatnonzero(offsets[same] == 0)[0])
+    rows, center = dataset.rows(slice(start, stop)), row - start
+    offsets = np.arange(stop - start) - center
+    same = (rows["task_id"] == rows["task_id"][center]) & (rows["sample_idx"] == rows["sample_idx"][center])
+    same &= rows["position"] - rows["position"][center] == offsets
+    tokens, place = rows["token_id"][same], int(np.flatnonzero(offsets[same] == 0)[0])
     return cut_text(tokens, place, decode, width)
 
 
 def texts_from_prompts(
     overview: Overview, dataset: ActivationDataset, rows: np.ndarray, overrides: Sequence[str] = ()
 ) -> list[RowText]:
-    """From the prompts of the run, read again. JobError where they cannot be had, or are no longer the run's."""
+    """Returns the text around rows from the run's prompts, read again; JobError where they are missing or changed."""
     config = recorded(overview, overrides)
     folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
     samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder)).samples
