@@ -3,7 +3,7 @@
 The command line of all hosts is the same; only these differ. On a TPU VM none is needed: jax finds its cluster itself.
 """
 
-ATTEMPT = "POD_JOB_ATTEMPT"  # token of this start, the same on every host: tells a live status file from an old one
+ATTEMPT = "POD_JOB_ATTEMPT"  # token of this start, the same on every host: separates live status files from old ones
 HOST = "POD_JOB_HOST"  # this host's index, 0 .. pod.hosts - 1
 COORDINATOR = "POD_JOB_COORDINATOR"  # host 0's address:port
 STORAGE_EMULATOR = "STORAGE_EMULATOR_HOST"  # google-cloud-storage's own: an endpoint in place of GCS
@@ -15,7 +15,7 @@ BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # NumPy's own: 1, as writers are threads 
 
 
 def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[str, str]:
-    """Variables that make one process a host with `devices` CPU devices of a pod on this machine."""
+    """Returns the variables that make one process a host with `devices` CPU devices of a pod on this machine."""
     return {
         HOST: str(host),
         COORDINATOR: coordinator,

@@ -1,4 +1,4 @@
-"""A model's weights as they are found: safetensors files, or a checkpoint that `pod_job.convert` has made of them.
+"""A model's weights in either form: safetensors files, or a checkpoint that `pod-job convert` has made of them.
 
 No jax, and nothing but headers is read.
 """
@@ -22,7 +22,7 @@ Checkpoint = TensorFiles | Converted
 
 
 def read_checkpoint(folder: Path | Readable) -> Checkpoint:
-    """What the folder holds. JobError where it is neither, or damaged."""
+    """Returns the checkpoint in the folder. JobError where it is neither, or damaged."""
     source = open_folder(folder, "model.path") if isinstance(folder, Path) else folder
     return read_converted(source) or read_tensor_files(source)
 
@@ -43,10 +43,10 @@ def unread(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> list[str]:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Tells checkpoints apart; the same before and after a conversion."""
-    return checkpoint.fingerprint if isinstance(checkpoint, Converted) else tensors_fingerprint(checkpoint)
+    """Returns what tells checkpoints apart; a conversion does not change it."""
+    return checkpoint.manifest.fingerprint if isinstance(checkpoint, Converted) else tensors_fingerprint(checkpoint)
 
 
 def model_name(found_as: str, checkpoint: Checkpoint) -> str:
-    """The name that provenance keeps; of a converted checkpoint that of its source."""
-    return checkpoint.name if isinstance(checkpoint, Converted) else found_as
+    """Returns the name that provenance records; of a converted checkpoint that of its source."""
+    return checkpoint.manifest.name if isinstance(checkpoint, Converted) else found_as

@@ -20,24 +20,24 @@ PARTIAL_CONTENT, RANGE_BEYOND_END = 206, 416
 
 
 def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> tuple[Path, Readable]:
-    """The local folder of a model's small files, and where its weights can be read, at one commit of the repository.
+    """Returns the local folder of a model's small files, and the folder of its weights, at one commit of the hub.
 
     Raises:
         JobError: neither the hub nor its cache has the model.
     """
     try:
-        here = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, INDEX]))
+        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, INDEX]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise JobError(
             f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
             "give a folder that holds config.json and weights (for a plan, config.json alone)"
         ) from error
-    local = LocalFolder(str(here), "model.path")
+    local = LocalFolder(str(snapshot), "model.path")
     # Other programs leave whole models in the cache.
-    cached = (here / WHOLE).is_file() or (here / INDEX).is_file()
-    cached = cached and all((here / name).is_file() for name in weight_files(local))
-    return here, local if cached else HubFolder(repo, here.name)
+    cached = (snapshot / WHOLE).is_file() or (snapshot / INDEX).is_file()
+    cached = cached and all((snapshot / name).is_file() for name in weight_files(local))
+    return snapshot, local if cached else HubFolder(repo, snapshot.name)
 
 
 class HubFolder:

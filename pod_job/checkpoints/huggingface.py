@@ -31,7 +31,7 @@ READS_IN_FLIGHT = 16
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: in which file, and where in it."""
+    """Place of a tensor: its file, and where in the file it lies."""
 
     file: str
     spec: TensorSpec
@@ -53,7 +53,7 @@ class TensorFiles:
     tensors: dict[str, Tensor]
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of a tensor of two dimensions; of another, which is one row, the whole as [1, size]."""
+        """Returns rows [start, stop) of a two-dimensional tensor; another one is a single row, [1, size]."""
         tensor = self.tensors[name]
         width = tensor.shape[1] if len(tensor.shape) == 2 else int(np.prod(tensor.shape))
         row_bytes = width * tensor.dtype.itemsize
@@ -68,7 +68,7 @@ class TensorFiles:
 
 
 def read_tensor_files(folder: Readable) -> TensorFiles:
-    """Every tensor of the folder's safetensors files by name; headers are checked, no weight is read.
+    """Returns every tensor of the folder's safetensors files by name; headers are checked, no weight is read.
 
     Of a model with vision, the tensors of its text model, under the names that a text model has.
 
@@ -76,7 +76,7 @@ def read_tensor_files(folder: Readable) -> TensorFiles:
         JobError: no safetensors file, one named in the index missing, a truncated file, a tensor in two files.
     """
     tensors: dict[str, Tensor] = {}
-    for file, found in ahead(lambda file: (file, read_file(folder, file)), weight_files(folder)):
+    for file, found in map_ahead(lambda file: (file, read_file(folder, file)), weight_files(folder)):
         if doubled := sorted(found.keys() & tensors.keys()):
             raise JobError(f"model.path={folder.url}: tensor {doubled[0]} of {file} is in another file too")
         tensors |= found
@@ -84,7 +84,7 @@ def read_tensor_files(folder: Readable) -> TensorFiles:
 
 
 def weight_files(folder: Readable) -> list[str]:
-    """Names of the safetensors files. NoWeights where there are none."""
+    """Returns the names of the safetensors files. NoWeights where there are none."""
     try:
         folder.read(WHOLE, 0, 1)
         return [WHOLE]
@@ -103,7 +103,7 @@ def weight_files(folder: Readable) -> list[str]:
 
 
 def read_file(folder: Readable, file: str) -> dict[str, Tensor]:
-    """The tensors of one file, which must be as long as its header says."""
+    """Returns the tensors of one file, which must be as long as its header says."""
     name = f"{folder.url}/{file}"
     try:
         header = read_header(lambda start, size: folder.read(file, start, size), name)
@@ -186,7 +186,7 @@ def unread_tensors(checkpoint: TensorFiles, table: Mapping[str, Weight]) -> list
 
 
 def tensors_fingerprint(checkpoint: TensorFiles) -> str:
-    """SHA-256 over every tensor's name, dtype, shape and first 4 KiB: tells checkpoints apart without reading them."""
+    """Returns the SHA-256 over every tensor's name, dtype, shape and first 4 KiB, without reading the rest."""
 
     def start(item: tuple[str, Tensor]) -> bytes:
         spec = item[1].spec
@@ -194,19 +194,19 @@ def tensors_fingerprint(checkpoint: TensorFiles) -> str:
 
     digest = hashlib.sha256()
     tensors = sorted(checkpoint.tensors.items())
-    for (name, tensor), data in zip(tensors, ahead(start, tensors), strict=True):
+    for (name, tensor), data in zip(tensors, map_ahead(start, tensors), strict=True):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(data)
     return digest.hexdigest()
 
 
-def ahead(read: Callable[[T], U], items: Iterable[T], in_flight: int = READS_IN_FLIGHT) -> Iterator[U]:
-    """`read` of each item in order, some in flight; results wait for the caller, so that few are in memory."""
+def map_ahead(read: Callable[[T], U], items: Iterable[T], in_flight: int = READS_IN_FLIGHT) -> Iterator[U]:
+    """Yields `read(item)` in order, some in flight; results wait for the caller, so that few are in memory."""
     with ThreadPoolExecutor(in_flight) as pool:
-        flying: deque[Future[U]] = deque()
+        reading: deque[Future[U]] = deque()
         for item in items:
-            if len(flying) == in_flight:
-                yield flying.popleft().result()
-            flying.append(pool.submit(read, item))
-        while flying:
-            yield flying.popleft().result()
+            if len(reading) == in_flight:
+                yield reading.popleft().result()
+            reading.append(pool.submit(read, item))
+        while reading:
+            yield reading.popleft().result()

@@ -1,7 +1,7 @@
 """Parameters on the mesh from a checkpoint, each host reading about the bytes that its devices hold.
 
 A checkpoint's matrices lie row by row, so a slice of rows is one range of a file. Where the mesh splits columns among
-hosts, each host reads an equal part of the rows instead, and the devices exchange them (`by_exchange`).
+hosts, each host reads an equal part of the rows instead, and the devices exchange them (`read_by_exchange`).
 
 Letters: L layers, R rows and C columns of a tensor in the checkpoint (of a torch Linear: [out, in]).
 """
@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Shaped
 
 from pod_job.checkpoints.checkpoint import Checkpoint
-from pod_job.checkpoints.huggingface import TensorFiles, ahead, checkpoint_names
-from pod_job.checkpoints.orbax import Converted, fill_from_converted
+from pod_job.checkpoints.huggingface import TensorFiles, checkpoint_names, map_ahead
+from pod_job.checkpoints.orbax import Box, Converted, Fill, fill_from_converted
 from pod_job.models.weight_table import Weight
 from pod_job.storage.buffers import aligned_empty
 
@@ -36,16 +35,11 @@ PIECE_BYTES = 4 << 20
 LAYERS_AHEAD = 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
-Box = tuple[tuple[int, int], ...]
-"""A slice of an array: start and stop of each dimension."""
-Fill = Callable[[Weight, Mapping[Box, np.ndarray]], None]
-"""Writes each slice of a weight into the array that waits for it."""
-
 
 def load_params(
-    checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: Any, shardings: Mapping[str, Sharding]
-) -> Any:
-    """Parameters `{"params": {name: array}}` of `dtype`, placed by `shardings`.
+    checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: np.dtype | type, shardings: Mapping[str, Sharding]
+) -> dict[str, dict[str, Array]]:
+    """Returns the parameters `{"params": {name: array}}` of `dtype`, placed by `shardings`.
 
     Every process of the shardings' devices must call it with the same arguments.
     """
@@ -55,11 +49,11 @@ def load_params(
         for name, weight in table.items():
             sharding = shardings[name]
             if isinstance(checkpoint, Converted):
-                params[name] = place(weight, dtype, sharding, fill_from_converted(checkpoint, name))
+                params[name] = read_array(weight, dtype, sharding, fill_from_converted(checkpoint, name))
             elif isinstance(sharding, NamedSharding) and (axis := split_column_axis(weight, sharding)) is not None:
-                params[name] = by_exchange(checkpoint, weight, dtype, sharding, axis)
+                params[name] = read_by_exchange(checkpoint, weight, dtype, sharding, axis)
             else:
-                params[name] = place(weight, dtype, sharding, fill_from_tensors(checkpoint))
+                params[name] = read_array(weight, dtype, sharding, fill_from_tensors(checkpoint))
             jax.block_until_ready(params[name])
     log.info("weights read in %.1f s", time.monotonic() - started)
     return {"params": params}
@@ -83,41 +77,42 @@ def returning_memory() -> Iterator[None]:
         mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
-def place(weight: Weight, dtype: Any, sharding: Sharding, fill: Fill) -> Array:
-    """The weight, of which `fill` reads the slices that this process's devices hold, each once."""
+def read_array(weight: Weight, dtype: np.dtype | type, sharding: Sharding, fill: Fill) -> Array:
+    """Returns the weight; `fill` reads the slices that this process's devices hold, each once."""
     boxes = {box(index, weight.shape) for index in sharding.addressable_devices_indices_map(weight.shape).values()}
     # On 64 bytes or more, jax's CPU devices use an array as it is, without a copy.
-    slices = {each: aligned_empty([stop - start for start, stop in each], np.dtype(dtype)) for each in boxes}
+    slices = {span: aligned_empty([stop - start for start, stop in span], np.dtype(dtype)) for span in boxes}
     fill(weight, slices)
     return jax.make_array_from_callback(weight.shape, sharding, lambda index: slices[box(index, weight.shape)])
 
 
 def box(index: Any, shape: tuple[int, ...]) -> Box:
-    spans = (one.indices(size) for one, size in zip(index, shape, strict=True))
+    """Returns the start and stop of each dimension of a slice of an array."""
+    spans = (part.indices(size) for part, size in zip(index, shape, strict=True))
     return tuple((start, stop) for start, stop, _ in spans)
 
 
 def fill_from_tensors(checkpoint: TensorFiles) -> Fill:
-    """Rows that any of the slices needs are read once, piece by piece, and cast on their way into the slices."""
+    """Returns a function that reads the rows any slice needs once, piece by piece, and casts them into the slices."""
 
     def fill(weight: Weight, slices: Mapping[Box, np.ndarray]) -> None:
-        views = [View.of(weight, each, array) for each, array in slices.items()]
+        views = [View.of(weight, slice_box, array) for slice_box, array in slices.items()]
         spans = sorted({view.rows for view in views})
         names = checkpoint_names(weight)
         row_bytes = checkpoint.tensors[names[0]].dtype.itemsize * matrix_shape(weight)[1]
-        pieces = [
-            (layer, *piece) for layer in range(len(names)) for piece in cut(spans, max(1, PIECE_BYTES // row_bytes))
+        reads = [
+            (layer, *piece) for layer in range(len(names)) for piece in pieces(spans, max(1, PIECE_BYTES // row_bytes))
         ]
-        read = ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:]), pieces)
-        for (layer, start, stop), data in zip(pieces, read, strict=True):
+        read = map_ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:]), reads)
+        for (layer, start, stop), data in zip(reads, read, strict=True):
             for view in views:
                 view.take(layer, start, stop, data)
 
     return fill
 
 
-def cut(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
-    """The union of sorted spans, in pieces of `most` rows at most."""
+def pieces(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Yields the union of sorted spans in pieces of at most `most` rows."""
     done = 0
     for start, stop in spans:
         for at in range(max(start, done), stop, most):
@@ -126,7 +121,7 @@ def cut(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
 
 
 def matrix_shape(weight: Weight) -> tuple[int, int]:
-    """R, C of the checkpoint's tensor (of one layer's, where stacked)."""
+    """Returns R, C of the checkpoint's tensor (of one layer's, where stacked)."""
     shape = weight.checkpoint_shape
     return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
 
@@ -140,27 +135,27 @@ class View:
     columns: tuple[int, int]
 
     @classmethod
-    def of(cls, weight: Weight, each: Box, array: np.ndarray) -> "View":
+    def of(cls, weight: Weight, span: Box, array: np.ndarray) -> "View":
         if not weight.stacked:
-            each, array = ((0, 1), *each), array[None]
+            span, array = ((0, 1), *span), array[None]
         sizes = weight.shape[1:] if weight.stacked else weight.shape
         at = leading_dims(weight)
-        first, second = flat_span(each[1 : 1 + at], sizes[:at]), flat_span(each[1 + at :], sizes[at:])
+        first, second = flat_span(span[1 : 1 + at], sizes[:at]), flat_span(span[1 + at :], sizes[at:])
         matrix = array.reshape(len(array), first[1] - first[0], second[1] - second[0])
         if weight.linear:
             return cls(matrix.swapaxes(1, 2), second, first)
         return cls(matrix, first, second)
 
     def take(self, layer: int, start: int, stop: int, data: Shaped[np.ndarray, "R C"]) -> None:
-        """Copies what is ours of rows [start, stop)."""
+        """Copies the view's part of rows [start, stop)."""
         begin, end = max(start, self.rows[0]), min(stop, self.rows[1])
         if begin < end:
-            ours = slice(begin - self.rows[0], end - self.rows[0])
-            self.matrix[layer, ours] = data[begin - start : end - start, slice(*self.columns)]
+            target = slice(begin - self.rows[0], end - self.rows[0])
+            self.matrix[layer, target] = data[begin - start : end - start, slice(*self.columns)]
 
 
 def leading_dims(weight: Weight) -> int:
-    """How many of our dimensions (but for the layers) come first in memory as one of the checkpoint's matrix."""
+    """Returns how many of our dimensions, the layers aside, make up the first one of the checkpoint's matrix."""
     axes = weight.axes[1:] if weight.stacked else weight.axes
     if weight.linear:
         return len(axes) - 1 if axes[-1] == "embed" else 1
@@ -168,14 +163,14 @@ def leading_dims(weight: Weight) -> int:
 
 
 def flat_span(spans: Box, sizes: tuple[int, ...]) -> tuple[int, int]:
-    """Where a slice lies in the flattened dimensions; only the first of them is ever split."""
+    """Returns where a slice lies in the flattened dimensions; only the first of them is ever split."""
     inner = math.prod(sizes[1:])
     assert all(span == (0, size) for span, size in zip(spans[1:], sizes[1:], strict=True))
     return (spans[0][0] * inner, spans[0][1] * inner) if spans else (0, 1)
 
 
 def split_column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
-    """Our dimension that splits the checkpoint's columns among hosts, where rows can be exchanged instead."""
+    """Returns our dimension that splits the checkpoint's columns among hosts, where rows can be exchanged instead."""
     rows, _ = matrix_shape(weight)
     hosts = {device.process_index for device in sharding.device_set}
     if len(hosts) == 1 or rows % sharding.mesh.size:
@@ -184,7 +179,7 @@ def split_column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
 
 
 def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
-    """Our dimension that is split and makes up the checkpoint's columns."""
+    """Returns our dimension that is split and makes up the checkpoint's columns."""
     split = [dim for dim, axis in enumerate(sharding.spec) if axis is not None]
     if len(weight.checkpoint_shape) < 2 or not split:
         return None
@@ -192,8 +187,10 @@ def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
     return None if split[0] == first_of_rows else split[0]
 
 
-def by_exchange(checkpoint: TensorFiles, weight: Weight, dtype: Any, sharding: NamedSharding, axis: int) -> Array:
-    """The weight, split along `axis`: devices are given equal parts of the rows, and swap them for their columns.
+def read_by_exchange(
+    checkpoint: TensorFiles, weight: Weight, dtype: np.dtype | type, sharding: NamedSharding, axis: int
+) -> Array:
+    """Returns the weight, split along `axis`: devices get equal parts of the rows, and swap them for columns.
 
     Layer by layer, so that what is on its way is little beside the weight.
     """
@@ -201,11 +198,11 @@ def by_exchange(checkpoint: TensorFiles, weight: Weight, dtype: Any, sharding: N
 
     def read(name: str) -> Array:
         tensor = Weight(matrix_shape(weight), (None, None), name)
-        return place(tensor, dtype, rows, fill_from_tensors(checkpoint))
+        return read_array(tensor, dtype, rows, fill_from_tensors(checkpoint))
 
     swap = exchange(sharding, axis, weight.shape, weight.stacked, weight.linear)
     array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(weight.shape, dtype)
-    for layer, block in enumerate(ahead(read, checkpoint_names(weight), LAYERS_AHEAD)):
+    for layer, block in enumerate(map_ahead(read, checkpoint_names(weight), LAYERS_AHEAD)):
         array = jax.block_until_ready(swap(array, block, layer))
     return array
 
@@ -214,7 +211,7 @@ def by_exchange(checkpoint: TensorFiles, weight: Weight, dtype: Any, sharding: N
 def exchange(
     sharding: NamedSharding, axis: int, shape: tuple[int, ...], stacked: bool, transposed: bool
 ) -> Callable[[Array, Array, int], Array]:
-    """The program that writes a layer, whose rows are split over all devices, into an array split along `axis`."""
+    """Returns the program that writes a layer, split over all devices by rows, into an array split along `axis`."""
     parts = sharding.mesh.shape["model"]
     local = tuple(size // parts if at == axis else size for at, size in enumerate(shape))[int(stacked) :]
 

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, `gs://bucket/prefix` or a name on the Hugging Face hub. No jax.
+"""Location of a model: a folder, `gs://bucket/prefix` or a name on the Hugging Face hub. No jax.
 
 Weights stay where they are. What else a model has, its configuration and tokenizer, is small: it is fetched to this
 machine.
@@ -30,7 +30,7 @@ SMALL_FILES = (
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model by the name that provenance keeps: the local folder of its small files, and where its weights lie."""
+    """A model by the name that provenance records: the local folder of its small files, and where its weights lie."""
 
     name: str
     directory: Path
@@ -38,7 +38,7 @@ class ModelFiles:
 
 
 def find_model(path: str, revision: str | None = None) -> ModelFiles:
-    """The files of `model.path`.
+    """Finds the files of `model.path`.
 
     Raises:
         JobError: neither a folder, nor a place in a bucket, nor a model that the hub (or its cache) can give.
@@ -60,35 +60,35 @@ def find_model(path: str, revision: str | None = None) -> ModelFiles:
 
 
 def small_files(names: list[str]) -> list[str]:
-    """Those of a model's files that are neither weights nor anybody else's."""
+    """Returns those of a model's files that its configuration and tokenizer are made of."""
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in SMALL_FILES)]
 
 
 def fetch_small_files(folder: Folder) -> Path:
-    """A local folder with the small files of a model in a bucket, fetched once for each content that they have."""
+    """Returns a local folder with the small files of a model in a bucket, fetched once for each content they have."""
     names = small_files(folder.names(""))
     if "config.json" not in names:
         raise JobError(f"model.path={folder.url} has no config.json; give the folder of a Hugging Face model")
     digest = hashlib.sha256(folder.url.encode())
     for name in names:
         digest.update(f"{name} {folder.stat(name)}".encode())
-    kept = cache() / digest.hexdigest()
-    if not kept.is_dir():
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+    cached = cache_folder() / digest.hexdigest()
+    if not cached.is_dir():
+        with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:
             fetched = Path(scratch) / "model"
             fetched.mkdir()
             for name in names:
                 (fetched / name).write_bytes(folder.read(name))
             try:
-                os.rename(fetched, kept)
+                os.rename(fetched, cached)
             except OSError:
-                if not kept.is_dir():  # another process of this machine was first
+                if not cached.is_dir():  # another process of this machine was first
                     raise
-    return kept
+    return cached
 
 
-def cache() -> Path:
-    """In the cache of the Hugging Face libraries, which HF_HOME moves."""
+def cache_folder() -> Path:
+    """Returns a folder in the cache of the Hugging Face libraries, which HF_HOME moves."""
     from huggingface_hub import cached_assets_path
 
     return cached_assets_path("tpu-pod-activations", namespace="models")

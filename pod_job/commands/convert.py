@@ -22,7 +22,8 @@ def run_convert(options: Namespace) -> int:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax finds our chunks small; a slice should cost no more
     converted = convert(options.model, options.out, options.revision)
-    print(f"{converted.folder.url}: {converted.name}, {len(converted.weights)} weights; use it as model.path")
+    manifest = converted.manifest
+    print(f"{converted.folder.url}: {manifest.name}, {len(manifest.weights)} weights; use it as model.path")
     return DONE
 
 

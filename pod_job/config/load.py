@@ -23,15 +23,15 @@ GROUPS = {"experiment", *(item.name for item in fields(JobConfig) if is_dataclas
 
 
 def conf_dir() -> Path:
-    """The folder of Hydra files: inside the installed package, or beside it in a checkout."""
+    """Returns the folder of Hydra files: inside the installed package, or beside it in a checkout."""
     installed = Path(__file__).parent.parent / "conf"
     return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "conf"
 
 
 def load(overrides: Sequence[str]) -> JobConfig:
-    """The checked configuration for Hydra `overrides` such as `["experiment=demo", "mesh.data=4"]`.
+    """Returns the checked configuration for Hydra `overrides` such as `["experiment=demo", "mesh.data=4"]`.
 
-    Raises JobError in one line for a misspelt key, an unknown choice, a wrong type, a missing or out-of-range value.
+    Raises JobError in one line for a misspelled key, an unknown choice, a wrong type, a missing or out-of-range value.
     """
     ConfigStore.instance().store(name="schema", node=JobConfig)
     GlobalHydra.instance().clear()
@@ -95,7 +95,7 @@ def not_set(key: str) -> str:
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's error as one line that names the override and the nearest valid key or choice."""
+    """Returns Hydra's error as one line that names the override and the nearest valid key or choice."""
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} is not an override; write key=value, and quote it for the shell"
     text = str(error.__cause__ or error)
@@ -119,10 +119,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def keys(schema: Any, prefix: str = "") -> list[str]:
-    """Dotted names of every field of a dataclass tree."""
-    found = []
+    """Returns the dotted names of every field of a dataclass tree."""
+    names = []
     for item in fields(schema):
-        found.append(prefix + item.name)
+        names.append(prefix + item.name)
         if is_dataclass(item.type):
-            found += keys(item.type, f"{prefix}{item.name}.")
-    return found
+            names += keys(item.type, f"{prefix}{item.name}.")
+    return names

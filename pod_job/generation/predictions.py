@@ -1,4 +1,4 @@
-"""What a run predicted: outputs/predictions.jsonl, and for ARC a submission and how much of it is right."""
+"""Predictions of a run: outputs/predictions.jsonl, and for ARC a submission and how much of it is right."""
 
 import json
 import mmap
@@ -34,7 +34,7 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> dict
     with tempfile.TemporaryFile() as lines:
         for batch in range(1, batches + 1):
             for completion in read_completions(folder, batch):
-                record = described(completion) if scores is None else scores.add(completion)
+                record = prediction(completion) if scores is None else scores.add(completion)
                 lines.write(json.dumps(record).encode() + b"\n")
                 count += 1
         lines.flush()
@@ -47,7 +47,8 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> dict
     return summary
 
 
-def described(completion: Completion) -> dict[str, Any]:
+def prediction(completion: Completion) -> dict[str, Any]:
+    """Returns the fields of a line of predictions.jsonl that all sources have."""
     return {
         "task_id": completion.task_id,
         "sample_idx": completion.sample_idx,
@@ -73,7 +74,7 @@ class ArcScores:
     malformed: int = 0
 
     def add(self, completion: Completion) -> dict[str, Any]:
-        """Counts one answer in; its line of predictions.jsonl. `correct` is None where the solution is not known."""
+        """Counts one answer and returns its line of predictions.jsonl; `correct` is None without a known solution."""
         test, attempt = divmod(completion.sample_idx, self.config.arc.predictions)
         form = augmentation(self.config.arc, completion.task_id, attempt)
         grid, problem = parse_grid(completion.text)
@@ -88,7 +89,7 @@ class ArcScores:
         self.grids[test] += [] if grid is None else [grid]
         right = solution(self.tasks[completion.task_id], test)
         return {
-            **described(completion),
+            **prediction(completion),
             "test": test,
             "prediction": attempt,
             "form": {"mirrored": form.mirrored, "quarters": form.quarters, "colours": form.colours},
@@ -98,7 +99,7 @@ class ArcScores:
         }
 
     def submission(self) -> dict[str, list[dict[str, Grid]]]:
-        """Task id -> per test input its two attempts."""
+        """Returns {task id: the two attempts at each test input}."""
         self._close_task()
         return {
             task_id: [{f"attempt_{n}": grid for n, grid in enumerate(attempts, 1)} for attempts in tests]
@@ -106,7 +107,7 @@ class ArcScores:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Counts; a test input is solved when one of its two attempts is right, a task when all its inputs are."""
+        """Returns counts; a test input is solved when one of its two attempts is right, a task when all inputs are."""
         self._close_task()
         known = solved = first = tasks_known = tasks_solved = 0
         for task_id, tests in self.attempts.items():
@@ -135,7 +136,7 @@ class ArcScores:
 
 
 def two_best(grids: list[Grid]) -> list[Grid]:
-    """The two grids that are there most often, the earlier one at a tie; the first again where all are equal."""
+    """Returns the two grids predicted most often, the earlier one at a tie; the first again where all are equal."""
     votes = Counter(json.dumps(grid) for grid in grids)
     best: list[Grid] = [json.loads(text) for text, _ in votes.most_common(2)] or [NO_GRID]
     return best if len(best) == 2 else best * 2

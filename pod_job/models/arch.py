@@ -17,13 +17,13 @@ from pod_job.models.hf_config import FAMILIES, resolve
 from pod_job.models.rope import Rope, read_rope
 
 MAX_LAYERS = 10_000
-"""Of a config that can be meant: what is described here layer by layer must not fill the memory."""
+"""More is a mistake: what is described here layer by layer must not fill the memory."""
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """How far back a layer's queries look, and its rotary embedding; `window` None: to the start of the segment."""
+    """Window of a layer's queries (None: from the start of their segment) and its rotary embedding."""
 
     window: int | None
     rope: Rope
@@ -99,7 +99,7 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
         post_norms=switches.post_norms,
         norm_plus_one=switches.norm_plus_one,
     )
-    check(arch, source)
+    check_arch(arch, source)
     return arch
 
 
@@ -111,7 +111,7 @@ def check_layers(config: Mapping[str, Any], source: str) -> None:
             raise JobError(f"{source}: num_hidden_layers={layers} is more than a decoder here may have, {MAX_LAYERS}")
 
 
-def check(arch: Arch, source: str) -> None:
+def check_arch(arch: Arch, source: str) -> None:
     """Raises JobError for sizes and an activation that the decoder cannot compute with."""
     if arch.heads % arch.kv_heads:
         raise JobError(
@@ -134,18 +134,18 @@ def read_attention(values: Mapping[str, Any], source: str) -> tuple[LayerAttenti
             f"{source}: layer_types has {len(types)} entries ({shown}) for {layers} layers; "
             "each layer needs one of full_attention, sliding_attention"
         )
-    made = {
+    by_type = {
         kind: LayerAttention(
             positive(values, "sliding_window", source) if kind == "sliding_attention" else None,
             read_rope(values, kind, source),
         )
         for kind in set(types)
     }
-    return tuple(made[kind] for kind in types)
+    return tuple(by_type[kind] for kind in types)
 
 
 def read_arch_file(path: Path) -> Arch:
-    """`read_arch` of a `config.json`; raises JobError also where the file is missing or not JSON."""
+    """Reads a `config.json` as `read_arch` does; raises JobError also where the file is missing or not JSON."""
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Causal grouped-query attention within segments: rotated queries, keys and values in, the heads' outputs out.
 
-One interface: JAX's splash attention kernel where the program is lowered for TPU, cuDNN's flash attention on GPUs (of
-neither does a score ever reach memory, nor is a key or value repeated), blocks for a mesh of CPUs, plain XLA elsewhere
+One interface: JAX's splash attention kernel where the program is lowered for TPU, cuDNN's flash attention on GPUs (in
+neither does a score reach memory, nor is a key or value repeated), blocks for a mesh of CPUs, plain XLA elsewhere
 and for shapes that a kernel does not take.
 
 B rows, S positions, C keys and values where they are not as many, N query heads, K key/value heads, H head size.
@@ -85,7 +85,7 @@ def attend_xla(
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
-    """`attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
+    """Computes `attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
     return attend_masked(q, k, v, segment_mask(segment_ids, settings.window), settings)
 
 
@@ -108,7 +108,7 @@ def attend_masked(
 
 
 def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:
-    """True where query position s may look at key position t: t <= s, s - t < window, and both in one segment."""
+    """Returns True where query position s may look at key position t: t <= s, s - t < window, in one segment."""
     position = jnp.arange(segment_ids.shape[1])
     back = position[:, None] - position[None, :]
     near = back >= 0 if window is None else (back >= 0) & (back < window)
@@ -124,7 +124,7 @@ def attend_splash(
     *,
     interpret: bool = False,
 ) -> Float[Array, "B S N H"]:
-    """`attend` by the kernel's multi-query form, once per row and key/value head; S a multiple of LANES.
+    """Computes `attend` by the kernel's multi-query form, once per row and key/value head; S a multiple of LANES.
 
     `interpret` runs it without a TPU, for tests.
     """
@@ -164,7 +164,7 @@ def attend_cudnn(
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B S N H"]:
-    """`attend` by cuDNN's flash attention in bfloat16 or float16, without a softcap; the mask is [B, 1, S, S].
+    """Computes `attend` by cuDNN's flash attention in bfloat16 or float16, without a softcap; the mask is [B, 1, S, S].
 
     `implementation="xla"` computes the same call without a GPU, for tests.
     """
@@ -183,12 +183,12 @@ def attend_cudnn(
 
 
 def block_size(S: int) -> int | None:
-    """Queries and keys that the kernel takes at a time, or None where it cannot take rows of S positions."""
+    """Returns how many queries and keys the kernel takes at a time; None where it cannot take rows of S positions."""
     return next((size for size in range(LARGEST_BLOCK, 0, -LANES) if S % size == 0), None)
 
 
 def products_computed(S: int, window: int | None) -> int:
-    """How many (query, key) pairs of a row the kernel computes: whole blocks, those with any pair that is seen."""
+    """Returns how many (query, key) pairs of a row the kernel computes: all of each block with a visible pair."""
     block = block_size(S)
     assert block is not None
     reach = S if window is None else window

@@ -22,7 +22,7 @@ def attend_blocks(
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
-    """`attend`, a row after the other; the positions of a segment lie side by side."""
+    """Computes `attend` row after row; the positions of a segment lie side by side."""
     first = first_visible(segment_ids, settings.window)
     return jax.lax.map(lambda row: attend_row(row[0], row[1], row[2], row[3], settings), (q, k, v, first))
 
@@ -80,7 +80,7 @@ def block_scores(
     j: Int[Array, ""],
     settings: AttentionSettings,
 ) -> Float[Array, "K G Q T"]:
-    """Scores of the queries from `start` and the j-th block of keys; masked ones have the lowest number there is.
+    """Returns the scores of the queries from `start` and the j-th block of keys; the lowest float32 where masked.
 
     A query that sees no key of this block counts them alike for now: the first that it sees, its own at the latest,
     shrinks that to nothing.

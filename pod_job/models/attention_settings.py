@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """How a dot product becomes a score, and how far back a query sees.
+    """Settings that turn a dot product into a score, and bound how far back a query sees.
 
     Attributes:
         scale: multiplies dot products of queries and keys.

@@ -7,14 +7,14 @@ from pod_job.errors import JobError
 
 
 def required(config: Mapping[str, Any], key: str, source: str) -> Any:
-    """The value of `key`; JobError where it is missing or null. `source` names the configuration."""
+    """Returns the value of `key`; JobError where it is missing or null. `source` names the configuration."""
     if config.get(key) is None:
         raise JobError(f"{source}: {key} is missing; it is needed to size the model")
     return config[key]
 
 
 def positive(config: Mapping[str, Any], key: str, source: str, default: int | None = None) -> int:
-    """A whole number of at least 1, `default` where the key is missing or null; else JobError."""
+    """Returns a whole number of at least 1, `default` where the key is missing or null; else JobError."""
     value = config.get(key) if default is not None else required(config, key, source)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -23,7 +23,7 @@ def positive(config: Mapping[str, Any], key: str, source: str, default: int | No
 
 
 def number(config: Mapping[str, Any], key: str, source: str, default: float | int | None = None) -> float:
-    """A number above 0, `default` where the key is missing or null; else JobError."""
+    """Returns a number above 0, `default` where the key is missing or null; else JobError."""
     value = config.get(key) if default is not None else required(config, key, source)
     value = default if value is None else value
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
@@ -32,5 +32,5 @@ def number(config: Mapping[str, Any], key: str, source: str, default: float | in
 
 
 def optional_number(config: Mapping[str, Any], key: str, source: str) -> float | None:
-    """As `number`, but None where the key is missing or null."""
+    """Returns a number above 0, None where the key is missing or null; else JobError."""
     return None if config.get(key) is None else number(config, key, source)

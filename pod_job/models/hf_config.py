@@ -210,7 +210,7 @@ def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]
 
 
 def _check_numbers(config: Mapping[str, Any], source: str) -> None:
-    """Names a size that is missing or no number, before transformers fills in a size of its own."""
+    """Raises JobError for a size that is missing or no number, before transformers fills in a size of its own."""
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers"):
         positive(config, key, source)
     for key in ("num_attention_heads", "vocab_size", "max_position_embeddings"):
@@ -221,7 +221,7 @@ def _check_numbers(config: Mapping[str, Any], source: str) -> None:
 
 
 def _check_rope(config: Mapping[str, Any], family: Family, source: str) -> None:
-    """Refuses settings for each layer type where transformers' model has one rotary embedding for all."""
+    """Raises JobError for settings of each layer type where transformers' model has one rotary embedding for all."""
     for key in ("rope_parameters", "rope_scaling"):
         settings = config.get(key) or {}
         nested = isinstance(settings, Mapping) and any(isinstance(value, Mapping) for value in settings.values())
@@ -269,14 +269,14 @@ def _account_for(key: str, value: Any, family: str, applied: frozenset[str], sou
 
 
 def _default(family: str, key: str) -> Any:
-    """The value of `key` in a configuration of this family with nothing set."""
+    """Returns the value of `key` in a configuration of this family with nothing set."""
     from transformers import CONFIG_MAPPING  # imports for a second
 
     return getattr(CONFIG_MAPPING[family], key, None)
 
 
 def _occurs_in_transformers(key: str, family: str) -> bool:
-    """Whether the sources that make up the family's model hold the word `key`: what they do not, they cannot read."""
+    """Returns whether the sources that make up the family's model hold the word `key`; else they cannot read it."""
     return key in _words(family)
 
 
@@ -293,7 +293,7 @@ def _words(family: str) -> frozenset[str]:
 
 
 def _resolved(config: dict[str, Any], source: str) -> Any:
-    """The configuration object that transformers makes of these keys."""
+    """Returns the configuration object that transformers makes of these keys."""
     from transformers import CONFIG_MAPPING
 
     try:

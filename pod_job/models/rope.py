@@ -28,7 +28,7 @@ LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Base frequency, and how a longer context than the model was first trained with changes the frequencies."""
+    """Base frequency, and the change of the frequencies for a longer context than in the first training."""
 
     theta: float
     kind: str = "default"
@@ -42,30 +42,30 @@ class Rope:
     attention_factor: float = 1.0  # multiplies rotated queries and rotated keys
 
     def frequencies(self, head_dim: int) -> Float[np.ndarray, "R"]:
-        """Radians per position for each pair of a head's dimensions, float32; as transformers' modeling_rope_utils."""
+        """Returns radians per position for each pair of a head's dimensions, float32, as transformers does."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         base = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         match self.kind:
             case "linear":
-                kept = np.zeros_like(base)
+                unscaled = np.zeros_like(base)
             case "llama3":
-                kept = self._kept_by_llama3(base)
+                unscaled = self._unscaled_by_llama3(base)
             case "yarn":
-                kept = self._kept_by_yarn(head_dim)
+                unscaled = self._unscaled_by_yarn(head_dim)
             case _:
                 return base
-        return ((1 - kept) * base / self.factor + kept * base).astype(np.float32)
+        return ((1 - unscaled) * base / self.factor + unscaled * base).astype(np.float32)
 
-    def _kept_by_llama3(self, base: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """1 where a frequency stays, 0 where it is divided: wavelengths over `original_positions / low_freq_factor`."""
+    def _unscaled_by_llama3(self, base: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+        """Returns 1 where a frequency stays, 0 where it is divided: past `original_positions / low_freq_factor`."""
         wavelength = 2 * math.pi / base
         blend = self.original_positions / wavelength - self.low_freq_factor
         return np.clip(blend / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0)
 
-    def _kept_by_yarn(self, head_dim: int) -> Float[np.ndarray, "R"]:
-        """1 for pairs that turn over `beta_fast` times in the original context, 0 under `beta_slow`, a ramp between.
+    def _unscaled_by_yarn(self, head_dim: int) -> Float[np.ndarray, "R"]:
+        """Returns 1 for pairs that turn over `beta_fast` times in the original context, 0 under `beta_slow`.
 
-        Section 3.2 of YaRN (arXiv:2309.00071).
+        In between, a ramp: section 3.2 of YaRN (arXiv:2309.00071).
         """
 
         def pair_that_turns(times: float) -> float:
@@ -118,7 +118,7 @@ def read_rope(values: Mapping[str, Any], layer_type: str, source: str) -> Rope:
 
 
 def read_yarn(scaling: Mapping[str, Any], theta: float, source: str) -> Rope:
-    """YaRN; its attention factor is, where not given, 0.1 ln(factor) + 1, as a ratio where two `mscale` are given."""
+    """Reads YaRN; its attention factor defaults to 0.1 ln(factor) + 1, as a ratio where two `mscale` are given."""
     factor = number(scaling, "factor", source)
 
     def growth(mscale: float) -> float:

@@ -15,7 +15,7 @@ Grid = list[list[int]]
 
 
 def read_arc(path: Path) -> dict[str, Any]:
-    """Tasks by id, in the order of the file (of the file names, for a folder), unchecked.
+    """Returns tasks by id, in the order of the file (of the file names, for a folder), unchecked.
 
     A file of a folder that is not JSON comes as the BrokenTask that says so.
 
@@ -40,6 +40,7 @@ def read_arc(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
+    """Returns the content of a JSON file; JobError where it is missing or no JSON."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:
@@ -49,7 +50,7 @@ def read_json(file: Path) -> Any:
 
 
 def check_task(where: str, task: Any) -> None:
-    """Raises BrokenTask naming the pair and what is wrong with it."""
+    """Raises BrokenTask that names the pair and what is wrong with it."""
     if isinstance(task, BrokenTask):
         raise task
     if not isinstance(task, dict) or not all(isinstance(task.get(part), list) for part in ("train", "test")):
@@ -64,6 +65,7 @@ def check_task(where: str, task: Any) -> None:
 
 
 def check_grid(where: str, grid: Any) -> None:
+    """Raises BrokenTask unless `grid` is rectangular, not empty, and made of colors 0..9."""
     if not isinstance(grid, list) or not grid or not all(isinstance(row, list) and row for row in grid):
         raise BrokenTask(f"{where} is not a grid: a list of non-empty lists of colours 0..9 is needed")
     if len({len(row) for row in grid}) > 1:
@@ -73,7 +75,7 @@ def check_grid(where: str, grid: Any) -> None:
 
 
 def solution(task: dict[str, Any], test: int) -> Grid | None:
-    """The output of a test pair; None where the file does not have it (or keeps a placeholder there)."""
+    """Returns the output of a test pair; None where the file does not have it (or keeps a placeholder there)."""
     output = task["test"][test].get("output")
     try:
         check_grid("", output)

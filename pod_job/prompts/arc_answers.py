@@ -12,7 +12,7 @@ ROW = re.compile(r"\s*\[*\s*(?:\d{1,2}\s*:\s*)?\[?\s*(\d(?:[\s,]*\d)*)\s*\]*\s*,
 
 
 def parse_grid(text: str) -> tuple[Grid | None, str]:
-    """The grid, and an empty reason; or None, and why the answer is not one.
+    """Returns the grid and an empty reason, or None and why the answer is not one.
 
     Lines before the first row are passed over (a heading, words, a code fence), and what follows the last row is cut.
     """

@@ -13,13 +13,14 @@ COLOURS = tuple(range(10))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """First mirrored left to right, then turned clockwise by quarters; colour c becomes `colours[c]`."""
+    """Form of a task: mirrored left to right, then turned clockwise by quarters; color c becomes `colours[c]`."""
 
     mirrored: bool = False
     quarters: int = 0
     colours: tuple[int, ...] = COLOURS
 
     def apply(self, grid: Grid) -> Grid:
+        """Returns the grid in this form."""
         grid = [[self.colours[cell] for cell in row] for row in grid]
         grid = [row[::-1] for row in grid] if self.mirrored else grid
         for _ in range(self.quarters):
@@ -27,14 +28,14 @@ class Augmentation:
         return grid
 
     def invert(self, grid: Grid) -> Grid:
-        """`invert(apply(grid)) == grid`."""
+        """Undoes `apply`: invert(apply(grid)) == grid."""
         for _ in range(-self.quarters % 4):
             grid = turn(grid)
         grid = [row[::-1] for row in grid] if self.mirrored else grid
         return [[self.colours.index(cell) for cell in row] for row in grid]
 
     def apply_to_task(self, task: dict[str, Any]) -> dict[str, Any]:
-        """The task with every input and train output changed alike."""
+        """Returns the task with every input and train output in this form."""
         if self == Augmentation():
             return task
         train = [{side: self.apply(pair[side]) for side in ("input", "output")} for pair in task["train"]]
@@ -42,14 +43,14 @@ class Augmentation:
 
 
 def turn(grid: Grid) -> Grid:
-    """A quarter turn clockwise."""
+    """Returns the grid after a quarter turn clockwise."""
     return [list(row) for row in zip(*grid[::-1], strict=True)]
 
 
 def augmentation(config: ArcConfig, task_id: str, attempt: int) -> Augmentation:
-    """The form in which prediction number `attempt` sees a task: the task itself for 0, else drawn from `arc.seed`.
+    """Returns the form that prediction number `attempt` sees: the task itself for 0, else drawn from `arc.seed`.
 
-    Any eight predictions in a row see eight different geometries. Colour 0 is the background in most tasks and stays.
+    Any eight predictions in a row see eight different geometries. Color 0 is the background in most tasks and stays.
     """
     if attempt == 0 or config.augment is Augment.none:
         return Augmentation()

@@ -1,4 +1,4 @@
-"""From a task source to a run's samples: in a fixed order, counted, fingerprinted, never more than asked for."""
+"""A run's samples from a task source: in a fixed order, counted, fingerprinted, never more than asked for."""
 
 import hashlib
 from array import array
@@ -20,7 +20,7 @@ from pod_job.prompts.sources.text_folder import text_source
 from pod_job.prompts.sources.token_array import token_source
 
 SKIPPED_NAMED = 100
-"""Reasons that are kept; beyond them skipped tasks are only counted."""
+"""Most reasons that are recorded; beyond them skipped tasks are only counted."""
 
 
 class Samples(Sequence[Sample]):
@@ -47,7 +47,7 @@ class Tasks:
     """All samples of a run in their order.
 
     `fingerprint` changes when any of them does; `skipped` tasks were broken and left out, `reasons` names the first of
-    them; `chat` tells that some prompts need the model's chat template.
+    them; `chat`: some prompts need the model's chat template.
     """
 
     samples: Samples
@@ -58,7 +58,7 @@ class Tasks:
 
 
 def open_source(config: TasksConfig) -> Source:
-    """The source that `tasks.format` names; JobError where it cannot be opened."""
+    """Opens the source that `tasks.format` names; JobError where it cannot be opened."""
     path = Path(config.path)
     match config.format:
         case TaskFormat.arc:
@@ -74,7 +74,7 @@ def open_source(config: TasksConfig) -> Source:
 
 
 def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[Sample], int] | None = None) -> Tasks:
-    """The first samples of the source, within `tasks.limit` and `tasks.max_tokens`; each is met once.
+    """Returns the first samples of the source, within `tasks.limit` and `tasks.max_tokens`; each is read once.
 
     Args:
         vocab: size of the model's vocabulary, which token ids must be in.
@@ -105,14 +105,14 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
 
 @dataclass
 class Skipped:
-    """Broken tasks that were left out so far."""
+    """Count of the broken tasks that were left out so far, and the reasons of the first ones."""
 
     count: int = 0
     reasons: list[str] = field(default_factory=list)
 
 
 def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) -> Iterator[tuple[Key, Sample]]:
-    """The source's samples; a broken one is refused by JobError, or left out and noted in `skipped`."""
+    """Yields the source's samples; a broken one is refused by JobError, or left out and noted in `skipped`."""
     for key in source.scan():
         try:
             sample = source.load(key)
@@ -127,7 +127,7 @@ def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) ->
 
 
 def nothing_left(config: TasksConfig, skipped: int, tokens: int) -> str:
-    """Why a run has no sample."""
+    """Returns why a run has no sample."""
     if tokens:
         return f"tasks.max_tokens={config.max_tokens} is less than the {tokens} tokens of the first sample; raise it"
     if skipped:

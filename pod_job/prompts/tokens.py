@@ -21,7 +21,7 @@ FILES = ("tokenizer*", "chat_template*")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One tokenized sample. `cut` tells that leading tokens were dropped to fit."""
+    """One tokenized sample. `cut`: leading tokens were dropped to fit."""
 
     sample: Sample
     token_ids: Int32[np.ndarray, " length"]

@@ -56,7 +56,7 @@ def test_slices_of_a_converted_checkpoint_are_those_of_its_source(
 def test_orbax_itself_restores_it(tmp_path: Path) -> None:
     converted = convert(str(CASE), tmp_path / "out")
     with orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_zarr3=True)) as checkpointer:
-        found = checkpointer.restore(tmp_path / "out" / converted.path)["params"]
+        found = checkpointer.restore(tmp_path / "out" / converted.manifest.path)["params"]
     assert {name: array.shape for name, array in found.items()} == {name: w.shape for name, w in TABLE.items()}
 
 
@@ -91,8 +91,8 @@ def test_a_conversion_that_was_cut_short_is_no_checkpoint_and_is_done_again(
     names = out.names("weights-")
     assert names
     assert not set(left) & set(names)
-    assert all(name.startswith(f"{converted.path}/") for name in names)
-    assert convert(str(CASE), out.url).path == converted.path
+    assert all(name.startswith(f"{converted.manifest.path}/") for name in names)
+    assert convert(str(CASE), out.url).manifest.path == converted.manifest.path
 
 
 def test_another_model_and_damage_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

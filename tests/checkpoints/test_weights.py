@@ -14,7 +14,7 @@ from sample_runs import folders
 
 from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles
-from pod_job.checkpoints.load import by_exchange, column_axis, fill_from_tensors, load_params
+from pod_job.checkpoints.load import column_axis, fill_from_tensors, load_params, read_by_exchange
 from pod_job.checkpoints.locate import find_model
 from pod_job.config.schema import MeshConfig, Sharding
 from pod_job.environment import STORAGE_EMULATOR
@@ -76,7 +76,7 @@ def test_rows_that_devices_exchange_make_up_their_columns(sharding: Sharding, me
     assert exchanged
     truth = load_params(checkpoint, TABLE, np.float32, shardings)["params"]
     for name, axis in exchanged.items():
-        found = by_exchange(checkpoint, TABLE[name], np.float32, shardings[name], axis)
+        found = read_by_exchange(checkpoint, TABLE[name], np.float32, shardings[name], axis)
         assert found.sharding.is_equivalent_to(shardings[name], found.ndim)
         np.testing.assert_array_equal(found, truth[name])
 

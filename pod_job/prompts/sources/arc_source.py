@@ -11,7 +11,7 @@ from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
 
 
 def arc_source(path: Path, config: ArcConfig) -> Source:
-    """Samples task by task; `sample_idx` is test input x predictions + prediction.
+    """Opens ARC tasks: samples task by task; `sample_idx` is test input x predictions + prediction.
 
     Raises:
         JobError: no such file, or it is not a JSON object.

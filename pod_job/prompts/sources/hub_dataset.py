@@ -16,7 +16,7 @@ from pod_job.prompts.sources.sample import Key, Sample, Source, read_record
 
 
 def dataset_source(path: str, subset: str | None, split: str, streaming: bool, field: str) -> Source:
-    """Samples from the column `field` (text, messages or token ids) of one split, in its order.
+    """Opens a dataset: samples from the column `field` (text, messages or token ids) of one split, in its order.
 
     Raises:
         JobError: `datasets` is not installed, or the dataset, its subset or its split cannot be opened.

@@ -11,7 +11,7 @@ from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source, read
 
 
 def jsonl_source(path: Path, field: str) -> Source:
-    """One JSON object a line: `field` (a text, messages or token ids), and `task_id` (else `line_N`), `sample_idx`.
+    """Opens a file of JSON lines: `field` (text, messages or token ids), `task_id` (else `line_N`), `sample_idx`.
 
     Raises:
         JobError: the file cannot be opened.

@@ -1,4 +1,4 @@
-"""A sample, and what every source gives: the keys of its samples in their order, and how to load one by its key."""
+"""Sample, and Source: the keys of all samples in their order, and a function that loads one by its key."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ Message = dict[str, str]
 """One turn of a chat: `role` and `content`."""
 
 Key = tuple[int, ...]
-"""Where a sample lies in its source; of one length within a source."""
+"""Place of a sample in its source; of one length within a source."""
 
 Prompt = str | list[Message] | Integer[np.ndarray, " length"]
 """Text, a chat that the model's template renders, or token ids that go to the model as they are."""
 
 
 class BrokenTask(Exception):
-    """A task that cannot be used, named, and why; what follows from it is `tasks.on_broken`."""
+    """Names a task that cannot be used, and why; `tasks.on_broken` decides what follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Sample:
         return isinstance(self.prompt, list)
 
     def content(self) -> bytes:
-        """What the sample is, as bytes: equal for equal samples."""
+        """Returns the sample as bytes, equal for equal samples."""
         prompt = self.prompt.tolist() if isinstance(self.prompt, np.ndarray) else self.prompt
         return json.dumps([self.task_id, self.sample_idx, prompt]).encode() + b"\n"
 
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """One pass of `scan()` meets the key of every sample; `load(key)` brings one, at any time and from any thread.
+    """Where samples come from: `scan()` yields every key once; `load(key)` returns one, from any thread.
 
     `load` raises BrokenTask. Only keys are held in memory, so a source may be larger than it.
     """
@@ -58,7 +58,7 @@ class Source:
 
 
 def read_prompt(where: str, value: Any) -> Prompt:
-    """The prompt that a JSON value holds: text, a list of messages, or a list of token ids; BrokenTask otherwise."""
+    """Returns the prompt that a JSON value holds: text, messages or token ids; BrokenTask otherwise."""
     match value:
         case str() if value:
             return value
@@ -84,7 +84,7 @@ def is_message(value: Any) -> bool:
 
 
 def read_record(where: str, record: Any, field: str, task_id: str) -> Sample:
-    """A sample from an object with `field`, and `task_id` (else the one given) and `sample_idx` (else 0) if wanted."""
+    """Returns a sample from an object with `field`, and `task_id` (else the one given) and `sample_idx` (else 0)."""
     if not isinstance(record, dict) or field not in record:
         raise BrokenTask(f'{where} must be an object with the field "{field}" (tasks.field)')
     number = record.get("sample_idx", 0)

@@ -8,7 +8,7 @@ from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
 
 
 def text_source(path: Path) -> Source:
-    """Files in the order of their paths; a sample's task_id is its path within the folder, without the ending.
+    """Opens a folder of texts: files by their paths; task_id is the path within it, without the ending.
 
     Raises:
         JobError: there is no such folder.

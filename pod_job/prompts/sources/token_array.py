@@ -1,4 +1,4 @@
-"""Pre-tokenised prompts: an array of token ids in a .npy or .safetensors file, mapped and not loaded.
+"""Pre-tokenized prompts: an array of token ids in a .npy or .safetensors file, mapped and not loaded.
 
 n samples, S tokens of the longest.
 """
@@ -17,7 +17,7 @@ LENGTHS = "lengths"
 
 
 def token_source(path: Path) -> Source:
-    """Rows of a two-dimensional array of ids; with a tensor `lengths` [n] beside it, row i ends after lengths[i].
+    """Opens the rows of a two-dimensional array of ids; with a tensor `lengths` [n], row i ends after lengths[i].
 
     Args:
         path: a .npy file, or a .safetensors file with the tensor `tokens` [n, S] and, if wanted, `lengths`.
@@ -42,7 +42,7 @@ def token_source(path: Path) -> Source:
 
 
 def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The file's tokens and, where it has them, lengths, memory-mapped."""
+    """Returns the file's tokens and, where it has them, lengths, memory-mapped."""
     if path.suffix == ".safetensors":
         tensors = map_tensors(path)
         if TOKENS not in tensors:
@@ -55,6 +55,7 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def check_arrays(path: Path, tokens: np.ndarray, lengths: np.ndarray | None) -> None:
+    """Raises JobError where an array is not of integers, or has another shape."""
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         kind = f"{tokens.dtype} {list(tokens.shape)}"
         raise JobError(f"tasks.path={path}: {TOKENS} is {kind}; whole numbers [n, S] are needed")
