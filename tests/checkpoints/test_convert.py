@@ -80,7 +80,7 @@ def test_a_conversion_that_was_cut_short_is_no_checkpoint_and_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(converting, "keep", killed)
+        patch.setattr(converting, "create_or_match", killed)
         with pytest.raises(KeyboardInterrupt):
             convert(str(CASE), out.url)
     left = out.names("weights-")
