@@ -38,7 +38,7 @@ def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> Non
 def unread(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> list[str]:
     """Returns the names of what the checkpoint holds and the table does not need, such as heads of other tasks."""
     if isinstance(checkpoint, Converted):
-        return sorted(checkpoint.weights.keys() - table.keys())
+        return sorted(checkpoint.manifest.weights.keys() - table.keys())
     return unread_tensors(checkpoint, table)
 
 
