@@ -1,4 +1,4 @@
-"""Which command each host of a pod runs: pure functions of the configuration, for `plan`, `run` and `--dry-run`."""
+"""Command of each host of a pod: pure functions of the configuration, for `plan`, `run` and `--dry-run`."""
 
 import secrets
 import shlex
@@ -13,19 +13,19 @@ from pod_job.config.schema import JobConfig, PodKind
 
 @dataclass(frozen=True)
 class HostCommand:
-    """What one host runs: `argv`, with `env` added to its environment."""
+    """Command of one host: `argv`, with `env` added to its environment."""
 
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The command as one line for a POSIX shell."""
+        """Returns the command as one line for a POSIX shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
         return " ".join([*settings, shlex.join(self.argv)])
 
 
 def host_commands(config: JobConfig, overrides: Sequence[str], coordinator: str, attempt: str) -> list[HostCommand]:
-    """One command per host, in the order of their index.
+    """Returns one command per host, in the order of their index.
 
     Args:
         overrides: the Hydra overrides that made `config`; every host gets them as they are.
@@ -45,5 +45,5 @@ def host_commands(config: JobConfig, overrides: Sequence[str], coordinator: str,
 
 
 def new_attempt() -> str:
-    """A token no earlier start has had; it sorts by time."""
+    """Returns a token that no earlier start has had; tokens sort by time."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(3)

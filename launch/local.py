@@ -24,7 +24,7 @@ GRACE_S = 5.0
 
 
 class LocalPod:
-    """The host processes of one run; a context manager that leaves no process behind, however it is left."""
+    """The host processes of one run; a context manager that leaves no process behind, however the block ends."""
 
     def __init__(self, commands: Sequence[HostCommand], log_dir: Path) -> None:
         self.commands = commands
@@ -45,7 +45,7 @@ class LocalPod:
         self.end()
 
     def exits(self) -> dict[int, int]:
-        """host -> exit code of those that have ended; minus the signal's number where a signal ended it."""
+        """Returns host -> exit code of those that have ended; minus the signal's number where a signal ended it."""
         codes = {host: process.poll() for host, process in enumerate(self.processes)}
         return {host: code for host, code in codes.items() if code is not None}
 
@@ -82,12 +82,12 @@ def follow(pod: LocalPod, show: Callable[[], None]) -> dict[int, int]:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside, the first SIGINT, SIGTERM or SIGHUP raises Stopped; later ones wait until the hosts have ended."""
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP raises Stopped; later ones are ignored."""
     signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        for each in signums:
-            signal.signal(each, signal.SIG_IGN)
+        for handled in signums:
+            signal.signal(handled, signal.SIG_IGN)
         raise Stopped(signum)
 
     before = [signal.signal(signum, stop) for signum in signums]
@@ -99,7 +99,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def coordinator_address(port: int) -> str:
-    """127.0.0.1:port for host 0 to listen on; 0 chooses a free one.
+    """Returns 127.0.0.1:port for host 0 to listen on; port 0 chooses a free one.
 
     Raises JobError when something listens there already.
     """

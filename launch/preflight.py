@@ -1,4 +1,4 @@
-"""The preflight before anything is paid for, in a process of its own for jax; what it refuses is not started."""
+"""Runs the preflight before anything is paid for, in a process of its own for jax; a refused job is not started."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ NO_COMPILER = "no TPU compiler here; on x86-64 Linux: pip install '.[preflight]'
 
 
 def preflight_first(overrides: Sequence[str], log: Callable[[str], None]) -> None:
-    """Checks a job for a TPU pod before its pod is asked for. JobError where it does not fit, with what to change."""
+    """Checks a job for a TPU pod before its pod is requested. JobError where it does not fit, with a fix."""
     if not compiler_here():
         log(f"preflight skipped: {NO_COMPILER}")
         return

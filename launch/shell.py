@@ -1,4 +1,4 @@
-"""The one place of the launcher that starts processes: a command in, its result or a running process out."""
+"""Starts every process of the launcher: a command in, its result or a running process out."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ CALL_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left: exit code and text."""
+    """Result of a command: exit code and text."""
 
     code: int
     out: str

@@ -33,7 +33,7 @@ class Bundle:
 
 
 def make_bundle(tasks: str) -> Bundle:
-    """The packages the hosts need, the configuration, the list of dependencies, and a task file given relatively.
+    """Returns the packages, the configuration, the lists of dependencies, and a task file that is given relatively.
 
     Raises:
         JobError: the sources are not here, or the tasks are too large to send along.
@@ -41,8 +41,8 @@ def make_bundle(tasks: str) -> Bundle:
     package = Path(pod_job.__file__).parent
     requirements = requirements_of(package)
     # An installed package holds conf and the requirements inside itself; hosts get what a checkout has.
-    ours = {name: path for name, path in tree(package, "pod_job").items() if not name.startswith(INSTALLED_ONLY)}
-    files = ours | tree(conf_dir(), "conf") | requirements
+    sources = {name: path for name, path in tree(package, "pod_job").items() if not name.startswith(INSTALLED_ONLY)}
+    files = sources | tree(conf_dir(), "conf") | requirements
     if not Path(tasks).is_absolute():
         files |= tree(Path(tasks), tasks)
     if sum(path.stat().st_size for path in files.values()) > MAX_BYTES:
@@ -53,30 +53,30 @@ def make_bundle(tasks: str) -> Bundle:
 
 
 def requirements_of(package: Path) -> dict[str, Path]:
-    """The lists of dependencies: inside the installed package, or beside it in a checkout. JobError without them."""
+    """Returns the lists of dependencies: inside the installed package, or beside it in a checkout; else JobError."""
     inside = package / "requirements"
     files = {name: (inside if inside.is_dir() else package.parent) / name for name in REQUIREMENTS}
     for name, path in files.items():
         if not path.is_file():
-            raise JobError(f"{name} is not in {path.parent}; install the package anew, or launch from a checkout")
+            raise JobError(f"{name} is not in {path.parent}; install the package again, or launch from a checkout")
     return files
 
 
 def pinned_versions() -> dict[str, str]:
-    """package -> the version that constraints.txt gives a host, which has the Python of this machine."""
+    """Returns package -> the version that constraints.txt gives a host, which has the Python of this machine."""
     from packaging.requirements import Requirement  # for `doctor` alone
 
     lines = requirements_of(Path(pod_job.__file__).parent)["constraints.txt"].read_text().splitlines()
     wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {
-        each.name: str(each.specifier).removeprefix("==")
-        for each in wanted
-        if each.marker is None or each.marker.evaluate()
+        requirement.name: str(requirement.specifier).removeprefix("==")
+        for requirement in wanted
+        if requirement.marker is None or requirement.marker.evaluate()
     }
 
 
 def tree(top: Path, name: str) -> dict[str, Path]:
-    """name in the archive -> file, of a file or of all files below a folder."""
+    """Returns name in the archive -> file, of a file or of all files below a folder."""
     if top.is_file():
         return {name: top}
     inside = (path for path in sorted(top.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
@@ -84,7 +84,7 @@ def tree(top: Path, name: str) -> dict[str, Path]:
 
 
 def archive(files: dict[str, Path]) -> bytes:
-    """A .tar.gz of the files' names and contents alone: no times, no owners."""
+    """Returns a .tar.gz of the files' names and contents alone: no times, no owners."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
         for name in sorted(files):

@@ -16,11 +16,12 @@ from pod_job.storage.open import open_folder
 
 POLL_S = 5.0
 PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0  # between two rounds through the zones
-# What gcloud says when another zone may well have what this one lacks.
+# In gcloud's error when another zone may well have what this one lacks.
 NO_CAPACITY = ("no more capacity", "RESOURCE_EXHAUSTED", '"code": 8,', "quota", "stockout", "not enough resources")
 
 
 def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
+    """Deletes pods of a job."""
     for pod in pods:
         log(f"deleting {pod.name} in {pod.zone} ({pod.state})")
         end(pod, config, log)
@@ -28,7 +29,7 @@ def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
 
 
 def bring_up(config: JobConfig, log: Log) -> Pod:
-    """The pod of this job, READY: the one there is, else a new one in the first zone that gives it.
+    """Returns the pod of this job, READY: the existing one, else a new one in the first zone that has capacity.
 
     Raises:
         JobError: no zone had one within `cloud.rounds` rounds, with each zone's reason; or the request itself is wrong.
@@ -40,16 +41,16 @@ def bring_up(config: JobConfig, log: Log) -> Pod:
             pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1))
             log(f"no zone has a pod; trying again in {pause:.0f} s")
             time.sleep(pause)
-        there = clear(find_pods(spec.name, config.cloud.project), config, log)
-        for zone in [there.zone] if there else config.cloud.zones:
-            answer = wait(config, zone, log) if there else request(spec, zone, config, log)
+        existing = clear(find_pods(spec.name, config.cloud.project), config, log)
+        for zone in [existing.zone] if existing else config.cloud.zones:
+            answer = wait(config, zone, log) if existing else request(spec, zone, config, log)
             if isinstance(answer, Pod):
                 note(config, log, lambda folder, pod=answer: note_start(folder, record_of(pod, config.cloud.capacity)))
                 return answer
             reasons[zone] = answer
             log(f"{zone}: {answer}")
-    said = "; ".join(f"{zone}: {reason}" for zone, reason in reasons.items())
-    raise JobError(f"cloud.zones: none has a {spec.accelerator_type} ({said}); add zones, or try later")
+    zone_reasons = "; ".join(f"{zone}: {reason}" for zone, reason in reasons.items())
+    raise JobError(f"cloud.zones: none has a {spec.accelerator_type} ({zone_reasons}); add zones, or try later")
 
 
 def clear(pods: Sequence[Pod], config: JobConfig, log: Log) -> Pod | None:
@@ -63,7 +64,7 @@ def clear(pods: Sequence[Pod], config: JobConfig, log: Log) -> Pod | None:
 
 
 def end(pod: Pod, config: JobConfig, log: Log) -> None:
-    """Deletes a pod and notes when; one that was taken away before has ended with the last word of its hosts."""
+    """Deletes a pod and records when; one that was taken away before ended with the last status of its hosts."""
     living = pod.ready or pod.coming
     delete(pod, config.cloud.project)
     if living:
@@ -71,7 +72,7 @@ def end(pod: Pod, config: JobConfig, log: Log) -> None:
 
 
 def note(config: JobConfig, log: Log, write: Callable[[Folder], None]) -> None:
-    """Lets `write` keep something about a pod in the run folder, if that can be written from here."""
+    """Lets `write` record something about a pod in the run folder, if that can be written from here."""
     try:
         write(open_folder(config.storage.run_dir))
     except (JobError, OSError) as error:
@@ -79,9 +80,9 @@ def note(config: JobConfig, log: Log, write: Callable[[Folder], None]) -> None:
 
 
 def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod | str:
-    """Asks one zone and waits; the pod, or why this zone has none. Raises JobError for a request that is wrong."""
-    how = f"{spec.accelerator_type} ({spec.capacity.value}{', queued' if config.cloud.queued else ''})"
-    log(f"asking {zone} for {spec.name}, {how}")
+    """Requests the pod in one zone and waits; returns it, or why this zone has none. JobError for a wrong request."""
+    request_text = f"{spec.accelerator_type} ({spec.capacity.value}{', queued' if config.cloud.queued else ''})"
+    log(f"asking {zone} for {spec.name}, {request_text}")
     create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
     done = call(create(spec, zone, config.cloud.project))
     if done.code and "ALREADY_EXISTS" not in done.err:
@@ -93,7 +94,7 @@ def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod
 
 
 def wait(config: JobConfig, zone: str, log: Log) -> Pod | str:
-    """Waits for the pod in `zone`; the pod once READY, else why it will not come. What has failed is deleted."""
+    """Waits for the pod in `zone`; returns it once READY, else why it will not come. A failed request is deleted."""
     deadline = time.monotonic() + config.cloud.zone_wait_s
     shown = ""
     while True:

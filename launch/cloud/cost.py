@@ -1,4 +1,4 @@
-"""Notes on the pods of a run, kept in its folder: when each came, and when it was deleted."""
+"""Records of the pods of a run, in its folder: when each was created, and when it was deleted."""
 
 from collections.abc import Iterable
 
@@ -18,18 +18,18 @@ def record_of(pod: Pod, capacity: Capacity) -> PodRecord:
 
 
 def note_start(folder: Folder, record: PodRecord) -> None:
-    """Keeps the record of a pod that has come; noted already is fine."""
+    """Records a pod that was created; one that is recorded already is left as it is."""
     _create(folder, pod_file(record.key, "created"), record)
 
 
 def note_end(folder: Folder, record: PodRecord, ended: float) -> None:
-    """Keeps when a pod was deleted; the first that says so counts."""
+    """Records when a pod was deleted; the first record counts."""
     if record.created:
         _create(folder, pod_file(record.key, "ended"), msgspec.structs.replace(record, ended=ended))
 
 
 def all_records(folder: Folder, living: Iterable[Pod], config: JobConfig) -> list[PodRecord]:
-    """Every pod the run has had, in the order of their creation; one that lives counts noted or not."""
+    """Returns every pod the run has had, in the order of creation; a living one counts recorded or not."""
     records = [record_of(pod, config.cloud.capacity) for pod in living if pod.created] + read_pods(folder)
     return sorted({record.key: record for record in records}.values(), key=lambda record: record.created)
 

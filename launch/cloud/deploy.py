@@ -1,6 +1,6 @@
 """The job on a pod in the cloud: code, environment and secrets to every host, then one start for all.
 
-Each step can be repeated: what is there already is reused, and a job that runs is not started again.
+Each step can be repeated: code and environments that exist are reused, and a job that runs is not started again.
 """
 
 import os
@@ -26,8 +26,7 @@ from pod_job.storage.folder import Folder
 
 
 def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, attempt: str, log: Log) -> str:
-    """Starts the job on every host of a pod that is READY. Returns the attempt that runs: an earlier one that still
-    does, or `attempt`.
+    """Starts the job on every host of a pod that is READY; returns the attempt that runs, which may be an earlier one.
 
     Raises:
         JobError: a host that cannot be reached or prepared, by its index; hosts that run different attempts.
@@ -54,7 +53,7 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
 
 
 def common_values(config: JobConfig, bundle: Bundle) -> dict[str, str]:
-    """Values of the scripts that say which code runs with which Python."""
+    """Returns the scripts' values that name the code and its Python."""
     return {
         "BUNDLE": bundle.name,
         "PYTHON": config.cloud.python or "",
@@ -64,13 +63,13 @@ def common_values(config: JobConfig, bundle: Bundle) -> dict[str, str]:
 
 
 def place_bundle(bundle: Bundle, reach: Reach, folder: Folder) -> dict[str, str]:
-    """Puts the archive where hosts get it: into the run's bucket, else by scp. The value of BUNDLE_URL says which."""
+    """Puts the archive into the run's bucket, else on the hosts by scp; returns BUNDLE_URL, empty for scp."""
     if folder.url.startswith("gs://"):
         name = code_file(bundle.name)
         folder.create(name, [bundle.data])
         bucket, _, prefix = folder.url.removeprefix("gs://").partition("/")
-        thing = quote(f"{prefix}/{name}".lstrip("/"), safe="")
-        return {"BUNDLE_URL": f"/storage/v1/b/{bucket}/o/{thing}?alt=media"}
+        object_name = quote(f"{prefix}/{name}".lstrip("/"), safe="")
+        return {"BUNDLE_URL": f"/storage/v1/b/{bucket}/o/{object_name}?alt=media"}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / bundle.file
         path.write_bytes(bundle.data)
@@ -81,7 +80,7 @@ def place_bundle(bundle: Bundle, reach: Reach, folder: Folder) -> dict[str, str]
 
 
 def send_secrets(config: JobConfig, reach: Reach) -> None:
-    """Hands variables of this machine to every host over stdin. Raises JobError for one that is not set."""
+    """Sends variables of this machine to every host over stdin. Raises JobError for one that is not set."""
     missing = [name for name in config.cloud.secrets if name not in os.environ]
     if missing:
         raise JobError(f"cloud.secrets: {missing[0]} is not set here; export it, or take it off the list")
@@ -92,7 +91,7 @@ def send_secrets(config: JobConfig, reach: Reach) -> None:
 
 
 def expect(answers: Mapping[int, Answer], words: set[str]) -> Mapping[int, Answer]:
-    """The answers, if all are among `words`; else a JobError that names the first worker whose answer is not."""
+    """Returns the answers if all are among `words`; else raises JobError, naming the first worker whose is not."""
     for host, answer in sorted(answers.items()):
         if answer.word not in words:
             raise JobError(f"worker {host}: {answer.word.lower()}: {answer.detail or 'no reason given'}")

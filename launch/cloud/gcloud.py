@@ -1,4 +1,4 @@
-"""Every command line of gcloud that the launcher uses, as pure functions: values in, argv out.
+"""Command lines of gcloud, all that the launcher uses, as pure functions: values in, argv out.
 
 Facts about the commands: https://cloud.google.com/sdk/gcloud/reference/compute/tpus. Nothing is run here.
 """
@@ -16,7 +16,7 @@ CAPACITY_FLAGS = {Capacity.spot: ["--spot"], Capacity.reserved: ["--reserved"], 
 
 @dataclass(frozen=True)
 class PodSpec:
-    """What is asked for, the same in every zone."""
+    """The pod to request, the same in every zone."""
 
     name: str
     accelerator_type: str
@@ -84,12 +84,12 @@ def delete_node(name: str, zone: str, project: str | None) -> list[str]:
 
 
 def list_nodes(project: str | None) -> list[str]:
-    """All nodes of all zones, as JSON."""
+    """Lists all nodes of all zones, as JSON."""
     return [*TPUS, "tpu-vm", "list", *place("-", project), "--format=json"]
 
 
 def list_queued(project: str | None) -> list[str]:
-    """All queued resources of all zones, as JSON."""
+    """Lists all queued resources of all zones, as JSON."""
     return [*TPUS, "queued-resources", "list", *place("-", project), "--format=json"]
 
 
@@ -106,17 +106,17 @@ def scp(reach: Reach, source: str, target: str) -> list[str]:
 
 
 def describe_accelerator(accelerator_type: str, zone: str, project: str | None) -> list[str]:
-    """One kind of pod as a zone offers it; an error where it does not."""
+    """Describes one kind of pod as a zone offers it; an error where it does not."""
     return [*TPUS, "accelerator-types", "describe", accelerator_type, *place(zone, project), "--format=json"]
 
 
 def settings() -> list[str]:
-    """gcloud's own account and project, as JSON."""
+    """Prints gcloud's own account and project, as JSON."""
     return ["gcloud", "config", "list", "--format=json"]
 
 
 def describe_bucket(bucket: str) -> list[str]:
-    """A bucket's settings, its location among them, as JSON."""
+    """Describes a bucket, with its location, as JSON."""
     return ["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", "--quiet", "--format=json"]
 
 

@@ -34,18 +34,18 @@ class Answer:
 
 
 def script(name: str, values: Mapping[str, str | Sequence[str]]) -> str:
-    """The text of a script with its variables set before it."""
+    """Returns the text of a script with its variables set before it."""
     lines = [assignment(key, value) for key, value in values.items()]
     return "\n".join([(SCRIPTS / "head.sh").read_text(), *lines, (SCRIPTS / f"{name}.sh").read_text()])
 
 
 def assignment(name: str, value: str | Sequence[str]) -> str:
-    """A line of bash that sets a variable, to an array for a sequence."""
+    """Returns a line of bash that sets a variable, to an array for a sequence."""
     return f"{name}={shlex.quote(value)}" if isinstance(value, str) else f"{name}=({shlex.join(value)})"
 
 
 def command(text: str) -> str:
-    """The script as one command that survives the three shells on its way; its stdin is that of the connection."""
+    """Returns the script as one command that survives three shells; its stdin is that of the connection."""
     return f'bash -c "$(echo {base64.b64encode(text.encode()).decode()} | base64 -d)"'
 
 
@@ -56,49 +56,49 @@ def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
         JobError: some hosts gave no answer in ROUNDS rounds, with their indexes and what gcloud said last.
     """
     answers: dict[int, Answer] = {}
-    said = ""
+    last_error = ""
     for _ in range(ROUNDS):
         workers = ",".join(map(str, missing(answers, hosts))) if answers else "all"
         done = call(gcloud.ssh(reach, workers, command(text)))
-        said = done.err
+        last_error = done.err
         answers |= read_answers([done])
         if len(answers) == hosts:
             return answers
-    raise silent(answers, hosts, said)
+    raise no_answer(answers, hosts, last_error)
 
 
 def ask_briefly(reach: Reach, text: str, timeout_s: float) -> dict[int, Answer]:
-    """The answers of those hosts that can be reached within `timeout_s`."""
+    """Returns the answers of those hosts that can be reached within `timeout_s`."""
     done = call(gcloud.ssh(reach, "all", command(text)), timeout_s=timeout_s)
     return read_answers([done])
 
 
 def ask_each(reach: Reach, hosts: int, text: str, stdin: bytes) -> dict[int, Answer]:
-    """The same with something on every host's stdin; one gcloud a host, since together they would share one stdin."""
+    """Runs a script on every host with `stdin`, as `ask`; by one gcloud a host, since together they would share one."""
     answers: dict[int, Answer] = {}
-    said = ""
+    last_error = ""
     for _ in range(ROUNDS):
         with ThreadPoolExecutor(STDIN_CALLS) as pool:
             calls = [gcloud.ssh(reach, str(host), command(text)) for host in missing(answers, hosts)]
             done = list(pool.map(lambda argv: call(argv, stdin), calls))
-        said = done[-1].err
+        last_error = done[-1].err
         # FAILED here means that stdin broke off: worth another round.
         answers |= {host: answer for host, answer in read_answers(done).items() if answer.word != "FAILED"}
         if len(answers) == hosts:
             return answers
-    raise silent(answers, hosts, said)
+    raise no_answer(answers, hosts, last_error)
 
 
 def read_answers(done: Iterable[Finished]) -> dict[int, Answer]:
-    """The answers in what gcloud printed, by host; one given twice, because gcloud tried twice, counts once."""
-    found = (Answer(int(host), word, detail) for each in done for host, word, detail in ANSWER.findall(each.out))
-    return {answer.host: answer for answer in found}
+    """Returns the answers that gcloud printed, by host; one given twice, because gcloud tried twice, counts once."""
+    lines = (line for command in done for line in ANSWER.findall(command.out))
+    return {int(host): Answer(int(host), word, detail) for host, word, detail in lines}
 
 
 def missing(answers: Mapping[int, Answer], hosts: int) -> list[int]:
     return sorted(set(range(hosts)) - answers.keys())
 
 
-def silent(answers: Mapping[int, Answer], hosts: int, said: str) -> JobError:
+def no_answer(answers: Mapping[int, Answer], hosts: int, last_error: str) -> JobError:
     names = ", ".join(map(str, missing(answers, hosts)))
-    return JobError(f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(said)}; run it again")
+    return JobError(f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(last_error)}; run it again")

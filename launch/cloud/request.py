@@ -1,4 +1,4 @@
-"""From the configuration to what gcloud is asked for: the pod's name, what to create, and how hosts are reached."""
+"""From the configuration to a request for gcloud: the pod's name, its specification, and the way to its hosts."""
 
 import hashlib
 
@@ -9,14 +9,14 @@ from pod_job.errors import JobError
 
 
 def pod_name(config: JobConfig) -> str:
-    """`cloud.name`, else a name made from the run folder: the same job finds its pod again."""
+    """Returns `cloud.name`, else a name made from the run folder, so that a job finds its pod again."""
     if config.cloud.name is not None:
         return config.cloud.name
     return f"extract-{hashlib.sha256(config.storage.run_dir.rstrip('/').encode()).hexdigest()[:8]}"
 
 
 def pod_spec(config: JobConfig) -> PodSpec:
-    """What to create. Raises JobError for a field that a TPU pod needs and that is not set."""
+    """Returns the pod to create. Raises JobError for a field that a TPU pod needs and that is not set."""
     cloud, pod = config.cloud, config.pod
     if pod.kind is not PodKind.tpu:
         raise JobError(f"pod.kind={pod.kind.value} has no pod in the cloud; use pod=v5e_64 or another TPU pod")
@@ -39,6 +39,6 @@ def pod_spec(config: JobConfig) -> PodSpec:
 
 
 def reach(config: JobConfig, zone: str) -> Reach:
-    """How the hosts of this job's pod in `zone` are reached."""
+    """Returns the way to the hosts of this job's pod in `zone`."""
     cloud = config.cloud
     return Reach(pod_name(config), zone, cloud.project, cloud.internal_ip, cloud.ssh_flags)

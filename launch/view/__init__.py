@@ -1,1 +1,1 @@
-"""What the launcher prints."""
+"""Output of the launcher: tables, progress, summaries, timed lines."""

@@ -1,4 +1,4 @@
-"""Prints what is known as two aligned columns, the one form in which the launcher shows results to a person."""
+"""Prints facts in two aligned columns, the form in which the launcher shows results to a person."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from rich.markup import escape
 
 
 def show_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
-    """One line per (name, value). Lines are never wrapped: paths and commands stay whole for copying."""
+    """Prints one line per (name, value). Lines are never wrapped, so that paths and commands can be copied."""
     width = max(len(name) for name, _ in facts) + 2
     for name, value in facts:
         console.print(f"[bold]{name:<{width}}[/]{escape(value)}", highlight=False, soft_wrap=True)

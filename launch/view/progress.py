@@ -1,4 +1,4 @@
-"""What is shown while hosts work: their status records in, one bar per phase of the whole pod out."""
+"""Progress of a job on a screen: the hosts' statuses in, one bar per phase of the whole pod out."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ ORDER = list(Phase)
 
 @dataclass(frozen=True)
 class Bar:
-    """One phase of the pod: `done` of `total`, and what else there is to say."""
+    """One phase of the pod: `done` of `total`, with a `detail` such as the speed."""
 
     name: str
     done: int
@@ -26,34 +26,40 @@ class Bar:
 
 
 def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
-    """The pod's phases from the hosts' statuses (None: not heard of yet); `batches` until the hosts know their own."""
+    """Returns a bar for each phase of the pod.
+
+    Args:
+        statuses: of the hosts, None for one that has not reported.
+        batches: planned number, for the time until every host knows its own.
+    """
     hosts = len(statuses)
-    heard = [status for status in statuses if status is not None]
+    reported = [status for status in statuses if status is not None]
 
     def past(phase: Phase) -> int:
-        alive = [status for status in heard if status.phase not in (Phase.stopped, Phase.failed)]
+        alive = [status for status in reported if status.phase not in (Phase.stopped, Phase.failed)]
         return sum(ORDER.index(status.phase) > ORDER.index(phase) for status in alive)
 
-    dealt = sum(status.batches_total for status in heard)
-    done = sum(status.batches for status in heard)
+    assigned = sum(status.batches_total for status in reported)
+    done = sum(status.batches for status in reported)
+    total = assigned if past(Phase.compiling) == hosts else max(batches, done)
     return [
         Bar("hosts arrived", past(Phase.checking), hosts),
         Bar("weights", past(Phase.weights), hosts),
         Bar("compile", past(Phase.compiling), hosts),
-        Bar("batches", done, dealt if past(Phase.compiling) == hosts else max(batches, done), pace(heard, dealt)),
+        Bar("batches", done, total, pace(reported, assigned)),
         Bar("merge", int(past(Phase.merging) == hosts), 1),
     ]
 
 
-def pace(heard: Sequence[HostStatus], dealt: int) -> str:
-    """Tokens a second over all hosts and the time left; empty before the first batch."""
-    done = sum(status.batches for status in heard)
-    seconds = max((status.seconds for status in heard), default=0.0)
+def pace(reported: Sequence[HostStatus], assigned: int) -> str:
+    """Returns tokens per second over all hosts and the time left; empty before the first batch."""
+    done = sum(status.batches for status in reported)
+    seconds = max((status.seconds for status in reported), default=0.0)
     if not done or not seconds:
         return ""
-    rate = sum(status.tokens for status in heard) / seconds
-    left_s = (dealt - done) * seconds / done
-    return f"{rate:,.0f} tokens/s" + (f", {left_s:,.0f} s left" if dealt > done else "")
+    rate = sum(status.tokens for status in reported) / seconds
+    left_s = (assigned - done) * seconds / done
+    return f"{rate:,.0f} tokens/s" + (f", {left_s:,.0f} s left" if assigned > done else "")
 
 
 class Screen:
@@ -72,8 +78,8 @@ class Screen:
         )
         self.tasks: dict[str, int] = {}
         self.finished: set[str] = set()
-        self.spoke = time.monotonic()
-        self.started = self.spoke if began is None else began
+        self.printed = time.monotonic()
+        self.started = self.printed if began is None else began
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -87,7 +93,7 @@ class Screen:
         if self.console.is_terminal:
             self._draw(now)
         else:
-            self._say(now)
+            self._print(now)
 
     def _draw(self, now: Sequence[Bar]) -> None:
         for bar in now:
@@ -96,15 +102,15 @@ class Screen:
             task = self.progress.tasks[self.tasks[bar.name]].id
             self.progress.update(task, completed=bar.done, total=bar.total, detail=bar.detail)
 
-    def _say(self, now: Sequence[Bar]) -> None:
+    def _print(self, now: Sequence[Bar]) -> None:
         moment = time.monotonic()
         for bar in now:
-            over = bar.done >= bar.total and bar.name not in self.finished
-            current = bar.name not in self.finished and bar.done > 0 and moment - self.spoke >= PLAIN_EVERY_S
-            if over:
+            finished = bar.done >= bar.total and bar.name not in self.finished
+            current = bar.name not in self.finished and bar.done > 0 and moment - self.printed >= PLAIN_EVERY_S
+            if finished:
                 self.finished.add(bar.name)
-            if over or current:
-                self.spoke = moment
+            if finished or current:
+                self.printed = moment
                 detail = f", {bar.detail}" if bar.detail else ""
                 self.console.print(
                     f"{moment - self.started:6.1f} s  {bar.name} {bar.done}/{bar.total}{detail}", highlight=False

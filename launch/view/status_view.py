@@ -1,4 +1,4 @@
-"""A run's status for people: one table, drawn anew in a terminal; elsewhere a line whenever something has changed."""
+"""A run's status for people: in a terminal a table, drawn in place; elsewhere a line for each change."""
 
 import time
 from collections import Counter
@@ -86,7 +86,7 @@ class Live:
 
 
 def line(run: RunStatus) -> str:
-    """The run in one line."""
+    """Returns the run in one line."""
     phases = Counter("not heard of" if host is None else str(host.phase) for host in run.hosts)
     parts = [progress(run), ", ".join(f"{count} {phase}" for phase, count in phases.items())]
     parts += [pod_line(pod) for pod in run.pods]
@@ -94,7 +94,7 @@ def line(run: RunStatus) -> str:
 
 
 def table(run: RunStatus) -> RenderableType:
-    """A few lines for the run, one for each pod, one for each host."""
+    """Returns a few lines for the run, one for each pod, and a row for each host."""
     lines = [("run", run.run), ("done", progress(run))]
     lines += [("pod", pod_line(pod)) for pod in run.pods]
     if run.cost_so_far is not None:
@@ -104,12 +104,12 @@ def table(run: RunStatus) -> RenderableType:
         pods = f"{count} pod{'s' * (count > 1)}"
         lines.append(("cost", f"${run.cost_so_far:,.2f} for {time_h:.2f} h of {pods}{expected}"))
     width = max(len(name) for name, _ in lines) + 2
-    said = [Text.from_markup(f"[bold]{name:<{width}}[/]{escape(text)}") for name, text in lines]
-    return Group(*said, host_table(run.hosts))
+    texts = [Text.from_markup(f"[bold]{name:<{width}}[/]{escape(text)}") for name, text in lines]
+    return Group(*texts, host_table(run.hosts))
 
 
 def progress(run: RunStatus) -> str:
-    """How far, how fast, and until when."""
+    """Returns how many batches are done, the speed, and the time left."""
     parts = [f"{run.batches_done:,} of {run.batches:,} batches"]
     if run.tokens_per_s:
         parts.append(f"{run.tokens_per_s:,.0f} tokens/s")
@@ -120,7 +120,7 @@ def progress(run: RunStatus) -> str:
 
 
 def pod_line(pod: PodStatus) -> str:
-    """A pod's state and what the API says against it."""
+    """Returns a pod's state with its health, symptoms and announced maintenance."""
     parts = [f"{pod.name} in {pod.zone}: {pod.state}", pod.health, *pod.symptoms]
     if pod.maintenance:
         parts.append(f"maintenance from {pod.maintenance}")
@@ -128,13 +128,13 @@ def pod_line(pod: PodStatus) -> str:
 
 
 def host_table(hosts: Sequence[HostStatus | None]) -> Table:
-    found = Table("host", "phase", "steps", "batches", "tokens/s", "heard", "error", box=None)
+    rows = Table("host", "phase", "steps", "batches", "tokens/s", "heard", "error", box=None)
     for number, host in enumerate(hosts):
         if host is None:
-            found.add_row(str(number), "not heard of yet")
+            rows.add_row(str(number), "not heard of yet")
             continue
         speed = f"{host.tokens / host.seconds:,.0f}" if host.seconds else ""
         counts = (str(host.steps), f"{host.batches}/{host.batches_total}", speed)
         heard = f"{max(0.0, time.time() - host.updated):.0f} s ago"
-        found.add_row(str(number), host.phase, *counts, heard, escape(host.error or ""))
-    return found
+        rows.add_row(str(number), host.phase, *counts, heard, escape(host.error or ""))
+    return rows

@@ -1,4 +1,4 @@
-"""What a finished run left: from its metadata.json and the hosts' last statuses to one short table."""
+"""Summary of a finished run: from its metadata.json and the hosts' last statuses to one short table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Summary:
 def summarise(
     config: JobConfig, metadata: Metadata, statuses: Sequence[HostStatus], elapsed_s: float, logs: Path | str
 ) -> Summary:
-    """Adds up `activations/metadata.json` and the last status of every host; `elapsed_s` is the launcher's own time."""
+    """Returns the sums over metadata.json and the last statuses; `elapsed_s` is the launcher's own time."""
     rows: dict[str, int] = {}
     for file in metadata.batches:
         rows[file.layer] = rows.get(file.layer, 0) + file.rows
@@ -87,9 +87,9 @@ def show(summary: Summary, console: Console) -> None:
 
 
 def _of_this_attempt(summary: Summary) -> str:
-    said = []
+    parts = []
     if summary.attempt_cut_prompts:
-        said.append(f"{summary.attempt_cut_prompts:,} cut")
+        parts.append(f"{summary.attempt_cut_prompts:,} cut")
     if summary.attempt_prompts != summary.prompts:
-        said.append(f"{summary.attempt_prompts:,} of them in this attempt")
-    return f" ({', '.join(said)})" if said else ""
+        parts.append(f"{summary.attempt_prompts:,} of them in this attempt")
+    return f" ({', '.join(parts)})" if parts else ""

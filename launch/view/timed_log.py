@@ -9,7 +9,7 @@ Log = Callable[[str], None]
 
 
 def timed_log(began: float | None = None) -> Log:
-    """Prints what goes on to stderr, each line with the seconds since `began`, a moment of time.monotonic(); or now."""
+    """Returns a log that prints to stderr, with the seconds since `began` (of time.monotonic()) or since now."""
     screen = Console(stderr=True)
     origin = time.monotonic() if began is None else began
 

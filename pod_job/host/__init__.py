@@ -1,1 +1,1 @@
-"""One process of the job: rendezvous, watchdog, stop requests, status, timeline."""
+"""One process of the job: its chips, rendezvous, reports, stop requests, watchdog and end."""

@@ -21,7 +21,7 @@ log = logging.getLogger("pod_job")
 
 @contextmanager
 def compile_cache(url: str | None) -> Iterator[None]:
-    """Programs compiled inside are taken from, and kept in, the folder or `gs://` prefix `url`; None: nowhere."""
+    """Lets programs that are compiled in the block come from, and go to, the folder or `gs://` prefix `url`, if any."""
     if url is None:
         yield
         return
@@ -40,7 +40,7 @@ def compile_cache(url: str | None) -> Iterator[None]:
 
 @contextmanager
 def jax_cache(here: Path) -> Iterator[None]:
-    """jax's cache in the folder `here`, whatever the size of a program or the time it took."""
+    """Sets jax's cache to the folder `here` for the block, whatever the size of a program or the time it took."""
     settings = {
         "jax_compilation_cache_dir": str(here),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -49,7 +49,7 @@ def jax_cache(here: Path) -> Iterator[None]:
         "jax_persistent_cache_enable_xla_caches": "none",
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    # Whoever compiled before without a cache has made jax decide that there is none.
+    # A compilation before this one, without a cache, has made jax decide that there is none.
     reset_cache()
     for name, value in settings.items():
         jax.config.update(name, value)
@@ -67,7 +67,7 @@ def fetch(folder: Folder, here: Path) -> None:
 
 
 def store(folder: Folder, here: Path) -> None:
-    """Stores what is new. jax writes on the first host only, so the others have nothing new."""
+    """Stores the new entries. jax writes on the first host only, so the other hosts have none."""
     known = set(folder.names(""))
     for path in sorted(here.iterdir()):
         if path.name in known or not path.name.endswith("-cache"):

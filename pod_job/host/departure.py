@@ -38,7 +38,7 @@ class Departure(msgspec.Struct, frozen=True):
 
     @property
     def host_end(self) -> HostEnd:
-        """The end of every host that leaves because of this one."""
+        """End of every host that leaves because of this one."""
         if self.asked:
             return HostEnd(EndKind.stopped, self.reason, self.host)
         return HostEnd(EndKind.lost_peer, f"host {self.host} failed: {self.reason}", self.host)

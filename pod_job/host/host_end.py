@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pod_job.errors import JobError
 from pod_job.run_folder.status import EndKind, Phase
 
-# What jax and libtpu (0.0.42) write of a machine whose chips, metadata server or links to other machines do not work.
-# The cure is another pod: google and users report that the next start on this one fails as well.
+# Errors of jax and libtpu (0.0.42) on a machine whose chips, metadata server or links to other machines do not work.
+# The cure is another pod: the next start on this one fails as well.
 BAD_MACHINE = re.compile(
     r"unable to initialize backend 'tpu'"
     r"|tpu initialization failed"
@@ -21,9 +21,9 @@ BAD_MACHINE = re.compile(
     r"|getting metadata\[.*\] failed|failed to get tpu metadata|tpu-env",
     re.IGNORECASE,
 )
-# The same first words where a package is missing, which another pod would lack too.
+# They begin alike where a package is missing, which another pod would lack too.
 NO_LIBTPU = re.compile(r"libtpu\.so: cannot open|no module named", re.IGNORECASE)
-# What jax's collectives and its coordination service write on the hosts that are left when one has died.
+# Errors of jax's collectives and its coordination service on the hosts that are left when one has died.
 LOST_PEER = re.compile(
     r"coordination ?(?:service|agent)|distributed service|heartbeat|connection (?:closed|reset) by peer"
     r"|connection refused|gloo|barrier|another task|preempt",

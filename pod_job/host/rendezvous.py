@@ -1,7 +1,7 @@
-"""One host among many: the hosts wait for one another by name, then jax's own start-up.
+"""Rendezvous: this host's place in the pod, the wait for the other hosts, and the start of jax's cluster.
 
 jax aborts every present host when one never comes, and does not say which. So hosts first report in the run folder,
-and whoever is missing or has failed is named before jax is asked.
+and a host that is missing or has failed is named before jax is started.
 """
 
 import os
@@ -26,7 +26,7 @@ SHUTDOWN_TIMEOUT_S = 3600
 
 @dataclass(frozen=True)
 class Host:
-    """This process's place in the pod. `attempt` is the same on every host of one start."""
+    """Place of this process in the pod. `attempt` is the same on every host of one start."""
 
     index: int
     count: int
@@ -35,7 +35,7 @@ class Host:
 
 
 def this_host(pod: PodConfig) -> Host:
-    """This host's place, from the variables the launcher sets; a TPU VM knows its own.
+    """Returns this host's place, from the variables that the launcher sets, or on a TPU VM from its own.
 
     Raises:
         JobError: a variable is missing or out of range.

@@ -1,6 +1,6 @@
-"""What a host says while it works: status file, log and timeline in the run folder, refreshed from a thread of its own.
+"""Reporter of a host: keeps its status, log and timeline in the run folder up to date, from a thread of its own.
 
-The job's threads only change counters; nothing on their way waits for the bucket.
+The job's threads only change counters and never wait for the bucket.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pod_job.storage.folder import Folder
 REFRESH_S = 2.0
 # At least this often, so that a host that has ended or hangs can be told from one that computes.
 HEARTBEAT_S = 15.0
-# The timeline is for afterwards: it need not be as fresh.
+# Reports read the timeline after the run: it need not be as fresh.
 TIMELINE_S = 30.0
 
 log = logging.getLogger("pod_job")
@@ -49,7 +49,7 @@ class Reporter(logging.Handler):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The last word; a folder that cannot be written any more does not hide why the job ended."""
+        """Writes the final status; a folder that cannot be written any more does not hide why the job ended."""
         self.stopping.set()
         self.thread.join()
         log.removeHandler(self)
@@ -62,7 +62,7 @@ class Reporter(logging.Handler):
         self.lines.append(self.format(record) + "\n")
 
     def phase(self, phase: Phase, **values: Any) -> None:
-        """Enters a phase; it is written at once."""
+        """Enters a phase and writes the status at once."""
         self.set(phase=phase, **values)
         self._mark(phase)
         log.info("%s", phase)

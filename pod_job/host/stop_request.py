@@ -1,6 +1,6 @@
-"""A wish that this host end soon: SIGTERM, or the metadata server's notice that the machine is being taken away.
+"""Request that this host stop: SIGTERM, or the metadata server's notice that the machine is being taken away.
 
-The host then begins no further batch, commits those it holds, and ends; `host/watchdog.py` sees that it is in time.
+The host then begins no further batch, commits those it holds, and ends; its watchdog sees to it that it is in time.
 """
 
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger("pod_job")
 
 
 class StopRequest:
-    """Unwished until a signal or a notice comes; `reason` says which. A context manager, which gives SIGTERM back."""
+    """True once a signal or a notice has come, `reason`. A context manager, which restores the handler of SIGTERM."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -43,23 +43,24 @@ class StopRequest:
             os.close(self._wakeup)  # ends the listener
 
     def on_signal(self) -> None:
-        """Takes SIGTERM over, from jax too, which puts its own handler there when it starts.
+        """Handles SIGTERM from now on, in place of jax too, which sets its own handler when it starts.
 
         Python runs a handler only between two steps of the main thread, which may be minutes within a compilation. The
         byte that comes through the pipe is there at once, for a thread.
         """
         before = signal.signal(signal.SIGTERM, self._signalled)
         if self._before is None:
-            listens, self._wakeup = os.pipe()
+            reading_end, self._wakeup = os.pipe()
             os.set_blocking(self._wakeup, False)
             self._before = before, signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, args=[listens], name="signals", daemon=True).start()
+            threading.Thread(target=self._listen, args=[reading_end], name="signals", daemon=True).start()
 
     def on_notice(self) -> None:
-        """Waits for the notice in a thread."""
+        """Waits for the notice of a preemption in a thread."""
         threading.Thread(target=self._wait_for_notice, name="preemption", daemon=True).start()
 
     def request(self, reason: str) -> None:
+        """Requests the stop; the first reason counts."""
         if self.reason is None:
             self.reason = reason
             log.info("%s: no further batch is begun", reason)
@@ -67,11 +68,11 @@ class StopRequest:
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         self.request(signal.Signals(signum).name)
 
-    def _listen(self, listens: int) -> None:
-        while heard := os.read(listens, 1):
-            if heard[0] == signal.SIGTERM:
+    def _listen(self, reading_end: int) -> None:
+        while signal_number := os.read(reading_end, 1):
+            if signal_number[0] == signal.SIGTERM:
                 self.request(signal.SIGTERM.name)
-        os.close(listens)
+        os.close(reading_end)
 
     def _wait_for_notice(self) -> None:
         host = os.environ.get(environment.METADATA_SERVER, "metadata.google.internal")

@@ -56,7 +56,8 @@ def test_an_earlier_job_of_ours_is_ended_and_then_the_lock_goes(chip: Path, hold
     lock = tmp_path / "libtpu_lockfile"
     lock.touch()
     earlier = hold(**{environment.ATTEMPT: "earlier"})
-    assert [(one.pid, one.ours, one.device) for one in processes_using([str(chip)])] == [(earlier.pid, True, str(chip))]
+    (user,) = processes_using([str(chip)])
+    assert (user.pid, user.is_job, user.device) == (earlier.pid, True, str(chip))
     free(chip, lock, 20.0)
     assert earlier.wait(5) == -signal.SIGTERM
     assert not lock.exists()
