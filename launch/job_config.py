@@ -5,10 +5,8 @@ from dataclasses import replace
 
 from launch.cloud.pods import MADE_BY, Pod, list_pods
 from launch.cloud.request import pod_name
-from pod_job.config.cloud import Capacity, CloudConfig
-from pod_job.config.load import from_json, load, to_json
-from pod_job.config.schema import JobConfig, ModelConfig, PodConfig, PodKind, StorageConfig
-from pod_job.config.tasks import TasksConfig
+from pod_job.config.load import from_json, load
+from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN
@@ -57,7 +55,7 @@ def pods_of_run(words: Sequence[str]) -> tuple[JobConfig, list[Pod]]:
         folder, labels = open_folder(run_dir, "RUN_DIR"), MADE_BY
         records = read_pods(folder)
         if records and folder.stat(RUN) is None:
-            config = from_json(to_json(bare_config(records[-1], run_dir)), overrides)
+            config = config_by_pod(records[-1], run_dir, overrides)
         else:
             config = recorded_config(folder, run_dir, overrides)
         names = {record.name for record in records}
@@ -82,7 +80,10 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
 def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> JobConfig:
     recorded = read_run(folder).config
     if recorded is None:
-        raise JobError(f"{run_dir}: its configuration is not recorded; give experiment=... storage.run_dir={run_dir}")
+        raise JobError(
+            f"{run_dir}: no configuration is recorded, as in a run that was imported or shuffled; use pod-job inspect "
+            f"{run_dir}, or give experiment=... storage.run_dir={run_dir}"
+        )
     cloud = recorded.get("cloud")
     config = from_json(
         recorded | {"cloud": {**cloud, "ssh_flags": []} if isinstance(cloud, dict) else cloud}, overrides
@@ -94,12 +95,13 @@ def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> J
     )
 
 
-def bare_config(pod: PodRecord, run_dir: str) -> JobConfig:
-    """Returns what is known of a job by its pod alone; its inputs are not."""
-    return JobConfig(
-        pod=PodConfig(kind=PodKind.tpu, accelerator_type=pod.accelerator_type),
-        model=ModelConfig(path=UNKNOWN),
-        tasks=TasksConfig(path=UNKNOWN),
-        storage=StorageConfig(run_dir=run_dir),
-        cloud=CloudConfig(name=pod.name, capacity=Capacity(pod.capacity)),
-    )
+def config_by_pod(pod: PodRecord, run_dir: str, overrides: Sequence[str]) -> JobConfig:
+    """Returns what is known of a job by its pod alone: how to reach and delete it, and not its inputs."""
+    recorded = {
+        "pod": {"kind": PodKind.tpu.name, "accelerator_type": pod.accelerator_type},
+        "cloud": {"name": pod.name, "capacity": pod.capacity},
+        "model": {"path": UNKNOWN},
+        "tasks": {"path": UNKNOWN},
+        "storage": {"run_dir": run_dir},
+    }
+    return from_json(recorded, overrides)

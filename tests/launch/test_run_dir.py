@@ -138,6 +138,9 @@ def test_a_pod_whose_job_has_not_begun_is_deleted(
     cloud.add("early")
     assert main(["down", str(tmp_path), "--dry-run"]) == 0
     assert "tpu-vm delete early" in capsys.readouterr().out
+    note_start(open_folder(tmp_path), PodRecord("later", ZONE, "v5litepod-8", "free", 2.0))
+    assert main(["down", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: cloud.capacity: Invalid value 'free', expected one of ")
 
 
 def test_a_pod_that_the_launcher_did_not_make_is_left_alone(tmp_path: Path, cloud: Cloud) -> None:
