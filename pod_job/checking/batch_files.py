@@ -16,7 +16,7 @@ from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, Readable
 
 PIECE_BYTES = 8 << 20
-"""Of a file in memory at a time, for each read in flight."""
+"""Bytes of a file in memory at a time, for each read in flight."""
 
 
 @dataclass
@@ -68,12 +68,12 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
         report.bytes += stored.size
         report.nonfinite_rows += sum(nonfinite)
         recorded = (file.dtype, file.shape, file.offset, file.nonfinite)
-        found = (str(spec.dtype), list(spec.shape), spec.start, sum(nonfinite))
+        stored_values = (str(spec.dtype), list(spec.shape), spec.start, sum(nonfinite))
         if problem := differing(stored, file):
             report.problems.append(f"{name}: {problem}")
-        elif recorded != found:
+        elif recorded != stored_values:
             report.problems.append(
-                f"{name}: has dtype, shape, offset, non-finite rows {found}, its record says {recorded}"
+                f"{name}: has dtype, shape, offset, non-finite rows {stored_values}, its record says {recorded}"
             )
 
 

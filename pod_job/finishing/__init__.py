@@ -1,1 +1,1 @@
-"""What is done with committed batches: merge, compaction, shuffle."""
+"""Work on committed batches: merge, compaction, shuffle."""

@@ -29,12 +29,12 @@ from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 PART_BYTES = 256 << 20
-"""Of all taps of one batch of the new run; the second pass holds about three times as much."""
+"""Bytes of one batch of the new run, all taps together; the second pass holds about three times as much."""
 MAX_ROWS = 10**9
-"""As many rows as NumPy draws from a multivariate hypergeometric distribution."""
+"""NumPy draws at most so many from a multivariate hypergeometric distribution."""
 POLL_S = 1.0
 PEERS_TIMEOUT_S = 900.0
-"""How long a host waits for the next spill file of the others: many times what one takes to write."""
+"""Longest wait for the next spill file of another host: many times what one takes to write."""
 
 
 def shuffle(
@@ -54,22 +54,14 @@ def shuffle(
     Raises:
         JobError: the run is unfinished, has more than 10^9 rows, or `out_dir` belongs to another run.
     """
-    source, out = open_folder(run_dir), open_folder(out_dir)
-    described = metadata.read_any(source)
-    if not described.complete:
-        raise JobError(f"{source.url}: unfinished; start the job again before its rows are shuffled")
-    if described.rows > MAX_ROWS:
-        raise JobError(f"{source.url}: {described.rows} rows, at most {MAX_ROWS} can be shuffled at once")
-    if source.url == out.url:
-        raise JobError(f"OUT={out.url}: is the run itself; name another folder")
-    spill = Spill(source, out, described, RowLayout.of(described))
+    spill = _open_spill(open_folder(run_dir), open_folder(out_dir))
+    out, (host, hosts) = spill.out, shard
     part_rows = max(1, part_bytes // spill.layout.bytes)
-    claim(out, _identity(described, part_rows, seed))
-    sizes = [entry.rows for entry in described.rows_files]
+    claim(out, _identity(spill.metadata, part_rows, seed))
+    sizes = [entry.rows for entry in spill.metadata.rows_files]
     parts = part_sizes(sum(sizes), part_rows)
     if len(committed(out)) == len(parts):
         return _finish(out)
-    host, hosts = shard
     own_parts = np.arange(host, len(parts), hosts)
     places = np.empty((len(sizes), 2, len(own_parts)), np.int64)  # per batch: each part's segment, its start and rows
     for number, counts in enumerate(progress(segment_sizes(sizes, parts, seed), len(sizes), "batches cut")):
@@ -110,6 +102,18 @@ def batch_order(number: int, size: int, seed: int) -> Int[np.ndarray, "R"]:
 def part_order(number: int, size: int, seed: int) -> Int[np.ndarray, "R"]:
     """Returns the order of a part's rows, once those of all batches have come together."""
     return np.random.default_rng([seed, 2, number]).permutation(size)
+
+
+def _open_spill(source: Folder, out: Folder) -> Spill:
+    """Returns the spill between two run folders. JobError where the first cannot be shuffled into the second."""
+    described = metadata.read_any(source)
+    if not described.complete:
+        raise JobError(f"{source.url}: unfinished; start the job again before its rows are shuffled")
+    if described.rows > MAX_ROWS:
+        raise JobError(f"{source.url}: {described.rows} rows, at most {MAX_ROWS} can be shuffled at once")
+    if source.url == out.url:
+        raise JobError(f"OUT={out.url}: is the run itself; name another folder")
+    return Spill(source, out, described, RowLayout.of(described))
 
 
 def _identity(described: Metadata, part_rows: int, seed: int) -> Identity:

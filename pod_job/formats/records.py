@@ -10,7 +10,8 @@ import msgspec
 from pod_job.errors import JobError
 
 T = TypeVar("T")
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
+"""A number of bytes, rows or batches; what is larger is damage, and would overflow sums of 64 bits."""
 DAMAGED = "the file is damaged, or another version wrote it"
 
 
@@ -65,8 +66,8 @@ def convert(content: Any, record_type: type[T], name: str, advice: str = DAMAGED
 def _version(content: Any, record_type: Any) -> str:
     """Returns what is wrong with the format version of a record; "" where nothing is, or where it has none."""
     known = get_args(getattr(record_type, "__annotations__", {}).get("format"))
-    found = content.get("format") if isinstance(content, dict) else None
-    return f"format {found!r}, this version reads {known[0]}" if known and found not in (*known, None) else ""
+    version = content.get("format") if isinstance(content, dict) else None
+    return f"format {version!r}, this version reads {known[0]}" if known and version not in (*known, None) else ""
 
 
 def _reason(error: Exception | str) -> str:

@@ -14,8 +14,8 @@ from pod_job.errors import JobError, first_line
 
 COLUMNS = ("task_id", "sample_idx", "position", "token_id")
 FLAGS = ("special", "sink", "nonfinite")
-"""Of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten times the
-batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
+"""Flags of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten
+times the batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Rows:
         return len(self.sample_idx)
 
     def describes_same(self, other: "Rows") -> bool:
-        """Whether the other names the same vectors in the same order, whenever it was made."""
+        """Returns True where the other names the same vectors in the same order, whenever it was made."""
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMNS)
 
 
 def to_parquet(rows: Rows) -> bytes:
-    """The table as a Parquet file: task and sample run-length encoded, positions as differences, tokens compressed."""
+    """Returns a Parquet file: task and sample run-length encoded, positions as differences, tokens compressed."""
     task_id = pa.array(rows.task_id, pa.string()).dictionary_encode()
     timestamp = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [rows.timestamp])
     integers = {name: pa.array(getattr(rows, name), pa.int32()) for name in COLUMNS[1:]}
@@ -64,7 +64,7 @@ def to_parquet(rows: Rows) -> bytes:
 
 
 def from_parquet(data: bytes, name: str = "rows table") -> Rows:
-    """Inverse of `to_parquet`; unknown columns are left alone. JobError naming the file where it is damaged."""
+    """Reads what `to_parquet` wrote; unknown columns are left alone. JobError with the name of a damaged file."""
     try:
         names = (*COLUMNS, *FLAGS, "timestamp")
         table = pq.read_table(pa.BufferReader(data), columns=list(names))
@@ -76,7 +76,7 @@ def from_parquet(data: bytes, name: str = "rows table") -> Rows:
 
 
 def from_columns(columns: Mapping[str, Any], timestamp: str) -> Rows:
-    """Rows from any sequences of equal length, flags where they are given; ValueError where lengths differ."""
+    """Returns rows of any sequences of equal length, flags where they are given; ValueError where lengths differ."""
     if len({len(column) for column in columns.values()}) != 1:
         raise ValueError("columns of a rows table differ in length")
     none = np.zeros(len(columns["task_id"]), bool)
@@ -98,6 +98,6 @@ def _values(table: pa.Table, column: str) -> np.ndarray:
         raise ValueError(f"column {column} has missing values")
     if not pa.types.is_dictionary(values.type):
         return np.asarray(values.to_numpy(zero_copy_only=False), object if column == "task_id" else None)
-    # Few distinct strings, many rows: share one str object between rows instead of making each anew.
+    # Few distinct strings, many rows: share one str object between rows.
     distinct = np.asarray(values.dictionary.to_pylist(), object)
     return distinct[values.indices.to_numpy(zero_copy_only=False)]

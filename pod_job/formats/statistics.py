@@ -27,9 +27,9 @@ _NO_KEYS = np.zeros(0, np.uint32)
 
 @dataclass(frozen=True)
 class TapStatistics:
-    """Of `count` finite rows: per-dimension mean and sum of squared deviations, and the rows' Euclidean norms.
+    """Statistics of `count` finite rows: mean and sum of squared deviations per dimension, and Euclidean norms.
 
-    `norm_keys` has every row's norm to one part in a million, sorted (`norms.keys_of`).
+    `norm_keys` has every row's norm to one part in a million, sorted (`norm_sketch.keys_of`).
     """
 
     count: int
@@ -79,12 +79,12 @@ class Summary(Record, frozen=True):
 
 
 def of(vectors: Vectors) -> TapStatistics:
-    """Statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
+    """Returns statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
     return measure(vectors)[0]
 
 
 def measure(vectors: Vectors) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
-    """The statistics, and the norm of each row: infinite or NaN where a value of it is."""
+    """Returns the statistics, and the norm of each row: infinite or NaN where a value of it is."""
     rows, width = vectors.shape
     step, block = (max(1, values // max(width, 1)) for values in (CHUNK_VALUES, BLOCK_VALUES))
     wide = np.empty((min(block, rows), width))
@@ -104,13 +104,13 @@ def measure(vectors: Vectors) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
 
 
 def outliers(norms: Float[np.ndarray, "R"]) -> Bool[np.ndarray, "R"]:
-    """Rows whose norm is above OUTLIER_FACTOR medians; the median is that of the finite ones."""
+    """Returns True for rows whose norm is above OUTLIER_FACTOR medians of the finite norms."""
     finite = norms[np.isfinite(norms)]
     return norms > OUTLIER_FACTOR * np.median(finite) if len(finite) else np.zeros(len(norms), bool)
 
 
 def merge(a: TapStatistics, b: TapStatistics) -> TapStatistics:
-    """Statistics of the rows of both."""
+    """Returns statistics of the rows of both."""
     return replace(_merged_moments(a, b), norm_keys=np.sort(np.concatenate([a.norm_keys, b.norm_keys])))
 
 
@@ -134,7 +134,7 @@ class Tally:
         self._norms.add(batch.norm_keys)
 
     def join(self, other: "Tally") -> None:
-        """Count in what another has counted."""
+        """Adds what another tally has counted."""
         self._moments = _merged_moments(self._moments, other._moments)
         self._norms.join(other._norms)
 
@@ -166,7 +166,7 @@ def summary(statistics: TapStatistics) -> Summary:
 
 
 def _merged_moments(a: TapStatistics, b: TapStatistics) -> TapStatistics:
-    """Statistics of the rows of both, but for their norms' keys."""
+    """Returns statistics of the rows of both, without the keys of their norms."""
     count = a.count + b.count
     share = b.count / max(count, 1)
     delta = b.mean - a.mean
@@ -216,7 +216,7 @@ def _empty(width: int) -> TapStatistics:
 
 
 def _of_chunk(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
-    """All but what is made of norms, and the norms. `wide` is memory to work in: as many rows as fit a cache."""
+    """Returns all statistics but those of norms, and the norms. `wide` is scratch memory for rows that fit a cache."""
     count, width = chunk.shape
     sums, square_sums, squared_norms = np.zeros(width), np.zeros(width), np.empty(count)
     ones, of_width = np.ones(len(wide)), np.ones(width)
@@ -233,8 +233,8 @@ def _of_chunk(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarr
             np.matmul(values, of_width, out=squared_norms[start : start + len(block)])
     finite = np.isfinite(squared_norms)
     if not finite.all():
-        kept, _ = _of_chunk(chunk[finite], wide)
-        return replace(kept, nonfinite=count - kept.count), np.sqrt(squared_norms)
+        moments, _ = _of_chunk(chunk[finite], wide)
+        return replace(moments, nonfinite=count - moments.count), np.sqrt(squared_norms)
     mean = sums / max(count, 1)
     deviations = square_sums - count * mean**2
     # Where the mean dwarfs the spread that difference has lost its digits; those few columns are summed again.

@@ -1,1 +1,1 @@
-"""Other programs' formats: pickle files, SAELens."""
+"""Formats of other programs: pickle files, SAELens."""

@@ -26,7 +26,7 @@ HOOKS = {
     "attn_out": "blocks.{layer}.hook_attn_out",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
 }
-"""TransformerLens' names of the sites that mean the same there."""
+"""Names in TransformerLens of the sites that it has, too."""
 PART_BYTES = 256 << 20
 """Vectors in memory, and in one file."""
 
@@ -89,10 +89,10 @@ def export_sae_lens(
 
 def hook_of(tap: str, layers: int | None) -> str:
     """Returns TransformerLens' name of a tap of a model with this many layers (None: unknown, of an import)."""
-    found = None if layers is None else available(layers).get(tap)
-    if found is None or found.site not in HOOKS:
+    site = None if layers is None else available(layers).get(tap)
+    if site is None or site.site not in HOOKS:
         raise JobError(f"layer={tap}: TransformerLens has no equal of it; name the column with hook_name=...")
-    return HOOKS[found.site].format(layer=found.layer)
+    return HOOKS[site.site].format(layer=site.layer)
 
 
 def _parts(dataset: ActivationDataset, samples: int, context_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,1 +1,1 @@
-"""What lies in a run folder: names, the claim, tap files, row tables, statistics, commit records, metadata.json."""
+"""Files in a run folder and the records that they hold: names, identity, tap files, commit records, metadata.json."""

@@ -6,7 +6,7 @@ written once, when all of them are durable: from then on they count, and the fil
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
@@ -21,8 +21,6 @@ from pod_job.storage.folder import Folder, Readable
 
 ROWS = "rows"
 """The series of the rows tables; those of vectors are called like their taps."""
-Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
-"""Bytes of a file; more is damage."""
 
 
 class JoinedFile(Record, frozen=True):
@@ -30,8 +28,8 @@ class JoinedFile(Record, frozen=True):
 
     series: str
     first: Count
-    sizes: list[Size]
-    header_size: Size
+    sizes: list[Count]
+    header_size: Count
     header_crc32c: str
 
     @property

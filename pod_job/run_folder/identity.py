@@ -33,7 +33,7 @@ class TasksIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GenerateIdentity(Record, frozen=True):
-    """How completions were made."""
+    """Settings by which completions were made."""
 
     max_new_tokens: Count
     temperature: float
@@ -101,9 +101,9 @@ def confirm(folder: Folder, identity: Identity) -> None:
     if folder.stat(RUN) is None:
         return
     recorded = read_run(folder).identity
-    found = differences(msgspec.to_builtins(recorded), msgspec.to_builtins(identity))
-    if found:
-        listed = "; ".join(f"{path} is {shown(there)} there, {shown(here)} here" for path, there, here in found)
+    differing = differences(msgspec.to_builtins(recorded), msgspec.to_builtins(identity))
+    if differing:
+        listed = "; ".join(f"{path} is {shown(a)} there, {shown(b)} here" for path, a, b in differing)
         raise JobError(f"storage.run_dir={folder.url} belongs to another run: {listed}; use another storage.run_dir")
 
 
@@ -115,15 +115,15 @@ def read_run(folder: Folder) -> RunRecord:
         raise JobError(f"{folder.url} holds no run: {RUN} is missing") from None
 
 
-def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Returns every key path whose JSON values differ, with both; None for what is absent."""
-    if isinstance(there, dict) and isinstance(here, dict):
+    if isinstance(a, dict) and isinstance(b, dict):
         return [
             difference
-            for key in sorted(there.keys() | here.keys())
-            for difference in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+            for key in sorted(a.keys() | b.keys())
+            for difference in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if there == here else [(path, there, here)]
+    return [] if a == b else [(path, a, b)]
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The names inside a run folder."""
+"""Names of the files in a run folder."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ VERIFIED = "verify/report.json"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
 MAX_BATCHES = 1_000_000
-"""Of a run: their numbers and records are held in memory, and a run.json that says more is damaged."""
+"""Batches of a run: their numbers and records are held in memory, and a run.json with more is damaged."""
 
 
 def activations_file(tap: str, batch: int) -> str:
@@ -34,7 +34,7 @@ def rows_file(batch: int) -> str:
 
 
 def joined_file(series: str, first: int, last: int) -> str:
-    """Holds the files of these batches, whose names begin with `series`: a tap, or `rows`."""
+    """Returns the name of the file that holds those of these batches; `series` is a tap, or `rows`."""
     return f"{ACTIVATIONS}{series}_batches_{first:06d}-{last:06d}.safetensors"
 
 
@@ -55,7 +55,7 @@ def status_file(host: int) -> str:
 
 
 def departure_file(attempt: str) -> str:
-    """Of the first host that left an attempt before its end."""
+    """Returns the name of the record of the first host that left an attempt before its end."""
     return f"status/departure_{attempt}.json"
 
 
@@ -64,7 +64,7 @@ def log_file(host: int) -> str:
 
 
 def code_file(name: str) -> str:
-    """Of the code that ran, named by its content: the launcher puts it there and hosts fetch it."""
+    """Returns the name of the code that ran; `name` follows from its content. Hosts fetch it by this name."""
     return f"code/{name}.tar.gz"
 
 
@@ -73,7 +73,7 @@ def spill_file(number: int) -> str:
 
 
 def pod_file(key: str, moment: str) -> str:
-    """Of a pod that the run has had, written by the launcher; `moment`: created or ended."""
+    """Returns the name of the record of a pod, which the launcher writes; `moment`: created or ended."""
     return f"{PODS}{key}_{moment}.json"
 
 
@@ -86,19 +86,19 @@ def timeline_file(attempt: str, host: int) -> str:
 
 
 def batch_of_commit(name: str) -> int | None:
-    """The batch number in the name of a commit record; None for any other name."""
+    """Returns the batch number in the name of a commit record; None for any other name."""
     match = re.fullmatch(re.escape(COMMITS) + r"batch_(\d{6,})\.json", name)
     return int(match[1]) if match else None
 
 
 def committed(folder: Folder) -> set[int]:
-    """The numbers of the batches that are done."""
+    """Returns the numbers of the batches that are done."""
     numbers = (batch_of_commit(name) for name in folder.names(COMMITS))
     return {number for number in numbers if number is not None}
 
 
 def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
-    """The batch number in the name of a tap file or rows table; None for any other name."""
+    """Returns the batch number in the name of a tap file or rows table; None for any other name."""
     match = re.fullmatch(re.escape(ACTIVATIONS) + r"(.+)_batch_(\d{6,})\.(safetensors|parquet)", name)
     if not match:
         return None
@@ -107,7 +107,7 @@ def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
 
 
 def layer_number(tap: str) -> int:
-    """The layer in a tap's name: 6 for `layer_6` and `layer_6.attn_out`, 24 for `layer_24_norm`. Else a JobError."""
+    """Returns the layer in a tap's name: 6 for `layer_6.attn_out`, 24 for `layer_24_norm`. JobError without one."""
     match = re.match(r"layer_(\d+)(?![0-9A-Za-z])", tap)
     if not match:
         raise JobError(f"tap {tap!r} names no layer; names look like layer_6, layer_24_norm or layer_6.attn_out")

@@ -16,7 +16,7 @@ from pod_job.run_folder.identity import Identity, RelativeErrors
 from pod_job.run_folder.parity import ParityRecord
 from pod_job.storage.folder import Folder
 
-Start = Annotated[int, msgspec.Meta(ge=1)]
+Start = Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
 
 
 class RowsEntry(Record, frozen=True, omit_defaults=True, gc=False):

@@ -1,4 +1,4 @@
-"""One batch's vectors of one tap as a safetensors file, and back again."""
+"""Tap files: the vectors of one batch and one tap as a safetensors file, and back again."""
 
 import numpy as np
 
@@ -14,17 +14,17 @@ SCALES = "scales"
 
 
 def tap_parts(vectors: Vectors, tap: str, batch: int) -> list[Part]:
-    """The file as a list of buffers; the values are the last of them.
+    """Returns the file as a list of buffers; the values are the last of them.
 
     Nothing here may vary between two writers of the batch (no time, no host): equal vectors make equal files.
     """
-    named = {TENSOR: vectors.values, SCALES: vectors.scales} if isinstance(vectors, EightBit) else {TENSOR: vectors}
-    described = {"format": str(layout.FORMAT), "tap": tap, "batch": str(batch)}
-    return [*write_parts(named, described)]
+    tensors = {TENSOR: vectors.values, SCALES: vectors.scales} if isinstance(vectors, EightBit) else {TENSOR: vectors}
+    metadata = {"format": str(layout.FORMAT), "tap": tap, "batch": str(batch)}
+    return [*write_parts(tensors, metadata)]
 
 
 def tap_tensors(header: Header, name: str) -> tuple[TensorSpec, TensorSpec | None]:
-    """Where values and scales are. JobError naming the file (`name`) where it is not a tap file."""
+    """Returns where values and scales are. JobError naming the file (`name`) where it is not a tap file."""
     values, scales = header.tensors.get(TENSOR), header.tensors.get(SCALES)
     if values is None:
         raise JobError(f"{name}: has no tensor {TENSOR}; it is another program's file")
@@ -35,7 +35,7 @@ def tap_tensors(header: Header, name: str) -> tuple[TensorSpec, TensorSpec | Non
 
 
 def vectors_in(data: bytes, name: str) -> Vectors:
-    """The vectors in a tap file's bytes; JobError as `tap_tensors` raises it, or where the file is cut or unsound."""
+    """Returns the vectors in a tap file's bytes. JobError as `tap_tensors` raises it, or where the file is damaged."""
     header = read_header(lambda start, size: data[start : start + size], name, len(data))
     values, scales = tap_tensors(header, name)
     raw = np.frombuffer(data, np.uint8)
