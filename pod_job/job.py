@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -158,7 +159,10 @@ def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
     if complete:
         if inputs.config.mode is Mode.generate:
             summary = write_predictions(inputs.folder, inputs.total_batches, inputs.config.tasks)
-            log.info("predictions: %s", ", ".join(f"{name} {value}" for name, value in summary.items()))
+            log.info(
+                "predictions: %s",
+                ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(summary).items()),
+            )
         merge(inputs.folder)
     reporter.phase(Phase.done)
 

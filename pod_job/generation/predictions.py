@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.prompts.arc import Grid, read_arc, solution
 from pod_job.prompts.arc_answers import parse_grid
@@ -23,7 +25,61 @@ NO_GRID: Grid = [[0]]
 """Stands in a submission where no answer was a grid; the format has no empty one."""
 
 
-def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> dict[str, Any]:
+class Prediction(msgspec.Struct, kw_only=True):
+    """A line of predictions.jsonl; `ended` is why the completion ends: end_token, stop or length."""
+
+    task_id: str
+    sample_idx: int
+    text: str
+    new_tokens: int
+    ended: str
+
+
+class Form(msgspec.Struct):
+    """Form of the task in the prompt, as in `Augmentation`."""
+
+    mirrored: bool
+    quarters: int
+    colours: tuple[int, ...]
+
+
+class ArcPrediction(Prediction, kw_only=True):
+    """An answer to an ARC task, its grid brought back to the task's own form.
+
+    Attributes:
+        test: number of the test input, from 0.
+        prediction: number of the prediction for it, from 0.
+        grid: None where the answer is no grid; `problem` is the reason.
+        correct: None where the solution is not known.
+    """
+
+    test: int
+    prediction: int
+    form: Form
+    grid: Grid | None
+    problem: str | None
+    correct: bool | None
+
+
+class Summary(msgspec.Struct, kw_only=True):
+    """Content of summary.json: counts."""
+
+    predictions: int
+
+
+class ArcSummary(Summary, kw_only=True):
+    """Counts; a test input is solved when one of its two attempts is right, a task when all its inputs are."""
+
+    malformed: int
+    test_inputs_with_solution: int
+    test_inputs_solved: int
+    test_inputs_solved_by_the_first_attempt: int
+    tasks_with_solution: int
+    tasks_solved: int
+    accuracy: float | None
+
+
+def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> Summary:
     """Writes predictions.jsonl, a line per sample in their order, and summary.json, which is returned.
 
     For ARC also submission.json: per test input the two grids most often predicted (the earlier one at a tie), in the
@@ -34,21 +90,21 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> dict
     with tempfile.TemporaryFile() as lines:
         for batch in range(1, batches + 1):
             for completion in read_completions(folder, batch):
-                record = prediction(completion) if scores is None else scores.add(completion)
-                lines.write(json.dumps(record).encode() + b"\n")
+                record = Prediction(**described(completion)) if scores is None else scores.add(completion)
+                lines.write(msgspec.json.encode(record) + b"\n")
                 count += 1
         lines.flush()
         with mmap.mmap(lines.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as whole:
             folder.replace(PREDICTIONS, whole)
     if scores is not None:
         folder.replace(SUBMISSION, json.dumps(scores.submission()).encode())
-    summary = {"predictions": count} if scores is None else scores.summary()
-    folder.replace(SUMMARY, json.dumps(summary, indent=1).encode())
+    summary = Summary(predictions=count) if scores is None else scores.summary()
+    folder.replace(SUMMARY, msgspec.json.format(msgspec.json.encode(summary), indent=1))
     return summary
 
 
-def prediction(completion: Completion) -> dict[str, Any]:
-    """Returns the fields of a line of predictions.jsonl that all sources have."""
+def described(completion: Completion) -> dict[str, Any]:
+    """Returns the fields of `Prediction`."""
     return {
         "task_id": completion.task_id,
         "sample_idx": completion.sample_idx,
@@ -73,8 +129,8 @@ class ArcScores:
     predictions: int = 0
     malformed: int = 0
 
-    def add(self, completion: Completion) -> dict[str, Any]:
-        """Counts one answer and returns its line of predictions.jsonl; `correct` is None without a known solution."""
+    def add(self, completion: Completion) -> ArcPrediction:
+        """Counts one answer and returns its line of predictions.jsonl."""
         test, attempt = divmod(completion.sample_idx, self.config.arc.predictions)
         form = augmentation(self.config.arc, completion.task_id, attempt)
         grid, problem = parse_grid(completion.text)
@@ -88,15 +144,15 @@ class ArcScores:
             self.grids.append([])
         self.grids[test] += [] if grid is None else [grid]
         right = solution(self.tasks[completion.task_id], test)
-        return {
-            **prediction(completion),
-            "test": test,
-            "prediction": attempt,
-            "form": {"mirrored": form.mirrored, "quarters": form.quarters, "colours": form.colours},
-            "grid": grid,
-            "problem": problem or None,
-            "correct": None if right is None else grid == right,
-        }
+        return ArcPrediction(
+            **described(completion),
+            test=test,
+            prediction=attempt,
+            form=Form(form.mirrored, form.quarters, form.colours),
+            grid=grid,
+            problem=problem or None,
+            correct=None if right is None else grid == right,
+        )
 
     def submission(self) -> dict[str, list[dict[str, Grid]]]:
         """Returns {task id: the two attempts at each test input}."""
@@ -106,8 +162,7 @@ class ArcScores:
             for task_id, tests in self.attempts.items()
         }
 
-    def summary(self) -> dict[str, Any]:
-        """Returns counts; a test input is solved when one of its two attempts is right, a task when all inputs are."""
+    def summary(self) -> ArcSummary:
         self._close_task()
         known = solved = first = tasks_known = tasks_solved = 0
         for task_id, tests in self.attempts.items():
@@ -118,16 +173,16 @@ class ArcScores:
                     first += right == attempts[0]
             known, solved = known + len(results), solved + sum(results)
             tasks_known, tasks_solved = tasks_known + bool(results), tasks_solved + bool(results and all(results))
-        return {
-            "predictions": self.predictions,
-            "malformed": self.malformed,
-            "test_inputs_with_solution": known,
-            "test_inputs_solved": solved,
-            "test_inputs_solved_by_the_first_attempt": first,
-            "tasks_with_solution": tasks_known,
-            "tasks_solved": tasks_solved,
-            "accuracy": solved / known if known else None,
-        }
+        return ArcSummary(
+            predictions=self.predictions,
+            malformed=self.malformed,
+            test_inputs_with_solution=known,
+            test_inputs_solved=solved,
+            test_inputs_solved_by_the_first_attempt=first,
+            tasks_with_solution=tasks_known,
+            tasks_solved=tasks_solved,
+            accuracy=solved / known if known else None,
+        )
 
     def _close_task(self) -> None:
         if self.task_id is not None:

@@ -73,7 +73,6 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     switches = FAMILIES[family]
     hidden, heads = positive(values, "hidden_size", source), positive(values, "num_attention_heads", source)
     head_dim = positive(values, "head_dim", source, default=hidden // heads)
-    attention_bias = bool(values.get("attention_bias"))
     arch = Arch(
         family=family,
         layers=positive(values, "num_hidden_layers", source),
@@ -92,15 +91,19 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
         query_scale=number(values, "query_pre_attn_scalar", source, default=head_dim) ** -0.5,
         attn_softcap=optional_number(values, "attn_logit_softcapping", source),
         logit_softcap=optional_number(values, "final_logit_softcapping", source),
-        qkv_bias=family == "qwen2" or attention_bias,
-        out_bias=attention_bias,
-        mlp_bias=bool(values.get("mlp_bias")),
+        **biases(family, values),
         qk_norm=switches.qk_norm,
         post_norms=switches.post_norms,
         norm_plus_one=switches.norm_plus_one,
     )
     check_arch(arch, source)
     return arch
+
+
+def biases(family: str, values: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns the fields of `Arch` that say which projections have a bias."""
+    attention = bool(values.get("attention_bias"))
+    return {"qkv_bias": family == "qwen2" or attention, "out_bias": attention, "mlp_bias": bool(values.get("mlp_bias"))}
 
 
 def check_layers(config: Mapping[str, Any], source: str) -> None:

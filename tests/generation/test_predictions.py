@@ -10,7 +10,7 @@ import pytest
 from sample_runs import folders
 
 from pod_job.config.tasks import ArcConfig, TaskFormat, TasksConfig
-from pod_job.generation.predictions import NO_GRID, PREDICTIONS, two_best, write_predictions
+from pod_job.generation.predictions import NO_GRID, PREDICTIONS, ArcSummary, Summary, two_best, write_predictions
 from pod_job.prompts.arc_prompts import digits
 from pod_job.prompts.augment import augmentation
 from pod_job.run_folder.completions import Completion, store_completions
@@ -48,14 +48,15 @@ def test_arc_answers_become_a_submission_and_a_score(tmp_path: Path, config: Tas
     store_completions(folder, 1, made[:5])
     store_completions(folder, 2, made[5:])
     summary = write_predictions(folder, 2, config)
+    assert isinstance(summary, ArcSummary)
     submission = json.loads((tmp_path / "outputs/submission.json").read_text())
     assert submission == {
         "a": [{"attempt_1": right_a, "attempt_2": wrong}],
         "b": [{"attempt_1": wrong, "attempt_2": right_b}, {"attempt_1": NO_GRID, "attempt_2": NO_GRID}],
     }
-    assert (summary["predictions"], summary["malformed"], summary["accuracy"]) == (9, 4, 1.0)
-    assert (summary["test_inputs_with_solution"], summary["test_inputs_solved_by_the_first_attempt"]) == (2, 1)
-    assert (summary["tasks_with_solution"], summary["tasks_solved"]) == (2, 2)
+    assert (summary.predictions, summary.malformed, summary.accuracy) == (9, 4, 1.0)
+    assert (summary.test_inputs_with_solution, summary.test_inputs_solved_by_the_first_attempt) == (2, 1)
+    assert (summary.tasks_with_solution, summary.tasks_solved) == (2, 2)
     lines = [json.loads(line) for line in (tmp_path / "outputs/predictions.jsonl").read_text().splitlines()]
     assert [line["correct"] for line in lines] == [False, True, True, False, False, True, None, None, None]
     assert lines[3]["problem"] == "no row of digits"
@@ -64,7 +65,7 @@ def test_arc_answers_become_a_submission_and_a_score(tmp_path: Path, config: Tas
 def test_other_sources_keep_texts(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     store_completions(folder, 1, [Completion("line_1", 0, 3, [1, 2], "yes", "end_token")])
-    assert write_predictions(folder, 1, TasksConfig(format=TaskFormat.jsonl, path="x")) == {"predictions": 1}
+    assert write_predictions(folder, 1, TasksConfig(format=TaskFormat.jsonl, path="x")) == Summary(predictions=1)
     line = json.loads((tmp_path / "outputs/predictions.jsonl").read_text())
     assert (line["task_id"], line["text"], line["ended"]) == ("line_1", "yes", "end_token")
 
@@ -83,7 +84,7 @@ def test_predictions_are_in_the_order_of_samples_and_not_held_in_memory(
             store_completions(folder, batch, made)
         config = TasksConfig(format=TaskFormat.text, path="x")
         tracemalloc.start()
-        assert write_predictions(folder, batches, config) == {"predictions": batches * per_batch}
+        assert write_predictions(folder, batches, config) == Summary(predictions=batches * per_batch)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         written = folder.read(PREDICTIONS)
