@@ -114,7 +114,7 @@ def _combine(folder: Folder, plan: Plan, numbers: list[int], tallies: Iterable[R
     missing, identity = sorted(set(range(1, plan.batches + 1)) - set(numbers)), plan.identity
     return Metadata(
         model_name=identity.model.name,
-        layers_extracted=sorted({layout.layer_number(tap) for tap in plan.taps}),
+        layers_extracted=sorted({layer for tap in plan.taps if (layer := layout.layer_number(tap)) >= 0}),
         hidden_dim=identity.model.hidden_dim,
         total_samples=tally.samples,
         format=layout.FORMAT,

@@ -107,7 +107,12 @@ def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
 
 
 def layer_number(tap: str) -> int:
-    """Returns the layer in a tap's name: 6 for `layer_6.attn_out`, 24 for `layer_24_norm`. JobError without one."""
+    """Returns the layer in a tap's name: 6 for `layer_6` and `layer_6.attn_out`, 24 for `layer_24_norm`.
+
+    `embed`, which comes before layer 0, is -1. Raises JobError for what is no tap's name.
+    """
+    if tap == "embed":
+        return -1
     match = re.match(r"layer_(\d+)(?![0-9A-Za-z])", tap)
     if not match:
         raise JobError(f"tap {tap!r} names no layer; names look like layer_6, layer_24_norm or layer_6.attn_out")

@@ -15,6 +15,9 @@ from pod_job.checking.verify import verify
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
+from pod_job.interop.pickle_export import export_pickles
+from pod_job.interop.pickle_import import import_pickles
+from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.commit import Batch, commit_batch
@@ -57,6 +60,19 @@ def test_a_finished_run_has_the_documented_metadata(new_folder: Callable[[], Fol
         assert found.count == 53
         np.testing.assert_allclose(found.mean, vectors.mean(0), rtol=1e-9)
         np.testing.assert_allclose(found.variance, vectors.var(0), rtol=1e-9)
+
+
+def test_a_run_with_the_embedding_among_its_taps_is_finished_read_and_exported(tmp_path: Path) -> None:
+    taps = ("embed", "layer_0", "layer_0.attn_out")
+    folder = open_folder(tmp_path / "run")
+    batches = finished_run(folder, [4, 5], taps=taps)
+    assert _metadata(folder).layers_extracted == [0]
+    assert verify(folder.url).sound
+    dataset = ActivationDataset(folder.url, layer="embed")
+    np.testing.assert_array_equal(dataset[:], joined(batches, "embed"))
+    export_pickles(folder.url, tmp_path / "pickles")
+    import_pickles(tmp_path / "pickles", str(tmp_path / "again"), dtype="bfloat16")
+    np.testing.assert_array_equal(ActivationDataset(str(tmp_path / "again"), layer="embed")[:], dataset[:])
 
 
 def test_an_unfinished_run_says_what_is_missing(new_folder: Callable[[], Folder]) -> None:
