@@ -31,7 +31,7 @@ from pod_job.storage.buffers import aligned_empty
 log = logging.getLogger("pod_job")
 
 PIECE_BYTES = 4 << 20
-"""Of one read; more than one in flight hide the latency of a bucket."""
+"""Size of one read; several in flight hide the latency of a bucket."""
 
 LAYERS_AHEAD = 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -193,7 +193,7 @@ def read_by_exchange(
 ) -> Array:
     """Returns the weight, split along `axis`: devices get equal parts of the rows, and swap them for columns.
 
-    Layer by layer, so that what is on its way is little beside the weight.
+    Goes layer by layer, so that the rows in flight are few beside the weight.
     """
     rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
 

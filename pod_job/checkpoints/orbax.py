@@ -1,6 +1,6 @@
 """Converted checkpoints: our stacked weights as one orbax checkpoint, of which any slice can be read by itself.
 
-`converted.json` is written last and names the folder of the weights: what is there without it was not finished.
+`converted.json` is written last and names the folder of the weights: a folder without it is unfinished.
 """
 
 import os

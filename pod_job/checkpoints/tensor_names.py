@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
-"""What torch.compile, DataParallel and PEFT put before a name."""
+"""Prefixes that torch.compile, DataParallel and PEFT put before a name."""
 TEXT_PREFIXES = {
     "language_model.model.": "model.",
     "model.language_model.": "model.",

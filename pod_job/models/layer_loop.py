@@ -15,7 +15,7 @@ from pod_job.models.cache import Cache
 from pod_job.models.taps import INNER_SITES, Tap
 
 Carry = tuple[Float[Array, "B S D"], Cache | None]
-"""What goes from layer to layer: the residual stream, and the cache of keys and values where there is one."""
+"""State that goes from layer to layer: the residual stream, and the cache of keys and values where there is one."""
 
 Layer = Callable[[Int[Array, ""] | int, Carry], tuple[Carry, dict[str, Array]]]
 """Runs the layer of this number: the carry after it, and the layer's sites by name."""

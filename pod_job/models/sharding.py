@@ -61,7 +61,7 @@ def axis_sizes(table: Mapping[str, Weight]) -> dict[str, int]:
 
 
 def sharding_line(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> str:
-    """Returns one line for people: what is split and what is not."""
+    """Returns one line for people: the axes that are split, and those that are whole on every device."""
     sizes, split = axis_sizes(table), rules(table, mesh.model, sharding)
     axes = [axis for group in SPLIT[sharding] for axis in group]
 

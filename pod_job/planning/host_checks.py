@@ -43,7 +43,7 @@ class MachineNeeds:
 
 
 def check_machine(inputs: Inputs, batch_tokens: Sequence[int]) -> None:
-    """Raises JobError for what is lacking; `batch_tokens`: the prompts' tokens in each batch of this host's share."""
+    """Raises JobError for what this machine lacks; `batch_tokens`: tokens of each batch of this host's share."""
     if url := clock_of(inputs.config):
         check_clock(clock_skew_s(url), url)
     needs = machine_needs(inputs, batch_tokens)

@@ -95,7 +95,7 @@ def weights_on_host(run: Outline, on_cpu: bool) -> int:
 
 
 def described(memory: RunMemory) -> str:
-    """Returns one line for people: what is held where."""
+    """Returns one line for people: the bytes on each device and on each host."""
     sizes = {"weights": memory.weights, "keys and values": memory.cache, "vectors": memory.vectors}
     on_device = ", ".join(f"{with_unit(size)} {name}" for name, size in sizes.items() if size)
     return f"each device: {on_device}; each host: up to {with_unit(memory.batches)} of vectors on their way to files"
@@ -106,7 +106,7 @@ def with_unit(size: int) -> str:
 
 
 def remedies(config: JobConfig) -> str:
-    """Returns the settings that lower what is held."""
+    """Returns the settings that lower memory, for people."""
     extract = config.extract
     return (
         f"for less on a device lower extract.rows_per_device={extract.rows_per_device}, "

@@ -150,6 +150,6 @@ def render_chat(tokenizer: Tokenizer, sample: Sample) -> str:
 
 
 def _template_error() -> type[Exception]:
-    from jinja2 import TemplateError  # whoever only plans needs no templates, nor the time that they take to import
+    from jinja2 import TemplateError  # slow to import, and a plan needs no templates
 
     return TemplateError
