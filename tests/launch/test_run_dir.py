@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_runs import identity
 
 from launch.__main__ import main
 from launch.cloud.cost import note_start
@@ -71,7 +72,7 @@ def started(run_dir: Path, *overrides: str, **changes: Any) -> Folder:
     recorded = to_json(load([*job, *overrides]))
     for section, values in changes.items():
         recorded[section] |= values
-    claim(folder, {"tasks": {"samples": 12}, "save_every_n_samples": 4}, recorded)
+    claim(folder, identity(12, per_batch=4), recorded)
     folder.create("commits/batch_000001.json", [b"{}"])
     for host in range(2):
         write_status(folder, HostStatus(host=host, attempt="a", phase=Phase.extracting, batches=1, seconds=9.0))
@@ -189,7 +190,7 @@ def test_a_folder_without_a_run_is_an_error(verb: str, tmp_path: Path, capsys: p
 def test_a_run_without_a_recorded_configuration_names_the_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    claim(open_folder(tmp_path), {"tasks": {"samples": 12}, "save_every_n_samples": 4})
+    claim(open_folder(tmp_path), identity(12, per_batch=4))
     assert main(["status", str(tmp_path)]) == 2
     assert f"give experiment=... storage.run_dir={tmp_path}" in capsys.readouterr().err
 
