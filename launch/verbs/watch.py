@@ -1,9 +1,9 @@
 """Runs the job to its end, through preemptions; deletes the pod when the dataset is there or the job has failed.
 
-A pod that was taken away is created again, and a job that lost hosts is started again, as often as cloud.preemptions
-and cloud.failures allow. A host that reports what is wrong ends the job: the next start would fail too. The verb keeps
-no state: interrupted and started again, it finds the pod, the job and the batches that are done. On this machine
-(pod.kind=local) it starts lost hosts again.
+A pod that was taken away or has a bad machine is created again, and a job that lost hosts is started again, as often as
+cloud.preemptions and cloud.failures allow. A host that reports a bug or bad input ends the job: the next start would
+fail too. The verb keeps no state: interrupted and started again, it finds the pod, the job and the batches that are
+done. On this machine (pod.kind=local) it starts lost hosts again.
 """
 
 import time

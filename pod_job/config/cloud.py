@@ -38,7 +38,7 @@ class CloudConfig:
     secrets: list[str] = field(default_factory=list)  # environment variables to send to hosts by name: HF_TOKEN
     python: str | None = None  # a Python on the hosts with all dependencies; null: uv makes an environment
     preemptions: int = 50  # preemptions after which `watch` gives up
-    failures: int = 2  # lost hosts, while the pod stayed, after which `watch` gives up
+    failures: int = 2  # lost hosts and bad machines after which `watch` gives up
     stall_s: int = 900  # time without progress after which hosts count as hung
     price_per_chip_hour: float | None = None  # price in USD, where it differs from the list price
 
