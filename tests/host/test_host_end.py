@@ -1,5 +1,13 @@
 """Kind of end that an exception means: errors as jax 0.10, libtpu and this program write them."""
 
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 from pod_job.errors import JobError, NoWeights
@@ -41,6 +49,24 @@ def test_errors_of_jax_are_told_by_their_text(kind: EndKind, text: str) -> None:
 @pytest.mark.parametrize("text", [text for texts in TEXTS.values() for text in texts])
 def test_a_job_error_is_the_users_whatever_it_says(text: str) -> None:
     assert host_end_of(JobError(text)) == HostEnd(EndKind.user_error, text)
+
+
+def test_the_libtpu_that_is_installed_finds_no_chip_here(require: Callable[[bool, str], None]) -> None:
+    """Its own words, should they change: this machine has none."""
+    require(find_spec("libtpu") is not None and not Path("/dev/vfio").exists(), "libtpu, and a machine without a TPU")
+    program = """
+        import jax
+        from pod_job.host.host_end import host_end_of
+        try:
+            jax.devices()
+        except Exception as error:
+            print(host_end_of(error).kind)
+        """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(
+        command, env=os.environ | {"JAX_PLATFORMS": "tpu"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1:] == ["bad_machine"], done.stderr
 
 
 def test_errors_are_told_by_their_type() -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,21 @@ def hung(stage: Rehearsal, tmp_path: Path) -> None:
     assert json.loads(out)["complete"]
 
 
+def bad_machine(stage: Rehearsal, tmp_path: Path) -> None:
+    """libtpu, the real one, finds no chip on any worker: the pod is replaced, within the budget of lost hosts."""
+    if (libtpu := find_spec("libtpu")) is None or libtpu.origin is None:
+        pytest.skip("libtpu (pip install .[preflight])")
+    job = stage.job("bad", HOSTS, "cloud.failures=1", "cloud.secrets=[JAX_PLATFORMS,TPU_LIBRARY_PATH]")
+    library = str(Path(libtpu.origin).parent / "libtpu.so")
+    watcher = stage.start("watch", *job, JAX_PLATFORMS="tpu", TPU_LIBRARY_PATH=library)
+    _, said = watcher.communicate(timeout=400)
+    assert watcher.returncode == 1, said
+    assert "2 of 1 cloud.failures used" in said
+    assert "device found" in said.split("error: ")[-1]
+    creates = [argv for argv in stage.commands() if {"create", stage.pod("bad")} <= set(argv)]
+    assert len(creates) == 2
+
+
 def absent(stage: Rehearsal, tmp_path: Path) -> None:
     """Worker 1's job dies whenever it starts: the others say who is missing before jax gives up."""
     job = stage.job("absent", HOSTS, "pod.arrival_timeout_s=15", "cloud.failures=0")
@@ -203,7 +219,7 @@ def plain(stage: Rehearsal, tmp_path: Path) -> None:
     assert not [path for place in (stage.root, tmp_path, Path()) for path in place.glob("**/stolen")]
 
 
-SCENES = (stormy, killed, hung, absent, unreachable, wrong, plain)
+SCENES = (stormy, killed, hung, bad_machine, absent, unreachable, wrong, plain)
 
 
 @pytest.fixture(scope="module")
