@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
 from tools.pypi import package_file
 
@@ -21,7 +22,7 @@ SETS = ("train", "eval")
 
 
 def read_arc_tasks(task_set: str = "train") -> dict[str, Any]:
-    """The 400 tasks of one set, ordered by task id.
+    """Returns the 400 tasks of one set, ordered by task id.
 
     Raises:
         JobError: unknown set, or the package cannot be downloaded.
@@ -34,14 +35,14 @@ def read_arc_tasks(task_set: str = "train") -> dict[str, Any]:
 
 
 def smallest_tasks(tasks: dict[str, Any], count: int) -> dict[str, Any]:
-    """The `count` tasks whose JSON is shortest, in the order they had."""
+    """Returns the `count` tasks whose JSON is shortest, in the order they had."""
     by_size = sorted(tasks, key=lambda task_id: (len(json.dumps(tasks[task_id])), task_id))
     chosen = set(by_size[:count])
     return {task_id: task for task_id, task in tasks.items() if task_id in chosen}
 
 
 def write_tasks(tasks: dict[str, Any], out_file: Path) -> None:
-    """Write one task per line, to a temporary name that is then renamed.
+    """Writes one task per line, to a temporary name that is then renamed.
 
     Raises:
         JobError: `out_file` cannot be written.
@@ -57,23 +58,19 @@ def write_tasks(tasks: dict[str, Any], out_file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; prints how many tasks went where."""
+    """Runs the command line; prints how many tasks went where."""
     parser = argparse.ArgumentParser(prog="python -m tools.arc_tasks", description="Write ARC-AGI-1 as one JSON file.")
     parser.add_argument("out_file", type=Path)
     parser.add_argument("--set", dest="task_set", choices=SETS, default="train")
     parser.add_argument("--smallest", type=int, default=None, metavar="N", help="only the N shortest tasks")
     options = parser.parse_args(argv)
-    try:
-        tasks = read_arc_tasks(options.task_set)
-        if options.smallest is not None:
-            tasks = smallest_tasks(tasks, options.smallest)
-        write_tasks(tasks, options.out_file)
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    tasks = read_arc_tasks(options.task_set)
+    if options.smallest is not None:
+        tasks = smallest_tasks(tasks, options.smallest)
+    write_tasks(tasks, options.out_file)
     print(f"{len(tasks)} tasks in {options.out_file}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

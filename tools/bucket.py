@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
 from tools import supervisor
 
@@ -31,7 +32,7 @@ _GO_MACHINES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64"
 
 
 def bucket_available() -> str | None:
-    """None when the emulator can run here, otherwise the reason why not, fit to be shown to the user."""
+    """Returns None when the emulator can run here, otherwise the reason why not, for the user."""
     if importlib.util.find_spec(PACKAGE.replace("-", "_")) is None:
         return f"the package {PACKAGE} is not installed (it exists for Linux x86-64)"
     if not _binary().is_file():
@@ -41,7 +42,7 @@ def bucket_available() -> str | None:
 
 @contextmanager
 def bucket_server(root: Path, bucket: str, port: int | None = None) -> Iterator[str]:
-    """Serve `root` as Cloud Storage for as long as the context is open; an object is the file root/bucket/name.
+    """Serves `root` as Cloud Storage for as long as the context is open; an object is the file root/bucket/name.
 
     The server listens on 127.0.0.1 only and writes its log beside `root`, as ROOT.log. What it stored stays, and a
     later server over the same `root` serves it again. No environment variable is set here.
@@ -90,7 +91,7 @@ def _server(root: Path, port: int, url: str) -> Iterator[Path]:
 
 
 def server_argv(binary: Path, root: Path, port: int, url: str) -> list[str]:
-    """The command that serves `root`; `url` makes resumable uploads and downloads come back to this server."""
+    """Returns the command that serves `root`; `url` makes resumable uploads and downloads come back to this server."""
     return [
         str(binary),
         *("-backend", "filesystem", "-filesystem-root", str(root.resolve())),
@@ -165,7 +166,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: serve until SIGINT or SIGTERM."""
+    """Runs the command line: serves until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tools.bucket", description="A Cloud Storage emulator on loopback.")
     parser.add_argument("root", type=Path, help="folder that holds the buckets")
     parser.add_argument("--bucket", required=True, help="made if it is not there")
@@ -174,15 +175,11 @@ def main(argv: list[str] | None = None) -> int:
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    try:
-        with bucket_server(options.root, options.bucket, options.port) as url:
-            print(f"STORAGE_EMULATOR_HOST={url}  serves gs://{options.bucket} from {options.root}", flush=True)
-            stop.wait()
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with bucket_server(options.root, options.bucket, options.port) as url:
+        print(f"STORAGE_EMULATOR_HOST={url}  serves gs://{options.bucket} from {options.root}", flush=True)
+        stop.wait()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

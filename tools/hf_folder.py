@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,23 @@ from tokenizers import Tokenizer
 from pod_job.errors import JobError
 
 
-def write_hf_folder(
-    out_dir: Path,
-    *,
-    config: Mapping[str, Any],
-    weights: Mapping[str, np.ndarray],
-    tokenizer: Tokenizer,
-    tokenizer_config: Mapping[str, Any],
-    generation_config: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write config.json, model.safetensors, tokenizer.json, tokenizer_config.json and, if given, generation config.
+@dataclass(frozen=True)
+class HfModel:
+    """The content of a model's folder; weights are stored by checkpoint name, with the array's own dtype."""
 
-    Everything is written to a sibling folder that is renamed at the end, so `out_dir` never holds half a model.
+    config: Mapping[str, Any]
+    weights: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+    tokenizer_config: Mapping[str, Any]
+    generation_config: Mapping[str, Any] | None = None
 
-    Args:
-        out_dir: the folder to make. One with the same config.json is kept as it is.
-        weights: checkpoint name -> array, stored with the array's own dtype.
+
+def write_hf_folder(out_dir: Path, model: HfModel) -> Path:
+    """Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    Everything is written to a sibling folder that is renamed at the end, so `out_dir` never holds half a model. One
+    with the same config.json is kept as it is.
+
     Returns:
         `out_dir`.
     Raises:
@@ -42,24 +44,28 @@ def write_hf_folder(
     except OSError as error:
         raise JobError(f"out_dir={out_dir}: cannot be written ({error.strerror}); choose another folder") from error
     try:
-        _write_json(staging / "config.json", config)
-        _write_json(staging / "tokenizer_config.json", tokenizer_config)
-        if generation_config is not None:
-            _write_json(staging / "generation_config.json", generation_config)
-        tokenizer.save(str(staging / "tokenizer.json"))
-        contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
-        save_file(contiguous, staging / "model.safetensors", metadata={"format": "pt"})
-        # mkdtemp and safetensors make private files; a model folder is an ordinary one.
-        staging.chmod(0o755)
-        (staging / "model.safetensors").chmod(0o644)
+        _write_files(staging, model)
         _move_into_place(staging, out_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out_dir
 
 
+def _write_files(folder: Path, model: HfModel) -> None:
+    _write_json(folder / "config.json", model.config)
+    _write_json(folder / "tokenizer_config.json", model.tokenizer_config)
+    if model.generation_config is not None:
+        _write_json(folder / "generation_config.json", model.generation_config)
+    model.tokenizer.save(str(folder / "tokenizer.json"))
+    contiguous = {name: np.ascontiguousarray(array) for name, array in model.weights.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    # mkdtemp and safetensors make private files; a model folder is an ordinary one.
+    folder.chmod(0o755)
+    (folder / "model.safetensors").chmod(0o644)
+
+
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The folder's config.json, or None where there is none that can be read."""
+    """Returns the folder's config.json, or None where there is none that can be read."""
     try:
         return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Environments of other programs that ours is used with or measured beside: `python -m tools.peers NAME...`.
+"""Makes environments of other programs that ours is used with or measured beside: `python -m tools.peers NAME...`.
 
 Each is made once, in runs/peers/NAME, with pinned versions and this package in it; nothing goes into our own.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
 
 FOLDER = Path("runs/peers")
@@ -26,7 +27,7 @@ UNWANTED = "torchvision"
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of the environment, which may not be there yet."""
+    """Returns the interpreter of the environment, which may not be there yet."""
     return (FOLDER / name / "bin" / "python").absolute()
 
 
@@ -35,7 +36,7 @@ def is_made(name: str) -> bool:
 
 
 def make(name: str) -> Path:
-    """The interpreter of the environment, made where it is missing. JobError where an installation fails."""
+    """Makes the environment where it is missing; returns its interpreter. JobError where an installation fails."""
     if name not in PEERS:
         raise JobError(f"{name}: not one of {', '.join(PEERS)}")
     if not is_made(name):
@@ -48,7 +49,7 @@ def make(name: str) -> Path:
 
 
 def quiet_environment() -> dict[str, str]:
-    """For a peer's process: no account, no hub, no progress bars, one device for jax."""
+    """Returns the environment of a peer's process: no account, no hub, no progress bars, one device for jax."""
     quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **quiet, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
@@ -56,22 +57,18 @@ def quiet_environment() -> dict[str, str]:
 def _call(argv: Sequence[str]) -> None:
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise JobError(f"{' '.join(argv[1:4])} ... failed: {last}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; prints the interpreters."""
+    """Runs the command line; prints the interpreters."""
     parser = argparse.ArgumentParser(prog="python -m tools.peers", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(PEERS))
-    try:
-        for name in parser.parse_args(argv).names:
-            print(make(name))
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in parser.parse_args(argv).names:
+        print(make(name))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

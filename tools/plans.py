@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from pod_job.commands.command_line import exit_status
 from pod_job.config.generate import Mode
 from pod_job.config.load import conf_dir, load
 from pod_job.config.schema import JobConfig, PodKind, Positions
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def experiments() -> list[str]:
-    """The experiments on TPU pods of a model whose sizes are known here."""
+    """Returns the experiments on TPU pods of a model whose sizes are known here."""
     names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
     return [name for name in names if sizes_of(configuration(name)).is_dir()]
 
@@ -98,17 +99,17 @@ def configuration(name: str) -> JobConfig:
 
 
 def sizes_of(config: JobConfig) -> Path:
-    """The folder with the config.json of the model; one that is not there for a pod on this machine."""
+    """Returns the folder with the config.json of the model; one that is not there for a pod on this machine."""
     return CONFIGS / (Path(config.model.path).name if config.pod.kind is PodKind.tpu else "none")
 
 
 def preflight(name: str) -> PreflightReport:
-    """The report on the experiment. JobError with what the preflight refused."""
+    """Returns the report on the experiment. JobError with what the preflight refused."""
     argv = [sys.executable, "-m", "pod_job.preflight", f"experiment={name}", UNUSED]
     argv += [f"model.path={sizes_of(configuration(name))}", "tasks=arc_sample", "--json"]
     done = subprocess.run(argv, capture_output=True, text=True)
     if not done.stdout.startswith("{"):
-        raise JobError(f"experiment={name}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise JobError(f"experiment={name}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return decode(done.stdout, PreflightReport, f"report on experiment={name}")
 
 
@@ -124,7 +125,7 @@ def page(programs: dict[str, list[Forecast]], made: str) -> str:
 
 
 def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) -> list[str]:
-    """One line of the table; `packed` is the share of the step's positions that hold tokens."""
+    """Returns one line of the table; `packed` is the share of the step's positions that hold tokens."""
     slice_ = read_accelerator_type(str(config.pod.accelerator_type))
     layers = "all" if config.extract.layers is None else ", ".join(map(str, config.extract.layers))
     memory = f"{step.hbm['total'] / 2**30:.2f} of {step.hbm_available / 2**30:.2f} GiB"
@@ -160,8 +161,4 @@ def stored(config: JobConfig) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(main))

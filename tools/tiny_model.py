@@ -6,6 +6,8 @@
 import argparse
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pod_job.checkpoints.huggingface import checkpoint_names
+from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch
 from pod_job.models.weight_table import weight_table
-from tools.hf_folder import write_hf_folder
+from tools.hf_folder import HfModel, write_hf_folder
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -45,85 +48,109 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 N_BYTE_TOKENS = 256
 
 
-def write_tiny_model(
-    out_dir: Path,
-    family: str = "qwen2",
-    *,
-    layers: int = 3,
-    hidden: int = 64,
-    heads: int = 4,
-    kv_heads: int = 2,
-    head_dim: int | None = None,
-    mlp: int = 128,
-    vocab: int = 320,
-    tied: bool = False,
-    rope_theta: float = 10_000.0,
-    rope_scaling: dict[str, Any] | None = None,
-    old_rope_spelling: bool = False,
-    max_positions: int = 4096,
-    seed: int = 0,
-) -> Path:
-    """Write config.json, float32 model.safetensors and a tokenizer for a random model; the same seed, the same bytes.
+@dataclass(frozen=True)
+class TinyModel:
+    """A random model of the family; the same values give the same bytes.
 
-    Args:
+    Attributes:
         head_dim: size of one head; None leaves the key out, which means hidden // heads.
         rope_scaling: e.g. `{"rope_type": "llama3", "factor": 8.0, ...}`; None is plain rotary positions.
-        old_rope_spelling: write `rope_theta` and `rope_scaling` (transformers 4) rather than `rope_parameters` (5).
+        old_rope_spelling: writes `rope_theta` and `rope_scaling` (transformers 4), not `rope_parameters` (5).
+    """
+
+    family: str = "qwen2"
+    layers: int = 3
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int | None = None
+    mlp: int = 128
+    vocab: int = 320
+    tied: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    old_rope_spelling: bool = False
+    max_positions: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.family not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise JobError(f"family={self.family}: not a family of tiny models; use one of {known}")
+        if self.head_dim is None and self.hidden % self.heads:
+            rule = f"does not divide hidden={self.hidden}; change one of them or set head_dim"
+            raise JobError(f"heads={self.heads}: {rule}")
+        if self.heads % self.kv_heads:
+            raise JobError(f"kv_heads={self.kv_heads}: does not divide heads={self.heads}; change one of them")
+        if (size := self.head_size) % 2:
+            rule = "rotary positions need an even head size; change hidden, heads or head_dim"
+            raise JobError(f"head_dim={size}: {rule}")
+        smallest = N_BYTE_TOKENS + len(SPECIAL_TOKENS)
+        if self.vocab < smallest:
+            raise JobError(f"vocab={self.vocab}: too small for the byte tokenizer; use {smallest} or more")
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    def config(self) -> dict[str, Any]:
+        """Returns the model's config.json."""
+        named = {"head_dim": self.head_size} if self.head_dim or self.family in HEAD_DIM_FAMILIES else {}
+        return {
+            "architectures": [ARCHITECTURES[self.family]],
+            "model_type": self.family,
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.hidden,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.mlp,
+            "vocab_size": self.vocab,
+            "tie_word_embeddings": self.tied,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": self.max_positions,
+            "attention_dropout": 0.0,
+            "bos_token_id": None,
+            "eos_token_id": N_BYTE_TOKENS,
+            "pad_token_id": N_BYTE_TOKENS,
+            "use_cache": True,
+            "torch_dtype": "float32",
+            # Not a Hugging Face key: two random models of one shape must not be taken for the same.
+            "random_seed": self.seed,
+            **FAMILY_KEYS.get(self.family, {}),
+            **named,
+            **self._rope_keys(),
+        }
+
+    def _rope_keys(self) -> dict[str, Any]:
+        """Gemma 3 rotates its sliding layers at a base of their own; here a tenth of the others'."""
+        two_bases, theta, scaling = self.family == "gemma3_text", self.rope_theta, self.rope_scaling
+        if self.old_rope_spelling:
+            local = {"rope_local_base_freq": theta / 10} if two_bases else {}
+            return {"rope_theta": theta, "rope_scaling": scaling, **local}
+        rope = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+        if two_bases:
+            local = {"rope_type": "default", "rope_theta": theta / 10}
+            return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
+        return {"rope_parameters": rope}
+
+
+def write_tiny_model(out_dir: Path, family: str = "qwen2", **fields: Any) -> Path:
+    """Writes config.json, float32 model.safetensors and a tokenizer of `TinyModel(family, **fields)`.
+
     Returns:
         `out_dir`; an equal model already there is kept.
     Raises:
         JobError: an unknown family, sizes that do not fit together, or a folder that holds another model.
     """
-    _check_sizes(family, hidden, heads, kv_heads, head_dim, vocab)
-    config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": mlp,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": max_positions,
-        "attention_dropout": 0.0,
-        "bos_token_id": None,
-        "eos_token_id": N_BYTE_TOKENS,
-        "pad_token_id": N_BYTE_TOKENS,
-        "use_cache": True,
-        "torch_dtype": "float32",
-        # Not a Hugging Face key: two random models of one shape must not be taken for the same.
-        "random_seed": seed,
-    }
-    config |= FAMILY_KEYS.get(family, {})
-    if head_dim is not None or family in HEAD_DIM_FAMILIES:
-        config["head_dim"] = head_dim or hidden // heads
-    config |= _rope_keys(family, rope_theta, rope_scaling, old_rope_spelling)
-    return write_hf_folder(
-        out_dir,
-        config=config,
-        weights=random_weights(config, seed=seed),
-        tokenizer=byte_tokenizer(),
-        tokenizer_config=_tokenizer_config(max_positions),
-    )
-
-
-def _rope_keys(family: str, theta: float, scaling: dict[str, Any] | None, old_spelling: bool) -> dict[str, Any]:
-    """Gemma 3 rotates its sliding layers at a base of their own; here a tenth of the others'."""
-    local = {"rope_type": "default", "rope_theta": theta / 10}
-    if old_spelling:
-        two_bases = {"rope_local_base_freq": local["rope_theta"]} if family == "gemma3_text" else {}
-        return {"rope_theta": theta, "rope_scaling": scaling, **two_bases}
-    rope = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
-    if family == "gemma3_text":
-        return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
-    return {"rope_parameters": rope}
+    model = TinyModel(family, **fields)
+    config = model.config()
+    weights = random_weights(config, seed=model.seed)
+    return write_hf_folder(out_dir, HfModel(config, weights, byte_tokenizer(), _tokenizer_config(model.max_positions)))
 
 
 def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray]:
-    """float32 weights under their Hugging Face names, scaled so that activations stay of order one in every layer.
+    """Returns float32 weights by Hugging Face name, scaled so that activations stay of order one in every layer.
 
     Biases (Qwen2: of q, k and v) are not zero and norms not neutral, so that leaving either out shows.
     """
@@ -144,7 +171,10 @@ def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One token per UTF-8 byte (ids 0..255, in the byte-level alphabet's order), then the special tokens; no merges."""
+    """Returns a tokenizer without merges: one token per UTF-8 byte, then the special tokens.
+
+    Ids 0..255 are in the order of the byte-level alphabet.
+    """
     vocab = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -167,41 +197,18 @@ def _tokenizer_config(max_positions: int) -> dict[str, Any]:
     }
 
 
-def _check_sizes(family: str, hidden: int, heads: int, kv_heads: int, head_dim: int | None, vocab: int) -> None:
-    if family not in ARCHITECTURES:
-        raise JobError(f"family={family}: not a family of tiny models; use one of {', '.join(ARCHITECTURES)}")
-    if head_dim is None and hidden % heads:
-        raise JobError(f"heads={heads}: does not divide hidden={hidden}; change one of them or set head_dim")
-    if heads % kv_heads:
-        raise JobError(f"kv_heads={kv_heads}: does not divide heads={heads}; change one of them")
-    size = head_dim or hidden // heads
-    if size % 2:
-        raise JobError(f"head_dim={size}: rotary positions need an even head size; change hidden, heads or head_dim")
-    smallest = N_BYTE_TOKENS + len(SPECIAL_TOKENS)
-    if vocab < smallest:
-        raise JobError(f"vocab={vocab}: too small for the byte tokenizer; use {smallest} or more")
-
-
 def main(argv: list[str] | None = None) -> int:
-    """The command line: sizes as options, one line of result or of error."""
+    """Runs the command line: sizes as options; prints the folder."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_model", description="Write a tiny random model.")
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--family", choices=sorted(ARCHITECTURES), default="qwen2")
-    for name, default in (("layers", 3), ("hidden", 64), ("heads", 4), ("kv-heads", 2), ("mlp", 128), ("vocab", 320)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--head-dim", type=int, default=None)
-    parser.add_argument("--rope-theta", type=float, default=10_000.0)
-    parser.add_argument("--max-positions", type=int, default=4096)
+    for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab", "max_positions", "seed"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TinyModel, name))
+    parser.add_argument("--rope-theta", type=float, default=TinyModel.rope_theta)
     parser.add_argument("--tied", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    options = vars(parser.parse_args(argv))
-    try:
-        print(write_tiny_model(**options))
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(write_tiny_model(**vars(parser.parse_args(argv))))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

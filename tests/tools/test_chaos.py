@@ -14,7 +14,7 @@ from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
 from tools.chaos import campaign, run_scenario
-from tools.chaos.host import STEPS, STEPS_OF_COMPACTING
+from tools.chaos.fault import STEPS, STEPS_OF_COMPACTING
 from tools.chaos.scenarios import scenarios
 
 
@@ -22,12 +22,12 @@ from tools.chaos.scenarios import scenarios
 @pytest.mark.pod
 def test_disturbed_runs_leave_the_dataset_of_an_undisturbed_one(tmp_path: Path) -> None:
     with campaign.places(tmp_path, "both") as places:
-        result = campaign.chaos(tmp_path, runs=5, seed=42, samples=6, say=print, places=places)
-    assert result["bad"] == []
-    assert len(result["disturbed_in"]) == len(places)
-    assert result["disturbed"] >= 5
-    assert any(outcome.startswith("woke up") for outcome in result["outcomes"])
-    assert result["compactions"]["disturbed"] >= 2
+        report = campaign.chaos(campaign.Campaign(tmp_path, 5, 42, 6, places), log=print)
+    assert report.bad == []
+    assert len(report.pods.disturbed_in) == len(places)
+    assert report.pods.disturbed >= 5
+    assert any(end.startswith("woke up") for end in report.pods.outcomes)
+    assert report.compactions.disturbed >= 2
 
 
 def test_every_step_has_its_turn() -> None:

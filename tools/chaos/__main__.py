@@ -2,7 +2,8 @@
 
 import sys
 
+from pod_job.commands.command_line import exit_status
 from tools.chaos.campaign import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,6 +1,6 @@
 """Kills pods at random and at every step of the commit protocol, and shows that the finished dataset never suffers.
 
-`python -m tools.chaos OUT_DIR --runs 300` plays scenarios (tools/chaos_plan.py): starts of the real job, with a tiny
+`python -m tools.chaos OUT_DIR --runs 300` runs scenarios (scenarios.py): starts of the real job, with a tiny
 model on changing hosts and meshes, that are killed, or stopped and woken up too late, or made twice at once; then one
 that may finish; then compactions, disturbed likewise, and a last one that may finish. Folders and, where there is an
 emulator, buckets take turns. Each dataset is verified and compared row by row with that of an undisturbed run, when the
@@ -9,25 +9,23 @@ when nothing was lost, doubled or mixed.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from pod_job.environment import STORAGE_EMULATOR
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
 from tools.chaos.processes import CONTEXT
-from tools.chaos.run_scenario import LAYERS, Played, play, read_dataset
-from tools.chaos.scenarios import SHAPES, Scenario, Start, scenarios
+from tools.chaos.run_scenario import LAYERS, Outcome, read_dataset, run_scenario
+from tools.chaos.scenarios import SHAPES, Compaction, Scenario, Start, scenarios
 from tools.tiny_model import write_tiny_model
 
 PER_BATCH = 2
@@ -35,7 +33,7 @@ BUCKET = "chaos"
 
 
 def job(out: Path, samples: int) -> list[str]:
-    """The overrides of the job that is disturbed, without its run folder."""
+    """Returns the overrides of the job that is disturbed, without its run folder."""
     model = write_tiny_model(out / "model", mlp=64)
     return [
         *(f"model.path={model}", "model.dtype=float32", "tasks=arc_sample", f"tasks.limit={samples}"),
@@ -45,82 +43,99 @@ def job(out: Path, samples: int) -> list[str]:
     ]
 
 
-def chaos(
-    out: Path, runs: int, seed: int, samples: int, say: Callable[[str], None], places: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Plays scenarios until `runs` starts were killed or stopped; what happened, as JSON values.
+class Bad(msgspec.Struct):
+    """A scenario that left a dataset with problems."""
 
-    Run folders lie in `places` in turn: under `out` where none is given.
-    """
-    CONTEXT.set_forkserver_preload(["tools.chaos.host"])
-    overrides, undisturbed = job(out, samples), out / "undisturbed"
-    quiet = Scenario((), (Start(SHAPES[0]),))
-    settings = [*overrides, f"storage.run_dir={undisturbed}"]
-    [(_, outcome)] = play(quiet, settings, str(undisturbed), out / "undisturbed.log").outcomes
-    if outcome != "finished":
-        raise JobError(f"the undisturbed run {outcome}; its log is {out}/undisturbed.log")
-    truth = read_dataset(undisturbed)
-    told, bad = Told(), []
-    for number, scenario in enumerate(scenarios(seed)):
-        if told.disturbed >= runs:
-            break
-        place = places[number % len(places)] if places else str(out)
-        run_dir, log = f"{place}/run_{number:04d}", out / f"run_{number:04d}.log"
-        played = play(scenario, [*overrides, f"storage.run_dir={run_dir}"], run_dir, log, truth)
-        told.add(scenario, played, place.partition("://")[0] if "://" in place else "folder")
-        found = unfinished(scenario, played) + played.problems
-        say(f"{number}: {', '.join(outcome for _, outcome in played.outcomes)}: {'; '.join(found) or 'sound'}")
-        if found:
-            bad.append({"scenario": number, "problems": found, "log": str(log)})
-        else:
-            forget(run_dir)
-    return {**told.counts(), "rows_of_each_dataset": len(truth[1][0]), "bad": bad}
+    scenario: int
+    problems: list[str]
+    log: str
 
 
-def unfinished(scenario: Scenario, played: Played) -> list[str]:
-    """Which of the last starts did not finish, though they should have."""
-    ended = [outcome for outcome in played.ended(scenario.last) if outcome != "finished"]
-    if scenario.beside and len(scenario.last) > 1:
-        # One of two pods may be told that the files of a batch, which the other one has committed, were compacted away.
-        ended = [outcome for outcome in ended if not outcome.startswith("failed")]
-    return [f"the last start {outcome}" for outcome in ended]
-
-
-@dataclass
-class Told:
-    """Counts over all scenarios. `disturbed`: starts that were killed or stopped."""
+class Counts(msgspec.Struct):
+    """How often pods, or compactions, ended in each way, and at which steps they were killed or stopped."""
 
     disturbed: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    steps: Counter[str] = field(default_factory=Counter)
-    where: Counter[str] = field(default_factory=Counter)
-    compactions: Counter[str] = field(default_factory=Counter)
-    compaction_steps: Counter[str] = field(default_factory=Counter)
-    twice: int = 0
-    beside: int = 0
+    outcomes: dict[str, int] = {}
+    steps: dict[str, int] = {}
+    disturbed_in: dict[str, int] = {}
 
-    def add(self, scenario: Scenario, played: Played, where: str) -> None:
-        for what, outcome in played.outcomes:
-            of_pod = isinstance(what, Start)
-            (self.outcomes if of_pod else self.compactions)[outcome] += 1
-            if outcome in ("killed", "stopped"):
-                step = f"{outcome} at {what.fault.step if what.fault else 'random'}"
-                (self.steps if of_pod else self.compaction_steps)[step] += 1
-                self.disturbed += of_pod
-                self.where[where] += of_pod
-        self.twice += len(scenario.last) > 1
-        self.beside += scenario.beside is not None
-
-    def counts(self) -> dict[str, Any]:
-        of_pods = {"disturbed": self.disturbed, "outcomes": self.outcomes, "steps": dict(sorted(self.steps.items()))}
-        of_pods |= {"disturbed_in": self.where, "finished_by_two_pods_at_once": self.twice}
-        steps = dict(sorted(self.compaction_steps.items()))
-        disturbed = sum(steps.values())
-        compactions = {"disturbed": disturbed, "outcomes": self.compactions, "steps": steps, "beside_pods": self.beside}
-        return of_pods | {"compactions": compactions}
+    def add(self, action: Start | Compaction, end: str, where: str) -> None:
+        count(self.outcomes, end)
+        if end in ("killed", "stopped"):
+            count(self.steps, f"{end} at {action.fault.step if action.fault else 'random'}")
+            count(self.disturbed_in, where)
+            self.disturbed += 1
 
 
-def forget(run_dir: str) -> None:
+def count(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+class Report(msgspec.Struct):
+    """Counts over all scenarios. `finished_by_two_pods_at_once` and `compacted_beside_pods` count scenarios."""
+
+    pods: Counts = msgspec.field(default_factory=Counts)
+    compactions: Counts = msgspec.field(default_factory=Counts)
+    finished_by_two_pods_at_once: int = 0
+    compacted_beside_pods: int = 0
+    rows_of_each_dataset: int = 0
+    bad: list[Bad] = []
+
+    def add(self, scenario: Scenario, outcome: Outcome, where: str) -> None:
+        for action, end in outcome.ends:
+            (self.pods if isinstance(action, Start) else self.compactions).add(action, end, where)
+        self.finished_by_two_pods_at_once += len(scenario.last) > 1
+        self.compacted_beside_pods += scenario.beside is not None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Scenarios until `runs` starts were killed or stopped. Run folders lie in `places` in turn; logs under `out`."""
+
+    out: Path
+    runs: int
+    seed: int
+    samples: int
+    places: Sequence[str]
+
+
+def chaos(campaign: Campaign, log: Callable[[str], None]) -> Report:
+    """Runs the campaign. Raises JobError where even the undisturbed run fails."""
+    CONTEXT.set_forkserver_preload(["tools.chaos.host"])
+    out, report = campaign.out, Report()
+    overrides, undisturbed = job(out, campaign.samples), out / "undisturbed"
+    quiet, settings = Scenario((), (Start(SHAPES[0]),)), [*overrides, f"storage.run_dir={undisturbed}"]
+    [(_, end)] = run_scenario(quiet, settings, str(undisturbed), out / "undisturbed.log").ends
+    if end != "finished":
+        raise JobError(f"the undisturbed run {end}; its log is {out}/undisturbed.log")
+    truth = read_dataset(undisturbed)
+    report.rows_of_each_dataset = len(truth[1][0])
+    for number, scenario in enumerate(scenarios(campaign.seed)):
+        if report.pods.disturbed >= campaign.runs:
+            return report
+        place = campaign.places[number % len(campaign.places)]
+        run_dir, run_log = f"{place}/run_{number:04d}", out / f"run_{number:04d}.log"
+        outcome = run_scenario(scenario, [*overrides, f"storage.run_dir={run_dir}"], run_dir, run_log, truth)
+        report.add(scenario, outcome, place.partition("://")[0] if "://" in place else "folder")
+        problems = unfinished(scenario, outcome) + outcome.problems
+        log(f"{number}: {', '.join(end for _, end in outcome.ends)}: {'; '.join(problems) or 'sound'}")
+        if problems:
+            report.bad.append(Bad(number, problems, str(run_log)))
+        else:
+            remove_run(run_dir)
+    return report
+
+
+def unfinished(scenario: Scenario, outcome: Outcome) -> list[str]:
+    """Returns which of the last starts did not finish, though they should have."""
+    ends = [end for end in outcome.ends_of(scenario.last) if end != "finished"]
+    if scenario.beside and len(scenario.last) > 1:
+        # One of two pods may find that the files of a batch, which the other one has committed, were compacted away.
+        ends = [end for end in ends if not end.startswith("failed")]
+    return [f"the last start {end}" for end in ends]
+
+
+def remove_run(run_dir: str) -> None:
     if "://" not in run_dir:
         shutil.rmtree(run_dir)
         return
@@ -131,7 +146,7 @@ def forget(run_dir: str) -> None:
 
 @contextmanager
 def places(out: Path, wanted: str) -> Iterator[list[str]]:
-    """Where runs lie: under `out`, and in a bucket of an emulator that is there meanwhile."""
+    """Yields where runs lie: under `out`, and in a bucket of an emulator that is served meanwhile."""
     if wanted == "folder" or (wanted == "both" and bucket_available() is not None):
         yield [str(out)]
         return
@@ -141,7 +156,7 @@ def places(out: Path, wanted: str) -> Iterator[list[str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.chaos", description="Disturb runs; compare what they leave.")
     parser.add_argument("out", type=Path, help="an empty or new folder")
     parser.add_argument("--runs", type=int, default=300, help="starts that are killed or stopped")
@@ -149,18 +164,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--where", choices=["folder", "bucket", "both"], default="both")
     parser.add_argument("--samples", type=int, default=12)
     options = parser.parse_args(argv)
-    began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.resolve()
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    try:
-        with places(out, options.where) as where:
-            result = chaos(out, options.runs, options.seed, options.samples, tell, where)
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({**result, "seconds": round(time.monotonic() - began)}, indent=1))
-    return 1 if result["bad"] else 0
+    with places(out, options.where) as where:
+        campaign = Campaign(out, options.runs, options.seed, options.samples, where)
+        report = chaos(campaign, lambda line: print(line, file=sys.stderr))
+    print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
+    return 1 if report.bad else 0

@@ -1,4 +1,4 @@
-"""The processes of one start or one compaction of tools/chaos.py: begun, watched until they end, killed or woken up."""
+"""The processes of one start or one compaction: started, watched until they end, killed or woken up."""
 
 import multiprocessing
 import os
@@ -15,22 +15,22 @@ from tools.chaos.host import compaction_main, host_main
 from tools.chaos.scenarios import Compaction, Start
 
 HANG_S = 180.0
-"""What has not ended by then hangs, which is a failure."""
+"""A process that has not ended by then hangs, which is a failure."""
 POLL_S = 0.05
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Running:
-    """The processes of `what`."""
+    """The processes of a start or compaction, started."""
 
-    def __init__(self, what: Start | Compaction, processes: Sequence[BaseProcess]) -> None:
-        self.what, self.processes = what, processes
+    def __init__(self, action: Start | Compaction, processes: Sequence[BaseProcess]) -> None:
+        self.action, self.processes = action, processes
         self.began = time.monotonic()
         for process in processes:
             process.start()
 
     def wait(self) -> str:
-        """Until all have ended or one was hit: `finished`, `killed`, `stopped`, or `failed` with its status."""
+        """Waits until all end or one is hit: `finished`, `killed`, `stopped`, `hanging`, or `failed` with a status."""
         while True:
             codes = [process.exitcode for process in self.processes]
             if all(code == 0 for code in codes):
@@ -42,7 +42,7 @@ class Running:
             if any(process.pid and state(process.pid) == "T" for process in self.processes):
                 return "stopped"
             passed = time.monotonic() - self.began
-            if self.what.kill_after_s is not None and passed > self.what.kill_after_s:
+            if self.action.kill_after_s is not None and passed > self.action.kill_after_s:
                 return self.end("killed")
             if passed > HANG_S:
                 return self.end("hanging")
@@ -55,7 +55,7 @@ class Running:
         return outcome
 
     def wake(self) -> str:
-        """Lets stopped processes go on."""
+        """Lets stopped processes go on, to their end."""
         self.began = time.monotonic()
         for process in self.processes:
             if process.pid and process.exitcode is None:
@@ -64,7 +64,7 @@ class Running:
 
 
 def begin_start(start: Start, overrides: Sequence[str], log: Path) -> Running:
-    """A pod; its hosts run the job with these overrides."""
+    """Starts a pod whose hosts run the job with these overrides."""
     shape, attempt, coordinator = start.shape, new_attempt(), coordinator_address(0)
     settings = [
         *overrides,
@@ -79,18 +79,20 @@ def begin_start(start: Start, overrides: Sequence[str], log: Path) -> Running:
     return Running(start, hosts)
 
 
-def begin_compaction(what: Compaction, run_dir: str, log: Path) -> Running:
-    arguments = (run_dir, what.max_bytes, what.patient, emulator(), what.fault, log)
-    return Running(what, [CONTEXT.Process(target=compaction_main, args=arguments)])
+def begin_compaction(compaction: Compaction, run_dir: str, log: Path) -> Running:
+    """Starts `merge --compact` of the run."""
+    command = [run_dir, "--compact", "--max-bytes", str(compaction.max_bytes)]
+    arguments = (command, compaction.patient, emulator(), compaction.fault, log)
+    return Running(compaction, [CONTEXT.Process(target=compaction_main, args=arguments)])
 
 
 def emulator() -> dict[str, str]:
-    """What a process has to know of the bucket emulator; it is forked from one that was there before that."""
+    """Returns the bucket emulator's variable: processes are forked from one that is older than the emulator."""
     return {name: os.environ[name] for name in [STORAGE_EMULATOR] if name in os.environ}
 
 
 def state(pid: int) -> str:
-    """The kernel's letter for what a process does: T is stopped; empty where it has ended."""
+    """Returns the kernel's letter for a process's state: T is stopped; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):  # before, or while it was read

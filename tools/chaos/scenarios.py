@@ -1,4 +1,4 @@
-"""What is done in tools/chaos.py: shapes of pods, compactions, the faults that befall them, scenarios of several."""
+"""Plans of disturbances: shapes of pods, compactions, the faults they meet, and scenarios of several."""
 
 import itertools
 import random
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tools.chaos.host import STEPS, STEPS_OF_COMPACTING, Fault
+from tools.chaos.fault import STEPS, STEPS_OF_COMPACTING, Fault
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ SHAPES = (
     Shape(2, 2, 2, 2, "fsdp"),
 )
 MAX_BYTES = (5_000, 200_000, 1 << 30)
-"""Of a joined file: few files of the tiny datasets here fit into the first, some into the second, all into the last."""
+"""Sizes of a joined file: few files of these datasets fit into the first, some into the second, all into the last."""
 OF_ONE_HOST = tuple(shape for shape in SHAPES if shape.hosts == 1)
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a pod. `fault` befalls `host`; or all hosts are killed after `kill_after_s`; or neither."""
+    """One start of a pod. `host` meets `fault`; or all hosts are killed after `kill_after_s`; or neither."""
 
     shape: Shape
     host: int = 0
@@ -45,7 +45,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Compaction:
-    """One `merge --compact`; a `patient` one is begun anew while the run is not finished."""
+    """One `merge --compact`; a `patient` one starts again while the run is not finished."""
 
     max_bytes: int
     fault: Fault | None = None
@@ -69,7 +69,7 @@ class Scenario:
 
 
 def scenarios(seed: int) -> Iterator[Scenario]:
-    """Scenarios without end; the named steps are gone through in turn.
+    """Yields scenarios without end; the named steps take turns.
 
     A process that is stopped, and wakes up when others have finished its work, is alone on its pod: jax ends a host
     that wakes up without its peers before it can do any harm.
@@ -94,7 +94,7 @@ def scenarios(seed: int) -> Iterator[Scenario]:
 
 
 def disturbed_compactions(rng: random.Random) -> Iterator[Compaction]:
-    """Without end; their steps are gone through in turn, too."""
+    """Yields compactions without end; their steps take turns, too."""
     turn = itertools.cycle(rng.sample(STEPS_OF_COMPACTING, len(STEPS_OF_COMPACTING)))
     while True:
         max_bytes = rng.choice(MAX_BYTES)

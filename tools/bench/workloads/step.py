@@ -47,4 +47,4 @@ def forecast(model: str, kind: str) -> Metrics:
     (found,) = forecasts(PlannedJob(config, arch, taps, pod_slice(config)))
     flat = msgspec.to_builtins(found)
     nested = {f"{name}_{key}": value for name in ("seconds", "hbm") for key, value in flat[name].items()}
-    return Metrics({name: value for name, value in (flat | nested).items() if isinstance(value, (int, float))})
+    return Metrics({name: value for name, value in (flat | nested).items() if type(value) in (int, float)})
