@@ -16,7 +16,7 @@ from pod_job.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Plan:
-    """What a complete run holds, by its identity."""
+    """The content of a complete run, by its identity."""
 
     identity: Identity
 

@@ -84,7 +84,7 @@ class Case:
 
     @property
     def all_needs(self) -> list[str]:
-        """What the case needs beside this environment, for people and to serve it."""
+        """Requirements of a case beside this environment, for people and to serve it."""
         needs = [need for variant in self.variants for need in self.needs_of(variant)]
         return [*dict.fromkeys([*needs, *(f"the environment {peer}" for peer in self.peers.values())])]
 

@@ -29,7 +29,7 @@ PEAK_BFLOAT16 = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What all ways compute, and in what portions.
+    """The work of every way, and the size of its batches.
 
     Attributes:
         prompts: 22 of the sample fill two steps of ours to 94%.
