@@ -111,14 +111,14 @@ def test_missing_swapped_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "activations/layer_7_batch_000001.safetensors").write_bytes(b"")
     (tmp_path / "activations/layer_6_batch_000004.safetensors").write_bytes(b"")
     problems = "\n".join(verify(tmp_path).problems)
-    for said in (
+    for expected in (
         "layer_6_batch_000001.safetensors: 4736 bytes with crc32c",
         "layer_6_batch_000002.safetensors: 4736 bytes with crc32c",
         "rows_batch_000003.parquet: missing",
         "layer_7_batch_000001.safetensors: is not a file of this run",
         "layer_6_batch_000004.safetensors: is not a file of this run",
     ):
-        assert said in problems, problems
+        assert expected in problems, problems
 
 
 def test_a_lost_batch_and_a_stale_metadata_are_named(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_a_lost_batch_and_a_stale_metadata_are_named(tmp_path: Path) -> None:
 def test_nonfinite_rows_are_counted(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     claim(folder, identity(8))
-    ours = batch(1, 20)
-    ours.taps["layer_6"][[3, 7], 2] = np.nan
-    commit_batch(folder, ours, host=0)
+    made = batch(1, 20)
+    made.taps["layer_6"][[3, 7], 2] = np.nan
+    commit_batch(folder, made, host=0)
     merge(folder)
     report = verify(tmp_path)
     assert (report.nonfinite_rows, report.sound) == (2, True)

@@ -130,9 +130,9 @@ def test_what_is_made_of_it_is_the_same_where_a_batch_is_empty(tmp_path: Path) -
     for run in ("run", "compacted"):
         export_pickles(tmp_path / run, tmp_path / f"pickles of {run}")
         shuffle(tmp_path / run, tmp_path / f"shuffled {run}", seed=4, part_bytes=4000)
-    ours, theirs = (tmp_path / f"pickles of {run}" for run in ("compacted", "run"))
-    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
-        path.name: path.read_bytes() for path in theirs.iterdir()
+    compacted, plain = (tmp_path / f"pickles of {run}" for run in ("compacted", "run"))
+    assert {path.name: path.read_bytes() for path in compacted.iterdir()} == {
+        path.name: path.read_bytes() for path in plain.iterdir()
     }
     assert content(open_folder(tmp_path / "shuffled compacted")) == content(open_folder(tmp_path / "shuffled run"))
 
@@ -141,10 +141,10 @@ def test_an_unfinished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = open_folder(tmp_path)
     claim(folder, identity(24))
     commit_batch(folder, batch(2, 20), host=0)
-    there = folder.names("")
+    before = folder.names("")
     assert merge_main([folder.url, "--compact"]) == 2
     assert "unfinished, 2 batches are missing; finish the job before --compact" in capsys.readouterr().err
-    assert folder.names("") == there
+    assert folder.names("") == before
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,11 @@ def test_a_damaged_file_is_not_joined(where: str, change: str, tmp_path: Path, r
     folder.remove(name)
     if change == "flipped":
         folder.create(name, [data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]])
-    there = names(folder)
+    before = names(folder)
     with pytest.raises(JobError, match="missing" if change == "missing" else f"{name}: its content is not what was"):
         compact(folder)
-    assert set(there) <= set(names(folder))
-    assert not any(layout.is_joined(each) and "layer_6" in each for each in names(folder))
+    assert set(before) <= set(names(folder))
+    assert not any(layout.is_joined(joined_name) and "layer_6" in joined_name for joined_name in names(folder))
     folder.remove(name)
     folder.create(name, [data])
     compact(folder)

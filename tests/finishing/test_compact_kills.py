@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 def dying(patch: pytest.MonkeyPatch, after: int, effects: list[tuple[Any, str]]) -> list[int]:
-    """From the `after`-th call of these on nothing happens any more; it dies before (even) or after (odd) the call."""
+    """Makes the process die before (even) or after (odd) the `after`-th of these calls; later ones have no effect."""
     left, lock = [after], threading.Lock()
 
     def around(effect: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,11 +40,11 @@ def dying(patch: pytest.MonkeyPatch, after: int, effects: list[tuple[Any, str]])
                 if left[0] <= 0:
                     left[0] = -1
                     raise Killed
-                found = effect(*arguments, **named)
+                result = effect(*arguments, **named)
                 left[0] -= 2
                 if left[0] == -1:
                     raise Killed
-                return found
+                return result
 
         return call
 

@@ -34,7 +34,7 @@ def test_two_at_once_and_a_merge_leave_one_run(where: str, tmp_path: Path, reque
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(compact, open_folder(url), most) for most in (1 << 30, 1 << 30, 9000)]
         running.append(pool.submit(merge.merge, open_folder(url)))
-    assert all(each.result().complete for each in running)
+    assert all(future.result().complete for future in running)
     assert content(folder) == before
     compact(folder)  # which removes what the slower of them may have made after the faster one was through
     assert verify(url).problems == []
@@ -75,9 +75,9 @@ def test_a_reader_that_was_open_is_right_or_told(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     finished_run(folder, COUNTS)
     data, mapped = ActivationDataset(folder.url, 6), ActivationDataset(folder.url, 6)
-    there = mapped[np.arange(len(mapped))]
+    vectors = mapped[np.arange(len(mapped))]
     compact(folder)
-    np.testing.assert_array_equal(mapped[np.arange(len(mapped))], there)  # its files are gone by name only
+    np.testing.assert_array_equal(mapped[np.arange(len(mapped))], vectors)  # its files are gone by name only
     for read in (lambda: data[:], lambda: data[[3, 40]], lambda: data.rows(0)):
         with pytest.raises(JobError, match=r"missing; open the run again if it was compacted meanwhile"):
             read()

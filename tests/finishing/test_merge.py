@@ -56,10 +56,10 @@ def test_a_finished_run_has_the_documented_metadata(new_folder: Callable[[], Fol
         assert folder.stat(f"activations/{entry.file}") == Stored(entry.size, entry.crc32c)
     for tap in TAPS:
         vectors = joined(batches, tap).astype(np.float64)
-        found = metadata.statistics[tap]
-        assert found.count == 53
-        np.testing.assert_allclose(found.mean, vectors.mean(0), rtol=1e-9)
-        np.testing.assert_allclose(found.variance, vectors.var(0), rtol=1e-9)
+        summary = metadata.statistics[tap]
+        assert summary.count == 53
+        np.testing.assert_allclose(summary.mean, vectors.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(summary.variance, vectors.var(0), rtol=1e-9)
 
 
 def test_a_run_with_the_embedding_among_its_taps_is_finished_read_and_exported(tmp_path: Path) -> None:

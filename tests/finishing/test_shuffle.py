@@ -98,9 +98,9 @@ def test_every_order_is_equally_likely() -> None:
         parts = part_sizes(rows, part_rows)
         gathered: list[list[int]] = [[] for _ in parts]
         for number, counts in enumerate(segment_sizes(sizes, parts, seed)):
-            dealt = iter(starts[number] + batch_order(number, sizes[number], seed))
+            rows_left = iter(starts[number] + batch_order(number, sizes[number], seed))
             for part, count in enumerate(counts):
-                gathered[part] += [next(dealt) for _ in range(count)]
+                gathered[part] += [next(rows_left) for _ in range(count)]
         order = np.concatenate([np.array(g)[part_order(p, len(g), seed)] for p, g in enumerate(gathered, 1)])
         landed[np.arange(rows), order] += 1
         follows[order[:-1], order[1:]] += 1

@@ -60,9 +60,9 @@ def test_chosen_layers_are_written_and_others_named(tmp_path: Path, capsys: pyte
     metadata = json.loads((tmp_path / "out/metadata.json").read_text())
     assert (metadata["layers_extracted"], len(metadata["batches"])) == ([12], 1)
     assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--layers", "12", "7"]) == 2
-    said = capsys.readouterr().err
-    assert "Layer not found in activations: layer=7;" in said
-    assert "has layer_6, layer_12; for another, run the job with extract.layers=[7]" in said
+    message = capsys.readouterr().err
+    assert "Layer not found in activations: layer=7;" in message
+    assert "has layer_6, layer_12; for another, run the job with extract.layers=[7]" in message
 
 
 def test_files_have_the_documented_layout(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_the_reader_reads_what_pickle_wrote(tmp_path: Path, protocol: int, dtype
     vectors = np.arange(12).astype(dtype).reshape(3, 4)
     content = {"layer": 6, "activations": [_content(activation=v)["activations"][0] for v in vectors]}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
-    found = read_pickle(tmp_path / "x.pkl")
-    assert found.layer == content["layer"]
-    for before, after in zip(content["activations"], found.activations, strict=True):
+    stored = read_pickle(tmp_path / "x.pkl")
+    assert stored.layer == content["layer"]
+    for before, after in zip(content["activations"], stored.activations, strict=True):
         np.testing.assert_array_equal(after.activation, before.pop("activation"))
         assert {"task_id": after.task_id, "sample_idx": after.sample_idx, "timestamp": after.timestamp} == before
 

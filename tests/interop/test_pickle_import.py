@@ -22,12 +22,12 @@ from pod_job.storage.open import open_folder
 
 
 def write_pickles(folder: Path, hosts: list[list[int]], place: str = "") -> list[dict[str, Any]]:
-    """As a program written by the document leaves them; each host numbers its batches, of so many samples, from 1.
+    """Writes pickles as a program by the document does; each host numbers its batches, of so many samples, from 1.
 
     Files of host h lie in `place`, in which {} is h. Returns the items of layer 12 in order of host and batch.
     """
     rng = np.random.default_rng(0)
-    entries, kept = [], []
+    entries, layer_12_items = [], []
     for host, counts in enumerate(hosts):
         (folder / place.format(host)).mkdir(exist_ok=True)
         for number, count in enumerate(counts, 1):
@@ -44,11 +44,11 @@ def write_pickles(folder: Path, hosts: list[list[int]], place: str = "") -> list
                 name = f"{place.format(host)}layer_{layer}_batch_{number:06d}.pkl"
                 (folder / name).write_bytes(pickle.dumps({"layer": layer, "activations": items}))
                 entries.append({"batch_id": number, "layer": f"layer_{layer}", "file": name, "n_samples": count})
-            kept += items
+            layer_12_items += items
     total = sum(map(sum, hosts))
     described = {"model_name": "m", "layers_extracted": [6, 12], "hidden_dim": 8, "total_samples": total}
     (folder / "metadata.json").write_text(json.dumps(described | {"batches": entries}))
-    return kept
+    return layer_12_items
 
 
 @pytest.fixture
@@ -91,10 +91,10 @@ def test_batches_of_any_size_are_taken_whole(tmp_path: Path, hosts: list[list[in
     data = ActivationDataset(tmp_path / "run", layer=12)
     rows = data.rows(slice(None))
     stored = zip(rows["task_id"].tolist(), rows["sample_idx"].tolist(), data[:], strict=True)
-    found = {(task, sample): vector for task, sample, vector in stored}
-    assert len(found) == len(items)
+    vectors = {(task, sample): vector for task, sample, vector in stored}
+    assert len(vectors) == len(items)
     for item in items:
-        np.testing.assert_array_equal(found[item["task_id"], item["sample_idx"]], item["activation"])
+        np.testing.assert_array_equal(vectors[item["task_id"], item["sample_idx"]], item["activation"])
     assert verify(tmp_path / "run").sound
     sizes = [entry.n_samples for entry in described.batches if entry.layer == "layer_12"]
     assert set(sizes[:-1]) <= {max(map(max, hosts))}

@@ -52,13 +52,13 @@ def _assert_true(folder: Folder, record: CommitRecord) -> None:
 
 
 def test_a_batch_is_what_its_record_says(new_folder: Callable[[], Folder]) -> None:
-    folder, ours = new_folder(), batch(7, 30)
-    record = commit_batch(folder, ours, host=3)
+    folder, made = new_folder(), batch(7, 30)
+    record = commit_batch(folder, made, host=3)
     _assert_true(folder, record)
     assert (record.batch, record.n_samples, record.rows, record.host) == (7, 8, 30, 3)
     assert [file.tap for file in record.files] == list(TAPS)
     for file in record.files:
-        np.testing.assert_array_equal(_vectors(folder, file), ours.taps[file.tap])
+        np.testing.assert_array_equal(_vectors(folder, file), made.taps[file.tap])
         assert file.offset % 4096 == 0
     assert committed(folder) == {7}
 

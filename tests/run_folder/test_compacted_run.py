@@ -1,4 +1,4 @@
-"""Whatever reads a run finds the same in it after it was compacted: each command, on a run that the job made."""
+"""Every command finds the same in a run after it was compacted; the run is one that the job made."""
 
 import importlib.util
 import json
@@ -49,12 +49,12 @@ def answers(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
     """Returns a function that runs a command on both runs and returns its JSON, with one name for both."""
 
     def ask(main: Callable[[list[str]], int], runs: tuple[Path, Path], *arguments: str) -> list[Any]:
-        said = []
+        results = []
         for run in runs:
             capsys.readouterr()
             assert main([str(run), *arguments, "--json"]) == 0
-            said.append(json.loads(capsys.readouterr().out.replace(str(run), "RUN")))
-        return said
+            results.append(json.loads(capsys.readouterr().out.replace(str(run), "RUN")))
+        return results
 
     return ask
 
@@ -76,10 +76,10 @@ def test_it_verifies_and_its_rows_can_be_computed_anew(
 def test_inspect_shows_the_same(runs: tuple[Path, Path], answers: Callable, of: list[str]) -> None:
     plain, compacted = answers(inspect.main, runs, *of)
     if of[:1] == ["--batch"]:
-        before, after = ([file.pop("file") for file in each["files"]] for each in (plain, compacted))
+        before, after = ([file.pop("file") for file in answer["files"]] for answer in (plain, compacted))
         assert [layout.is_joined(name) for name in (*before, *after)] == [False] * 3 + [True] * 3
-    for each in (plain, compacted):
-        each.pop("verified", None)  # when, and whether at all, depends on the tests before
+    for answer in (plain, compacted):
+        answer.pop("verified", None)  # when, and whether at all, depends on the tests before
     assert compacted == plain
 
 
@@ -87,9 +87,9 @@ def test_the_report_says_the_same(runs: tuple[Path, Path], answers: Callable, re
     require(importlib.util.find_spec("matplotlib") is not None, "matplotlib")
     plain, compacted = answers(report, runs)
     assert compacted["rows"] > 1000
-    for each in (plain, compacted):
+    for answer in (plain, compacted):
         for name in ("verified", "findings"):  # whether it was verified depends on the tests before
-            each.pop(name)
+            answer.pop(name)
     assert compacted == plain
 
 

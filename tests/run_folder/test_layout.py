@@ -37,9 +37,9 @@ def test_batch_of_commit(name: str, number: int | None) -> None:
 
 
 def test_layer_number() -> None:
-    found = [layout.layer_number(tap) for tap in ("layer_6", "layer_24_norm", "layer_6.attn_out", "layer_12")]
-    assert found == [6, 24, 6, 12]
-    for foreign in ("embed", "layer_", "layer_6b", "xlayer_6"):
+    layers = [layout.layer_number(tap) for tap in ("layer_6", "layer_24_norm", "layer_6.attn_out", "embed")]
+    assert layers == [6, 24, 6, -1]
+    for foreign in ("embedding", "layer_", "layer_6b", "xlayer_6"):
         with pytest.raises(JobError, match="names no layer"):
             layout.layer_number(foreign)
 

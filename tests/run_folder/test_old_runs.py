@@ -120,9 +120,9 @@ def test_what_it_was_completed_with() -> None:
 
 
 def test_what_its_checks_found() -> None:
-    found = read_overview(OLD_RUNS / "bfloat16")
-    assert found.verdict == (True, "verified 2026-11-26")
-    assert [parity.passed for parity in found.metadata.parity] == [True]
+    overview = read_overview(OLD_RUNS / "bfloat16")
+    assert overview.verdict == (True, "verified 2026-11-26")
+    assert [parity.passed for parity in overview.metadata.parity] == [True]
     # Where a vector is not finite its error is infinite, for which JSON has no word and json.dumps has.
     [parity] = read_overview(OLD_RUNS / "nonfinite").metadata.parity
     assert (parity.passed, math.isinf(parity.errors["layer_0"].largest)) == (False, True)
