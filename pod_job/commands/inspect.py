@@ -29,7 +29,7 @@ EXAMPLES = ("runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --bat
 DIMENSIONS_SHOWN = 8
 
 Facts = dict[str, Any]
-"""What is shown: single values become lines, lists of dictionaries tables."""
+"""Values by name: single values are shown as lines, lists of dictionaries as tables."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run_inspect(options: Namespace) -> int:
 
 
 def run_facts(overview: Overview) -> Facts:
-    """The run as a whole: what it is of, how far it is, each tap, each start."""
+    """Returns the run as a whole: model, data, progress, each tap, each start."""
     identity, described = overview.identity, overview.metadata
     done = described.total_batches - len(described.missing)
     return {
@@ -78,11 +78,15 @@ def run_facts(overview: Overview) -> Facts:
         "version": overview.run.pod_job_version,
         "taps": [tap_line(overview, tap) for tap in described.taps if tap in described.statistics],
         "parity": [
-            {"start": each.attempt, "passed": each.passed, "rows": each.rows, "limit": each.limit}
-            | {"largest error": max(error.largest for error in each.errors.values())}
-            for each in described.parity
+            {"start": check.attempt, "passed": check.passed, "rows": check.rows, "limit": check.limit}
+            | {"largest error": max(error.largest for error in check.errors.values())}
+            for check in described.parity
         ],
-        "starts": [start_line(timeline) for timeline in overview.timelines if timeline.host == 0 and timeline.points],
+        "starts": [
+            start_line(timeline)
+            for timeline in overview.timelines
+            if timeline.host == 0 and timeline.points and timeline.phases
+        ],
     }
 
 
@@ -113,7 +117,7 @@ def start_line(timeline: Timeline) -> Facts:
 
 
 def batch_facts(overview: Overview, number: int) -> Facts:
-    """A batch by its commit record, with the samples in it."""
+    """Returns a batch by its commit record, with the samples in it."""
     total = overview.metadata.total_batches
     if not 1 <= number <= total:
         raise JobError(f"--batch {number}: the run has batches 1 to {total}")
@@ -140,14 +144,14 @@ def batch_facts(overview: Overview, number: int) -> Facts:
 
 
 def row_range(overview: Overview, number: int) -> tuple[int, int]:
-    """The numbers of the first row of a batch and of the first after it."""
+    """Returns the index of the first row of a batch and of the first row after it."""
     sizes = {entry.batch_id: entry.rows for entry in overview.metadata.rows_files}
     start = sum(rows for batch, rows in sizes.items() if batch < number)
     return start, start + sizes[number]
 
 
 def tap_facts(overview: Overview, tap: str) -> Facts:
-    """A tap's statistics over the whole run, and the dimensions that stand out."""
+    """Returns a tap's statistics over the whole run, and its largest dimensions."""
     open_tap(overview, tap)  # names the taps there are
     statistics = overview.metadata.statistics[tap]
     mean, spread = np.array(statistics.mean), np.sqrt(np.array(statistics.variance))
@@ -165,7 +169,7 @@ def tap_facts(overview: Overview, tap: str) -> Facts:
 
 
 def row_facts(overview: Overview, row: int, overrides: Sequence[str]) -> Facts:
-    """A row in all taps, with its provenance and the text around its token."""
+    """Returns a row in all taps, with its origin and the text around its token."""
     taps = overview.metadata.taps
     dataset = open_tap(overview, taps[0])
     if not 0 <= row < len(dataset):
@@ -195,7 +199,7 @@ def moment(unix: float) -> str:
 
 
 def show(facts: Facts, console: Console) -> None:
-    """Single values as aligned lines, lists as tables below them."""
+    """Prints single values as aligned lines, and lists as tables below them."""
     lines = {name: value for name, value in facts.items() if not isinstance(value, list)}
     width = max(map(len, lines)) + 2
     for name, value in lines.items():
