@@ -33,6 +33,17 @@ def torch_there(require: Callable[[bool, str], None]) -> None:
     require(importlib.util.find_spec("torch") is not None, "torch")
 
 
+@pytest.fixture(scope="module", params=["local", "bucket"])
+def new_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, str], None]
+) -> Iterator[Any]:
+    """Yields a function that opens a new, empty run folder, first on this disk, then in the bucket emulator."""
+    from sample_runs import folders  # only where a test asks for it: it imports much
+
+    with folders(request.param, tmp_path_factory.mktemp("folders"), require) as opened:
+        yield opened
+
+
 @pytest.fixture
 def proxy(tmp_path: Path, require: Callable[[bool, str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A bucket emulator behind a `faulty_bucket.Proxy`; failed requests are retried at once."""

@@ -74,15 +74,15 @@ def finished_run(folder: Folder, counts: list[int], taps: tuple[str, ...] = TAPS
     """A complete, merged run whose batches have so many rows."""
     claim(folder, identity(PER_BATCH * len(counts), taps))
     batches = [batch(number, count, taps=taps) for number, count in enumerate(counts, 1)]
-    for each in batches:
-        commit_batch(folder, each, host=0)
+    for committed in batches:
+        commit_batch(folder, committed, host=0)
     merge.merge(folder)
     return batches
 
 
 def joined(batches: list[Batch], tap: str) -> np.ndarray:
     """All vectors of a tap, in the order in which the dataset numbers them."""
-    return np.concatenate([each.taps[tap] for each in batches])
+    return np.concatenate([committed.taps[tap] for committed in batches])
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

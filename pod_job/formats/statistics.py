@@ -15,10 +15,10 @@ from pod_job.formats.quantized import Vectors
 from pod_job.formats.records import Count, Record
 
 CHUNK_VALUES = 1 << 20
-"""Values whose sums are kept raw; chunks are then combined as batches are."""
+"""Values that are summed directly; chunks are then combined as batches are."""
 BLOCK_VALUES = 1 << 17
-"""Values converted to float64 at a time: 1 MiB, which stays in a core's cache and which OpenBLAS sums in one thread.
-4 MiB it shares among all cores, and writers on 16 of them took 17 times the CPU time."""
+"""Values converted to float64 at a time: 1 MiB, which fits a core's cache and which OpenBLAS sums in one thread.
+OpenBLAS shares 4 MiB among all cores, and writers on 16 of them took 17 times the CPU time."""
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 OUTLIER_FACTOR = 10.0
 """A row is an outlier when its norm is above this many medians."""
@@ -27,9 +27,12 @@ _NO_KEYS = np.zeros(0, np.uint32)
 
 @dataclass(frozen=True)
 class TapStatistics:
-    """Statistics of `count` finite rows: mean and sum of squared deviations per dimension, and Euclidean norms.
+    """Statistics of rows, of which `count` are finite.
 
-    `norm_keys` has every row's norm to one part in a million, sorted (`norm_sketch.keys_of`).
+    Attributes:
+        mean, squared_deviations: per dimension; the latter are sums of squares.
+        norm_sum, norm_min, norm_max: of the Euclidean norms of rows.
+        norm_keys: every row's norm to one part in a million, sorted (`norm_sketch.keys_of`).
     """
 
     count: int
@@ -78,19 +81,19 @@ class Summary(Record, frozen=True):
     outlier_share: float
 
 
-def of(vectors: Vectors) -> TapStatistics:
-    """Returns statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
+def compute(vectors: Vectors) -> TapStatistics:
+    """Returns the statistics of rows [R, D] of any float dtype, at about 0.4 CPU seconds per GB of bfloat16."""
     return measure(vectors)[0]
 
 
 def measure(vectors: Vectors) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
-    """Returns the statistics, and the norm of each row: infinite or NaN where a value of it is."""
+    """Returns the statistics, and the norm of every row: infinite or NaN for a row with such a value."""
     rows, width = vectors.shape
     step, block = (max(1, values // max(width, 1)) for values in (CHUNK_VALUES, BLOCK_VALUES))
     wide = np.empty((min(block, rows), width))
     total, norms = _empty(width), np.empty(rows)
     for start in range(0, rows, step):
-        chunk, norms[start : start + step] = _of_chunk(vectors[start : start + step], wide)
+        chunk, norms[start : start + step] = _chunk_statistics(vectors[start : start + step], wide)
         total = _merged_moments(total, chunk)
     finite = norms[np.isfinite(norms)]
     total = replace(
@@ -104,18 +107,18 @@ def measure(vectors: Vectors) -> tuple[TapStatistics, Float[np.ndarray, "R"]]:
 
 
 def outliers(norms: Float[np.ndarray, "R"]) -> Bool[np.ndarray, "R"]:
-    """Returns True for rows whose norm is above OUTLIER_FACTOR medians of the finite norms."""
+    """Returns the mask of rows whose norm is above OUTLIER_FACTOR medians of the finite norms."""
     finite = norms[np.isfinite(norms)]
     return norms > OUTLIER_FACTOR * np.median(finite) if len(finite) else np.zeros(len(norms), bool)
 
 
 def merge(a: TapStatistics, b: TapStatistics) -> TapStatistics:
-    """Returns statistics of the rows of both."""
+    """Returns the statistics of the rows of both."""
     return replace(_merged_moments(a, b), norm_keys=np.sort(np.concatenate([a.norm_keys, b.norm_keys])))
 
 
 class Tally:
-    """Statistics of many batches, in memory that does not go with the number of their rows."""
+    """Statistics of many batches, in memory that does not grow with the number of rows."""
 
     def __init__(self, width: int) -> None:
         self._moments = _empty(width)
@@ -134,7 +137,7 @@ class Tally:
         self._norms.add(batch.norm_keys)
 
     def join(self, other: "Tally") -> None:
-        """Adds what another tally has counted."""
+        """Adds the statistics that another tally has counted."""
         self._moments = _merged_moments(self._moments, other._moments)
         self._norms.join(other._norms)
 
@@ -166,7 +169,7 @@ def summary(statistics: TapStatistics) -> Summary:
 
 
 def _merged_moments(a: TapStatistics, b: TapStatistics) -> TapStatistics:
-    """Returns statistics of the rows of both, without the keys of their norms."""
+    """Returns the statistics of the rows of both, without the keys of their norms."""
     count = a.count + b.count
     share = b.count / max(count, 1)
     delta = b.mean - a.mean
@@ -215,14 +218,14 @@ def _empty(width: int) -> TapStatistics:
     return TapStatistics(0, 0, zero, zero, 0.0, np.inf, 0.0, _NO_KEYS)
 
 
-def _of_chunk(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
-    """Returns all statistics but those of norms, and the norms. `wide` is scratch memory for rows that fit a cache."""
+def _chunk_statistics(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarray]:
+    """Returns the statistics without those of norms, and the norms; `wide` is scratch memory that fits a cache."""
     count, width = chunk.shape
     sums, square_sums, squared_norms = np.zeros(width), np.zeros(width), np.empty(count)
     ones, of_width = np.ones(len(wide)), np.ones(width)
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, count, len(wide)):
-            # By way of float32: ml_dtypes converts to it several times faster than to float64; it holds every value.
+            # Through float32, which holds every value: ml_dtypes converts to it several times faster than to float64.
             block = np.asarray(chunk[start : start + len(wide)], np.float32)
             values = wide[: len(block)]
             values[:] = block
@@ -233,11 +236,11 @@ def _of_chunk(chunk: Vectors, wide: np.ndarray) -> tuple[TapStatistics, np.ndarr
             np.matmul(values, of_width, out=squared_norms[start : start + len(block)])
     finite = np.isfinite(squared_norms)
     if not finite.all():
-        moments, _ = _of_chunk(chunk[finite], wide)
-        return replace(moments, nonfinite=count - moments.count), np.sqrt(squared_norms)
+        finite_rows, _ = _chunk_statistics(chunk[finite], wide)
+        return replace(finite_rows, nonfinite=count - finite_rows.count), np.sqrt(squared_norms)
     mean = sums / max(count, 1)
     deviations = square_sums - count * mean**2
-    # Where the mean dwarfs the spread that difference has lost its digits; those few columns are summed again.
+    # Where the mean dwarfs the spread, the difference has lost its digits; those few columns are summed again.
     lost = np.flatnonzero(deviations < 1e-6 * square_sums)
     if len(lost):
         again = np.asarray(chunk, np.float32)[:, lost].astype(np.float64)

@@ -26,7 +26,7 @@ HOOKS = {
     "attn_out": "blocks.{layer}.hook_attn_out",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
 }
-"""Names in TransformerLens of the sites that it has, too."""
+"""TransformerLens' names of the sites that mean the same there."""
 PART_BYTES = 256 << 20
 """Vectors in memory, and in one file."""
 
@@ -72,15 +72,11 @@ def export_sae_lens(
     samples, width = len(dataset) // context_size, dataset.shape[1]
     if not samples:
         raise JobError(f"context_size={context_size}: more than the {len(dataset)} rows of {dataset!r}; use less")
-    features = datasets.Features(
-        {
-            hook: datasets.Array2D((context_size, width), "float32"),
-            "token_ids": datasets.Sequence(datasets.Value("int32"), length=context_size),
-        }
-    )
+    tokens = datasets.Sequence(datasets.Value("int32"), length=context_size)
+    features = datasets.Features({hook: datasets.Array2D((context_size, width), "float32"), "token_ids": tokens})
     files = []
-    for number, (vectors, tokens) in enumerate(_parts(dataset, samples, context_size)):
-        piece = datasets.Dataset.from_dict({hook: vectors, "token_ids": tokens}, features=features)
+    for number, (vectors, token_ids) in enumerate(_parts(dataset, samples, context_size)):
+        piece = datasets.Dataset.from_dict({hook: vectors, "token_ids": token_ids}, features=features)
         files.append(_save(piece, out, number))
     # The list of files comes last: without it, datasets takes the folder for nothing.
     (out / "state.json").write_bytes(encode(_state(files, dataset, hook, context_size), indent=2))
@@ -89,10 +85,10 @@ def export_sae_lens(
 
 def hook_of(tap: str, layers: int | None) -> str:
     """Returns TransformerLens' name of a tap of a model with this many layers (None: unknown, of an import)."""
-    site = None if layers is None else available(layers).get(tap)
-    if site is None or site.site not in HOOKS:
+    place = None if layers is None else available(layers).get(tap)
+    if place is None or place.site not in HOOKS:
         raise JobError(f"layer={tap}: TransformerLens has no equal of it; name the column with hook_name=...")
-    return HOOKS[site.site].format(layer=site.layer)
+    return HOOKS[place.site].format(layer=place.layer)
 
 
 def _parts(dataset: ActivationDataset, samples: int, context_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

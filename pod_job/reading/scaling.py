@@ -62,7 +62,7 @@ def kept_statistics(dataset: "ActivationDataset") -> tuple[int, Float[np.ndarray
     """
     stored = dataset.metadata.statistics[dataset.tap]
     count, mean, variance = stored.count, np.array(stored.mean), np.array(stored.variance)
-    parts = [statistics.of(vectors) for vectors in dataset.excluded()]
+    parts = [statistics.compute(vectors) for vectors in dataset.excluded()]
     if not parts:
         return count, mean, variance
     out = reduce(statistics.merge, parts)

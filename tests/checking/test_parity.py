@@ -1,4 +1,4 @@
-"""The parity gate: its result is in metadata.json, on any mesh; a step that computes something else is refused."""
+"""The parity gate: its result is in metadata.json, on any mesh; a step with other vectors is refused."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
-# The job, with its reference made by our own code (no torch), or spoilt as a miscompiled step would look.
+# The job, with its reference made by our own code (no torch), or spoilt as by a miscompiled step.
 PROGRAM = """
 import sys
 from pod_job import __main__
@@ -64,30 +64,30 @@ def job(model: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[s
 def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     done = job(model, tmp_path, *more)
     assert done.returncode == 0, done.stderr
-    [found] = merge(open_folder(tmp_path)).parity
-    assert msgspec.to_builtins(found) == json.loads((tmp_path / layout.METADATA).read_text())["parity"][0]
+    [result] = merge(open_folder(tmp_path)).parity
+    assert msgspec.to_builtins(result) == json.loads((tmp_path / layout.METADATA).read_text())["parity"][0]
     # A step has two rows of one long prompt each where devices of the axis `model` share them, else four.
-    assert (found.reference, found.prompts, found.passed) == (reference.OURS, 3 if len(more) == 1 else 2, True)
-    assert found.rows == 3 if len(more) == 1 else 256 < found.rows <= 512
-    assert found.limit == limit_of(Dtype.float32, Dtype.bfloat16 if len(more) == 1 else Dtype.float32)
-    assert found.errors.keys() == {"layer_1", "layer_2"}
+    assert (result.reference, result.prompts, result.passed) == (reference.OURS, 3 if len(more) == 1 else 2, True)
+    assert result.rows == 3 if len(more) == 1 else 256 < result.rows <= 512
+    assert result.limit == limit_of(Dtype.float32, Dtype.bfloat16 if len(more) == 1 else Dtype.float32)
+    assert result.errors.keys() == {"layer_1", "layer_2"}
     rounding = 2**-8 if len(more) == 1 else 1e-5
-    assert all(0 < error.median <= error.largest < rounding for error in found.errors.values())
+    assert all(0 < error.median <= error.largest < rounding for error in result.errors.values())
     assert verify(tmp_path).sound
 
 
 @pytest.mark.pod
-def test_generation_is_held_against_the_reference_over_prompt_and_new_tokens(model: Path, tmp_path: Path) -> None:
+def test_generation_is_compared_with_the_reference_over_prompt_and_new_tokens(model: Path, tmp_path: Path) -> None:
     generation = ("mode=generate", "generate.max_new_tokens=18", "extract.positions=all", "extract.dtype=float32")
     done = job(model, tmp_path, *generation, "extract.rows_per_device=2", "sharding=tensor")
     assert done.returncode == 0, done.stderr
-    [found] = merge(open_folder(tmp_path)).parity
+    [result] = merge(open_folder(tmp_path)).parity
     texts = [json.loads(line) for line in (tmp_path / "outputs/batch_000001.jsonl").read_text().splitlines()[:3]]
     # One call of decode: 16 tokens of the 18, unless an end token came before.
     new = [min(16, len(text["token_ids"])) for text in texts]
-    assert (found.prompts, found.passed) == (3, True)
-    assert found.rows == sum(text["prompt_tokens"] for text in texts) + sum(new)
-    assert all(0 < error.median <= error.largest < 1e-5 for error in found.errors.values())
+    assert (result.prompts, result.passed) == (3, True)
+    assert result.rows == sum(text["prompt_tokens"] for text in texts) + sum(new)
+    assert all(0 < error.median <= error.largest < 1e-5 for error in result.errors.values())
     assert json.loads((tmp_path / "status/host_00.json").read_text())["seconds"] > 0
 
 
@@ -96,11 +96,11 @@ def test_a_step_that_is_off_is_refused_and_stores_nothing(model: Path, tmp_path:
     assert done.returncode == 2
     assert "parity.limit=0.1: layer_2 is" in done.stderr
     assert not list(tmp_path.glob("commits/*"))
-    [found] = merge(open_folder(tmp_path)).parity
-    assert not found.passed
+    [result] = merge(open_folder(tmp_path)).parity
+    assert not result.passed
 
 
-def test_what_an_earlier_start_of_the_same_name_left_is_gone_before_anything_is_tried(tmp_path: Path) -> None:
+def test_the_result_of_an_earlier_start_of_the_same_name_is_removed_first(tmp_path: Path) -> None:
     class Tried(Exception):
         pass
 
@@ -122,5 +122,5 @@ def test_what_an_earlier_start_of_the_same_name_left_is_gone_before_anything_is_
 
 def test_relative_errors_of_rows() -> None:
     truth = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    found = np.array([[3.0, 4.5], [0.0, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
-    assert relative_errors(found, truth).tolist() == pytest.approx([0.1, 0.0, np.inf, np.inf])
+    vectors = np.array([[3.0, 4.5], [0.0, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
+    assert relative_errors(vectors, truth).tolist() == pytest.approx([0.1, 0.0, np.inf, np.inf])

@@ -49,9 +49,9 @@ def test_rows_are_what_the_reference_computes(
         request.getfixturevalue("torch_there")
     else:
         monkeypatch.setattr(reference, "torch_installed", lambda: False)
-    found = recompute(finished, 40)
-    assert list(found) == TAPS
-    for deviation in found.values():
+    deviations = recompute(finished, 40)
+    assert list(deviations) == TAPS
+    for deviation in deviations.values():
         assert deviation.reference == {"torch": reference.TORCH, "ours": reference.OURS}[name]
         assert deviation.rows == 40
         assert 0 < deviation.median < 2**-8  # bfloat16 as stored
@@ -73,12 +73,12 @@ def test_changed_vectors_are_too_far(finished: Path, tmp_path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[4096:] = data[4096 + 128 :] + data[4096 : 4096 + 128]  # every row moved up by one
         path.write_bytes(data)
-    found = recompute(copied, 10)
-    assert found["layer_1"].too_far
-    assert not found["layer_2.q"].too_far
+    deviations = recompute(copied, 10)
+    assert deviations["layer_1"].too_far
+    assert not deviations["layer_2.q"].too_far
 
 
-def test_moved_inputs_are_named_and_can_be_given_anew(finished: Path, model: Path, tmp_path: Path) -> None:
+def test_moved_inputs_are_named_and_can_be_given_again(finished: Path, model: Path, tmp_path: Path) -> None:
     moved = write_tiny_model(tmp_path / model.name)
     assert recompute(finished, 3, 0, [f"model.path={moved}"])["layer_1"].rows == 3
     other = write_tiny_model(tmp_path / "other" / model.name, seed=1)
@@ -86,7 +86,7 @@ def test_moved_inputs_are_named_and_can_be_given_anew(finished: Path, model: Pat
         recompute(finished, 3, 0, [f"model.path={other}"])
 
 
-def test_a_run_that_does_not_tell_its_inputs_is_named(finished: Path, tmp_path: Path) -> None:
+def test_a_run_without_its_configuration_is_named(finished: Path, tmp_path: Path) -> None:
     record = replace(read_run(open_folder(finished)), config=None)
     (tmp_path / layout.RUN).write_bytes(encode(record))
     with pytest.raises(JobError, match="does not tell how the run was started"):

@@ -1,12 +1,12 @@
 """verify finds whatever was done to a run folder, and says which file and why; a sound run is found sound."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_runs import batch, finished_run, folders, identity, rewrite
+from sample_runs import batch, finished_run, identity, rewrite
 
 from pod_job.checking.verify import verify
 from pod_job.commands.verify import main
@@ -21,14 +21,6 @@ from pod_job.storage.open import open_folder
 
 COUNTS = [20, 0, 33]
 TAP_FILE = layout.activations_file("layer_6", 3)
-
-
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def new_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[Callable[[], Folder]]:
-    with folders(request.param, tmp_path_factory.mktemp("verify"), require) as opened:
-        yield opened
 
 
 def test_a_sound_run_is_sound(new_folder: Callable[[], Folder], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,14 @@
 """metadata.json says what the commit records say, says so when something is missing, and is refused where they lie."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, folders, identity, joined, rewrite
+from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, identity, joined, rewrite
 
 import pod_job.finishing.merge
 from pod_job.checking.verify import verify
@@ -26,14 +26,6 @@ from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
 from pod_job.storage.local import LocalFolder
 from pod_job.storage.open import open_folder
-
-
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def new_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[Callable[[], Folder]]:
-    with folders(request.param, tmp_path_factory.mktemp("merge"), require) as opened:
-        yield opened
 
 
 def _metadata(folder: Folder) -> metadata_file.Metadata:

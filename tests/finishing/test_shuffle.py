@@ -1,12 +1,12 @@
 """A shuffled run has every row of the run once, with its provenance, in an order that is uniformly random."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_runs import TAPS, finished_run, folders
+from sample_runs import TAPS, finished_run
 
 from pod_job.checking.verify import verify
 from pod_job.commands.shuffle import main
@@ -22,14 +22,6 @@ from pod_job.storage.open import open_folder
 
 COUNTS = [20, 0, 33, 7]
 ROW_BYTES = 2 * 16 * 2 + 4 * 4 + 3
-
-
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def new_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[Callable[[], Folder]]:
-    with folders(request.param, tmp_path_factory.mktemp("shuffle"), require) as opened:
-        yield opened
 
 
 def content(url: str) -> dict[tuple, bytes]:

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sample_runs import batch, folders, identity
+from sample_runs import batch, identity
 
 from pod_job.checking.recompute import recompute
 from pod_job.checking.verify import verify
@@ -89,43 +89,41 @@ def test_zeros_stay_zeros_and_rows_that_are_not_finite_are_counted(dtype: str) -
     with np.errstate(invalid="ignore"):
         assert np.isfinite(np.asarray(quantized)).all(axis=1).tolist() == [True, False, False, True]
     assert not np.asarray(quantized)[0].any()
-    assert statistics.of(quantized).nonfinite == 2
+    assert statistics.compute(quantized).nonfinite == 2
 
 
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def run(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[tuple[Folder, list[Batch]]]:
+@pytest.fixture(scope="module")
+def run(new_folder: Callable[[], Folder]) -> tuple[Folder, list[Batch]]:
     """Three batches of two taps in int8; the second tap is narrower than a group."""
-    with folders(request.param, tmp_path_factory.mktemp("eight"), require) as opened:
-        folder = opened()
-        claim(folder, identity(24, dtype="int8"))
-        batches = []
-        for number, rows in enumerate((30, 0, 25), 1):
-            taps = {"layer_6": outlying(rows, 100, number), "layer_30_norm": outlying(rows, 16, number)}
-            batches.append(replace(batch(number, rows), taps={n: quantize(v, "int8") for n, v in taps.items()}))
-            commit_batch(folder, batches[-1], host=0)
-        merge(folder)
-        yield folder, batches
+    folder = new_folder()
+    claim(folder, identity(24, dtype="int8"))
+    batches = []
+    for number, rows in enumerate((30, 0, 25), 1):
+        vectors = {"layer_6": outlying(rows, 100, number), "layer_30_norm": outlying(rows, 16, number)}
+        taps = {name: quantize(values, "int8") for name, values in vectors.items()}
+        batches.append(replace(batch(number, rows), taps=taps))
+        commit_batch(folder, batches[-1], host=0)
+    merge(folder)
+    return folder, batches
 
 
 def test_readers_return_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
     folder, batches = run
     for tap in ("layer_6", "layer_30_norm"):
-        whole = np.concatenate([np.asarray(each.taps[tap]) for each in batches])
+        full = np.concatenate([np.asarray(committed.taps[tap]) for committed in batches])
         data = ActivationDataset(folder.url, tap)
-        assert (data.dtype, data.shape) == (np.float32, whole.shape)
-        np.testing.assert_array_equal(data[:], whole)
-        np.testing.assert_array_equal(data[[54, 3, 30]], whole[[54, 3, 30]])
-        np.testing.assert_array_equal(data[-1], whole[-1])
+        assert (data.dtype, data.shape) == (np.float32, full.shape)
+        np.testing.assert_array_equal(data[:], full)
+        np.testing.assert_array_equal(data[[54, 3, 30]], full[[54, 3, 30]])
+        np.testing.assert_array_equal(data[-1], full[-1])
         for vectors, index in data.batches(16, with_index=True):
-            np.testing.assert_array_equal(vectors, whole[index])
+            np.testing.assert_array_equal(vectors, full[index])
         narrow = ActivationDataset(folder.url, tap, dtype="bfloat16")[5:9]
-        np.testing.assert_array_equal(narrow, whole[5:9].astype(DTYPE_OF["bfloat16"]))
+        np.testing.assert_array_equal(narrow, full[5:9].astype(DTYPE_OF["bfloat16"]))
         raw = data.raw([40, 2])
         assert isinstance(raw, EightBit)
-        np.testing.assert_array_equal(np.asarray(raw), whole[[40, 2]])
-        exact = whole.astype(np.float64)
+        np.testing.assert_array_equal(np.asarray(raw), full[[40, 2]])
+        exact = full.astype(np.float64)
         np.testing.assert_allclose(data.statistics["mean"], exact.mean(0), rtol=1e-9, atol=1e-9)
     export_pickles(folder.url, tmp_path)
     item = read_pickle(tmp_path / "layer_6_batch_000003.pkl").activations[24]
@@ -134,10 +132,10 @@ def test_readers_return_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: P
 
 def test_metadata_has_the_rounding_errors(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
-    for tap, found in merge(folder).rounding.items():
-        errors = np.concatenate([each.taps[tap].errors for each in batches])  # type: ignore[union-attr]
-        assert found.rms == pytest.approx(np.sqrt((errors.astype(np.float64) ** 2).mean()), rel=1e-9)
-        assert found.largest == pytest.approx(errors.max(), rel=1e-9)
+    for tap, rounding in merge(folder).rounding.items():
+        errors = np.concatenate([committed.taps[tap].errors for committed in batches])  # type: ignore[union-attr]
+        assert rounding.rms == pytest.approx(np.sqrt((errors.astype(np.float64) ** 2).mean()), rel=1e-9)
+        assert rounding.largest == pytest.approx(errors.max(), rel=1e-9)
 
 
 def test_a_quantized_run_is_verified_and_shuffled(run: tuple[Folder, list[Batch]], tmp_path: Path) -> None:
@@ -146,7 +144,7 @@ def test_a_quantized_run_is_verified_and_shuffled(run: tuple[Folder, list[Batch]
     described = shuffle(folder.url, tmp_path / "shuffled", part_bytes=3000)
     assert described.rounding == merge(folder).rounding
     assert verify(tmp_path / "shuffled").sound
-    before, after = (ActivationDataset(each, 6)[:] for each in (folder.url, tmp_path / "shuffled"))
+    before, after = (ActivationDataset(url, 6)[:] for url in (folder.url, tmp_path / "shuffled"))
     np.testing.assert_array_equal(np.sort(after.view("V400"), axis=0), np.sort(before.view("V400"), axis=0))
 
 
@@ -155,7 +153,7 @@ def test_a_second_writer_adopts_the_file_and_its_scales(run: tuple[Folder, list[
     late = replace(batches[0], taps={n: quantize(np.asarray(v) * 1.001, "int8") for n, v in batches[0].taps.items()})
     folder.remove(layout.commit_file(1))
     record = commit_batch(folder, late, host=1)
-    assert record.files[0].statistics == statistics.to_record(statistics.of(batches[0].taps["layer_6"]))
+    assert record.files[0].statistics == statistics.to_record(statistics.compute(batches[0].taps["layer_6"]))
     merge(folder)
 
 

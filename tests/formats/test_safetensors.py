@@ -58,10 +58,10 @@ def test_data_begins_on_a_page_and_is_not_copied(tmp_path: Path) -> None:
     assert len(header) == 4096
     assert np.shares_memory(np.frombuffer(first, np.uint8), vectors)
     (tmp_path / "x").write_bytes(header + first + second)
-    found = map_tensors(tmp_path / "x")
-    np.testing.assert_array_equal(found["vectors"], vectors)
-    np.testing.assert_array_equal(found["flags"], flags)
-    assert found["vectors"].flags.aligned
+    mapped = map_tensors(tmp_path / "x")
+    np.testing.assert_array_equal(mapped["vectors"], vectors)
+    np.testing.assert_array_equal(mapped["flags"], flags)
+    assert mapped["vectors"].flags.aligned
 
 
 def test_strided_and_big_endian_arrays_are_stored_by_value() -> None:

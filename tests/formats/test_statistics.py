@@ -29,15 +29,15 @@ def test_equal_to_a_direct_computation(dtype: np.dtype) -> None:
     vectors = _vectors(3000, 257, dtype)  # several chunks, the last one short
     exact = vectors.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1)
-    found = statistics.summary(statistics.of(vectors))
-    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-9)
-    np.testing.assert_allclose(found.variance, exact.var(0), rtol=1e-9)
-    assert found.count == 3000
-    assert found.mean_norm == pytest.approx(lengths.mean(), rel=1e-9)
-    assert found.mean_squared_norm == pytest.approx((lengths**2).mean(), rel=1e-9)
-    assert (found.norm_min, found.norm_max) == pytest.approx((lengths.min(), lengths.max()), rel=1e-12)
-    assert ((exact * found.scale) ** 2).sum(1).mean() == pytest.approx(257, rel=1e-9)
-    assert found.outlier_share == pytest.approx((lengths > 10 * np.median(lengths)).mean(), abs=1e-9)
+    summary = statistics.summary(statistics.compute(vectors))
+    np.testing.assert_allclose(summary.mean, exact.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(summary.variance, exact.var(0), rtol=1e-9)
+    assert summary.count == 3000
+    assert summary.mean_norm == pytest.approx(lengths.mean(), rel=1e-9)
+    assert summary.mean_squared_norm == pytest.approx((lengths**2).mean(), rel=1e-9)
+    assert (summary.norm_min, summary.norm_max) == pytest.approx((lengths.min(), lengths.max()), rel=1e-12)
+    assert ((exact * summary.scale) ** 2).sum(1).mean() == pytest.approx(257, rel=1e-9)
+    assert summary.outlier_share == pytest.approx((lengths > 10 * np.median(lengths)).mean(), abs=1e-9)
 
 
 @pytest.mark.parametrize("rows", [1, 10, 50_000])
@@ -46,13 +46,13 @@ def test_quantiles_and_outliers_of_many_batches_are_right_to_a_millionth(rows: i
     exact = np.linalg.norm(vectors.astype(np.float64), axis=1)
     tally = statistics.Tally(4)
     for part in np.array_split(vectors, 7):  # some are empty
-        tally.add(through_json(statistics.of(part)))
-    found = tally.summary()
-    for q, quantile in found.norm_quantiles.items():
+        tally.add(through_json(statistics.compute(part)))
+    summary = tally.summary()
+    for q, quantile in summary.norm_quantiles.items():
         assert quantile == pytest.approx(np.quantile(exact, float(q), method="inverted_cdf"), rel=1e-6), q
     median = np.quantile(exact, 0.5, method="inverted_cdf")
-    assert found.outlier_share == pytest.approx((exact > 10 * median).mean(), abs=1e-9)
-    assert found.outlier_share > 0 or rows < 50_000
+    assert summary.outlier_share == pytest.approx((exact > 10 * median).mean(), abs=1e-9)
+    assert summary.outlier_share > 0 or rows < 50_000
 
 
 def test_a_tally_counts_every_norm_however_often_it_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,41 +79,41 @@ def test_norms_take_little_room_and_damaged_ones_are_refused() -> None:
 def test_a_small_spread_around_a_large_mean_keeps_its_digits() -> None:
     rng = np.random.default_rng(2)
     vectors = (1e4 + rng.integers(-2, 3, (1000, 3)) * 2.0**-10).astype(np.float32)
-    found = statistics.summary(statistics.of(vectors))
-    np.testing.assert_allclose(found.variance, vectors.astype(np.float64).var(0), rtol=1e-6)
+    summary = statistics.summary(statistics.compute(vectors))
+    np.testing.assert_allclose(summary.variance, vectors.astype(np.float64).var(0), rtol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 400), max_size=4))
-def test_any_cut_gives_the_same(cuts: list[int]) -> None:
+def test_any_cut_gives_equal_statistics(cuts: list[int]) -> None:
     vectors = _vectors(400, 9)
-    whole, parts = statistics.of(vectors), statistics.of(vectors[:0])
+    expected, parts = statistics.compute(vectors), statistics.compute(vectors[:0])
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 400], strict=True):
-        parts = statistics.merge(parts, statistics.of(vectors[start:stop]))
-    np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-12)
-    np.testing.assert_allclose(parts.squared_deviations, whole.squared_deviations, rtol=1e-9)
-    np.testing.assert_array_equal(parts.norm_keys, whole.norm_keys)
-    assert (parts.count, parts.norm_min, parts.norm_max) == (whole.count, whole.norm_min, whole.norm_max)
+        parts = statistics.merge(parts, statistics.compute(vectors[start:stop]))
+    np.testing.assert_allclose(parts.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(parts.squared_deviations, expected.squared_deviations, rtol=1e-9)
+    np.testing.assert_array_equal(parts.norm_keys, expected.norm_keys)
+    assert (parts.count, parts.norm_min, parts.norm_max) == (expected.count, expected.norm_min, expected.norm_max)
 
 
 def test_rows_that_are_not_finite_are_counted_and_left_out() -> None:
     vectors = _vectors(100, 5, ml_dtypes.bfloat16)
     broken = vectors.copy()
     broken[[3, 50], [0, 4]] = np.nan, np.inf
-    found, rest = statistics.of(broken), statistics.of(np.delete(vectors, [3, 50], axis=0))
-    assert (found.count, found.nonfinite) == (98, 2)
-    np.testing.assert_allclose(found.mean, rest.mean, rtol=1e-12)
+    summary, rest = statistics.compute(broken), statistics.compute(np.delete(vectors, [3, 50], axis=0))
+    assert (summary.count, summary.nonfinite) == (98, 2)
+    np.testing.assert_allclose(summary.mean, rest.mean, rtol=1e-12)
 
 
 def test_json_keeps_every_bit() -> None:
     for vectors in (_vectors(77, 6), _vectors(0, 6)):
-        before = statistics.of(vectors)
+        before = statistics.compute(vectors)
         after = through_json(before)
         assert vars(after).keys() == vars(before).keys()
         for name, value in vars(before).items():
             np.testing.assert_array_equal(getattr(after, name), value)
 
 
-def test_no_rows_have_a_summary() -> None:
-    found = statistics.summary(statistics.of(np.zeros((0, 3), np.float32)))
-    assert (found.count, found.mean_norm, found.scale, found.variance) == (0, 0.0, 1.0, [0.0] * 3)
+def test_a_batch_without_rows_has_a_summary() -> None:
+    summary = statistics.summary(statistics.compute(np.zeros((0, 3), np.float32)))
+    assert (summary.count, summary.mean_norm, summary.scale, summary.variance) == (0, 0.0, 1.0, [0.0] * 3)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_runs import TAPS, WIDTH, batch, finished_run, folders, identity, joined, rewrite
+from sample_runs import TAPS, WIDTH, batch, finished_run, identity, joined, rewrite
 
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
@@ -27,13 +27,10 @@ from pod_job.storage.open import open_folder
 COUNTS = [700, 900, 0, 1500, 13]  # blocks cross files, and one file is empty
 
 
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def run(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[tuple[Folder, list[Batch]]]:
-    with folders(request.param, tmp_path_factory.mktemp("dataset"), require) as opened:
-        folder = opened()
-        yield folder, finished_run(folder, COUNTS)
+@pytest.fixture(scope="module")
+def run(new_folder: Callable[[], Folder]) -> tuple[Folder, list[Batch]]:
+    folder = new_folder()
+    return folder, finished_run(folder, COUNTS)
 
 
 @pytest.fixture
@@ -66,13 +63,15 @@ def test_indexing_is_that_of_the_array(run: tuple[Folder, list[Batch]]) -> None:
             data[wrong]
 
 
-def test_rows_tell_where_a_vector_comes_from(run: tuple[Folder, list[Batch]]) -> None:
+def test_rows_have_the_provenance_of_vectors(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
     data = ActivationDataset(folder.url, layer="layer_30_norm")
     index = np.random.default_rng(1).permutation(len(data))[:500]
-    found = data.rows(index)
+    columns = data.rows(index)
     for column in ("task_id", "sample_idx", "position", "token_id"):
-        np.testing.assert_array_equal(found[column], np.concatenate([getattr(b.rows, column) for b in batches])[index])
+        np.testing.assert_array_equal(
+            columns[column], np.concatenate([getattr(b.rows, column) for b in batches])[index]
+        )
     assert data.rows(705)["task_id"] == batches[1].rows.task_id[5]
     assert data.rows(slice(-3, None))["position"].tolist() == [10, 11, 12]
 
@@ -93,8 +92,8 @@ def test_an_epoch_is_a_permutation(run: tuple[Folder, list[Batch]]) -> None:
 
 def test_unshuffled_batches_are_in_order(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
-    found = list(ActivationDataset(folder.url, layer=6).batches(1000, shuffle=False, drop_last=True))
-    np.testing.assert_array_equal(np.concatenate(found), joined(batches, "layer_6")[:3000])
+    ordered = list(ActivationDataset(folder.url, layer=6).batches(1000, shuffle=False, drop_last=True))
+    np.testing.assert_array_equal(np.concatenate(ordered), joined(batches, "layer_6")[:3000])
 
 
 _ORDERS = st.builds(
@@ -136,7 +135,7 @@ def test_processes_take_equally_many_steps_where_remainders_are_dropped(order: O
     assert 0 <= rows - shards[0].batches * order.batch_size < order.batch_size
 
 
-def test_blocks_and_rows_within_a_window_are_both_shuffled_anew() -> None:
+def test_every_seed_and_epoch_shuffles_blocks_and_rows_within_a_window() -> None:
     orders = [Order(100_000, 1, True, seed, epoch, (0, 1), 9_000, False) for seed in (0, 1) for epoch in (0, 1)]
     for order in orders:
         assert order.blocks.tolist() != sorted(order.blocks.tolist())
@@ -161,11 +160,11 @@ def test_the_order_depends_on_seed_and_epoch_alone(run: tuple[Folder, list[Batch
     assert len({tuple(order(seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
 
 
-def test_resuming_continues_with_the_very_next_batch(run: tuple[Folder, list[Batch]]) -> None:
+def test_resuming_continues_with_the_next_batch(run: tuple[Folder, list[Batch]]) -> None:
     data = ActivationDataset(run[0].url, layer=6)
     settings = {"seed": 5, "shard": (1, 2), "buffer_rows": 1024, "block_rows": 512, "with_index": True}
-    whole = [index.tolist() for _, index in data.batches(64, epoch=4, **settings)]
-    for taken in (0, 1, 7, len(whole)):
+    full = [index.tolist() for _, index in data.batches(64, epoch=4, **settings)]
+    for taken in (0, 1, 7, len(full)):
         first = data.batches(64, epoch=4, **settings)
         for _ in itertools.islice(first, taken):
             pass
@@ -173,7 +172,7 @@ def test_resuming_continues_with_the_very_next_batch(run: tuple[Folder, list[Bat
         second = data.batches(64, **settings)
         next(second)
         second.load_state_dict(state)
-        assert [index.tolist() for _, index in second] == whole[taken:]
+        assert [index.tolist() for _, index in second] == full[taken:]
 
 
 def test_a_state_of_another_order_is_refused(small: Path) -> None:
@@ -218,19 +217,19 @@ def test_a_rows_table_that_is_too_short_is_named(small: Path) -> None:
         ActivationDataset(small, layer=6).rows(slice(None))
 
 
-def test_statistics_are_at_hand(run: tuple[Folder, list[Batch]]) -> None:
+def test_statistics_scale_the_vectors(run: tuple[Folder, list[Batch]]) -> None:
     folder, batches = run
     data = ActivationDataset(folder.url, layer=6)
     scaled = joined(batches, "layer_6").astype(np.float64) * data.statistics["scale"]
     assert (scaled**2).sum(1).mean() == pytest.approx(WIDTH)
 
 
-def test_a_layer_that_is_not_there_is_named(small: Path) -> None:
+def test_a_missing_layer_is_named(small: Path) -> None:
     with pytest.raises(JobError, match=r"Layer not found in activations: layer=7; .* has layer_6, layer_30_norm"):
         ActivationDataset(small, layer=7)
 
 
-def test_a_layer_or_positions_that_the_run_has_not_are_refused_with_how_to_get_them(small: Path) -> None:
+def test_a_missing_layer_or_position_is_refused_with_the_way_to_get_it(small: Path) -> None:
     with pytest.raises(JobError, match=r"run the job with extract\.layers=\[7\] and a storage\.run_dir of its own"):
         ActivationDataset(small, layer=7)
     with pytest.raises(JobError, match=r"run the job with extract\.taps=\[layer_6\.q\]"):
@@ -238,10 +237,10 @@ def test_a_layer_or_positions_that_the_run_has_not_are_refused_with_how_to_get_t
     assert len(ActivationDataset(small, layer=6, positions="all")) == 50
     with pytest.raises(JobError) as refused:
         ActivationDataset(small, layer=6, positions="last")
-    said = str(refused.value)
-    assert "Activations shape mismatch: positions=last, but" in said
-    assert "kept all: 50 rows of 16 samples; extract with extract.positions=last" in said
-    assert "\n" not in said
+    message = str(refused.value)
+    assert "Activations shape mismatch: positions=last, but" in message
+    assert "kept all: 50 rows of 16 samples; extract with extract.positions=last" in message
+    assert "\n" not in message
 
 
 def test_an_unmerged_run_says_how_to_merge(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report's page is whole and needs nothing beside itself, and what it says of a run is true."""
+"""The report's page is complete and self-contained, and its statements about a run are true."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def matplotlib_there(require: Callable[[bool, str], None]) -> None:
 
 
 def made(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, dict[str, Any]]:
-    """The page in the run folder, and its facts."""
+    """Returns the page in the run folder, and its facts."""
     capsys.readouterr()
     assert main([*argv, "--json"]) == 0, capsys.readouterr().err
     return open_folder(argv[0]).read("report/index.html").decode(), json.loads(capsys.readouterr().out)
@@ -48,17 +48,17 @@ def test_the_page_opens_in_a_browser(
         widths = "Object.fromEntries([...document.images].map(i => [i.id, i.complete ? i.naturalWidth : 0]))"
         shown = browser.call("Runtime.evaluate", session, expression=widths, returnByValue=True)["result"]["value"]
         asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-        said = [e for e in browser.events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
-        said += [e for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
+        messages = [e for e in browser.events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
+        messages += [e for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
     assert set(shown) == pictures
     assert min(shown.values()) > 200
     assert {url.split(":")[0] for url in asked} == {"file", "data"}
-    assert said == []
+    assert messages == []
     assert facts["verified"] is True
     assert "Every file was read from end to end" in page
 
 
-def test_sinks_their_tokens_and_large_dimensions_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sinks_their_tokens_and_large_dimensions_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text_run(open_folder(tmp_path / "run"), tmp_path / "model")
     page, facts = made(capsys, str(tmp_path / "run"))
     [row] = re.findall(r"<tr><td class=\"text\"><mark>(\w)</mark></td><td>first token</td><td class=\"n\">(\d+)", page)
@@ -104,7 +104,7 @@ def test_an_unfinished_run_says_so_first(tmp_path: Path, capsys: pytest.CaptureF
     assert made(capsys, str(tmp_path / "none"))[1]["rows"] == 0
 
 
-def test_the_page_goes_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_goes_to_the_path_of_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished_run(open_folder(tmp_path / "run"), [5, 7])
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page_coverage.png").read_bytes().startswith(b"\x89PNG")
@@ -134,8 +134,8 @@ def test_similarity_is_one_for_rotations_and_none_for_noise() -> None:
     rng = np.random.default_rng(0)
     a, noise = rng.standard_normal((2, 400, 64))
     rotation = np.linalg.qr(rng.standard_normal((64, 64)))[0]
-    made = [each - each.mean(0) for each in (a, 3 * a @ rotation, noise)]
-    alike = similarity([TapMeasures("t", np.ones(400), np.ones(1), each @ each.T) for each in made])
+    centered = [rows - rows.mean(0) for rows in (a, 3 * a @ rotation, noise)]
+    alike = similarity([TapMeasures("t", np.ones(400), np.ones(1), rows @ rows.T) for rows in centered])
     assert alike[0, 1] == pytest.approx(1, abs=1e-6)
     assert alike[0, 2] < 0.02  # with the biased estimator it would be above 0.1
 

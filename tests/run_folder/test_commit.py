@@ -2,14 +2,14 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sample_runs import TAPS, WIDTH, batch, folders, rewrite
+from sample_runs import TAPS, WIDTH, batch, rewrite
 
 from pod_job.errors import JobError
 from pod_job.formats import rows_table, statistics
@@ -21,14 +21,6 @@ from pod_job.run_folder.layout import committed
 from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
-
-
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def new_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[Callable[[], Folder]]:
-    with folders(request.param, tmp_path_factory.mktemp("commit"), require) as opened:
-        yield opened
 
 
 def _vectors(folder: Folder, file: TapFile) -> np.ndarray:
@@ -47,7 +39,7 @@ def _assert_true(folder: Folder, record: CommitRecord) -> None:
     for file in record.files:
         vectors = _vectors(folder, file)
         assert (file.dtype, file.shape) == (str(vectors.dtype), list(vectors.shape))
-        assert file.statistics == statistics.to_record(statistics.of(vectors))
+        assert file.statistics == statistics.to_record(statistics.compute(vectors))
     assert len(rows_table.from_parquet(folder.read(record.rows_file.file))) == record.rows
 
 

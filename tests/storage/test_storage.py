@@ -3,25 +3,16 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sample_runs import folders
 
 from pod_job.errors import JobError
 from pod_job.storage import gcs
 from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, NameTaken
 from pod_job.storage.open import open_folder
-
-
-@pytest.fixture(scope="module", params=["local", "bucket"])
-def new_folder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, require: Callable
-) -> Iterator[Callable[[], Folder]]:
-    with folders(request.param, tmp_path_factory.mktemp("storage"), require) as opened:
-        yield opened
 
 
 def test_created_content_never_changes(new_folder: Callable[[], Folder]) -> None:

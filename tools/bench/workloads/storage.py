@@ -70,7 +70,7 @@ def writing(way: str, options: Options, scratch: Path) -> Work:
         "plain": lambda: plain_files(taps, scratch / "plain"),
         "folder": lambda: commit(batch, shape, str(scratch / f"run_{next(numbers)}")),
         "bucket": lambda: commit(batch, shape, f"gs://{BUCKET}/{uuid.uuid4()}"),
-        "statistics": lambda: [statistics.of(vectors) for vectors in taps.values()],
+        "statistics": lambda: [statistics.compute(vectors) for vectors in taps.values()],
         "crc32c": lambda: [checksum([vectors.view("u1").data]) for vectors in taps.values()],
         "rows": lambda: rows_table.to_parquet(batch.rows),
     }
