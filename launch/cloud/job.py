@@ -40,8 +40,9 @@ def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
 def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:
     """Shows the hosts' progress until the attempt has ended."""
     with progress.Screen(Console(stderr=True), began) as screen:
-        show = lambda statuses: screen.show(progress.bars(statuses, job.batches))  # noqa: E731
-        return follow(job, config.cloud.stall_s, show, log)
+        return follow(
+            job, config.cloud.stall_s, lambda statuses: screen.show(progress.bars(statuses, job.batches)), log
+        )
 
 
 def finish(config: JobConfig, job: RunningJob, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-# Says how the job is: RUNNING, EXITED with its code and the end of its log (base64), or NONE.
+# Reports the state of the job: RUNNING, EXITED with its code and the end of its log (base64), or NONE.
 current=$(cat "$ROOT/attempt" 2>/dev/null)
 here="$ROOT/attempts/$current"
 [ -n "$current" ] || answer NONE
