@@ -118,13 +118,13 @@ class _Forward(BaseHTTPRequestHandler):
         self, body: bytes, command: str | None = None, path: str | None = None
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         upstream = http.client.HTTPConnection(self.server.upstream)
-        kept = {k: v for k, v in self.headers.items() if k != "Host" and (body or k.lower() != "content-length")}
-        upstream.request(command or self.command, path or self.path, body, kept)
+        headers = {k: v for k, v in self.headers.items() if k != "Host" and (body or k.lower() != "content-length")}
+        upstream.request(command or self.command, path or self.path, body, headers)
         answer = upstream.getresponse()
-        ours, theirs = self.server.url.removeprefix("http://"), self.server.upstream
-        content = answer.read().replace(theirs.encode(), ours.encode())
+        own, upstream_address = self.server.url.removeprefix("http://"), self.server.upstream
+        content = answer.read().replace(upstream_address.encode(), own.encode())
         upstream.close()
-        return answer.status, [(k, v.replace(theirs, ours)) for k, v in answer.getheaders()], content
+        return answer.status, [(k, v.replace(upstream_address, own)) for k, v in answer.getheaders()], content
 
     def _pass_on(self, fault: Fault, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
         if fault == "lost answer":

@@ -15,7 +15,7 @@ from pod_job.formats.quantized import Vectors, from_rows, is_eight_bit
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.reading.arrays import CONVERT, Kind
 from pod_job.reading.epoch import BLOCK_ROWS, BUCKET_BLOCK_ROWS, Batches, Order, OrderOptions
-from pod_job.reading.row_reader import READS_IN_FLIGHT, KeptRows
+from pod_job.reading.row_reader import READS_IN_FLIGHT, SelectedRows
 from pod_job.reading.row_source import RowSource
 from pod_job.reading.tap_rows import open_rows
 from pod_job.run_folder import layout, metadata
@@ -61,7 +61,7 @@ class ActivationDataset:
         self.as_ = as_
         _check_positions(self.metadata, positions, folder.url)
         if exclude:
-            self._reader = KeptRows(self._reader, self._without(exclude))
+            self._reader = SelectedRows(self._reader, self._without(exclude))
             self.shape = (len(self._reader), self.shape[1])
 
     @classmethod
@@ -177,7 +177,7 @@ class ActivationDataset:
 
     def excluded(self) -> Iterator[np.ndarray]:
         """Yields the vectors that `exclude` leaves out, [R, D] in the stored dtype, a part at a time."""
-        if isinstance(self._reader, KeptRows):
+        if isinstance(self._reader, SelectedRows):
             for raw in self._reader.left_out():
                 yield self._present(raw, "numpy")
 
@@ -196,8 +196,8 @@ class ActivationDataset:
 
     def _places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows' numbers among all rows of the run, and their batches by place in metadata.json."""
-        if isinstance(self._reader, KeptRows):
-            numbers = self._reader.kept[numbers]
+        if isinstance(self._reader, SelectedRows):
+            numbers = self._reader.numbers[numbers]
         return numbers, np.searchsorted(self._starts, numbers, "right") - 1
 
     def _without(self, exclude: Sequence[str]) -> np.ndarray:
@@ -205,12 +205,12 @@ class ActivationDataset:
         if unknown := sorted(set(exclude) - set(rows_table.FLAGS)):
             raise JobError(f"exclude={unknown[0]}: not a flag of rows; use {', '.join(rows_table.FLAGS)}")
 
-        def kept(batch: int) -> np.ndarray:
+        def unflagged_rows(batch: int) -> np.ndarray:
             table = read_rows(self.folder, self.metadata.rows_files[batch])
             return np.flatnonzero(~np.logical_or.reduce([getattr(table, name) for name in exclude]))
 
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-            by_batch = list(pool.map(kept, range(len(self._starts) - 1)))
+            by_batch = list(pool.map(unflagged_rows, range(len(self._starts) - 1)))
         numbers = [rows + start for rows, start in zip(by_batch, self._starts, strict=False)]
         return np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
 
@@ -238,10 +238,10 @@ def _tap(metadata: Metadata, layer: int | str, url: str) -> str:
 
 
 def _check_positions(metadata: Metadata, wanted: str | None, url: str) -> None:
-    kept = metadata.provenance.positions
-    if wanted not in (None, kept):
+    stored = metadata.provenance.positions
+    if wanted not in (None, stored):
         raise JobError(
-            f"Activations shape mismatch: positions={wanted}, but {url} kept {kept}: {metadata.rows} rows of "
+            f"Activations shape mismatch: positions={wanted}, but {url} kept {stored}: {metadata.rows} rows of "
             f"{metadata.total_samples} samples; extract with extract.positions={wanted} into a storage.run_dir of "
             "its own, or choose rows by dataset.rows(...)['position']"
         )

@@ -170,19 +170,19 @@ class _Piece:
         return self.file.name == other.file.name and 0 <= self.start - other.stop <= GAP_BYTES
 
 
-class KeptRows:
+class SelectedRows:
     """Selected rows of a source, renumbered from 0, at eight bytes of memory per row.
 
-    `kept` are their numbers in the source, ascending.
+    `numbers` are their numbers in the source, ascending.
     """
 
-    def __init__(self, reader: RowSource, kept: Int[np.ndarray, "R"]) -> None:
+    def __init__(self, reader: RowSource, numbers: Int[np.ndarray, "R"]) -> None:
         self.row_bytes, self.reads_in_flight = reader.row_bytes, reader.reads_in_flight
-        self.kept = kept
+        self.numbers = numbers
         self._reader = reader
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.numbers)
 
     def read(
         self, start: int, stop: int, out: UInt8[np.ndarray, "R bytes"] | None = None
@@ -190,17 +190,17 @@ class KeptRows:
         """Returns rows [start, stop), in `out` where given; reads the excluded rows between them, as they are few."""
         out = np.empty((stop - start, self.row_bytes), np.uint8) if out is None else out
         if start < stop:
-            numbers = self.kept[start:stop]
-            spanned = self._reader.read(int(numbers[0]), int(numbers[-1]) + 1)
-            np.take(spanned, numbers - numbers[0], axis=0, out=out)
+            selected = self.numbers[start:stop]
+            spanned = self._reader.read(int(selected[0]), int(selected[-1]) + 1)
+            np.take(spanned, selected - selected[0], axis=0, out=out)
         return out
 
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
         """Returns the rows with these numbers, in this order; all must be in range."""
-        return self._reader.gather(self.kept[index])
+        return self._reader.gather(self.numbers[index])
 
     def left_out(self) -> Iterator[UInt8[np.ndarray, "R bytes"]]:
         """Yields the other rows of the source, ascending, at most PART_ROWS at a time."""
-        others = np.setdiff1d(np.arange(len(self._reader)), self.kept, assume_unique=True)
+        others = np.setdiff1d(np.arange(len(self._reader)), self.numbers, assume_unique=True)
         for start in range(0, len(others), PART_ROWS):
             yield self._reader.gather(others[start : start + PART_ROWS])

@@ -61,7 +61,7 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
     arch = read_arch_file(model / "config.json")
     taps = resolve([0, 1, 2, 3], [], arch.layers)
     job = PlannedJob(config, arch, taps, pod_slice(config))
-    whole = sum(math.prod(weight.shape) for weight in needed_weights(config, arch).values()) * 2
+    weights = sum(math.prod(weight.shape) for weight in needed_weights(config, arch).values()) * 2
 
     def proposed(need: int, available: int, **seconds: float) -> list[str]:
         forecast = step_forecast(fits=bool(seconds), hbm={"total": need}, hbm_available=available, seconds=seconds)
@@ -69,12 +69,12 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
 
     rows = "extract.rows_per_device="
     # A quarter more than there is: half the weights gone is enough; so are rows that need 2 in place of 3 parts.
-    assert proposed(4 * whole, 3 * whole)[0] == f"{rows}8"
-    assert proposed(2 * whole + whole // 2, 2 * whole)[:2] == ["sharding=fsdp", f"{rows}8"]
+    assert proposed(4 * weights, 3 * weights)[0] == f"{rows}8"
+    assert proposed(2 * weights + weights // 2, 2 * weights)[:2] == ["sharding=fsdp", f"{rows}8"]
     # Weights alone are too much: fewer rows do not help.
-    assert proposed(5 * whole, whole // 2 + whole // 4)[:2] == ["sharding=fsdp", f"sharding=fsdp {rows}1"]
+    assert proposed(5 * weights, weights // 2 + weights // 4)[:2] == ["sharding=fsdp", f"sharding=fsdp {rows}1"]
     # The compiler did not say how much it needs.
-    assert proposed(0, 3 * whole) == [f"{rows}{fewer}" for fewer in (8, 4, 2, 1)]
+    assert proposed(0, 3 * weights) == [f"{rows}{fewer}" for fewer in (8, 4, 2, 1)]
     assert proposed(1, 2, compute=1.0, hbm=0.1, bucket=2.0) == ["extract.layers=[1,3]", "extract.layers=[3]"]
     assert proposed(1, 2, compute=2.0, hbm=0.1, bucket=1.0) == []
 
