@@ -1,7 +1,7 @@
-"""Cloud TPU on this machine: enough of its API for the real gcloud, one real sshd per worker, a metadata server each.
+"""Simulates Cloud TPU on this machine: its API as far as gcloud needs it, and an sshd and a metadata server per worker.
 
-`with fakepod(root) as pod:` yields a `World`; processes that get `pod.env` find it in place of Google's cloud.
-Everything listens on addresses of 127.0.0.0/8 and ends with the context.
+`with fakepod(root, host_env) as world:` yields a `World`; processes with the environment `world.env` use it in place of
+Google's cloud. All servers listen on addresses of 127.0.0.0/8 and end with the context.
 """
 
 from tools.fakepod.world import World, fakepod, fakepod_available

@@ -1,4 +1,4 @@
-"""The HTTP face of the simulated cloud: the paths that gcloud's `compute tpus` commands and its ssh ask for."""
+"""HTTP interface of the simulated cloud: the paths that `gcloud compute tpus` and its ssh command request."""
 
 import json
 import re
@@ -17,7 +17,11 @@ Answer = dict[str, Any]
 
 
 def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestHandler]:
-    """A handler class for http.server; every request goes to `log`. `ssh_keys`: the project's metadata of that name."""
+    """Returns a handler class for http.server that logs every request in `log`.
+
+    Args:
+        ssh_keys: value of the project's metadata item `ssh-keys`, `USER:KEY`.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -57,7 +61,7 @@ def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestH
 
 
 def answer(cloud: Cloud, ssh_keys: str, method: str, path: str, query: dict[str, str], body: Answer) -> Answer:
-    """One request's answer. Raises ApiError; an unknown path is a NOT_FOUND that names it."""
+    """Returns the body of the response. Raises ApiError, of code NOT_FOUND where no route has the path."""
     location = r"(projects/[^/]+/locations/[^/]+)"
     routes: list[tuple[str, str, Callable[..., Answer]]] = [
         ("GET", rf"/v2/({location}/nodes/[^/:]+)", lambda name, _: cloud.get(cloud.nodes, name)),
@@ -97,7 +101,7 @@ def answer(cloud: Cloud, ssh_keys: str, method: str, path: str, query: dict[str,
 
 
 def compute_project(project: str, ssh_keys: str) -> Answer:
-    """Of Compute Engine: the project, whose metadata holds the keys that may log in."""
+    """Returns the Compute Engine resource of the project; its metadata holds the keys that may log in."""
     return {
         "kind": "compute#project",
         "name": project,

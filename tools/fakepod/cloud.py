@@ -1,6 +1,6 @@
-"""The state of a simulated Cloud TPU: nodes, queued resources, operations, and the faults a test asks for.
+"""State of the simulated Cloud TPU: nodes, queued resources, operations, and faults that a test injects.
 
-No HTTP here: `tools.fakepod.api` maps requests to these methods. Records are the JSON of API version v2,
+`tools.fakepod.api` maps HTTP requests to these methods. Records are the JSON of API version v2,
 https://cloud.google.com/tpu/docs/reference/rest/v2.
 """
 
@@ -10,8 +10,9 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Protocol
+
+from pod_job.formats.records import now
 
 Record = dict[str, Any]
 
@@ -22,7 +23,7 @@ QUOTA = "Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has be
 
 
 class ApiError(Exception):
-    """An answer other than 200: google.rpc code and message."""
+    """Response other than 200: a google.rpc code and a message."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -30,7 +31,7 @@ class ApiError(Exception):
 
 
 class Machines(Protocol):
-    """The hosts of one node: where they listen, and how they come and go."""
+    """Hosts of one node: their addresses, and how they start and stop."""
 
     addresses: list[str]
 
@@ -44,7 +45,7 @@ class Machines(Protocol):
 
 
 class Cloud:
-    """All locations of one project. Methods may be called from any thread."""
+    """Cloud TPU in all locations of one project. Its methods may be called from any thread."""
 
     def __init__(self, project: str, new_machines: Callable[[Record], Machines]) -> None:
         self.project = project
@@ -55,19 +56,19 @@ class Cloud:
         self.operations: dict[str, Record] = {}
         self.machines: dict[str, Machines] = {}
         self.ready_at: dict[str, float] = {}
-        self.refusals: defaultdict[str, deque[str]] = defaultdict(deque)  # by zone: why the next creations fail
+        self.refusals: defaultdict[str, deque[str]] = defaultdict(deque)  # zone -> errors of its next creations
         self.not_offered: set[tuple[str, str]] = set()  # zone, accelerator type
-        self.created: list[str] = []  # zones, in the order in which nodes were asked for
+        self.created: list[str] = []  # zones, in the order of the requests for nodes
         self.numbers = itertools.count(1)
 
-    # What a test does to the pod.
+    # Faults.
 
     def refuse(self, zone: str, reason: str, times: int = 1) -> None:
-        """The next `times` creations in the zone fail with `reason` (CAPACITY, QUOTA or any text)."""
+        """Makes the next `times` creations in the zone fail with `reason` (CAPACITY, QUOTA or any text)."""
         self.refusals[zone].extend([reason] * times)
 
     def preempt(self, node_id: str, notice_s: float = 0.0) -> None:
-        """Takes the node away: a notice to its hosts, then their end, then state PREEMPTED (queued: SUSPENDED)."""
+        """Preempts the node: notifies its hosts, stops them, sets it PREEMPTED and its queued resource SUSPENDED."""
         name = self._only(self.nodes, node_id)
         self.machines[name].announce_preemption()
         time.sleep(notice_s)
@@ -81,7 +82,7 @@ class Cloud:
     def addresses(self, node_id: str) -> list[str]:
         return self.machines[self._only(self.nodes, node_id)].addresses
 
-    # What the API asks.
+    # Methods of the API.
 
     def create_node(self, parent: str, node_id: str, node: Record) -> Record:
         with self.lock:
@@ -127,7 +128,7 @@ class Cloud:
             return self._operation(parent_of(name))
 
     def accelerator_type(self, name: str) -> Record:
-        """Every zone offers all kinds but those in `not_offered`."""
+        """Returns the accelerator type, which every zone offers unless it is in `not_offered`."""
         kind = name.rpartition("/")[2]
         if (zone_of(name), kind) in self.not_offered:
             raise ApiError(NOT_FOUND, f"Resource '{name}' was not found")
@@ -141,14 +142,14 @@ class Cloud:
             return table[name]
 
     def list(self, table: dict[str, Record], parent: str) -> list[Record]:
-        """All records under projects/P/locations/Z; Z may be `-` for any."""
+        """Returns all records under projects/P/locations/Z; Z may be `-` for any zone."""
         with self.lock:
             self._advance()
             pattern = re.compile(re.escape(parent).replace(re.escape("locations/-"), "locations/[^/]+") + "/")
             return [record for name, record in table.items() if pattern.match(name)]
 
     def guest_attributes(self, name: str, worker: str) -> Record:
-        """The hosts' ssh host keys, all or one worker's."""
+        """Returns the ssh host keys of all workers, or of `worker` where it is not empty."""
         self.get(self.nodes, name)
         keys = self.machines[name].host_keys()
         chosen = [keys[int(worker)]] if worker else keys
@@ -168,7 +169,7 @@ class Cloud:
         del self.nodes[name]
 
     def _advance(self) -> None:
-        """Moves what is due on: nodes to READY, their queued resources to ACTIVE."""
+        """Sets nodes READY whose time has come, and their queued resources ACTIVE."""
         for name, node in self.nodes.items():
             if node["state"] == "CREATING" and time.monotonic() >= self.ready_at[name]:
                 self.machines[name].start()
@@ -179,7 +180,7 @@ class Cloud:
                 queued["state"] = {"state": "ACTIVE" if node["state"] == "READY" else "PROVISIONING"}
 
     def _operation(self, parent: str, waits_for: str | None = None, error: str | None = None) -> Record:
-        """A long-running operation; it is done once the node it waits for is READY."""
+        """Returns a new long-running operation; it is done when the node `waits_for` is READY."""
         name = f"{parent}/operations/operation-{next(self.numbers)}"
         self.operations[name] = {"name": name, "done": True, "response": {"@type": "type.googleapis.com/Any"}}
         if error is not None:
@@ -190,9 +191,9 @@ class Cloud:
         return self.operations[name]
 
     def operation(self, name: str) -> Record:
-        found = self.get(self.operations, name)
-        node = self.nodes.get(found.get("metadata", {}).get("target", ""))
-        return found | {"done": True} if node is None or node["state"] != "CREATING" else found
+        operation = self.get(self.operations, name)
+        node = self.nodes.get(operation.get("metadata", {}).get("target", ""))
+        return operation | {"done": node is None or node["state"] != "CREATING"}
 
     def _only(self, table: dict[str, Record], last: str) -> str:
         (name,) = (name for name in table if name.endswith(f"/{last}"))
@@ -200,13 +201,9 @@ class Cloud:
 
 
 def parent_of(name: str) -> str:
-    """projects/P/locations/Z of a resource's name."""
+    """Returns projects/P/locations/Z from a resource's name."""
     return "/".join(name.split("/")[:4])
 
 
 def zone_of(name: str) -> str:
     return name.split("/")[3]
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The hosts of one simulated node: each a home folder, an address of 127.0.0.0/8, an sshd and a metadata server."""
+"""Hosts of a simulated node: each has a home folder, an address in 127.0.0.0/8, an sshd and a metadata server."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 from tools import supervisor
 from tools.fakepod.metadata import MetadataServer
 
-MARK = "FAKEPOD_HOST"  # in the environment of every process of a host: its home folder
+MARK = "FAKEPOD_HOST"  # variable of every process on a host: the host's home folder
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/libexec/sftp-server")
 START_TIMEOUT_S = 20.0
 
-# What every login runs. With a file `drop` in the home, one command runs and then its connection breaks.
+# Runs at every login. With a file `drop` in the home, one command runs and then its connection breaks.
 LOGIN = """\
 #!/bin/bash
 cd "$HOME" || exit 1
@@ -31,7 +31,7 @@ exec bash -c "$SSH_ORIGINAL_COMMAND"
 
 
 class Hosts:
-    """The machines of one node, stopped until `start`. `env` is set in every process on every host."""
+    """Hosts of one node, stopped until `start`; every process on them has the variables `env`."""
 
     def __init__(
         self, root: Path, addresses: Sequence[str], port: int, authorized_keys: Path, env: Mapping[str, str]
@@ -44,7 +44,7 @@ class Hosts:
         self.absent: set[int] = set()
 
     def start(self) -> None:
-        """Starts every host but those in `absent`; returns when all accept connections."""
+        """Starts all hosts that are not in `absent`; returns when they accept connections."""
         for worker, home in enumerate(self.homes):
             home.mkdir(parents=True)
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{home}.key"], check=True)
@@ -60,7 +60,7 @@ class Hosts:
                 time.sleep(0.02)
 
     def stop(self) -> None:
-        """Ends every host as a power cut does; their folders stay."""
+        """Kills every host, as a power cut does; their folders stay."""
         for worker in list(self.sshds):
             self.kill(worker)
         for server in self.metadata.values():
@@ -68,7 +68,7 @@ class Hosts:
         self.metadata.clear()
 
     def kill(self, worker: int) -> None:
-        """One host's end: its sshd and all that runs on it."""
+        """Kills a host: its sshd and all other processes on it."""
         sshd = self.sshds.pop(worker)
         sshd.kill()
         sshd.wait()
@@ -76,7 +76,7 @@ class Hosts:
         self.signal(worker, signal.SIGKILL)
 
     def signal(self, worker: int, signum: signal.Signals, program: bytes = b"") -> None:
-        """Signals every process of the host (but not its sshd) whose program's path has `program` in it."""
+        """Signals the processes on the host whose program's path contains `program`, except its sshd."""
         for pid in self.processes(worker, program):
             try:
                 os.kill(pid, signum)
@@ -84,13 +84,13 @@ class Hosts:
                 continue
 
     def processes(self, worker: int, program: bytes = b"") -> list[int]:
-        """The processes on the host, by the mark in their environment, that run `program`."""
-        found = []
+        """Returns the processes on the host whose program's path contains `program`."""
+        pids = []
         for pid in supervisor.processes_marked(self._mark(worker)):
             with contextlib.suppress(OSError):  # ended meanwhile
                 if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
-                    found.append(pid)
-        return found
+                    pids.append(pid)
+        return pids
 
     def _mark(self, worker: int) -> str:
         return f"{MARK}={self.homes[worker]}"
@@ -103,7 +103,7 @@ class Hosts:
         return [Path(f"{home}.key.pub").read_text().split()[1] for home in self.homes]
 
     def drop_next_login(self, worker: int) -> None:
-        """The next command on this host runs, but its connection breaks before the answer's end."""
+        """Breaks the connection of the next command on this host after the command has run."""
         (self.homes[worker] / "drop").touch()
 
     def _start_sshd(self, worker: int) -> subprocess.Popen[bytes]:
@@ -121,7 +121,7 @@ class Hosts:
         )
         sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         assert sshd is not None
-        # An sshd run as root wants this folder, which its service would have made.
+        # An sshd that runs as root needs this folder, which its service would have made.
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
         process = subprocess.Popen(

@@ -1,6 +1,6 @@
-"""The Python of simulated hosts: the packages of this one, less those that a TPU VM does not have.
+"""Makes the Python of simulated hosts: this environment's packages without those that a TPU VM does not have.
 
-What is installed here beside the job's own packages costs each of sixteen hosts seconds to import.
+A package such as torch would cost each of sixteen hosts seconds to import.
 """
 
 import re
@@ -12,7 +12,7 @@ NOT_ON_A_HOST = re.compile(r"(torch|torchgen|functorch|triton|nvidia|libtpu)\b.*
 
 
 def lean_python(root: Path) -> Path:
-    """Makes an environment at `root`, by links, and returns its interpreter."""
+    """Makes an environment of links at `root`, which must not exist yet, and returns its interpreter."""
     version = ".".join(map(str, sys.version_info[:2]))
     packages = root / "lib" / f"python{version}" / "site-packages"
     packages.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""A worker's metadata server: who it is in its slice, an access token, and whether it is being taken away.
+"""Metadata server of a worker: its number in the slice, an access token, and the notice of its preemption.
 
-https://cloud.google.com/compute/docs/metadata/overview; the attributes are those of a Cloud TPU VM.
+The attributes are those of a Cloud TPU VM, https://cloud.google.com/compute/docs/metadata/overview.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ TOKEN = "simulated-token-of-a-host"
 
 
 class MetadataServer:
-    """Serves from construction until `close`; `address` is the host:port for GCE_METADATA_IP."""
+    """Metadata server that runs from construction until `close`; `address` is the host:port for GCE_METADATA_IP."""
 
     def __init__(self, addresses: Sequence[str], worker: int) -> None:
         self.preempted = threading.Event()
-        self.ahead_s = 0.0  # by which this server's clock is ahead of the machine's
+        self.ahead_s = 0.0  # how far this server's clock is ahead of the machine's
         endpoints = ",".join(f"unknown:unknown:{address}" for address in addresses)
         values = {
             "instance/attributes/agent-worker-number": str(worker),
@@ -38,7 +38,7 @@ class MetadataServer:
 
 
 def handler(server: MetadataServer, values: dict[str, str]) -> type[BaseHTTPRequestHandler]:
-    """A handler class for http.server."""
+    """Returns a handler class for http.server that serves `values` and the notice of preemption."""
     preempted = server.preempted
 
     class Handler(BaseHTTPRequestHandler):
@@ -55,7 +55,7 @@ def handler(server: MetadataServer, values: dict[str, str]) -> type[BaseHTTPRequ
             self.send_header("Metadata-Flavor", "Google")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            with contextlib.suppress(ConnectionError):  # a process that ended while it waited for a change
+            with contextlib.suppress(ConnectionError):  # the client ended while it waited for a change
                 self.wfile.write(data)
 
         def date_time_string(self, timestamp: float | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Puts the simulated cloud together: keys, API server, hosts, and the environment in which gcloud finds them."""
+"""Assembles the simulated cloud: ssh keys, API server, hosts, and the environment that directs gcloud to them."""
 
 import getpass
 import itertools
@@ -8,10 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pod_job import environment
@@ -26,24 +26,29 @@ _subnets = itertools.count(1)
 
 @dataclass(frozen=True)
 class World:
-    """A simulated cloud that runs: `env` for the processes that should use it, `ssh_port` of every host."""
+    """Running simulated cloud.
+
+    Attributes:
+        env: variables of the processes that use it.
+        ssh_port: of every host.
+        missing: node -> workers that its next creations lack.
+    """
 
     cloud: Cloud
     env: Mapping[str, str]
     ssh_port: int
     root: Path
     missing: dict[str, set[int]]
-    """By node: workers of its next creations that never come."""
 
     def hosts(self, node_id: str) -> Hosts:
-        """The machines of a node."""
-        (found,) = (hosts for name, hosts in self.cloud.machines.items() if name.endswith(f"/nodes/{node_id}"))
-        assert isinstance(found, Hosts)
-        return found
+        """Returns the hosts of a node."""
+        (hosts,) = (hosts for name, hosts in self.cloud.machines.items() if name.endswith(f"/nodes/{node_id}"))
+        assert isinstance(hosts, Hosts)
+        return hosts
 
 
 def fakepod_available() -> str | None:
-    """None when a pod can be simulated here, otherwise the reason why not, fit to be shown to the user."""
+    """Returns None where a pod can be simulated, otherwise what this machine lacks, for the user."""
     if sys.platform != "linux":
         return f"addresses 127.0.0.2 and up, which {sys.platform} does not have by itself"
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
@@ -54,58 +59,74 @@ def fakepod_available() -> str | None:
 
 @contextmanager
 def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) -> Iterator[World]:
-    """Serves a simulated cloud for as long as the context is open; `root` (absolute) keeps homes and logs.
+    """Serves a simulated cloud while the context is open; `root` (absolute) holds homes and logs.
 
     Args:
-        host_env: environment of every process on a host, beside what the simulation needs itself.
+        host_env: variables of every process on a host, in addition to those that the simulation sets.
         bucket: address of a bucket server, for the workstation and the hosts.
     """
-    home = root / "home"
-    key = home / ".ssh" / "google_compute_engine"
-    key.parent.mkdir(parents=True, mode=0o700)
-    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", str(key)], check=True)
-    kind, public, *_ = key.with_suffix(".pub").read_text().split()
-    user = getpass.getuser()
-    ssh_port, jax_port = free_port(), free_port()
     emulator = {} if bucket is None else {environment.STORAGE_EMULATOR: bucket}
-    cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    common = {**emulator, **cpu, "PATH": os.environ["PATH"]}
-
-    missing: dict[str, set[int]] = {}
-
-    def new_machines(node: Record) -> Hosts:
-        subnet = next(_subnets)
-        addresses = [f"127.{os.getpid() % 200 + 1}.{subnet}.{worker + 1}" for worker in range(workers_of(node))]
-        # jax's own port is fixed, and taken where two pods are simulated at once.
-        coordinator = {
-            "JAX_COORDINATOR_PORT": str(jax_port),
-            "JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{jax_port}",
-        }
-        env = {**common, **coordinator, **host_env}
-        hosts = Hosts(root / f"node_{node['id']}", addresses, ssh_port, key.with_suffix(".pub"), env)
-        hosts.absent |= missing.get(node["name"].rpartition("/")[2], set())
-        return hosts
-
-    cloud = Cloud(PROJECT, new_machines)
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), api_handler(cloud, f"{user}:{kind} {public} {user}", root / "api.log")
-    )
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    home, missing, ssh_port = root / "home", dict[str, set[int]](), free_port()
+    public_key = make_key(home / ".ssh" / "google_compute_engine")
+    cloud = Cloud(PROJECT, new_hosts(root, public_key, ssh_port, {**emulator, **host_env}, missing))
+    kind, key, *_ = public_key.read_text().split()
+    user = getpass.getuser()
+    handler = api_handler(cloud, f"{user}:{kind} {key} {user}", root / "api.log")
     try:
-        env = gcloud_env(root, home, server.server_port)
-        if bucket is not None:
-            env |= emulator | {"CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{bucket}/storage/v1/"}
-        yield World(cloud, env, ssh_port, root, missing)
+        with served(handler) as port:
+            env = gcloud_env(root, home, port)
+            if bucket is not None:
+                env |= emulator | {"CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{bucket}/storage/v1/"}
+            yield World(cloud, env, ssh_port, root, missing)
     finally:
-        server.shutdown()
-        server.server_close()
-        with cloud.lock:  # hosts that are just being started are all there before they are ended
+        with cloud.lock:  # hosts that are starting now are complete before they are stopped
             for machines in cloud.machines.values():
                 machines.stop()
 
 
+def make_key(path: Path) -> Path:
+    """Makes an ssh key pair where gcloud looks for it, and returns the public key's file."""
+    path.parent.mkdir(parents=True, mode=0o700)
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", str(path)], check=True)
+    return path.with_suffix(".pub")
+
+
+def new_hosts(
+    root: Path, public_key: Path, ssh_port: int, env: Mapping[str, str], missing: Mapping[str, set[int]]
+) -> Callable[[Record], Hosts]:
+    """Returns a function that makes the hosts of a node, without those in `missing`; hosts run jax on CPU devices."""
+    cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PATH": os.environ["PATH"]}
+    jax_port = free_port()
+
+    def make_hosts(node: Record) -> Hosts:
+        subnet = next(_subnets)
+        addresses = [f"127.{os.getpid() % 200 + 1}.{subnet}.{worker + 1}" for worker in range(workers_of(node))]
+        # jax's own port is fixed, and taken where two pods are simulated at the same time.
+        coordinator = {
+            "JAX_COORDINATOR_PORT": str(jax_port),
+            "JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{jax_port}",
+        }
+        hosts = Hosts(root / f"node_{node['id']}", addresses, ssh_port, public_key, {**cpu, **coordinator, **env})
+        hosts.absent |= missing.get(node["name"].rpartition("/")[2], set())
+        return hosts
+
+    return make_hosts
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Serves HTTP on 127.0.0.1 while the context is open; yields the port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def gcloud_env(root: Path, home: Path, port: int) -> dict[str, str]:
-    """The variables that send the real gcloud to the simulated cloud."""
+    """Returns the variables that direct the real gcloud to the simulated cloud."""
     token = root / "token"
     token.write_text("simulated-token-of-a-workstation")
     base = f"http://127.0.0.1:{port}"
@@ -124,7 +145,7 @@ def gcloud_env(root: Path, home: Path, port: int) -> dict[str, str]:
 
 
 def workers_of(node: Record) -> int:
-    """The number of VMs: v5litepod and v6e count chips and have one VM up to 8, v4 and v5p count cores."""
+    """Returns the number of VMs: v5litepod and v6e count chips and have one VM up to 8, v4 and v5p count cores."""
     kind, _, size = node["acceleratorType"].rpartition("-")
     if kind in ("v4", "v5p"):
         return max(1, int(size) // CORES_PER_VM)
