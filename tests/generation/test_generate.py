@@ -1,10 +1,10 @@
 """Generation as a job: vectors of a clean pass, the same on any pod, repeated after a kill; and where it is refused."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from job_processes import finish, start
@@ -152,7 +152,7 @@ def test_an_attempt_after_a_kill_repeats_the_completions_that_are_there(
     others = []
     for one in completions(alone)[:PER_BATCH]:
         tokens = [7, *one.token_ids[1:]]
-        others.append(dataclasses.replace(one, token_ids=tokens, text=completed_text(tokens, ending)))
+        others.append(msgspec.structs.replace(one, token_ids=tokens, text=completed_text(tokens, ending)))
     store_completions(folder, 1, others)
     finish(start(overrides(model, tmp_path), 1, 1))
     assert completions(tmp_path) == [*others, *completions(alone)[PER_BATCH:]]
