@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
-from pod_job.finishing.shuffle_spill import RowLayout, Segment, Spill
+from pod_job.finishing.shuffle_spill import RowLayout, Segment, Spill, SpillFile
 from pod_job.progress import Progress, no_progress
 from pod_job.reading.row_reader import READS_IN_FLIGHT
 from pod_job.run_folder import layout, metadata
@@ -74,10 +74,17 @@ def shuffle(
     gathered = zip((own_parts + 1).tolist(), places.transpose(2, 1, 0), strict=True)
     for part, (starts, counts) in progress(gathered, len(own_parts), "parts"):
         if part not in done:
-            rows_of = zip(files, starts, counts, strict=True)
-            segments = [Segment(file, int(start), int(rows)) for file, start, rows in rows_of if file and rows]
-            _write_part(spill, part, segments, seed, host)
+            _write_part(spill, part, _segments(files, starts, counts), seed, host)
     return _finish(out)
+
+
+def _segments(files: Sequence[SpillFile | None], starts: np.ndarray, counts: np.ndarray) -> list[Segment]:
+    """Returns where the rows of one part lie in the spilled batches."""
+    return [
+        Segment(file, int(start), int(rows))
+        for file, start, rows in zip(files, starts, counts, strict=True)
+        if file and rows
+    ]
 
 
 def part_sizes(rows: int, part_rows: int) -> Int[np.ndarray, "P"]:

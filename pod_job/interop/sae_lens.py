@@ -52,8 +52,9 @@ def export_sae_lens(
     hook_name: str | None = None,
     exclude: Sequence[str] = (),
 ) -> int:
-    """Writes `out_dir`, rows in the run's order, `context_size` of them to a sample; the last rows that do not fill a
-    sample are left out. Shuffle the run first where SAELens' small mixing buffer is not enough (`pod_job.shuffle`).
+    """Writes `out_dir`: rows in the run's order, `context_size` to a sample, without the last that do not fill one.
+
+    Shuffle the run first where SAELens' small mixing buffer is not enough (`pod_job.shuffle`).
 
     Args:
         hook_name: by default TransformerLens' name of the tap.
@@ -74,10 +75,10 @@ def export_sae_lens(
         raise JobError(f"context_size={context_size}: more than the {len(dataset)} rows of {dataset!r}; use less")
     tokens = datasets.Sequence(datasets.Value("int32"), length=context_size)
     features = datasets.Features({hook: datasets.Array2D((context_size, width), "float32"), "token_ids": tokens})
-    files = []
-    for number, (vectors, token_ids) in enumerate(_parts(dataset, samples, context_size)):
-        piece = datasets.Dataset.from_dict({hook: vectors, "token_ids": token_ids}, features=features)
-        files.append(_save(piece, out, number))
+    files = [
+        _save(datasets.Dataset.from_dict({hook: vectors, "token_ids": token_ids}, features=features), out, number)
+        for number, (vectors, token_ids) in enumerate(_parts(dataset, samples, context_size))
+    ]
     # The list of files comes last: without it, datasets takes the folder for nothing.
     (out / "state.json").write_bytes(encode(_state(files, dataset, hook, context_size), indent=2))
     return samples * context_size
