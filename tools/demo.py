@@ -1,6 +1,6 @@
-"""The whole job on this machine: model, bucket, a pod of four processes, and the dataset opened again; `make demo`.
+"""Runs the whole job on this machine: a model, a bucket, a pod of four processes, and its dataset; `make demo`.
 
-Every call starts over: a new run folder in the same bucket under runs/. The model is made once.
+Every call makes a new run folder in the same bucket under runs/. The model is made once.
 """
 
 import os
@@ -34,7 +34,7 @@ BUCKET = "demo-activations"
 LAYER = 12
 ROWS_SHOWN = 8
 
-# The loading snippet of the format's documentation, to the letter; it runs in the folder that holds `activations/`.
+# The loading snippet of the format's documentation, unchanged; it runs in the folder that holds `activations/`.
 SNIPPET = """\
 import pickle
 import numpy as np
@@ -52,7 +52,7 @@ print(f"Layer {layer}: {activations_array.shape}")
 
 
 def main() -> int:
-    """Exit status as of `pod-job run`."""
+    """Runs the command line; its exit statuses are those of `pod-job run`."""
     screen = Console()
     try:
         with stopped_by_signals():
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def demo(screen: Console) -> None:
-    """All of it, step by step."""
+    """Makes the model, runs the job, and shows its dataset and the exported pickle files."""
     name = f"demo-{new_attempt()}"
     screen.rule("model")
     model_dir = write_demo_model(Path(load(["experiment=demo"]).model.path))
@@ -92,15 +92,15 @@ def demo(screen: Console) -> None:
 
 @contextmanager
 def bucket(name: str, screen: Console) -> Iterator[str]:
-    """The run folder: in a bucket of the emulator where that exists, else a local folder."""
+    """Yields the run folder: in a bucket of the emulator where that is installed, otherwise a local folder."""
     screen.rule("bucket")
     if reason := bucket_available():
-        screen.print(f"no bucket emulator here: {reason}; the run goes to a local folder", highlight=False)
+        screen.print(f"no bucket emulator: {reason}; the run folder is local", highlight=False)
         yield str(RUNS / name / "run")
         return
     root = RUNS / "buckets"
     with bucket_server(root, BUCKET) as endpoint:
-        # For this process and, through it, for the hosts.
+        # The hosts inherit it.
         os.environ[environment.STORAGE_EMULATOR] = endpoint
         again = f"python -m tools.bucket {root} --bucket {BUCKET}"
         show_facts([("bucket", f"gs://{BUCKET}"), ("files", str(root / BUCKET)), ("serve again", again)], screen)
@@ -108,7 +108,7 @@ def bucket(name: str, screen: Console) -> Iterator[str]:
 
 
 def show_dataset(config: JobConfig, screen: Console) -> None:
-    """Shape, statistics and a few rows of one tap, each with the token it belongs to."""
+    """Shows the shape, the statistics and a few rows of one tap, each with its token."""
     dataset = ActivationDataset(config.storage.run_dir, layer=LAYER)
     tokenizer = load_tokenizer(Path(config.model.path))
     chosen = np.linspace(0, len(dataset) - 1, ROWS_SHOWN).astype(int)
@@ -124,7 +124,7 @@ def show_dataset(config: JobConfig, screen: Console) -> None:
 
 
 def show_pickles(exported: Path, screen: Console) -> None:
-    """Loads one exported batch with the documented snippet, in a process that knows nothing of this project."""
+    """Loads one exported batch with the documented snippet, in a process without this project."""
     files = sorted((exported / "activations").glob("*.pkl"))
     size = sum(file.stat().st_size for file in files)
     show_facts([("where", str(exported / "activations")), ("files", f"{len(files)}, {size:,} bytes")], screen)

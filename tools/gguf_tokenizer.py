@@ -1,4 +1,4 @@
-"""Rebuilds SmolLM2's tokenizer.json from the vocabulary, merges and token types that a GGUF file carries."""
+"""Rebuilds SmolLM2's tokenizer.json from the vocabulary, merges and token types in a GGUF file."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pod_job.errors import JobError
 
-# The one pre-tokenizer built here, by llama.cpp's name for it (`llama-vocab.cpp`).
+# llama.cpp's name (`llama-vocab.cpp`) of the only pre-tokenizer that is built here.
 PRE_TOKENIZER = "smollm"
 
 
 def tokenizer_of(reader: GGUFReader) -> Tokenizer:
-    """The byte-level BPE of the file's `tokenizer.ggml.*` fields, digits split one by one as SmolLM2 does.
+    """Returns the byte-level BPE of the file's `tokenizer.ggml.*` fields; it splits digits one by one as SmolLM2 does.
 
     Raises:
-        JobError: the file's tokenizer is of another kind.
+        JobError: the file has a tokenizer of another kind.
     """
     kind, pre = _field(reader, "model"), _field(reader, "pre")
     if (kind, pre) != ("gpt2", PRE_TOKENIZER):
         raise JobError(f"tokenizer {kind}/{pre} of the GGUF file: only gpt2/{PRE_TOKENIZER} can be rebuilt")
     tokens: list[str] = _field(reader, "tokens")
-    # Byte-level tokens hold no space (it is written Ġ), so the space in a merge is the separator.
+    # A byte-level token has no space (it is written Ġ), so the space in a merge separates its tokens.
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -38,7 +38,7 @@ def tokenizer_of(reader: GGUFReader) -> Tokenizer:
 
 
 def tokenizer_config_of(reader: GGUFReader) -> dict[str, Any]:
-    """The tokenizer_config.json that belongs to it: special tokens by name, the chat template, the longest prompt."""
+    """Returns the tokenizer_config.json of the file's tokenizer: special tokens, chat template, longest prompt."""
     tokens: list[str] = _field(reader, "tokens")
 
     def token(name: str) -> str:

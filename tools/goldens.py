@@ -1,7 +1,7 @@
-"""Makes the committed truth of tests/goldens: what Hugging Face's torch models compute, tap by tap.
+"""Makes tests/goldens, the reference of the model tests: the value of every tap in Hugging Face's torch models.
 
-`python -m tools.goldens` rewrites the tiny models and their arrays, `--demo-model DIR` also those of the real model
-(DIR from `python -m tools.demo_model DIR`). Needs torch.
+`python -m tools.goldens` rewrites the tiny models and their arrays; `--demo-model DIR` also rewrites the arrays of the
+real model (DIR from `python -m tools.demo_model DIR`). Needs torch.
 """
 
 import argparse
@@ -24,7 +24,7 @@ GOLDENS = Path("tests/goldens")
 BATCH, SEQ, VOCAB = 2, 12, 96
 DEMO_PROMPT = "The capital of France is Paris, and"
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1000.0}
-# Short wavelengths, so that twelve positions reach all three bands of the formula: kept, blended, divided.
+# Short wavelengths, so that twelve positions reach all three bands of the formula: unchanged, blended, divided.
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -38,9 +38,9 @@ GEMMA3_ROPE = {
     "full_attention": PLAIN_ROPE | {"rope_type": "linear", "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
 }
-# A third of the sequence, so that most positions lose keys to it.
+# A third of the sequence, so that most positions have keys outside the window.
 WINDOW = {"sliding_window": 4}
-# A scale that is not the head's, and caps low enough to bend scores and logits of order one.
+# A scale other than the head's, and caps low enough to change scores and logits of order one.
 GEMMA: dict[str, Any] = WINDOW | {
     "head_dim": 12,
     "query_pre_attn_scalar": 8,
@@ -91,10 +91,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def write_case(name: str, out_dir: Path) -> None:
-    """Write one tiny model and its taps as `out_dir`/{config.json, model.safetensors, expected.safetensors}.
+    """Writes a tiny model and its taps as `out_dir`/{config.json, model.safetensors, expected.safetensors}.
 
     Raises:
-        RuntimeError: the folder, loaded back by transformers, does not compute the same.
+        RuntimeError: transformers computes other values from the folder than the model that was saved.
     """
     case = dict(CASES[name])
     old_rope = case.pop("old_rope", False)
@@ -106,12 +106,12 @@ def write_case(name: str, out_dir: Path) -> None:
     model.save_pretrained(out_dir)
     (out_dir / "generation_config.json").unlink(missing_ok=True)
     if old_rope:
-        _respell_rope(out_dir / "config.json")
+        _use_old_rope_keys(out_dir / "config.json")
     save_file({"input_ids": input_ids, **expected}, out_dir / "expected.safetensors")
     reloaded = run_reference(load_reference(out_dir), input_ids)
     different = [tap for tap in expected if not np.array_equal(expected[tap], reloaded[tap])]
     if different:
-        raise RuntimeError(f"{out_dir}: loading it back changed {', '.join(different)}")
+        raise RuntimeError(f"{out_dir}: the saved model computes other values of {', '.join(different)}")
 
 
 def _random_model(*, family: str, kv_heads: int, **keys: Any) -> PreTrainedModel:
@@ -143,8 +143,8 @@ def _random_model(*, family: str, kv_heads: int, **keys: Any) -> PreTrainedModel
     return model
 
 
-def _respell_rope(config_file: Path) -> None:
-    """Turn transformers 5's keys into those of transformers 4, which most checkpoints on the hub still carry."""
+def _use_old_rope_keys(config_file: Path) -> None:
+    """Rewrites keys of transformers 5 as those of transformers 4, which most checkpoints on the hub still have."""
     config = json.loads(config_file.read_text())
     rope = config.pop("rope_parameters")
     if "sliding_attention" in rope:
@@ -157,21 +157,21 @@ def _respell_rope(config_file: Path) -> None:
     for newer_key in ("layer_types", "transformers_version"):
         config.pop(newer_key, None)
     if config.get("use_sliding_window") is False:
-        # As in Qwen2.5's own files: a window is named and not used. This one is short enough to show if it were.
+        # As in Qwen2.5's files: a window that is not used. It is short enough for tests to see if it were.
         config |= {"use_sliding_window": False, "sliding_window": 4}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def write_demo_golden(model_dir: Path, out_file: Path) -> None:
-    """Write the real model's decoder layers and final norm [1, S, D] for one prompt; `logits` [1, 1, V] of its end."""
+    """Writes the real model's layers and final norm [1, S, D] for one prompt; `logits` [1, 1, V] of its last token."""
     input_ids = np.array([AutoTokenizer.from_pretrained(model_dir)(DEMO_PROMPT)["input_ids"]], np.int32)
     taps = run_reference(load_reference(model_dir), input_ids)
-    kept = {name: tap for name, tap in taps.items() if name.startswith("layer_") and "." not in name}
-    save_file({"input_ids": input_ids, **kept, "logits": taps["logits"][:, -1:].copy()}, out_file)
+    layers = {name: tap for name, tap in taps.items() if name.startswith("layer_") and "." not in name}
+    save_file({"input_ids": input_ids, **layers, "logits": taps["logits"][:, -1:].copy()}, out_file)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; prints each folder or file that it wrote, with its size."""
+    """Runs the command line; prints each folder or file that it wrote, with its size."""
     parser = argparse.ArgumentParser(prog="python -m tools.goldens", description="Rewrite tests/goldens with torch.")
     parser.add_argument("--demo-model", type=Path, help="folder of SmolLM2-135M; its golden arrays are rewritten too")
     options = parser.parse_args(argv)
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         written.append(GOLDENS / "smollm2_135m.safetensors")
         write_demo_golden(options.demo_model, written[-1])
     for path in written:
-        # safetensors makes private files; these are for everyone who checks the repository out.
+        # safetensors makes files that only their owner can read.
         for file in [path] if path.is_file() else path.iterdir():
             file.chmod(0o644)
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir())

@@ -1,6 +1,6 @@
-"""Makes environments of other programs that ours is used with or measured beside: `python -m tools.peers NAME...`.
+"""Makes environments of programs that pod_job is used with or compared with: `python -m tools.peers NAME...`.
 
-Each is made once, in runs/peers/NAME, with pinned versions and this package in it; nothing goes into our own.
+An environment is made once, in runs/peers/NAME, with pinned versions and this package.
 """
 
 import argparse
@@ -22,12 +22,12 @@ PEERS = {
     "nnsight": ("nnsight==0.8.1", "accelerate==1.15.0"),
     "hugging-face": (),
 }
-# nnsight 0.3 of dictionary-learning asks for it; a build that does not match torch's breaks transformers' import.
+# A dependency of dictionary-learning's nnsight 0.3; a build that does not match torch's breaks transformers' import.
 UNWANTED = "torchvision"
 
 
 def python_of(name: str) -> Path:
-    """Returns the interpreter of the environment, which may not be there yet."""
+    """Returns the interpreter of the environment, which may not exist yet."""
     return (FOLDER / name / "bin" / "python").absolute()
 
 
@@ -36,9 +36,9 @@ def is_made(name: str) -> bool:
 
 
 def make(name: str) -> Path:
-    """Makes the environment where it is missing; returns its interpreter. JobError where an installation fails."""
+    """Makes the environment if it does not exist, and returns its interpreter. JobError where an installation fails."""
     if name not in PEERS:
-        raise JobError(f"{name}: not one of {', '.join(PEERS)}")
+        raise JobError(f"NAME={name}: not one of {', '.join(PEERS)}")
     if not is_made(name):
         _call([sys.executable, "-m", "venv", "--clear", str(FOLDER / name)])
         pip = [str(python_of(name)), "-m", "pip", "--disable-pip-version-check"]
@@ -49,7 +49,7 @@ def make(name: str) -> Path:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Returns the environment of a peer's process: no account, no hub, no progress bars, one device for jax."""
+    """Returns the variables of a peer's process: no account, no hub, no progress bars, one CPU device for jax."""
     quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **quiet, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
@@ -57,12 +57,12 @@ def quiet_environment() -> dict[str, str]:
 def _call(argv: Sequence[str]) -> None:
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise JobError(f"{' '.join(argv[1:4])} ... failed: {last}")
+        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise JobError(f"{' '.join(argv[1:4])} ... failed: {last_line}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; prints the interpreters."""
+    """Runs the command line; prints the path of each interpreter."""
     parser = argparse.ArgumentParser(prog="python -m tools.peers", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(PEERS))
     for name in parser.parse_args(argv).names:

@@ -30,12 +30,12 @@ ENVIRONMENTS = {
 
 
 class OutOfTime(Exception):
-    """The minutes that were given are over; what is kept goes on from here."""
+    """The command has used its minutes; the same command continues from the results so far."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """The wishes of the command line.
+    """Options of the command line.
 
     Attributes:
         rounds: 0 stands for each case's own number.

@@ -60,9 +60,9 @@ class Results(msgspec.Struct):
 
     def values(self, case: str, variant: str, metric: str) -> list[float]:
         """Returns the metric in each round; empty where it was not measured."""
-        wanted = (case, variant, metric)
-        found = (record for record in self.records if (record.case, record.variant, record.metric) == wanted)
-        return next((record.values for record in found), [])
+        key = (case, variant, metric)
+        records = (record for record in self.records if (record.case, record.variant, record.metric) == key)
+        return next((record.values for record in records), [])
 
     def costs(self, case: str, variant: str, metric: str) -> list[float]:
         """Returns the metric in each round; seconds for one unit of the case's work."""

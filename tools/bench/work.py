@@ -1,4 +1,4 @@
-"""The work of one variant, and what a process knows of its own time and memory."""
+"""Work of one variant, and the time and memory that a process has used."""
 
 import contextlib
 import resource
@@ -32,12 +32,12 @@ class Work:
 
 def cpu_seconds() -> float:
     """Returns the CPU seconds of this process and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def restart_peak() -> None:
-    """Lets this process's peak of memory start at what it holds now (Linux)."""
+    """Resets this process's peak of memory to its current memory (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m tools.chaos OUT_DIR --runs 300`."""
+"""Entry point of `python -m tools.chaos OUT_DIR --runs 300`."""
 
 import sys
 

@@ -1,11 +1,11 @@
-"""Kills pods at random and at every step of the commit protocol, and shows that the finished dataset never suffers.
+"""Kills pods at random and at every step of the commit protocol, and checks that the finished dataset is not affected.
 
-`python -m tools.chaos OUT_DIR --runs 300` runs scenarios (scenarios.py): starts of the real job, with a tiny
-model on changing hosts and meshes, that are killed, or stopped and woken up too late, or made twice at once; then one
-that may finish; then compactions, disturbed likewise, and a last one that may finish. Folders and, where there is an
-emulator, buckets take turns. Each dataset is verified and compared row by row with that of an undisturbed run, when the
-job is through, after each compaction that was disturbed, and compacted. The result is JSON on stdout; exit status 0
-when nothing was lost, doubled or mixed.
+`python -m tools.chaos OUT_DIR --runs 300` runs scenarios (scenarios.py): starts of the real job, with a tiny model and
+various hosts and meshes, that are killed, or suspended and resumed too late, or run at the same time; then one that may
+finish; then compactions, disturbed in the same ways, and a last one that may finish. Run folders are in a local folder
+and, where the emulator is installed, in a bucket by turns. The dataset is verified and compared row by row with that of
+an undisturbed run: after the job, after each disturbed compaction, and after the last. The report is JSON on stdout;
+the exit status is 0 if no row was lost, stored twice or mixed up.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def job(out: Path, samples: int) -> list[str]:
     ]
 
 
-class Bad(msgspec.Struct):
+class FailedScenario(msgspec.Struct):
     """A scenario that left a dataset with problems."""
 
     scenario: int
@@ -52,7 +52,7 @@ class Bad(msgspec.Struct):
 
 
 class Counts(msgspec.Struct):
-    """How often pods, or compactions, ended in each way, and at which steps they were killed or stopped."""
+    """Numbers of pods, or compactions, by outcome, and by the step at which they were killed or stopped."""
 
     disturbed: int = 0
     outcomes: dict[str, int] = {}
@@ -72,14 +72,14 @@ def count(counts: dict[str, int], key: str) -> None:
 
 
 class Report(msgspec.Struct):
-    """Counts over all scenarios. `finished_by_two_pods_at_once` and `compacted_beside_pods` count scenarios."""
+    """Result of a campaign; `finished_by_two_pods_at_once` and `compacted_beside_pods` are numbers of scenarios."""
 
     pods: Counts = msgspec.field(default_factory=Counts)
     compactions: Counts = msgspec.field(default_factory=Counts)
     finished_by_two_pods_at_once: int = 0
     compacted_beside_pods: int = 0
     rows_of_each_dataset: int = 0
-    bad: list[Bad] = []
+    bad: list[FailedScenario] = []
 
     def add(self, scenario: Scenario, outcome: Outcome, where: str) -> None:
         for action, end in outcome.ends:
@@ -90,7 +90,7 @@ class Report(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Campaign:
-    """Scenarios until `runs` starts were killed or stopped. Run folders lie in `places` in turn; logs under `out`."""
+    """Scenarios until `runs` starts were killed or stopped: run folders are in `places` by turns, logs in `out`."""
 
     out: Path
     runs: int
@@ -118,19 +118,19 @@ def chaos(campaign: Campaign, log: Callable[[str], None]) -> Report:
         outcome = run_scenario(scenario, [*overrides, f"storage.run_dir={run_dir}"], run_dir, run_log, truth)
         report.add(scenario, outcome, place.partition("://")[0] if "://" in place else "folder")
         problems = unfinished(scenario, outcome) + outcome.problems
-        log(f"{number}: {', '.join(end for _, end in outcome.ends)}: {'; '.join(problems) or 'sound'}")
+        log(f"{number}: {', '.join(end for _, end in outcome.ends)}: {'; '.join(problems) or 'no problem'}")
         if problems:
-            report.bad.append(Bad(number, problems, str(run_log)))
+            report.bad.append(FailedScenario(number, problems, str(run_log)))
         else:
             remove_run(run_dir)
     return report
 
 
 def unfinished(scenario: Scenario, outcome: Outcome) -> list[str]:
-    """Returns which of the last starts did not finish, though they should have."""
+    """Returns a problem for each of the last starts that should have finished and did not."""
     ends = [end for end in outcome.ends_of(scenario.last) if end != "finished"]
     if scenario.beside and len(scenario.last) > 1:
-        # One of two pods may find that the files of a batch, which the other one has committed, were compacted away.
+        # A pod may fail where the files of a batch that the other pod committed were compacted.
         ends = [end for end in ends if not end.startswith("failed")]
     return [f"the last start {end}" for end in ends]
 
@@ -146,7 +146,7 @@ def remove_run(run_dir: str) -> None:
 
 @contextmanager
 def places(out: Path, wanted: str) -> Iterator[list[str]]:
-    """Yields where runs lie: under `out`, and in a bucket of an emulator that is served meanwhile."""
+    """Yields the parents of run folders: `out`, and a bucket of an emulator that runs while the context is open."""
     if wanted == "folder" or (wanted == "both" and bucket_available() is not None):
         yield [str(out)]
         return

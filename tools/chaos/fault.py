@@ -1,6 +1,6 @@
 """Faults in the writes of a run folder: SIGKILL or SIGSTOP at a step of the commit or compaction protocol.
 
-Nothing of this is in the job itself: a fault sits around the calls by which objects get and lose their names.
+The job has no code for this: `plant` wraps the calls that name and remove objects.
 """
 
 import itertools
@@ -27,8 +27,8 @@ KINDS = {
     "compaction": r"record\.json",
 }
 MOMENTS = ("before", "written", "named")
-"""States of an object: it does not exist; its bytes are on the disk without a name, or half of them on their way to a
-bucket, or parts of it composed there; it has its name."""
+"""States of an object: it does not exist; its bytes are on the disk without a name, or some were sent to a bucket, or
+parts of it were composed there; it has its name."""
 
 
 def steps_of(*kinds: str) -> tuple[str, ...]:
@@ -39,12 +39,12 @@ STEPS = steps_of("run", "tap", "rows", "record", "metadata")
 STEPS_OF_COMPACTING = (*steps_of("joined", "compaction", "metadata"), "tap.removed", "rows.removed")
 
 Reach = Callable[[str | Path, str], None]
-"""Called with an object's name and the moment it has come to."""
+"""Function that is called with an object's name and the moment it has reached."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal to a host that comes to `step` for the `nth` time: SIGKILL, or SIGSTOP for a later awakening."""
+    """Signal to a host that reaches `step` for the `nth` time: SIGKILL, or SIGSTOP, which a later SIGCONT ends."""
 
     step: str
     nth: int = 1
@@ -52,7 +52,7 @@ class Fault:
 
 
 def plant(fault: Fault) -> None:
-    """Makes this process meet its fault."""
+    """Makes this process send itself the fault's signal at the fault's step."""
     counter, lock = itertools.count(1), threading.Lock()
 
     def reach(path: str | Path, moment: str) -> None:
@@ -77,7 +77,7 @@ def removing(remove: Callable[..., None], reach: Reach) -> Callable[..., None]:
 
 
 def plant_in_folders(reach: Reach) -> None:
-    """Wraps the calls by which files get written and named."""
+    """Wraps the calls that write and name files."""
     write = LocalFolder._write_temporary
 
     def write_temporary(folder: LocalFolder, path: Path, parts: Any) -> Path:
@@ -97,7 +97,7 @@ def plant_in_folders(reach: Reach) -> None:
 
 
 def plant_in_buckets(reach: Reach) -> None:
-    """Wraps the calls by which objects are uploaded and composed."""
+    """Wraps the calls that upload and compose objects."""
     sending = threading.local()
     send, pieces = BucketFolder._send, gcs_media.Body.__iter__
     join, compose = BucketFolder._join, BucketFolder._compose

@@ -1,4 +1,4 @@
-"""One forked process that may die: a host of a pod, or a compaction, with a fault in its run folder's writes."""
+"""Body of a forked process that a fault may kill: a host of a pod, or a compaction."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import transformers
 
-# Imported here, before the fork, once for all hosts: imports are most of what a start costs.
+# Imported before the fork, once for all hosts: imports take most of the time of a start.
 import pod_job.job  # noqa: F401
 from pod_job import __main__ as entry
 from pod_job.commands.command_line import BAD_INPUT
@@ -23,7 +23,7 @@ RETRY_S = 0.1
 
 
 def host_main(overrides: Sequence[str], env: Mapping[str, str], fault: Fault | None, log: Path) -> None:
-    """Runs `python -m pod_job` with these overrides and variables; the body of a forked process."""
+    """Runs `python -m pod_job` with these overrides and variables, and exits."""
     set_up(env, log)
     # jax read its variables when it was imported, before the fork.
     jax.config.update("jax_platforms", "cpu")
@@ -36,14 +36,14 @@ def host_main(overrides: Sequence[str], env: Mapping[str, str], fault: Fault | N
     if status:
         os._exit(status)
     if jax.distributed.is_initialized():
-        jax.distributed.shutdown()  # at exit, were this not a fork
+        jax.distributed.shutdown()  # which os._exit would leave out
     os._exit(0)
 
 
 def compaction_main(
     arguments: Sequence[str], patient: bool, env: Mapping[str, str], fault: Fault | None, log: Path
 ) -> None:
-    """Runs `python -m pod_job.merge` with these arguments, again while it is refused if `patient`."""
+    """Runs `pod-job merge` with these arguments and exits; while it is refused, a `patient` one runs it again."""
     set_up(env, log)
     if fault is not None:
         plant(fault)
@@ -54,6 +54,7 @@ def compaction_main(
 
 
 def set_up(env: Mapping[str, str], log: Path) -> None:
+    """Sets the variables, and appends stdout and stderr to the log."""
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

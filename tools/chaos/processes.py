@@ -1,4 +1,4 @@
-"""The processes of one start or one compaction: started, watched until they end, killed or woken up."""
+"""Processes of one start or one compaction: how they start, are awaited, killed and resumed."""
 
 import multiprocessing
 import os
@@ -15,13 +15,13 @@ from tools.chaos.host import compaction_main, host_main
 from tools.chaos.scenarios import Compaction, Start
 
 HANG_S = 180.0
-"""A process that has not ended by then hangs, which is a failure."""
+"""Longest run of a process; one that runs longer is killed and counts as a failure."""
 POLL_S = 0.05
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Running:
-    """The processes of a start or compaction, started."""
+    """Running processes of a start or compaction."""
 
     def __init__(self, action: Start | Compaction, processes: Sequence[BaseProcess]) -> None:
         self.action, self.processes = action, processes
@@ -30,7 +30,11 @@ class Running:
             process.start()
 
     def wait(self) -> str:
-        """Waits until all end or one is hit: `finished`, `killed`, `stopped`, `hanging`, or `failed` with a status."""
+        """Waits until all end or one is killed or stopped.
+
+        Returns:
+            `finished`, `killed`, `stopped`, `hanging`, or `failed with` a status.
+        """
         while True:
             codes = [process.exitcode for process in self.processes]
             if all(code == 0 for code in codes):
@@ -49,13 +53,14 @@ class Running:
             time.sleep(POLL_S)
 
     def end(self, outcome: str) -> str:
+        """Kills all processes; returns `outcome`."""
         for process in self.processes:
             process.kill()
             process.join()
         return outcome
 
     def wake(self) -> str:
-        """Lets stopped processes go on, to their end."""
+        """Resumes stopped processes and waits for their end."""
         self.began = time.monotonic()
         for process in self.processes:
             if process.pid and process.exitcode is None:
@@ -87,13 +92,13 @@ def begin_compaction(compaction: Compaction, run_dir: str, log: Path) -> Running
 
 
 def emulator() -> dict[str, str]:
-    """Returns the bucket emulator's variable: processes are forked from one that is older than the emulator."""
+    """Returns the bucket emulator's variable: processes are forked from a server that started before the emulator."""
     return {name: os.environ[name] for name in [STORAGE_EMULATOR] if name in os.environ}
 
 
 def state(pid: int) -> str:
-    """Returns the kernel's letter for a process's state: T is stopped; empty where it has ended."""
+    """Returns the kernel's letter for the state of a process, T for stopped; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):  # before, or while it was read
+    except (FileNotFoundError, ProcessLookupError):  # ended before the read, or during it
         return ""

@@ -1,4 +1,4 @@
-"""Runs one scenario from its first start to its compacted dataset, compared with the undisturbed run's."""
+"""Runs one scenario from its first start to its compacted dataset, and compares that with the undisturbed run's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from tools.chaos.scenarios import MAX_BYTES, Compaction, Scenario, Start
 
 LAYERS = (0, 2)
 TOLERANCE = 1e-4
-"""Relative; another mesh adds in another order."""
+"""Relative tolerance: the order of additions depends on the mesh."""
 
 Dataset = tuple[dict[str, np.ndarray], list[np.ndarray]]
 
 
 @dataclass
 class Outcome:
-    """How each start and compaction ended, in order, and what is wrong with the dataset they left."""
+    """Ends of the starts and compactions, in order, and problems of the dataset."""
 
     ends: list[tuple[Start | Compaction, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Outcome:
 def run_scenario(
     scenario: Scenario, overrides: Sequence[str], run_dir: str, log: Path, truth: Dataset | None = None
 ) -> Outcome:
-    """Runs a scenario to its end. Without a `truth` nothing is compacted. No process outlives it."""
+    """Runs a scenario; without a `truth` it compacts nothing. Its processes have ended when it returns."""
     stage = Stage(overrides, run_dir, log)
     try:
         for start in scenario.disturbed:
@@ -51,7 +51,7 @@ def run_scenario(
 
 
 class Stage:
-    """The run folder of a scenario, and the processes that work on it."""
+    """Run folder of a scenario, and the processes that use it."""
 
     def __init__(self, overrides: Sequence[str], run_dir: str, log: Path) -> None:
         self.overrides, self.run_dir, self.log = overrides, run_dir, log
@@ -72,19 +72,20 @@ class Stage:
             self.asleep.append(running)
 
     def wake(self) -> None:
-        """Wakes all that was stopped up, and waits for its end."""
+        """Resumes the stopped processes and waits for their end."""
         self.outcome.ends += [(running.action, f"woke up and {running.wake()}") for running in self.asleep]
         self.asleep.clear()
 
     def end(self) -> None:
+        """Kills what still runs."""
         for running in self.started:
             running.end("ended")
 
 
 def compact_and_compare(scenario: Scenario, stage: Stage, truth: Dataset) -> None:
-    """Runs the second half of a scenario, when nothing but stopped processes is left of the first."""
+    """Runs the second half of a scenario; of the first half only stopped processes are left."""
     run_dir, outcome = stage.run_dir, stage.outcome
-    # A compaction that was hit leaves files that the next one removes; of the rows nothing may be missing even then.
+    # A killed compaction leaves files that the next one removes; every row must be readable even then.
     outcome.problems += differences(run_dir, truth) if scenario.beside else problems_of(run_dir, truth)
     for compaction in scenario.compactions:
         stage.finish(stage.begin(compaction))
@@ -106,7 +107,7 @@ def read_dataset(run_dir: str | Path) -> Dataset:
 
 
 def problems_of(run_dir: str | Path, truth: Dataset) -> list[str]:
-    """Returns what is wrong with a finished dataset; empty where nothing is."""
+    """Returns the problems of a finished dataset."""
     report = verify(run_dir)
     if not report.sound:
         return [*report.problems, f"missing batches: {report.missing}"]
@@ -114,7 +115,7 @@ def problems_of(run_dir: str | Path, truth: Dataset) -> list[str]:
 
 
 def differences(run_dir: str | Path, truth: Dataset) -> list[str]:
-    """Returns what a reader finds that is not in the undisturbed run."""
+    """Returns how the dataset, as a reader sees it, differs from that of the undisturbed run."""
     try:
         rows, taps = read_dataset(run_dir)
     except JobError as error:

@@ -1,4 +1,4 @@
-"""Plans of disturbances: shapes of pods, compactions, the faults they meet, and scenarios of several."""
+"""Scenarios: starts and compactions with the faults that disturb them."""
 
 import itertools
 import random
@@ -11,7 +11,7 @@ from tools.chaos.fault import STEPS, STEPS_OF_COMPACTING, Fault
 
 @dataclass(frozen=True)
 class Shape:
-    """A pod: hosts of so many devices, and the mesh over them."""
+    """Shape of a pod: its hosts, the devices of a host, and the mesh."""
 
     hosts: int
     devices: int
@@ -29,13 +29,14 @@ SHAPES = (
     Shape(2, 2, 2, 2, "fsdp"),
 )
 MAX_BYTES = (5_000, 200_000, 1 << 30)
-"""Sizes of a joined file: few files of these datasets fit into the first, some into the second, all into the last."""
+"""Largest sizes of a joined file: few files of these datasets fit into the first, some into the second, all into the
+last."""
 OF_ONE_HOST = tuple(shape for shape in SHAPES if shape.hosts == 1)
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a pod. `host` meets `fault`; or all hosts are killed after `kill_after_s`; or neither."""
+    """Start of a pod: `host` gets `fault`, or all hosts are killed after `kill_after_s`, or neither."""
 
     shape: Shape
     host: int = 0
@@ -45,7 +46,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Compaction:
-    """One `merge --compact`; a `patient` one starts again while the run is not finished."""
+    """Run of `merge --compact`; a `patient` one starts again while the job is not finished."""
 
     max_bytes: int
     fault: Fault | None = None
@@ -57,8 +58,9 @@ class Compaction:
 class Scenario:
     """Disturbed starts, one after the other; then those that may finish, all at the same time; then compactions.
 
-    `beside` runs while the last starts do. Processes that were stopped wake up when the last starts have finished, or
-    `waking_late` when the run is compacted.
+    Attributes:
+        beside: runs while the last starts do.
+        waking_late: stopped processes resume after the compactions, not after the last starts.
     """
 
     disturbed: tuple[Start, ...]
@@ -69,10 +71,10 @@ class Scenario:
 
 
 def scenarios(seed: int) -> Iterator[Scenario]:
-    """Yields scenarios without end; the named steps take turns.
+    """Yields an endless sequence of scenarios, in which the steps take turns.
 
-    A process that is stopped, and wakes up when others have finished its work, is alone on its pod: jax ends a host
-    that wakes up without its peers before it can do any harm.
+    A process that is stopped, and resumes when others have finished its work, is the only host of its pod: jax ends a
+    host that resumes without its peers before it can write.
     """
     rng = random.Random(seed)
     compactions = disturbed_compactions(random.Random(f"{seed} compactions"))
@@ -94,7 +96,7 @@ def scenarios(seed: int) -> Iterator[Scenario]:
 
 
 def disturbed_compactions(rng: random.Random) -> Iterator[Compaction]:
-    """Yields compactions without end; their steps take turns, too."""
+    """Yields an endless sequence of compactions, in which the steps take turns."""
     turn = itertools.cycle(rng.sample(STEPS_OF_COMPACTING, len(STEPS_OF_COMPACTING)))
     while True:
         max_bytes = rng.choice(MAX_BYTES)

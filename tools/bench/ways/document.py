@@ -25,7 +25,7 @@ def load(options: Options):
 
 
 def extract(model, prompts: list[list[int]], options: Options, out: Path) -> None:
-    kept = {layer: [] for layer in options.layers}
+    vectors = {layer: [] for layer in options.layers}
     for number, prompt in enumerate(prompts):
         lengths = range(EVERY // 2, len(prompt) + 1, EVERY) if options.positions == "all" else [len(prompt)]
         for length in lengths:
@@ -34,8 +34,8 @@ def extract(model, prompts: list[list[int]], options: Options, out: Path) -> Non
                 states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
             for layer in options.layers:
                 item = {"task_id": f"task_{number}", "sample_idx": 0, "timestamp": datetime.now().isoformat()}
-                kept[layer].append({**item, "activation": states[layer + 1][0, -1].numpy()})
-    for layer, items in kept.items():
+                vectors[layer].append({**item, "activation": states[layer + 1][0, -1].numpy()})
+    for layer, items in vectors.items():
         with open(out / f"layer_{layer}_batch_000001.pkl", "wb") as file:
             pickle.dump({"layer": layer, "activations": items}, file)
 

@@ -13,7 +13,7 @@ stored = saved
 
 
 class Enough(Exception):
-    """Raised by the last hook: nothing after it is wanted."""
+    """Signal of the last hook that the rest of the forward pass is not needed."""
 
 
 # begin: what a user writes

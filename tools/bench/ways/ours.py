@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from pod_job.checkpoints.load import load_params
 from pod_job.config.load import load as load_config
 from pod_job.extraction.feeding import feeding, step_rows
 from pod_job.extraction.packing import Queued, pack_steps
@@ -23,8 +21,8 @@ from pod_job.formats.safetensors import map_tensors
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.models.decoder import Decoder
-from pod_job.models.mesh import make_mesh, placement, weight_shardings
+from pod_job.job import load_model
+from pod_job.models.mesh import make_mesh
 from pod_job.planning.inputs import read_inputs
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt
@@ -36,14 +34,14 @@ PROMPTS_PER_ROW = 64
 
 
 def overrides(options: Options, tasks: Path) -> list[str]:
-    """Returns the job's configuration; the run folder is opened here for each round."""
+    """Returns the job's overrides; its run folder stays empty, as each round opens one of its own."""
     return [
         *(f"model.path='{options.model}'", f"model.dtype={options.dtype}"),
         *("tasks.format=jsonl", "tasks.field=input_ids", f"tasks.path='{tasks}'"),
         *(f"extract.positions={options.positions}", f"extract.layers={list(options.layers)}"),
         *(f"extract.dtype={options.stored}", f"extract.seq_len={SEQ_LEN}", f"extract.rows_per_device={options.rows}"),
         f"extract.save_every_n_samples={options.save_prompts}",
-        *(f"storage.writers={options.writers}", "storage.run_dir=unused"),
+        *(f"storage.writers={options.writers}", f"storage.run_dir='{tasks.parent}/run'"),
     ]
 
 
@@ -51,10 +49,7 @@ def prepare(options: Options, tasks: Path, out: Path | None) -> Callable[[], Non
     """Returns a function that extracts all batches into `out`, or only computes them where it is None."""
     config = load_config(overrides(options, tasks))
     inputs, mesh = read_inputs(config), make_mesh(config.mesh)
-    shardings = weight_shardings(mesh, config.sharding, inputs.table)
-    dtype = jnp.dtype(config.model.dtype.value)
-    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
-    model = Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings))
+    model, params = load_model(inputs, mesh)
     part = replace(feeding(step_rows(config, mesh), 0), writes=out is not None)
     step = Step(compile_step(model, params, part.rows, config.extract), params, part)
     batches = range(1, inputs.total_batches + 1)

@@ -152,10 +152,10 @@ def distances(way: ModuleType, out: Path, prompts: list[list[int]], options: Opt
     wanted = np.load(inputs / "reference.npy")
     if options.positions == "all" and hasattr(way, "places"):
         wanted = wanted[:, [place for place in way.places(prompts) if place < wanted.shape[1]]]
-    found = vectors(way, out, options, wanted.shape[1])
-    if found.shape != wanted.shape:
-        raise SystemExit(f"error: vectors of shape {found.shape} were stored in place of {wanted.shape}")
-    apart = np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    stored = vectors(way, out, options, wanted.shape[1])
+    if stored.shape != wanted.shape:
+        raise SystemExit(f"error: vectors of shape {stored.shape} were stored in place of {wanted.shape}")
+    apart = np.linalg.norm(stored - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
     return {"apart": float(apart.max()), "apart_median": float(np.median(apart))}
 
 

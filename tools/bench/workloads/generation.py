@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from pod_job.checkpoints.checkpoint import read_checkpoint
-from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
-from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.config.load import load
+from pod_job.config.schema import ExtractConfig, Positions, Stored
 from pod_job.config.tasks import TasksConfig
 from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
@@ -27,11 +26,11 @@ from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import PrefillInput, compile_generation
 from pod_job.generation.generator import Generator
 from pod_job.generation.waves import Wave, make_wave
+from pod_job.job import load_model
 from pod_job.models.arch import read_arch_file
-from pod_job.models.decoder import Decoder
-from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.mesh import make_mesh, row_sharding
 from pod_job.models.taps import Tap, resolve
-from pod_job.models.weight_table import weight_table
+from pod_job.planning.inputs import read_inputs
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import Prompt, load_tokenizer
@@ -87,22 +86,18 @@ class Bench:
 
     def __init__(self, options: Options, inputs: Path) -> None:
         self.options, self.prompts = options, np.load(inputs / "prompts.npy")
-        self.arch = read_arch_file(Path(options.model) / "config.json")
-        self.four_taps = resolve_four(self.arch.layers)
-        mesh, table = make_mesh(MeshConfig()), weight_table(self.arch)
-        self.feeding = feeding(StepRows(len(self.prompts), row_sharding(mesh, Sharding.replicated)), 0)
-        shardings = weight_shardings(mesh, Sharding.replicated, table)
-        self.placement = placement(mesh, Sharding.replicated, shardings)
-        self.params = load_params(read_checkpoint(Path(options.model)), table, jnp.float32, shardings)
-
-    def model(self, taps: tuple[Tap, ...]) -> Decoder:
-        return Decoder(self.arch, taps, jnp.float32, self.placement)
+        overrides = [f"model.path='{options.model}'", "model.dtype=float32", f"tasks.path='{options.tasks}'"]
+        job = read_inputs(load([*overrides, "mode=generate", f"storage.run_dir='{inputs}/run'"]))
+        mesh = make_mesh(job.config.mesh)
+        self.model, self.params = load_model(job, mesh)
+        self.four_taps = resolve_four(job.arch.layers)
+        self.feeding = feeding(StepRows(len(self.prompts), row_sharding(mesh, job.config.sharding)), 0)
 
     def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Generator, Wave]:
         rows, length = self.prompts.shape
         ending = Ending(GenerateConfig(max_new_tokens=new), (), None)
         extract = ExtractConfig(seq_len=length, dtype=Stored.float32, positions=Positions.generated)
-        programs = compile_generation(self.model(taps), self.params, self.feeding.rows, extract, ending)
+        programs = compile_generation(self.model.clone(taps=taps), self.params, self.feeding.rows, extract, ending)
         generator = Generator(programs, self.params, self.feeding, ending, extract.positions)
         queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(self.prompts)]
         return generator, make_wave(queued, rows, length, rows, {})
@@ -114,7 +109,7 @@ class Bench:
 
     def steps(self, taps: tuple[Tap, ...]) -> Step:
         """Returns the document's step on our model."""
-        model = self.model(taps)
+        model = self.model.clone(taps=taps)
         apply = jax.jit(lambda params, ids: model.apply(params, ids, return_activations=True))
 
         def step(generated_ids: np.ndarray) -> np.ndarray:

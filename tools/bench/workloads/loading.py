@@ -86,14 +86,14 @@ def load(path: str, hosts: int, sharding: str, dtype: str = "float32") -> list[M
     """Returns what each of `hosts` processes with one device measures as they load the model together."""
     coordinator = coordinator_address(0)
 
-    def one(host: int) -> Metrics:
+    def load_host(host: int) -> Metrics:
         argv = [sys.executable, "-m", "tools.bench.workloads.loading", path, str(hosts), sharding, dtype]
         env = os.environ | local_host(host, 1, coordinator, "bench") | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, check=True)
         return Metrics(msgspec.json.decode(done.stdout.splitlines()[-1], type=dict[str, float]))
 
     with ThreadPoolExecutor(hosts) as pool:
-        return list(pool.map(one, range(hosts)))
+        return list(pool.map(load_host, range(hosts)))
 
 
 def load_here(path: str, hosts: int, sharding: str, dtype: str) -> Metrics:
@@ -137,8 +137,8 @@ def tensorstore_bytes() -> int:
     import tensorstore
 
     metrics = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/")
-    ours = ("/tensorstore/kvstore/file/bytes_read", "/tensorstore/kvstore/gcs/bytes_read")
-    return sum(value["value"] for metric in metrics if metric["name"] in ours for value in metric["values"])
+    names = ("/tensorstore/kvstore/file/bytes_read", "/tensorstore/kvstore/gcs/bytes_read")
+    return sum(value["value"] for metric in metrics if metric["name"] in names for value in metric["values"])
 
 
 if __name__ == "__main__":

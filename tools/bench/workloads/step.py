@@ -33,10 +33,10 @@ def make_inputs(options: Options, inputs: Path) -> None:
 
 def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
     """Compiles once, with what only a process's first compilation does."""
-    return Work(lambda: forecast(*variant.split(", ")), warm_up=True)
+    return Work(lambda: compile_and_forecast(*variant.split(", ")), warm_up=True)
 
 
-def forecast(model: str, kind: str) -> Metrics:
+def compile_and_forecast(model: str, kind: str) -> Metrics:
     """Returns the numbers of the compiler's forecast, those of the model made deeper for `80 layers`."""
     config = load([*POD, f"model.path={CONFIGS / model}", *VARIANTS[kind]])
     arch = read_arch_file(CONFIGS / model / "config.json")
@@ -44,7 +44,7 @@ def forecast(model: str, kind: str) -> Metrics:
         layers = int(kind.split()[0])
         arch = dataclasses.replace(arch, layers=layers, attention=arch.attention[:1] * layers)
     taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
-    (found,) = forecasts(PlannedJob(config, arch, taps, pod_slice(config)))
-    flat = msgspec.to_builtins(found)
+    (forecast,) = forecasts(PlannedJob(config, arch, taps, pod_slice(config)))
+    flat = msgspec.to_builtins(forecast)
     nested = {f"{name}_{key}": value for name in ("seconds", "hbm") for key, value in flat[name].items()}
     return Metrics({name: value for name, value in (flat | nested).items() if type(value) in (int, float)})
