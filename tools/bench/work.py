@@ -2,9 +2,13 @@
 
 import contextlib
 import resource
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Metrics(dict[str, float]):
@@ -30,16 +34,20 @@ class Work:
     warm_up: bool = False
 
 
+def measured(run: Callable[[], T]) -> tuple[T, Metrics]:
+    """Returns the result of `run` and its metrics: seconds, peak of memory, and growth of memory up to the peak."""
+    with contextlib.suppress(OSError):  # the kernel (Linux) forgets the peak so far
+        Path("/proc/self/clear_refs").write_text("5")
+    held, cpu_s, started = status_bytes("VmRSS"), cpu_seconds(), time.monotonic()
+    result = run()
+    wall_s, cpu_s, peak = time.monotonic() - started, cpu_seconds() - cpu_s, status_bytes("VmHWM")
+    return result, Metrics(wall_s=wall_s, cpu_s=cpu_s, peak_bytes=peak, grown_bytes=peak - held)
+
+
 def cpu_seconds() -> float:
     """Returns the CPU seconds of this process and of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def restart_peak() -> None:
-    """Resets this process's peak of memory to its current memory (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def status_bytes(key: str) -> int:

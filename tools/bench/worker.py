@@ -10,14 +10,13 @@ import os
 import platform
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import msgspec
 
 from pod_job import __version__
 from tools.bench.results import Answer
-from tools.bench.work import Metrics, Work, cpu_seconds, kernel_lines, restart_peak, status_bytes
+from tools.bench.work import Metrics, Work, kernel_lines, measured, status_bytes
 
 PACKAGES = ("jax", "libtpu", "torch", "transformers", "transformer-lens", "nnsight", "sae-lens", "datasets")
 
@@ -35,14 +34,14 @@ def main(name: str, variant: str, options: str, folder: str) -> None:
             answer = Answer()
         else:
             work = workload.prepare(variant, settings, inputs, scratch)
-            answer = Answer(measured(work, scratch), machine=machine(), versions=versions())
+            answer = Answer(metrics_of(work, scratch), machine=machine(), versions=versions())
     except (NotImplementedError, ImportError) as error:
         answer = Answer(failed=str(error))
     print(msgspec.json.encode(answer).decode(), file=answers, flush=True)
 
 
-def measured(work: Work, scratch: Path) -> dict[str, float]:
-    """Runs the work. The peak of memory is that of the process so far; `grown` counts from just before the run."""
+def metrics_of(work: Work, scratch: Path) -> dict[str, float]:
+    """Runs the work and returns its metrics; the peak of memory is that of the process so far."""
     if work.warm_up:
         empty(scratch)
         work.before()
@@ -50,12 +49,8 @@ def measured(work: Work, scratch: Path) -> dict[str, float]:
     empty(scratch)
     work.before()
     highest = status_bytes("VmHWM")
-    restart_peak()
-    held, wall, cpu = status_bytes("VmRSS"), time.monotonic(), cpu_seconds()
-    reported = work.run()
-    wall, cpu, peak = time.monotonic() - wall, cpu_seconds() - cpu, status_bytes("VmHWM")
-    metrics = {"wall_s": wall, "cpu_s": cpu, "amount": work.amount}
-    metrics |= {"peak_bytes": max(highest, peak), "grown_bytes": peak - held}
+    reported, metrics = measured(work.run)
+    metrics |= {"peak_bytes": max(highest, metrics["peak_bytes"]), "amount": work.amount}
     metrics |= reported if isinstance(reported, Metrics) else {}
     return metrics | dict(work.after(metrics))
 

@@ -39,17 +39,16 @@ def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestH
             pass
 
         def _serve(self, method: str) -> None:
-            url = urlsplit(self.path)
-            query = {name: values[0] for name, values in parse_qs(url.query).items()}
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with log.open("ab") as file:
                 file.write(f"{method} {self.path} ".encode() + body + b"\n")
+            status = 200
             try:
-                status, content = 200, answer(cloud, ssh_keys, method, url.path, query, json.loads(body or b"{}"))
+                url = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(url.query).items()}
+                content = answer(cloud, ssh_keys, method, url.path, query, json.loads(body or b"{}"))
             except ApiError as error:
-                status = HTTP_STATUS.get(error.code, 400)
-                name = STATUS_NAME.get(error.code, "FAILED_PRECONDITION")
-                content = {"error": {"code": status, "message": str(error), "status": name}}
+                status, content = error_response(error)
             data = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -58,6 +57,12 @@ def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestH
             self.wfile.write(data)
 
     return Handler
+
+
+def error_response(error: ApiError) -> tuple[int, Answer]:
+    """Returns the status and the body of a failed request's response."""
+    status, name = HTTP_STATUS.get(error.code, 400), STATUS_NAME.get(error.code, "FAILED_PRECONDITION")
+    return status, {"error": {"code": status, "message": str(error), "status": name}}
 
 
 def answer(cloud: Cloud, ssh_keys: str, method: str, path: str, query: dict[str, str], body: Answer) -> Answer:

@@ -7,7 +7,6 @@ a host's peak has beyond what it held after reading the headers.
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from pod_job.environment import STORAGE_EMULATOR, local_host
 from pod_job.storage.folder import Readable
 from pod_job.storage.open import open_folder
 from tools.bench.cases import BUCKET
-from tools.bench.work import Metrics, Work, cpu_seconds, restart_peak, status_bytes
+from tools.bench.work import Metrics, Work, measured, status_bytes
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -97,7 +96,10 @@ def load(path: str, hosts: int, sharding: str, dtype: str = "float32") -> list[M
 
 
 def load_here(path: str, hosts: int, sharding: str, dtype: str) -> Metrics:
-    """Loads this process's share. `over_share` is the peak beyond what was held and one tensor, in shares."""
+    """Loads this process's share of the model.
+
+    `over_share` is the growth of memory beyond one tensor, divided by the bytes of the share.
+    """
     import jax
 
     from pod_job.checkpoints.checkpoint import read_checkpoint
@@ -119,17 +121,14 @@ def load_here(path: str, hosts: int, sharding: str, dtype: str) -> Metrics:
     shardings = weight_shardings(make_mesh(MeshConfig(model=hosts)), Sharding(sharding), table)
     jax.device_put(np.zeros(1)).block_until_ready()
     counting.bytes = 0
-    restart_peak()
-    held, cpu, started = status_bytes("VmRSS"), cpu_seconds(), time.monotonic()
-    params = load_params(checkpoint, table, np.dtype(dtype), shardings)["params"]
-    seconds, cpu = time.monotonic() - started, cpu_seconds() - cpu
-    peak, after = status_bytes("VmHWM"), status_bytes("VmRSS")
+    params, metrics = measured(lambda: load_params(checkpoint, table, np.dtype(dtype), shardings)["params"])
+    after = status_bytes("VmRSS")
     share = sum(shard.data.nbytes for array in params.values() for shard in array.addressable_shards)
     tensor = max(int(np.prod(weight.checkpoint_shape)) for weight in table.values()) * np.dtype(dtype).itemsize
     read = tensorstore_bytes() if isinstance(checkpoint, Converted) else counting.bytes
-    metrics = Metrics(wall_s=seconds, cpu_s=cpu, peak_bytes=peak, grown_bytes=peak - held, after_bytes=after)
-    over_share = (peak - held - tensor) / share
-    return Metrics(metrics, share_bytes=share, tensor_bytes=tensor, read_bytes=read, over_share=over_share)
+    over_share = (metrics["grown_bytes"] - tensor) / share
+    sizes = Metrics(after_bytes=after, share_bytes=share, tensor_bytes=tensor, read_bytes=read)
+    return Metrics(metrics, **sizes, over_share=over_share)
 
 
 def tensorstore_bytes() -> int:

@@ -90,18 +90,18 @@ def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work
         batches //= 2  # the last whole batches of an epoch need the next epoch's first
     source = inputs / SOURCES.get(variant, "run")
     epoch = READERS[variant](source, batches)
-
-    def read() -> None:
-        for _ in epoch():
-            pass
-
     return Work(
-        read,
+        lambda: exhaust(epoch()),
         gigabytes(rows if variant in ("in_order", "bucket objects") else batches * BATCH),
         before=lambda: evict(inputs) if options.cold else None,
         after=lambda measured: {} if options.bucket else {"bytes": size_of(source)},
         warm_up=True,
     )
+
+
+def exhaust(items: Iterable[object]) -> None:
+    for _ in items:
+        pass
 
 
 def evict(root: Path) -> None:

@@ -23,7 +23,7 @@ from pod_job.storage.local import checksum
 from pod_job.storage.open import open_folder
 from tools.bench.cases import BUCKET
 from tools.bench.work import Work, size_of
-from tools.bench.workloads.reading import BATCH, BATCH_ROWS, WIDTH, evict, gigabytes, shape_of
+from tools.bench.workloads.reading import BATCH, BATCH_ROWS, WIDTH, evict, exhaust, gigabytes, shape_of
 from tools.random_run import RunShape, identity, make_batch, make_rows, make_run, make_vectors
 
 FOUR_TAPS = ("layer_6", "layer_12", "layer_18", "layer_24_norm")
@@ -102,7 +102,7 @@ def compaction(name: str, place: str, shape: RunShape) -> Work:
     dataset = ActivationDataset(run.url, 12)
     files = len({entry.file for entry in dataset.metadata.batches})
     return Work(
-        lambda: exhaust(dataset),
+        lambda: exhaust(dataset.batches(BATCH)),
         amount,
         before=lambda: evict(Path(run.url)),
         after=lambda measured: {"files": files},
@@ -110,17 +110,12 @@ def compaction(name: str, place: str, shape: RunShape) -> Work:
     )
 
 
-def exhaust(dataset: ActivationDataset) -> None:
-    for _ in dataset.batches(BATCH):
-        pass
-
-
 def memory(name: str, size: int, inputs: Path, scratch: Path) -> Work:
     """Returns one epoch or pass over `size` batches: whole ones of 59 MB, or for a merge the records of small ones."""
     run, out = inputs / str(size), scratch / "run"
     ways: dict[str, Callable[[], object]] = {
         "writer": lambda: make_run(open_folder(out), shape_of(size * BATCH_ROWS)),
-        "reader": lambda: exhaust(ActivationDataset(run, layer=12)),
+        "reader": lambda: exhaust(ActivationDataset(run, layer=12).batches(BATCH)),
         "shuffle": lambda: shuffle(run, out, part_bytes=PART_BYTES),
         "merge": lambda: merge(open_folder(out), processes=os.cpu_count() or 1),
     }
