@@ -46,7 +46,7 @@ def check_parity(
     """
     config, samples = inputs.config, inputs.tasks.samples
     chosen = [samples[i] for i in range(min(config.parity.samples, len(samples)))]
-    prompts = tokenize(inputs.tokenizer, chosen, config.extract.seq_len, config.extract.too_long)
+    prompts = tokenize(inputs.tokenizer, chosen, config.extract.seq_len, config.extract.too_long, inputs.arch.vocab)
     forget_earlier(inputs, host)
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:

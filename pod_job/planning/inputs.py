@@ -71,7 +71,9 @@ class Inputs(Outline):
         """Returns the tokenized prompts of a batch (from 1)."""
         samples, extract = self.tasks.samples, self.config.extract
         indices = batch_samples(batch, len(samples), extract.save_every_n_samples)
-        return tokenize(self.tokenizer, [samples[i] for i in indices], extract.seq_len, extract.too_long)
+        return tokenize(
+            self.tokenizer, [samples[i] for i in indices], extract.seq_len, extract.too_long, self.arch.vocab
+        )
 
 
 def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:

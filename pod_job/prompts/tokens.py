@@ -17,6 +17,10 @@ from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Sample
 
 FILES = ("tokenizer*", "chat_template*")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files that hold a tokenizer's vocabulary; without any, transformers makes a tokenizer of one token."""
+PROBE = "The quick brown fox jumps over 13 lazy dogs."
+"""Text of many different words and characters, which a tokenizer that works tells apart."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,27 @@ class TokenizerFolder:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Returns the folder's Hugging Face tokenizer; JobError where there is none."""
-    if not any(folder.glob("tokenizer*")):
-        raise JobError(f"model.path={folder} has no tokenizer file; tokenizer.json is needed beside the weights")
+    """Returns the folder's Hugging Face tokenizer; JobError where there is none, or one that cannot be loaded."""
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise JobError(
+            f"model.path={folder} has no tokenizer file (none of {', '.join(VOCABULARIES)}); "
+            "copy tokenizer.json beside the weights"
+        )
     # Otherwise it advises, on every host, to install a framework that is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # imports for seconds
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokens = len(set(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
+    except Exception as error:  # whatever a damaged file makes transformers, tokenizers or sentencepiece raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise JobError(
+            f"model.path={folder}: its tokenizer cannot be loaded ({reason}); copy its files again"
+        ) from error
+    if tokens < 2:
+        raise JobError(f"model.path={folder}: its tokenizer gives all text one token; copy tokenizer.json again")
+    return tokenizer
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
@@ -100,20 +117,30 @@ def check_template(folder: TokenizerFolder) -> None:
         )
 
 
-def tokenize(tokenizer: Tokenizer, samples: Sequence[Sample], seq_len: int, too_long: TooLong) -> list[Prompt]:
+def tokenize(
+    tokenizer: Tokenizer, samples: Sequence[Sample], seq_len: int, too_long: TooLong, vocab: int | None = None
+) -> list[Prompt]:
     """Returns token ids as the model expects them (with its begin token, where it has one), at most `seq_len` each.
 
     Text is tokenized, chats are rendered by the model's template first, token ids stay as they are. A longer prompt
     keeps its last `seq_len` tokens, or is refused.
 
+    Args:
+        vocab: rows of the model's embedding, which every id must be one of.
     Raises:
-        JobError: a prompt that is too long under `too_long=refuse`, that has no token at all, or a chat that the
-            template refuses.
+        JobError: a prompt that is too long under `too_long=refuse`, that has no token at all or one that the model
+            has no embedding for, or a chat that the template refuses.
     """
     tokenized = []
     for sample, ids in zip(samples, encode(tokenizer, samples), strict=True):
         if len(ids) == 0:
             raise JobError(f"task {sample.task_id}, sample {sample.sample_idx} has no token; remove it from the tasks")
+        if vocab is not None and not 0 <= min(ids) <= max(ids) < vocab:
+            token = next(token for token in ids if not 0 <= token < vocab)
+            raise JobError(
+                f"task {sample.task_id}, sample {sample.sample_idx} has token {token}, and the model's embedding has "
+                f"{vocab} rows; the tokenizer is another model's, or has tokens that were added to it alone"
+            )
         if len(ids) > seq_len and too_long is TooLong.refuse:
             raise JobError(
                 f"task {sample.task_id}, sample {sample.sample_idx} has {len(ids)} tokens, more than "

@@ -69,3 +69,45 @@ def test_the_fingerprint_follows_a_template_in_a_file_of_its_own(model: Path) ->
     before = tokenizer_fingerprint(model)
     (model / "chat_template.jinja").write_text("{{ messages }}")
     assert tokenizer_fingerprint(model) != before
+
+
+def test_a_token_without_an_embedding_is_refused_by_task_and_id(model: Path) -> None:
+    tokenizer: Any = load_tokenizer(model)
+    vocab = len(tokenizer)
+    tokenizer.add_tokens(["<tool>"])
+    samples = [Sample("fits", 0, "plain text"), Sample("tools", 3, "call <tool> now")]
+    assert len(tokenize(tokenizer, samples[:1], 1000, TooLong.refuse, vocab)) == 1
+    with pytest.raises(
+        JobError, match=rf"task tools, sample 3 has token {vocab}, and the model's embedding has {vocab}"
+    ):
+        tokenize(tokenizer, samples, 1000, TooLong.refuse, vocab)
+
+
+@pytest.mark.parametrize("kept", [(), ("tokenizer_config.json", "special_tokens_map.json")])
+def test_a_folder_without_a_vocabulary_is_refused(model: Path, kept: tuple[str, ...]) -> None:
+    for path in model.glob("*token*"):
+        if path.name not in kept:
+            path.unlink()
+    with pytest.raises(JobError, match=r"has no tokenizer file \(none of tokenizer\.json"):
+        load_tokenizer(model)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7\n", b"", b"[]", b'{"version": "1.0", "model"'],
+)
+def test_a_damaged_tokenizer_is_refused_in_one_line(model: Path, content: bytes) -> None:
+    (model / "tokenizer.json").write_bytes(content)
+    with pytest.raises(
+        JobError, match=r"^model\.path=.*: its tokenizer cannot be loaded \(.*\); copy its files"
+    ) as refused:
+        load_tokenizer(model)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused(model: Path) -> None:
+    tokens: Any = json.loads((model / "tokenizer.json").read_text())
+    unknown = {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}
+    (model / "tokenizer.json").write_text(json.dumps(tokens | {"model": unknown, "added_tokens": []}))
+    with pytest.raises(JobError, match="gives all text one token"):
+        load_tokenizer(model)
