@@ -20,7 +20,7 @@ from pod_job.models import layer_loop
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
-from pod_job.models.sharding import check_divides, rules, stated
+from pod_job.models.sharding import check_divides, rules, sharding_line
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import Weight, weight_table
 from tools.tiny_model import write_tiny_model
@@ -95,12 +95,12 @@ def test_what_divides_is_split_and_weights_are_really_smaller(folder) -> None:
 
 
 def test_what_is_not_split_is_said(folder) -> None:
-    line = stated(table_of(folder, "14 and 2 heads"), MeshConfig(data=1, model=8), Sharding.tensor)
+    line = sharding_line(table_of(folder, "14 and 2 heads"), MeshConfig(data=1, model=8), Sharding.tensor)
     assert line == (
         "weights tensor: split 8 ways over model: mlp size 128, vocabulary 320; "
         "whole on every device, as 8 does not divide it: query heads 14, key/value heads 2"
     )
-    assert "whole" not in stated(table_of(folder, "8 and 8 heads"), MeshConfig(data=1, model=8), Sharding.tensor)
+    assert "whole" not in sharding_line(table_of(folder, "8 and 8 heads"), MeshConfig(data=1, model=8), Sharding.tensor)
 
 
 @pytest.mark.parametrize(
