@@ -47,7 +47,7 @@ def check_parity(
     config, samples = inputs.config, inputs.tasks.samples
     chosen = [samples[i] for i in range(min(config.parity.samples, len(samples)))]
     prompts = tokenize(inputs.tokenizer, chosen, config.extract.seq_len, config.extract.too_long, inputs.arch.vocab)
-    forget_earlier(inputs, host)
+    remove_earlier_result(inputs, host)
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
         result = compare(inputs, host, trials)
@@ -58,7 +58,7 @@ def check_parity(
         raise JobError(refusal(result))
 
 
-def forget_earlier(inputs: Inputs, host: Host) -> None:
+def remove_earlier_result(inputs: Inputs, host: Host) -> None:
     """Removes the result of an earlier start of the same name, on every host before any goes on.
 
     Starts by hand share one name.
@@ -76,7 +76,8 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
     errors, count = {}, 0
     for tap in trials[0].vectors:
         reference_vectors = [
-            truth[tap][trial.kept.start : trial.kept.stop] for truth, trial in zip(truths, trials, strict=True)
+            truth[tap][trial.positions.start : trial.positions.stop]
+            for truth, trial in zip(truths, trials, strict=True)
         ]
         vectors = np.concatenate([trial.vectors[tap] for trial in trials])
         stored = from_rows(vectors, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])

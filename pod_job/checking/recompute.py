@@ -75,7 +75,10 @@ def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
     """Returns the configuration of the run, with one process and one device."""
     recorded = read_run(open_folder(run_dir)).config
     if recorded is None:
-        raise JobError(f"{run_dir}/{layout.RUN}: does not tell how the run was started; rows cannot be computed again")
+        raise JobError(
+            f"{run_dir}/{layout.RUN}: does not tell how the run was started, as in shuffled and imported runs, so its "
+            "rows cannot be computed again; leave out --recompute"
+        )
     one_device: dict[str, Any] = {"sharding": Sharding.replicated, "mesh": MeshConfig(), "pod": PodConfig()}
     return from_json({**recorded, **one_device}, [*overrides, f"storage.run_dir={run_dir}"])
 

@@ -20,10 +20,10 @@ from pod_job.prompts.tokens import Prompt
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt: its tokens with the new ones after them, and the vectors [kept positions, width] of every tap."""
+    """One prompt: its tokens with the new ones after them, and the vectors [positions, width] of every tap."""
 
     token_ids: np.ndarray
-    kept: range
+    positions: range
     vectors: dict[str, np.ndarray]
 
 
@@ -45,10 +45,10 @@ def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> li
     def trial(placed: Placed) -> Trial:
         token_ids = prompts[placed.index].token_ids
         if config.positions is Positions.last:
-            kept, at = range(len(token_ids) - 1, len(token_ids)), slice(placed.slot, placed.slot + 1)
+            positions, at = range(len(token_ids) - 1, len(token_ids)), slice(placed.slot, placed.slot + 1)
         else:
-            kept, at = range(len(token_ids)), slice(placed.start, placed.start + placed.length)
-        return Trial(token_ids, kept, {name: vectors[placed.row, at] for name, vectors in taps.items()})
+            positions, at = range(len(token_ids)), slice(placed.start, placed.start + placed.length)
+        return Trial(token_ids, positions, {name: vectors[placed.row, at] for name, vectors in taps.items()})
 
     return [trial(placed) for placed in item.placed]
 
@@ -63,8 +63,8 @@ def try_generation(generator: Generator, config: ExtractConfig, prompts: Sequenc
 
     def trial(row: int, prompt: Prompt) -> Trial:
         new, _ = result.ends[row]
-        kept = stored_range(config.positions, len(prompt.token_ids), new)
+        positions = stored_range(config.positions, len(prompt.token_ids), new)
         token_ids = np.concatenate([prompt.token_ids, result.tokens[row, :new]])
-        return Trial(token_ids, kept, result.vectors(row, len(prompt.token_ids), new))
+        return Trial(token_ids, positions, result.vectors(row, len(prompt.token_ids), new))
 
     return [trial(row, item.prompt) for row, item in enumerate(queued)]

@@ -96,7 +96,7 @@ def weight_files(folder: Readable) -> list[str]:
     except FileNotFoundError:
         raise NoWeights(
             f"model.path={folder.url} has neither {WHOLE} nor {INDEX}, nor the converted.json that a conversion writes "
-            "last; convert it to safetensors, or let pod_job.convert finish"
+            "last; convert it to safetensors, or let `pod-job convert` finish"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(f"model.path={folder.url}: {INDEX} is not an index of tensors ({error})") from error

@@ -1,1 +1,1 @@
-"""The three commands of the extraction document, each a thin front of the job."""
+"""Command line of each verb on a run folder."""

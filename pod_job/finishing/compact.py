@@ -57,13 +57,13 @@ def compact(
 
 def join_files(folder: Folder, metadata: Metadata, max_bytes: int, progress: Progress) -> None:
     """Makes the new files durable, and then the record that makes them count."""
-    groups = [group for entries in series_of(metadata) for group in grouped(entries, max_bytes)]
-    if not groups:
+    joinable = [group for entries in series_of(metadata) for group in grouped(entries, max_bytes)]
+    if not joinable:
         return
     try:
         with ThreadPoolExecutor(JOINS_IN_FLIGHT) as pool:
-            joining = pool.map(lambda group: join_group(folder, metadata, group), groups)
-            files = list(progress(joining, len(groups), "files"))
+            joining = pool.map(lambda group: join_group(folder, metadata, group), joinable)
+            files = list(progress(joining, len(joinable), "files"))
         folder.create(layout.COMPACTION, [render(files)])
     except (FileNotFoundError, NameTaken) as error:
         # Another process may have been first: its files count, and the sources of these may be gone.

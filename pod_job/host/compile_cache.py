@@ -31,18 +31,18 @@ def compile_cache(url: str | None) -> Iterator[None]:
             yield
         return
     with tempfile.TemporaryDirectory() as scratch:
-        here = Path(scratch)
-        fetch(folder, here)
-        with jax_cache(here):
+        local_folder = Path(scratch)
+        fetch(folder, local_folder)
+        with jax_cache(local_folder):
             yield
-        store(folder, here)
+        store(folder, local_folder)
 
 
 @contextmanager
-def jax_cache(here: Path) -> Iterator[None]:
-    """Sets jax's cache to the folder `here` for the block, whatever the size of a program or the time it took."""
+def jax_cache(local_folder: Path) -> Iterator[None]:
+    """Sets jax's cache to this folder for the block, whatever the size of a program or the time it took."""
     settings = {
-        "jax_compilation_cache_dir": str(here),
+        "jax_compilation_cache_dir": str(local_folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": 0,
         # Their paths would become part of the key, and a scratch folder has another path each time.
@@ -61,15 +61,15 @@ def jax_cache(here: Path) -> Iterator[None]:
         reset_cache()
 
 
-def fetch(folder: Folder, here: Path) -> None:
+def fetch(folder: Folder, local_folder: Path) -> None:
     for name in folder.names(""):
-        (here / name).write_bytes(folder.read(name))
+        (local_folder / name).write_bytes(folder.read(name))
 
 
-def store(folder: Folder, here: Path) -> None:
+def store(folder: Folder, local_folder: Path) -> None:
     """Stores the new entries. jax writes on the first host only, so the other hosts have none."""
     known = set(folder.names(""))
-    for path in sorted(here.iterdir()):
+    for path in sorted(local_folder.iterdir()):
         if path.name in known or not path.name.endswith("-cache"):
             continue
         try:

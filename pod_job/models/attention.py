@@ -21,7 +21,7 @@ from pod_job.models.attention_settings import AttentionSettings, soft_cap
 from pod_job.models.placement import Placement
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
-LARGEST_BLOCK = 512
+LARGEST_KERNEL_BLOCK = 512
 # The projections leave S innermost in memory, where a head narrower than LANES fills whole registers.
 S_INNERMOST = splash.QKVLayout.SEQ_MINOR
 
@@ -184,7 +184,7 @@ def attend_cudnn(
 
 def block_size(S: int) -> int | None:
     """Returns how many queries and keys the kernel takes at a time; None where it cannot take rows of S positions."""
-    return next((size for size in range(LARGEST_BLOCK, 0, -LANES) if S % size == 0), None)
+    return next((size for size in range(LARGEST_KERNEL_BLOCK, 0, -LANES) if S % size == 0), None)
 
 
 def products_computed(S: int, window: int | None) -> int:

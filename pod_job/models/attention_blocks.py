@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.attention_settings import AttentionSettings, soft_cap
 
-LARGEST_BLOCK = 128  # 256 is a third slower, 64 a tenth (AMD EPYC, 1 MiB of cache for a core)
+LARGEST_CPU_BLOCK = 128  # 256 is a third slower, 64 a tenth (AMD EPYC, 1 MiB of cache for a core)
 
 
 def attend_blocks(
@@ -45,7 +45,7 @@ def attend_row(
     """Attends within one row, block of queries by block of queries; `first` as from `first_visible`."""
     S, N, H = q.shape
     K = k.shape[1]
-    block = min(S, LARGEST_BLOCK)
+    block = min(S, LARGEST_CPU_BLOCK)
     queries = q.reshape(S, K, N // K, H).transpose(1, 2, 0, 3)
     keys, values = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
 
@@ -86,7 +86,7 @@ def block_scores(
     shrinks that to nothing.
     """
     K, G, S, H = queries.shape
-    block = min(S, LARGEST_BLOCK)
+    block = min(S, LARGEST_CPU_BLOCK)
     some = jax.lax.dynamic_slice_in_dim(queries, start, block, 2).reshape(K, G * block, H)
     theirs = jax.lax.dynamic_slice_in_dim(keys, j * block, block, 2)  # the last block moves back to end at S
     scores = settings.scale * jnp.matmul(some, theirs, preferred_element_type=jnp.float32).reshape(K, G, block, block)

@@ -48,7 +48,7 @@ class Operation:
         return sum(array_bytes(dtype, sizes) for dtype, sizes in ARRAY.findall(self.shape))
 
     def attribute(self, name: str) -> str:
-        """The computation named by `name=%...`."""
+        """Returns the name of the computation in the attribute `name=%...`."""
         match = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
         assert match is not None, (name, self.name)
         return match[1]

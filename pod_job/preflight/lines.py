@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Change, Measured, PreflightReport, WholeRun
-from pod_job.units import GIB
+from pod_job.units import GB, GIB, MB
 
 Line = tuple[str, str]
 """Name and text; the name is empty where a line continues the one above it."""
@@ -55,9 +55,9 @@ def results_text(forecast: Forecast, report: PreflightReport) -> str:
     """Returns the size of one run's results and the rates at which they leave the chips and the hosts."""
     rates, size = report.rates, forecast.stored_bytes
     host_note, bucket_note = (", assumed" if name in rates.assumed else "" for name in ("host_gb_s", "bucket_gb_s"))
-    host = f"{size / forecast.chips / 1e6:,.1f} MB from each chip at {rates.host_gb_s:g} GB/s{host_note}"
-    bucket = f"{size / report.hosts / 1e6:,.1f} MB from each host at {rates.bucket_gb_s:g} GB/s{bucket_note}"
-    return f"results {size / 1e9:.2f} GB from all chips: {host}; {bucket}"
+    host = f"{size / forecast.chips / MB:,.1f} MB from each chip at {rates.host_gb_s:g} GB/s{host_note}"
+    bucket = f"{size / report.hosts / MB:,.1f} MB from each host at {rates.bucket_gb_s:g} GB/s{bucket_note}"
+    return f"results {size / GB:.2f} GB from all chips: {host}; {bucket}"
 
 
 def change_text(change: Change) -> str:
@@ -69,7 +69,7 @@ def change_text(change: Change) -> str:
 def run_lines(run: WholeRun, prices: str) -> Iterator[Line]:
     new = f" and at most {run.new_tokens:,} new ones" if run.new_tokens else ""
     yield "run", f"{run.samples:,} samples, about {run.tokens:,} tokens{new}, {run.rows:,} rows per tap,"
-    yield "", f"{run.bytes / 1e9:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours"
+    yield "", f"{run.bytes / GB:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours"
     yield "cost", f"${run.usd_list:,.2f} at list price, about ${run.usd_spot:,.2f} on spot"
     yield "", f"({prices})"
 

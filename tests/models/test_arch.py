@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pod_job.errors import JobError
-from pod_job.models.arch import read_arch
+from pod_job.models.arch import ACTIVATIONS, read_arch
+from pod_job.models.decoder_layer import FUNCTIONS
 from pod_job.models.rope import Rope
 
 QWEN: dict[str, Any] = {
@@ -27,6 +28,10 @@ QWEN: dict[str, Any] = {
 def test_qwen2_has_biases_on_q_k_v_only() -> None:
     arch = read_arch(QWEN)
     assert (arch.head_dim, arch.qkv_bias, arch.out_bias, arch.mlp_bias) == (64, True, False, False)
+
+
+def test_every_activation_that_is_accepted_is_computed() -> None:
+    assert tuple(FUNCTIONS) == ACTIVATIONS
 
 
 def test_old_and_new_rope_spelling_are_the_same_model() -> None:

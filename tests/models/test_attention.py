@@ -31,7 +31,7 @@ def inputs(heads: int, kv_heads: int, head_dim: int, rows: int = 2) -> dict[str,
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LARGEST_BLOCK", 128)
+    monkeypatch.setattr(attention, "LARGEST_KERNEL_BLOCK", 128)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_blocks_equal_xla(
     monkeypatch: pytest.MonkeyPatch, heads: int, kv_heads: int, window: int | None, softcap: float | None, block: int
 ) -> None:
     """Blocks that do and do not divide the row, one larger than it; segments that end within and between blocks."""
-    monkeypatch.setattr(attention_blocks, "LARGEST_BLOCK", block)
+    monkeypatch.setattr(attention_blocks, "LARGEST_CPU_BLOCK", block)
     arrays = inputs(heads, kv_heads, 16)
     how = {"settings": AttentionSettings(0.25, softcap, window)}
     found = jax.jit(functools.partial(attention_blocks.attend_blocks, **how))(**arrays)

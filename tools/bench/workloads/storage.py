@@ -19,7 +19,7 @@ from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch, read_record
 from pod_job.run_folder.identity import claim
-from pod_job.storage.local import checksum
+from pod_job.storage.checksums import checksum
 from pod_job.storage.open import open_folder
 from tools.bench.cases import BUCKET
 from tools.bench.work import Work, size_of
