@@ -42,11 +42,19 @@ class HostExit:
             return self.status.end
         if self.aborted:
             return EndKind.lost_peer
+        if self.unreported:
+            return None
         if self.code == USER_ERROR:
             return EndKind.user_error
         # Version 0.1.0 wrote no kind; an error before the run folder is open is in the log alone.
         failed = self.status is not None and self.status.phase is Phase.failed
         return EndKind.bug if failed or (self.code == BUG and self.lines) else None
+
+    @property
+    def unreported(self) -> bool:
+        """Returns whether it ended by itself while its status says that it runs: its last report is missing."""
+        running = self.status is not None and self.status.end is None and self.status.phase is not Phase.failed
+        return running and self.code in (BUG, USER_ERROR)
 
     @property
     def aborted(self) -> bool:
@@ -75,7 +83,7 @@ class HostExit:
 class Cause:
     """The host to blame, why, and the kind of its end: None where it ended without a word, or has not ended.
 
-    `certain`: False while a host that has not ended yet may turn out to be the cause.
+    `certain`: False while another host, or another kind of end, may turn out to be the cause.
     """
 
     host: int
@@ -102,16 +110,17 @@ def first_cause(exits: Sequence[HostExit], running: Collection[int] = ()) -> Cau
     """Returns the first cause.
 
     Whoever did not merely end because of another comes first; among those a user error, because it is raised on
-    purpose, then the earliest. When all ended because of another, it is the host that they blame, or the only one that
-    still runs after jax has aborted the others for want of an answer.
+    purpose, then the earliest. Last come those whose report is missing: they may have ended because of another. When
+    all ended because of another, it is the host that they blame, or the only one that still runs after jax has aborted
+    the others for want of an answer.
 
     Args:
         exits: the hosts that failed, in the order in which they ended; at least one.
         running: the hosts that have not ended.
     """
-    first = min(exits, key=lambda exit: (ORDER.get(exit.kind, 2), exit.blamed_host is not None))
+    first = min(exits, key=lambda exit: (exit.unreported, ORDER.get(exit.kind, 2), exit.blamed_host is not None))
     if first.kind is not EndKind.lost_peer:
-        return Cause(first.host, first.reason, first.kind)
+        return Cause(first.host, first.reason, first.kind, certain=not first.unreported)
     if len(running) == 1 and any(exit.aborted for exit in exits):
         return Cause(next(iter(running)), "stopped answering; the other hosts ended because of it", first.kind)
     host = first.host if first.blamed_host is None else first.blamed_host

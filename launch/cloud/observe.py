@@ -82,6 +82,8 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
                 looked = now
                 node = node_state(job.reach)
                 answers = probe(job.reach) if worried and node == "READY" else {}
+                if answers:  # hosts may have ended, and said why, since their statuses were read
+                    statuses = job.statuses()
                 outcome = judge(statuses, answers, node, job.attempt, now - worried_since, stalled)
                 if outcome is not None:
                     return outcome

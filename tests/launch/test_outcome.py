@@ -22,23 +22,35 @@ def exited(code: int, log: str = "", attempt: str = ATTEMPT) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Case:
-    """Answers and ends of the hosts in their order, None where there is none; the outcome that they make."""
+    """Answers and ends of the hosts in their order, None where there is none; the outcome that they make.
+
+    `mute`: the hosts without a status.
+    """
 
     answers: list[tuple[str, str] | None]
     end: End | None
     blamed: int | None = None
     ends: list[EndKind | None] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
+    mute: tuple[int, ...] = ()
 
 
 CASES = {
     "all run": Case([RUNNING, RUNNING], None),
     "a bug": Case([RUNNING, exited(1)], End.failed, 1, [None, BUG]),
-    "a bug before there is a status": Case([RUNNING, exited(1, "Traceback\nValueError: bad")], End.failed, 1),
+    "a bug before there is a status": Case(
+        [RUNNING, exited(1, "Traceback\nValueError: bad")], End.failed, 1, mute=(1,)
+    ),
     "a bug while the pod goes": Case([RUNNING, exited(1)], End.failed, 1, [None, BUG], {"node": "PREEMPTED"}),
     "a user error, by status alone": Case([RUNNING, None], End.failed, 1, [None, USER]),
     "a bug, by status alone": Case([RUNNING, None], End.failed, 1, [None, BUG]),
-    "a user error, by exit code alone": Case([RUNNING, exited(2, "error: no")], End.failed, 1),
+    "a user error, by exit code alone": Case([RUNNING, exited(2, "error: no")], End.failed, 1, mute=(1,)),
+    "a stale status, exit 1, and a bad machine": Case([exited(1, "x"), exited(1)], End.lost, 1, [None, MACHINE]),
+    "a stale status, exit 2, and a bad machine": Case([exited(2, "x"), exited(1)], End.lost, 1, [None, MACHINE]),
+    "a stale status, exit 1, and a lost peer": Case([exited(1, "x"), exited(1)], End.lost, 1, [None, PEER]),
+    "a stale status, exit 2, and a lost peer": Case([exited(2, "x"), exited(1)], End.lost, 1, [None, PEER]),
+    "a stale status alone": Case([RUNNING, exited(1, "x")], None),
+    "a stale status for long": Case([RUNNING, exited(2, "x")], End.lost, 1, more=LATER),
     "a bad machine": Case([RUNNING, exited(1)], End.lost, 1, [None, MACHINE]),
     "a bad machine, and its peers left": Case([exited(1), exited(1)], End.lost, 1, [PEER, MACHINE]),
     "a bad machine while the pod goes": Case(
@@ -72,6 +84,8 @@ def outcome_of(case: Case) -> Outcome | None:
             error=f"error of host {host}" if end else None,
             end=end,
         )
+        if host not in case.mute
+        else None
         for host, end in enumerate(ends)
     ]
     answers = {host: Answer(host, *answer) for host, answer in enumerate(case.answers) if answer is not None}
