@@ -24,6 +24,9 @@ SMALL_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
     "merges.txt",
 )
 

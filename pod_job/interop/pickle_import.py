@@ -9,7 +9,6 @@ from 1 and ended with a short one. Then they are put one after the other and cut
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +16,19 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata, read_pickle_metadata
+from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata, fingerprint, read_pickle_metadata
 from pod_job.interop.pickle_reader import PickleItem, read_pickle
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.metadata import Metadata
-from pod_job.storage.checksums import checksum
 from pod_job.storage.open import open_folder
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -69,7 +66,7 @@ def import_pickles(pickles: str | Path, out_dir: str | Path, dtype: str = "float
     described = read_pickle_metadata(folder / "metadata.json")
     sources = _sources(described, folder / "metadata.json")
     sizes, cuts = _cuts(sources)
-    claim(out, _identity(described, list(sources[0]), sizes, dtype))
+    claim(out, _identity(described, fingerprint(folder / "metadata.json"), list(sources[0]), sizes, dtype))
     done, resized = committed(out), sizes != [_samples(source) for source in sources]
 
     @lru_cache(maxsize=1)  # where batches are cut again, a source can end one and begin the next
@@ -145,12 +142,11 @@ def _cuts(sources: Sequence[Source]) -> tuple[list[int], list[list[Piece]]]:
     return made, cuts
 
 
-def _identity(described: PickleMetadata, taps: list[str], sizes: list[int], dtype: str) -> Identity:
+def _identity(described: PickleMetadata, listed: str, taps: list[str], sizes: list[int], dtype: str) -> Identity:
     """Returns all that is known of what the imported activations depend on."""
-    entries = json.dumps(msgspec.to_builtins(described.batches), sort_keys=True)
     return Identity(
         model=ModelIdentity(name=described.model_name, hidden_dim=described.hidden_dim),
-        tasks=TasksIdentity(format="pickles", fingerprint=checksum([entries.encode()]).crc32c, samples=sum(sizes)),
+        tasks=TasksIdentity(format="pickles", fingerprint=listed, samples=sum(sizes)),
         taps=taps,
         positions="imported",
         dtype=dtype,

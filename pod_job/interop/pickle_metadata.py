@@ -1,11 +1,13 @@
 """metadata.json of the extraction document, which lies beside the pickle files. Other keys in it are left alone."""
 
+import json
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from pod_job.errors import JobError
 from pod_job.formats.records import Count, decode
+from pod_job.storage.checksums import checksum
 
 
 class PickleEntry(msgspec.Struct, frozen=True):
@@ -42,3 +44,8 @@ def read_pickle_metadata(path: Path) -> PickleMetadata:
                 "folder there"
             )
     return described
+
+
+def fingerprint(path: Path) -> str:
+    """Returns the CRC-32C over all that the file lists of its batches, keys of other programs included."""
+    return checksum([json.dumps(json.loads(path.read_bytes())["batches"], sort_keys=True).encode()]).crc32c

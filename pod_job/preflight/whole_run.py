@@ -12,7 +12,7 @@ from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import WholeRun
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import load_tokenizer, tokenize
+from pod_job.prompts.tokens import has_vocabulary, load_tokenizer, tokenize
 
 TOKENIZED_SAMPLES = 256
 CHARACTERS_PER_TOKEN = 4
@@ -75,7 +75,7 @@ def tokens_per_s(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
 def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConfig) -> int:
     """Returns the number of tokens of all samples, as prompts, from a part of them at even distances."""
     chosen = samples[:: max(1, len(samples) // TOKENIZED_SAMPLES)]
-    if any(model_dir.glob("tokenizer*")):
+    if has_vocabulary(model_dir):
         prompts = tokenize(load_tokenizer(model_dir), chosen, config.extract.seq_len, config.extract.too_long)
         lengths = [len(prompt.token_ids) for prompt in prompts]
     else:

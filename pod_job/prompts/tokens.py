@@ -56,9 +56,14 @@ class TokenizerFolder:
         return load_tokenizer(self.path)
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Returns True for a folder that a tokenizer can be loaded from."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Returns the folder's Hugging Face tokenizer; JobError where there is none, or one that cannot be loaded."""
-    if not any((folder / name).is_file() for name in VOCABULARIES):
+    if not has_vocabulary(folder):
         raise JobError(
             f"model.path={folder} has no tokenizer file (none of {', '.join(VOCABULARIES)}); "
             "copy tokenizer.json beside the weights"

@@ -18,6 +18,7 @@ from pod_job.errors import JobError
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_import import import_pickles
 from pod_job.reading.dataset import ActivationDataset
+from pod_job.storage.checksums import checksum
 from pod_job.storage.open import open_folder
 
 
@@ -69,6 +70,16 @@ def test_a_program_by_the_document_is_read(pickles: Path, capsys: pytest.Capture
     assert verify(pickles / "run").sound
     assert data.metadata.total_samples == 11
     assert import_pickles(pickles, pickles / "run").rows == 11  # again: nothing is left to do
+
+
+def test_the_identity_follows_every_key_that_is_listed_of_a_batch(pickles: Path) -> None:
+    path = pickles / "metadata.json"
+    described = json.loads(path.read_text())
+    described["batches"][0]["made_by"] = "another program"
+    path.write_text(json.dumps(described))
+    metadata = import_pickles(pickles, pickles / "run")
+    listed = json.dumps(described["batches"], sort_keys=True).encode()
+    assert metadata.provenance.tasks.fingerprint == checksum([listed]).crc32c
 
 
 @pytest.mark.parametrize(

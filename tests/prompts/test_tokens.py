@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pod_job.checkpoints.locate import small_files
 from pod_job.config.schema import TooLong
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Message, Sample
-from pod_job.prompts.tokens import TokenizerFolder, check_template, load_tokenizer, tokenize, tokenizer_fingerprint
+from pod_job.prompts.tokens import (
+    VOCABULARIES,
+    TokenizerFolder,
+    check_template,
+    load_tokenizer,
+    tokenize,
+    tokenizer_fingerprint,
+)
 from tools.tiny_model import write_tiny_model
 
 ASK: list[Message] = [{"role": "user", "content": "hello"}]
@@ -111,3 +119,7 @@ def test_a_tokenizer_that_knows_no_word_is_refused(model: Path) -> None:
     (model / "tokenizer.json").write_text(json.dumps(tokens | {"model": unknown, "added_tokens": []}))
     with pytest.raises(JobError, match="gives all text one token"):
         load_tokenizer(model)
+
+
+def test_every_vocabulary_is_among_the_files_that_come_with_a_model() -> None:
+    assert small_files(list(VOCABULARIES)) == list(VOCABULARIES)

@@ -135,6 +135,9 @@ def test_an_interrupted_benchmark_goes_on_and_a_finished_one_starts_over(tmp_pat
     assert kept(["read"], 3, {"prompts": "8"}, finished=True) == {"extract-one-tap-all"}
     assert kept(both, 3, {"prompts": "9"}) == set()
     assert read_results(tmp_path / "none.json") == Results()
+    one = read_results(tmp_path / "kept.json")
+    one.begin(both, 1, {}, only="hugging")  # measures other variants again
+    assert len(one.records) == len(made.records)
 
 
 @pytest.mark.pod

@@ -31,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(map(described, cases)))
         return 0
+    if wrong := [setting for setting in options.set if "=" not in setting]:
+        raise JobError(f"--set {wrong[0]}: is not KEY=VALUE; use one of the keys that --list shows")
     settings, until = dict(setting.split("=", 1) for setting in options.set), time.monotonic() + 60 * options.minutes
     FOLDER.mkdir(parents=True, exist_ok=True)
     command = Command(options.rounds, settings, options.only, options.scratch, until, FOLDER)
     results, names = read_results(RESULTS), [case.name for case in cases]
-    results.begin(names, options.rounds, settings)
+    results.begin(names, options.rounds, settings, options.only)
     for case in cases:
         try:
             measure(case, command, results, lambda: write_results(RESULTS, results))

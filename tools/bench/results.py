@@ -39,12 +39,16 @@ class Results(msgspec.Struct):
     settings: dict[str, str] = {}
     records: list[Record] = []
 
-    def begin(self, cases: Sequence[str], rounds: int, settings: Mapping[str, str]) -> None:
-        """Goes on with the same command where it was interrupted; otherwise forgets what these cases measured."""
+    def begin(self, cases: Sequence[str], rounds: int, settings: Mapping[str, str], only: str = "") -> None:
+        """Goes on with the same command where it was interrupted; otherwise forgets what it measured before.
+
+        Args:
+            only: text in the names of the variants that the command measures.
+        """
         command = [*cases], rounds, dict(settings)
         if (self.unfinished, self.rounds, self.settings) != command:
             self.unfinished, self.rounds, self.settings = command
-            self.records = [record for record in self.records if record.case not in cases]
+            self.records = [record for record in self.records if record.case not in cases or only not in record.variant]
 
     def add(self, case: str, variant: str, answer: Answer) -> None:
         """Appends a round's metrics to the records of the variant."""
