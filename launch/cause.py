@@ -4,6 +4,7 @@ Decided on the kind of end in each host's status, on exit codes, and on whether 
 has logged is shown to people and never read here.
 """
 
+import re
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ TAIL_BYTES = 64 * 1024
 BUG, USER_ERROR = 1, 2
 # jax's coordination service aborts the hosts that are left, from C++, where no status can be written any more.
 ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
+SIGNALS = {signum.value for signum in signal.Signals}
+# The line of an error that is shown: that of a command, or the last of a traceback.
+EXCEPTION = re.compile(r"error: |((\w+\.)+[A-Z]\w*|\w*(Error|Exception|Exit|Interrupt))(: |$)")
 # From the first cause to its consequences: of those that ended, who comes first is blamed.
 ORDER = {EndKind.user_error: 0, EndKind.bug: 1, EndKind.bad_machine: 1, None: 1, EndKind.stopped: 1}
 
@@ -66,14 +70,16 @@ class HostExit:
 
     @property
     def reason(self) -> str:
-        """One line: the error of its status, else the last line of its log, else how it ended."""
+        """Returns one line: the error of its status, else of its log, else how it ended."""
         if self.status is not None and self.status.error is not None:
             return self.status.error
         if self.code in (BUG, USER_ERROR) and self.lines:
-            return self.lines[-1].removeprefix("error: ")
+            # C++ may log more after Python's exception.
+            errors = [line for line in self.lines if EXCEPTION.match(line)]
+            return (errors or self.lines)[-1].removeprefix("error: ")
         arrived = self.status is not None and self.status.phase is not Phase.checking
         where = "" if arrived else " before it arrived"
-        if self.code is not None and self.code < 0:
+        if self.code is not None and -self.code in SIGNALS:
             hint = ", perhaps for want of memory" if self.code == -signal.SIGKILL else ""
             return f"ended by {signal.Signals(-self.code).name}{where}{hint}"
         return f"ended with exit code {self.code}{where} and no message"

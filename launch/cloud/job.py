@@ -12,7 +12,7 @@ from launch.cloud.capacity import bring_up
 from launch.cloud.deploy import deploy
 from launch.cloud.observe import RunningJob, follow
 from launch.cloud.outcome import End, Outcome
-from launch.cloud.remote import ask, script
+from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_spec, reach
 from launch.host_commands import new_attempt
 from launch.view import progress, summary
@@ -21,6 +21,8 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.metadata import read_any
+
+KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 
 
 def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
@@ -69,10 +71,12 @@ def show_outcome(outcome: Outcome, screen: Console) -> None:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def kill(job: RunningJob, log: Log) -> None:
-    """Ends the job's processes on every host, at once."""
-    answers = ask(job.reach, job.hosts, script("stop", {"SIGNAL": "KILL"}))
-    log(f"ended the job on {sum(answer.word == 'KILLED' for answer in answers.values())} hosts")
+def kill(job: RunningJob, log: Log) -> bool:
+    """Ends the job's processes on every host, at once; returns whether none runs on any host now."""
+    answers = ask_briefly(job.reach, script("stop", {"SIGNAL": "KILL"}), KILL_TIMEOUT_S)
+    words = [answer.word for answer in answers.values()]
+    log(f"ended the job on {words.count('KILLED')} of {job.hosts} hosts, {words.count('NOT_RUNNING')} had ended before")
+    return words.count("KILLED") + words.count("NOT_RUNNING") == job.hosts
 
 
 def planned(config: JobConfig) -> list[str]:

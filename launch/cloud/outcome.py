@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from launch.cause import Cause, HostExit, first_cause
+from launch.cause import SIGNALS, Cause, HostExit, first_cause
 from launch.cloud.remote import Answer
-from pod_job.run_folder.status import HostStatus, Phase
+from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
 # From the first sign of trouble: jax ends the others within its heartbeat of 30 s after a host has died.
 SETTLE_S = 60.0
@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def needs_new_pod(self) -> bool:
-        """A host's machine is bad: the next start on this pod would end in the same way."""
+        """Returns whether a host's machine is bad or out of reach: the next start on this pod would end as this one."""
         return self.cause is not None and self.cause.bad_machine
 
 
@@ -72,7 +72,7 @@ def judge(
         return Outcome(End.lost, cause, lines)
     unreachable = [host for host in range(len(statuses)) if answers and host not in answers]
     if worried_s > SETTLE_S and unreachable:
-        return Outcome(End.lost, Cause(unreachable[0], "cannot be reached over ssh"))
+        return Outcome(End.lost, Cause(unreachable[0], "cannot be reached over ssh", EndKind.bad_machine))
     if cause is not None and (worried_s > SETTLE_S or len(exits) == len(statuses)):
         return Outcome(End.lost, cause, lines)
     if stalled:
@@ -97,7 +97,7 @@ def host_exit(host: int, status: HostStatus | None, answer: Answer | None, attem
     if answer is not None and answer.word == "EXITED" and answer.detail.split()[0] == attempt:
         _, code, *log = answer.detail.split()
         lines = base64.b64decode("".join(log)).decode(errors="replace").splitlines()
-        signed = 128 - int(code) if int(code) > 128 else int(code)
+        signed = 128 - int(code) if int(code) - 128 in SIGNALS else int(code)
         return HostExit(host, signed, status, [line for line in lines if line.strip()]) if signed else None
     if answer is not None and answer.word in ("NONE", "EXITED"):
         return HostExit(host, -signal.SIGKILL, status)  # the machine was restarted

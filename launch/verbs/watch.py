@@ -1,9 +1,9 @@
 """Runs the job to its end, through preemptions; deletes the pod when the dataset is there or the job has failed.
 
-A pod that was taken away or has a bad machine is created again, and a job that lost hosts is started again, as often as
-cloud.preemptions and cloud.failures allow. A host that reports a bug or bad input ends the job: the next start would
-fail too. The verb keeps no state: interrupted and started again, it finds the pod, the job and the batches that are
-done. On this machine (pod.kind=local) it starts lost hosts again.
+A pod that was taken away, or has a machine that is bad or cannot be reached, is created again, and a job that lost
+hosts is started again, as often as cloud.preemptions and cloud.failures allow. A host that reports a bug or bad input
+ends the job: the next start would fail too. The verb keeps no state: interrupted and started again, it finds the pod,
+the job and the batches that are done. On this machine (pod.kind=local) it starts lost hosts again.
 """
 
 import time
@@ -64,11 +64,10 @@ def watch(options: Namespace) -> int:
             break
         if outcome.end is End.lost:
             show_outcome(outcome, Console(stderr=True))
-            if outcome.needs_new_pod:
-                leave(config, log)
-            else:
-                kill(started, log)
-    leave(config, log)
+            # A host where the job cannot be ended is lost for the next start too.
+            if outcome.needs_new_pod or not kill(started, log):
+                delete_pods(config, log)
+    delete_pods(config, log)
     return finish(config, started, outcome, time.monotonic() - began, options.json)
 
 
@@ -81,8 +80,8 @@ def describe(outcome: Outcome) -> str:
     return f"the pod was taken away ({outcome.node})"
 
 
-def leave(config: JobConfig, log: Log) -> None:
-    """Deletes the pod."""
+def delete_pods(config: JobConfig, log: Log) -> None:
+    """Deletes the pods of the job, as a rule one."""
     take_down(find_pods(pod_name(config), config.cloud.project), config, log)
 
 

@@ -99,6 +99,16 @@ def test_what_may_be_tried_again(kind: EndKind | None, lost: bool, bad_machine: 
         (silent(0, KILL, arrived=False), "ended by SIGKILL before it arrived, perhaps for want of memory"),
         (HostExit(0, KILL), "ended by SIGKILL before it arrived, perhaps for want of memory"),
         (silent(0, 5), "ended with exit code 5 and no message"),
+        (HostExit(0, -127), "ended with exit code -127 before it arrived and no message"),
+        (
+            HostExit(
+                0, 1, None, ["  x", "a.b.XlaRuntimeError: INTERNAL: no", "*** Check failure ***", "F0 x.cc:1] Error: y"]
+            ),
+            "a.b.XlaRuntimeError: INTERNAL: no",
+        ),
+        (HostExit(0, 1, None, ["KeyError: 'a'", "ValueError", "terminate called"]), "ValueError"),
+        (HostExit(0, 2, None, ["error: pod.port=1 is taken", "W0 y.cc:2] closed"]), "pod.port=1 is taken"),
+        (HostExit(0, 1, None, ["one", "two"]), "two"),
     ],
 )
 def test_reason(exit: HostExit, reason: str) -> None:

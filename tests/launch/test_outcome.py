@@ -108,6 +108,19 @@ def test_only_a_user_error_is_one_and_only_a_bad_machine_needs_another_pod(kind:
     assert bool(outcome and outcome.needs_new_pod) == (kind is MACHINE)
 
 
+def test_an_exit_code_beyond_the_signals_is_shown_as_it_is() -> None:
+    outcome = outcome_of(Case([RUNNING, exited(255)], None))
+    assert outcome is not None
+    assert outcome.cause is not None
+    assert outcome.cause.reason == "ended with exit code 255 and no message"
+
+
+def test_a_host_out_of_reach_needs_another_pod() -> None:
+    outcome = outcome_of(CASES["unreachable"])
+    assert outcome is not None
+    assert outcome.needs_new_pod
+
+
 def test_the_last_lines_are_those_of_the_host_to_blame() -> None:
     case = Case([exited(1, "other"), exited(1, "one\n\nValueError: bad")], End.failed, ends=[PEER, BUG])
     outcome = outcome_of(case)

@@ -6,21 +6,27 @@ from pathlib import Path
 import pytest
 
 from launch.cause import Cause
+from launch.cloud import remote
+from launch.cloud.gcloud import Reach
+from launch.cloud.job import kill
+from launch.cloud.observe import RunningJob
 from launch.cloud.outcome import End, Outcome
+from launch.shell import Finished
 from launch.verbs import watch
 from pod_job.run_folder.status import EndKind
+from pod_job.storage.open import open_folder
 
 JOB = ["experiment=v5e64", "storage.run_dir=gs://bucket/run", "cloud.zones=[us-west4-a]", "cloud.failures=2"]
 
 
-def watched(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def watched(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch, killed: bool = True) -> list[str]:
     """Runs `watch` on starts that end with these outcomes; returns what was done to the pod, in order."""
     done: list[str] = []
     left = iter(outcomes)
     monkeypatch.setattr(watch, "start", lambda *_: done.append("start"))
     monkeypatch.setattr(watch, "until_end", lambda *_: next(left))
-    monkeypatch.setattr(watch, "kill", lambda *_: done.append("kill"))
-    monkeypatch.setattr(watch, "leave", lambda *_: done.append("delete"))
+    monkeypatch.setattr(watch, "kill", lambda *_: done.append("kill") or killed)
+    monkeypatch.setattr(watch, "delete_pods", lambda *_: done.append("delete"))
     monkeypatch.setattr(watch, "finish", lambda _config, _job, outcome, *_: done.append(outcome.end.value))
     watch.watch(Namespace(overrides=JOB, dry_run=False, no_preflight=True, json=False))
     return done
@@ -47,3 +53,25 @@ def test_bad_machines_have_the_budget_of_lost_hosts(
     done = watched([lost(EndKind.bad_machine)] * 3, monkeypatch)
     assert done == ["start", "delete"] * 3 + ["lost"]
     assert "host 1 vfio is busy; 3 of 2 cloud.failures used" in capsys.readouterr().err
+
+
+def test_a_pod_on_which_the_job_cannot_be_ended_is_replaced_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = watched([lost(None)] * 3, monkeypatch, killed=False)
+    assert done == ["start", "kill", "delete", "start", "kill", "delete", "start", "delete", "lost"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "ended"),
+    [
+        ("pod-job 0 KILLED a\npod-job 1 NOT_RUNNING\n", True),
+        ("pod-job 0 KILLED a\n", False),
+        ("pod-job 0 KILLED a\npod-job 1 FAILED the job did not end within 10 s\n", False),
+        ("", False),
+    ],
+)
+def test_ending_a_job_raises_no_error_for_a_host_out_of_reach(
+    answers: str, ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
+    job = RunningJob(Reach("extract-1", "us-west4-a", None, False, []), 2, open_folder(str(tmp_path)), "a", 4)
+    assert kill(job, lambda _: None) == ended
