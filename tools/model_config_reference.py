@@ -1,0 +1,81 @@
+"""Writes docs/model-configs.md from pod_job/models/hf_config.py: what is done with each key of a `config.json`.
+
+`python -m tools.model_config_reference > docs/model-configs.md`, or `make docs`.
+"""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterable
+
+from pod_job.models.hf_config import (
+    APPLIED,
+    COMPUTED,
+    FAMILIES,
+    INERT,
+    QUANTIZATION,
+    READ_AND_INERT,
+    VISION_KEYS,
+    VISION_MODEL,
+)
+
+
+def page() -> str:
+    """Returns docs/model-configs.md."""
+    families = [
+        f"| `{name}` | {listed(family.applied)} | {listed(READ_AND_INERT.get(name, ())) or 'none'} |"
+        for name, family in FAMILIES.items()
+    ]
+    computed = [f"| `{key}` | {', '.join(f'`{json.dumps(value)}`' for value in COMPUTED[key])} |" for key in COMPUTED]
+    lines = [
+        "# Keys of config.json, family by family",
+        "",
+        paragraph(
+            "Which keys of a Hugging Face `config.json` are applied, inert or refused. Made by `make docs` from "
+            "`pod_job/models/hf_config.py`; do not edit."
+        ),
+        "",
+        paragraph(
+            "The configuration class of the family in transformers fills in defaults. A key that is not on this page "
+            "is passed over if it is null, has the family's default, or occurs nowhere in the sources of the family's "
+            f"model in transformers; else it is refused by name. Of a model with vision (`{VISION_MODEL}`), "
+            "`text_config` is read as `gemma3_text`."
+        ),
+        "",
+        "## Applied",
+        "",
+        paragraph(f"In every family: {listed(APPLIED)}."),
+        "",
+        "| `model_type` | applied too | without effect in this family |",
+        "|---|---|---|",
+        *families,
+        "",
+        "## Computed for some values only",
+        "",
+        "Any other value is refused.",
+        "",
+        "| key | values |",
+        "|---|---|",
+        *computed,
+        f"| {listed(QUANTIZATION)} | absent or empty: quantized weights are refused |",
+        "",
+        "## Inert",
+        "",
+        paragraph(f"No vector depends on these, whatever their value: {listed(INERT)}."),
+        "",
+        paragraph(f"Nor on these beside `text_config`: {listed(VISION_KEYS - {'text_config'})}."),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def listed(keys: Iterable[str]) -> str:
+    """Returns the keys as one text; those of a set, which has no order, sorted."""
+    return ", ".join(f"`{key}`" for key in (sorted(keys) if isinstance(keys, frozenset) else keys))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
