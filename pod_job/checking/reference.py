@@ -13,7 +13,7 @@ from jaxtyping import Float, Int32
 
 from pod_job.checkpoints.checkpoint import Checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles
-from pod_job.config.schema import Dtype, Stored
+from pod_job.config.schema import Dtype, StoredDtype
 from pod_job.planning.inputs import Inputs
 
 TORCH, OURS = "Hugging Face transformers, torch, float32", "this model on one CPU device, float32"
@@ -36,7 +36,7 @@ def reference_taps(
     return OURS, _own_taps(inputs, prompts)
 
 
-def limit_of(*dtypes: Dtype | Stored) -> float:
+def limit_of(*dtypes: Dtype | StoredDtype) -> float:
     """Returns the largest relative error that rounding explains for a vector that went through these dtypes."""
     return max(LIMITS[dtype.value] for dtype in dtypes)
 

@@ -31,7 +31,7 @@ class Dtype(Enum):
     float32 = "float32"
 
 
-class Stored(Enum):
+class StoredDtype(Enum):
     """Dtype of the stored vectors; eight-bit vectors have a scale for every 64 columns of a row."""
 
     bfloat16 = "bfloat16"
@@ -125,7 +125,7 @@ class ExtractConfig:
     layers: list[int] | None = None  # layers whose resid_post is stored; null: all layers, or none if `taps` is set
     taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
     positions: Positions = Positions.last
-    dtype: Stored = Stored.bfloat16  # dtype of the stored vectors
+    dtype: StoredDtype = StoredDtype.bfloat16  # dtype of the stored vectors
     save_every_n_samples: int = 512  # samples per batch, the unit that is committed and resumed
     seq_len: int = 1024  # tokens in a row: the longest prompt
     rows_per_device: int = 1  # rows of seq_len tokens per device in one step

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sample_runs import batch, identity, joined
 
-from pod_job.config.schema import Exclude, ExtractConfig, OnNonfinite, Positions, Stored
+from pod_job.config.schema import Exclude, ExtractConfig, OnNonfinite, Positions, StoredDtype
 from pod_job.errors import JobError
 from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.packing import Placed
@@ -58,7 +58,7 @@ def test_control_tokens_of_a_tokenizer() -> None:
 @pytest.mark.parametrize("positions", list(Positions)[:2])
 def test_special_tokens_are_flagged_or_not_stored(exclude: list[Exclude], positions: Positions) -> None:
     prompts = [prompt(BOS, TEXT, 8), prompt(9, EOS), prompt(BOS)]
-    config = ExtractConfig(positions=positions, exclude=exclude, dtype=Stored.float32)
+    config = ExtractConfig(positions=positions, exclude=exclude, dtype=StoredDtype.float32)
     masks = [special_tokens(each, {BOS, EOS}) for each in prompts]
     opened = OpenBatch(1, prompts, masks, config, {"layer_0": 1}, Pool())
     for index, each in enumerate(prompts):

@@ -12,7 +12,7 @@ import pytest
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
-from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, StoredDtype
 from pod_job.extraction.feeding import StepRows
 from pod_job.extraction.packing import Queued
 from pod_job.generation.completions import Ending
@@ -47,7 +47,7 @@ def build(
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     taps = resolve([], TAPS, arch.layers)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, sharding, shardings))
-    extract = ExtractConfig(seq_len=S, dtype=Stored.float32, positions=positions)
+    extract = ExtractConfig(seq_len=S, dtype=StoredDtype.float32, positions=positions)
     rows = StepRows(ROWS, row_sharding(mesh, sharding))
     return params, compile_generation(model, params, rows, extract, Ending(generate, END, None)), model
 

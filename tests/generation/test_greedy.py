@@ -13,7 +13,7 @@ from pod_job.checking.reference import relative_errors
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
-from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, StoredDtype
 from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
 from pod_job.generation.completions import Ending
@@ -55,7 +55,7 @@ def generated(folder: Path, prompts: Sequence[np.ndarray], ending: Ending) -> Ge
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     taps = resolve([arch.layers // 2, arch.layers - 1], [], arch.layers)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, Sharding.replicated, shardings))
-    extract = ExtractConfig(seq_len=seq_len, dtype=Stored.float32, positions=Positions.all)
+    extract = ExtractConfig(seq_len=seq_len, dtype=StoredDtype.float32, positions=Positions.all)
     programs = compile_generation(model, params, rows, extract, ending)
     queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(prompts)]
     wave = make_wave(queued, count, seq_len, count, {})

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
-from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, Stored
+from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, StoredDtype
 from pod_job.errors import JobError
 from pod_job.extraction.feeding import StepRows
 from pod_job.extraction.step import compile_step
@@ -26,7 +26,7 @@ from pod_job.models.weight_table import Weight, weight_table
 from tools.tiny_model import write_tiny_model
 
 ROWS, SEQ = 8, 12
-EXTRACT = ExtractConfig(positions=Positions.all, dtype=Stored.float32, seq_len=SEQ, prompts_per_row=2)
+EXTRACT = ExtractConfig(positions=Positions.all, dtype=StoredDtype.float32, seq_len=SEQ, prompts_per_row=2)
 # name: family and sizes. 14 query and 2 key/value heads are those of Qwen2.5-0.5B.
 MODELS = {
     "14 and 2 heads": ("qwen2", {"heads": 14, "kv_heads": 2, "hidden": 112}),

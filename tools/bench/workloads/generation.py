@@ -17,7 +17,7 @@ import numpy as np
 
 from pod_job.config.generate import GenerateConfig
 from pod_job.config.load import load
-from pod_job.config.schema import ExtractConfig, Positions, Stored
+from pod_job.config.schema import ExtractConfig, Positions, StoredDtype
 from pod_job.config.tasks import TasksConfig
 from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
@@ -96,7 +96,7 @@ class Bench:
     def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Generator, Wave]:
         rows, length = self.prompts.shape
         ending = Ending(GenerateConfig(max_new_tokens=new), (), None)
-        extract = ExtractConfig(seq_len=length, dtype=Stored.float32, positions=Positions.generated)
+        extract = ExtractConfig(seq_len=length, dtype=StoredDtype.float32, positions=Positions.generated)
         programs = compile_generation(self.model.clone(taps=taps), self.params, self.feeding.rows, extract, ending)
         generator = Generator(programs, self.params, self.feeding, ending, extract.positions)
         queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(self.prompts)]
