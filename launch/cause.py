@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
-TAIL_BYTES = 64 * 1024
+LOG_END_BYTES = 64 * 1024
 # Exit codes of `python -m pod_job`.
 BUG, USER_ERROR = 1, 2
 # jax's coordination service aborts the hosts that are left, from C++, where no status can be written any more.
@@ -41,7 +41,7 @@ class HostExit:
 
     @property
     def kind(self) -> EndKind | None:
-        """None: it was killed, or ended without a word."""
+        """Returns the kind of its end; None where it was killed or left no report."""
         if self.status is not None and self.status.end is not None:
             return self.status.end
         if self.aborted:
@@ -103,12 +103,12 @@ class Cause:
 
     @property
     def lost(self) -> bool:
-        """Another start may help: nobody made a mistake."""
+        """Returns whether another start may help: nobody made a mistake."""
         return self.kind in (EndKind.lost_peer, EndKind.bad_machine, None)
 
     @property
     def bad_machine(self) -> bool:
-        """Another start may help, but on another pod only."""
+        """Returns whether another start may help, but on another pod only."""
         return self.kind is EndKind.bad_machine
 
 
@@ -134,9 +134,9 @@ def first_cause(exits: Sequence[HostExit], running: Collection[int] = ()) -> Cau
 
 
 def tail(log: Path) -> list[str]:
-    """Returns the last lines of a log, up to TAIL_BYTES, without empty ones."""
+    """Returns the last lines of a log, up to LOG_END_BYTES, without empty ones."""
     with log.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(max(0, size - TAIL_BYTES))
+        file.seek(max(0, size - LOG_END_BYTES))
         text = file.read().decode(errors="replace")
     return [line for line in text.splitlines() if line.strip()]

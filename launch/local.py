@@ -82,7 +82,7 @@ def follow(pod: LocalPod, show: Callable[[], None]) -> dict[int, int]:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within the block, the first SIGINT, SIGTERM or SIGHUP raises Stopped; later ones are ignored."""
+    """Raises Stopped in the block at the first SIGINT, SIGTERM or SIGHUP; later ones are ignored."""
     signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(signum: int, frame: FrameType | None) -> None:

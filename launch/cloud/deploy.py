@@ -48,7 +48,7 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
     attempts = {answer.detail for answer in answers.values()}
     if len(attempts) > 1:
         older = [host for host, answer in answers.items() if answer.detail != attempt]
-        raise JobError(f"worker {', '.join(map(str, older))} still runs an earlier start; `launch stop` first")
+        raise JobError(f"worker {', '.join(map(str, older))} still runs an earlier start; `pod-job stop` first")
     return attempts.pop()
 
 

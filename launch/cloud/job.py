@@ -17,6 +17,7 @@ from launch.cloud.request import pod_spec, reach
 from launch.host_commands import new_attempt
 from launch.view import progress, summary
 from launch.view.timed_log import Log
+from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
@@ -51,7 +52,7 @@ def finish(config: JobConfig, job: RunningJob, outcome: Outcome, elapsed_s: floa
     """Shows the dataset, or why there is none; returns the exit status of the verb."""
     if outcome.end is not End.done:
         show_outcome(outcome, Console(stderr=True))
-        return 2 if outcome.cause is not None and outcome.cause.user_error else 1
+        return BAD_INPUT if outcome.cause is not None and outcome.cause.user_error else FAILED
     statuses = [status for status in job.statuses() if status is not None]
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
     done = summary.summarise(config, read_any(job.folder), statuses, elapsed_s, logs)
@@ -59,7 +60,7 @@ def finish(config: JobConfig, job: RunningJob, outcome: Outcome, elapsed_s: floa
         print(json.dumps(asdict(done), indent=2))
     else:
         summary.show(done, Console())
-    return 0 if done.complete else 1
+    return DONE if done.complete else FAILED
 
 
 def show_outcome(outcome: Outcome, screen: Console) -> None:

@@ -24,7 +24,7 @@ NODE_EVERY_S = 30.0  # between two looks at the node's state
 WORRIED_EVERY_S = 5.0  # the same while something seems wrong
 SILENT_S = 40.0  # hosts rewrite their status more often than that
 PROBE_TIMEOUT_S = 45.0
-TAIL_BYTES = 2400  # of a log; an answer must stay below 4096 bytes to arrive in one piece
+ANSWER_LOG_BYTES = 2400  # of a log; an answer must stay below 4096 bytes to arrive in one piece
 READERS = 16
 
 PREEMPTION_S = 40.0  # from the notice until the node is gone
@@ -109,7 +109,7 @@ def node_state(reach: Reach) -> str:
 
 def probe(reach: Reach) -> dict[int, Answer]:
     """Returns the answers to `probe.sh` of the hosts that can be reached over ssh."""
-    return ask_briefly(reach, script("probe", {"TAIL": str(TAIL_BYTES)}), PROBE_TIMEOUT_S)
+    return ask_briefly(reach, script("probe", {"TAIL": str(ANSWER_LOG_BYTES)}), PROBE_TIMEOUT_S)
 
 
 class Liveness:

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from launch.cloud.cost import all_records, record_of
 from launch.cloud.observe import read_all
+from launch.cloud.pod_records import all_records, record_of
 from launch.cloud.pods import Pod, find_pods
 from launch.cloud.request import pod_name
 from launch.view.status_view import PodHours, PodStatus, RunStatus

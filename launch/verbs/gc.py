@@ -68,7 +68,7 @@ def show(pods: Sequence[Pod], now: float, console: Console) -> None:
     table = Table("pod", "zone", "state", "type", "hours", box=None)
     for pod in pods:
         table.add_row(pod.name, pod.zone, pod.state, pod.accelerator_type, f"{pod.age_s(now) / 3600:.2f}")
-    console.print(table if pods else "nothing of ours is in the cloud", highlight=False)
+    console.print(table if pods else "no pod of pod-job exists", highlight=False)
 
 
 COMMAND = Command("gc", __doc__, EXAMPLES, add_arguments, gc)

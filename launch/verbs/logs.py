@@ -50,7 +50,11 @@ def logs(options: Namespace) -> int:
 
 
 def sorted_entries(folder: Folder, shown: dict[int, int]) -> list[tuple[int, list[str]]]:
-    """(host, lines) of every entry that is new since `shown` (characters by host, moved on here), by time of entry."""
+    """Returns (host, lines) of every log entry that is new, by time.
+
+    Args:
+        shown: host -> number of characters of its log that have been shown; updated here.
+    """
     entries = []
     for host, seen in shown.items():
         text = host_log(folder, host)
@@ -61,7 +65,7 @@ def sorted_entries(folder: Folder, shown: dict[int, int]) -> list[tuple[int, lis
 
 
 def split_entries(text: str) -> Iterator[list[str]]:
-    """A log's entries: a line with a time and those that belong to it, such as a traceback."""
+    """Yields the entries of a log: a line with a time and the lines that belong to it, such as a traceback."""
     entry: list[str] = []
     for line in text.splitlines():
         if STAMP.match(line) and entry:

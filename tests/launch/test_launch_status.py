@@ -14,8 +14,8 @@ from rich.console import Console
 from sample_runs import identity
 
 from launch.__main__ import main
-from launch.cloud.cost import all_records, note_end, note_start, record_of
 from launch.cloud.observe import read_all
+from launch.cloud.pod_records import all_records, note_end, note_start, record_of
 from launch.cloud.pods import Pod
 from launch.cloud.run_status import planned_batches, run_status
 from launch.cloud.tpu_api import Node

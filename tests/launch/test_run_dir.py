@@ -10,7 +10,7 @@ import pytest
 from sample_runs import identity
 
 from launch.__main__ import main
-from launch.cloud.cost import note_start
+from launch.cloud.pod_records import note_start
 from launch.cloud.request import pod_name
 from launch.job_config import config_of_run
 from pod_job.config.load import load, to_json
@@ -208,5 +208,7 @@ def test_gc_needs_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> N
         for line in cloud.log.read_text().splitlines():
             assert ("--project" in line) == bool(project)
             assert project in line
+    assert main(["gc"]) == 0
+    assert capsys.readouterr().out == "no pod of pod-job exists\n"
     assert main(["gc", "cloud.projct=mine"]) == 2
     assert "did you mean cloud.project?" in capsys.readouterr().err
