@@ -26,7 +26,7 @@ from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.timeline import Timeline
 
 EXAMPLES = ("runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json")
-TAP_DIMENSIONS_SHOWN = 8
+INSPECTED_DIMENSIONS = 8
 
 Facts = dict[str, Any]
 """Values by name: single values are shown as lines, lists of dictionaries as tables."""
@@ -156,7 +156,7 @@ def tap_facts(overview: Overview, tap: str) -> Facts:
     statistics = overview.metadata.statistics[tap]
     mean, spread = np.array(statistics.mean), np.sqrt(np.array(statistics.variance))
     size = np.hypot(mean, spread)
-    first = np.argsort(size)[::-1][:TAP_DIMENSIONS_SHOWN]
+    first = np.argsort(size)[::-1][:INSPECTED_DIMENSIONS]
     return {
         **tap_line(overview, tap),
         "norm quantiles": [{"share": share, "norm": norm} for share, norm in statistics.norm_quantiles.items()],

@@ -16,7 +16,7 @@ from pod_job.models.cache import Cache
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
 
-FUNCTIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATION_FUNCTIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 """The function of each of `arch.ACTIVATIONS`, by the name that `config.json` gives it."""
 
 Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], Cache | None]]
@@ -66,7 +66,7 @@ def mlp(
     """Returns the input of the down projection, and its output."""
     gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + w.get("gate_bias", 0.0)
     up = placement.isolate(jnp.einsum("bsd,df->bsf", normed, w["up"]) + w.get("up_bias", 0.0))
-    mlp_act = FUNCTIONS[arch.activation](gate) * up
+    mlp_act = ACTIVATION_FUNCTIONS[arch.activation](gate) * up
     return mlp_act, jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
 
 

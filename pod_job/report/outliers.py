@@ -13,7 +13,7 @@ from pod_job.report.row_texts import RowText, row_texts
 from pod_job.report.sample import Measures
 
 KINDS_SHOWN = 10
-ROW_DIMENSIONS_SHOWN = 4
+REPORTED_DIMENSIONS = 4
 TIMES_MEDIAN = 3.0
 """Norm, in medians of the tap, from which a row is shown."""
 
@@ -110,5 +110,5 @@ def largest_dimensions(summary: Summary) -> list[Dimension]:
     deviations = np.sqrt(summary.variance)
     return [
         Dimension(number, float(sizes[number]), summary.mean[number], float(deviations[number]))
-        for number in np.argsort(sizes)[::-1][:ROW_DIMENSIONS_SHOWN].tolist()
+        for number in np.argsort(sizes)[::-1][:REPORTED_DIMENSIONS].tolist()
     ]

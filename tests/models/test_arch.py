@@ -7,7 +7,7 @@ import pytest
 
 from pod_job.errors import JobError
 from pod_job.models.arch import ACTIVATIONS, read_arch
-from pod_job.models.decoder_layer import FUNCTIONS
+from pod_job.models.decoder_layer import ACTIVATION_FUNCTIONS
 from pod_job.models.rope import Rope
 
 QWEN: dict[str, Any] = {
@@ -31,7 +31,7 @@ def test_qwen2_has_biases_on_q_k_v_only() -> None:
 
 
 def test_every_activation_that_is_accepted_is_computed() -> None:
-    assert tuple(FUNCTIONS) == ACTIVATIONS
+    assert tuple(ACTIVATION_FUNCTIONS) == ACTIVATIONS
 
 
 def test_old_and_new_rope_spelling_are_the_same_model() -> None:
