@@ -48,9 +48,9 @@ def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Out
         )
 
 
-def finish(config: JobConfig, job: RunningJob, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
-    """Shows the dataset, or why there is none; returns the exit status of the verb."""
-    if outcome.end is not End.done:
+def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
+    """Shows the dataset, or why there is none; returns the exit status of the verb. `job`: None if it did not start."""
+    if job is None or outcome.end is not End.done:
         show_outcome(outcome, Console(stderr=True))
         return BAD_INPUT if outcome.cause is not None and outcome.cause.user_error else FAILED
     statuses = [status for status in job.statuses() if status is not None]

@@ -72,13 +72,18 @@ def judge(
         return Outcome(End.lost, cause, lines)
     unreachable = [host for host in range(len(statuses)) if answers and host not in answers]
     if worried_s > SETTLE_S and unreachable:
-        return Outcome(End.lost, Cause(unreachable[0], "cannot be reached over ssh", EndKind.bad_machine))
+        return out_of_reach(unreachable[0])
     if cause is not None and (worried_s > SETTLE_S or len(exits) == len(statuses)):
         return Outcome(End.lost, cause, lines)
     if stalled:
         slowest = min(range(len(statuses)), key=lambda host: progress_of(statuses[host]))
         return Outcome(End.lost, Cause(slowest, "makes no progress, nor does any other host"))
     return None
+
+
+def out_of_reach(host: int) -> Outcome:
+    """Returns the outcome of a host that ssh cannot reach while it reaches others."""
+    return Outcome(End.lost, Cause(host, "cannot be reached over ssh", EndKind.bad_machine))
 
 
 def running_hosts(statuses: Sequence[HostStatus | None], exits: Sequence[HostExit | None]) -> list[int]:

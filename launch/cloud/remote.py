@@ -33,6 +33,20 @@ class Answer:
     detail: str
 
 
+class NoAnswer(JobError):
+    """Hosts gave no answer over ssh.
+
+    Attributes:
+        silent: those hosts.
+        others_answered: False where it may as well be this machine's network or key.
+    """
+
+    def __init__(self, message: str, silent: Sequence[int], hosts: int) -> None:
+        super().__init__(message)
+        self.silent = silent
+        self.others_answered = len(silent) < hosts
+
+
 def script(name: str, values: Mapping[str, str | Sequence[str]]) -> str:
     """Returns the text of a script with its variables set before it."""
     lines = [assignment(key, value) for key, value in values.items()]
@@ -53,7 +67,7 @@ def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
     """Runs a script on every host; host -> answer.
 
     Raises:
-        JobError: some hosts gave no answer in ROUNDS rounds, with their indexes and what gcloud said last.
+        NoAnswer: some hosts gave no answer in ROUNDS rounds, with their indexes and what gcloud said last.
     """
     answers: dict[int, Answer] = {}
     last_error = ""
@@ -99,6 +113,8 @@ def missing(answers: Mapping[int, Answer], hosts: int) -> list[int]:
     return sorted(set(range(hosts)) - answers.keys())
 
 
-def no_answer(answers: Mapping[int, Answer], hosts: int, last_error: str) -> JobError:
-    names = ", ".join(map(str, missing(answers, hosts)))
-    return JobError(f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(last_error)}; run it again")
+def no_answer(answers: Mapping[int, Answer], hosts: int, last_error: str) -> NoAnswer:
+    silent = missing(answers, hosts)
+    names = ", ".join(map(str, silent))
+    message = f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(last_error)}; run it again"
+    return NoAnswer(message, silent, hosts)

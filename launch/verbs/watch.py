@@ -8,13 +8,16 @@ the job and the batches that are done. On this machine (pod.kind=local) it start
 
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from launch.cloud.capacity import take_down
 from launch.cloud.job import finish, kill, planned, show_outcome, start, until_end
-from launch.cloud.outcome import End, Outcome
+from launch.cloud.observe import RunningJob
+from launch.cloud.outcome import End, Outcome, out_of_reach
 from launch.cloud.pods import find_pods
+from launch.cloud.remote import NoAnswer
 from launch.cloud.request import pod_name, pod_spec
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
@@ -53,8 +56,7 @@ def watch(options: Namespace) -> int:
     lost = dict.fromkeys((End.preempted, End.lost), 0)
     budget = {End.preempted: config.cloud.preemptions, End.lost: config.cloud.failures}
     while True:
-        started = start(config, overrides, log)
-        outcome = until_end(config, started, log, began)
+        started, outcome = run_once(config, overrides, log, began)
         if outcome.end not in lost:
             break
         lost[outcome.end] += 1
@@ -65,13 +67,24 @@ def watch(options: Namespace) -> int:
         if outcome.end is End.lost:
             show_outcome(outcome, Console(stderr=True))
             # A host where the job cannot be ended is lost for the next start too.
-            if outcome.needs_new_pod or not kill(started, log):
+            if outcome.needs_new_pod or started is None or not kill(started, log):
                 delete_pods(config, log)
     delete_pods(config, log)
     return finish(config, started, outcome, time.monotonic() - began, options.json)
 
 
 BUDGETS = {End.preempted: "cloud.preemptions", End.lost: "cloud.failures"}
+
+
+def run_once(config: JobConfig, overrides: Sequence[str], log: Log, began: float) -> tuple[RunningJob | None, Outcome]:
+    """Returns the job, None if ssh reaches some of its hosts only, and how it ended."""
+    try:
+        started = start(config, overrides, log)
+    except NoAnswer as error:
+        if not error.others_answered:
+            raise
+        return None, out_of_reach(error.silent[0])
+    return started, until_end(config, started, log, began)
 
 
 def describe(outcome: Outcome) -> str:

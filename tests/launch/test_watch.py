@@ -1,6 +1,7 @@
 """`watch` replaces a pod whose machine is bad and keeps one that only lost a host, each within cloud.failures."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,27 @@ from launch.cloud.observe import RunningJob
 from launch.cloud.outcome import End, Outcome
 from launch.shell import Finished
 from launch.verbs import watch
+from pod_job.errors import JobError
 from pod_job.run_folder.status import EndKind
 from pod_job.storage.open import open_folder
 
 JOB = ["experiment=v5e64", "storage.run_dir=gs://bucket/run", "cloud.zones=[us-west4-a]", "cloud.failures=2"]
 
 
-def watched(outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch, killed: bool = True) -> list[str]:
-    """Runs `watch` on starts that end with these outcomes; returns what was done to the pod, in order."""
+def watched(outcomes: Sequence[Outcome | JobError], monkeypatch: pytest.MonkeyPatch, killed: bool = True) -> list[str]:
+    """Runs `watch` on starts that fail or end in this way; returns what was done to the pod, in order."""
     done: list[str] = []
     left = iter(outcomes)
-    monkeypatch.setattr(watch, "start", lambda *_: done.append("start"))
-    monkeypatch.setattr(watch, "until_end", lambda *_: next(left))
+
+    def start(*_: object) -> Outcome:
+        done.append("start")
+        outcome = next(left)
+        if isinstance(outcome, JobError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(watch, "start", start)
+    monkeypatch.setattr(watch, "until_end", lambda _config, outcome, *_: outcome)
     monkeypatch.setattr(watch, "kill", lambda *_: done.append("kill") or killed)
     monkeypatch.setattr(watch, "delete_pods", lambda *_: done.append("delete"))
     monkeypatch.setattr(watch, "finish", lambda _config, _job, outcome, *_: done.append(outcome.end.value))
@@ -75,3 +85,27 @@ def test_ending_a_job_raises_no_error_for_a_host_out_of_reach(
     monkeypatch.setattr(remote, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
     job = RunningJob(Reach("extract-1", "us-west4-a", None, False, []), 2, open_folder(str(tmp_path)), "a", 4)
     assert kill(job, lambda _: None) == ended
+
+
+def no_answer(answers: str, monkeypatch: pytest.MonkeyPatch) -> remote.NoAnswer:
+    """Returns the error of a script for two hosts of which those in `answers` have answered."""
+    monkeypatch.setattr(remote, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
+    with pytest.raises(remote.NoAnswer) as caught:
+        remote.ask(Reach("extract-1", "us-west4-a", None, False, []), 2, "true")
+    return caught.value
+
+
+def test_a_host_out_of_reach_at_the_start_costs_the_pod_within_the_budget(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = no_answer("pod-job 0 READY found\n", monkeypatch)
+    assert watched([error, DONE], monkeypatch) == ["start", "delete", "start", "delete", "done"]
+    assert watched([error] * 3, monkeypatch) == ["start", "delete"] * 3 + ["lost"]
+    assert "host 1 cannot be reached over ssh; 3 of 2 cloud.failures used" in capsys.readouterr().err
+
+
+def test_no_pod_is_replaced_when_no_host_at_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be this machine's network."""
+    error = no_answer("", monkeypatch)
+    with pytest.raises(JobError, match=r"^worker 0, 1 of 2 gave no answer over ssh"):
+        watched([error], monkeypatch)
