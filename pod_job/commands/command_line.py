@@ -23,6 +23,7 @@ class Parser(ArgumentParser):
     """An argument parser that refuses in one line, as everything here does."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace(", OVERRIDE", "")  # which argparse counts among the required ones beside RUN_DIR
         self.exit(BAD_INPUT, f"error: {message}; see {self.prog} --help\n")
 
 
@@ -103,6 +104,19 @@ def add_overrides(
 def add_moved_inputs(parser: ArgumentParser) -> None:
     """Adds overrides of a recorded configuration, for inputs that are no longer where the run read them."""
     add_overrides(parser, "where inputs were moved: model.path=... tasks.path=...")
+
+
+def check_moved_inputs(overrides: Sequence[str], used_by: str | None = None) -> None:
+    """Raises JobError for a word that is not key=value, and for any where no option that reads the inputs is given.
+
+    Args:
+        used_by: the option that would read them, where it is not given.
+    """
+    for word in overrides:
+        if "=" not in word:
+            raise JobError(f"{word} is not key=value; give one RUN_DIR, and overrides such as model.path=...")
+    if overrides and used_by:
+        raise JobError(f"{overrides[0]} is read with {used_by} only; leave it out, or add {used_by}")
 
 
 def add_json(parser: ArgumentParser, content: str = "the result") -> None:

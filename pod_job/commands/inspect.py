@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir
+from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir, check_moved_inputs
 from pod_job.commands.console import stdout_console
 from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
@@ -43,6 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run_inspect(options: Namespace) -> int:
+    check_moved_inputs(options.overrides, "--row" if options.row is None else None)
     overview = read_overview(options.run_dir)
     if options.batch is not None:
         facts = batch_facts(overview, options.batch)

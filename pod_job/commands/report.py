@@ -7,7 +7,7 @@ import importlib.util
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir
+from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir, check_moved_inputs
 from pod_job.errors import JobError, at_least
 from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
@@ -29,6 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_report(options: Namespace) -> int:
     at_least("--rows", options.rows, 64)
+    check_moved_inputs(options.overrides)
     if importlib.util.find_spec("matplotlib") is None:
         raise JobError("matplotlib is not installed; python -m pip install 'tpu-pod-activations[report]'")
     from pod_job.report.page import make_report

@@ -6,7 +6,16 @@ With --recompute it also computes random rows again and compares them with those
 from argparse import ArgumentParser, Namespace
 
 from pod_job.checking.verify import Report, store, verify
-from pod_job.commands.command_line import DONE, FAILED, Command, add_json, add_moved_inputs, add_run_dir
+from pod_job.commands.command_line import (
+    DONE,
+    FAILED,
+    Command,
+    add_json,
+    add_moved_inputs,
+    add_run_dir,
+    check_moved_inputs,
+)
+from pod_job.errors import at_least
 from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
 
@@ -22,6 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run_verify(options: Namespace) -> int:
+    at_least("--recompute", options.recompute, 0)
+    at_least("--seed", options.seed, 0)
+    check_moved_inputs(options.overrides, None if options.recompute else "--recompute")
     report = verify(options.run_dir, progress_bar)
     if options.recompute and report.sound:
         from pod_job.checking.recompute import recompute  # jax, which only this needs

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Int
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, at_least
 from pod_job.finishing.merge import merge
 from pod_job.finishing.shuffle_spill import RowLayout, Segment, Spill, SpillFile
 from pod_job.progress import Progress, no_progress
@@ -54,8 +54,13 @@ def shuffle(
     Raises:
         JobError: the run is unfinished, has more than 10^9 rows, or `out_dir` belongs to another run.
     """
+    host, hosts = shard
+    at_least("--hosts", hosts, 1)
+    at_least("--seed", seed, 0)
+    if not 0 <= host < hosts:
+        raise JobError(f"--host={host}: not one of the {hosts} processes; use 0 to {hosts - 1}")
     spill = _open_spill(open_folder(run_dir), open_folder(out_dir))
-    out, (host, hosts) = spill.out, shard
+    out = spill.out
     part_rows = max(1, part_bytes // spill.layout.bytes)
     claim(out, _identity(spill.metadata, part_rows, seed))
     sizes = [entry.rows for entry in spill.metadata.rows_files]

@@ -52,7 +52,7 @@ class ActivationDataset:
         run_dir: str | Path,
         layer: int | str,
         as_: Kind = "numpy",
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         positions: str | None = None,
         dtype: str | None = None,
     ) -> None:
@@ -61,7 +61,8 @@ class ActivationDataset:
         self.as_ = as_
         _check_positions(self.metadata, positions, folder.url)
         if exclude:
-            self._reader = SelectedRows(self._reader, self._without(exclude))
+            flags = [exclude] if isinstance(exclude, str) else exclude
+            self._reader = SelectedRows(self._reader, self._without(flags))
             self.shape = (len(self._reader), self.shape[1])
 
     @classmethod
@@ -218,7 +219,10 @@ class ActivationDataset:
         vectors = from_rows(raw, self.shape[1], self.stored)
         if vectors.dtype != self.dtype:
             vectors = np.asarray(vectors, np.float32).astype(self.dtype, copy=False)
-        return CONVERT[as_ or self.as_](vectors)
+        kind = as_ or self.as_
+        if kind not in CONVERT:
+            raise JobError(f"as_={kind}: not a kind of arrays; use {', '.join(CONVERT)}")
+        return CONVERT[kind](vectors)
 
     def _table(self, batch: int) -> rows_table.Rows:
         """Returns the rows table of the batch at this place in metadata.json; keeps TABLES_KEPT of them."""

@@ -23,4 +23,6 @@ def open_folder(url: str | Path, field: str = "storage.run_dir") -> Folder:
         return BucketFolder(url, field)
     if not url or "://" in url:
         raise JobError(f"{field}={url}: must be a local folder or gs://bucket/prefix")
+    if Path(url).expanduser().is_file():
+        raise JobError(f"{field}={url}: is a file; name a folder")
     return LocalFolder(url, field)
