@@ -34,7 +34,7 @@ def train(
         "dict_size": latents,
         "k": k,
         "layer": layer,
-        "lm_name": dataset.metadata["model_name"],
+        "lm_name": dataset.metadata.model_name,
         "steps": steps,
         "warmup_steps": min(50, steps // 4),
         "lr": learning_rate,

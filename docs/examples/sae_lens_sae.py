@@ -56,7 +56,7 @@ def train(
     # SAELens would read a thousand batches to estimate this factor. The mean is left to the SAE's bias.
     scaled = scaling(dataset)
     if cached:
-        hook_name = hook_of(dataset.tap, dataset.metadata["provenance"]["model"]["layers"])
+        hook_name = hook_of(dataset.tap, dataset.metadata.provenance.model.layers)
         batches = cached_store(cached, hook_name, width, batch_size)
     else:
         batches = (vectors.float() for vectors in endless(dataset, batch_size))

@@ -138,7 +138,8 @@ def bad_machine(stage: Rehearsal, tmp_path: Path) -> None:
     _, said = watcher.communicate(timeout=400)
     assert watcher.returncode == 1, said
     assert "2 of 1 cloud.failures used" in said
-    assert "device found" in said.split("error: ")[-1]
+    # All workers are on one machine here: libtpu finds no chip, or another worker with the lock on looking for one.
+    assert any(cause in said.split("error: ")[-1] for cause in ("device found", "libtpu multi-process lockfile"))
     creates = [argv for argv in stage.commands() if {"create", stage.pod("bad")} <= set(argv)]
     assert len(creates) == 2
 
