@@ -19,6 +19,7 @@ from pod_job.config.load import load
 from pod_job.config.schema import Dtype
 from pod_job.finishing.merge import merge
 from pod_job.host.rendezvous import Host
+from pod_job.models.arch import read_arch_file
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.tokens import TokenizerFolder
 from pod_job.run_folder import layout
@@ -109,8 +110,8 @@ def test_the_result_of_an_earlier_start_of_the_same_name_is_removed_first(tmp_pa
     inputs = object.__new__(Inputs)  # no more of it is needed
     config = load(["experiment=demo", f"storage.run_dir={tmp_path}"])
     tokenizer_folder = TokenizerFolder(write_tiny_model(tmp_path / "model"))
-    tasks = SimpleNamespace(samples=[])
-    vars(inputs).update(folder=folder, config=config, tasks=tasks, tokenizer_folder=tokenizer_folder)
+    arch, tasks = read_arch_file(tokenizer_folder.path / "config.json"), SimpleNamespace(samples=[])
+    vars(inputs).update(folder=folder, config=config, arch=arch, tasks=tasks, tokenizer_folder=tokenizer_folder)
 
     def try_out(prompts: list) -> list:
         assert folder.stat(layout.parity_file("by-hand")) is None
