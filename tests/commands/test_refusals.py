@@ -1,4 +1,4 @@
-"""What a verb on a run folder cannot use is refused in one line with the fix, before anything is written."""
+"""Words that a verb on a run folder cannot use are refused in one line with the fix; nothing is written before."""
 
 import importlib
 from pathlib import Path
