@@ -32,7 +32,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a prompt lies in a step: tokens [start, start + length) of `row`, and the row's `slot`-th prompt."""
+    """Place of a prompt in a step: tokens [start, start + length) of `row`, and the row's `slot`-th prompt."""
 
     batch: int
     index: int

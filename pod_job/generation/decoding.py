@@ -31,7 +31,7 @@ FREE = -1
 
 
 class Progress(NamedTuple):
-    """Where all rows are. `token` is the last one chosen, at `position`; the model has not read it yet."""
+    """State of all rows. `token` is the last one chosen, at `position`; the model has not read it yet."""
 
     cache: Cache
     token: Int[Array, " B"]

@@ -16,7 +16,7 @@ from pod_job.prompts.tokens import has_vocabulary, load_tokenizer, tokenize
 
 TOKENIZED_SAMPLES = 256
 CHARACTERS_PER_TOKEN = 4
-"""Of English text, assumed where the model has no tokenizer."""
+"""Characters per token of English text, assumed where the model has no tokenizer."""
 PACKED = 0.98
 """Share of positions that hold tokens, as packing reaches on real prompts."""
 

@@ -31,7 +31,7 @@ HOST = Host(index=1, count=2, attempt="a", coordinator=None)
 
 
 class Watched:
-    """Host 1 of 2 with its lookout, which notes the exit status instead of ending this process."""
+    """Host 1 of 2 with its watchdog, which notes the exit status instead of ending this process."""
 
     def __init__(self, path: Path) -> None:
         self.folder = open_folder(path)

@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from: `scan()` yields every key once; `load(key)` returns one, from any thread.
+    """Source of samples: `scan()` yields every key once; `load(key)` returns one, from any thread.
 
     `load` raises BrokenTask. Only keys are held in memory, so a source may be larger than it.
     """
