@@ -140,18 +140,18 @@ def tokenize(
     for sample, ids in zip(samples, encode(tokenizer, samples), strict=True):
         if len(ids) == 0:
             raise JobError(f"task {sample.task_id}, sample {sample.sample_idx} has no token; remove it from the tasks")
-        if vocab is not None and not 0 <= min(ids) <= max(ids) < vocab:
-            token = next(token for token in ids if not 0 <= token < vocab)
+        token_ids = np.asarray(ids)
+        if vocab is not None and len(outside := token_ids[(token_ids < 0) | (token_ids >= vocab)]):
             raise JobError(
-                f"task {sample.task_id}, sample {sample.sample_idx} has token {token}, and the model's embedding has "
-                f"{vocab} rows; the tokenizer is another model's, or has tokens that were added to it alone"
+                f"task {sample.task_id}, sample {sample.sample_idx} has token {outside[0]}, and the model's embedding "
+                f"has {vocab} rows; the tokenizer is another model's, or has tokens that were added to it alone"
             )
         if len(ids) > seq_len and too_long is TooLong.refuse:
             raise JobError(
                 f"task {sample.task_id}, sample {sample.sample_idx} has {len(ids)} tokens, more than "
                 f"extract.seq_len={seq_len}; raise it, or keep the last tokens with extract.too_long=cut"
             )
-        tokenized.append(Prompt(sample, np.array(ids[-seq_len:], np.int32), len(ids) > seq_len))
+        tokenized.append(Prompt(sample, np.array(token_ids[-seq_len:], np.int32), len(ids) > seq_len))
     return tokenized
 
 
