@@ -1,6 +1,7 @@
 """`python -m pod_job experiment=NAME key=value ...`: the entrypoint on every host.
 
-Exit status: 0 done, 2 bad input (one line on stderr), 1 anything else (traceback). People start it by `pod-job run`.
+Exit status: 0 done or stopped as asked, 2 an end that one line explains (bad input, or another host that failed),
+1 anything else (traceback). People start it by `pod-job run`.
 """
 
 import logging

@@ -88,4 +88,5 @@ class Watchdog:
         report_end(self.reporter, self.folder, self.host, end)
         sys.stdout.flush()
         sys.stderr.flush()
-        self.exit_now(0 if end.phase is Phase.stopped else 1)
+        # As where the main thread sees the other host's end first: a reason in one line, no traceback.
+        self.exit_now(0 if end.phase is Phase.stopped else 2)

@@ -90,7 +90,7 @@ def test_a_failure_elsewhere_ends_the_host_and_names_the_other(watched: Watched)
     announce(watched.folder, "a", Departure(0, EndKind.bug, "KeyError: 'x'"))
     announce(watched.folder, "a", Departure(3, EndKind.bug, "later"))  # the first one counts
     status = watched.wait()
-    assert (status["phase"], status["error"], watched.left) == ("failed", "host 0 failed: KeyError: 'x'", [1])
+    assert (status["phase"], status["error"], watched.left) == ("failed", "host 0 failed: KeyError: 'x'", [2])
 
 
 def test_an_earlier_start_of_the_same_name_does_not_count(watched: Watched) -> None:
@@ -208,7 +208,7 @@ def test_an_exception_on_one_host_ends_every_host_within_30_s(tmp_path: Path) ->
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [1] * hosts, "\n".join(said)
+    assert [process.returncode for process in processes] == [2, 2, 1, 2], "\n".join(said)
     statuses = [json.loads((run_dir / layout.status_file(host)).read_text()) for host in range(hosts)]
     assert [status["phase"] for status in statuses] == ["failed"] * hosts
     why = "RuntimeError: no such tile"
