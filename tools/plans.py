@@ -151,7 +151,7 @@ def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) ->
 def stored(config: JobConfig) -> str:
     """Returns the size of the vectors: of a billion tokens, or of each prompt where only its last token is stored."""
     arch = read_arch_file(sizes_of(config) / "config.json")
-    taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
+    taps = resolve(config.extract.layers, config.extract.taps, arch)
     vector_bytes = BFLOAT16_BYTES * sum(tap.width(arch) for tap in taps)
     if config.mode is Mode.generate:
         return f"{vector_bytes / 1e3:.1f} kB a new token"

@@ -33,8 +33,9 @@ def run_reference(
         names: of the taps to return; all where None.
     Returns:
         float32 arrays [B, S, width]: `embed`, `logits`, the final norm's output `layer_{L}_norm`, the output
-        `layer_{i}` of each decoder layer and its sites `layer_{i}.SITE`: resid_pre, resid_mid, attn_out and mlp_out
-        (what is added to the residual stream: with post norms, their outputs), mlp_act (input of down_proj), q, k, v
+        `layer_{i}` of each decoder layer and its sites `layer_{i}.SITE`: resid_pre, resid_mid, attn_in and mlp_in
+        (inputs of attention and mlp), attn_out and mlp_out (what is added to the residual stream: with post norms,
+        their outputs, and attn_out_pre_norm and mlp_out_pre_norm their inputs), mlp_act (input of down_proj), q, k, v
         (projections with bias, before norm and rotation), z (input of o_proj).
     """
     with _recorded_taps(model, names) as taps, torch.inference_mode():
@@ -77,6 +78,7 @@ def _tap_points(model: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, Point
         post_norms = hasattr(layer, "post_feedforward_layernorm")
         yield layer, Point.input, f"{tap}.resid_pre"
         yield layer, Point.output, tap
+        yield attention, Point.input, f"{tap}.attn_in"
         yield attention.q_proj, Point.output, f"{tap}.q"
         yield attention.k_proj, Point.output, f"{tap}.k"
         yield attention.v_proj, Point.output, f"{tap}.v"
@@ -84,7 +86,11 @@ def _tap_points(model: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, Point
         yield layer.post_attention_layernorm if post_norms else attention.o_proj, Point.output, f"{tap}.attn_out"
         mlp_norm = layer.pre_feedforward_layernorm if post_norms else layer.post_attention_layernorm
         yield mlp_norm, Point.input, f"{tap}.resid_mid"
+        yield mlp, Point.input, f"{tap}.mlp_in"
         yield mlp.down_proj, Point.input, f"{tap}.mlp_act"
+        if post_norms:
+            yield attention.o_proj, Point.output, f"{tap}.attn_out_pre_norm"
+            yield mlp.down_proj, Point.output, f"{tap}.mlp_out_pre_norm"
         yield layer.post_feedforward_layernorm if post_norms else mlp.down_proj, Point.output, f"{tap}.mlp_out"
     yield decoder.norm, Point.output, f"layer_{len(decoder.layers)}_norm"
 

@@ -51,4 +51,4 @@ def create_model_with_hooks(
     if not isinstance(config, Arch | Mapping):
         config = config.to_dict()
     arch = config if isinstance(config, Arch) else read_arch(config)
-    return Decoder(arch, resolve(layers_to_extract, taps, arch.layers), jnp.dtype(dtype))
+    return Decoder(arch, resolve(layers_to_extract, taps, arch), jnp.dtype(dtype))

@@ -30,17 +30,31 @@ def decoder_layer(
 
     Sites nobody uses cost nothing.
     """
-    q, k, v, projections = project(arch, w, rms_norm(arch, x, w["attn_norm"]))
+    attn_in = rms_norm(arch, x, w["attn_norm"])
+    q, k, v, projections = project(arch, w, attn_in)
     z, cache = attention(projections)
-    attn_out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
-    attn_out = rms_norm(arch, attn_out, w["attn_post_norm"]) if arch.post_norms else attn_out
+    attn_out = attn_out_pre_norm = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
+    if arch.post_norms:
+        attn_out = rms_norm(arch, attn_out_pre_norm, w["attn_post_norm"])
     resid_mid = x + attn_out
-    mlp_act, mlp_out = mlp(arch, placement, w, rms_norm(arch, resid_mid, w["mlp_norm"]))
-    mlp_out = rms_norm(arch, mlp_out, w["mlp_post_norm"]) if arch.post_norms else mlp_out
+    mlp_in = rms_norm(arch, resid_mid, w["mlp_norm"])
+    mlp_act, mlp_out_pre_norm = mlp(arch, placement, w, mlp_in)
+    mlp_out = rms_norm(arch, mlp_out_pre_norm, w["mlp_post_norm"]) if arch.post_norms else mlp_out_pre_norm
     resid_post = resid_mid + mlp_out
     heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
-    sites = {"attn_out": attn_out, "resid_mid": resid_mid, "mlp_act": mlp_act, "mlp_out": mlp_out}
-    return (resid_post, cache), {"resid_pre": x, "resid_post": resid_post, **heads, **sites}
+    sites = {
+        "resid_pre": x,
+        "attn_in": attn_in,
+        "attn_out_pre_norm": attn_out_pre_norm,
+        "attn_out": attn_out,
+        "resid_mid": resid_mid,
+        "mlp_in": mlp_in,
+        "mlp_act": mlp_act,
+        "mlp_out_pre_norm": mlp_out_pre_norm,
+        "mlp_out": mlp_out,
+        "resid_post": resid_post,
+    }
+    return (resid_post, cache), heads | sites
 
 
 def project(

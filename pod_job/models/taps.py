@@ -6,18 +6,36 @@
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch
 
-# Sites of one layer, in the order in which the layer computes them. q, k and v are the projections with bias, before
-# any norm (Qwen3, Gemma 3) or rotary embedding; z is the heads' output before the output projection; mlp_act the input
-# of the down projection. attn_out and mlp_out are what is added to the residual stream: with post norms (Gemma 2 and 3)
-# these norms' outputs, so that resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post in every family.
-LAYER_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_act", "mlp_out", "resid_post")
+# Sites of one layer, in the order in which the layer computes them. attn_in and mlp_in are what attention and mlp read,
+# after their norm. q, k and v are the projections with bias, before any norm (Qwen3, Gemma 3) or rotary embedding; z is
+# the heads' output before the output projection; mlp_act the input of the down projection. attn_out and mlp_out are
+# what is added to the residual stream: with post norms (Gemma 2 and 3) these norms' outputs, so that resid_pre +
+# attn_out = resid_mid and resid_mid + mlp_out = resid_post in every family; there *_pre_norm are these norms' inputs.
+LAYER_SITES = (
+    "resid_pre",
+    "attn_in",
+    "q",
+    "k",
+    "v",
+    "z",
+    "attn_out_pre_norm",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_act",
+    "mlp_out_pre_norm",
+    "mlp_out",
+    "resid_post",
+)
 INNER_SITES = tuple(site for site in LAYER_SITES if site not in ("resid_pre", "resid_post"))
+POST_NORM_SITES = ("attn_out_pre_norm", "mlp_out_pre_norm")
+"""Sites that only families with post norms have."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +68,47 @@ class Tap:
         }.get(self.site, arch.hidden)
 
 
-def available(layers: int) -> dict[str, Tap]:
+def available(layers: int, post_norms: bool) -> dict[str, Tap]:
     """Returns every tap of a model with this many layers, by name, in the order of computation."""
+    sites = [site for site in LAYER_SITES if post_norms or site not in POST_NORM_SITES]
     taps = [Tap("embed", 0)]
-    taps += [Tap(site, layer) for layer in range(layers) for site in LAYER_SITES]
+    taps += [Tap(site, layer) for layer in range(layers) for site in sites]
     taps.append(Tap("final_norm", layers))
     return {tap.name: tap for tap in taps}
 
 
-def resolve(layers: Sequence[int] | None, patterns: Sequence[str], n_layers: int) -> tuple[Tap, ...]:
+def resolve(layers: Sequence[int] | None, patterns: Sequence[str], arch: Arch) -> tuple[Tap, ...]:
     """Returns the taps asked for: `resid_post` of `layers`, and every tap whose name matches one of `patterns`.
 
     With neither, `resid_post` of all layers. The result is in the order of computation, each tap once.
 
     Raises:
-        JobError: a layer the model lacks, or a pattern that matches nothing (with near misses).
+        JobError: a layer or a site the model lacks, or a pattern that matches nothing (with near misses).
     """
-    by_name = available(n_layers)
+    by_name = available(arch.layers, arch.post_norms)
     if layers is None:
-        layers = () if patterns else range(n_layers)
+        layers = () if patterns else range(arch.layers)
     chosen = set()
     for layer in layers:
-        if not 0 <= layer < n_layers:
-            raise JobError(f"extract.layers: layer {layer} of a {n_layers}-layer model: use 0..{n_layers - 1}")
+        if not 0 <= layer < arch.layers:
+            raise JobError(f"extract.layers: layer {layer} of a {arch.layers}-layer model: use 0..{arch.layers - 1}")
         chosen.add(f"layer_{layer}")
     for pattern in patterns:
         matches = fnmatch.filter(by_name, pattern)
         if not matches:
-            near = difflib.get_close_matches(pattern, by_name, n=3, cutoff=0.0)
-            raise JobError(f"extract.taps: {pattern!r} matches no tap; the nearest are {', '.join(near)}")
+            raise JobError(no_match(pattern, by_name, arch))
         chosen.update(matches)
     if not chosen:
         raise JobError("extract.layers=[] and extract.taps=[] leave nothing to extract; name at least one layer")
     return tuple(tap for name, tap in by_name.items() if name in chosen)
+
+
+def no_match(pattern: str, by_name: Collection[str], arch: Arch) -> str:
+    """Returns why no tap of the model has such a name."""
+    if fnmatch.filter(available(arch.layers, post_norms=True), pattern):
+        return (
+            f"extract.taps: {pattern!r} is of models with a norm after attention and mlp, and {arch.family} has none; "
+            "use attn_out and mlp_out, which no norm changes there"
+        )
+    near = difflib.get_close_matches(pattern, by_name, n=3, cutoff=0.0)
+    return f"extract.taps: {pattern!r} matches no tap; the nearest are {', '.join(near)}"

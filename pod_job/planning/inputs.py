@@ -120,7 +120,7 @@ def read_outline(config: JobConfig) -> Outline:
 def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder) -> Outline:
     extract = config.extract
     arch = read_arch_file(tokenizer_folder.path / "config.json")
-    taps = resolve(extract.layers, extract.taps, arch.layers)
+    taps = resolve(extract.layers, extract.taps, arch)
     check_context(config, arch)
     table = needed_weights(config, arch)
     check_divides(table, config.mesh, config.sharding)

@@ -39,7 +39,7 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
     pod = pod_slice(config)
     model_dir = find_model(config.model.path, config.model.revision).directory
     arch = read_arch_file(model_dir / "config.json")
-    taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
+    taps = resolve(config.extract.layers, config.extract.taps, arch)
     table = needed_weights(config, arch)
     check_context(config, arch)
     check_divides(table, config.mesh, config.sharding)

@@ -29,7 +29,7 @@ def test_every_model_of_a_pod_is_planned_but_the_rehearsals_random_one() -> None
 def test_layers_mesh_and_context_fit_the_model(name: str) -> None:
     config = configuration(name)
     arch = read_arch_file(sizes_of(config) / "config.json")
-    assert resolve(config.extract.layers, config.extract.taps, arch.layers)
+    assert resolve(config.extract.layers, config.extract.taps, arch)
     check_divides(weight_table(arch), config.mesh, config.sharding)
     check_context(config, arch)
 

@@ -45,7 +45,7 @@ def build(
     table = weight_table(arch)
     shardings = weight_shardings(mesh, sharding, table)
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
-    taps = resolve([], TAPS, arch.layers)
+    taps = resolve([], TAPS, arch)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, sharding, shardings))
     extract = ExtractConfig(seq_len=S, dtype=StoredDtype.float32, positions=positions)
     rows = StepRows(ROWS, row_sharding(mesh, sharding))

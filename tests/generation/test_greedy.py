@@ -53,7 +53,7 @@ def generated(folder: Path, prompts: Sequence[np.ndarray], ending: Ending) -> Ge
     rows = StepRows(count, row_sharding(mesh, Sharding.replicated))
     shardings = weight_shardings(mesh, Sharding.replicated, table)
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
-    taps = resolve([arch.layers // 2, arch.layers - 1], [], arch.layers)
+    taps = resolve([arch.layers // 2, arch.layers - 1], [], arch)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, Sharding.replicated, shardings))
     extract = ExtractConfig(seq_len=seq_len, dtype=StoredDtype.float32, positions=Positions.all)
     programs = compile_generation(model, params, rows, extract, ending)

@@ -13,7 +13,7 @@ from pod_job.models.hf_config import FAMILIES
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 CASES = sorted(folder.name for folder in GOLDENS.iterdir() if folder.is_dir())
-SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "mlp_act", "q", "k", "v", "z")
+SITES = ("resid_pre", "resid_mid", "attn_in", "attn_out", "mlp_in", "mlp_out", "mlp_act", "q", "k", "v", "z")
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -70,6 +70,7 @@ def test_every_tap_is_there_with_the_shape_the_configuration_gives(case):
     layers, d = config["num_hidden_layers"], config["hidden_size"]
     h = config.get("head_dim") or d // config["num_attention_heads"]
     widths = dict.fromkeys(SITES, d) | {"mlp_act": config["intermediate_size"]}
+    widths |= dict.fromkeys(("attn_out_pre_norm", "mlp_out_pre_norm"), d) if is_gemma(config) else {}
     widths |= dict.fromkeys(("q", "z"), h * config["num_attention_heads"])
     widths |= dict.fromkeys(("k", "v"), h * config["num_key_value_heads"])
     shapes = {"embed": d, f"layer_{layers}_norm": d, "logits": config["vocab_size"]}
@@ -111,21 +112,23 @@ def test_sites_follow_from_the_weights(case):
     for i in range(layers):
         tap, layer = f"layer_{i}", f"model.layers.{i}"
         attention_in = norm(expected[f"{tap}.resid_pre"], f"{layer}.input_layernorm")
+        assert relative_error(attention_in, expected[f"{tap}.attn_in"]) < 1e-5
         for site in ("q", "k", "v"):
             assert (
                 relative_error(linear(attention_in, f"{layer}.self_attn.{site}_proj"), expected[f"{tap}.{site}"]) < 1e-5
             )
-        added = post_norm(
-            linear(expected[f"{tap}.z"], f"{layer}.self_attn.o_proj"), f"{layer}.post_attention_layernorm"
-        )
+        projected = linear(expected[f"{tap}.z"], f"{layer}.self_attn.o_proj")
+        added = post_norm(projected, f"{layer}.post_attention_layernorm")
+        assert relative_error(projected, expected.get(f"{tap}.attn_out_pre_norm", projected)) < 1e-5
         assert relative_error(added, expected[f"{tap}.attn_out"]) < 1e-5
         mlp_norm = "pre_feedforward_layernorm" if is_gemma(config) else "post_attention_layernorm"
         mlp_in = norm(expected[f"{tap}.resid_mid"], f"{layer}.{mlp_norm}")
+        assert relative_error(mlp_in, expected[f"{tap}.mlp_in"]) < 1e-5
         gate, up = linear(mlp_in, f"{layer}.mlp.gate_proj"), linear(mlp_in, f"{layer}.mlp.up_proj")
         assert relative_error(activation(config, gate) * up, expected[f"{tap}.mlp_act"]) < 1e-5
-        added = post_norm(
-            linear(expected[f"{tap}.mlp_act"], f"{layer}.mlp.down_proj"), f"{layer}.post_feedforward_layernorm"
-        )
+        projected = linear(expected[f"{tap}.mlp_act"], f"{layer}.mlp.down_proj")
+        added = post_norm(projected, f"{layer}.post_feedforward_layernorm")
+        assert relative_error(projected, expected.get(f"{tap}.mlp_out_pre_norm", projected)) < 1e-5
         assert relative_error(added, expected[f"{tap}.mlp_out"]) < 1e-5
     final = norm(expected[f"layer_{layers - 1}"], "model.norm")
     assert relative_error(final, expected[f"layer_{layers}_norm"]) < 1e-5

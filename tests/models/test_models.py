@@ -232,7 +232,7 @@ def test_only_chosen_taps_are_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["qwen2_full", "gemma3_multiquery_old_rope"])
 def test_packed_prompts_equal_the_prompts_alone(case: str) -> None:
     """Also where a window reaches from one prompt into the one before."""
-    model, params = load(GOLDENS / case, layers_to_extract=None)
+    model, params = load(GOLDENS / case, taps=["*"])
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 90, length) for length in (6, 3, 6)]
     row = np.concatenate([*prompts, [0, 0]])[None]

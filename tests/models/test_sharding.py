@@ -56,7 +56,7 @@ def run_step(model_dir: Path, mesh: Mesh, sharding: Sharding) -> dict[str, np.nd
     table, rows = weight_table(arch), row_sharding(mesh, sharding)
     shardings = weight_shardings(mesh, sharding, table)
     params = load_params(read_checkpoint(model_dir), table, np.float32, shardings)
-    model = Decoder(arch, resolve(None, ["*"], arch.layers), jnp.float32, placement(mesh, sharding, shardings))
+    model = Decoder(arch, resolve(None, ["*"], arch), jnp.float32, placement(mesh, sharding, shardings))
     step = compile_step(model, params, StepRows(ROWS, rows), EXTRACT)
     ids = np.random.default_rng(0).integers(0, 256, (ROWS, SEQ)).astype(np.int32)
     prompt = np.repeat([[1] * 7 + [2] * 5], ROWS, axis=0).astype(np.int32)

@@ -1,9 +1,20 @@
 """Names of taps, and which a request resolves to."""
 
+import dataclasses
+import json
+
 import pytest
+from conftest import GOLDENS
 
 from pod_job.errors import JobError
+from pod_job.models.arch import Arch, read_arch
+from pod_job.models.hf_config import FAMILIES
 from pod_job.models.taps import Tap, available, resolve
+
+
+def model_of(layers: int, golden: str = "qwen2_full") -> Arch:
+    arch = read_arch(json.loads((GOLDENS / golden / "config.json").read_text()))
+    return dataclasses.replace(arch, layers=layers)
 
 
 def names(taps: tuple[Tap, ...]) -> list[str]:
@@ -11,33 +22,46 @@ def names(taps: tuple[Tap, ...]) -> list[str]:
 
 
 def test_names_follow_the_users_document() -> None:
-    assert names(resolve([12, 6], [], 24)) == ["layer_6", "layer_12"]
-    assert names(resolve([], ["layer_24_norm", "embed"], 24)) == ["embed", "layer_24_norm"]
+    assert names(resolve([12, 6], [], model_of(24))) == ["layer_6", "layer_12"]
+    assert names(resolve([], ["layer_24_norm", "embed"], model_of(24))) == ["embed", "layer_24_norm"]
 
 
 def test_nothing_named_means_all_layers() -> None:
-    assert names(resolve(None, [], 3)) == ["layer_0", "layer_1", "layer_2"]
+    assert names(resolve(None, [], model_of(3))) == ["layer_0", "layer_1", "layer_2"]
 
 
 def test_wildcards_choose_by_name_and_add_to_layers() -> None:
-    assert names(resolve([1], ["layer_*.attn_out"], 2)) == ["layer_0.attn_out", "layer_1.attn_out", "layer_1"]
+    assert names(resolve([1], ["layer_*.attn_out"], model_of(2))) == ["layer_0.attn_out", "layer_1.attn_out", "layer_1"]
 
 
 def test_every_tap_is_found_by_its_own_name_alone() -> None:
-    for name, tap in available(4).items():
-        assert resolve(None, [name], 4) == (tap,)
+    for name, tap in available(4, post_norms=True).items():
+        assert resolve(None, [name], model_of(4, "gemma2_grouped")) == (tap,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_inputs_of_post_norms_are_taps_of_the_families_that_have_such_norms(family: str) -> None:
+    golden = next(path.name for path in sorted(GOLDENS.iterdir()) if path.name.startswith(family.partition("_")[0]))
+    model = model_of(2, golden)
+    for site in ("attn_out_pre_norm", "mlp_out_pre_norm"):
+        if model.post_norms:
+            assert names(resolve(None, [f"layer_*.{site}"], model)) == [f"layer_0.{site}", f"layer_1.{site}"]
+            continue
+        with pytest.raises(JobError, match=rf"^extract.taps: 'layer_1.{site}' .*{family} has none; use attn_out and"):
+            resolve(None, [f"layer_1.{site}"], model)
+    assert any(name.endswith("_pre_norm") for name in names(resolve(None, ["*"], model))) == model.post_norms
 
 
 def test_a_layer_the_model_lacks_is_refused_with_those_it_has() -> None:
     with pytest.raises(JobError, match=r"^extract.layers: layer 30 of a 30-layer model: use 0\.\.29$"):
-        resolve([6, 30], [], 30)
+        resolve([6, 30], [], model_of(30))
 
 
 def test_a_name_that_matches_nothing_is_refused_with_near_misses() -> None:
     with pytest.raises(JobError, match=r"'layer_3.atn_out' matches no tap; the nearest are .*layer_3.attn_out"):
-        resolve(None, ["layer_3.atn_out"], 4)
+        resolve(None, ["layer_3.atn_out"], model_of(4))
 
 
 def test_an_empty_request_is_refused() -> None:
     with pytest.raises(JobError, match="leave nothing to extract"):
-        resolve([], [], 4)
+        resolve([], [], model_of(4))

@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_path: Path) -> None:
     config = load(overrides(model, tmp_path, "extract.rows_per_device=16"))
     arch = read_arch_file(model / "config.json")
-    taps = resolve([0, 1, 2, 3], [], arch.layers)
+    taps = resolve([0, 1, 2, 3], [], arch)
     job = PlannedJob(config, arch, taps, pod_slice(config))
     weights = sum(math.prod(weight.shape) for weight in needed_weights(config, arch).values()) * 2
 
@@ -81,7 +81,7 @@ def test_what_does_not_fit_gets_fewer_rows_or_split_weights(model: Path, tmp_pat
 
 def test_a_stored_vector_counts_with_its_scales() -> None:
     arch = read_arch_file(ROOT / "tests/data/configs/Qwen2.5-0.5B/config.json")
-    taps, sizes = resolve([6, 12], [], arch.layers), {"float32": 896 * 4, "bfloat16": 896 * 2, "int8": 896 + 14 * 2}
+    taps, sizes = resolve([6, 12], [], arch), {"float32": 896 * 4, "bfloat16": 896 * 2, "int8": 896 + 14 * 2}
     for dtype, size in sizes.items():
         config = load(["experiment=v5e64", "storage.run_dir=r", f"extract.dtype={dtype}"])
         assert vector_bytes(arch, taps, config.extract) == 2 * size
@@ -93,7 +93,7 @@ def test_a_cached_forecast_is_the_one_that_was_compiled(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = load(overrides(model, tmp_path))
     arch = read_arch_file(model / "config.json")
-    job = PlannedJob(config, arch, resolve([0], [], arch.layers), pod_slice(config))
+    job = PlannedJob(config, arch, resolve([0], [], arch), pod_slice(config))
     moved = [Collective("all-reduce", 1, 4)]
     step = step_forecast(seconds={"compute": 0.1, "hbm": 0.3}, tokens=12, collectives=moved)
     assert (step.step_s, step.bottleneck, step.tokens_per_s) == (0.3, "hbm", 40.0)

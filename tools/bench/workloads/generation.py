@@ -27,7 +27,7 @@ from pod_job.generation.decoding import PrefillInput, compile_generation
 from pod_job.generation.generator import Generator
 from pod_job.generation.waves import Wave, make_wave
 from pod_job.job import load_model
-from pod_job.models.arch import read_arch_file
+from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.mesh import make_mesh, row_sharding
 from pod_job.models.taps import Tap, resolve
 from pod_job.planning.inputs import read_inputs
@@ -66,7 +66,7 @@ def make_inputs(options: Options, inputs: Path) -> None:
 def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
     prompts, chosen = np.load(inputs / "prompts.npy"), np.load(inputs / "chosen.npy")
     if variant == "loop of torch":
-        taps = resolve_four(read_arch_file(Path(options.model) / "config.json").layers)
+        taps = resolve_four(read_arch_file(Path(options.model) / "config.json"))
         return document_loop(steps_of_torch(options.model, taps), prompts, chosen)
     bench = Bench(options, inputs)
     if variant == "loop of ours":
@@ -77,8 +77,8 @@ def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work
     return Work(run, options.new, warm_up=True)
 
 
-def resolve_four(layers: int) -> tuple[Tap, ...]:
-    return resolve([layers * n // 4 - 1 for n in range(1, 5)], [], layers)
+def resolve_four(arch: Arch) -> tuple[Tap, ...]:
+    return resolve([arch.layers * n // 4 - 1 for n in range(1, 5)], [], arch)
 
 
 class Bench:
@@ -90,7 +90,7 @@ class Bench:
         job = read_inputs(load([*overrides, "mode=generate", f"storage.run_dir='{inputs}/run'"]))
         mesh = make_mesh(job.config.mesh)
         self.model, self.params = load_model(job, mesh)
-        self.four_taps = resolve_four(job.arch.layers)
+        self.four_taps = resolve_four(job.arch)
         self.feeding = feeding(StepRows(len(self.prompts), row_sharding(mesh, job.config.sharding)), 0)
 
     def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Generator, Wave]:

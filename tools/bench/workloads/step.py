@@ -43,7 +43,7 @@ def compile_and_forecast(model: str, kind: str) -> Metrics:
     if kind.endswith("layers"):
         layers = int(kind.split()[0])
         arch = dataclasses.replace(arch, layers=layers, attention=arch.attention[:1] * layers)
-    taps = resolve(config.extract.layers, config.extract.taps, arch.layers)
+    taps = resolve(config.extract.layers, config.extract.taps, arch)
     (forecast,) = forecasts(PlannedJob(config, arch, taps, pod_slice(config)))
     flat = msgspec.to_builtins(forecast)
     nested = {f"{name}_{key}": value for name in ("seconds", "hbm") for key, value in flat[name].items()}
