@@ -23,7 +23,7 @@ Checkpoint = TensorFiles | Converted
 
 def read_checkpoint(folder: Path | Readable) -> Checkpoint:
     """Returns the checkpoint in the folder. JobError where it is neither, or damaged."""
-    source = open_folder(folder, "model.path") if isinstance(folder, Path) else folder
+    source = open_folder(folder, "model.path", follow_links=True) if isinstance(folder, Path) else folder
     return read_converted(source) or read_tensor_files(source)
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 
 from pod_job.checkpoints.huggingface import INDEX, WHOLE, weight_files
 from pod_job.errors import JobError
-from pod_job.storage.folder import Readable
+from pod_job.storage.folder import Readable, check_name
 from pod_job.storage.local import LocalFolder
 
 PARTIAL_CONTENT, RANGE_BEYOND_END = 206, 416
@@ -33,7 +33,7 @@ def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> 
             f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
             "give a folder that holds config.json and weights (for a plan, config.json alone)"
         ) from error
-    local = LocalFolder(str(snapshot), "model.path")
+    local = LocalFolder(str(snapshot), "model.path", follow_links=True)
     # Other programs leave whole models in the cache.
     cached = (snapshot / WHOLE).is_file() or (snapshot / INDEX).is_file()
     cached = cached and all((snapshot / name).is_file() for name in weight_files(local))
@@ -52,7 +52,7 @@ class HubFolder:
             return b""
         end = "" if size is None else str(start + size - 1)
         headers = build_hf_headers(headers={"range": f"bytes={start}-{end}", "accept-encoding": "identity"})
-        url = hf_hub_url(self.repo, name, revision=self.commit)
+        url = hf_hub_url(self.repo, check_name(name, self.url), revision=self.commit)
         try:
             answer = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             if answer.status_code == RANGE_BEYOND_END:

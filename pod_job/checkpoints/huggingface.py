@@ -17,7 +17,7 @@ from pod_job.checkpoints.tensor_names import ADAPTER, DERIVED, canonical, quanti
 from pod_job.errors import JobError, NoWeights
 from pod_job.formats.safetensors import TensorSpec, read_header
 from pod_job.models.weight_table import Weight
-from pod_job.storage.folder import Readable
+from pod_job.storage.folder import Readable, check_name
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -92,7 +92,7 @@ def weight_files(folder: Readable) -> list[str]:
         pass
     try:
         index = json.loads(folder.read(INDEX))
-        return sorted(set(index["weight_map"].values()))
+        return sorted({check_name(file, folder.url) for file in index["weight_map"].values()})
     except FileNotFoundError:
         raise NoWeights(
             f"model.path={folder.url} has neither {WHOLE} nor {INDEX}, nor the converted.json that a conversion writes "

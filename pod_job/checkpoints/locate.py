@@ -50,7 +50,7 @@ def find_model(path: str, revision: str | None = None) -> ModelFiles:
         folder = open_folder(path, "model.path")
         return ModelFiles(path.rstrip("/").rpartition("/")[2], fetch_small_files(folder), folder)
     if Path(path).is_dir():
-        return ModelFiles(Path(path).resolve().name, Path(path), open_folder(path, "model.path"))
+        return ModelFiles(Path(path).resolve().name, Path(path), open_folder(path, "model.path", follow_links=True))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or Path(path).exists():
         raise JobError(
             f"model.path={path} is not a folder; "

@@ -16,7 +16,7 @@ from pod_job.checkpoints.huggingface import map_ahead
 from pod_job.environment import STORAGE_EMULATOR, TENSORSTORE_EMULATOR, TENSORSTORE_TOKEN
 from pod_job.errors import JobError
 from pod_job.models.weight_table import Weight
-from pod_job.storage.folder import Readable
+from pod_job.storage.folder import Readable, check_name
 
 MANIFEST = "converted.json"
 FORMAT = 1
@@ -64,6 +64,7 @@ def read_converted(folder: Readable) -> Converted | None:
         raise JobError(f"model.path={folder.url}: {MANIFEST} is damaged ({error}); convert the model again") from error
     if manifest.format != FORMAT:
         raise JobError(f"model.path={folder.url}: {MANIFEST} has format {manifest.format!r}, not {FORMAT}")
+    check_name(manifest.path, folder.url)
     return Converted(folder, manifest)
 
 

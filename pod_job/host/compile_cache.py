@@ -14,6 +14,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from pod_job.storage.folder import Folder, NameTaken
+from pod_job.storage.local import LocalFolder
 from pod_job.storage.open import open_folder
 
 log = logging.getLogger("pod_job")
@@ -62,8 +63,11 @@ def jax_cache(local_folder: Path) -> Iterator[None]:
 
 
 def fetch(folder: Folder, local_folder: Path) -> None:
+    """Copies the entries to this machine; jax gives none a name with a slash."""
+    scratch = LocalFolder(str(local_folder))
     for name in folder.names(""):
-        (local_folder / name).write_bytes(folder.read(name))
+        if "/" not in name:
+            scratch.replace(name, folder.read(name))
 
 
 def store(folder: Folder, local_folder: Path) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from pod_job.errors import JobError
 from pod_job.formats.records import Count, decode
 from pod_job.storage.checksums import checksum
+from pod_job.storage.folder import is_name
 
 
 class PickleEntry(msgspec.Struct, frozen=True):
@@ -37,8 +38,7 @@ def read_pickle_metadata(path: Path) -> PickleMetadata:
         raise JobError(f"{path}: cannot be read ({error.strerror}); it must lie beside the pickle files") from error
     described = decode(data, PickleMetadata, str(path), "it must be as the extraction document says")
     for number, entry in enumerate(described.batches):
-        place = PurePosixPath(entry.file)
-        if not place.name or place.is_absolute() or ".." in place.parts:
+        if not is_name(str(PurePosixPath(entry.file))):
             raise JobError(
                 f"{path}: file={entry.file!r} of batches[{number}] is not the name of a file beside it or in a "
                 "folder there"

@@ -4,12 +4,40 @@ A folder holds byte objects under relative names like `commits/batch_000001.json
 durable and never changes.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pod_job.errors import JobError
 from pod_job.storage.checksums import Part, Stored
+
+MOST_NAME_BYTES = 1000
+"""Length of a name; Cloud Storage allows 1024 bytes together with the run folder's own prefix."""
+MOST_WORD_BYTES = 250
+"""Length of a part of a name between slashes; file systems allow 255 bytes."""
+UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+def is_name(name: str) -> bool:
+    """Returns True for the name of an object inside a folder, whatever a file or a listing says.
+
+    A name is words between single slashes, none of them `.` or `..`; it is not absolute and has no control character.
+    """
+    try:
+        words = name.encode().split(b"/")
+    except UnicodeEncodeError:  # half a surrogate pair, as JSON can spell it
+        return False
+    if sum(map(len, words)) + len(words) > MOST_NAME_BYTES or UNNAMEABLE.search(name):
+        return False
+    return all(word not in (b"", b".", b"..") and len(word) <= MOST_WORD_BYTES for word in words)
+
+
+def check_name(name: str, url: str) -> str:
+    """Returns the name. JobError unless it is the name of an object inside the folder `url`."""
+    if not is_name(name):
+        raise JobError(f"{name[:80]!a} is not a name inside {url}; the file that names it is damaged, copy it again")
+    return name
 
 
 class NameTaken(Exception):
@@ -41,7 +69,10 @@ class Readable(Protocol):
         ...
 
     def local_path(self, name: str) -> Path | None:
-        """Returns the path at which the content can be memory-mapped; None where it is not on this machine."""
+        """Returns the path at which the content can be memory-mapped; None where it is not on this machine.
+
+        `.` names the folder itself.
+        """
         ...
 
 
@@ -49,7 +80,8 @@ class Readable(Protocol):
 class Folder(Readable, Protocol):
     """A place to keep a run; LocalFolder and BucketFolder implement it.
 
-    Every method raises JobError for what the user has to fix: a full disk, missing credentials, a lost network.
+    Every method raises JobError for what the user has to fix: a full disk, missing credentials, a lost network; and for
+    a name that is none inside the folder (`check_name`).
     """
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
@@ -89,7 +121,10 @@ class Folder(Readable, Protocol):
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Returns every name that begins with the prefix, sorted. Slow on a large bucket: keep it off the hot path."""
+        """Returns every name that begins with the prefix, sorted. Slow on a large bucket: keep it off the hot path.
+
+        Leaves out what `check_name` refuses, such as `a//b`: no folder here has stored it.
+        """
         ...
 
     def remove(self, name: str) -> None:

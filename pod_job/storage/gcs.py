@@ -21,7 +21,7 @@ from requests.adapters import HTTPAdapter
 
 from pod_job.errors import JobError
 from pod_job.storage.checksums import Part, Stored, checksum, joined
-from pod_job.storage.folder import NameTaken, not_as_stored
+from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 from pod_job.storage.gcs_compose import compose_in_tree
 from pod_job.storage.gcs_errors import reason_of, retry
 from pod_job.storage.gcs_media import MediaClient, PartStream, Uploaded
@@ -128,7 +128,7 @@ class BucketFolder:
 
     def stat(self, name: str) -> Stored | None:
         with self._user_errors():
-            blob = self._bucket().get_blob(self._prefix + name, **_request_options())
+            blob = self._bucket().get_blob(self._object(name), **_request_options())
         return None if blob is None else Stored(int(blob.size or 0), str(blob.crc32c))
 
     def names(self, prefix: str) -> list[str]:
@@ -139,7 +139,8 @@ class BucketFolder:
                 fields="items(name),nextPageToken",
                 **_request_options(),
             )
-            return sorted(blob.name.removeprefix(self._prefix) for blob in blobs)
+            names = (blob.name.removeprefix(self._prefix) for blob in blobs)
+            return sorted(name for name in names if is_name(name))
 
     def remove(self, name: str) -> None:
         with self._user_errors(), contextlib.suppress(api.NotFound):
@@ -193,7 +194,7 @@ class BucketFolder:
         """Returns `take` of the bytes, called again for each retry; `empty` where `start` is past the object's end."""
 
         def attempt() -> T:
-            return take(self._media().receive(self._prefix + name, start, size))
+            return take(self._media().receive(self._object(name), start, size))
 
         with self._user_errors():
             try:
@@ -225,7 +226,7 @@ class BucketFolder:
 
     def _send(self, upload: Upload) -> Uploaded:
         send = retry(upload.deadline_s or RETRY_DEADLINE_S)(self._media().send)
-        return send(self._prefix + upload.name, upload.stored.crc32c, upload.parts, upload.if_generation_match)
+        return send(self._object(upload.name), upload.stored.crc32c, upload.parts, upload.if_generation_match)
 
     def _send_in_chunks(self, upload: Upload) -> Uploaded:
         blob = self._blob(upload.name)
@@ -239,6 +240,9 @@ class BucketFolder:
             **_request_options(upload.deadline_s),
         )
         return Uploaded(int(blob.size or 0), str(blob.crc32c), int(blob.generation or 0))
+
+    def _object(self, name: str) -> str:
+        return self._prefix + check_name(name, self.url)
 
     def _media(self) -> MediaClient:
         client = self._client()
@@ -259,7 +263,7 @@ class BucketFolder:
         return self._client().bucket(self.bucket_name)
 
     def _blob(self, name: str) -> storage.Blob:
-        return self._bucket().blob(self._prefix + name)
+        return self._bucket().blob(self._object(name))
 
     @contextmanager
     def _user_errors(self, deadline_s: float | None = None) -> Iterator[None]:

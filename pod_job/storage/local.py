@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,10 +13,8 @@ from typing import IO
 from pod_job.errors import JobError
 from pod_job.storage.checksums import Part, RunningChecksum, Stored, checksum, joined
 from pod_job.storage.direct_io import write_all
-from pod_job.storage.folder import NameTaken, not_as_stored
+from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 
-MOST_NAME_LENGTH = 250
-"""Characters of a file's name, or of a folder's on the way to it; file systems allow 255."""
 PIECE_BYTES = 1 << 20
 """Bytes in memory at a time while a file is copied or its checksum computed."""
 
@@ -23,29 +22,36 @@ PIECE_BYTES = 1 << 20
 class LocalFolder:
     """A Folder on a file system with hard links: a local disk or a shared mount.
 
-    `field` is the setting that named this place, for errors.
+    Links in it are followed only to what lies in it, and nothing but regular files is opened: a stranger may have made
+    the folder.
+
+    Args:
+        field: the setting that named this place, for errors.
+        follow_links: follow links out of the folder too, as in the cache of the Hugging Face hub.
     """
 
-    def __init__(self, url: str, field: str = "storage.run_dir") -> None:
+    def __init__(self, url: str, field: str = "storage.run_dir", follow_links: bool = False) -> None:
         self.root = Path(url).expanduser().absolute()
         self.url = str(self.root)
         self.field = field
+        self.follow_links = follow_links
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
         stored = checksum(parts)
-        return self._give_name(self._write_temporary(self._path(name), parts), name, stored)
+        return self._give_name(self._write_temporary(self._new_path(name), parts), name, stored)
 
     def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
         wanted = joined([checksum([head]), *(stored for _, stored in sources)])
         existing = self.stat(name)
         if existing is None:
-            return self._give_name(self._write_temporary(self._path(name), self._contents(head, sources)), name, wanted)
+            temporary = self._write_temporary(self._new_path(name), self._contents(head, sources))
+            return self._give_name(temporary, name, wanted)
         if existing != wanted:
             raise NameTaken(name, existing)
         return wanted
 
     def replace(self, name: str, data: Part) -> Stored:
-        path = self._path(name)
+        path = self._new_path(name)
         os.replace(self._write_temporary(path, [data]), path)
         _sync_directory(path.parent)
         return checksum([data])
@@ -71,16 +77,18 @@ class LocalFolder:
             return None
 
     def names(self, prefix: str) -> list[str]:
-        top = self.root / prefix.rpartition("/")[0]
+        parent = prefix.rpartition("/")[0]
+        top = self._inside(self.root / check_name(parent, self.url)) if parent else self.root
         names = []
         for directory, _, files in os.walk(top):
-            relative = Path(directory).relative_to(self.root).as_posix()
-            base = "" if relative == "." else f"{relative}/"
+            relative = Path(directory).relative_to(top).as_posix()
+            base = "/".join(word for word in (parent, relative) if word not in ("", "."))
+            base = f"{base}/" if base else ""
             names += [base + file for file in files if not file.startswith(".")]
-        return sorted(name for name in names if name.startswith(prefix))
+        return sorted(name for name in names if name.startswith(prefix) and is_name(name))
 
     def remove(self, name: str) -> None:
-        self._path(name).unlink(missing_ok=True)
+        self._new_path(name).unlink(missing_ok=True)
 
     def sweep(self, idle_s: float) -> None:
         for path in self.root.rglob(".*.tmp"):
@@ -89,13 +97,18 @@ class LocalFolder:
                     path.unlink()
 
     def local_path(self, name: str) -> Path | None:
-        return self._path(name)
+        if name == ".":
+            return self.root
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            self._check_regular(name, path.stat().st_mode)
+        return path
 
     def check_writable(self) -> None:
         probe = f"probe-{uuid.uuid4().hex}"
         try:
             self.create(probe, [b"probe"])
-            self._path(probe).unlink()
+            self._new_path(probe).unlink()
         except OSError as error:
             links = "; its file system must allow hard links" if error.errno in _NO_LINKS else ""
             raise JobError(
@@ -103,17 +116,46 @@ class LocalFolder:
             ) from error
 
     def _path(self, name: str) -> Path:
-        # Names also come out of metadata files that a stranger may have written.
-        words = name.split("/")
-        if name.startswith("/") or ".." in words or "\0" in name or max(map(len, words)) > MOST_NAME_LENGTH:
-            raise JobError(f"{name[:80]!r} is not a name inside {self.url}")
-        return self.root / name
+        """Returns where the name's content lies, with links followed. JobError where that is outside the folder."""
+        return self._inside(self.root / check_name(name, self.url))
+
+    def _new_path(self, name: str) -> Path:
+        """Returns where to put content under the name: a link that has the name is replaced, not followed."""
+        path = self.root / check_name(name, self.url)
+        return self._inside(path.parent) / path.name
+
+    def _inside(self, path: Path) -> Path:
+        if self.follow_links:
+            return path
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(os.path.realpath(self.root)):
+            raise JobError(f"{path}: is a link, or below one, that leads out of {self.url}; put what it names there")
+        return real
 
     def _open(self, name: str, buffering: int = -1) -> IO[bytes]:
+        # Not blocking: a pipe in the folder must not keep its reader waiting.
+        no_link = 0 if self.follow_links else os.O_NOFOLLOW
         try:
-            return open(self._path(name), "rb", buffering)
-        except (IsADirectoryError, NotADirectoryError) as error:
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | no_link)
+        except NotADirectoryError as error:
             raise FileNotFoundError(f"{self.url}/{name}: no file has this name") from error  # as in a bucket
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket, a device without a driver, a link made just now
+                raise JobError(f"{self.url}/{name}: is not a regular file; replace it by one") from error
+            raise
+        try:
+            self._check_regular(name, os.fstat(descriptor).st_mode)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return os.fdopen(descriptor, "rb", buffering)
+
+    def _check_regular(self, name: str, mode: int) -> None:
+        """Raises FileNotFoundError for a folder, as in a bucket, and JobError for anything but a regular file."""
+        if stat.S_ISDIR(mode):
+            raise FileNotFoundError(f"{self.url}/{name}: no file has this name")
+        if not stat.S_ISREG(mode):
+            raise JobError(f"{self.url}/{name}: is not a regular file; replace it by one")
 
     def _pieces(self, name: str) -> Iterator[bytes]:
         with self._open(name, buffering=0) as file:
@@ -132,7 +174,7 @@ class LocalFolder:
                 raise not_as_stored(self.url, name)
 
     def _give_name(self, temporary: Path, name: str, stored: Stored) -> Stored:
-        path = self._path(name)
+        path = self._new_path(name)
         try:
             os.link(temporary, path)  # unlike rename, a link never replaces a file
         except FileExistsError:

@@ -7,11 +7,12 @@ from pod_job.storage.folder import Folder
 from pod_job.storage.local import LocalFolder
 
 
-def open_folder(url: str | Path, field: str = "storage.run_dir") -> Folder:
+def open_folder(url: str | Path, field: str = "storage.run_dir", follow_links: bool = False) -> Folder:
     """Returns the Folder at a local path or `gs://bucket/prefix`; nothing is contacted yet.
 
     Args:
         field: the setting that named this place, for errors.
+        follow_links: follow links out of a local folder, as its owner may have put them there.
     Raises:
         JobError: neither a path nor such a URL.
     """
@@ -25,4 +26,4 @@ def open_folder(url: str | Path, field: str = "storage.run_dir") -> Folder:
         raise JobError(f"{field}={url}: must be a local folder or gs://bucket/prefix")
     if Path(url).expanduser().is_file():
         raise JobError(f"{field}={url}: is a file; name a folder")
-    return LocalFolder(url, field)
+    return LocalFolder(url, field, follow_links)

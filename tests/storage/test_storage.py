@@ -121,13 +121,7 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
         open_folder(tmp_path / "file" / "run").check_writable()
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\0", "a/" + "b" * 300])
-def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(JobError, match="not a name inside"):
-        open_folder(tmp_path).read(name)
-
-
-@pytest.mark.parametrize("name", ["", "activations", "activations/x/y"])
+@pytest.mark.parametrize("name", ["activations", "activations/x/y"])
 def test_a_directory_is_not_a_file(tmp_path: Path, name: str) -> None:
     folder = open_folder(tmp_path)
     folder.create("activations/x", [b"content"])
