@@ -4,6 +4,7 @@ import json
 import mmap
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ class ArcScores:
     """
 
     config: TasksConfig
-    tasks: dict[str, Any]
+    tasks: Mapping[str, Any]
     attempts: dict[str, list[list[Grid]]] = field(default_factory=dict)
     task_id: str | None = None
     grids: list[list[Grid]] = field(default_factory=list)

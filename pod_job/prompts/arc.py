@@ -1,20 +1,23 @@
 """ARC task files, read and checked.
 
 The format is the ARC-AGI one: a task is `{"train": [{"input": grid, "output": grid}, ...], "test": [...]}`, a grid a
-list of equally long lists of colours 0..9. A file holds one task or a dictionary of them; a folder, one file per task.
+list of equally long lists of colours 0..9. A file holds one task, a dictionary of them, or a task a line (JSON lines);
+a folder, one file per task.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
+from pod_job.prompts.arc_lines import TaskLines, is_task_lines
 from pod_job.prompts.sources.sample import BrokenTask
 
 Grid = list[list[int]]
 
 
-def read_arc(path: Path) -> dict[str, Any]:
+def read_arc(path: Path) -> Mapping[str, Any]:
     """Returns tasks by id, in the order of the file (of the file names, for a folder), unchecked.
 
     A file of a folder that is not JSON comes as the BrokenTask that says so.
@@ -23,6 +26,8 @@ def read_arc(path: Path) -> dict[str, Any]:
         JobError: no such file, or it is not a JSON object.
     """
     if not path.is_dir():
+        if is_task_lines(path):
+            return TaskLines(path)
         content = read_json(path)
         if not isinstance(content, dict):
             raise JobError(f"tasks.path={path}: must be a JSON object of tasks, not {type(content).__name__}")

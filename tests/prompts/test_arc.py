@@ -1,5 +1,6 @@
 """ARC: prompt styles, forms of a task and their way back, and answers read as grids."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pod_job.config.tasks import ArcConfig, ArcPrompt, Augment, TasksConfig
+from pod_job.config.tasks import ArcConfig, ArcPrompt, Augment, OnBroken, TasksConfig
+from pod_job.errors import JobError
 from pod_job.prompts.arc import Grid
 from pod_job.prompts.arc_answers import parse_grid
 from pod_job.prompts.arc_prompts import digits, numbered, plain, render
@@ -52,6 +54,40 @@ def test_predictions_see_forms_that_depend_on_seed_task_and_number_only(augment:
     geometries = {(form.mirrored, form.quarters) for form in forms[:8]}
     assert len(geometries) == (8 if augment in (Augment.geometry, Augment.both) else 1)
     assert len({form.colours for form in forms}) == (9 if augment in (Augment.colours, Augment.both) else 1)
+
+
+def test_tasks_as_json_lines_are_those_of_a_dictionary(tmp_path: Path) -> None:
+    tasks = {"b": TASK, "a": TASK | {"train": []}, "line_4": TASK}
+    lines = [{"task_id": "b", **TASK}, {"id": "a", **tasks["a"]}, None, TASK]
+    text = "".join("\n" if line is None else json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    config = TasksConfig(path=str(tmp_path / "tasks.json"), arc=ArcConfig(predictions=2))
+    expected = read_tasks(config)
+    for name in ("lines.jsonl", "lines.json"):  # by its name, and by what is in it
+        (tmp_path / name).write_text(text)
+        lines_read = read_tasks(dataclasses.replace(config, path=str(tmp_path / name)))
+        assert list(lines_read.samples) == list(expected.samples)
+        assert lines_read.fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"task_id": "x", "train": [', "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ('{"task_id": "x", "train": []}', 'task x must be an object with the lists "train" and "test"'),
+        ("7", 'task line_2 must be an object with the lists "train" and "test"'),
+        (json.dumps({"task_id": "first", **TASK}), "line 2 has the task_id of line 1; name each task once"),
+    ],
+)
+def test_a_line_that_is_no_task_is_refused_or_left_out(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(f"{json.dumps({'task_id': 'first', **TASK})}\n{line}\n{json.dumps({'id': 3, **TASK})}\n")
+    with pytest.raises(JobError, match=f"^tasks.path={path}.*{reason}"):
+        read_tasks(TasksConfig(path=str(path)))
+    tasks = read_tasks(TasksConfig(path=str(path), on_broken=OnBroken.skip))
+    assert [sample.task_id for sample in tasks.samples] == ["first", "first", "3", "3"]
+    assert tasks.skipped == 1
 
 
 def test_several_predictions_per_test_input_are_samples_of_their_own(tmp_path: Path) -> None:

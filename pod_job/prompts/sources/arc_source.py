@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pod_job.config.tasks import ArcConfig
 from pod_job.prompts.arc import check_task, read_arc
+from pod_job.prompts.arc_lines import NumberedTasks
 from pod_job.prompts.arc_prompts import render
 from pod_job.prompts.augment import augmentation
 from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
@@ -16,7 +17,7 @@ def arc_source(path: Path, config: ArcConfig) -> Source:
     Raises:
         JobError: no such file, or it is not a JSON object.
     """
-    tasks = list(read_arc(path).items())
+    tasks = NumberedTasks(read_arc(path))
     checked: dict[int, BrokenTask | None] = {}
 
     def problem(number: int) -> BrokenTask | None:
