@@ -170,10 +170,10 @@ def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
 def log_skipped(tasks: Tasks, reporter: Reporter) -> None:
     """Logs the broken tasks that are left out, by name."""
     reporter.set(skipped_tasks=tasks.skipped)
-    for reason in tasks.reasons:
-        log.warning("skipped: %s", reason)
-    if tasks.skipped > len(tasks.reasons):
-        log.warning("skipped: %d more", tasks.skipped - len(tasks.reasons))
+    for message in tasks.messages:
+        log.warning("skipped: %s", message)
+    if tasks.skipped > len(tasks.messages):
+        log.warning("skipped: %d more", tasks.skipped - len(tasks.messages))
 
 
 def tokens_per_batch(inputs: Inputs, host: Host) -> list[int]:

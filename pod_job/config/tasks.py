@@ -73,5 +73,16 @@ class TasksConfig:
             value = getattr(self, name)
             if value is not None:
                 at_least(f"tasks.{name}", value, 1)
-        if self.streaming and self.format is not TaskFormat.dataset:
-            raise JobError(f"tasks.streaming=true does not go with tasks.format={self.format.value}; only with dataset")
+        if self.format is not TaskFormat.dataset:
+            of_dataset = {"streaming": self.streaming, "subset": self.subset, "split": self.split}
+            self._refuse_others(of_dataset, "only with dataset")
+            if self.format is not TaskFormat.jsonl:
+                self._refuse_others({"field": self.field}, "only with jsonl and dataset")
+
+    def _refuse_others(self, values: dict[str, object], formats: str) -> None:
+        """Raises JobError for fields that are set, though the format does not read them."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in values.items():
+            if value != defaults[name]:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise JobError(f"tasks.{name}={shown} does not go with tasks.format={self.format.value}; {formats}")

@@ -23,7 +23,7 @@ def read_arc(path: Path) -> Mapping[str, Any]:
     A file of a folder that is not JSON comes as the BrokenTask that says so.
 
     Raises:
-        JobError: no such file, or it is not a JSON object.
+        JobError: no such file, it is not a JSON object, or two files of a folder have a task of one name.
     """
     if not path.is_dir():
         if is_task_lines(path):
@@ -40,18 +40,30 @@ def read_arc(path: Path) -> Mapping[str, Any]:
             tasks[file.stem] = BrokenTask(str(error))
             continue
         many = isinstance(content, dict) and not ("train" in content and "test" in content)
-        tasks |= content if many else {file.stem: content}
+        new = content if many else {file.stem: content}
+        if repeated := tasks.keys() & new.keys():
+            raise JobError(f"tasks.path={file}: another file has task {min(repeated)!r} too; rename or remove one")
+        tasks |= new
     return tasks
 
 
 def read_json(file: Path) -> Any:
     """Returns the content of a JSON file; JobError where it is missing or no JSON."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(), object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise JobError(f"tasks.path={file} does not exist; give a tasks file or a folder") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise JobError(f"tasks.path={file} is not readable JSON ({error})") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Returns a JSON object; ValueError for a key that is there twice, of which `json` would drop the first."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return content
 
 
 def check_task(where: str, task: Any) -> None:

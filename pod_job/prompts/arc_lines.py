@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pod_job.errors import JobError
-from pod_job.prompts.sources.sample import BrokenTask
+from pod_job.prompts.sources.sample import BrokenTask, Reason
 
 SUFFIXES = (".jsonl", ".ndjson")
 PARSED = 64
@@ -74,7 +74,7 @@ class TaskLines(Mapping[str, Any]):
         number, start, length = self.places[task_id]
         where = f"tasks.path={self.path}, line {number}"
         if (earlier := self.repeated.get(task_id)) is not None:
-            return BrokenTask(f"{where} has the task_id of line {earlier}; name each task once")
+            return BrokenTask(f"{where} has the task_id of line {earlier}; name each task once", Reason.repeated)
         try:
             return json.loads(self.data[start : start + length].tobytes())
         except (ValueError, RecursionError) as error:

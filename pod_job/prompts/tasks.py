@@ -2,7 +2,8 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -15,7 +16,7 @@ from pod_job.errors import JobError
 from pod_job.prompts.sources.arc_source import arc_source
 from pod_job.prompts.sources.hub_dataset import dataset_source
 from pod_job.prompts.sources.jsonl import jsonl_source
-from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source, check_tokens
+from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, check_tokens
 from pod_job.prompts.sources.text_folder import text_source
 from pod_job.prompts.sources.token_array import token_source
 
@@ -46,15 +47,24 @@ class Samples(Sequence[Sample]):
 class Tasks:
     """All samples of a run in their order.
 
-    `fingerprint` changes when any of them does; `skipped` tasks were broken and left out, `reasons` names the first of
-    them; `chat`: some prompts need the model's chat template.
+    Attributes:
+        fingerprint: changes when any of the samples does.
+        skipped_by_reason: how many tasks were left out, by their Reason.
+        messages: what was wrong with the first of those.
+        text: some prompts are texts, which the tokenizer puts its begin token before.
+        chat: some prompts need the model's chat template.
     """
 
     samples: Samples
     fingerprint: str
-    skipped: int = 0
-    reasons: tuple[str, ...] = ()
+    skipped_by_reason: Mapping[str, int] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+    text: bool = False
     chat: bool = False
+
+    @property
+    def skipped(self) -> int:
+        return sum(self.skipped_by_reason.values())
 
 
 def open_source(config: TasksConfig) -> Source:
@@ -70,7 +80,7 @@ def open_source(config: TasksConfig) -> Source:
         case TaskFormat.tokens:
             return token_source(path)
         case TaskFormat.dataset:
-            return dataset_source(config.path, config.subset, config.split, config.streaming, config.field)
+            return dataset_source(config)
 
 
 def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[Sample], int] | None = None) -> Tasks:
@@ -83,9 +93,9 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
         JobError: a source that is missing or empty, or a broken task under `tasks.on_broken=refuse`, named.
     """
     source, skipped = open_source(config), Skipped()
-    taken, digest = array("q"), hashlib.sha256()
+    taken, digest, names = array("q"), hashlib.sha256(), array("q")
     samples = tokens = 0
-    chat = False
+    text = chat = False
     for key, sample in usable(source, vocab, config.on_broken, skipped):
         if config.max_tokens is not None and count_tokens is not None:
             tokens += count_tokens(sample)
@@ -93,22 +103,38 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
                 break
         samples += 1
         taken.extend(key)
+        names.append(name_hash(sample))
         digest.update(sample.content())
+        text |= isinstance(sample.prompt, str)
         chat |= sample.is_chat
         if samples == config.limit:
             break
     if not samples:
-        raise JobError(nothing_left(config, skipped.count, tokens))
+        raise JobError(nothing_left(config, skipped, tokens))
     where = np.frombuffer(taken, np.int64).reshape(samples, -1)
-    return Tasks(Samples(where, source.load), digest.hexdigest(), skipped.count, tuple(skipped.reasons), chat)
+    repeated = repeats(np.frombuffer(names, np.int64))
+    for index in repeated:
+        skipped.note(repeated_name(source.load(tuple(where[index].tolist())), config), config.on_broken)
+    where = np.delete(where, repeated, axis=0)
+    return Tasks(
+        Samples(where, source.load), digest.hexdigest(), skipped.counts, tuple(skipped.messages), text=text, chat=chat
+    )
 
 
 @dataclass
 class Skipped:
-    """Count of the broken tasks that were left out so far, and the reasons of the first ones."""
+    """Tasks left out so far: how many for each reason, and what was wrong with the first ones."""
 
-    count: int = 0
-    reasons: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    messages: list[str] = field(default_factory=list)
+
+    def note(self, broken: BrokenTask, on_broken: OnBroken) -> None:
+        """Counts a task that is left out; under `on_broken=refuse` it is refused by JobError instead."""
+        if on_broken is OnBroken.refuse:
+            raise JobError(f"{broken}; fix it, or leave such tasks out with tasks.on_broken=skip") from broken
+        self.counts[broken.reason.value] += 1
+        if len(self.messages) < SKIPPED_NAMED:
+            self.messages.append(str(broken))
 
 
 def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) -> Iterator[tuple[Key, Sample]]:
@@ -117,19 +143,41 @@ def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) ->
         try:
             sample = source.load(key)
             check_tokens(sample, vocab)
-            yield key, sample
         except BrokenTask as broken:
-            if on_broken is OnBroken.refuse:
-                raise JobError(f"{broken}; fix it, or leave such tasks out with tasks.on_broken=skip") from broken
-            skipped.count += 1
-            if len(skipped.reasons) < SKIPPED_NAMED:
-                skipped.reasons.append(str(broken))
+            skipped.note(broken, on_broken)
+        else:
+            yield key, sample
 
 
-def nothing_left(config: TasksConfig, skipped: int, tokens: int) -> str:
+def name_hash(sample: Sample) -> int:
+    """Returns 64 bits of task_id and sample_idx, the same in every process."""
+    name = f"{sample.sample_idx} {sample.task_id}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
+
+
+def repeats(names: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
+    """Returns the indices, ascending, of the values that an earlier index has too."""
+    order = np.argsort(names, kind="stable")
+    again = np.diff(names[order]) == 0
+    return np.sort(order[1:][again])
+
+
+def repeated_name(sample: Sample, config: TasksConfig) -> BrokenTask:
+    """Returns what is wrong with a sample of which an earlier one has the name."""
+    return BrokenTask(
+        f"tasks.path={config.path}: {sample} is there twice, so that rows could not be told apart: give each prompt of "
+        "a task another sample_idx",
+        Reason.repeated,
+    )
+
+
+def nothing_left(config: TasksConfig, skipped: Skipped, tokens: int) -> str:
     """Returns why a run has no sample."""
     if tokens:
         return f"tasks.max_tokens={config.max_tokens} is less than the {tokens} tokens of the first sample; raise it"
-    if skipped:
-        return f"tasks.path={config.path}: all {skipped} tasks are broken; tasks.on_broken=refuse names the first"
+    if total := skipped.counts.total():
+        return (
+            f"tasks.path={config.path}: all {total} tasks are broken, the first: {skipped.messages[0]}; fix them, or "
+            "use other tasks"
+        )
     return f"tasks.path={config.path} is empty; there is no task in it"

@@ -1,7 +1,9 @@
 """Task sources beside ARC: folders of text, token arrays and datasets give what was written, or say why not."""
 
 import json
+import re
 import tracemalloc
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def test_arrays_that_are_not_token_ids_are_refused(tmp_path: Path, name: str, ar
 
 def test_a_file_without_tokens_is_refused(tmp_path: Path) -> None:
     save_file({"ids": np.zeros((1, 2), np.int32)}, tmp_path / "t.safetensors")
-    with pytest.raises(JobError, match="has no tensor 'tokens'; it has ids"):
+    with pytest.raises(JobError, match="has no tensor 'tokens' or 'input_ids'; it has ids"):
         read(tmp_path / "t.safetensors", TaskFormat.tokens)
     save_file({"tokens": np.zeros((1, 2), np.int32), "lengths": np.array([3])}, tmp_path / "u.safetensors")
     with pytest.raises(JobError, match=r"row 0: lengths says 3, rows have 1\.\.2 tokens"):
@@ -122,9 +124,98 @@ def test_a_dataset_that_cannot_be_opened_is_refused_with_the_reason(tmp_path: Pa
         read(path, TaskFormat.dataset, field="body")
 
 
-def test_streaming_is_for_datasets_only() -> None:
-    with pytest.raises(JobError, match=r"tasks\.streaming=true does not go with tasks\.format=jsonl"):
-        TasksConfig(format=TaskFormat.jsonl, path="x", streaming=True)
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train", [0, 1, 2, 3]),
+        ("train[:2]", [0, 1]),
+        ("train[-1:]", [3]),
+        ("train[25%:75%]", [1, 2]),
+        ("train[1:2]+train[3:]", [1, 3]),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_a_saved_dataset_gives_the_rows_of_the_split(
+    tmp_path: Path, kind: str, streaming: bool, split: str, rows: list[int]
+) -> None:
+    made = datasets.Dataset.from_dict({"text": WORDS})
+    if kind == "many":
+        made = datasets.DatasetDict({"train": made, "test": made.select([2])})
+    made.save_to_disk(tmp_path / "saved")
+    samples = read(tmp_path / "saved", TaskFormat.dataset, split=split, streaming=streaming).samples
+    assert [sample.prompt for sample in samples] == [WORDS[row] for row in rows]
+
+
+def test_splits_of_a_saved_dataset_can_be_joined_and_missing_ones_are_refused(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_dict({"text": WORDS})
+    datasets.DatasetDict({"train": made, "test": made.select([2])}).save_to_disk(tmp_path / "saved")
+    for split, words in (("test", ["three"]), ("test+train[:1]", ["three", "one"]), ("all", [*WORDS, "three"])):
+        samples = read(tmp_path / "saved", TaskFormat.dataset, split=split).samples
+        assert [sample.prompt for sample in samples] == words
+    datasets.Dataset.from_dict({"text": WORDS}, split="validation").save_to_disk(tmp_path / "one")
+    assert len(read(tmp_path / "one", TaskFormat.dataset, split="validation[:3]").samples) == 3
+    for split in ("test", "train", "validation[", "0"):
+        with pytest.raises(JobError, match=f"split={re.escape(split)} cannot be opened"):
+            read(tmp_path / "one", TaskFormat.dataset, split=split)
+    with pytest.raises(JobError, match=r"tasks\.subset=en: .* was written by save_to_disk"):
+        read(tmp_path / "one", TaskFormat.dataset, subset="en")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_dataset_lose_their_padding_and_keep_their_tools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    ids = {"input_ids": [[9, 9, 1, 2], [3, 4, 9, 9]], "attention_mask": [[0, 0, 1, 1], [1, 1, 0, 0]]}
+    made = datasets.Dataset.from_dict(ids | {"messages": [CHAT, CHAT], "tools": [[{"name": "add"}], None]})
+    made.with_format("numpy").save_to_disk(tmp_path / "saved")
+    padded = read(tmp_path / "saved", TaskFormat.dataset, field="input_ids", streaming=streaming).samples
+    assert [list(sample.prompt) for sample in padded] == [[1, 2], [3, 4]]
+    chats = read(tmp_path / "saved", TaskFormat.dataset, field="messages", streaming=streaming).samples
+    assert [sample.template_values for sample in chats] == [{"tools": [{"name": "add"}]}, {}]
+
+
+def test_a_value_that_is_no_json_is_named(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "hello", "at": datetime(2026, 1, 1)}]}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for streaming in (False, True):
+        with pytest.raises(JobError, match="row 0 has a value that JSON cannot hold"):
+            read(tmp_path / "saved", TaskFormat.dataset, field="messages", streaming=streaming)
+
+
+def test_a_mask_beside_an_array_takes_its_padding_away(tmp_path: Path) -> None:
+    tokens, mask = np.array([[9, 1, 2], [3, 9, 9]]), np.array([[0, 1, 1], [1, 0, 0]])
+    for name in ("tokens", "input_ids"):
+        save_file({name: tokens, "attention_mask": mask}, tmp_path / "t.safetensors")
+        samples = read(tmp_path / "t.safetensors", TaskFormat.tokens).samples
+        assert [list(sample.prompt) for sample in samples] == [[1, 2], [3]]
+    save_file({"tokens": tokens, "attention_mask": np.array([[1, 0, 1], [1, 1, 1]])}, tmp_path / "hole.safetensors")
+    with pytest.raises(JobError, match="row 0: attention_mask has a hole at token 1"):
+        read(tmp_path / "hole.safetensors", TaskFormat.tokens)
+    save_file({"tokens": tokens, "attention_mask": mask[:1]}, tmp_path / "short.safetensors")
+    with pytest.raises(JobError, match=r"attention_mask is int64 \[1, 3\]; the shape \[2, 3\] is needed"):
+        read(tmp_path / "short.safetensors", TaskFormat.tokens)
+    save_file({"tokens": tokens, "attention_mask": mask, "lengths": np.array([1, 1])}, tmp_path / "both.safetensors")
+    with pytest.raises(JobError, match="has lengths and attention_mask, which may differ"):
+        read(tmp_path / "both.safetensors", TaskFormat.tokens)
+    np.savez(tmp_path / "t.npz", tokens=tokens)
+    with pytest.raises(JobError, match="holds several arrays"):
+        read(tmp_path / "t.npz", TaskFormat.tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"streaming": True}, "tasks.streaming=true does not go with tasks.format=arc; only with dataset"),
+        ({"split": "test[:2]"}, "tasks.split=test[:2] does not go with tasks.format=arc"),
+        ({"subset": "en"}, "tasks.subset=en does not go with"),
+        ({"field": "messages"}, "tasks.field=messages does not go with tasks.format=arc; only with jsonl and dataset"),
+    ],
+)
+def test_fields_of_other_formats_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(JobError, match=re.escape(says)):
+        TasksConfig(path="x", **fields)
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:

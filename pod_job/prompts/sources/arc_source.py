@@ -8,7 +8,7 @@ from pod_job.prompts.arc import check_task, read_arc
 from pod_job.prompts.arc_lines import NumberedTasks
 from pod_job.prompts.arc_prompts import render
 from pod_job.prompts.augment import augmentation
-from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
+from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source, checked
 
 
 def arc_source(path: Path, config: ArcConfig) -> Source:
@@ -18,17 +18,19 @@ def arc_source(path: Path, config: ArcConfig) -> Source:
         JobError: no such file, or it is not a JSON object.
     """
     tasks = NumberedTasks(read_arc(path))
-    checked: dict[int, BrokenTask | None] = {}
+    problems: dict[int, BrokenTask | None] = {}
 
     def problem(number: int) -> BrokenTask | None:
-        if number not in checked:
+        if number not in problems:
             task_id, task = tasks[number]
+            where = f"tasks.path={path}: task {task_id}"
             try:
-                check_task(f"tasks.path={path}: task {task_id}", task)
-                checked[number] = None
+                check_task(where, task)
+                checked(where, Sample(task_id, 0, ""))
+                problems[number] = None
             except BrokenTask as broken:
-                checked[number] = broken
-        return checked[number]
+                problems[number] = broken
+        return problems[number]
 
     def keys() -> Iterator[Key]:
         for number, (_, task) in enumerate(tasks):

@@ -6,26 +6,30 @@ is read, so that any sample can be loaded again.
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
-from pod_job.prompts.sources.sample import Key, Sample, Source, read_record
+from pod_job.prompts.sources.record import read_record
+from pod_job.prompts.sources.sample import RECORD_FIELDS, BrokenTask, Key, Sample, Source
 
 
-def dataset_source(path: str, subset: str | None, split: str, streaming: bool, field: str) -> Source:
-    """Opens a dataset: samples from the column `field` (text, messages or token ids) of one split, in its order.
+def dataset_source(config: TasksConfig) -> Source:
+    """Opens a dataset: samples from the column `tasks.field` (text, messages or token ids) of its split, in order.
 
     Raises:
         JobError: `datasets` is not installed, or the dataset, its subset or its split cannot be opened.
     """
-    dataset = open_dataset(path, subset, split, streaming)
-    return streamed(path, dataset, field) if streaming else mapped(path, dataset, field)
+    dataset = open_dataset(config)
+    return streamed(config, dataset) if config.streaming else mapped(config, dataset)
 
 
-def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> Any:
+def open_dataset(config: TasksConfig) -> Any:
+    path, subset, split = config.path, config.subset, config.split
     try:
         import datasets
         from datasets.exceptions import DatasetsError
@@ -33,39 +37,80 @@ def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> 
         raise JobError("tasks.format=dataset needs the package datasets; pip install datasets") from None
     try:
         if (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
-            saved = datasets.load_from_disk(path)
-            chosen = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-            return chosen.to_iterable_dataset() if streaming else chosen
-        return datasets.load_dataset(path, subset, split=split, streaming=streaming)
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
-        reason = str(error).splitlines()[0]
+            # A format of torch or numpy may have been saved.
+            chosen = saved_split(config, datasets.load_from_disk(path)).with_format(None)
+            return chosen.to_iterable_dataset() if config.streaming else chosen
+        return datasets.load_dataset(path, subset, split=split, streaming=config.streaming)
+    except (OSError, ValueError, KeyError, AssertionError, DatasetsError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise JobError(f"tasks.path={path}, subset={subset}, split={split} cannot be opened ({reason})") from error
 
 
-def mapped(path: str, dataset: Any, field: str) -> Source:
+def saved_split(config: TasksConfig, saved: Any) -> Any:
+    """Returns the rows that `tasks.split` selects of a dataset written by `save_to_disk`, as `load_dataset` would.
+
+    A Dataset without a name of its split is the split `train`.
+
+    Raises:
+        JobError: a subset, which nothing saved this way has.
+        ValueError: a split that is not there, or no split expression.
+    """
+    import datasets
+
+    if config.subset is not None:
+        raise JobError(f"tasks.subset={config.subset}: {config.path} was written by save_to_disk; leave out the subset")
+    many = isinstance(saved, datasets.DatasetDict)
+    splits: dict[str, datasets.Dataset] = (
+        {str(name): saved[name] for name in saved} if many else {own_split(saved): saved}
+    )
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    spec = "+".join(splits) if config.split == "all" and "all" not in splits else config.split
+    parts = [
+        splits[part.splitname].select(range(part.from_, part.to))
+        for part in datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    ]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def own_split(dataset: Any) -> str:
+    """Returns the name of the split that a Dataset was made from."""
+    name = re.match(r"\w+", str(dataset.split or ""))
+    return name[0] if name else "train"
+
+
+def mapped(config: TasksConfig, dataset: Any) -> Source:
+    # Other columns may hold what needs a package to be decoded.
+    columns = [name for name in dataset.column_names if name in (config.field, *RECORD_FIELDS)]
+    rows = dataset.select_columns(columns) if config.field in columns else dataset
+
     def load(key: Key) -> Sample:
-        return read_record(f"tasks.path={path}, row {key[0]}", dataset[key[0]], field, f"row_{key[0]}")
+        return read_record(f"tasks.path={config.path}, row {key[0]}", rows[key[0]], config.field, f"row_{key[0]}")
 
     return Source(lambda: ((row,) for row in range(len(dataset))), load)
 
 
-def streamed(path: str, dataset: Any, field: str) -> Source:
+def streamed(config: TasksConfig, dataset: Any) -> Source:
     # Without a name it goes with the process, however that ends.
     spool, name = tempfile.mkstemp()
     os.unlink(name)
-    columns = (field, "task_id", "sample_idx")
+    columns = (config.field, *RECORD_FIELDS)
 
     def keys() -> Iterator[Key]:
         offset = 0
         for row, record in enumerate(dataset):
-            line = json.dumps({name: record[name] for name in columns if name in record}).encode()
+            try:
+                line = json.dumps({name: record[name] for name in columns if name in record}).encode()
+            except (TypeError, ValueError, RecursionError):  # an image, a date
+                line = b""
             os.write(spool, line)
             yield row, offset, len(line)
             offset += len(line)
 
     def load(key: Key) -> Sample:
         row, offset, size = key
-        record = json.loads(os.pread(spool, size, offset))
-        return read_record(f"tasks.path={path}, row {row}", record, field, f"row_{row}")
+        where = f"tasks.path={config.path}, row {row}"
+        if not size:
+            raise BrokenTask(f"{where} has a value that JSON cannot hold")
+        return read_record(where, json.loads(os.pread(spool, size, offset)), config.field, f"row_{row}")
 
     return Source(keys, load)

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from pod_job.errors import JobError
-from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source, read_record
+from pod_job.prompts.sources.record import read_record
+from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
 
 
 def jsonl_source(path: Path, field: str) -> Source:
-    """Opens a file of JSON lines: `field` (text, messages or token ids), `task_id` (else `line_N`), `sample_idx`.
+    """Opens a file of JSON lines: `field` (text, messages or token ids) and what `read_record` reads.
+
+    A line without a `task_id` is task `line_N`.
 
     Raises:
         JobError: the file cannot be opened.
@@ -34,7 +37,7 @@ def jsonl_source(path: Path, field: str) -> Source:
         where = f"tasks.path={path}, line {number}"
         try:
             record = json.loads(data[offset : offset + size].tobytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BrokenTask(f"{where} is not JSON ({error})") from error
         return read_record(where, record, field, f"line_{number}")
 

@@ -1,15 +1,16 @@
 """Sample, and Source: the keys of all samples in their order, and a function that loads one by its key."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
-Message = dict[str, str]
-"""One turn of a chat: `role` and `content`."""
+Message = Mapping[str, Any]
+"""One turn of a chat: `role`, `content` (text, a list of parts, or null) and whatever else the template reads."""
 
 Key = tuple[int, ...]
 """Place of a sample in its source; of one length within a source."""
@@ -17,33 +18,75 @@ Key = tuple[int, ...]
 Prompt = str | list[Message] | Integer[np.ndarray, " length"]
 """Text, a chat that the model's template renders, or token ids that go to the model as they are."""
 
+TEMPLATE_FIELDS = ("tools", "documents")
+"""Fields beside a chat that the template reads too."""
+RECORD_FIELDS = ("task_id", "sample_idx", "attention_mask", *TEMPLATE_FIELDS)
+"""Fields of a row that belong to its sample, beside `tasks.field`."""
+LONGEST_ID = 1024
+"""Characters of a task_id at most: the rows table repeats it for every row."""
+
+
+class Reason(StrEnum):
+    """Reason for which one prompt cannot be used, as counted in metadata.json."""
+
+    broken = "broken"  # no sample at all: not JSON, a field missing, text that is no Unicode
+    blank = "blank"  # no token but those that the tokenizer puts around every text
+    repeated = "repeated"  # task_id and sample_idx of an earlier sample
+    token_out_of_vocabulary = "token_out_of_vocabulary"
+    too_long = "too_long"
+    refused_by_template = "refused_by_template"
+    refused_by_tokenizer = "refused_by_tokenizer"
+
 
 class BrokenTask(Exception):
-    """Names a task that cannot be used, and why; `tasks.on_broken` decides what follows."""
+    """Names a task that cannot be used, and why, in printable characters; `tasks.on_broken` decides what follows."""
+
+    def __init__(self, message: str, reason: Reason = Reason.broken) -> None:
+        super().__init__(printable(message))
+        self.reason = reason
+
+
+def printable(text: str) -> str:
+    """Returns the text with escapes in place of control characters and of lone surrogates, which no terminal shows."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One prompt. `sample_idx` counts the prompts of one task."""
+    """One prompt. `sample_idx` counts the prompts of one task; `template_values` are the TEMPLATE_FIELDS of a chat."""
 
     task_id: str
     sample_idx: int
     prompt: Prompt
+    template_values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_chat(self) -> bool:
         return isinstance(self.prompt, list)
 
+    def __str__(self) -> str:
+        return f"task {self.task_id}, sample {self.sample_idx}"
+
     def content(self) -> bytes:
         """Returns the sample as bytes, equal for equal samples."""
-        prompt = self.prompt.tolist() if isinstance(self.prompt, np.ndarray) else self.prompt
-        return json.dumps([self.task_id, self.sample_idx, prompt]).encode() + b"\n"
+        prompt: Any = self.prompt
+        if isinstance(prompt, np.ndarray):
+            prompt = prompt.tolist()
+        elif isinstance(prompt, list):
+            prompt = [in_order(message) for message in prompt]
+        values = [dict(self.template_values)] if self.template_values else []
+        return json.dumps([self.task_id, self.sample_idx, prompt, *values]).encode() + b"\n"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sample) and self.content() == other.content()
 
     def __hash__(self) -> int:
         return hash(self.content())
+
+
+def in_order(message: Message) -> Message:
+    """Returns a message of role and content with the role first: runs of 0.1.0 have their fingerprint of that."""
+    return {key: message[key] for key in ("role", "content")} if message.keys() == {"role", "content"} else message
 
 
 @dataclass(frozen=True)
@@ -57,16 +100,23 @@ class Source:
     load: Callable[[Key], Sample]
 
 
-def read_prompt(where: str, value: Any) -> Prompt:
-    """Returns the prompt that a JSON value holds: text, messages or token ids; BrokenTask otherwise."""
-    match value:
-        case str() if value:
-            return value
-        case [dict(), *_] if all(is_message(message) for message in value):
-            return [{"role": message["role"], "content": message["content"]} for message in value]
-        case [int(), *_] if all(type(token) is int and 0 <= token < 2**63 for token in value):
-            return np.array(value)
-    raise BrokenTask(f"{where} must be a non-empty text, a list of messages with role and content, or of token ids")
+def checked(where: str, sample: Sample) -> Sample:
+    """Returns the sample. BrokenTask, with `where` it is, for text that is no Unicode, values that are not JSON's, or
+    a task_id that is too long."""
+    if len(sample.task_id) > LONGEST_ID:
+        raise BrokenTask(f"{where}: task_id has {len(sample.task_id):,} characters; at most {LONGEST_ID:,} are stored")
+    prompt = "" if isinstance(sample.prompt, np.ndarray) else sample.prompt
+    try:
+        if isinstance(prompt, str):
+            (sample.task_id + prompt).encode()
+        else:
+            json.dumps([sample.task_id, prompt, dict(sample.template_values)], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise BrokenTask(f"{where} has {half!r}, half of a surrogate pair, which is no character") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BrokenTask(f"{where} has a value that JSON cannot hold ({error})") from error
+    return sample
 
 
 def check_tokens(sample: Sample, vocab: int) -> None:
@@ -74,20 +124,5 @@ def check_tokens(sample: Sample, vocab: int) -> None:
     ids = sample.prompt
     if isinstance(ids, np.ndarray) and (wrong := ids[(ids < 0) | (ids >= vocab)]).size:
         raise BrokenTask(
-            f"task {sample.task_id}, sample {sample.sample_idx} has the token id {wrong[0]}; "
-            f"the model's are 0..{vocab - 1}"
+            f"{sample} has the token id {wrong[0]}; the model's are 0..{vocab - 1}", Reason.token_out_of_vocabulary
         )
-
-
-def is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
-
-
-def read_record(where: str, record: Any, field: str, task_id: str) -> Sample:
-    """Returns a sample from an object with `field`, and `task_id` (else the one given) and `sample_idx` (else 0)."""
-    if not isinstance(record, dict) or field not in record:
-        raise BrokenTask(f'{where} must be an object with the field "{field}" (tasks.field)')
-    number = record.get("sample_idx", 0)
-    if type(number) is not int or not 0 <= number < 2**31:
-        raise BrokenTask(f"{where}: sample_idx={number!r} is not a whole number from 0")
-    return Sample(str(record.get("task_id", task_id)), number, read_prompt(f"{where}: {field}", record[field]))

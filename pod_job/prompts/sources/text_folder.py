@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pod_job.errors import JobError
-from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
+from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, checked
 
 
 def text_source(path: Path) -> Source:
@@ -27,7 +27,7 @@ def text_source(path: Path) -> Source:
         except (OSError, UnicodeDecodeError) as error:
             raise BrokenTask(f"tasks.path={path / name} is not readable UTF-8 text ({error})") from error
         if not text:
-            raise BrokenTask(f"tasks.path={path / name} is empty")
-        return Sample(name.removesuffix(".txt"), 0, text)
+            raise BrokenTask(f"tasks.path={path / name} is empty", Reason.blank)
+        return checked(f"tasks.path={path / name}", Sample(name.removesuffix(".txt"), 0, text))
 
     return Source(keys, load)
