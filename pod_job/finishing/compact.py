@@ -145,3 +145,4 @@ def remove_leftovers(folder: Folder, progress: Progress) -> None:
     with ThreadPoolExecutor(REMOVALS_IN_FLIGHT) as pool:
         for _ in progress(pool.map(folder.remove, leftovers), len(leftovers), "old files"):
             pass
+    folder.sweep(0.0, layout.is_joined)  # whoever is still on the way to such a file is not the first

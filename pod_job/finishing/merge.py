@@ -44,8 +44,10 @@ def merge(folder: Folder, progress: Progress = no_progress, processes: int = 1) 
     """
     while True:
         metadata = gather(folder, progress, processes)
-        folder.replace(layout.METADATA, metadata_file.render(metadata))
+        written = folder.replace(layout.METADATA, metadata_file.render(metadata))
         # A slow merge must not overwrite one that saw the run finished, or compacted.
+        if not written:
+            continue
         if metadata.complete:
             if metadata.joined is not None or read_compaction(folder) is None:
                 break

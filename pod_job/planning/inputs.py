@@ -143,8 +143,9 @@ def open_run_folder(config: JobConfig) -> Folder:
 
 def check_compile_cache(config: JobConfig) -> None:
     """Raises JobError where the folder of compiled programs cannot be written to."""
-    if config.storage.compile_cache is not None:
-        open_folder(config.storage.compile_cache, "storage.compile_cache").check_writable()
+    cache, run_dir = config.storage.compile_cache, config.storage.run_dir.rstrip("/")
+    if cache is not None and not cache.startswith(f"{run_dir}/"):  # what lies in the run folder was tried with it
+        open_folder(cache, "storage.compile_cache").check_writable()
 
 
 def check_context(config: JobConfig, arch: Arch) -> None:

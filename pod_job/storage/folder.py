@@ -5,7 +5,7 @@ durable and never changes.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -104,8 +104,11 @@ class Folder(Readable, Protocol):
         """
         ...
 
-    def replace(self, name: str, data: Part) -> Stored:
-        """Stores `data` under the name, new or not; a reader sees the old or the new content, never a mixture."""
+    def replace(self, name: str, data: Part) -> bool:
+        """Stores `data` under the name, new or not; a reader sees the old or the new content, never a mixture.
+
+        Returns False where another writer has replaced the content meanwhile: that content stays.
+        """
         ...
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
@@ -131,8 +134,12 @@ class Folder(Readable, Protocol):
         """Removes the content under the name, if there is any."""
         ...
 
-    def sweep(self, idle_s: float) -> None:
-        """Removes what killed writers left unfinished and nobody has written to for `idle_s` seconds."""
+    def sweep(self, idle_s: float, made_for: Callable[[str], bool] | None = None) -> None:
+        """Removes what killed writers left unfinished and nobody has written to for `idle_s` seconds.
+
+        Args:
+            made_for: only what was left on the way to such names.
+        """
         ...
 
     def check_writable(self) -> None:

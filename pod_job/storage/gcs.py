@@ -1,4 +1,4 @@
-"""BucketFolder: a run folder in Cloud Storage. No other module imports google.cloud.
+"""BucketFolder: a run folder in Cloud Storage. No other folder of the code imports google.cloud.
 
 Set STORAGE_EMULATOR_HOST to talk to an emulator; otherwise application default credentials are used.
 """
@@ -11,9 +11,8 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from google.api_core import exceptions as api
 from google.cloud import storage
@@ -24,7 +23,8 @@ from pod_job.storage.checksums import Part, Stored, checksum, joined
 from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 from pod_job.storage.gcs_compose import compose_in_tree
 from pod_job.storage.gcs_errors import reason_of, retry
-from pod_job.storage.gcs_media import MediaClient, PartStream, Uploaded
+from pod_job.storage.gcs_media import MediaClient
+from pod_job.storage.gcs_upload import Upload, upload
 
 T = TypeVar("T")
 
@@ -34,29 +34,10 @@ CHECK_DEADLINE_S = 20.0
 """How long the first contact is retried, while the user waits for it."""
 REQUEST_TIMEOUT_S = (10.0, 120.0)
 """To connect, and between two packets of an answer."""
-ONE_REQUEST_BYTES = 128 << 20
-"""A larger upload is a session of chunks, so that a lost connection costs one chunk."""
-UPLOAD_CHUNK_BYTES = 32 << 20
-"""Memory of an upload in chunks (the library's default is 100 MiB)."""
 CONNECTIONS = 64
-JOINING = "joining/"
-"""Prefix of the objects that `join` makes on the way; those of a killed writer are swept."""
-UPLOAD_ATTEMPTS = 3
-"""Attempts at an upload that arrives damaged, or whose session the server forgets."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Content on its way to the bucket; `if_generation_match=0` makes it create-only.
-
-    `deadline_s` is how long a request is retried; RETRY_DEADLINE_S where None.
-    """
-
-    name: str
-    parts: Sequence[Part]
-    stored: Stored
-    if_generation_match: int | None = None
-    deadline_s: float | None = None
+PROBE, JOINING = "probe-", "joining/"
+"""Prefixes of the objects that a check makes, and `join` on the way; those of a killed process are swept."""
+_TEMPORARY = re.compile(rf"{PROBE}[0-9a-f]{{32}}|{JOINING}(?:(?P<name>.+)/)?[0-9a-f]{{32}}/(?:head|\d+)")
 
 
 class BucketFolder:
@@ -79,20 +60,7 @@ class BucketFolder:
         return BucketFolder, (self.url, self.field)
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
-        stored = checksum(parts)
-        with self._user_errors():
-            try:
-                self._upload(Upload(name, parts, stored, if_generation_match=0))
-            except api.PreconditionFailed:
-                # Another writer was first, or this one: a lost acknowledgement makes the library send it again.
-                existing = self.stat(name)
-                if existing is None:
-                    raise JobError(
-                        f"{self.url}/{name}: was removed while it was being written; start the job again"
-                    ) from None
-                if existing != stored:
-                    raise NameTaken(name, existing) from None
-        return stored
+        return self._create(name, parts, RETRY_DEADLINE_S)
 
     def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
         wanted, existing = joined([checksum([head]), *(stored for _, stored in sources)]), self.stat(name)
@@ -107,11 +75,17 @@ class BucketFolder:
             raise not_as_stored(self.url, damaged)
         raise NameTaken(name, existing)
 
-    def replace(self, name: str, data: Part) -> Stored:
+    def replace(self, name: str, data: Part) -> bool:
         stored = checksum([data])
         with self._user_errors():
-            self._upload(Upload(name, [data], stored))
-        return stored
+            existing = retry(RETRY_DEADLINE_S)(self._media().describe)(self._object(name))
+            # Without the generation, a request that stalls on its way could land over a later one.
+            generation = 0 if existing is None else existing.generation
+            try:
+                upload(self._media(), Upload(self._object(name), [data], stored, generation), RETRY_DEADLINE_S)
+            except api.PreconditionFailed:
+                return self.stat(name) == stored
+        return True
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         return b"" if size == 0 else self._receive(name, start, size, lambda pieces: b"".join(pieces), b"")
@@ -128,45 +102,55 @@ class BucketFolder:
 
     def stat(self, name: str) -> Stored | None:
         with self._user_errors():
-            blob = self._bucket().get_blob(self._object(name), **_request_options())
-        return None if blob is None else Stored(int(blob.size or 0), str(blob.crc32c))
+            existing = retry(RETRY_DEADLINE_S)(self._media().describe)(self._object(name))
+        return None if existing is None else Stored(existing.size, existing.crc32c)
 
     def names(self, prefix: str) -> list[str]:
         with self._user_errors():
-            blobs = self._client().list_blobs(
-                self.bucket_name,
-                prefix=self._prefix + prefix,
-                fields="items(name),nextPageToken",
-                **_request_options(),
-            )
-            names = (blob.name.removeprefix(self._prefix) for blob in blobs)
-            return sorted(name for name in names if is_name(name))
+            return sorted(name for name, _ in self._listed(prefix) if is_name(name))
 
     def remove(self, name: str) -> None:
         with self._user_errors(), contextlib.suppress(api.NotFound):
-            self._blob(name).delete(**_request_options())
+            retry(RETRY_DEADLINE_S)(self._media().delete)(self._object(name))
 
-    def sweep(self, idle_s: float) -> None:
+    def sweep(self, idle_s: float, made_for: Callable[[str], bool] | None = None) -> None:
         # An unfinished upload has no object, and Cloud Storage forgets it after a week.
         with self._user_errors():
-            for blob in self._client().list_blobs(
-                self.bucket_name, prefix=self._prefix + JOINING, **_request_options()
-            ):
-                if time.time() - blob.updated.timestamp() > idle_s:
-                    self.remove(blob.name.removeprefix(self._prefix))
+            for name, updated in [listed for prefix in (PROBE, JOINING) for listed in self._listed(prefix)]:
+                temporary = _TEMPORARY.fullmatch(name)
+                if temporary is None or (made_for and not made_for(temporary["name"] or "")):
+                    continue
+                if time.time() - updated >= idle_s:
+                    self.remove(name)
 
     def local_path(self, name: str) -> Path | None:
         return None
 
     def check_writable(self) -> None:
-        probe = f"probe-{uuid.uuid4().hex}"
-        with self._user_errors(CHECK_DEADLINE_S):
-            self._upload(Upload(probe, [b"probe"], checksum([b"probe"]), 0, CHECK_DEADLINE_S))
-            self._blob(probe).delete(**_request_options(CHECK_DEADLINE_S))
+        probe = f"{PROBE}{uuid.uuid4().hex}"
+        with self._user_errors(CHECK_DEADLINE_S), contextlib.suppress(api.NotFound):
+            self._create(probe, [b"probe"], CHECK_DEADLINE_S)
+            retry(CHECK_DEADLINE_S)(self._media().delete)(self._object(probe))
+
+    def _create(self, name: str, parts: Sequence[Part], deadline_s: float) -> Stored:
+        stored = checksum(parts)
+        with self._user_errors(deadline_s):
+            try:
+                upload(self._media(), Upload(self._object(name), parts, stored, 0), deadline_s)
+            except api.PreconditionFailed:
+                # Another writer was first, or this one: after a lost acknowledgement it is sent again.
+                existing = self.stat(name)
+                if existing is None:
+                    raise JobError(
+                        f"{self.url}/{name}: was removed while it was being written; start the job again"
+                    ) from None
+                if existing != stored:
+                    raise NameTaken(name, existing) from None
+        return stored
 
     def _join(self, name: str, head: bytes, sources: Sequence[str]) -> Stored:
         """Composes head and sources under the name, and returns what has the name now: another writer may be first."""
-        scratch = f"{JOINING}{uuid.uuid4().hex}/"
+        scratch = f"{JOINING}{name}/{uuid.uuid4().hex}/"
         self.create(f"{scratch}head", [head])
         with self._user_errors():
             last, made = compose_in_tree(self._compose, [f"{scratch}head", *sources], scratch)
@@ -179,11 +163,12 @@ class BucketFolder:
         raise FileNotFoundError(f"{self.url}/{name}")
 
     def _compose(self, name: str, sources: Sequence[str], if_generation_match: int | None = None) -> None:
+        bucket = self._client().bucket(self.bucket_name)
+        blob = bucket.blob(self._object(name))
+        blob.content_type = "application/octet-stream"
         try:
-            blob = self._blob(name)
-            blob.content_type = "application/octet-stream"
             blob.compose(
-                [self._blob(source) for source in sources],
+                [bucket.blob(self._object(source)) for source in sources],
                 if_generation_match=if_generation_match,
                 **_request_options(),
             )
@@ -204,42 +189,13 @@ class BucketFolder:
             except api.RequestRangeNotSatisfiable:
                 return empty
 
-    def _upload(self, upload: Upload) -> None:
-        send = self._send if upload.stored.size <= ONE_REQUEST_BYTES else self._send_in_chunks
-        for attempt in range(1, UPLOAD_ATTEMPTS + 1):
-            try:
-                uploaded = send(upload)
-            except api.GoogleAPICallError as error:
-                # 404, 410: the server forgot the session; only a new one helps. 400: the content arrived damaged.
-                again = error.code in (404, 410) or (error.code == 400 and "crc32c" in str(error).lower())
-                if not again or attempt == UPLOAD_ATTEMPTS:
-                    raise
-                continue
-            if Stored(uploaded.size, uploaded.crc32c) == upload.stored:
-                return
-            with contextlib.suppress(api.NotFound, api.PreconditionFailed):  # removed or replaced meanwhile
-                options = _request_options(upload.deadline_s)
-                self._blob(upload.name).delete(if_generation_match=uploaded.generation, **options)
-        raise JobError(
-            f"{self.url}/{upload.name}: arrived damaged {UPLOAD_ATTEMPTS} times and was removed; check the network"
-        )
-
-    def _send(self, upload: Upload) -> Uploaded:
-        send = retry(upload.deadline_s or RETRY_DEADLINE_S)(self._media().send)
-        return send(self._object(upload.name), upload.stored.crc32c, upload.parts, upload.if_generation_match)
-
-    def _send_in_chunks(self, upload: Upload) -> Uploaded:
-        blob = self._blob(upload.name)
-        blob.crc32c = upload.stored.crc32c
-        blob.chunk_size = UPLOAD_CHUNK_BYTES
-        blob.upload_from_file(
-            PartStream(upload.parts),
-            size=upload.stored.size,
-            if_generation_match=upload.if_generation_match,
-            checksum=cast(str, None),  # sent along already: one pass over the data is enough
-            **_request_options(upload.deadline_s),
-        )
-        return Uploaded(int(blob.size or 0), str(blob.crc32c), int(blob.generation or 0))
+    def _listed(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Yields the names that begin with the prefix, and when each object was last written to."""
+        place, fields = self._prefix + prefix, "items(name,updated),nextPageToken"
+        for blob in self._client().list_blobs(self.bucket_name, prefix=place, fields=fields, **_request_options()):
+            if blob.name is not None:
+                updated = time.time() if blob.updated is None else blob.updated.timestamp()
+                yield blob.name.removeprefix(self._prefix), updated
 
     def _object(self, name: str) -> str:
         return self._prefix + check_name(name, self.url)
@@ -259,12 +215,6 @@ class BucketFolder:
             self._client_of = (os.getpid(), client)
         return self._client_of[1]
 
-    def _bucket(self) -> storage.Bucket:
-        return self._client().bucket(self.bucket_name)
-
-    def _blob(self, name: str) -> storage.Blob:
-        return self._bucket().blob(self._object(name))
-
     @contextmanager
     def _user_errors(self, deadline_s: float | None = None) -> Iterator[None]:
         """Turns errors that the user can fix into JobError; others are bugs and keep their traceback."""
@@ -277,6 +227,6 @@ class BucketFolder:
             raise
 
 
-def _request_options(deadline_s: float | None = None) -> dict[str, Any]:
+def _request_options() -> dict[str, Any]:
     """Returns the keywords that every request of the library takes."""
-    return {"timeout": REQUEST_TIMEOUT_S, "retry": retry(deadline_s or RETRY_DEADLINE_S)}
+    return {"timeout": REQUEST_TIMEOUT_S, "retry": retry(RETRY_DEADLINE_S)}

@@ -42,15 +42,22 @@ def reason_of(error: BaseException, bucket: str, deadline_s: float) -> str | Non
             f"no usable Google credentials ({first_line(error)}); "
             "run `gcloud auth application-default login`, or give the VM a service account"
         )
-    if isinstance(error, (api.RetryError, *_TRANSIENT)):
-        endpoint = os.environ.get(environment.STORAGE_EMULATOR, "storage.googleapis.com")
+    endpoint = os.environ.get(environment.STORAGE_EMULATOR, "storage.googleapis.com")
+    if isinstance(error, (api.RetryError, *_TRANSIENT)) or _is_transient(error):
         return f"no answer from {endpoint} within {deadline_s:.0f} s ({first_line(error)})"
+    if isinstance(error, api.GoogleAPICallError):
+        return (
+            f"{endpoint} refuses a request ({first_line(error)}); see whether all of {bucket} can be written and read, "
+            "and start the job again"
+        )
     return None
 
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, auth.RefreshError):  # the library renews expired credentials, and that can fail for a while
         return error.retryable
+    if isinstance(error, requests.exceptions.JSONDecodeError):  # an answer that was cut, or comes from a proxy
+        return True
     if isinstance(error, ValueError):  # an endpoint that is not a URL
         return False
     status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)

@@ -3,10 +3,11 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,10 @@ from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 
 PIECE_BYTES = 1 << 20
 """Bytes in memory at a time while a file is copied or its checksum computed."""
+
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp|probe-[0-9a-f]{32}")
+"""Names of files that are being written, and of those that a check makes; of a killed process they are swept."""
 
 
 class LocalFolder:
@@ -50,11 +55,11 @@ class LocalFolder:
             raise NameTaken(name, existing)
         return wanted
 
-    def replace(self, name: str, data: Part) -> Stored:
+    def replace(self, name: str, data: Part) -> bool:
         path = self._new_path(name)
         os.replace(self._write_temporary(path, [data]), path)
         _sync_directory(path.parent)
-        return checksum([data])
+        return True
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         with self._open(name) as file:
@@ -90,10 +95,14 @@ class LocalFolder:
     def remove(self, name: str) -> None:
         self._new_path(name).unlink(missing_ok=True)
 
-    def sweep(self, idle_s: float) -> None:
-        for path in self.root.rglob(".*.tmp"):
+    def sweep(self, idle_s: float, made_for: Callable[[str], bool] | None = None) -> None:
+        for path in self.root.rglob("*"):
+            temporary = _TEMPORARY.fullmatch(path.name)
+            name = path.parent.relative_to(self.root).joinpath(temporary["name"] or "").as_posix() if temporary else ""
+            if temporary is None or (made_for is not None and not made_for(name)):
+                continue
             with contextlib.suppress(FileNotFoundError):  # its writer is alive and renamed it, or another host sweeps
-                if time.time() - path.stat().st_mtime > idle_s:
+                if time.time() - path.stat().st_mtime >= idle_s:
                     path.unlink()
 
     def local_path(self, name: str) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pod_job.errors import JobError
-from pod_job.storage import gcs
+from pod_job.storage import gcs_upload
 from pod_job.storage.checksums import Stored, checksum
 from pod_job.storage.folder import Folder, NameTaken
 from pod_job.storage.open import open_folder
@@ -60,8 +60,8 @@ def test_check_writable_leaves_nothing(new_folder: Callable[[], Folder]) -> None
 def test_large_content_arrives_complete(
     new_folder: Callable[[], Folder], monkeypatch: pytest.MonkeyPatch, one_request: int
 ) -> None:
-    monkeypatch.setattr(gcs, "ONE_REQUEST_BYTES", one_request)  # above it uploads go in chunks
-    monkeypatch.setattr(gcs, "UPLOAD_CHUNK_BYTES", 4 << 20)
+    monkeypatch.setattr(gcs_upload, "ONE_REQUEST_BYTES", one_request)  # above it uploads go in chunks
+    monkeypatch.setattr(gcs_upload, "UPLOAD_CHUNK_BYTES", 4 << 20)
     folder = new_folder()
     parts = [b"head" * 1024, memoryview(os.urandom(9 << 20))]
     stored = folder.create("large", parts)
@@ -96,12 +96,18 @@ def test_a_writer_killed_before_the_link_leaves_no_name(tmp_path: Path) -> None:
 def test_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     folder.create("c/x", [b"kept"])
-    old, fresh = (tmp_path / "c" / f".x.{age}.tmp" for age in ("old", "fresh"))
-    old.write_bytes(b"half")
-    fresh.write_bytes(b"half")
-    os.utime(old, (0, time.time() - 601))
+    old, other, fresh = (
+        tmp_path / "c" / f".{name}.{digit * 32}.tmp" for name, digit in (("x", "0"), ("y", "1"), ("x", "2"))
+    )
+    foreign = [tmp_path / "c" / name for name in (".x.tmp", ".x.old.tmp", "x.tmp", f"x.{'0' * 32}.tmp", "probe-1")]
+    for path in (old, other, fresh, *foreign, probe := tmp_path / f"probe-{'0' * 32}"):
+        path.write_bytes(b"half")
+        os.utime(path, (0, time.time() - (10 if path == fresh else 601)))
+    folder.sweep(600.0, lambda name: name == "c/x")
+    assert (old.exists(), other.exists(), fresh.exists(), probe.exists()) == (False, True, True, True)
     folder.sweep(600.0)
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [fresh.name, "x"]
+    assert (other.exists(), fresh.exists(), probe.exists()) == (False, True, False)
+    assert sorted((tmp_path / "c").iterdir()) == sorted([fresh, *foreign, tmp_path / "c" / "x"])
 
 
 def _die_before_link(url: str) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pod_job.storage import gcs, gcs_media
 from pod_job.storage.gcs import BucketFolder
+from pod_job.storage.gcs_media import Body, MediaClient, Uploaded
 from pod_job.storage.local import LocalFolder
 
 KINDS = {
@@ -99,17 +99,17 @@ def plant_in_folders(reach: Reach) -> None:
 def plant_in_buckets(reach: Reach) -> None:
     """Wraps the calls that upload and compose objects."""
     sending = threading.local()
-    send, pieces = BucketFolder._send, gcs_media.Body.__iter__
+    send, pieces = MediaClient.send, Body.__iter__
     join, compose = BucketFolder._join, BucketFolder._compose
 
-    def send_object(folder: BucketFolder, upload: gcs.Upload) -> gcs_media.Uploaded:
-        reach(upload.name, "before")
-        sending.name = upload.name
-        uploaded = send(folder, upload)
-        reach(upload.name, "named")
+    def send_object(media: MediaClient, name: str, *arguments: Any) -> Uploaded:
+        reach(name, "before")
+        sending.name = name
+        uploaded = send(media, name, *arguments)
+        reach(name, "named")
         return uploaded
 
-    def pieces_and_end(body: gcs_media.Body) -> Iterator[memoryview]:
+    def pieces_and_end(body: Body) -> Iterator[memoryview]:
         *most, last = pieces(body)
         yield from most
         reach(sending.name, "written")
@@ -125,4 +125,4 @@ def plant_in_buckets(reach: Reach) -> None:
         reach(name, "named")
 
     BucketFolder._join, BucketFolder._compose = join_objects, compose_objects  # type: ignore[method-assign]
-    BucketFolder._send, gcs_media.Body.__iter__ = send_object, pieces_and_end  # type: ignore[method-assign]
+    MediaClient.send, Body.__iter__ = send_object, pieces_and_end  # type: ignore[method-assign]
