@@ -1,4 +1,4 @@
-"""Makes a run of pickle files in the layout of the extraction document."""
+"""Makes a run of pickle files in the layout of the extraction document, or of shards (`shard_0001.pkl.gz`)."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -9,7 +9,9 @@ EXAMPLES = ("activations runs/imported", "activations gs://my-bucket/run --dtype
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("pickles", metavar="PICKLES", help="the folder with metadata.json and the pickle files")
+    parser.add_argument(
+        "pickles", metavar="PICKLES", help="the folder with metadata.json and the pickle files, or with shards"
+    )
     parser.add_argument("out", metavar="OUT", help="the new run, a local folder or gs://bucket/prefix")
     parser.add_argument("--dtype", default="float32", help=f"of the stored vectors: {', '.join(FLOATS)}")
 

@@ -24,6 +24,8 @@ from pod_job.formats import rows_table
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata, fingerprint, read_pickle_metadata
 from pod_job.interop.pickle_reader import PickleItem, read_pickle
+from pod_job.interop.shard_import import import_shards
+from pod_job.interop.shard_reader import shard_files
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim
@@ -55,6 +57,8 @@ class Items:
 def import_pickles(pickles: str | Path, out_dir: str | Path, dtype: str = "float32") -> Metadata:
     """Writes the run and returns its metadata; two batches are in memory at a time, and what is there already stays.
 
+    Of a folder with shards (`shard_0001.pkl.gz`), see `shard_import`.
+
     Raises:
         JobError: a metadata.json or a pickle that is missing or not as documented, layers of a batch with other samples
             than its first, batches to be cut again that are not as large as metadata.json says, or an `out_dir` that
@@ -62,7 +66,9 @@ def import_pickles(pickles: str | Path, out_dir: str | Path, dtype: str = "float
     """
     if dtype not in FLOATS:
         raise JobError(f"dtype={dtype}: not one to import to; use {', '.join(FLOATS)}")
-    folder, out = Path(pickles), open_folder(out_dir)
+    folder, out = Path(pickles), open_folder(out_dir, "out")
+    if shard_files(folder):
+        return import_shards(folder, out, DTYPE_OF[dtype])
     described = read_pickle_metadata(folder / "metadata.json")
     sources = _sources(described, folder / "metadata.json")
     sizes, cuts = _cuts(sources)

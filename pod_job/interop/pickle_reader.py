@@ -10,6 +10,7 @@ import numpy as np
 
 from pod_job.errors import JobError
 from pod_job.formats.records import Record, convert
+from pod_job.formats.safetensors import DTYPE_OF
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,10 @@ def read_pickle(path: str | Path) -> PickleContent:
         JobError: the file holds anything but that layout; names the file and the reason.
     """
     try:
-        content = _PlainUnpickler(io.BytesIO(Path(path).read_bytes())).load()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise JobError(f"{path}: not an activation pickle ({type(error).__name__}: {error})") from error
-    stored = convert(content, _Content, str(path), "it is not an activation pickle")
+    stored = convert(load_plain(str(path), data), _Content, str(path), "it is not an activation pickle")
     items = [
         PickleItem(item.task_id, item.sample_idx, item.activation.values, item.timestamp) for item in stored.activations
     ]
@@ -51,6 +50,18 @@ def read_pickle(path: str | Path) -> PickleContent:
             shape = list(item.activation.shape)
             raise JobError(f"{path}: not an activation pickle: activation {number} has shape {shape}, not [hidden_dim]")
     return PickleContent(stored.layer, items)
+
+
+BFLOAT16 = "bfloat16"
+"""Stands for ml_dtypes.bfloat16, by which jax's arrays of that type are pickled."""
+
+
+def load_plain(name: str, data: bytes) -> Any:
+    """Returns what a pickle holds: containers, numbers, text and `StoredArray`. JobError where it holds others."""
+    try:
+        return _PlainUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise JobError(f"{name}: not an activation pickle ({type(error).__name__}: {error})") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -68,15 +79,15 @@ class _NumberType:
     """Stands for numpy.dtype: a type of numbers. NumPy's own would also build types of objects and records."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.dtype = np.dtype(str(code))
-        if self.dtype.kind not in "fiub":
+        self.dtype = DTYPE_OF[BFLOAT16] if code == BFLOAT16 else np.dtype(str(code))
+        if code != BFLOAT16 and self.dtype.kind not in "fiub":
             raise pickle.UnpicklingError(f"it has an array of {self.dtype}")
 
     def __setstate__(self, state: tuple) -> None:
         self.dtype = self.dtype.newbyteorder(">" if state[1] == ">" else "<")
 
 
-class _Array:
+class StoredArray:
     """Stands for numpy.ndarray: first made empty, then given its state, as pickled arrays are."""
 
     values: np.ndarray
@@ -89,9 +100,9 @@ class _Array:
         self.values = _from_bytes(data, kind, shape, "F" if fortran else "C").values
 
 
-def _from_bytes(data: bytes | bytearray, kind: _NumberType, shape: tuple[int, ...], order: Any) -> _Array:
+def _from_bytes(data: bytes | bytearray, kind: _NumberType, shape: tuple[int, ...], order: Any) -> StoredArray:
     """Stands for numpy's _frombuffer, by which protocol 5 pickles arrays."""
-    array = _Array()
+    array = StoredArray()
     array.values = np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy()
     return array
 
@@ -101,9 +112,10 @@ def _number(kind: _NumberType, data: bytes) -> Any:
 
 
 _STAND_INS = {
+    "ml_dtypes.bfloat16": BFLOAT16,
     "numpy.dtype": _NumberType,
-    "numpy.ndarray": _Array,
-    "numpy._core.multiarray._reconstruct": _Array,
+    "numpy.ndarray": StoredArray,
+    "numpy._core.multiarray._reconstruct": StoredArray,
     "numpy._core.multiarray.scalar": _number,
     "numpy._core.numeric._frombuffer": _from_bytes,
 }
@@ -112,7 +124,7 @@ _STAND_INS = {
 class _Item(Record, frozen=True):
     task_id: str
     sample_idx: int
-    activation: _Array
+    activation: StoredArray
     timestamp: str
 
 

@@ -4,10 +4,10 @@ Only the place of each line is held: a file of 200,000 tasks is a few gigabytes 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -91,11 +91,20 @@ def id_of(line: bytes, number: int) -> str:
     return str(names[0]) if names else f"line_{number}"
 
 
-class NumberedTasks:
+class NumberedTasks(Sequence[tuple[str, Any]]):
     """Tasks as (id, task), by number."""
 
     def __init__(self, tasks: Mapping[str, Any]) -> None:
         self.tasks, self.ids = tasks, list(tasks)
 
-    def __getitem__(self, number: int) -> tuple[str, Any]:
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, number: int) -> tuple[str, Any]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[tuple[str, Any]]: ...
+    def __getitem__(self, number: int | slice) -> tuple[str, Any] | Sequence[tuple[str, Any]]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(len(self))[number]]
         return self.ids[number], self.tasks[self.ids[number]]

@@ -125,8 +125,9 @@ def test_readers_return_the_vectors(run: tuple[Folder, list[Batch]], tmp_path: P
         np.testing.assert_array_equal(np.asarray(raw), full[[40, 2]])
         exact = full.astype(np.float64)
         np.testing.assert_allclose(data.statistics["mean"], exact.mean(0), rtol=1e-9, atol=1e-9)
-    export_pickles(folder.url, tmp_path)
-    item = read_pickle(tmp_path / "layer_6_batch_000003.pkl").activations[24]
+    export_pickles(folder.url, tmp_path, save_every_n_samples=1000)
+    before = sum(len(each.rows) for each in batches[:2])
+    item = read_pickle(tmp_path / "layer_6_batch_000001.pkl").activations[before + 24]
     np.testing.assert_array_equal(item.activation, np.asarray(batches[2].taps["layer_6"])[24])
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_runs import TAPS, TIME, finished_run, joined
+from sample_runs import TAPS, TIME, finished_run, identity, joined
 
 from pod_job.commands.export import main
 from pod_job.errors import JobError
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_reader import read_pickle
 from pod_job.run_folder import layout
+from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
 
 # From the section "Loading Activations for SAE Training" of the extraction document, to the letter.
@@ -65,34 +66,50 @@ def test_chosen_layers_are_written_and_others_named(tmp_path: Path, capsys: pyte
     assert "has layer_6, layer_12; for another, run the job with extract.layers=[7]" in message
 
 
-def test_files_have_the_documented_layout(tmp_path: Path) -> None:
-    batches = finished_run(open_folder(tmp_path / "run"), [3, 0, 5])
+@pytest.mark.parametrize("per_file", [1, 4, 8, 100])
+def test_files_have_the_documented_layout_and_so_many_activations(tmp_path: Path, per_file: int) -> None:
+    batches = finished_run(open_folder(tmp_path / "run"), [3, 0, 5, 11])
     reported: list[str] = []
-    assert export_pickles(tmp_path / "run", tmp_path / "out", reported.append) == 6
-    names = [f"{tap}_batch_{number:06d}.pkl" for number in (1, 2, 3) for tap in TAPS]
-    assert reported == names
+    export_pickles(tmp_path / "run", tmp_path / "out", reported.append, save_every_n_samples=per_file)
+    sizes = [min(per_file, 19 - start) for start in range(0, 19, per_file)]
+    names = [f"{tap}_batch_{number:06d}.pkl" for number in range(1, len(sizes) + 1) for tap in TAPS]
+    assert sorted(reported) == sorted(names)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*names, "metadata.json"])
-    content = pickle.loads((tmp_path / "out" / "layer_6_batch_000003.pkl").read_bytes())
-    assert content.keys() == {"layer", "activations"}
-    assert (content["layer"], len(content["activations"])) == (6, 5)
-    for row, item in enumerate(content["activations"]):
-        assert list(item) == ["task_id", "sample_idx", "activation", "timestamp"]
-        assert (item["task_id"], item["timestamp"]) == (batches[2].rows.task_id[row], TIME)
-        assert (type(item["sample_idx"]), item["sample_idx"]) == (int, batches[2].rows.sample_idx[row])
-        np.testing.assert_array_equal(item["activation"], batches[2].taps["layer_6"][row].astype(np.float32))
-
-
-def test_metadata_has_the_documented_keys_and_no_others(tmp_path: Path) -> None:
-    finished_run(open_folder(tmp_path / "run"), [3, 5])
-    export_pickles(tmp_path / "run", tmp_path / "out")
-    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    metadata = json.loads((tmp_path / "out/metadata.json").read_text())
     assert list(metadata) == ["model_name", "layers_extracted", "hidden_dim", "total_samples", "batches"]
-    assert metadata["batches"][2] == {
-        "batch_id": 2,
-        "layer": "layer_6",
-        "file": "layer_6_batch_000002.pkl",
-        "n_samples": 8,
+    assert metadata["total_samples"] == 19
+    assert [(entry["file"], entry["n_samples"]) for entry in metadata["batches"]] == [
+        (name, sizes[number // len(TAPS)]) for number, name in enumerate(names)
+    ]
+    stored = []
+    for number, size in enumerate(sizes, 1):
+        content = pickle.loads((tmp_path / "out" / f"layer_6_batch_{number:06d}.pkl").read_bytes())
+        assert content.keys() == {"layer", "activations"}
+        assert (content["layer"], len(content["activations"])) == (6, size)
+        stored += content["activations"]
+    assert {(*item, type(item["sample_idx"]), item["timestamp"]) for item in stored} == {
+        ("task_id", "sample_idx", "activation", "timestamp", int, TIME)
     }
+    assert [item["task_id"] for item in stored] == [task for each in batches for task in each.rows.task_id]
+    assert [item["sample_idx"] for item in stored] == [int(n) for each in batches for n in each.rows.sample_idx]
+    np.testing.assert_array_equal(
+        np.stack([item["activation"] for item in stored]), joined(batches, "layer_6").astype(np.float32)
+    )
+
+
+def test_the_default_is_the_runs_own_number(tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path / "run"), [30, 5])  # 8 samples a batch, and several rows of each
+    described = export_pickles(tmp_path / "run", tmp_path / "out", layers=[6])
+    assert [entry.n_samples for entry in described.batches] == [8, 8, 8, 8, 3]
+    assert described.total_samples == 35
+
+
+@pytest.mark.parametrize("given", ["Qwen/Qwen2.5-0.5B", "/path/to/model", "gs://bucket/models/qwen"])
+def test_the_models_name_is_the_one_that_was_given(tmp_path: Path, given: str) -> None:
+    folder = open_folder(tmp_path / "run")
+    claim(folder, identity(8, TAPS), {"model": {"path": given, "dtype": "bfloat16"}, "mode": "prefill"})
+    finished_run(folder, [3])
+    assert export_pickles(tmp_path / "run", tmp_path / "out").model_name == given
 
 
 def test_a_missing_file_of_the_run_is_named(tmp_path: Path) -> None:
@@ -146,7 +163,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
         ({"layer": 6, "activations": [1]}, r"activations\[0\]: expected `object`, got `int`"),
         (_content(extra=1), r"activations\[0\]: object contains unknown field `extra`"),
         (_content(sample_idx="0"), r"activations\[0\].sample_idx: expected `int`, got `str`"),
-        (_content(activation=[1.0]), r"activations\[0\].activation: expected `_Array`, got `list`"),
+        (_content(activation=[1.0]), r"activations\[0\].activation: expected `StoredArray`, got `list`"),
         (_content(activation=np.zeros((2, 2))), r"activation 0 has shape \[2, 2\]"),
         (_content(activation=np.array([None])), "it has an array of object"),
         (_content(activation=np.zeros(1, "f4,f4")), r"it has an array of \|V8"),

@@ -132,7 +132,12 @@ def test_out_and_back_is_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(after[:], joined(batches, tap))
         for name in ("task_id", "sample_idx"):
             np.testing.assert_array_equal(after.rows(slice(None))[name], before.rows(slice(None))[name])
-        assert after.statistics == before.statistics
+        sums = ("mean", "variance", "mean_norm", "mean_squared_norm")  # over other batches: rounded otherwise
+        for name in sums:
+            np.testing.assert_allclose(after.statistics[name], before.statistics[name], rtol=1e-12, atol=1e-15)
+        assert {k: v for k, v in after.statistics.items() if k not in sums} == {
+            k: v for k, v in before.statistics.items() if k not in sums
+        }
     export_pickles(tmp_path / "back", tmp_path / "again")
     for path in (tmp_path / "out").glob("*.pkl"):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
