@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pod_job.errors import JobError
-from pod_job.finishing.merge import gather, merge
+from pod_job.finishing.merge import ABANDONED_S, gather, merge
 from pod_job.formats.quantized import SCALE, groups, is_eight_bit
 from pod_job.formats.safetensors import DTYPE_OF, header_bytes
 from pod_job.progress import Progress, no_progress
@@ -145,4 +145,4 @@ def remove_leftovers(folder: Folder, progress: Progress) -> None:
     with ThreadPoolExecutor(REMOVALS_IN_FLIGHT) as pool:
         for _ in progress(pool.map(folder.remove, leftovers), len(leftovers), "old files"):
             pass
-    folder.sweep(0.0, layout.is_joined)  # whoever is still on the way to such a file is not the first
+    folder.sweep(ABANDONED_S, layout.is_joined)  # whoever is still on the way to such a file is not the first

@@ -54,7 +54,7 @@ def merge(folder: Folder, progress: Progress = no_progress, processes: int = 1) 
         elif len(committed(folder)) < metadata.total_batches:
             break
     if metadata.complete:
-        folder.sweep(ABANDONED_S)
+        folder.sweep(ABANDONED_S, layout.is_batch_file)
     return metadata
 
 

@@ -18,6 +18,7 @@ from pod_job.errors import JobError
 from pod_job.formats.records import encode
 from pod_job.models.taps import available
 from pod_job.reading.dataset import ActivationDataset
+from pod_job.storage.new_directory import check_new, new_directory
 
 HOOKS = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -67,20 +68,19 @@ def export_sae_lens(
     datasets = _datasets()
     dataset = ActivationDataset(run_dir, layer, exclude=exclude)
     hook = hook_name or hook_of(dataset.tap, dataset.metadata.provenance.model.layers)
-    out = Path(out_dir)
-    if out.exists() and any(out.iterdir()):
-        raise JobError(f"OUT={out}: is not empty; delete it or name another folder")
+    out = Path(out_dir).absolute()
+    check_new(out)
     samples, width = len(dataset) // context_size, dataset.shape[1]
     if not samples:
         raise JobError(f"context_size={context_size}: more than the {len(dataset)} rows of {dataset!r}; use less")
     tokens = datasets.Sequence(datasets.Value("int32"), length=context_size)
     features = datasets.Features({hook: datasets.Array2D((context_size, width), "float32"), "token_ids": tokens})
-    files = [
-        _save(datasets.Dataset.from_dict({hook: vectors, "token_ids": token_ids}, features=features), out, number)
-        for number, (vectors, token_ids) in enumerate(_parts(dataset, samples, context_size))
-    ]
-    # The list of files comes last: without it, datasets takes the folder for nothing.
-    (out / "state.json").write_bytes(encode(_state(files, dataset, hook, context_size), indent=2))
+    with new_directory(out) as whole:
+        files = [
+            _save(datasets.Dataset.from_dict({hook: vectors, "token_ids": token_ids}, features=features), whole, number)
+            for number, (vectors, token_ids) in enumerate(_parts(dataset, samples, context_size))
+        ]
+        (whole / "state.json").write_bytes(encode(_state(files, dataset, hook, context_size), indent=2))
     return samples * context_size
 
 

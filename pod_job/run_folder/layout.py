@@ -106,6 +106,11 @@ def batch_of_file(name: str, taps: Sequence[str]) -> int | None:
     return number if name == rows_file(number) or (tap in taps and name == activations_file(tap, number)) else None
 
 
+def is_batch_file(name: str) -> bool:
+    """Returns True for the names of a batch's files and records, and of spill files: in a complete run all are done."""
+    return re.fullmatch(r"(activations/.+|commits/|outputs/|pieces/)batch_\d{6,}\.[a-z]+", name) is not None
+
+
 def layer_number(tap: str) -> int:
     """Returns the layer in a tap's name: 6 for `layer_6` and `layer_6.attn_out`, 24 for `layer_24_norm`.
 

@@ -134,11 +134,11 @@ class Folder(Readable, Protocol):
         """Removes the content under the name, if there is any."""
         ...
 
-    def sweep(self, idle_s: float, made_for: Callable[[str], bool] | None = None) -> None:
-        """Removes what killed writers left unfinished and nobody has written to for `idle_s` seconds.
+    def sweep(self, idle_s: float, finished: Callable[[str], bool] = lambda name: False) -> None:
+        """Removes only what killed writers left unfinished, once nobody has written to it for `idle_s` seconds.
 
         Args:
-            made_for: only what was left on the way to such names.
+            finished: names that have their content; what was left on the way to them is removed at once.
         """
         ...
 

@@ -113,14 +113,12 @@ class BucketFolder:
         with self._user_errors(), contextlib.suppress(api.NotFound):
             retry(RETRY_DEADLINE_S)(self._media().delete)(self._object(name))
 
-    def sweep(self, idle_s: float, made_for: Callable[[str], bool] | None = None) -> None:
+    def sweep(self, idle_s: float, finished: Callable[[str], bool] = lambda name: False) -> None:
         # An unfinished upload has no object, and Cloud Storage forgets it after a week.
         with self._user_errors():
             for name, updated in [listed for prefix in (PROBE, JOINING) for listed in self._listed(prefix)]:
                 temporary = _TEMPORARY.fullmatch(name)
-                if temporary is None or (made_for and not made_for(temporary["name"] or "")):
-                    continue
-                if time.time() - updated >= idle_s:
+                if temporary and (finished(temporary["name"] or "") or time.time() - updated > idle_s):
                     self.remove(name)
 
     def local_path(self, name: str) -> Path | None:

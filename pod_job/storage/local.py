@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import re
 import stat
 import time
 import uuid
@@ -13,19 +12,23 @@ from typing import IO
 
 from pod_job.errors import JobError
 from pod_job.storage.checksums import Part, RunningChecksum, Stored, checksum, joined
-from pod_job.storage.direct_io import write_all
 from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
+from pod_job.storage.local_files import (
+    TEMPORARY,
+    give_name,
+    name_new,
+    reason_of,
+    sync_directory,
+    user_errors,
+    write_temporary,
+)
 
 PIECE_BYTES = 1 << 20
 """Bytes in memory at a time while a file is copied or its checksum computed."""
 
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp|probe-[0-9a-f]{32}")
-"""Names of files that are being written, and of those that a check makes; of a killed process they are swept."""
-
-
 class LocalFolder:
-    """A Folder on a file system with hard links: a local disk or a shared mount.
+    """A Folder on a local disk or a shared mount.
 
     Links in it are followed only to what lies in it, and nothing but regular files is opened: a stranger may have made
     the folder.
@@ -42,27 +45,28 @@ class LocalFolder:
         self.follow_links = follow_links
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
-        stored = checksum(parts)
-        return self._give_name(self._write_temporary(self._new_path(name), parts), name, stored)
+        with user_errors(f"{self.url}/{name}"):
+            return self._create(name, parts, checksum(parts))
 
     def join(self, name: str, head: bytes, sources: Sequence[tuple[str, Stored]]) -> Stored:
         wanted = joined([checksum([head]), *(stored for _, stored in sources)])
         existing = self.stat(name)
         if existing is None:
-            temporary = self._write_temporary(self._new_path(name), self._contents(head, sources))
-            return self._give_name(temporary, name, wanted)
+            with user_errors(f"{self.url}/{name}"):
+                return self._create(name, self._contents(head, sources), wanted)
         if existing != wanted:
             raise NameTaken(name, existing)
         return wanted
 
     def replace(self, name: str, data: Part) -> bool:
-        path = self._new_path(name)
-        os.replace(self._write_temporary(path, [data]), path)
-        _sync_directory(path.parent)
+        with user_errors(f"{self.url}/{name}"):
+            path = self._new_path(name)
+            give_name(write_temporary(path, [data]), path, os.replace)
+            sync_directory(path.parent)
         return True
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        with self._open(name) as file:
+        with user_errors(f"{self.url}/{name}"), self._open(name) as file:
             # A size may come out of a damaged file: memory is taken for no more than the file has.
             available = max(0, os.fstat(file.fileno()).st_size - start)
             file.seek(start)
@@ -70,14 +74,15 @@ class LocalFolder:
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         filled = 0
-        with self._open(name, buffering=0) as file:
+        with user_errors(f"{self.url}/{name}"), self._open(name, buffering=0) as file:
             while count := os.preadv(file.fileno(), [out[filled:]], start + filled):
                 filled += count
         return filled
 
     def stat(self, name: str) -> Stored | None:
         try:
-            return checksum(self._pieces(name))
+            with user_errors(f"{self.url}/{name}"):
+                return checksum(self._pieces(name))
         except FileNotFoundError:
             return None
 
@@ -85,7 +90,12 @@ class LocalFolder:
         parent = prefix.rpartition("/")[0]
         top = self._inside(self.root / check_name(parent, self.url)) if parent else self.root
         names = []
-        for directory, _, files in os.walk(top):
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                raise JobError(f"{top}: {reason_of(error)}") from error
+
+        for directory, _, files in os.walk(top, onerror=refuse):
             relative = Path(directory).relative_to(top).as_posix()
             base = "/".join(word for word in (parent, relative) if word not in ("", "."))
             base = f"{base}/" if base else ""
@@ -93,16 +103,17 @@ class LocalFolder:
         return sorted(name for name in names if name.startswith(prefix) and is_name(name))
 
     def remove(self, name: str) -> None:
-        self._new_path(name).unlink(missing_ok=True)
+        with user_errors(f"{self.url}/{name}"):
+            self._new_path(name).unlink(missing_ok=True)
 
-    def sweep(self, idle_s: float, made_for: Callable[[str], bool] | None = None) -> None:
+    def sweep(self, idle_s: float, finished: Callable[[str], bool] = lambda name: False) -> None:
         for path in self.root.rglob("*"):
-            temporary = _TEMPORARY.fullmatch(path.name)
-            name = path.parent.relative_to(self.root).joinpath(temporary["name"] or "").as_posix() if temporary else ""
-            if temporary is None or (made_for is not None and not made_for(name)):
+            if (temporary := TEMPORARY.fullmatch(path.name)) is None:
                 continue
-            with contextlib.suppress(FileNotFoundError):  # its writer is alive and renamed it, or another host sweeps
-                if time.time() - path.stat().st_mtime >= idle_s:
+            name = (path.parent.relative_to(self.root) / (temporary["name"] or "")).as_posix()
+            # Its writer is alive and renamed it, or another host sweeps; or the folder may only be read.
+            with contextlib.suppress(OSError):
+                if finished(name) or time.time() - path.stat().st_mtime > idle_s:
                     path.unlink()
 
     def local_path(self, name: str) -> Path | None:
@@ -116,13 +127,12 @@ class LocalFolder:
     def check_writable(self) -> None:
         probe = f"probe-{uuid.uuid4().hex}"
         try:
-            self.create(probe, [b"probe"])
-            self._new_path(probe).unlink()
+            try:
+                self._create(probe, [b"probe"], checksum([b"probe"]))
+            finally:
+                self._new_path(probe).unlink(missing_ok=True)
         except OSError as error:
-            links = "; its file system must allow hard links" if error.errno in _NO_LINKS else ""
-            raise JobError(
-                f"{self.field}={self.url}: cannot write there ({error.strerror}){links}; name a folder you may write to"
-            ) from error
+            raise JobError(f"{self.field}={self.url}: cannot write there: {reason_of(error)}") from error
 
     def _path(self, name: str) -> Path:
         """Returns where the name's content lies, with links followed. JobError where that is outside the folder."""
@@ -182,44 +192,16 @@ class LocalFolder:
             if running.stored != expected:
                 raise not_as_stored(self.url, name)
 
-    def _give_name(self, temporary: Path, name: str, stored: Stored) -> Stored:
+    def _create(self, name: str, parts: Iterable[Part], stored: Stored) -> Stored:
         path = self._new_path(name)
+        temporary = write_temporary(path, parts)
         try:
-            os.link(temporary, path)  # unlike rename, a link never replaces a file
-        except FileExistsError:
+            give_name(temporary, path, name_new)
+        except (FileExistsError, FileNotFoundError) as error:
             existing = self.stat(name)
-            if existing is not None and existing != stored:
+            if existing is None:
+                raise JobError(f"{path}: is a folder, or was removed while it was being written; remove it") from error
+            if existing != stored:
                 raise NameTaken(name, existing) from None
-        finally:
-            temporary.unlink()
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
         return stored
-
-    def _write_temporary(self, path: Path, parts: Iterable[Part]) -> Path:
-        """Writes the parts to a synced file beside `path`; its leading dot hides it from `names` should we die here."""
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sync_directory(path.parent.parent)
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(temporary, "xb", buffering=0) as file:
-                write_all(file.fileno(), parts)
-                os.fsync(file.fileno())
-        except (OSError, JobError) as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise JobError(f"{path}: no space left; free some and start the job again") from error
-            raise
-        return temporary
-
-
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes the directory's entries survive a power cut; a file's own fsync does not cover its name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,8 @@ from pod_job.finishing import merge
 from pod_job.finishing.compact import compact
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import commit_batch
-from pod_job.storage import gcs_compose
+from pod_job.storage import gcs_compose, local
 from pod_job.storage.folder import Folder
-from pod_job.storage.local import LocalFolder
 from pod_job.storage.open import open_folder
 
 
@@ -97,7 +96,7 @@ SMALL, ONE_TAP = [6, 9], TAPS[:1]
 def test_it_may_die_at_any_step(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     finished_run(folder, SMALL, ONE_TAP)
-    assert_survives(folder, [(os, "link"), (os, "replace"), (os, "unlink"), (LocalFolder, "_write_temporary")])
+    assert_survives(folder, [(os, "link"), (os, "replace"), (os, "unlink"), (local, "write_temporary")])
 
 
 def test_it_may_die_at_any_request(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

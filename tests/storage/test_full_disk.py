@@ -32,7 +32,7 @@ def fill(root: Path) -> None:
     ballast.write_bytes(bytes(2_900_000))
     folder = open_folder(root / "run")
     claim(folder, identity(8 * BATCHES))
-    with pytest.raises(JobError, match="no space left; free some and start the job again"):
+    with pytest.raises(JobError, match="no space left; free some and run the same command again"):
         commit_all(folder, set(range(1, BATCHES + 1)))
     done = committed(folder)
     assert done < set(range(1, BATCHES + 1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pod_job.storage import local
 from pod_job.storage.gcs import BucketFolder
 from pod_job.storage.gcs_media import Body, MediaClient, Uploaded
 from pod_job.storage.local import LocalFolder
@@ -78,11 +79,11 @@ def removing(remove: Callable[..., None], reach: Reach) -> Callable[..., None]:
 
 def plant_in_folders(reach: Reach) -> None:
     """Wraps the calls that write and name files."""
-    write = LocalFolder._write_temporary
+    write = local.write_temporary
 
-    def write_temporary(folder: LocalFolder, path: Path, parts: Any) -> Path:
+    def write_temporary(path: Path, parts: Any) -> Path:
         reach(path, "before")
-        return write(folder, path, parts)
+        return write(path, parts)
 
     def naming(give_name: Callable[..., None]) -> Callable[..., None]:
         def call(source: Any, target: Any) -> None:
@@ -92,7 +93,7 @@ def plant_in_folders(reach: Reach) -> None:
 
         return call
 
-    LocalFolder._write_temporary = write_temporary  # type: ignore[method-assign]
+    local.write_temporary = write_temporary
     os.link, os.replace = naming(os.link), naming(os.replace)  # type: ignore[assignment]
 
 
