@@ -6,6 +6,7 @@ along, and runs keep the model's name and fingerprint: one begun with the origin
 
 import contextlib
 import functools
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,13 +23,16 @@ from pod_job.checkpoints.huggingface import HEAD, TensorFiles, checkpoint_names
 from pod_job.checkpoints.load import fill_from_tensors
 from pod_job.checkpoints.locate import find_model, small_files
 from pod_job.checkpoints.orbax import FORMAT, MANIFEST, Converted, Manifest, StoredWeight, read_converted
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.models.arch import read_arch_file
 from pod_job.models.weight_table import Weight, weight_table
 from pod_job.storage.folder import Folder, NameTaken
 from pod_job.storage.open import open_folder
+from pod_job.units import GB
 
 WEIGHTS = "weights-"
+OURS = re.compile(WEIGHTS + r"[0-9a-f]{32}(\.orbax-checkpoint-tmp.*)?")
+"""Names of the folders that a conversion makes, and orbax on the way to them."""
 CHUNK_BYTES = 64 << 10, 4 << 20
 """Least and most of a chunk, which can be read by itself. In between a 64th of a layer: an eighth along each side."""
 
@@ -54,7 +58,7 @@ def convert(model: str, out_dir: str | Path, revision: str | None = None) -> Con
     out.check_writable()
     path = f"{WEIGHTS}{uuid.uuid4().hex}"
     arrays = {name: read_weight(source, weight) for name, weight in table.items()}
-    with output_folder(out, path) as local:
+    with output_folder(out, path, sum(array.nbytes for array in arrays.values())) as local:
         write_orbax(local, arrays, table)
     for name in small_files([file.name for file in files.directory.iterdir()]):
         create_or_match(out, name, (files.directory / name).read_bytes())
@@ -103,18 +107,33 @@ def write_orbax(folder: Path, arrays: Mapping[str, np.ndarray], table: Mapping[s
 
 
 @contextlib.contextmanager
-def output_folder(out: Folder, name: str) -> Iterator[Path]:
-    """Gives a local path, whose files are in `out` under this name afterwards: in place, or uploaded."""
-    if (local := out.local_path(name)) is not None:
-        yield local
-        return
+def output_folder(out: Folder, name: str, size: int) -> Iterator[Path]:
+    """Gives a local path, whose files are in `out` under this name afterwards: in place, or uploaded.
+
+    Raises:
+        JobError: less than `size` bytes are free there, or it cannot be written to; nothing is left there.
+    """
+    local = out.local_path(name)
     # orbax by itself reaches a bucket only with gcsfs, whose credentials, retries and errors are not those of ours.
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / name
-        yield local
-        for file in sorted(path for path in local.rglob("*") if path.is_file()):
+    scratch = tempfile.TemporaryDirectory() if local is None else None
+    top = Path(scratch.name) if scratch else Path(out.url)
+    place = f"OUT={out.url}" if scratch is None else f"TMPDIR={top.parent}"
+    try:
+        if (free := shutil.disk_usage(top).free) < size:
+            raise JobError(f"{place}: {free / GB:.2f} GB are free, the weights are {size / GB:.2f} GB; free some")
+        yield local or top / name
+        for file in sorted(path for path in (top / name).rglob("*") if scratch and path.is_file()):
             content = np.memmap(file, np.uint8, "r").data if file.stat().st_size else b""
-            out.create(f"{name}/{file.relative_to(local).as_posix()}", [content])
+            out.create(f"{name}/{file.relative_to(top / name).as_posix()}", [content])
+    except BaseException as error:
+        for unfinished in top.glob(f"{name}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, (OSError, ValueError, RuntimeError)):  # the last two are tensorstore's
+            raise JobError(f"{place}: cannot be written ({first_line(error)}); run the same command again") from error
+        raise
+    finally:
+        if scratch:
+            scratch.cleanup()
 
 
 def create_or_match(out: Folder, name: str, content: bytes) -> None:
@@ -128,9 +147,9 @@ def create_or_match(out: Folder, name: str, content: bytes) -> None:
 def remove_unfinished(out: Folder, converted: Converted) -> None:
     """Removes weights of conversions that were cut short; the manifest exists, so none that still runs can win."""
     for name in out.names(WEIGHTS):
-        if not name.startswith(f"{converted.manifest.path}/"):
+        if OURS.fullmatch(folder := name.partition("/")[0]) and folder != converted.manifest.path:
             out.remove(name)
     if (top := out.local_path(".")) is not None:  # where folders outlive what was in them
-        for folder in top.glob(f"{WEIGHTS}*"):
-            if folder.name != converted.manifest.path:
-                shutil.rmtree(folder)
+        for path in top.glob(f"{WEIGHTS}*"):
+            if OURS.fullmatch(path.name) and path.name != converted.manifest.path:
+                shutil.rmtree(path)

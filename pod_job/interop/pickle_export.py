@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from pod_job.errors import JobError, at_least
+from pod_job.finishing.merge import ABANDONED_S
 from pod_job.formats.records import convert
 from pod_job.formats.rows_table import Rows
 from pod_job.interop.pickle_metadata import PickleMetadata
@@ -69,7 +70,9 @@ def export_pickles(
             batch, rows = entry.batch_id, read_rows(run, tables[entry.batch_id])
         writer.add(entry.layer, items(rows, np.asarray(read_vectors(run, entry), np.float32)))
     written = metadata.layers_extracted if layers is None else list(layers)
-    return writer.finish(given_name(run, metadata), written, metadata.hidden_dim)
+    described = writer.finish(given_name(run, metadata), written, metadata.hidden_dim)
+    out.sweep(ABANDONED_S, {entry.file for entry in described.batches}.__contains__)
+    return described
 
 
 def items(rows: Rows, vectors: np.ndarray) -> list[Item]:

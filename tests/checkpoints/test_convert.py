@@ -119,3 +119,25 @@ def test_another_model_and_damage_are_named(tmp_path: Path, capsys: pytest.Captu
     (out / "converted.json").write_text("{")
     with pytest.raises(JobError, match=r"converted\.json is damaged"):
         read_checkpoint(out)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, *_: object) -> None:
+        (folder.parent / f"{folder.name}.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand more")
+
+    mine = tmp_path / "out" / f"{converting.WEIGHTS}mine"
+    mine.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
+        with pytest.raises(JobError, match=r"OUT=.*: 0\.00 GB are free, the weights are .* GB; free some"):
+            convert(str(CASE), tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(converting, "write_orbax", full)
+        with pytest.raises(
+            JobError, match=r"OUT=.*: cannot be written \(RESOURCE_EXHAUSTED: No space left on device\)"
+        ):
+            convert(str(CASE), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == [mine]
+    convert(str(CASE), tmp_path / "out")
+    assert mine.exists()
