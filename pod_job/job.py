@@ -41,6 +41,7 @@ from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import check_machine
 from pod_job.planning.inputs import Inputs, open_run_folder, read_inputs
 from pod_job.planning.memory import explaining_memory
+from pod_job.planning.prompt_survey import survey_share
 from pod_job.prompts.tasks import Tasks
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
@@ -67,7 +68,7 @@ def run(config: JobConfig) -> None:
         listen(stop, config)
         inputs = read_inputs(config, folder)
         log_skipped(inputs.tasks, reporter)
-        check_machine(inputs, tokens_per_batch(inputs, host))
+        check_machine(inputs, survey_share(inputs, host.index, host.count))
         join_hosts(inputs, host, reporter)
         stop.on_signal()
         pending = pending_batches(inputs)
@@ -174,12 +175,6 @@ def log_skipped(tasks: Tasks, reporter: Reporter) -> None:
         log.warning("skipped: %s", message)
     if tasks.skipped > len(tasks.messages):
         log.warning("skipped: %d more", tasks.skipped - len(tasks.messages))
-
-
-def tokens_per_batch(inputs: Inputs, host: Host) -> list[int]:
-    """Returns the tokens of each batch of this host's share, so that a prompt too long is refused before any weight."""
-    batches = range(1 + host.index, inputs.total_batches + 1, host.count)
-    return [sum(len(prompt.token_ids) for prompt in inputs.prompts(batch)) for batch in batches]
 
 
 def pending_batches(inputs: Inputs) -> list[int]:

@@ -22,7 +22,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.tokens import Prompt, tokenize
+from pod_job.prompts.tokens import Prompt
 from pod_job.run_folder import layout
 from pod_job.run_folder.parity import ParityRecord, TapErrors, read_parity
 from pod_job.run_folder.status import Phase, read_status
@@ -44,9 +44,7 @@ def check_parity(
     Raises:
         JobError: a tap differs by more than `parity.limit`; the run must not go on.
     """
-    config, samples = inputs.config, inputs.tasks.samples
-    chosen = [samples[i] for i in range(min(config.parity.samples, len(samples)))]
-    prompts = tokenize(inputs.tokenizer, chosen, config.extract.seq_len, config.extract.too_long, inputs.arch.vocab)
+    prompts = inputs.first_prompts(inputs.config.parity.samples)
     remove_earlier_result(inputs, host)
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:

@@ -13,6 +13,7 @@ from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import read_inputs
+from pod_job.planning.template_date import template_date
 from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import tokenize
 from pod_job.reading.dataset import ActivationDataset
@@ -87,7 +88,7 @@ def row_prompts(
     config: JobConfig, samples: Samples, tokenizer: Any, dataset: ActivationDataset, chosen: np.ndarray
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yields for each row the token ids of its prompt and completion, and the position of the row's token in them."""
-    rows = dataset.rows(chosen)
+    rows, extract, today = dataset.rows(chosen), config.extract, template_date(dataset.folder)
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
         key = (rows["task_id"][i], int(rows["sample_idx"][i]))
         numbers = batch_samples(batch, len(samples), config.extract.save_every_n_samples)
@@ -96,7 +97,7 @@ def row_prompts(
         row = f"{dataset.folder.url}: row {chosen[i]} of batch {batch}"
         if key not in by_key:
             raise JobError(f"{row} is of task {key[0]}, sample {key[1]}, which is not in that batch")
-        [prompt] = tokenize(tokenizer, [by_key[key]], config.extract.seq_len, config.extract.too_long)
+        [prompt] = tokenize(tokenizer, [by_key[key]], extract.seq_len, extract.too_long, template_date=today)
         completed = {
             (text.task_id, text.sample_idx): text.token_ids for text in read_completions(dataset.folder, batch)
         }

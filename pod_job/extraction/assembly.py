@@ -3,8 +3,9 @@
 R rows of a batch in all.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -16,8 +17,8 @@ from pod_job.formats.records import now
 from pod_job.formats.rows_table import from_columns
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Prompt
-from pod_job.run_folder.commit import Batch
+from pod_job.prompts.tokens import Tokenized
+from pod_job.run_folder.commit import Batch, PromptCounts
 from pod_job.storage.buffers import Pool
 
 
@@ -27,7 +28,7 @@ class OpenBatch:
     def __init__(
         self,
         number: int,
-        prompts: Sequence[Prompt],
+        tokenized: Tokenized,
         special: Sequence[Bool[np.ndarray, "_"]],
         config: ExtractConfig,
         widths: Mapping[str, int],
@@ -35,15 +36,15 @@ class OpenBatch:
     ) -> None:
         """`special` marks the special tokens of each prompt; the vectors' memory is `pool`'s."""
         self.number, self.config = number, config
-        self.prompts, self.special = prompts, special
-        counts = [1 if config.positions is Positions.last else len(prompt.token_ids) for prompt in prompts]
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.tokenized, self.prompts, self.special = tokenized, tokenized.prompts, special
+        counts = [1 if config.positions is Positions.last else len(prompt.token_ids) for prompt in self.prompts]
+        self.starts = np.cumsum([0, *counts])
         self.widths, self.dtype = widths, DTYPE_OF[config.dtype.value]
         self.taps = {}
         for name, width in widths.items():
             length, row_dtype = transfer_layout(width, self.dtype)
             self.taps[name] = pool.empty((int(self.starts[-1]), length), row_dtype)
-        self.missing = set(range(len(prompts)))
+        self.missing = set(range(len(self.prompts)))
 
     def put(self, placed: Placed, shards: Mapping[str, Sequence[np.ndarray]]) -> bool:
         """Copies one prompt's vectors out of a step's output; returns whether the batch is complete."""
@@ -62,7 +63,15 @@ class OpenBatch:
             for prompt, mask, count in zip(self.prompts, self.special, np.diff(self.starts).tolist(), strict=True)
         ]
         taps = {name: from_rows(rows, self.widths[name], self.dtype) for name, rows in self.taps.items()}
-        return make_batch(self.number, samples, taps, self.config.exclude)
+        batch = make_batch(self.number, samples, taps, self.config.exclude)
+        return replace(batch, prompts=prompt_counts(self.tokenized))
+
+
+def prompt_counts(tokenized: Tokenized) -> PromptCounts:
+    """Returns what the commit record tells of a batch's prompts."""
+    skipped = Counter(broken.reason.value for broken in tokenized.skipped)
+    doubled = sum(prompt.doubled_bos for prompt in tokenized.prompts)
+    return PromptCounts(skipped=dict(sorted(skipped.items())), doubled_bos=doubled)
 
 
 @dataclass(frozen=True)
@@ -81,12 +90,15 @@ def make_batch(
     """Returns the batch of the vectors `taps` of all `samples`, without the rows that are excluded."""
     counts = [len(rows.positions) for rows in samples]
     spans = [slice(rows.positions.start, rows.positions.stop) for rows in samples]
-    marks = np.concatenate([rows.special[span] for rows, span in zip(samples, spans, strict=True)])
+    nothing = np.zeros(0, np.int32)  # a batch may be without samples
+    marks = np.concatenate([nothing > 0, *(rows.special[span] for rows, span in zip(samples, spans, strict=True))])
     columns = {
         "task_id": np.repeat(np.array([rows.sample.task_id for rows in samples], object), counts),
         "sample_idx": np.repeat(np.array([rows.sample.sample_idx for rows in samples], np.int32), counts),
-        "position": np.concatenate([np.arange(span.start, span.stop) for span in spans]),
-        "token_id": np.concatenate([rows.token_ids[span] for rows, span in zip(samples, spans, strict=True)]),
+        "position": np.concatenate([nothing, *(np.arange(span.start, span.stop) for span in spans)]),
+        "token_id": np.concatenate(
+            [nothing, *(rows.token_ids[span] for rows, span in zip(samples, spans, strict=True))]
+        ),
         "special": marks,
     }
     if Exclude.special in exclude:

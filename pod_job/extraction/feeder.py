@@ -19,7 +19,7 @@ from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.special import special_ids
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.tokens import Tokenized
 
 T = TypeVar("T")
 InputT = TypeVar("InputT")
@@ -55,6 +55,7 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         self.reporter, self.stop = reporter, stop
         self.special_ids = special_ids(inputs.tokenizer)
         self.open: dict[int, BatchT] = {}
+        self._without_prompts: deque[BatchT] = deque()
         self._steps = prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
         self._ahead: deque[InputT] = deque()
 
@@ -67,7 +68,7 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         """Returns a step input without a prompt."""
 
     @abstractmethod
-    def open_batch(self, number: int, prompts: list[Prompt]) -> BatchT:
+    def open_batch(self, number: int, tokenized: Tokenized) -> BatchT:
         """Returns what the results of a batch are assembled in."""
 
     def has(self, n: int) -> bool:
@@ -79,11 +80,21 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         """Returns the next step input, or an empty one when there is none left."""
         return self._ahead.popleft() if self.has(0) else self.empty_input()
 
+    def take_empty(self) -> Iterator[BatchT]:
+        """Yields, once, the batches so far of which no prompt can be used: no step completes them."""
+        while self._without_prompts:
+            yield self._without_prompts.popleft()
+
     def _queue_prompts(self, batches: Sequence[int]) -> Iterator[Queued]:
         for number in itertools.takewhile(lambda _: not self.stop, batches):
-            prompts = self.inputs.prompts(number)
+            tokenized = self.inputs.prompts(number)
+            prompts = tokenized.prompts
             if self.writes:
-                self.open[number] = self.open_batch(number, prompts)
+                batch = self.open_batch(number, tokenized)
+                if prompts:
+                    self.open[number] = batch
+                else:
+                    self._without_prompts.append(batch)
                 self.reporter.add(samples=len(prompts), cut_samples=sum(prompt.cut for prompt in prompts))
             yield from (Queued(number, index, prompt) for index, prompt in enumerate(prompts))
 

@@ -20,7 +20,7 @@ from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.special import special_tokens
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.tokens import Tokenized
 from pod_job.storage.buffers import Pool
 
 STEPS_TIMED = 256  # the last ones, of which the median is reported
@@ -43,9 +43,9 @@ class PackedFeeder(Feeder[StepInput, OpenBatch]):
         extract = self.inputs.config.extract
         return make_step([], self.rows, extract.seq_len, extract.prompts_per_row)
 
-    def open_batch(self, number: int, prompts: list[Prompt]) -> OpenBatch:
-        special = [special_tokens(prompt, self.special_ids) for prompt in prompts]
-        return OpenBatch(number, prompts, special, self.inputs.config.extract, self.inputs.widths, self.pool)
+    def open_batch(self, number: int, tokenized: Tokenized) -> OpenBatch:
+        special = [special_tokens(prompt, self.special_ids) for prompt in tokenized.prompts]
+        return OpenBatch(number, tokenized, special, self.inputs.config.extract, self.inputs.widths, self.pool)
 
 
 def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> None:
@@ -70,8 +70,15 @@ def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Report
         reporter.set(seconds=before - started)
     if earlier is not None:
         collect(*earlier, feeder, writers, reporter)
+    commit_empty(feeder, writers)
     writers.finish()
     reporter.set(seconds=time.monotonic() - started)
+
+
+def commit_empty(feeder: PackedFeeder, writers: Writers) -> None:
+    """Commits the batches of which no prompt can be used."""
+    for batch in feeder.take_empty():
+        writers.commit(batch.finish())
 
 
 def collect(item: StepInput, output: StepOutput, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> bool:
@@ -81,5 +88,6 @@ def collect(item: StepInput, output: StepOutput, feeder: PackedFeeder, writers: 
         for placed in item.placed:
             if feeder.open[placed.batch].put(placed, shards):
                 writers.commit(feeder.open.pop(placed.batch).finish())
+        commit_empty(feeder, writers)
         reporter.add(steps=1, tokens=item.tokens, positions=item.token_ids.size)
     return bool(output.more)

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pod_job.formats.records import now
 from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
-from pod_job.run_folder.commit import CommitRecord, read_record
+from pod_job.run_folder.commit import CommitRecord, PromptCounts, read_record
 from pod_job.run_folder.compaction import place, read_compaction
 from pod_job.run_folder.identity import RelativeErrors
 from pod_job.run_folder.layout import committed
@@ -135,8 +136,16 @@ def _combine(folder: Folder, plan: Plan, numbers: list[int], tallies: Iterable[R
         merged=now(),
         rows_files=tally.rows_files,
         batches=tally.batches,
+        prompts=_prompt_counts(plan, tally),
         joined=joined,
     )
+
+
+def _prompt_counts(plan: Plan, tally: RunTally) -> PromptCounts | None:
+    """Returns the counts of all batches, and of the tasks that were left out before there were batches."""
+    skipped = Counter(plan.identity.tasks.skipped_by_reason) + tally.skipped
+    counts = PromptCounts(skipped=dict(sorted(skipped.items())), doubled_bos=tally.doubled_bos)
+    return None if counts == PromptCounts() else counts
 
 
 def _rounding(plan: Plan, tally: RunTally) -> dict[str, RelativeErrors]:

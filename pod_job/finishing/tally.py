@@ -1,5 +1,6 @@
 """Commit records checked against the run's identity and themselves, and added up: rows, samples, files, statistics."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -42,6 +43,8 @@ class RunTally:
 
     rows: int = 0
     samples: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    doubled_bos: int = 0
     batches: list[BatchEntry] = field(default_factory=list)
     rows_files: list[RowsEntry] = field(default_factory=list)
     statistics: dict[str, Tally] = field(default_factory=dict)
@@ -74,6 +77,8 @@ def join(tally: RunTally, later: RunTally, url: str) -> None:
     """Adds the sums of the next window to the tally."""
     tally.rows += later.rows
     tally.samples += later.samples
+    tally.skipped.update(later.skipped)
+    tally.doubled_bos += later.doubled_bos
     tally.batches += later.batches
     tally.rows_files += later.rows_files
     for tap, measured in later.statistics.items():
@@ -89,8 +94,9 @@ def add_record(tally: RunTally, record: CommitRecord, plan: Plan, name: str) -> 
     taps, rows_file = [file.tap for file in record.files], record.rows_file
     if taps != plan.taps:
         raise JobError(f"{name}: has taps {taps}, the run's are {plan.taps}")
-    if record.n_samples != plan.samples_in(record.batch):
-        raise JobError(f"{name}: has {record.n_samples} samples, the run's data gives {plan.samples_in(record.batch)}")
+    samples, expected = record.n_samples + sum(record.prompts.skipped.values()), plan.samples_in(record.batch)
+    if samples != expected:
+        raise JobError(f"{name}: has {samples} samples, the run's data gives {expected}")
     _check(rows_file.file == layout.rows_file(record.batch), name, "rows_file is another batch's")
     _check(rows_file.rows == record.rows, name, "rows_file has another number of rows")
     for tap, file in zip(plan.taps, record.files, strict=True):
@@ -117,6 +123,8 @@ def add_record(tally: RunTally, record: CommitRecord, plan: Plan, name: str) -> 
     tally.rows_files.append(RowsEntry(record.batch, bare, rows_file.rows, rows_file.size, rows_file.crc32c))
     tally.rows += record.rows
     tally.samples += record.n_samples
+    tally.skipped.update(record.prompts.skipped)
+    tally.doubled_bos += record.prompts.doubled_bos
 
 
 def _add_rounding(tally: RunTally, tap: str, squares: float, largest: float) -> None:

@@ -4,22 +4,23 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from pod_job.config.schema import ExtractConfig
-from pod_job.extraction.assembly import SampleRows, make_batch
+from pod_job.extraction.assembly import SampleRows, make_batch, prompt_counts
 from pod_job.extraction.feeder import Feeder, on_any_host
 from pod_job.extraction.packing import Queued
 from pod_job.extraction.pipeline import STEPS_TIMED
 from pod_job.extraction.writers import Writers
-from pod_job.formats.quantized import from_rows
+from pod_job.formats.quantized import from_rows, transfer_layout
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.generator import Generator, stored_range
 from pod_job.generation.waves import Wave, make_wave, make_waves
 from pod_job.host.reporter import Reporter
 from pod_job.prompts.special import special_tokens
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.tokens import Prompt, Tokenized
 from pod_job.run_folder.commit import Batch
 from pod_job.run_folder.completions import Completion, read_completions
 
@@ -30,16 +31,17 @@ class GeneratedBatch:
     def __init__(
         self,
         number: int,
-        prompts: Sequence[Prompt],
+        tokenized: Tokenized,
         config: ExtractConfig,
         widths: Mapping[str, int],
         special_ids: Collection[int],
     ) -> None:
         """`widths` are those of the taps; `special_ids` the ids of special tokens."""
-        self.number, self.prompts, self.config = number, prompts, config
+        self.number, self.tokenized, self.config = number, tokenized, config
+        self.prompts = tokenized.prompts
         self.widths, self.special_ids = widths, list(special_ids)
-        self.completions: list[Completion | None] = [None] * len(prompts)
-        self.vectors: list[dict[str, np.ndarray]] = [{}] * len(prompts)
+        self.completions: list[Completion | None] = [None] * len(self.prompts)
+        self.vectors: list[dict[str, np.ndarray]] = [{}] * len(self.prompts)
 
     def put(self, index: int, completion: Completion, vectors: dict[str, np.ndarray]) -> bool:
         """Takes one sample's result, vectors [positions stored, width]; returns whether the batch is complete."""
@@ -51,11 +53,14 @@ class GeneratedBatch:
         completions = [completion for completion in self.completions if completion is not None]
         samples = [self._rows(*pair) for pair in zip(self.prompts, completions, strict=True)]
         dtype = DTYPE_OF[self.config.dtype.value]
-        taps = {
-            name: from_rows(np.concatenate([vectors[name] for vectors in self.vectors]), width, dtype)
-            for name, width in self.widths.items()
-        }
-        return make_batch(self.number, samples, taps, self.config.exclude), completions
+        taps = {}
+        for name, width in self.widths.items():
+            length, row_dtype = transfer_layout(width, dtype)
+            nothing = np.empty((0, length), row_dtype)  # a batch may be without samples
+            rows = np.concatenate([nothing, *(vectors[name] for vectors in self.vectors)])
+            taps[name] = from_rows(rows, width, dtype)
+        batch = make_batch(self.number, samples, taps, self.config.exclude)
+        return replace(batch, prompts=prompt_counts(self.tokenized)), completions
 
     def _rows(self, prompt: Prompt, completion: Completion) -> SampleRows:
         new = np.array(completion.token_ids, np.int32)
@@ -76,8 +81,8 @@ class WaveFeeder(Feeder[Wave, GeneratedBatch]):
         extract = self.inputs.config.extract
         return make_wave([], self.rows, extract.seq_len, extract.save_every_n_samples, {})
 
-    def open_batch(self, number: int, prompts: list[Prompt]) -> GeneratedBatch:
-        return GeneratedBatch(number, prompts, self.inputs.config.extract, self.inputs.widths, self.special_ids)
+    def open_batch(self, number: int, tokenized: Tokenized) -> GeneratedBatch:
+        return GeneratedBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, self.special_ids)
 
     def _note_decided(
         self, queued: Iterator[Queued], decided: dict[tuple[int, int], Sequence[int]]
@@ -90,6 +95,12 @@ class WaveFeeder(Feeder[Wave, GeneratedBatch]):
                 for index, completion in enumerate(read_completions(self.inputs.folder, batch)):
                     decided[batch, index] = completion.token_ids
             yield item
+
+
+def commit_empty(feeder: WaveFeeder, writers: Writers) -> None:
+    """Commits the batches of which no prompt can be used."""
+    for batch in feeder.take_empty():
+        writers.commit(*batch.finish())
 
 
 def generate(generator: Generator, feeder: WaveFeeder, writers: Writers, reporter: Reporter) -> None:
@@ -111,6 +122,8 @@ def generate(generator: Generator, feeder: WaveFeeder, writers: Writers, reporte
                     writers.commit(*feeder.open.pop(item.batch).finish())
                 reporter.add(tokens=completion.prompt_tokens + len(completion.token_ids))
             reporter.add(steps=1, positions=wave.token_ids.size + result.read * len(wave.token_ids))
+        commit_empty(feeder, writers)
         reporter.set(seconds=time.monotonic() - started)
+    commit_empty(feeder, writers)
     writers.finish()
     reporter.set(seconds=time.monotonic() - started)

@@ -95,8 +95,9 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> Summ
                 lines.write(msgspec.json.encode(record) + b"\n")
                 count += 1
         lines.flush()
-        with mmap.mmap(lines.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as whole:
-            folder.replace(PREDICTIONS, whole)
+        if count:
+            with mmap.mmap(lines.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as whole:
+                folder.replace(PREDICTIONS, whole)
     if scores is not None:
         folder.replace(SUBMISSION, json.dumps(scores.submission()).encode())
     summary = Summary(predictions=count) if scores is None else scores.summary()
@@ -141,7 +142,7 @@ class ArcScores:
         if completion.task_id != self.task_id:
             self._close_task()
             self.task_id = completion.task_id
-        if test == len(self.grids):
+        while len(self.grids) <= test:  # more than one more where prompts were left out
             self.grids.append([])
         self.grids[test] += [] if grid is None else [grid]
         right = solution(self.tasks[completion.task_id], test)

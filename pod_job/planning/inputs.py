@@ -4,9 +4,12 @@ In: the configuration. Out: `Inputs`, or one JobError. No jax: the launcher call
 starts, and every host calls it again for itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
+
+from msgspec import structs
 
 from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, fingerprint, model_name, read_checkpoint
 from pod_job.checkpoints.locate import ModelFiles, find_model
@@ -18,18 +21,23 @@ from pod_job.models.sharding import check_divides
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import Weight, weight_table
 from pod_job.planning.batches import batch_samples, total_batches
+from pod_job.planning.template_date import date_to_record, template_date
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
+from pod_job.prompts.text_ends import check_ends
 from pod_job.prompts.tokens import (
     Prompt,
+    PromptRules,
+    Tokenized,
     Tokenizer,
     TokenizerFolder,
     check_template,
     end_tokens,
-    tokenize,
     tokenizer_fingerprint,
+    usable_prompts,
 )
-from pod_job.run_folder.identity import GenerateIdentity, Identity, ModelIdentity, TasksIdentity, confirm
+from pod_job.run_folder.identity import GenerateIdentity, Identity, ModelIdentity, TasksIdentity, confirm, read_run
+from pod_job.run_folder.layout import RUN
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -60,6 +68,7 @@ class Inputs(Outline):
     checkpoint: Checkpoint
     tokenizer_folder: TokenizerFolder
     end_tokens: tuple[int, ...]
+    template_date: date
     identity: Identity
 
     @property
@@ -67,13 +76,25 @@ class Inputs(Outline):
         """The model's tokenizer; JobError where it has none."""
         return self.tokenizer_folder.tokenizer
 
-    def prompts(self, batch: int) -> list[Prompt]:
+    def prompts(self, batch: int) -> Tokenized:
         """Returns the tokenized prompts of a batch (from 1)."""
-        samples, extract = self.tasks.samples, self.config.extract
-        indices = batch_samples(batch, len(samples), extract.save_every_n_samples)
-        return tokenize(
-            self.tokenizer, [samples[i] for i in indices], extract.seq_len, extract.too_long, self.arch.vocab
-        )
+        samples = self.tasks.samples
+        indices = batch_samples(batch, len(samples), self.config.extract.save_every_n_samples)
+        return self.tokenize([samples[i] for i in indices])
+
+    def first_prompts(self, count: int) -> list[Prompt]:
+        """Returns the first prompts that can be used, at most `count`."""
+        prompts, samples = [], self.tasks.samples
+        for start in range(0, len(samples), count):
+            prompts += self.tokenize(samples[start : start + count]).prompts
+            if len(prompts) >= count:
+                break
+        return prompts[:count]
+
+    def tokenize(self, samples: Sequence[Sample]) -> Tokenized:
+        """Returns the prompts of samples, as every host and every start of the run makes them."""
+        rules = PromptRules.of(self.config, self.arch.vocab, self.template_date)
+        return usable_prompts(self.tokenizer, samples, rules)
 
 
 def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
@@ -87,14 +108,20 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     """
     files = find_model(config.model.path, config.model.revision)
     tokenizer_folder = TokenizerFolder(files.directory)
-    outline = read_sizes_and_tasks(config, tokenizer_folder)
+    outline = read_sizes_and_tasks(config, tokenizer_folder, folder)
     checkpoint = read_checkpoint(files.weights)
     check_checkpoint(checkpoint, outline.table)
-    if outline.tasks.chat:
-        check_template(tokenizer_folder)
+    check_tokenizer(outline, tokenizer_folder)
     folder = folder or open_run_folder(config)
     check_compile_cache(config)
-    identity = run_identity(outline, files, checkpoint)
+    identity = structs.replace(
+        run_identity(outline, files, checkpoint),
+        template_date=date_to_record(folder, outline.tasks, tokenizer_folder),
+    )
+    recorded = None if folder.stat(RUN) is None else read_run(folder).identity.tasks
+    if outline.tasks.skipped and (recorded is None or recorded.skipped_by_reason is not None):  # 0.1.0 has no reasons
+        reasons = dict(sorted(outline.tasks.skipped_by_reason.items()))
+        identity = structs.replace(identity, tasks=structs.replace(identity.tasks, skipped_by_reason=reasons))
     confirm(folder, identity)
     return Inputs(
         **vars(outline),
@@ -103,6 +130,7 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
         checkpoint=checkpoint,
         tokenizer_folder=tokenizer_folder,
         end_tokens=end_tokens(files.directory),
+        template_date=template_date(folder),
         identity=identity,
     )
 
@@ -117,14 +145,18 @@ def read_outline(config: JobConfig) -> Outline:
     return outline
 
 
-def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder) -> Outline:
+def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder, folder: Folder | None = None) -> Outline:
     extract = config.extract
     arch = read_arch_file(tokenizer_folder.path / "config.json")
     taps = resolve(extract.layers, extract.taps, arch)
     check_context(config, arch)
     table = needed_weights(config, arch)
     check_divides(table, config.mesh, config.sharding)
-    tasks = read_tasks(config.tasks, arch.vocab, token_counter(config, tokenizer_folder))
+    counter = None
+    if config.tasks.max_tokens is not None:
+        today = template_date(folder or open_folder(config.storage.run_dir))
+        counter = token_counter(config, tokenizer_folder, today)
+    tasks = read_tasks(config.tasks, arch.vocab, counter)
     batches = total_batches(len(tasks.samples), extract.save_every_n_samples)
     return Outline(config, arch, taps, table, tasks, batches)
 
@@ -163,12 +195,33 @@ def check_context(config: JobConfig, arch: Arch) -> None:
         )
 
 
-def token_counter(config: JobConfig, tokenizer_folder: TokenizerFolder) -> Callable[[Sample], int] | None:
+def check_tokenizer(outline: Outline, tokenizer_folder: TokenizerFolder) -> None:
+    """Raises JobError for a tokenizer that does not go with the run's prompts, or end tokens the model has not."""
+    path, vocab = tokenizer_folder.path, outline.arch.vocab
+    if outline.tasks.chat:
+        check_template(tokenizer_folder)
+    if outline.tasks.text:
+        check_ends(path, tokenizer_folder.tokenizer)
+    ends = end_tokens(path) if outline.config.mode is Mode.generate else ()
+    if outside := [token for token in ends if token >= vocab]:
+        raise JobError(
+            f"model.path={path}: eos_token_id={outside[0]} is none of the {vocab} rows of the model's embedding; "
+            "correct generation_config.json or config.json"
+        )
+
+
+def token_counter(
+    config: JobConfig, tokenizer_folder: TokenizerFolder, template_date: date | None = None
+) -> Callable[[Sample], int] | None:
     """Returns what counts the tokens of a sample that the job computes; None where no budget asks for it."""
     if config.tasks.max_tokens is None:
         return None
-    tokenizer, extract = tokenizer_folder.tokenizer, config.extract
-    return lambda sample: len(tokenize(tokenizer, [sample], extract.seq_len, extract.too_long)[0].token_ids)
+    tokenizer, rules = tokenizer_folder.tokenizer, PromptRules.of(config, template_date=template_date)
+
+    def count(sample: Sample) -> int:
+        return sum(len(prompt.token_ids) for prompt in usable_prompts(tokenizer, [sample], rules).prompts)
+
+    return count
 
 
 def run_identity(outline: Outline, files: ModelFiles, checkpoint: Checkpoint) -> Identity:

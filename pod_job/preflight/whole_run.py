@@ -12,7 +12,7 @@ from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import WholeRun
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import has_vocabulary, load_tokenizer, tokenize
+from pod_job.prompts.tokens import PromptRules, has_vocabulary, load_tokenizer, usable_prompts
 
 TOKENIZED_SAMPLES = 256
 CHARACTERS_PER_TOKEN = 4
@@ -76,7 +76,7 @@ def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConf
     """Returns the number of tokens of all samples, as prompts, from a part of them at even distances."""
     chosen = samples[:: max(1, len(samples) // TOKENIZED_SAMPLES)]
     if has_vocabulary(model_dir):
-        prompts = tokenize(load_tokenizer(model_dir), chosen, config.extract.seq_len, config.extract.too_long)
+        prompts = usable_prompts(load_tokenizer(model_dir), chosen, PromptRules.of(config)).prompts
         lengths = [len(prompt.token_ids) for prompt in prompts]
     else:
         lengths = [min(len(sample.content()) // CHARACTERS_PER_TOKEN, config.extract.seq_len) for sample in chosen]

@@ -6,30 +6,68 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
 
-from pod_job.config.schema import TooLong
-from pod_job.errors import JobError
-from pod_job.prompts.sources.sample import Sample
+from pod_job.config.schema import JobConfig, TooLong
+from pod_job.config.tasks import OnBroken
+from pod_job.errors import JobError, first_line
+from pod_job.prompts.chat import render_chats
+from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
+from pod_job.prompts.text_ends import PROBE, TextEnds, text_ends
 
 FILES = ("tokenizer*", "chat_template*")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 """Files that hold a tokenizer's vocabulary; without any, transformers makes a tokenizer of one token."""
-PROBE = "The quick brown fox jumps over 13 lazy dogs."
-"""Text of many different words and characters, which a tokenizer that works tells apart."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One tokenized sample. `cut`: leading tokens were dropped to fit."""
+    """One tokenized sample.
+
+    `cut`: leading tokens were dropped to fit. `doubled_bos`: the text had the tokenizer's begin (or end) token itself,
+    and keeps one of the two.
+    """
 
     sample: Sample
     token_ids: Int32[np.ndarray, " length"]
     cut: bool
+    doubled_bos: bool = False
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """Rules by which samples become prompts, the same on every host and at every start of a run.
+
+    Attributes:
+        seq_len: most tokens of a prompt; `too_long` tells what becomes of a longer one.
+        vocab: rows of the model's embedding, which every id must be one of; None: not known.
+        on_broken: whether a prompt that cannot be used is refused or left out.
+        template_date: the day that a chat template takes for today; None: the present one.
+    """
+
+    seq_len: int
+    too_long: TooLong
+    vocab: int | None = None
+    on_broken: OnBroken = OnBroken.refuse
+    template_date: date | None = None
+
+    @staticmethod
+    def of(config: JobConfig, vocab: int | None = None, template_date: date | None = None) -> "PromptRules":
+        extract = config.extract
+        return PromptRules(extract.seq_len, extract.too_long, vocab, config.tasks.on_broken, template_date)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Prompts, in the order of their samples, and what is wrong with the samples that were left out."""
+
+    prompts: list[Prompt]
+    skipped: list[BrokenTask]
 
 
 @runtime_checkable
@@ -37,11 +75,11 @@ class Tokenizer(Protocol):
     """The parts of a Hugging Face tokenizer (`PreTrainedTokenizerBase`) that are used here."""
 
     chat_template: Any
+    special_tokens_map: Any
     all_special_ids: list[int]
     added_tokens_decoder: dict[int, Any]
 
     def __call__(self, text: Any, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> Any: ...
 
 
@@ -123,65 +161,98 @@ def check_template(folder: TokenizerFolder) -> None:
 
 
 def tokenize(
-    tokenizer: Tokenizer, samples: Sequence[Sample], seq_len: int, too_long: TooLong, vocab: int | None = None
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    seq_len: int,
+    too_long: TooLong,
+    vocab: int | None = None,
+    template_date: date | None = None,
 ) -> list[Prompt]:
-    """Returns token ids as the model expects them (with its begin token, where it has one), at most `seq_len` each.
+    """Returns a prompt for each sample. JobError for one that cannot be used; arguments are those of PromptRules."""
+    rules = PromptRules(seq_len, too_long, vocab, template_date=template_date)
+    return usable_prompts(tokenizer, samples, rules).prompts
 
-    Text is tokenized, chats are rendered by the model's template first, token ids stay as they are. A longer prompt
-    keeps its last `seq_len` tokens, or is refused.
 
-    Args:
-        vocab: rows of the model's embedding, which every id must be one of.
+def usable_prompts(tokenizer: Tokenizer, samples: Sequence[Sample], rules: PromptRules) -> Tokenized:
+    """Returns token ids as the model expects them (with its begin token, where it has one), within `rules.seq_len`.
+
+    Text is tokenized, chats are rendered by the model's template first, token ids stay as they are.
+
     Raises:
-        JobError: a prompt that is too long under `too_long=refuse`, that has no token at all or one that the model
-            has no embedding for, or a chat that the template refuses.
+        JobError: under `on_broken=refuse`, a prompt that is too long, that has no token of its own or one that the
+            model has no embedding for, or that the tokenizer or the template refuses; or a template without an end.
     """
-    tokenized = []
-    for sample, ids in zip(samples, encode(tokenizer, samples), strict=True):
-        if len(ids) == 0:
-            raise JobError(f"task {sample.task_id}, sample {sample.sample_idx} has no token; remove it from the tasks")
-        token_ids = np.asarray(ids)
-        if vocab is not None and len(outside := token_ids[(token_ids < 0) | (token_ids >= vocab)]):
-            raise JobError(
-                f"task {sample.task_id}, sample {sample.sample_idx} has token {outside[0]}, and the model's embedding "
-                f"has {vocab} rows; the tokenizer is another model's, or has tokens that were added to it alone"
-            )
-        if len(ids) > seq_len and too_long is TooLong.refuse:
-            raise JobError(
-                f"task {sample.task_id}, sample {sample.sample_idx} has {len(ids)} tokens, more than "
-                f"extract.seq_len={seq_len}; raise it, or keep the last tokens with extract.too_long=cut"
-            )
-        tokenized.append(Prompt(sample, np.array(token_ids[-seq_len:], np.int32), len(ids) > seq_len))
-    return tokenized
+    prompts, skipped, ends = [], [], text_ends(tokenizer)
+    for sample, encoded in zip(samples, encode(tokenizer, samples, rules.template_date), strict=True):
+        try:
+            prompts.append(to_prompt(sample, encoded, ends, rules))
+        except BrokenTask as broken:
+            if rules.on_broken is OnBroken.refuse:
+                raise JobError(f"{broken}; or leave such tasks out with tasks.on_broken=skip") from broken
+            skipped.append(broken)
+    return Tokenized(prompts, skipped)
 
 
-def encode(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Sequence[int]]:
-    """Returns the token ids of each sample, uncut; texts and chats go through the tokenizer in one call each."""
+def to_prompt(sample: Sample, encoded: Sequence[int] | BrokenTask, ends: TextEnds, rules: PromptRules) -> Prompt:
+    """Returns one prompt of the ids that the tokenizer gave; BrokenTask for one that cannot be used."""
+    if isinstance(encoded, BrokenTask):
+        raise encoded
+    is_text = isinstance(sample.prompt, str)
+    given = np.asarray(encoded, np.int64)
+    token_ids = ends.once(given) if is_text else given
+    if len(token_ids) <= (len(ends.before) + len(ends.after) if is_text else 0):
+        raise BrokenTask(f"{sample} has no token of its own; remove it from the tasks", Reason.blank)
+    if rules.vocab is not None and len(outside := token_ids[(token_ids < 0) | (token_ids >= rules.vocab)]):
+        raise BrokenTask(
+            f"{sample} has token {outside[0]}, and the model's embedding has {rules.vocab} rows; the tokenizer is "
+            "another model's, or has tokens that were added to it alone",
+            Reason.token_out_of_vocabulary,
+        )
+    cut = len(token_ids) > rules.seq_len
+    if cut and rules.too_long is TooLong.refuse:
+        raise BrokenTask(
+            f"{sample} has {len(token_ids)} tokens, more than extract.seq_len={rules.seq_len}; raise it, or keep the "
+            "last tokens with extract.too_long=cut",
+            Reason.too_long,
+        )
+    # The last tokens: those that the model would continue.
+    return Prompt(sample, token_ids[-rules.seq_len :].astype(np.int32), cut, len(token_ids) < len(given))
+
+
+def encode(
+    tokenizer: Tokenizer, samples: Sequence[Sample], template_date: date | None = None
+) -> list[Sequence[int] | BrokenTask]:
+    """Returns the token ids of each sample, uncut, or why it has none."""
     prompts = (sample.prompt for sample in samples)
     encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
-    texts = {i: prompt for i, prompt in enumerate(encoded) if isinstance(prompt, str)}
-    chats = {i: render_chat(tokenizer, sample) for i, sample in enumerate(samples) if sample.is_chat}
-    # A template writes its own begin token.
-    for group, special in ((texts, True), (chats, False)):
-        ids = tokenizer(list(group.values()), add_special_tokens=special, verbose=False)["input_ids"] if group else []
-        for i, token_ids in zip(group, ids, strict=True):
-            encoded[i] = token_ids
+    chats = [i for i, sample in enumerate(samples) if sample.is_chat]
+    for i, text in zip(chats, render_chats(tokenizer, [samples[i] for i in chats], template_date), strict=True):
+        encoded[i] = text
+    written = set(chats)  # a template writes its own begin token
+    for special in (True, False):
+        group = [i for i, text in enumerate(encoded) if isinstance(text, str) and (i not in written) is special]
+        for i, ids in zip(group, encode_texts(tokenizer, [encoded[i] for i in group], special), strict=True):
+            encoded[i] = ids if isinstance(ids, list) else refused_by_tokenizer(samples[i], ids)
     return encoded
 
 
-def render_chat(tokenizer: Tokenizer, sample: Sample) -> str:
-    """Returns the chat as the model's template writes it, with the opening of an answer unless it ends in one."""
-    messages: Any = sample.prompt
-    opening = messages[-1]["role"] != "assistant"
+def encode_texts(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[list[int] | BaseException]:
+    """Returns the ids of each text, in one call of the tokenizer; where that fails, of each alone, or its error."""
+    if not texts:
+        return []
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-    except (_template_error(), ValueError) as error:
-        raise JobError(
-            f"task {sample.task_id}, sample {sample.sample_idx}: the model's chat template refuses it ({error})"
-        ) from error
+        return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers package is no Exception
+        if len(texts) == 1:
+            return [error]
+    return [ids for text in texts for ids in encode_texts(tokenizer, [text], special)]
 
 
-def _template_error() -> type[Exception]:
-    from jinja2 import TemplateError  # slow to import, and a plan needs no templates
-
-    return TemplateError
+def refused_by_tokenizer(sample: Sample, error: BaseException) -> BrokenTask:
+    """Returns what the tokenizer says to a text that it fails on."""
+    return BrokenTask(
+        f"{sample}: the model's tokenizer fails on it ({first_line(error)}); change its text",
+        Reason.refused_by_tokenizer,
+    )

@@ -15,6 +15,7 @@ from pod_job.config.load import from_json
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import token_counter
+from pod_job.planning.template_date import template_date
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import TokenizerFolder, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
@@ -91,7 +92,9 @@ def texts_from_prompts(
     """Returns the text around rows from the run's prompts, read again; JobError where they are missing or changed."""
     config = recorded(overview, overrides)
     folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
-    samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder)).samples
+    samples = read_tasks(
+        config.tasks, count_tokens=token_counter(config, folder, template_date(overview.folder))
+    ).samples
     tokenizer = folder.tokenizer
     decode = decoder(tokenizer)
     return [cut_text(ids, at, decode) for ids, at in row_prompts(config, samples, tokenizer, dataset, rows)]

@@ -5,9 +5,10 @@ batch's, so any number of writers, dying anywhere and in any order, leave one co
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 
@@ -57,8 +58,18 @@ class TapFile(Record, frozen=True, omit_defaults=True):
     rounding: RoundingErrors | None = None
 
 
-class CommitRecord(Record, frozen=True):
-    """commits/batch_000001.json: by it the batch counts, and it describes the batch's files."""
+class PromptCounts(Record, frozen=True, omit_defaults=True):
+    """Prompts that are not as they came: those left out, by reason, and texts of which a doubled begin token went."""
+
+    skipped: dict[str, Count] = msgspec.field(default_factory=dict)
+    doubled_bos: Count = 0
+
+
+class CommitRecord(Record, frozen=True, omit_defaults=True):
+    """commits/batch_000001.json: by it the batch counts, and it describes the batch's files.
+
+    `n_samples` are those whose rows are in it; with those in `prompts.skipped` they are the batch's share of the data.
+    """
 
     format: Literal[2]
     batch: Count
@@ -69,6 +80,7 @@ class CommitRecord(Record, frozen=True):
     host: Count
     started: str
     committed: str
+    prompts: PromptCounts = PromptCounts()
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Batch:
     n_samples: int
     rows: Rows
     taps: Mapping[str, Vectors]
+    prompts: PromptCounts = field(default_factory=PromptCounts)
 
 
 def commit_batch(folder: Folder, batch: Batch, host: int, on_nonfinite: OnNonfinite = OnNonfinite.flag) -> CommitRecord:
@@ -108,6 +121,7 @@ def commit_batch(folder: Folder, batch: Batch, host: int, on_nonfinite: OnNonfin
         host=host,
         started=started,
         committed=now(),
+        prompts=batch.prompts,
     )
     return _store_record(folder, record)
 

@@ -1,6 +1,7 @@
 """The identity of a run: everything its vectors depend on, in run.json."""
 
 import json
+from datetime import date
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -30,6 +31,7 @@ class TasksIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
     fingerprint: str | None = None
     samples: Count
     skipped: Count | None = None
+    skipped_by_reason: dict[str, Count] | None = None
 
 
 class GenerateIdentity(Record, frozen=True):
@@ -59,10 +61,14 @@ class ShuffleIdentity(Record, frozen=True, omit_defaults=True):
 
 
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything the vectors depend on; None where a run does not depend on it, or it is not known of an import."""
+    """Everything the vectors depend on; None where a run does not depend on it, or it is not known of an import.
+
+    `template_date` is the day of the first start, which a chat template that writes the date takes for today.
+    """
 
     model: ModelIdentity
     tokenizer: str | None = None
+    template_date: date | None = None
     tasks: TasksIdentity
     taps: list[str]
     positions: str | None = None

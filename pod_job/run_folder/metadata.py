@@ -12,6 +12,7 @@ from pod_job.formats.records import Count, Record, decode
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.formats.statistics import Summary
 from pod_job.run_folder import layout
+from pod_job.run_folder.commit import PromptCounts
 from pod_job.run_folder.identity import Identity, RelativeErrors
 from pod_job.run_folder.parity import ParityRecord
 from pod_job.storage.folder import Folder
@@ -53,7 +54,10 @@ class JoinedEntry(Record, frozen=True):
 
 
 class Metadata(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """`provenance` is the identity in run.json, dictionaries are by tap, `joined` is for a compacted run only."""
+    """`provenance` is the identity in run.json, dictionaries are by tap, `joined` is for a compacted run only.
+
+    `prompts` counts the prompts that were left out, by reason, whenever that was found; None where there are none.
+    """
 
     model_name: str
     layers_extracted: list[Count]
@@ -75,6 +79,7 @@ class Metadata(Record, frozen=True, kw_only=True, omit_defaults=True):
     merged: str
     rows_files: list[RowsEntry]
     batches: list[BatchEntry]
+    prompts: PromptCounts | None = None
     joined: list[JoinedEntry] | None = None
 
 
@@ -86,9 +91,11 @@ def render(metadata: Metadata) -> bytes:
     lines = []
     for key in metadata.__struct_fields__:
         value = getattr(metadata, key)
+        if value is None:
+            continue
         if key not in ENTRIES:
             lines.append(json.dumps({key: msgspec.to_builtins(value)})[1:-1].encode())
-        elif value is not None:
+        else:
             entries = (msgspec.json.format(msgspec.json.encode(entry), indent=0) for entry in value)
             lines.append(b'"%s": [\n  %s\n ]' % (key.encode(), b",\n  ".join(entries)))
     return with_checksum(b"{\n " + b",\n ".join(lines) + b"\n}")

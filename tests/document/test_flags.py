@@ -14,7 +14,7 @@ from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.special import special_ids, special_tokens
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.tokens import Prompt, Tokenized
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import commit_batch
@@ -60,7 +60,7 @@ def test_special_tokens_are_flagged_or_not_stored(exclude: list[Exclude], positi
     prompts = [prompt(BOS, TEXT, 8), prompt(9, EOS), prompt(BOS)]
     config = ExtractConfig(positions=positions, exclude=exclude, dtype=StoredDtype.float32)
     masks = [special_tokens(each, {BOS, EOS}) for each in prompts]
-    opened = OpenBatch(1, prompts, masks, config, {"layer_0": 1}, Pool())
+    opened = OpenBatch(1, Tokenized(prompts, []), masks, config, {"layer_0": 1}, Pool())
     for index, each in enumerate(prompts):
         shard = each.token_ids[None, :, None].astype(np.float32)
         at = {"last": shard[:, -1:], "all": shard}[positions.value]

@@ -1,5 +1,6 @@
 """metadata.json says what the commit records say, says so when something is missing, and is refused where they lie."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from sample_runs import TAPS, TIME, WIDTH, batch, finished_run, identity, joined, rewrite
+from sample_runs import PER_BATCH, TAPS, TIME, WIDTH, batch, finished_run, identity, joined, rewrite
 
 import pod_job.finishing.merge
 from pod_job.checking.verify import verify
@@ -20,8 +21,8 @@ from pod_job.interop.pickle_import import import_pickles
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
-from pod_job.run_folder.commit import Batch, commit_batch
-from pod_job.run_folder.identity import claim
+from pod_job.run_folder.commit import Batch, PromptCounts, commit_batch
+from pod_job.run_folder.identity import TasksIdentity, claim
 from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
 from pod_job.storage.local import LocalFolder
@@ -30,6 +31,24 @@ from pod_job.storage.open import open_folder
 
 def _metadata(folder: Folder) -> metadata_file.Metadata:
     return metadata_file.read_any(folder)
+
+
+def test_prompts_left_out_are_counted_by_reason(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "run")
+    tasks = TasksIdentity(samples=2 * PER_BATCH, skipped=3, skipped_by_reason={"blank": 2, "broken": 1})
+    claim(folder, replace(identity(2 * PER_BATCH), tasks=tasks))
+    counts = PromptCounts(skipped={"blank": 1, "too_long": 2}, doubled_bos=4)
+    commit_batch(folder, dataclasses.replace(batch(1, 5, n_samples=PER_BATCH - 3), prompts=counts), host=0)
+    everything = PromptCounts(skipped={"too_long": PER_BATCH}, doubled_bos=1)
+    commit_batch(folder, dataclasses.replace(batch(2, 0, n_samples=0), prompts=everything), host=0)
+    metadata = merge(folder)
+    assert metadata.complete
+    assert metadata.total_samples == PER_BATCH - 3
+    assert metadata.prompts == PromptCounts(skipped={"blank": 3, "broken": 1, "too_long": 10}, doubled_bos=5)
+    assert _metadata(folder) == metadata
+    rewrite(tmp_path / "run" / layout.commit_file(2), lambda record: record["prompts"]["skipped"].update(too_long=7))
+    with pytest.raises(JobError, match="has 7 samples, the run's data gives 8"):
+        merge(folder)
 
 
 def test_a_finished_run_has_the_documented_metadata(new_folder: Callable[[], Folder]) -> None:

@@ -1,23 +1,30 @@
 """Prompts to token ids: texts, chats through the model's template, ids as they are; and a model without a template."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from pod_job.checkpoints.locate import small_files
 from pod_job.config.schema import TooLong
+from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Message, Sample
+from pod_job.prompts.text_ends import check_ends
 from pod_job.prompts.tokens import (
     VOCABULARIES,
+    PromptRules,
     TokenizerFolder,
     check_template,
     load_tokenizer,
     tokenize,
     tokenizer_fingerprint,
+    usable_prompts,
 )
 from tools.tiny_model import write_tiny_model
 
@@ -64,13 +71,6 @@ def test_a_model_without_a_template_is_refused_for_chats(model: Path) -> None:
     check_template(TokenizerFolder(model))
     with pytest.raises(JobError, match="has no chat template, which chat prompts need"):
         check_template(TokenizerFolder(without_template(model)))
-
-
-def test_a_chat_that_the_template_refuses_is_named(model: Path) -> None:
-    tokenizer = load_tokenizer(model)
-    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(JobError, match=r"task a, sample 0: the model's chat template refuses it \(no system role\)"):
-        decoded(tokenizer, Sample("a", 0, ASK))
 
 
 def test_the_fingerprint_follows_a_template_in_a_file_of_its_own(model: Path) -> None:
@@ -123,3 +123,96 @@ def test_a_tokenizer_that_knows_no_word_is_refused(model: Path) -> None:
 
 def test_every_vocabulary_is_among_the_files_that_come_with_a_model() -> None:
     assert small_files(list(VOCABULARIES)) == list(VOCABULARIES)
+
+
+@pytest.mark.parametrize(("too_long", "kept"), [(3, [5, 6, 7]), (7, [1, 2, 3, 4, 5, 6, 7])])
+def test_a_cut_prompt_keeps_its_last_tokens(model: Path, too_long: int, kept: list[int]) -> None:
+    sample = Sample("a", 0, np.arange(1, 8))
+    (prompt,) = tokenize(load_tokenizer(model), [sample], too_long, TooLong.cut)
+    assert prompt.token_ids.tolist() == kept
+    assert prompt.cut == (too_long < 7)
+
+
+BEGIN, END = "<|im_start|>", "<|endoftext|>"
+
+
+def with_ends(model: Path, single: str = f"{BEGIN} $A", **declared: Any) -> Path:
+    """Makes the tokenizer add what `single` says, and tokenizer_config.json declare what `declared` says."""
+    backend = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    added = [(token, backend.token_to_id(token)) for token in (BEGIN, END)]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=added)
+    backend.save(str(model / "tokenizer.json"))
+    file = model / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bos_token": BEGIN, "eos_token": END} | declared))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "PreTrainedTokenizerFast", "Qwen2TokenizerFast"])
+@pytest.mark.parametrize(
+    ("single", "declared", "says"),
+    [
+        ("$A", {"add_bos_token": True}, "add_bos_token=true, and the post_processor of tokenizer.json adds none"),
+        (f"{BEGIN} $A", {"add_bos_token": False}, "add_bos_token=false, and the post_processor of .* adds one"),
+        ("$A", {"add_bos_token": True, "bos_token": None}, "has add_bos_token=true and no bos_token"),
+        ("$A", {"add_eos_token": True}, "add_eos_token=true, and the post_processor of tokenizer.json adds none"),
+        (f"$A {END}", {"add_eos_token": False}, "add_eos_token=false, and the post_processor of .* adds one"),
+        (f"{BEGIN} $A", {"add_bos_token": True, "add_eos_token": False}, None),
+        ("$A", {"add_bos_token": False, "bos_token": None}, None),
+        (f"{BEGIN} $A {END}", {}, None),
+    ],
+)
+def test_a_begin_token_that_is_declared_and_not_added_is_refused(
+    model: Path, kind: str, single: str, declared: dict[str, Any], says: str | None
+) -> None:
+    folder = with_ends(model, single, tokenizer_class=kind, **declared)
+    with nullcontext() if says is None else pytest.raises(JobError, match=says):
+        check_ends(folder, load_tokenizer(folder))
+
+
+@pytest.mark.parametrize(("single", "around"), [(f"{BEGIN} $A", (1, 0)), (f"{BEGIN} $A {END}", (1, 1)), ("$A", (0, 0))])
+def test_a_text_that_has_the_begin_token_itself_keeps_it_once(
+    model: Path, single: str, around: tuple[int, int]
+) -> None:
+    tokenizer: Any = load_tokenizer(with_ends(model, single))
+    before, after = BEGIN * around[0], END * around[1]
+    texts = ["hello", f"{before}hello", f"{before}hello{after}", f"{before}{before}hello{after}"]
+    samples = [Sample(str(i), 0, text) for i, text in enumerate(texts)]
+    prompts = tokenize(tokenizer, samples, 1000, TooLong.refuse)
+    assert {tokenizer.decode(prompt.token_ids) for prompt in prompts} == {f"{before}hello{after}"}
+    assert [prompt.doubled_bos for prompt in prompts] == [False, *[around != (0, 0)] * 3]
+    within = Sample("within", 0, f"hello{BEGIN}{BEGIN}")
+    (prompt,) = tokenize(tokenizer, [within], 1000, TooLong.refuse)
+    assert tokenizer.decode(prompt.token_ids) == f"{before}hello{BEGIN}{BEGIN}{after}"
+
+
+def test_a_chat_whose_template_writes_the_begin_token_has_one(model: Path) -> None:
+    tokenizer: Any = load_tokenizer(with_ends(model))
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    assert decoded(tokenizer, Sample("a", 0, ASK)) == f"{BEGIN}hello"
+
+
+def test_prompts_that_cannot_be_used_are_left_out_with_the_reason(model: Path) -> None:
+    tokenizer: Any = load_tokenizer(with_ends(model))
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.chat_template = "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}hello"
+    prompts: dict[str, Any] = {
+        "good": "hello",
+        "token_out_of_vocabulary": "call <tool>",
+        "too_long": "a" * 100,
+        "refused_by_template": ANSWER,
+        "blank": BEGIN,
+        "refused_by_tokenizer": "half \ud83d",
+        "chat": ASK,
+        "ids": np.array([1, 2]),
+    }
+    samples = [Sample(name, 0, prompt) for name, prompt in prompts.items()]
+    rules = PromptRules(50, TooLong.refuse, len(tokenizer) - 1, OnBroken.skip)
+    result = usable_prompts(tokenizer, samples, rules)
+    assert [prompt.sample.task_id for prompt in result.prompts] == ["good", "chat", "ids"]
+    assert [broken.reason.value for broken in result.skipped] == [
+        name for name in prompts if name not in ("good", "chat", "ids")
+    ]
+    for broken, sample in zip(result.skipped, samples[1:6], strict=True):
+        assert str(sample) in str(broken)
+        with pytest.raises(JobError, match=rf"^task {sample.task_id}, sample 0.*tasks\.on_broken=skip$"):
+            usable_prompts(tokenizer, [sample], replace(rules, on_broken=OnBroken.refuse))

@@ -1,0 +1,145 @@
+"""Looks at prompts before anything is computed: how long they are, which cannot be used, and which give no row."""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct, field
+
+from pod_job.config.generate import Mode
+from pod_job.config.schema import Exclude, JobConfig, Positions
+from pod_job.errors import JobError
+from pod_job.planning.inputs import Inputs
+from pod_job.prompts.special import special_ids, special_tokens
+from pod_job.prompts.tokens import Prompt, Tokenized
+
+log = logging.getLogger("pod_job")
+
+ALL_UP_TO = 1000
+"""Prompts that are all looked at; of more, the first, the last and random ones."""
+ENDS = 100
+"""First and last prompts that are looked at, of many."""
+CHUNK = 100
+MOST_TOKENS = 5_000_000
+"""Tokens after which no more prompts of a sample are looked at: some seconds of work."""
+NAMED = 20
+
+
+class PromptSurvey(Struct):
+    """Counts of the prompts looked at.
+
+    Attributes:
+        prompts: those that can be used.
+        skipped: those that cannot, by Reason.
+        tokens: tokens of all, and `longest` of one.
+        without_rows: prompts of which every row is excluded.
+        doubled_bos: texts that have the tokenizer's begin token themselves.
+    """
+
+    prompts: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    longest: int = 0
+    without_rows: int = 0
+    doubled_bos: int = 0
+
+    @property
+    def has_rows(self) -> bool:
+        return self.prompts > self.without_rows
+
+    def add(self, tokenized: Tokenized, config: JobConfig, special: Iterable[int]) -> int:
+        """Counts prompts; returns the tokens of these. `special`: ids of special tokens."""
+        for broken in tokenized.skipped:
+            if sum(self.skipped.values()) < NAMED:
+                log.warning("skipped: %s", broken)
+            self.skipped[broken.reason.value] = self.skipped.get(broken.reason.value, 0) + 1
+        lengths = [len(prompt.token_ids) for prompt in tokenized.prompts]
+        self.prompts += len(lengths)
+        self.tokens += sum(lengths)
+        self.longest = max([self.longest, *lengths])
+        self.without_rows += sum(not gives_rows(prompt, config, special) for prompt in tokenized.prompts)
+        self.doubled_bos += sum(prompt.doubled_bos for prompt in tokenized.prompts)
+        return sum(lengths)
+
+    def __str__(self) -> str:
+        notes = [f"{count} skipped as {reason}" for reason, count in sorted(self.skipped.items())]
+        if self.without_rows:
+            notes.append(f"{self.without_rows} without a row that is not excluded")
+        if self.doubled_bos:
+            notes.append(f"{self.doubled_bos} with a begin token of their own, which is kept once")
+        mean = self.tokens / max(1, self.prompts)
+        return "; ".join([f"{self.prompts:,} of {mean:,.0f} tokens on average, {self.longest:,} at most", *notes])
+
+
+def gives_rows(prompt: Prompt, config: JobConfig, special: Iterable[int]) -> bool:
+    """Returns whether a row of the prompt is stored; True where that depends on what is generated."""
+    extract = config.extract
+    if Exclude.special not in extract.exclude or config.mode is Mode.generate:
+        return True
+    marks = special_tokens(prompt, list(special))
+    return not (marks[-1] if extract.positions is Positions.last else marks.all())
+
+
+def survey_sample(inputs: Inputs, seed: int = 0) -> PromptSurvey:
+    """Looks at a sample of the run's prompts, at all of them where they are few.
+
+    Raises:
+        JobError: what a host would refuse: a prompt that cannot be used, or none with a row.
+    """
+    survey, special = PromptSurvey(), special_ids(inputs.tokenizer)
+    chosen = sample_indices(len(inputs.tasks.samples), seed)
+    for start in range(0, len(chosen), CHUNK):
+        samples = [inputs.tasks.samples[i] for i in chosen[start : start + CHUNK]]
+        survey.add(inputs.tokenize(samples), inputs.config, special)
+        if survey.tokens > MOST_TOKENS:
+            break
+    check_rows(survey, inputs)
+    return survey
+
+
+def sample_indices(count: int, seed: int) -> Sequence[int]:
+    """Returns indices below `count`: all, or the first and the last ones and others drawn by `seed`."""
+    if count <= ALL_UP_TO:
+        return range(count)
+    drawn = random.Random(seed).sample(range(ENDS, count - ENDS), ALL_UP_TO - 2 * ENDS)
+    return [*range(ENDS), *range(count - ENDS, count), *sorted(drawn)]
+
+
+def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
+    """Returns the tokens of each batch of a host's share, so that what is wrong is said before any weight is loaded.
+
+    Where no prompt of the share gives a row, the other shares are looked at, too: all hosts come to one conclusion.
+
+    Raises:
+        JobError: a prompt that cannot be used, or none of the whole run with a row.
+    """
+    survey, special = PromptSurvey(), special_ids(inputs.tokenizer)
+    mine = range(1 + host, inputs.total_batches + 1, hosts)
+    tokens = [survey.add(inputs.prompts(batch), inputs.config, special) for batch in mine]
+    log.info("prompts of this host: %s", survey)
+    others = (batch for batch in range(1, inputs.total_batches + 1) if batch not in mine)
+    while not survey.has_rows and (batch := next(others, None)) is not None:
+        survey.add(inputs.prompts(batch), inputs.config, special)
+    check_rows(survey, inputs)
+    if survey.without_rows:
+        log.warning("%d prompts give no row: extract.exclude leaves all of them out", survey.without_rows)
+    return tokens
+
+
+def check_rows(survey: PromptSurvey, inputs: Inputs) -> None:
+    """Raises JobError where none of the prompts looked at gives a row."""
+    if survey.has_rows:
+        return
+    config, extract = inputs.config, inputs.config.extract
+    if survey.prompts:
+        wanted = "[" + ",".join(kind.value for kind in extract.exclude) + "]"
+        last = extract.positions is Positions.last
+        fix = "use extract.exclude=[], or extract.positions=all" if last else "use extract.exclude=[]"
+        token = "the last token" if last else "every token"
+        raise JobError(f"extract.exclude={wanted}: {token} of all {survey.prompts} prompts is special; {fix}")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(survey.skipped).most_common())
+    raise JobError(
+        f"tasks.path={config.tasks.path}: none of the prompts can be used ({reasons}); tasks.on_broken=refuse says "
+        "what is wrong with the first"
+    )

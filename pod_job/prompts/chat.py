@@ -1,0 +1,113 @@
+"""Chats as the model's template writes them, in a process with limits of time and memory.
+
+The template gets all of a message, and the chat's tools and documents, as Hugging Face passes them.
+"""
+
+import atexit
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pod_job.errors import JobError
+from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample, printable
+
+CPU_S = 10.0
+"""Seconds of CPU time that one chat may take; a template takes milliseconds."""
+SHOWN = 200
+"""Characters of a template's own message that are shown."""
+DATE_FUNCTION = "strftime_now"
+
+
+def uses_date(template: Any) -> bool:
+    """Returns whether a chat template (text, or texts by name) may write the present date."""
+    return DATE_FUNCTION in json.dumps(template)
+
+
+def render_chats(tokenizer: Any, samples: Sequence[Sample], template_date: date | None) -> list[str | BrokenTask]:
+    """Returns each chat as text, with the opening of an answer unless it ends in one, or why the template refuses it.
+
+    Args:
+        template_date: the day that the template takes for today, at midnight; None: the present time.
+    Raises:
+        JobError: rendering a chat takes too long.
+    """
+    if not samples:
+        return []
+    template = {"template": tokenizer.chat_template, "tokens": tokenizer.special_tokens_map}
+    at = None if template_date is None else template_date.isoformat()
+    return WORKER.render({**template, "date": at}, samples)
+
+
+class TemplateWorker:
+    """The process that renders, started when it is first needed, and again after it was ended; for any thread."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def render(self, template: Mapping[str, Any], samples: Sequence[Sample]) -> list[str | BrokenTask]:
+        """Returns the texts as `render_chats` does."""
+        request = {**template, "chats": [described(sample) for sample in samples]}
+        with self.lock:
+            process = self.process = self.process or start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError):  # where it has ended, the first answer is missing
+                process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+                process.stdin.flush()
+            texts = []
+            for sample in samples:
+                line = process.stdout.readline()
+                if not line:
+                    raise JobError(why_ended(sample, self.close()))
+                texts.append(rendered(sample, json.loads(line)))
+        return texts
+
+    def close(self) -> int:
+        """Ends the process, if there is one; returns its exit status."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        with suppress(BrokenPipeError):
+            process.communicate()
+        return process.returncode
+
+
+WORKER = TemplateWorker()
+atexit.register(WORKER.close)
+
+
+def start() -> "subprocess.Popen[bytes]":
+    """Starts the process; in a session of its own, as Ctrl-C is for its parent, with whose pipe it ends."""
+    script = Path(__file__).with_name("template_worker.py")
+    # -P: this folder is not one to import from.
+    command = [sys.executable, "-P", str(script), str(CPU_S)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+
+def described(sample: Sample) -> dict[str, Any]:
+    """Returns a chat as the process takes it."""
+    messages: Any = sample.prompt
+    opening = messages[-1]["role"] != "assistant"
+    return {"messages": messages, "values": {"add_generation_prompt": opening, **sample.template_values}}
+
+
+def rendered(sample: Sample, answer: Mapping[str, str]) -> str | BrokenTask:
+    """Returns the text in an answer, or why there is none."""
+    if "text" in answer:
+        return answer["text"]
+    reason = answer["error"].splitlines()[0][:SHOWN]
+    return BrokenTask(f"{sample}: the model's chat template refuses it ({reason})", Reason.refused_by_template)
+
+
+def why_ended(sample: Sample, status: int) -> str:
+    """Returns what a chat did to the process that was to render it."""
+    did = f"takes more than {CPU_S:g} s" if status == -signal.SIGPROF else f"ended its process ({status})"
+    return printable(f"{sample}: the model's chat template {did}; correct the template")
