@@ -192,11 +192,12 @@ def compare(variants: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> Cou
 
 
 def test_variants_are_computed_as_torch_computes_them_or_refused(torch_there: None, tmp_path: Path) -> None:
-    """Each change in one of the families."""
+    """Every third change, each in one of the families; the test below runs all changes in all families."""
     families = list(FAMILIES)
-    counts = compare([(families[n % len(families)], change) for n, change in enumerate(CHANGES)], tmp_path)
-    assert counts["computed"] >= 40
-    assert counts["refused"] >= 15
+    variants = [(families[n % len(families)], change) for n, change in enumerate(CHANGES)]
+    counts = compare(variants[::3], tmp_path)
+    assert counts["computed"] >= 14
+    assert counts["refused"] >= 5
 
 
 @pytest.mark.pod
