@@ -16,19 +16,24 @@ from pod_job.errors import JobError
 from pod_job.prompts.sources.arc_source import arc_source
 from pod_job.prompts.sources.hub_dataset import dataset_source
 from pod_job.prompts.sources.jsonl import jsonl_source
-from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, check_tokens
+from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, check_tokens, printable
 from pod_job.prompts.sources.text_folder import text_source
 from pod_job.prompts.sources.token_array import token_source
+from pod_job.prompts.sources.watched import changed
 
 SKIPPED_NAMED = 100
 """Most reasons that are recorded; beyond them skipped tasks are only counted."""
 
 
 class Samples(Sequence[Sample]):
-    """Samples that are loaded when they are asked for, from any thread; 8 to 24 bytes each are held."""
+    """Samples that are loaded when they are asked for, from any thread; 16 to 32 bytes each are held.
 
-    def __init__(self, where: Int64[np.ndarray, "n K"], load: Callable[[Key], Sample]) -> None:
-        self.where, self.load = where, load
+    Each must be what it was when the source was read first: whoever asks for one that is not gets a JobError that names
+    it. `contents` are their `content_hash`es.
+    """
+
+    def __init__(self, where: Int64[np.ndarray, "n K"], contents: Int64[np.ndarray, " n"], source: Source) -> None:
+        self.where, self.contents, self.source = where, contents, source
 
     def __len__(self) -> int:
         return len(self.where)
@@ -39,8 +44,15 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, at: slice) -> "Samples": ...
     def __getitem__(self, at: int | slice) -> "Sample | Samples":
         if isinstance(at, slice):
-            return Samples(self.where[at], self.load)
-        return self.load(tuple(self.where[at].tolist()))
+            return Samples(self.where[at], self.contents[at], self.source)
+        self.source.files.check()
+        try:
+            sample = self.source.load(tuple(self.where[at].tolist()))
+        except BrokenTask as broken:
+            raise JobError(changed(f"what was a sample ({broken})")) from broken
+        if content_hash(sample) != self.contents[at]:
+            raise JobError(changed(printable(str(sample))))
+        return sample
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
         JobError: a source that is missing or empty, or a broken task under `tasks.on_broken=refuse`, named.
     """
     source, skipped = open_source(config), Skipped()
-    taken, digest, names = array("q"), hashlib.sha256(), array("q")
+    taken, digest, names, contents = array("q"), hashlib.sha256(), array("q"), array("q")
     samples = tokens = 0
     text = chat = False
     for key, sample in usable(source, vocab, config.on_broken, skipped):
@@ -104,6 +116,7 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
         samples += 1
         taken.extend(key)
         names.append(name_hash(sample))
+        contents.append(content_hash(sample))
         digest.update(sample.content())
         text |= isinstance(sample.prompt, str)
         chat |= sample.is_chat
@@ -115,10 +128,9 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: Callable[[
     repeated = repeats(np.frombuffer(names, np.int64))
     for index in repeated:
         skipped.note(repeated_name(source.load(tuple(where[index].tolist())), config), config.on_broken)
-    where = np.delete(where, repeated, axis=0)
-    return Tasks(
-        Samples(where, source.load), digest.hexdigest(), skipped.counts, tuple(skipped.messages), text=text, chat=chat
-    )
+    source.files.check()
+    unique = Samples(np.delete(where, repeated, axis=0), np.delete(np.frombuffer(contents, np.int64), repeated), source)
+    return Tasks(unique, digest.hexdigest(), skipped.counts, tuple(skipped.messages), text=text, chat=chat)
 
 
 @dataclass
@@ -144,6 +156,7 @@ def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) ->
             sample = source.load(key)
             check_tokens(sample, vocab)
         except BrokenTask as broken:
+            source.files.check()  # a file that is being written is not a broken one
             skipped.note(broken, on_broken)
         else:
             yield key, sample
@@ -151,8 +164,16 @@ def usable(source: Source, vocab: int, on_broken: OnBroken, skipped: Skipped) ->
 
 def name_hash(sample: Sample) -> int:
     """Returns 64 bits of task_id and sample_idx, the same in every process."""
-    name = f"{sample.sample_idx} {sample.task_id}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
+    return _hash(f"{sample.sample_idx} {sample.task_id}".encode())
+
+
+def content_hash(sample: Sample) -> int:
+    """Returns 64 bits of all that a sample is, the same in every process."""
+    return _hash(sample.content())
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 
 def repeats(names: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:

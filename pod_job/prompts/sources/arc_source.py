@@ -9,6 +9,7 @@ from pod_job.prompts.arc_lines import NumberedTasks
 from pod_job.prompts.arc_prompts import render
 from pod_job.prompts.augment import augmentation
 from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source, checked
+from pod_job.prompts.sources.watched import WatchedFiles, files_below
 
 
 def arc_source(path: Path, config: ArcConfig) -> Source:
@@ -17,6 +18,7 @@ def arc_source(path: Path, config: ArcConfig) -> Source:
     Raises:
         JobError: no such file, or it is not a JSON object.
     """
+    files = WatchedFiles(files_below(path))  # before anything is read
     tasks = NumberedTasks(read_arc(path))
     problems: dict[int, BrokenTask | None] = {}
 
@@ -46,4 +48,4 @@ def arc_source(path: Path, config: ArcConfig) -> Source:
         form = augmentation(config, task_id, attempt)
         return Sample(task_id, sample_idx, render(form.apply_to_task(task), test, config.prompt))
 
-    return Source(keys, load)
+    return Source(keys, load, files)

@@ -4,6 +4,7 @@ A map-style dataset stays in its memory-mapped Arrow files. A streamed one is wr
 is read, so that any sample can be loaded again.
 """
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.prompts.sources.record import read_record
 from pod_job.prompts.sources.sample import RECORD_FIELDS, BrokenTask, Key, Sample, Source
+from pod_job.prompts.sources.watched import WatchedFiles, files_below
+from pod_job.storage.local_files import reason_of
 
 
 def dataset_source(config: TasksConfig) -> Source:
@@ -24,8 +27,12 @@ def dataset_source(config: TasksConfig) -> Source:
     Raises:
         JobError: `datasets` is not installed, or the dataset, its subset or its split cannot be opened.
     """
+    files = files_below(Path(config.path))
+    before = WatchedFiles(files)
     dataset = open_dataset(config)
-    return streamed(config, dataset) if config.streaming else mapped(config, dataset)
+    if not config.streaming and not files:
+        before = WatchedFiles(Path(file["filename"]) for file in dataset.cache_files)
+    return streamed(config, dataset, before) if config.streaming else mapped(config, dataset, before)
 
 
 def open_dataset(config: TasksConfig) -> Any:
@@ -78,7 +85,7 @@ def own_split(dataset: Any) -> str:
     return name[0] if name else "train"
 
 
-def mapped(config: TasksConfig, dataset: Any) -> Source:
+def mapped(config: TasksConfig, dataset: Any, files: WatchedFiles) -> Source:
     # Other columns may hold what needs a package to be decoded.
     columns = [name for name in dataset.column_names if name in (config.field, *RECORD_FIELDS)]
     rows = dataset.select_columns(columns) if config.field in columns else dataset
@@ -86,10 +93,10 @@ def mapped(config: TasksConfig, dataset: Any) -> Source:
     def load(key: Key) -> Sample:
         return read_record(f"tasks.path={config.path}, row {key[0]}", rows[key[0]], config.field, f"row_{key[0]}")
 
-    return Source(lambda: ((row,) for row in range(len(dataset))), load)
+    return Source(lambda: ((row,) for row in range(len(dataset))), load, files)
 
 
-def streamed(config: TasksConfig, dataset: Any) -> Source:
+def streamed(config: TasksConfig, dataset: Any, files: WatchedFiles) -> Source:
     # Without a name it goes with the process, however that ends.
     spool, name = tempfile.mkstemp()
     os.unlink(name)
@@ -102,7 +109,11 @@ def streamed(config: TasksConfig, dataset: Any) -> Source:
                 line = json.dumps({name: record[name] for name in columns if name in record}).encode()
             except (TypeError, ValueError, RecursionError):  # an image, a date
                 line = b""
-            os.write(spool, line)
+            try:
+                if os.write(spool, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                raise JobError(f"TMPDIR={tempfile.gettempdir()}: {reason_of(error)}") from error
             yield row, offset, len(line)
             offset += len(line)
 
@@ -113,4 +124,4 @@ def streamed(config: TasksConfig, dataset: Any) -> Source:
             raise BrokenTask(f"{where} has a value that JSON cannot hold")
         return read_record(where, json.loads(os.pread(spool, size, offset)), config.field, f"row_{row}")
 
-    return Source(keys, load)
+    return Source(keys, load, files)

@@ -9,6 +9,7 @@ import numpy as np
 from pod_job.errors import JobError
 from pod_job.prompts.sources.record import read_record
 from pod_job.prompts.sources.sample import BrokenTask, Key, Sample, Source
+from pod_job.prompts.sources.watched import WatchedFiles
 
 
 def jsonl_source(path: Path, field: str) -> Source:
@@ -19,6 +20,7 @@ def jsonl_source(path: Path, field: str) -> Source:
     Raises:
         JobError: the file cannot be opened.
     """
+    files = WatchedFiles([path])  # before anything is read
     try:
         data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     except OSError as error:
@@ -41,4 +43,4 @@ def jsonl_source(path: Path, field: str) -> Source:
             raise BrokenTask(f"{where} is not JSON ({error})") from error
         return read_record(where, record, field, f"line_{number}")
 
-    return Source(keys, load)
+    return Source(keys, load, files)

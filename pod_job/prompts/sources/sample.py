@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from pod_job.prompts.sources.watched import WatchedFiles
+
 Message = Mapping[str, Any]
 """One turn of a chat: `role`, `content` (text, a list of parts, or null) and whatever else the template reads."""
 
@@ -93,11 +95,12 @@ def in_order(message: Message) -> Message:
 class Source:
     """Source of samples: `scan()` yields every key once; `load(key)` returns one, from any thread.
 
-    `load` raises BrokenTask. Only keys are held in memory, so a source may be larger than it.
+    `load` raises BrokenTask. Only keys are held in memory, so a source may be larger. It reads from `files`.
     """
 
     scan: Callable[[], Iterator[Key]]
     load: Callable[[Key], Sample]
+    files: WatchedFiles
 
 
 def checked(where: str, sample: Sample) -> Sample:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, checked
+from pod_job.prompts.sources.watched import WatchedFiles
 
 
 def text_source(path: Path) -> Source:
@@ -30,4 +31,5 @@ def text_source(path: Path) -> Source:
             raise BrokenTask(f"tasks.path={path / name} is empty", Reason.blank)
         return checked(f"tasks.path={path / name}", Sample(name.removesuffix(".txt"), 0, text))
 
-    return Source(keys, load)
+    # Each file is read again when its sample is loaded, and held against what was read first.
+    return Source(keys, load, WatchedFiles([]))

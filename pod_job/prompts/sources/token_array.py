@@ -13,6 +13,7 @@ from pod_job.errors import JobError
 from pod_job.formats.safetensors import map_tensors
 from pod_job.prompts.sources.record import unmasked
 from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source
+from pod_job.prompts.sources.watched import WatchedFiles
 
 TOKENS = ("tokens", "input_ids")
 LENGTHS = "lengths"
@@ -37,6 +38,7 @@ def token_source(path: Path) -> Source:
     Raises:
         JobError: a file that is missing, of another kind, or without such arrays.
     """
+    files = WatchedFiles([path])  # before anything is read
     arrays = read_arrays(path)
     check_arrays(path, arrays)
     tokens = arrays.tokens
@@ -57,7 +59,7 @@ def token_source(path: Path) -> Source:
             ids = ids[:length]
         return Sample(f"row_{row}", 0, ids)
 
-    return Source(keys, load)
+    return Source(keys, load, files)
 
 
 def read_arrays(path: Path) -> TokenArrays:
