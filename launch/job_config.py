@@ -6,11 +6,12 @@ from dataclasses import replace
 from launch.cloud.pods import MADE_BY, Pod, list_pods
 from launch.cloud.request import pod_name
 from pod_job.config.load import from_json, load
-from pod_job.config.schema import JobConfig, PodKind
+from pod_job.config.schema import ConfigValues, JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN
 from pod_job.run_folder.pods import PodRecord, read_pods
+from pod_job.run_folder.start import read_start
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -78,21 +79,31 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> JobConfig:
-    recorded = read_run(folder).config
+    recorded = read_start(folder) or read_run(folder).config
     if recorded is None:
         raise JobError(
             f"{run_dir}: no configuration is recorded, as in a run that was imported or shuffled; use pod-job inspect "
             f"{run_dir}, or give experiment=... storage.run_dir={run_dir}"
         )
-    cloud = recorded.get("cloud")
-    config = from_json(
-        recorded | {"cloud": {**cloud, "ssh_flags": []} if isinstance(cloud, dict) else cloud}, overrides
-    )
+    # Of a published run, run.json has neither the paths nor the run folder.
+    unknown = {"model": {"path": UNKNOWN}, "tasks": {"path": UNKNOWN}, "storage": {"run_dir": run_dir}}
+    complete = with_fields(with_fields(unknown, recorded), {"cloud": {"ssh_flags": []}})
+    config = from_json(complete, overrides)
     return replace(
         config,
         storage=replace(config.storage, run_dir=run_dir),
         cloud=replace(config.cloud, name=pod_name(config)),
     )
+
+
+def with_fields(config: ConfigValues, changes: ConfigValues) -> ConfigValues:
+    """Returns the configuration with the fields of `changes`, section by section."""
+    sections = {key: config[key] | value for key, value in changes.items() if both_sections(config.get(key), value)}
+    return config | changes | sections
+
+
+def both_sections(a: object, b: object) -> bool:
+    return isinstance(a, dict) and isinstance(b, dict)
 
 
 def config_by_pod(pod: PodRecord, run_dir: str, overrides: Sequence[str]) -> JobConfig:

@@ -43,9 +43,11 @@ from pod_job.planning.inputs import Inputs, open_run_folder, read_inputs
 from pod_job.planning.memory import explaining_memory
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.prompts.tasks import Tasks
+from pod_job.prompts.tokens import has_vocabulary
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.status import EndKind, Phase
+from pod_job.run_folder.tokenizer import store_tokenizer
 
 log = logging.getLogger("pod_job")
 
@@ -94,9 +96,19 @@ def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
     reporter.phase(Phase.arrived)
     await_hosts(inputs.folder, host, config.pod.arrival_timeout_s)
     claim(inputs.folder, inputs.identity, to_json(config))
+    if host.index == 0:
+        keep_tokenizer(inputs)
     start(host)
     reporter.timeline.device = jax.devices()[0].device_kind
     reporter.timeline.devices = jax.local_device_count()
+
+
+def keep_tokenizer(inputs: Inputs) -> None:
+    """Keeps the tokenizer in the run folder, so that rows are shown as text wherever the folder is."""
+    if has_vocabulary(inputs.model_dir) and not store_tokenizer(inputs.folder, inputs.tokenizer):
+        log.warning(
+            "%s: no tokenizer.json can be made of its tokenizer; texts of rows need the model", inputs.model_dir
+        )
 
 
 def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, stop: StopRequest) -> None:

@@ -18,6 +18,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim
 from pod_job.run_folder.timeline import COUNTERS
+from pod_job.run_folder.tokenizer import store_tokenizer
 from pod_job.storage.folder import Folder
 from tools.tiny_model import write_tiny_model
 
@@ -52,6 +53,7 @@ def text_run(
     )
     claim(folder, identity, to_json(config))
     tokenizer = load_tokenizer(model)
+    store_tokenizer(folder, tokenizer)
     for number in range(1, total_batches(len(samples), 4) + 1):
         chosen = [samples[i] for i in batch_samples(number, len(samples), 4)]
         if number not in skip:

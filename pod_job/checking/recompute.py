@@ -1,14 +1,14 @@
 """Computes rows of a run again, from the recorded prompts with the recorded model, and compares them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pod_job.checking.consent import MODEL, NO_CONSENT, TASKS, Consent, config_to_read
 from pod_job.checking.reference import limit_of, reference_taps, relative_errors
-from pod_job.config.load import from_json
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.planning.batches import batch_samples
@@ -17,9 +17,8 @@ from pod_job.planning.template_date import template_date
 from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import tokenize
 from pod_job.reading.dataset import ActivationDataset
-from pod_job.run_folder import layout
 from pod_job.run_folder.completions import read_completions
-from pod_job.run_folder.identity import read_run
+from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 
@@ -44,15 +43,15 @@ class Deviation:
         )
 
 
-def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, Deviation]:
+def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent = NO_CONSENT) -> dict[str, Deviation]:
     """Returns the deviation of `count` random rows, by tap.
 
     Args:
-        overrides: for inputs that were moved since the run, such as `model.path=...` or `tasks.path=...`.
+        consent: whether the recorded model and tasks are opened, and where they are now.
     Raises:
         JobError: inputs are missing or no longer those of the run, or a row's token is not its prompt's.
     """
-    config = recorded_config(str(run_dir), overrides)
+    config = recorded_config(open_folder(run_dir), consent)
     inputs = read_inputs(config)
     datasets = {tap.name: ActivationDataset(run_dir, tap.name) for tap in inputs.taps}
     first = next(iter(datasets.values()))
@@ -72,16 +71,10 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, overrides: Sequenc
     return deviations
 
 
-def recorded_config(run_dir: str, overrides: Sequence[str]) -> JobConfig:
-    """Returns the configuration of the run, with one process and one device."""
-    recorded = read_run(open_folder(run_dir)).config
-    if recorded is None:
-        raise JobError(
-            f"{run_dir}/{layout.RUN}: does not tell how the run was started, as in shuffled and imported runs, so its "
-            "rows cannot be computed again; leave out --recompute"
-        )
-    one_device: dict[str, Any] = {"sharding": Sharding.replicated, "mesh": MeshConfig(), "pod": PodConfig()}
-    return from_json({**recorded, **one_device}, [*overrides, f"storage.run_dir={run_dir}"])
+def recorded_config(folder: Folder, consent: Consent) -> JobConfig:
+    """Returns the configuration of the run, with one process and one device. JobError as `config_to_read`."""
+    config = config_to_read(folder, consent, MODEL, TASKS)
+    return replace(config, sharding=Sharding.replicated, mesh=MeshConfig(), pod=PodConfig())
 
 
 def row_prompts(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from pod_job.checking.consent import Consent
 from pod_job.commands.completion import offer, override_words
 from pod_job.errors import JobError, Stopped
 
@@ -101,22 +102,29 @@ def add_overrides(
     offer(parser.add_argument("overrides", nargs="*", metavar=metavar, help=purpose), override_words)
 
 
-def add_moved_inputs(parser: ArgumentParser) -> None:
-    """Adds overrides of a recorded configuration, for inputs that are no longer where the run read them."""
-    add_overrides(parser, "where inputs were moved: model.path=... tasks.path=...")
+def add_inputs(parser: ArgumentParser) -> None:
+    """Adds the words by which inputs of a run are opened: what a run folder names is opened only with consent."""
+    add_overrides(parser, "the run's inputs, wherever they are: model.path=... tasks.path=...")
+    parser.add_argument(
+        "--follow-recorded", action="store_true", help="open the model and the tasks that the run folder names"
+    )
 
 
-def check_moved_inputs(overrides: Sequence[str], used_by: str | None = None) -> None:
-    """Raises JobError for a word that is not key=value, and for any where no option that reads the inputs is given.
+def consent_of(options: Namespace, used_by: str | None = None) -> Consent:
+    """Returns which inputs of the run may be opened.
 
     Args:
         used_by: the option that would read them, where it is not given.
+    Raises:
+        JobError: a word that is not key=value, or any where no option that reads the inputs is given.
     """
-    for word in overrides:
+    words = [*options.overrides, *(["--follow-recorded"] if options.follow_recorded else [])]
+    for word in options.overrides:
         if "=" not in word:
             raise JobError(f"{word} is not key=value; give one RUN_DIR, and overrides such as model.path=...")
-    if overrides and used_by:
-        raise JobError(f"{overrides[0]} is read with {used_by} only; leave it out, or add {used_by}")
+    if words and used_by:
+        raise JobError(f"{words[0]} is read with {used_by} only; leave it out, or add {used_by}")
+    return Consent(options.overrides, options.follow_recorded)
 
 
 def add_json(parser: ArgumentParser, content: str = "the result") -> None:

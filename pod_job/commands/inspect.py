@@ -5,7 +5,6 @@ A run need not be finished. Nothing is written.
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir, check_moved_inputs
+from pod_job.checking.consent import Consent
+from pod_job.commands.command_line import DONE, Command, add_inputs, add_json, add_run_dir, consent_of
 from pod_job.commands.console import stdout_console
 from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
@@ -39,16 +39,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     part.add_argument("--row", type=int, metavar="I", help="this row, from 0, in every tap")
     part.add_argument("--tap", metavar="NAME", help="this tap, such as layer_12")
     add_json(parser)
-    add_moved_inputs(parser)
+    add_inputs(parser)
 
 
 def run_inspect(options: Namespace) -> int:
-    check_moved_inputs(options.overrides, "--row" if options.row is None else None)
+    consent = consent_of(options, "--row" if options.row is None else None)
     overview = read_overview(options.run_dir)
     if options.batch is not None:
         facts = batch_facts(overview, options.batch)
     elif options.row is not None:
-        facts = row_facts(overview, options.row, options.overrides)
+        facts = row_facts(overview, options.row, consent)
     elif options.tap is not None:
         facts = tap_facts(overview, options.tap)
     else:
@@ -169,7 +169,7 @@ def tap_facts(overview: Overview, tap: str) -> Facts:
     }
 
 
-def row_facts(overview: Overview, row: int, overrides: Sequence[str]) -> Facts:
+def row_facts(overview: Overview, row: int, consent: Consent) -> Facts:
     """Returns a row in all taps, with its origin and the text around its token."""
     taps = overview.metadata.taps
     dataset = open_tap(overview, taps[0])
@@ -177,7 +177,7 @@ def row_facts(overview: Overview, row: int, overrides: Sequence[str]) -> Facts:
         raise JobError(f"--row {row}: the run has rows 0 to {len(dataset) - 1}")
     origin = {name: value.item() if hasattr(value, "item") else value for name, value in dataset.rows(row).items()}
     facts = {"row": row, "batch": int(dataset.batch_of(np.array([row]))[0]), **origin}
-    [text], reason = row_texts(overview, dataset, np.array([row]), overrides)
+    [text], reason = row_texts(overview, dataset, np.array([row]), consent)
     facts |= asdict(text) | ({"note": f"no more text than this: {reason}"} if reason else {})
     return facts | {"taps": [vector_line(open_tap(overview, tap), row) for tap in taps]}
 

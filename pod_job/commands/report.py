@@ -7,7 +7,7 @@ import importlib.util
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from pod_job.commands.command_line import DONE, Command, add_json, add_moved_inputs, add_run_dir, check_moved_inputs
+from pod_job.commands.command_line import DONE, Command, add_inputs, add_json, add_run_dir, consent_of
 from pod_job.errors import JobError, at_least
 from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
@@ -16,7 +16,7 @@ from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
-EXAMPLES = ("runs/first", "gs://my-bucket/run --out page.html", "runs/first --rows 100000 model.path=moved/model")
+EXAMPLES = ("runs/first", "gs://my-bucket/run --out page.html", "runs/first --rows 100000 --follow-recorded")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,18 +24,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="PAGE.html", help="write the page here, not into the run folder")
     parser.add_argument("--rows", type=int, default=8192, metavar="N", help="rows that are read and measured (8192)")
     add_json(parser, "the numbers of the page")
-    add_moved_inputs(parser)
+    add_inputs(parser)
 
 
 def run_report(options: Namespace) -> int:
     at_least("--rows", options.rows, 64)
-    check_moved_inputs(options.overrides)
+    consent = consent_of(options)
     if importlib.util.find_spec("matplotlib") is None:
         raise JobError("matplotlib is not installed; python -m pip install 'tpu-pod-activations[report]'")
     from pod_job.report.page import make_report
 
     overview = read_overview(options.run_dir)
-    report = make_report(overview, options.rows, options.overrides, progress_bar)
+    report = make_report(overview, options.rows, consent, progress_bar)
     folder, name = page_place(overview.folder, options.out)
     prefix = name.removesuffix("index.html") if name.endswith("index.html") else f"{name.removesuffix('.html')}_"
     for picture, data in report.pictures.items():

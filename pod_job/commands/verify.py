@@ -10,16 +10,21 @@ from pod_job.commands.command_line import (
     DONE,
     FAILED,
     Command,
+    add_inputs,
     add_json,
-    add_moved_inputs,
     add_run_dir,
-    check_moved_inputs,
+    consent_of,
 )
 from pod_job.errors import at_least
 from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
 
-EXAMPLES = ("runs/first", "gs://my-bucket/run --json", "gs://my-bucket/run --recompute 64 tasks.path=moved.json")
+EXAMPLES = (
+    "runs/first",
+    "gs://my-bucket/run --json",
+    "runs/first --recompute 64 --follow-recorded",
+    "gs://their-bucket/run --recompute 64 model.path=Qwen/Qwen2.5-7B tasks.path=arc.json",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,18 +32,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--recompute", type=int, default=0, metavar="N", help="compute N random rows again (0)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the rows (0)")
     add_json(parser, "the report")
-    add_moved_inputs(parser)
+    add_inputs(parser)
 
 
 def run_verify(options: Namespace) -> int:
     at_least("--recompute", options.recompute, 0)
     at_least("--seed", options.seed, 0)
-    check_moved_inputs(options.overrides, None if options.recompute else "--recompute")
+    consent = consent_of(options, None if options.recompute else "--recompute")
     report = verify(options.run_dir, progress_bar)
     if options.recompute and report.sound:
         from pod_job.checking.recompute import recompute  # jax, which only this needs
 
-        report.recomputed = recompute(options.run_dir, options.recompute, options.seed, options.overrides)
+        report.recomputed = recompute(options.run_dir, options.recompute, options.seed, consent)
         far = {tap: deviation for tap, deviation in report.recomputed.items() if deviation.too_far}
         report.problems += [f"{report.url}: {tap}: {deviation}" for tap, deviation in far.items()]
         report.conclude()

@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pod_job.config.schema import JobConfig
+from pod_job.config.schema import ConfigValues, JobConfig
 from pod_job.errors import JobError
 
 GROUPS = {"experiment", *(item.name for item in fields(JobConfig) if is_dataclass(item.type))}
@@ -47,7 +47,7 @@ def load(overrides: Sequence[str]) -> JobConfig:
     return config
 
 
-def to_json(config: JobConfig) -> dict[str, Any]:
+def to_json(config: JobConfig) -> ConfigValues:
     """Returns the configuration as JSON values, for `from_json`."""
     return {item.name: _json_value(getattr(config, item.name)) for item in fields(config)}
 
@@ -62,7 +62,7 @@ def _json_value(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
-def from_json(recorded: dict[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+def from_json(recorded: ConfigValues, overrides: Sequence[str] = ()) -> JobConfig:
     """Returns the configuration that `to_json` recorded, with `key=value` overrides.
 
     What is recorded is data: a `${...}` in it stays text. Raises JobError where a value does not fit its field.

@@ -6,6 +6,7 @@ behind fields and the docstrings become docs/configuration.md.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -14,6 +15,9 @@ from pod_job.config.generate import GenerateConfig, Mode
 from pod_job.config.preflight import PreflightConfig
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError, at_least
+
+ConfigValues = dict[str, Any]
+"""A configuration as JSON values."""
 
 
 class Sharding(Enum):

@@ -10,6 +10,7 @@ from pod_job.errors import JobError
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Comparison, Measured
 from pod_job.run_folder.identity import differences, read_run
+from pod_job.run_folder.start import read_start
 from pod_job.run_folder.status import HostStatus, latest_attempt, read_status
 from pod_job.run_folder.timeline import read_timelines
 from pod_job.storage.folder import Folder
@@ -32,11 +33,12 @@ def measure(folder: Folder, config: JobConfig, forecasts: Sequence[Forecast]) ->
         JobError: the folder holds no run, or one whose hosts have timed no step.
     """
     record = read_run(folder)
-    statuses = last_statuses(folder, (record.config or {}).get("pod", {}).get("hosts", config.pod.hosts))
+    started = read_start(folder) or record.config or {}
+    statuses = last_statuses(folder, started.get("pod", {}).get("hosts", config.pod.hosts))
     timed = [status for status in statuses if status.step_s]
     if not timed:
         raise JobError(f"{folder.url}: no host has timed a step in its last attempt; a run of two steps or more has")
-    recorded, configured = step_fields(record.config or {}), step_fields(to_json(config))
+    recorded, configured = step_fields(started), step_fields(to_json(config))
     step, token = forecasts[0], None
     if len(forecasts) > 1:
         decode = forecasts[1]

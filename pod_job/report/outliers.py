@@ -1,11 +1,11 @@
 """Rows and dimensions that stand out, as tables: their tokens, how often they occur, and their text."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from pod_job.checking.consent import Consent
 from pod_job.formats.statistics import Summary
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
@@ -57,14 +57,12 @@ class Dimension:
     deviation: float
 
 
-def outlier_rows(
-    overview: Overview, dataset: ActivationDataset, measures: Measures, overrides: Sequence[str]
-) -> OutlierRows:
+def outlier_rows(overview: Overview, dataset: ActivationDataset, measures: Measures, consent: Consent) -> OutlierRows:
     """Returns the kinds of sampled rows with the largest norms.
 
     Args:
         dataset: rows of any tap.
-        overrides: for inputs that were moved since the run, such as `model.path=...`.
+        consent: which inputs of the run may be opened for their text.
     """
     sample, taps = measures.sample, measures.taps
     medians = [max(float(np.nanmedian(tap.norms)), 1e-30) for tap in taps]
@@ -76,7 +74,7 @@ def outlier_rows(
         places_of.setdefault(kind, []).append(place)
     shown = dict(list(places_of.items())[:KINDS_SHOWN])
     index = sample.index[[places[0] for places in shown.values()]] if shown else np.zeros(0, np.int64)
-    texts, reason = row_texts(overview, dataset, index, overrides)
+    texts, reason = row_texts(overview, dataset, index, consent)
     kinds = [
         RowKind(
             token=text.token,

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pod_job.checking.verify import StoredReport, read_report
+from pod_job.config.schema import ConfigValues
 from pod_job.finishing.merge import gather
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
@@ -45,7 +46,7 @@ class Overview:
         return self.run.identity
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> ConfigValues:
         """Configuration of the run's first start, as JSON values; empty where no job made the run."""
         return self.run.config or {}
 

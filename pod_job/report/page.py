@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false
 # matplotlib comes with the extra `report`.
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from pod_job import __version__
+from pod_job.checking.consent import NO_CONSENT, Consent
 from pod_job.progress import Progress, no_progress
 from pod_job.report import figures
 from pod_job.report.findings import Finding, findings
@@ -92,13 +92,13 @@ class PageContent:
 
 
 def make_report(
-    overview: Overview, rows: int, overrides: Sequence[str] = (), progress: Progress = no_progress
+    overview: Overview, rows: int, consent: Consent = NO_CONSENT, progress: Progress = no_progress
 ) -> Report:
     """Returns the report of a run.
 
     Args:
         rows: most rows to sample; they bound the memory, one tap at a time.
-        overrides: for inputs that were moved since the run, such as `model.path=...`.
+        consent: which inputs of the run may be opened for the text of rows.
     """
     taps = overview.metadata.taps
     work, measures, outliers = read_work(overview), None, None
@@ -107,7 +107,7 @@ def make_report(
         sample = take_sample(first, rows)
         measured = [measure_tap(open_tap(overview, tap), sample) for tap in progress(taps, len(taps), "taps")]
         measures = Measures(sample, measured, similarity(measured) if len(taps) > 1 else None)
-        outliers = outlier_rows(overview, first, measures, overrides)
+        outliers = outlier_rows(overview, first, measures, consent)
     with matplotlib.rc_context(figures.STYLE):
         drawn = draw(overview, measures, work)
         pictures = {name: encoded(figure, "png") for name, figure in drawn.items()}

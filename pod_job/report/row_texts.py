@@ -1,18 +1,18 @@
-"""Text around rows: their tokens and the tokens beside them, decoded by the run's tokenizer.
+"""Text around rows: their tokens and the tokens beside them, decoded by the run's own tokenizer.
 
-The tokens beside a row come from the rows tables where all positions are stored, else from the run's prompts.
+The tokens beside a row come from the rows tables where all positions are stored, else from the run's prompts: those,
+and the tokenizer of a model, are outside the run folder and opened only where the person who looks says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pod_job.checking.consent import MODEL, NO_CONSENT, TASKS, Consent, config_to_read, fix
 from pod_job.checking.recompute import row_prompts
 from pod_job.checkpoints.locate import find_model
-from pod_job.config.load import from_json
-from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import token_counter
 from pod_job.planning.template_date import template_date
@@ -20,11 +20,11 @@ from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import TokenizerFolder, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
+from pod_job.run_folder.tokenizer import Decode, read_decoder
+from pod_job.storage.folder import Folder
 
 WIDTH = 24
 """Tokens shown on either side of a row's."""
-
-Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,31 @@ class RowText:
 
 
 def row_texts(
-    overview: Overview, dataset: ActivationDataset, index: np.ndarray, overrides: Sequence[str] = ()
+    overview: Overview, dataset: ActivationDataset, index: np.ndarray, consent: Consent = NO_CONSENT
 ) -> tuple[list[RowText], str | None]:
-    """Returns the text around each row, and why it is limited to the rows tables, where it is."""
-    decode, reason = open_decoder(overview, overrides)
+    """Returns the text around each row, and why it is limited to what the run folder has, where it is."""
+    decode, reason = open_decoder(overview.folder, consent)
     texts = [text_of(dataset, int(row), decode) for row in index]
     if reason is None and len(index) and overview.identity.positions != "all":
         try:
-            return texts_from_prompts(overview, dataset, index, overrides), None
+            return texts_from_prompts(overview.folder, dataset, index, consent), None
         except JobError as error:
             reason = str(error)
     return texts, reason
 
 
-def open_decoder(overview: Overview, overrides: Sequence[str] = ()) -> tuple[Decode, str | None]:
-    """Returns a function from token ids to text; where the tokenizer is missing, to their numbers, with the reason."""
+def open_decoder(folder: Folder, consent: Consent = NO_CONSENT) -> tuple[Decode, str | None]:
+    """Returns a function from token ids to text; where there is no tokenizer, to their numbers, with the reason.
+
+    The tokenizer is the run's own, unless the person who looks wants the one of a model.
+    """
     try:
-        config = recorded(overview, overrides)
-        tokenizer = load_tokenizer(find_model(config.model.path, config.model.revision).directory)
+        if not consent.covers(MODEL):
+            return read_decoder(folder), None
+        config = config_to_read(folder, consent, MODEL)
+        return decoder(load_tokenizer(find_model(config.model.path, config.model.revision).directory)), None
     except JobError as error:
-        return as_numbers, str(error)
-    return decoder(tokenizer), None
+        return as_numbers, str(error) if consent.covers(MODEL) else f"{error}; {fix(MODEL)}"
 
 
 def decoder(tokenizer: Any) -> Decode:
@@ -66,13 +70,6 @@ def decoder(tokenizer: Any) -> Decode:
 
 def as_numbers(ids: Sequence[int]) -> str:
     return "".join(f"[{number}]" for number in ids)
-
-
-def recorded(overview: Overview, overrides: Sequence[str] = ()) -> JobConfig:
-    """Returns the configuration of the run with `overrides` for inputs that were moved; JobError where it has none."""
-    if not overview.config:
-        raise JobError(f"{overview.folder.url}/run.json does not tell how the run was started: no tokenizer")
-    return from_json(overview.config, overrides)
 
 
 def text_of(dataset: ActivationDataset, row: int, decode: Decode, width: int = WIDTH) -> RowText:
@@ -87,10 +84,14 @@ def text_of(dataset: ActivationDataset, row: int, decode: Decode, width: int = W
 
 
 def texts_from_prompts(
-    overview: Overview, dataset: ActivationDataset, rows: np.ndarray, overrides: Sequence[str] = ()
+    run: Folder, dataset: ActivationDataset, rows: np.ndarray, consent: Consent = NO_CONSENT
 ) -> list[RowText]:
-    """Returns the text around rows from the run's prompts, read again; JobError where they are missing or changed."""
-    config = recorded(overview, overrides)
+    """Returns the text around rows from the run's prompts, read again.
+
+    Raises:
+        JobError: the prompts or the model are missing or changed, or the person who looks has not consented.
+    """
+    config = config_to_read(run, consent, MODEL, TASKS)
     folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
     samples = read_tasks(
         config.tasks, count_tokens=token_counter(config, folder, template_date(overview.folder))

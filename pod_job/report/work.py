@@ -1,13 +1,19 @@
 """Work: throughput, time by phase, and cost of a run, from the timelines of its hosts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 
+from pod_job.formats.records import convert
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.report.overview import Overview
+from pod_job.run_folder.layout import RUN
 from pod_job.run_folder.pods import read_pods
+from pod_job.run_folder.start import read_start
 from pod_job.run_folder.timeline import Timeline
 
 BINS = 60
@@ -121,13 +127,34 @@ def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None,
 
     It counts every recorded pod of the run; without such records, the time in which its hosts worked.
     """
-    pod, cloud = overview.config.get("pod", {}), overview.config.get("cloud", {})
-    own = cloud.get("price_per_chip_hour")
+    accelerator_type, capacity, own = priced(read_start(overview.folder) or overview.config)
     records = read_pods(overview.folder)
     usd = spent(hours(records, (), heard, heard), own)
     if records and usd is not None:
         return usd, f"{len(records)} pods"
-    hourly = usd_per_hour(pod.get("accelerator_type") or "", cloud.get("capacity") or "", own)
+    hourly = usd_per_hour(accelerator_type, capacity, own)
     if hourly is None:
-        return None, f"no price is known for {pod.get('accelerator_type') or 'a pod on local machines'}"
+        return None, f"no price is known for {accelerator_type or 'a pod on local machines'}"
     return hourly * wall_s / 3600, "the time in which hosts worked; creating and deleting pods comes on top"
+
+
+class PricedPod(msgspec.Struct):
+    accelerator_type: str | None = None
+
+
+class PricedCloud(msgspec.Struct):
+    capacity: str | None = None
+    price_per_chip_hour: float | None = None
+
+
+class Priced(msgspec.Struct):
+    """The part of a recorded configuration that a price depends on."""
+
+    pod: PricedPod = msgspec.field(default_factory=PricedPod)
+    cloud: PricedCloud = msgspec.field(default_factory=PricedCloud)
+
+
+def priced(config: Mapping[str, Any]) -> tuple[str, str, float | None]:
+    """Returns the kind of pod, its capacity and its own price per chip and hour, "" and None where not recorded."""
+    recorded = convert(config, Priced, RUN)
+    return recorded.pod.accelerator_type or "", recorded.cloud.capacity or "", recorded.cloud.price_per_chip_hour

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from pod_job import __version__
+from pod_job.config.schema import ConfigValues
 from pod_job.errors import JobError
 from pod_job.formats.records import Count, Record, decode, encode, now
 from pod_job.run_folder.layout import FORMAT, RUN
+from pod_job.run_folder.start import record_start, shareable
 from pod_job.storage.folder import Folder, NameTaken
 
 
@@ -82,24 +84,30 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunRecord(Record, frozen=True):
-    """run.json; `config` is the configuration of the first start as JSON values, null where no job made the run."""
+    """run.json; `config` is the configuration of the first start as JSON values, null where no job made the run.
+
+    It is without what `run_folder.start.shareable` leaves out.
+    """
 
     format: Literal[2]
     identity: Identity
-    config: dict[str, Any] | None
+    config: ConfigValues | None
     created: str
     pod_job_version: str
 
 
-def claim(folder: Folder, identity: Identity, config: dict[str, Any] | None = None) -> None:
+def claim(folder: Folder, identity: Identity, config: ConfigValues | None = None) -> None:
     """Makes the folder this run's, or confirms that it is; JobError as `confirm` raises it.
 
     `config` tells how the run was started, and so where its prompts and its model are.
     """
     try:
-        folder.create(RUN, [encode(RunRecord(FORMAT, identity, config, now(), __version__), indent=1)])
+        shared = None if config is None else shareable(config)
+        folder.create(RUN, [encode(RunRecord(FORMAT, identity, shared, now(), __version__), indent=1)])
     except NameTaken:
         confirm(folder, identity)
+    if config is not None:
+        record_start(folder, config)
 
 
 def confirm(folder: Folder, identity: Identity) -> None:

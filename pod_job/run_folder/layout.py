@@ -18,6 +18,8 @@ OUTPUTS = "outputs/"
 COMPACTION = "compaction/record.json"
 TIMELINE = "timeline/"
 REPORT = "report/"
+TOKENIZER = "tokenizer/tokenizer.json"
+START = "launcher/start.json"
 VERIFIED = "verify/report.json"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""

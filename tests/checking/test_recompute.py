@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from pod_job.checking import reference
+from pod_job.checking.consent import Consent
 from pod_job.checking.recompute import recompute
 from pod_job.commands.verify import main
 from pod_job.errors import JobError
@@ -19,6 +20,7 @@ from pod_job.run_folder.identity import read_run
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
+FOLLOW = Consent(follow_recorded=True)
 TAPS = ["layer_1", "layer_2.q", "layer_3_norm"]
 
 
@@ -49,7 +51,7 @@ def test_rows_are_what_the_reference_computes(
         request.getfixturevalue("torch_there")
     else:
         monkeypatch.setattr(reference, "torch_installed", lambda: False)
-    deviations = recompute(finished, 40)
+    deviations = recompute(finished, 40, consent=FOLLOW)
     assert list(deviations) == TAPS
     for deviation in deviations.values():
         assert deviation.reference == {"torch": reference.TORCH, "ours": reference.OURS}[name]
@@ -59,7 +61,7 @@ def test_rows_are_what_the_reference_computes(
 
 
 def test_the_command_reports_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(finished), "--recompute", "5", "--json"]) == 0
+    assert main([str(finished), "--recompute", "5", "--follow-recorded", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recomputed"]["layer_1"]["rows"] == 5
 
 
@@ -73,21 +75,21 @@ def test_changed_vectors_are_too_far(finished: Path, tmp_path: Path) -> None:
         data = bytearray(path.read_bytes())
         data[4096:] = data[4096 + 128 :] + data[4096 : 4096 + 128]  # every row moved up by one
         path.write_bytes(data)
-    deviations = recompute(copied, 10)
+    deviations = recompute(copied, 10, consent=FOLLOW)
     assert deviations["layer_1"].too_far
     assert not deviations["layer_2.q"].too_far
 
 
 def test_moved_inputs_are_named_and_can_be_given_again(finished: Path, model: Path, tmp_path: Path) -> None:
     moved = write_tiny_model(tmp_path / model.name)
-    assert recompute(finished, 3, 0, [f"model.path={moved}"])["layer_1"].rows == 3
+    assert recompute(finished, 3, 0, Consent([f"model.path={moved}"], True))["layer_1"].rows == 3
     other = write_tiny_model(tmp_path / "other" / model.name, seed=1)
     with pytest.raises(JobError, match="weights_fingerprint is"):
-        recompute(finished, 3, 0, [f"model.path={other}"])
+        recompute(finished, 3, 0, Consent([f"model.path={other}"], True))
 
 
 def test_a_run_without_its_configuration_is_named(finished: Path, tmp_path: Path) -> None:
     record = replace(read_run(open_folder(finished)), config=None)
     (tmp_path / layout.RUN).write_bytes(encode(record))
     with pytest.raises(JobError, match="does not tell how the run was started"):
-        recompute(tmp_path, 3)
+        recompute(tmp_path, 3, consent=FOLLOW)

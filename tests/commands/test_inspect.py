@@ -50,9 +50,10 @@ def test_the_text_around_a_row_is_the_prompts(
 ) -> None:
     config = text_run(open_folder(tmp_path / "run"), tmp_path / "model", positions)
     dataset = ActivationDataset(config.storage.run_dir, "layer_1")
+    consent = [] if positions == "all" else ["--follow-recorded"]  # all tokens, and the tokenizer, are in the run
     prompts = {(s.task_id, s.sample_idx): s.prompt for s in read_tasks(config.tasks).samples}
     for number in (0, 1, len(dataset) // 2, len(dataset) - 1):
-        row = facts(capsys, config.storage.run_dir, "--row", str(number))
+        row = facts(capsys, config.storage.run_dir, "--row", str(number), *consent)
         prompt, at = prompts[row["task_id"], row["sample_idx"]], row["position"]  # one token a byte
         assert (row["before"], row["token"], row["after"]) == (
             prompt[max(0, at - 24) : at],

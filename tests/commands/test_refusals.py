@@ -28,6 +28,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("verify", "run --recompute 1 --seed -1", "--seed=-1 is too small"),
         ("verify", "file", "storage.run_dir=file: is a file; name a folder"),
         ("inspect", "run other", "other is not key=value"),
+        ("verify", "run --follow-recorded", "--follow-recorded is read with --recompute only"),
+        ("inspect", "run --follow-recorded", "--follow-recorded is read with --row only"),
         ("inspect", "run model.path=x", "model.path=x is read with --row only"),
         ("report", "run other", "other is not key=value"),
         ("shuffle", "run out --host 2 --hosts 2", "--host=2: not one of the 2 processes; use 0 to 1"),
