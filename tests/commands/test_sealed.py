@@ -101,7 +101,7 @@ def hostile(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             record = json.loads((run / name).read_text())
             config = record["config"]
             config["model"] |= {"path": value, "revision": value}
-            config["tasks"] |= {"path": value, "subset": value, "format": "jsonl"}
+            config["tasks"] |= {"path": value, "subset": value, "format": "dataset"}
             config["storage"] |= {"run_dir": value, "compile_cache": value}
             config["cloud"] = {"project": value, "labels": {"a": value}, "ssh_flags": [value], "python": value}
             (run / name).write_text(json.dumps(record))
