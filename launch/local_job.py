@@ -19,6 +19,7 @@ from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.metadata import read_any
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
+from pod_job.terminal import SafeConsole
 
 LOGS = Path("runs/logs")
 LINES_SHOWN = 15
@@ -44,7 +45,7 @@ def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json
 
     Hosts that were lost without a reason are started again, `failures` times at most.
     """
-    screen = Console(stderr=True)
+    screen = SafeConsole(stderr=True)
     lost = 0
     while True:
         try:
@@ -59,7 +60,7 @@ def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json
     if as_json:
         print(json.dumps(dataclasses.asdict(job_summary), indent=2))
     else:
-        summary.show(job_summary, Console())
+        summary.show(job_summary, SafeConsole())
     return DONE if job_summary.complete else FAILED
 
 

@@ -18,17 +18,28 @@ def main(overrides: list[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
         return 0
+    from pod_job.terminal import escaped_output
+
+    with escaped_output():
+        return run_logged(overrides)
+
+
+def run_logged(overrides: list[str]) -> int:
+    """Runs the job with its log on stdout; returns the exit status."""
     from pod_job.config.load import load
     from pod_job.errors import JobError
+    from pod_job.terminal import LineFormatter, one_line
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         config = load(overrides)
         from pod_job.job import run  # jax, only once the configuration is sound
 
         run(config)
     except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Exception:
         traceback.print_exc()

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from pod_job.terminal import SafeConsole
+
 T = TypeVar("T")
 
 PLAIN_EVERY_S = 10.0
@@ -23,7 +25,7 @@ def no_progress(items: Iterable[T], total: int, unit: str) -> Iterable[T]:
 
 def progress_bar(items: Iterable[T], total: int, unit: str) -> Iterator[T]:
     """Yields `items` and shows on stderr how many of `total` are done; `unit` is their name in the plural."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     return on_terminal(items, total, unit, console) if console.is_terminal else in_lines(items, total, unit, console)
 
 

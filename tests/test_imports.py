@@ -20,6 +20,7 @@ LAYERS = {
         "errors",
         "units",
         "environment",
+        "terminal",
         "progress",
         "config",
         "storage",

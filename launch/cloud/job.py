@@ -22,6 +22,7 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
 from pod_job.run_folder.metadata import read_any
+from pod_job.terminal import SafeConsole
 
 KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 
@@ -42,7 +43,7 @@ def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
 
 def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:
     """Shows the hosts' progress until the attempt has ended."""
-    with progress.Screen(Console(stderr=True), began) as screen:
+    with progress.Screen(SafeConsole(stderr=True), began) as screen:
         return follow(
             job, config.cloud.stall_s, lambda statuses: screen.show(progress.bars(statuses, job.batches)), log
         )
@@ -51,7 +52,7 @@ def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Out
 def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
     """Shows the dataset, or why there is none; returns the exit status of the verb. `job`: None if it did not start."""
     if job is None or outcome.end is not End.done:
-        show_outcome(outcome, Console(stderr=True))
+        show_outcome(outcome, SafeConsole(stderr=True))
         return BAD_INPUT if outcome.cause is not None and outcome.cause.user_error else FAILED
     statuses = [status for status in job.statuses() if status is not None]
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
@@ -59,7 +60,7 @@ def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_
     if as_json:
         print(json.dumps(asdict(done), indent=2))
     else:
-        summary.show(done, Console())
+        summary.show(done, SafeConsole())
     return DONE if done.complete else FAILED
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from launch.cloud import gcloud
@@ -28,6 +27,7 @@ from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.storage.open import open_folder
+from pod_job.terminal import SafeConsole
 
 EXAMPLES = ("experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'",)
 TESTED_GCLOUD = 528
@@ -67,7 +67,7 @@ def doctor(options: Namespace) -> int:
     else:
         for finding in findings:
             mark = "[green]ok[/]  " if finding.well else "[red]BAD[/] "
-            Console().print(f"{mark}{finding.check:<10}{escape(finding.said)}", highlight=False, soft_wrap=True)
+            SafeConsole().print(f"{mark}{finding.check:<10}{escape(finding.said)}", highlight=False, soft_wrap=True)
     return DONE if all(finding.well for finding in findings) else BAD_INPUT
 
 

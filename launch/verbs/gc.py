@@ -18,6 +18,7 @@ from launch.verbs.arguments import add_dry_run
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.load import load
+from pod_job.terminal import SafeConsole
 
 EXAMPLES = ("", "--project my-project --dry-run")
 UNUSED = ("model.path=unused", "tasks.path=unused", "storage.run_dir=unused")
@@ -45,7 +46,7 @@ def gc(options: Namespace) -> int:
     if options.json:
         print(json.dumps([facts(pod, now, deleted=pod in dead) for pod in pods], indent=2))
     else:
-        show(pods, now, Console())
+        show(pods, now, SafeConsole())
     log = timed_log()
     for pod in dead:
         delete(pod, project)

@@ -22,6 +22,7 @@ from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import RunMemory, described, run_memory
 from pod_job.preflight.lines import lines as preflight_lines
 from pod_job.preflight.records import PreflightReport
+from pod_job.terminal import SafeConsole
 
 EXAMPLES = ("experiment=demo", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
 
@@ -66,7 +67,7 @@ def plan(options: Namespace) -> int:
     overrides = options.overrides
     config = config_to_start(overrides)
     job_plan = make_plan(config, inputs_or_outline(config), planned_commands(config, overrides))
-    screen = Console()
+    screen = SafeConsole()
     if not options.json:
         show(job_plan, screen)
     reason = no_preflight_reason(config, options.no_preflight)

@@ -7,8 +7,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 
-from rich.console import Console
-
 from launch.cloud.observe import NODE_EVERY_S, POLL_S
 from launch.cloud.run_status import planned_batches, pods_of, read_run_status
 from launch.job_config import config_of_run
@@ -20,6 +18,7 @@ from pod_job.formats.records import encode
 from pod_job.run_folder.layout import RUN
 from pod_job.run_folder.status import latest_attempt
 from pod_job.storage.open import open_folder
+from pod_job.terminal import SafeConsole
 
 EXAMPLES = ("runs/first", "gs://my-bucket/qwen --follow", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
 
@@ -45,7 +44,7 @@ def status(options: Namespace) -> int:
         show(view, options.json)
         return DONE
     looked = time.monotonic()
-    with Live(Console(), plain=options.json) as live:
+    with Live(SafeConsole(), plain=options.json) as live:
         while True:
             if options.json:
                 print(encode(view).decode(), flush=True)
@@ -64,7 +63,7 @@ def show(view: RunStatus, with_json: bool) -> None:
     if with_json:
         print(encode(view).decode())
     else:
-        Console().print(table(view), highlight=False, soft_wrap=True)
+        SafeConsole().print(table(view), highlight=False, soft_wrap=True)
 
 
 COMMAND = Command("status", __doc__, EXAMPLES, add_arguments, status)

@@ -10,8 +10,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from launch.cloud.capacity import take_down
 from launch.cloud.job import finish, kill, planned, show_outcome, start, until_end
 from launch.cloud.observe import RunningJob
@@ -26,6 +24,7 @@ from launch.verbs.arguments import add_dry_run, add_no_preflight
 from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
+from pod_job.terminal import SafeConsole
 
 EXAMPLES = (
     "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
@@ -65,7 +64,7 @@ def watch(options: Namespace) -> int:
             log(f"giving up: {BUDGETS[outcome.end]} is spent")
             break
         if outcome.end is End.lost:
-            show_outcome(outcome, Console(stderr=True))
+            show_outcome(outcome, SafeConsole(stderr=True))
             # A host where the job cannot be ended is lost for the next start too.
             if outcome.needs_new_pod or started is None or not kill(started, log):
                 delete_pods(config, log)

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 
-from rich.console import Console
+from pod_job.terminal import SafeConsole
 
 Log = Callable[[str], None]
 
 
 def timed_log(began: float | None = None) -> Log:
     """Returns a log that prints to stderr, with the seconds since `began` (of time.monotonic()) or since now."""
-    screen = Console(stderr=True)
+    screen = SafeConsole(stderr=True)
     origin = time.monotonic() if began is None else began
 
     def log(text: str) -> None:

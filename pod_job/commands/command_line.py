@@ -15,6 +15,7 @@ from typing import NoReturn
 from pod_job.checking.consent import Consent
 from pod_job.commands.completion import offer, override_words
 from pod_job.errors import JobError, Stopped
+from pod_job.terminal import escaped_output, one_line
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 RUN_DIR_HELP = "a local folder or gs://bucket/prefix"
@@ -68,16 +69,20 @@ class Command:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Parses the arguments and runs the command; returns the exit status."""
-        options = self.parse(argv)
-        return exit_status(lambda: self.run(options))
+        return exit_status(lambda: self.run(self.parse(argv)))
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Runs the command; returns its own status, or the one of how it ended."""
+    """Runs the command with its output escaped; returns its own status, or the one of how it ended."""
+    with escaped_output():
+        return _exit_status(command)
+
+
+def _exit_status(command: Callable[[], int]) -> int:
     try:
         return command()
     except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except Stopped as stopped:
         print(f"stopped by {stopped}; the same command again finishes what is missing", file=sys.stderr)

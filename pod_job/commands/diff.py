@@ -17,6 +17,7 @@ from pod_job.commands.command_line import DONE, FAILED, RUN_DIR_HELP, Command, a
 from pod_job.commands.console import stdout_console
 from pod_job.report.overview import Overview, read_overview
 from pod_job.run_folder.identity import differences, shown
+from pod_job.terminal import one_line
 
 EXAMPLES = ("runs/first runs/second", "runs/first gs://my-bucket/run --json")
 CONTENT = ("complete", "rows", "total_samples", "total_batches", "widths")
@@ -75,7 +76,8 @@ def print_differences(differing: list[Difference], console: Console) -> None:
         return
     table = Table("part", "key", "a", "b", box=None, pad_edge=False)
     for difference in differing:
-        table.add_row(difference.part, escape(difference.key), escape(shown(difference.a)), escape(shown(difference.b)))
+        cells = (difference.part, difference.key, shown(difference.a), shown(difference.b))
+        table.add_row(*(escape(one_line(cell)) for cell in cells))
     console.print(table, highlight=False)
     if not any(difference.part == "identity" for difference in differing):
         console.print("the activations depend on the same things")

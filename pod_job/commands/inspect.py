@@ -24,6 +24,7 @@ from pod_job.report.row_texts import row_texts
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.timeline import Timeline
+from pod_job.terminal import one_line
 
 EXAMPLES = ("runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json")
 INSPECTED_DIMENSIONS = 8
@@ -221,7 +222,7 @@ def shown(name: str, value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.2%}" if name == "outlier rows" else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return repr(value) if name in ("before", "token", "after") else str(value)
+    return repr(value) if name in ("before", "token", "after") else one_line(str(value))
 
 
 COMMAND = Command("inspect", __doc__, EXAMPLES, add_arguments, run_inspect)

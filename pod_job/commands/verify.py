@@ -18,6 +18,7 @@ from pod_job.commands.command_line import (
 from pod_job.errors import at_least
 from pod_job.formats.records import encode
 from pod_job.progress import progress_bar
+from pod_job.terminal import one_line
 
 EXAMPLES = (
     "runs/first",
@@ -62,8 +63,8 @@ def report_text(report: Report) -> str:
     if report.nonfinite_rows:
         lines.append(f"{report.nonfinite_rows} vectors have a NaN or an infinity")
     for tap, deviation in report.recomputed.items():
-        lines.append(f"{tap}: {deviation}")
-    lines += [f"problem: {problem}" for problem in report.problems]
+        lines.append(one_line(f"{tap}: {deviation}"))
+    lines += [f"problem: {one_line(problem)}" for problem in report.problems]
     return "\n".join([*lines, "sound" if report.sound else "NOT SOUND"])
 
 

@@ -17,6 +17,7 @@ from pod_job.formats.statistics import Summary
 from pod_job.report.outliers import dimension_sizes
 from pod_job.report.sample import Measures, Sample, TapMeasures
 from pod_job.report.work import Work
+from pod_job.terminal import printable
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's stubs want their own literal type for 
     "xtick.color": INK,
     "ytick.color": INK,
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a tap may be called $x$ by who made the run
 }
 
 
@@ -71,7 +73,7 @@ def norms_by_position(measures: Measures) -> Figure:
     for tap, color in zip(shown, colors(len(shown)), strict=True):
         with np.errstate(all="ignore"):
             low, median, high = np.array([np.quantile(tap.norms[bins == i], [0.05, 0.5, 0.95]) for i in used]).T
-        axes.plot(middles, median, color=color, label=tap.tap, marker=".", markersize=4, linewidth=1.2)
+        axes.plot(middles, median, color=color, label=printable(tap.tap), marker=".", markersize=4, linewidth=1.2)
         axes.fill_between(middles, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("log")
@@ -111,7 +113,7 @@ def dimensions_by_size(statistics: dict[str, Summary]) -> Figure:
     shown = some(list(statistics))
     for tap, color in zip(shown, colors(len(shown)), strict=True):
         sizes = np.sort(dimension_sizes(statistics[tap]))[::-1]
-        axes.plot(np.arange(1, len(sizes) + 1), sizes, color=color, label=tap, linewidth=1.2)
+        axes.plot(np.arange(1, len(sizes) + 1), sizes, color=color, label=printable(tap), linewidth=1.2)
     axes.set_xscale("log")
     axes.set_yscale("log")
     label_axes(axes, "dimensions, largest first", "size, of the median dimension")
@@ -125,7 +127,7 @@ def variance_spectrum(taps: Sequence[TapMeasures]) -> Figure:
     shown = some(taps)
     for tap, color in zip(shown, colors(len(shown)), strict=True):
         shares = np.cumsum(tap.spectrum)
-        axes.plot(np.arange(1, len(shares) + 1), shares, color=color, label=tap.tap, linewidth=1.2)
+        axes.plot(np.arange(1, len(shares) + 1), shares, color=color, label=printable(tap.tap), linewidth=1.2)
     axes.axhline(0.9, color=FAINT, linewidth=1, linestyle="--")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
@@ -212,7 +214,7 @@ def name_ticks(axes: Axes, names: Sequence[str]) -> None:
 def ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Returns the places and names of at most 24 ticks."""
     step = -(-len(names) // 24)
-    return list(range(0, len(names), step)), list(names[::step])
+    return list(range(0, len(names), step)), [printable(name) for name in names[::step]]
 
 
 def _plain(value: float, _: int) -> str:

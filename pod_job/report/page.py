@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import msgspec
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pod_job import __version__
@@ -23,6 +24,7 @@ from pod_job.report.overview import Overview, open_tap
 from pod_job.report.sample import Measures, measure_tap, similarity, take_sample
 from pod_job.report.work import Work, read_work
 from pod_job.run_folder.metadata import Metadata
+from pod_job.terminal import printable
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 DPI = 150
@@ -154,9 +156,18 @@ def data_url(svg: bytes) -> str:
 
 
 def render(content: PageContent) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"short": short, "duration": duration, "share": lambda value: f"{value:.2%}"}
     return environment.from_string(TEMPLATE.read_text()).render(page=content)
+
+
+def escaped(value: Any) -> Any:
+    """Returns a value of the page with its control characters escaped; markup is the template's own."""
+    if not isinstance(value, str):
+        return value
+    return Markup(printable(value)) if isinstance(value, Markup) else printable(value)
 
 
 def short(value: float | int) -> str:
