@@ -93,9 +93,7 @@ def texts_from_prompts(
     """
     config = config_to_read(run, consent, MODEL, TASKS)
     folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
-    samples = read_tasks(
-        config.tasks, count_tokens=token_counter(config, folder, template_date(overview.folder))
-    ).samples
+    samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder, template_date(run))).samples
     tokenizer = folder.tokenizer
     decode = decoder(tokenizer)
     return [cut_text(ids, at, decode) for ids, at in row_prompts(config, samples, tokenizer, dataset, rows)]

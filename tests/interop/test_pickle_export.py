@@ -104,12 +104,18 @@ def test_the_default_is_the_runs_own_number(tmp_path: Path) -> None:
     assert described.total_samples == 35
 
 
-@pytest.mark.parametrize("given", ["Qwen/Qwen2.5-0.5B", "/path/to/model", "gs://bucket/models/qwen"])
-def test_the_models_name_is_the_one_that_was_given(tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        *(("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("gs://bucket/models/qwen", "gs://bucket/models/qwen")),
+        ("/home/me/models/qwen", "demo/tiny"),  # a folder of one machine: the name of the run's identity
+    ],
+)
+def test_the_models_name_is_the_one_that_was_given(tmp_path: Path, given: str, shown: str) -> None:
     folder = open_folder(tmp_path / "run")
     claim(folder, identity(8, TAPS), {"model": {"path": given, "dtype": "bfloat16"}, "mode": "prefill"})
     finished_run(folder, [3])
-    assert export_pickles(tmp_path / "run", tmp_path / "out").model_name == given
+    assert export_pickles(tmp_path / "run", tmp_path / "out").model_name == shown
 
 
 def test_a_missing_file_of_the_run_is_named(tmp_path: Path) -> None:
