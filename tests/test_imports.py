@@ -70,6 +70,7 @@ ENTRY_POINTS = {
     "pod_job/diff.py",
     "pod_job/export.py",
     "pod_job/export_sae_lens.py",
+    "pod_job/hooks.py",
     "pod_job/import_pickles.py",
     "pod_job/inspect.py",
     "pod_job/merge.py",

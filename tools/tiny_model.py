@@ -4,22 +4,22 @@
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-from pod_job.checkpoints.huggingface import checkpoint_names
+from pod_job.checkpoints.hf_folder import HfModel, write_hf_folder
+from pod_job.checkpoints.random_model import (
+    N_BYTE_TOKENS,
+    SPECIAL_TOKENS,
+    byte_tokenizer,
+    byte_tokenizer_config,
+    random_weights,
+)
 from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
-from pod_job.models.arch import read_arch
-from pod_job.models.weight_table import weight_table
-from tools.hf_folder import HfModel, write_hf_folder
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -44,8 +44,6 @@ FAMILY_KEYS: dict[str, dict[str, Any]] = {
 }
 # Whose configurations mean a fixed head size where they name none, and not hidden // heads.
 HEAD_DIM_FAMILIES = ("qwen3", "gemma2", "gemma3_text")
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-N_BYTE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -146,55 +144,9 @@ def write_tiny_model(out_dir: Path, family: str = "qwen2", **fields: Any) -> Pat
     model = TinyModel(family, **fields)
     config = model.config()
     weights = random_weights(config, seed=model.seed)
-    return write_hf_folder(out_dir, HfModel(config, weights, byte_tokenizer(), _tokenizer_config(model.max_positions)))
-
-
-def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray]:
-    """Returns float32 weights by Hugging Face name, scaled so that activations stay of order one in every layer.
-
-    Biases (Qwen2: of q, k and v) are not zero and norms not neutral, so that leaving either out shows.
-    """
-    rng = np.random.default_rng(seed)
-    arch = read_arch(config)
-    weights = {}
-    for name, weight in weight_table(arch).items():
-        for checkpoint_name in checkpoint_names(weight):
-            drawn = rng.standard_normal(weight.checkpoint_shape, dtype=np.float32)
-            if name.endswith("norm"):
-                drawn = np.float32(0 if arch.norm_plus_one else 1) + np.float32(0.1) * drawn
-            elif name.endswith("bias"):
-                drawn *= np.float32(0.5)
-            elif weight.linear:
-                drawn /= np.float32(math.sqrt(weight.checkpoint_shape[1]))
-            weights[checkpoint_name] = drawn
-    return weights
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Returns a tokenizer without merges: one token per UTF-8 byte, then the special tokens.
-
-    Ids 0..255 are in the order of the byte-level alphabet.
-    """
-    vocab = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return tokenizer
-
-
-def _tokenizer_config(max_positions: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": SPECIAL_TOKENS[0],
-        "pad_token": SPECIAL_TOKENS[0],
-        "model_max_length": max_positions,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": (
-            "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
-            "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-        ),
-    }
+    return write_hf_folder(
+        out_dir, HfModel(config, weights, byte_tokenizer(), byte_tokenizer_config(model.max_positions))
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

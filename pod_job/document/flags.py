@@ -1,14 +1,22 @@
 """Flags that the document's commands share, as overrides of the job; the job's results in the document's layout."""
 
 import json
+import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pod_job.commands.command_line import DONE, Parser, exit_status
 from pod_job.config.load import load
+from pod_job.document.job_progress import JobProgress
 from pod_job.errors import JobError
+from pod_job.formats.records import decode
+from pod_job.generation.predictions import PREDICTIONS, SUBMISSION, SUMMARY, ArcSummary
+from pod_job.host.tpu_slice import use_cpu_without_accelerator
 from pod_job.interop.pickle_export import export_pickles
+from pod_job.interop.pickle_metadata import PickleMetadata
 from pod_job.run_folder.layout import METADATA, OUTPUTS
+from pod_job.run_folder.metadata import read_any
+from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 RUN = "run"
@@ -38,7 +46,9 @@ def make_parser(name: str, purpose: str) -> Parser:
     """Returns a parser with the flags that the simple and the distributed command share."""
     parser = Parser(prog=name, description=purpose, allow_abbrev=False)
     parser.add_argument("--model_path", required=True, help="a Hugging Face folder, or a name on the hub")
-    parser.add_argument("--tasks_file", required=True, help="ARC tasks: a JSON file or a folder of them")
+    parser.add_argument(
+        "--tasks_file", required=True, help="ARC tasks: a JSON file, JSON lines, or a folder of JSON files"
+    )
     parser.add_argument("--output_dir", default="./outputs", help="predictions.jsonl, submission.json, summary.json")
     parser.add_argument("--activations_dir", default="./activations", help="layer_6_batch_000001.pkl, metadata.json")
     parser.add_argument("--layers_to_extract", type=int, nargs="+", default=[6, 12, 18, 23], metavar="LAYER")
@@ -84,39 +94,67 @@ def quoted(text: str) -> str:
 
 
 def run_here(overrides: Sequence[str], run_dir: str, options: Namespace, also_in: str | None = None) -> None:
-    """Runs the job in this process, then writes pickles and predictions where the flags say.
+    """Runs the job in this process, then writes pickles and predictions where the flags say, and prints a summary.
 
     Args:
         also_in: a second place for the pickles, `gs://bucket/prefix`.
     """
+    began = time.monotonic()
     config = load(overrides)
-    from pod_job.job import run  # jax, only once the configuration is sound
+    use_cpu_without_accelerator()
+    from pod_job.host.rendezvous import this_host  # jax, only once the configuration is sound
+    from pod_job.job import run
 
-    run(config)
-    folder = open_folder(run_dir)
-    if not folder.names(METADATA):
-        return  # other workers still compute; the last one writes what follows
-    for place in filter(None, (options.activations_dir, also_in)):
-        export_pickles(run_dir, place)
-    out = open_folder(options.output_dir)
-    for name in ("predictions.jsonl", "submission.json", "summary.json") if options.max_tokens > 0 else ():
-        out.replace(name, folder.read(OUTPUTS + name))
+    folder, host = open_folder(run_dir), this_host(config.pod)
+    with JobProgress(folder, host.index, host.attempt):
+        run(config)
+        if not folder.names(METADATA) or not read_any(folder).complete:
+            print("this worker is done; the last one to finish writes the pickle files")
+            return
+        places = [place for place in (options.activations_dir, also_in) if place is not None]
+        written = [export_pickles(run_dir, place) for place in places]
+        if options.max_tokens > 0:
+            copy_predictions(folder, options.output_dir)
+    show_summary(written[0], places, folder, options)
+    print(f"run          {run_dir}, {time.monotonic() - began:,.1f} s")
 
 
-def exit_status_in_flags(command: Callable[[], None]) -> int:
-    """Runs the command; returns 0, or 2 for bad input after a message of one line that also names the flags."""
+def copy_predictions(run: Folder, output_dir: str) -> None:
+    """Copies what was predicted out of the run."""
+    out = open_folder(output_dir, "--output_dir")
+    for name in (PREDICTIONS, SUBMISSION, SUMMARY):
+        out.replace(name.removeprefix(OUTPUTS), run.read(name))
+
+
+def show_summary(pickles: PickleMetadata, places: Sequence[str], run: Folder, options: Namespace) -> None:
+    """Prints what was written, and where."""
+    layers = ", ".join(f"layer_{layer}" for layer in pickles.layers_extracted)
+    print(f"activations  {pickles.total_samples:,} for each of {layers}, {pickles.hidden_dim} wide")
+    print(f"pickles      {len(pickles.batches):,} files and metadata.json in {' and '.join(places)}")
+    if options.max_tokens > 0:
+        scores = decode(run.read(SUMMARY), ArcSummary, SUMMARY)
+        solved = f"{scores.test_inputs_solved:,} of {scores.test_inputs_with_solution:,} known answers are right"
+        print(f"predictions  {scores.predictions:,} in {options.output_dir}; {solved}")
+
+
+def exit_status_in_flags(command: Callable[[], None], flags: Mapping[str, str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 for bad input after a message of one line that also names the flags.
+
+    Args:
+        flags: of fields that come from other flags than in FLAG_OF.
+    """
 
     def run() -> int:
         try:
             command()
         except JobError as error:
-            raise JobError(f"{error}{flags_in(str(error))}") from error
+            raise JobError(f"{error}{flags_in(str(error), FLAG_OF | dict(flags or {}))}") from error
         return DONE
 
     return exit_status(run)
 
 
-def flags_in(message: str) -> str:
+def flags_in(message: str, flag_of: Mapping[str, str] = FLAG_OF) -> str:
     """Returns the flags for the fields that the message names, in parentheses; nothing where it names none."""
-    flags = [f"{field} is {flag}" for field, flag in FLAG_OF.items() if field in message]
+    flags = [f"{field} is {flag}" for field, flag in flag_of.items() if field in message]
     return f" (here {', '.join(flags)})" if flags else ""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 from pod_job.document import distributed_inference_with_activations as distributed
 from pod_job.document import example_activation_extraction, simple_extraction_inference
 from pod_job.document.flags import make_parser
+from pod_job.document.pod_flags import mesh_shape
 from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
-from tools.demo import SNIPPET
 from tools.tiny_model import write_tiny_model
 
 TASKS = "tests/data/arc/arc_sample.json"
@@ -27,22 +26,6 @@ def command(name: str, *flags: object, devices: int = 1) -> subprocess.Completed
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     argv = [sys.executable, "-m", f"pod_job.document.{name}", *map(str, flags)]
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=280)
-
-
-@pytest.mark.slow
-@pytest.mark.pod
-def test_the_documents_snippet_loads_what_the_simple_command_writes(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model", layers=13)
-    out, activations = tmp_path / "outputs", tmp_path / "activations"
-    flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", out, "--activations_dir", activations]
-    flags += ["--layers_to_extract", 6, 12, "--limit", 5, "--max_tokens", 0, "--seq_len", 512]
-    ran = command("simple_extraction_inference", *flags)
-    assert ran.returncode == 0, ran.stderr
-    shown = subprocess.run([sys.executable, "-I", "-c", SNIPPET], cwd=tmp_path, capture_output=True, text=True)
-    assert shown.stdout == "Layer 12: (5, 64)\n"
-    metadata = json.loads((activations / "metadata.json").read_text())
-    assert (metadata["layers_extracted"], metadata["hidden_dim"], metadata["total_samples"]) == ([6, 12], 64, 5)
-    assert {entry["file"] for entry in metadata["batches"]} == {f"layer_{n}_batch_000001.pkl" for n in (6, 12)}
 
 
 @pytest.mark.slow
@@ -72,7 +55,7 @@ def test_the_distributed_command_uploads_the_run_and_its_pickles(tmp_path: Path)
         flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 1, 3, "--limit", 3]
         flags += ["--max_tokens", 0, "--seq_len", 512, "--too_long", "cut", "--gcs_bucket"]
         name, bucket = "distributed_inference_with_activations", "gs://your-bucket/activations"
-        ran = command(name, *flags, bucket, "--upload_to_cloud", "True")
+        ran = command(name, *flags, "your-bucket/activations", "--upload_to_cloud")
         assert ran.returncode == 0, ran.stderr
         files = ["layer_1_batch_000001.pkl", "layer_3_batch_000001.pkl", "metadata.json"]
         uploaded = open_folder(bucket)
@@ -87,24 +70,6 @@ def test_the_distributed_command_uploads_the_run_and_its_pickles(tmp_path: Path)
         assert uploaded.names("") == before
 
 
-@pytest.mark.slow
-@pytest.mark.pod
-def test_all_four_examples_run(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model", layers=4)
-    flags = ["--model_path", model, "--tasks_file", TASKS, "--layers_to_extract", 1, 3, "--out_dir", tmp_path / "out"]
-    ran = command("example_activation_extraction", *flags)
-    assert ran.returncode == 0, ran.stderr
-    shapes = dict(re.findall(r"(activations_\d)/layer_3_batch_000001\.pkl: \((\d+, \d+)\)", ran.stdout))
-    lines = (tmp_path / "out/outputs/predictions.jsonl").read_text().splitlines()
-    new = [json.loads(line)["new_tokens"] for line in lines]
-    assert shapes["activations_2"] == f"{sum(new)}, 64"
-    assert shapes["activations_3"] == "2, 64"
-    assert int(shapes["activations_4"].split(",")[0]) > 100
-    assert [line[:2] for line in ran.stdout.splitlines() if line[:2] in ("1.", "2.", "3.", "4.")] == [
-        "1.", "2.", "3.", "4."
-    ]  # fmt: skip
-
-
 def test_the_flags_of_the_document_are_there_with_its_defaults() -> None:
     options = make_parser("simple", "").parse_args(["--model_path", "Qwen/Qwen2.5-0.5B", "--tasks_file", "t.json"])
     assert (options.output_dir, options.activations_dir) == ("./outputs", "./activations")
@@ -115,8 +80,59 @@ def test_the_flags_of_the_document_are_there_with_its_defaults() -> None:
 @pytest.mark.parametrize("text", ["8", "8,8,8", "a,b", "0,8", "8x8", "-1,8"])
 def test_a_mesh_shape_that_is_not_two_numbers_is_refused(text: str) -> None:
     with pytest.raises(JobError, match="is not two whole numbers, DATA,MODEL; give for example 8,8"):
-        distributed.mesh_shape(text)
-    assert distributed.mesh_shape("8,4") == (8, 4)
+        mesh_shape([text])
+
+
+@pytest.mark.parametrize("words", [["8,4"], ["8", "4"], ["8,", "4"], ["8, 4"]], ids=" ".join)
+def test_a_mesh_shape_may_be_one_word_or_two(words: list[str]) -> None:
+    assert mesh_shape(words) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "given", ["your-bucket/activations", "gs://your-bucket/activations/", " your-bucket/activations"]
+)
+def test_a_bucket_is_one_with_and_without_its_scheme(given: str) -> None:
+    assert distributed.bucket_url(given) == "gs://your-bucket/activations"
+    assert distributed.bucket_url("b_1.x") == "gs://b_1.x"
+
+
+@pytest.mark.parametrize(
+    "given", ["/data/run", "./run", "~/run", "s3://bucket/run", "gs:/bucket", "https://x/y", "", "Bucket/run", "a b/c"]
+)
+def test_what_is_no_bucket_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distributed.main(["--model_path", "m", "--tasks_file", "t", "--gcs_bucket", given]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --gcs_bucket {given} names no bucket of Cloud Storage; give gs://bucket/prefix\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [([], True), (["True"], True), (["true"], True), (["1"], True), (["False"], False), (["no"], False)],
+)
+def test_upload_to_cloud_takes_a_value_or_none(words: list[str], value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        distributed, "run_here", lambda overrides, run_dir, options, also_in: places.append((run_dir, also_in))
+    )
+    flags = ["--model_path", "m", "--tasks_file", "t", "--gcs_bucket", "your-bucket/x", "--upload_to_cloud", *words]
+    assert distributed.main([*flags, "--limit", "3"]) == 0
+    assert places == [("gs://your-bucket/x/run", "gs://your-bucket/x") if value else ("activations/run", None)]
+
+
+def test_without_credentials_the_bucket_flag_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    model = write_tiny_model(tmp_path / "model", layers=2)
+    flags = ["--model_path", str(model), "--tasks_file", TASKS, "--layers_to_extract", "1"]
+    assert distributed.main([*flags, "--gcs_bucket", "your-bucket/x"]) == 2
+    said = capsys.readouterr().err
+    assert "no usable Google credentials" in said
+    assert said.endswith("(here storage.run_dir is --gcs_bucket)\n")
+    assert said.count("\n") == 1
 
 
 def test_flags_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,9 +174,3 @@ def test_what_the_job_refuses_names_the_flags_too(tmp_path: Path, capsys: pytest
         assert says in said
         assert said.count("\n") == 1
     assert "tasks.on_broken is --on_broken" in said
-
-
-def test_the_basic_example_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert example_activation_extraction.main([]) == 0
-    shown = capsys.readouterr().out
-    assert "layer_3: all positions (1, 10, 64), the last one for SAE training (1, 64)" in shown

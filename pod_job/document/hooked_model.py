@@ -1,0 +1,57 @@
+"""A model with hooks and real weights, in one call: `load_model("Qwen/Qwen2.5-0.5B", layers_to_extract=[6, 12])`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint
+from pod_job.checkpoints.load import load_params
+from pod_job.checkpoints.locate import find_model
+from pod_job.models import create_model_with_hooks
+from pod_job.models.arch import read_arch_file
+from pod_job.models.decoder import Decoder
+from pod_job.models.weight_table import weight_table
+from pod_job.prompts.tokens import load_tokenizer
+
+
+class LoadedModel(NamedTuple):
+    """A model, its weights and its tokenizer: `model, params, tokenizer = load_model(...)`."""
+
+    model: Decoder
+    params: dict[str, dict[str, jax.Array]]
+    tokenizer: Any
+
+
+def load_model(
+    path_or_name: str,
+    layers_to_extract: Sequence[int] | None = None,
+    *,
+    taps: Sequence[str] = (),
+    dtype: str | type | jnp.dtype = "float32",
+    revision: str | None = None,
+) -> LoadedModel:
+    """Returns a hooked model with its weights on the first device, and its tokenizer.
+
+        model, params, tokenizer = load_model("Qwen/Qwen2.5-0.5B", layers_to_extract=[6, 12, 18, 23])
+        input_ids = tokenizer("Hello", return_tensors="np")["input_ids"]
+        logits, activations = jax.jit(model.apply, static_argnames="return_activations")(
+            params, input_ids, return_activations=True
+        )
+
+    Args:
+        path_or_name: a Hugging Face folder, one from `pod-job convert`, gs://bucket/folder, or a name on the hub.
+        layers_to_extract, taps, dtype: as in `create_model_with_hooks`.
+        revision: commit, tag or branch of the hub's repository.
+    Raises:
+        JobError: a model that is not there, is of another family, or has weights missing; a layer it does not have.
+    """
+    files = find_model(path_or_name, revision)
+    arch = read_arch_file(files.directory / "config.json")
+    model = create_model_with_hooks(arch, layers_to_extract, taps=taps, dtype=dtype)
+    tokenizer = load_tokenizer(files.directory)
+    table, checkpoint = weight_table(arch), read_checkpoint(files.weights)
+    check_checkpoint(checkpoint, table)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return LoadedModel(model, load_params(checkpoint, table, model.dtype, dict.fromkeys(table, device)), tokenizer)

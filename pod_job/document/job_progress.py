@@ -1,0 +1,69 @@
+"""Progress of a job that runs in this process, from the status it keeps in its run folder: on stderr."""
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status
+
+from pod_job.run_folder.status import HostStatus, Phase, read_status
+from pod_job.storage.folder import Folder
+
+LOOK_S = 0.5
+PLAIN_EVERY_S = 10.0
+
+
+class JobProgress:
+    """Shows, while it is open, what the job does: a line in place on a terminal, and elsewhere a line now and then."""
+
+    def __init__(self, folder: Folder, host: int, attempt: str) -> None:
+        """`host` and `attempt` name the status of the job in this process."""
+        self.folder, self.host, self.attempt = folder, host, attempt
+        self.console = Console(stderr=True)
+        self.started, self.began = time.time(), time.monotonic()
+        self.line: Status | None = None
+        self.shown, self.shown_at = str(Phase.checking), self.began  # nothing to say yet, and an error is one line
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> "JobProgress":
+        if self.console.is_terminal:
+            self.line = self.console.status("checking")
+            self.line.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stopping.set()
+        self.thread.join()
+        if self.line is not None:
+            self.line.stop()
+
+    def _watch(self) -> None:
+        while not self.stopping.wait(LOOK_S):
+            try:
+                status = read_status(self.folder, self.host, self.attempt)
+            except Exception:  # the job itself says what is wrong with the folder
+                continue
+            if status is not None and status.updated >= self.started:  # starts by hand share one name
+                self._show(status)
+
+    def _show(self, status: HostStatus) -> None:
+        text = progress_text(status)
+        if self.line is not None:
+            self.line.update(text)
+            return
+        moment = time.monotonic()
+        new_phase = self.shown.partition(":")[0] != text.partition(":")[0]
+        if new_phase or (text != self.shown and moment - self.shown_at >= PLAIN_EVERY_S):
+            self.shown, self.shown_at = text, moment
+            self.console.print(f"{moment - self.began:6.1f} s  {text}", highlight=False, soft_wrap=True)
+
+
+def progress_text(status: HostStatus) -> str:
+    """Returns the phase, and while it extracts how far it is and how fast."""
+    if status.phase is not Phase.extracting:
+        return str(status.phase)
+    rate = f", {status.tokens / status.seconds:,.0f} tokens/s" if status.tokens and status.seconds else ""
+    return f"{status.phase}: {status.samples:,} prompts, batches {status.batches}/{status.batches_total}{rate}"
