@@ -16,6 +16,7 @@ from launch.view.summary import Summary
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.inputs import read_inputs
+from pod_job.planning.prompt_survey import survey_run
 from pod_job.run_folder.metadata import read_any
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
@@ -68,6 +69,7 @@ def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Sum
     """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
     started = time.monotonic()
     inputs = read_inputs(config)
+    survey_run(inputs)
     attempt = new_attempt()
     logs = LOGS / attempt
     commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)

@@ -21,6 +21,7 @@ from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
+from pod_job.planning.prompt_survey import survey_run
 from pod_job.run_folder.metadata import read_any
 from pod_job.terminal import SafeConsole
 
@@ -30,6 +31,7 @@ KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
     """Checks the inputs, brings the pod up and starts the job on all its hosts, or finds it running there."""
     inputs = read_inputs(config)
+    survey_run(inputs)
     pod = bring_up(config, log)
     if pod.workers != config.pod.hosts:
         raise JobError(

@@ -20,6 +20,7 @@ from pod_job.errors import NoWeights
 from pod_job.formats.records import encode
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import RunMemory, described, run_memory
+from pod_job.planning.prompt_survey import PromptSurvey, survey_run
 from pod_job.preflight.lines import lines as preflight_lines
 from pod_job.preflight.records import PreflightReport
 from pod_job.terminal import SafeConsole
@@ -49,6 +50,7 @@ class Plan(msgspec.Struct, frozen=True):
     positions: str
     dtype: str
     run_dir: str
+    prompts: PromptSurvey | None  # None where the model has no tokenizer
     weights_found: bool  # and their headers checked; False: the plan is made from config.json alone
     memory: RunMemory
     commands: list[HostCommand]
@@ -66,7 +68,8 @@ def plan(options: Namespace) -> int:
     """Shows the plan on stdout. Raises JobError for whatever would make the run fail before it starts."""
     overrides = options.overrides
     config = config_to_start(overrides)
-    job_plan = make_plan(config, inputs_or_outline(config), planned_commands(config, overrides))
+    run = inputs_or_outline(config)
+    job_plan = make_plan(run, survey_run(run), planned_commands(config, overrides))
     screen = SafeConsole()
     if not options.json:
         show(job_plan, screen)
@@ -100,8 +103,9 @@ def no_preflight_reason(config: JobConfig, unwanted: bool) -> str | None:
     return None if compiler_here() else NO_COMPILER
 
 
-def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCommand]) -> Plan:
-    """Returns the plan of a checked configuration, without a preflight."""
+def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: list[HostCommand]) -> Plan:
+    """Returns the plan of checked inputs, without a preflight."""
+    config = inputs.config
     pod, extract = config.pod, config.extract
     return Plan(
         model=config.model.path,
@@ -120,6 +124,7 @@ def make_plan(config: JobConfig, inputs: Inputs | Outline, commands: list[HostCo
         positions=extract.positions.value,
         dtype=extract.dtype.value,
         run_dir=config.storage.run_dir,
+        prompts=prompts,
         weights_found=isinstance(inputs, Inputs),
         memory=run_memory(inputs),
         commands=commands,
@@ -136,6 +141,7 @@ def show(job_plan: Plan, console: Console) -> None:
         ("pod", f"{job_plan.pod}: {job_plan.hosts} hosts x {job_plan.devices_per_host} devices = {job_plan.devices}"),
         ("mesh", f"{mesh}, weights {job_plan.sharding}"),
         ("data", f"{job_plan.samples:,} samples in {job_plan.batches:,} batches"),
+        ("prompts", str(job_plan.prompts or "not looked at: the model has no tokenizer yet")),
         ("taps", ", ".join(job_plan.taps)),
         ("rows", f"positions {job_plan.positions}, {job_plan.dtype}"),
         ("run folder", job_plan.run_dir),

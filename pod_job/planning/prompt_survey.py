@@ -4,15 +4,26 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import date
 
 from msgspec import Struct, field
 
+from pod_job.checkpoints.locate import find_model
 from pod_job.config.generate import Mode
 from pod_job.config.schema import Exclude, JobConfig, Positions
 from pod_job.errors import JobError
-from pod_job.planning.inputs import Inputs
+from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
+from pod_job.planning.template_date import start_date
 from pod_job.prompts.special import special_ids, special_tokens
-from pod_job.prompts.tokens import Prompt, Tokenized
+from pod_job.prompts.tokens import (
+    Prompt,
+    PromptRules,
+    Tokenized,
+    Tokenizer,
+    TokenizerFolder,
+    has_vocabulary,
+    usable_prompts,
+)
 
 log = logging.getLogger("pod_job")
 
@@ -81,20 +92,32 @@ def gives_rows(prompt: Prompt, config: JobConfig, special: Iterable[int]) -> boo
     return not (marks[-1] if extract.positions is Positions.last else marks.all())
 
 
-def survey_sample(inputs: Inputs, seed: int = 0) -> PromptSurvey:
+def survey_run(run: Inputs | Outline) -> PromptSurvey | None:
+    """Looks at a sample of a run's prompts, as `survey_sample`; None for a model without weights or a tokenizer."""
+    if isinstance(run, Inputs):
+        return survey_sample(run, run.tokenizer, run.template_date)
+    model = TokenizerFolder(find_model(run.config.model.path, run.config.model.revision).directory)
+    if not has_vocabulary(model.path):
+        return None
+    check_tokenizer(run, model)
+    return survey_sample(run, model.tokenizer, start_date())
+
+
+def survey_sample(run: Outline, tokenizer: Tokenizer, template_date: date, seed: int = 0) -> PromptSurvey:
     """Looks at a sample of the run's prompts, at all of them where they are few.
 
     Raises:
         JobError: what a host would refuse: a prompt that cannot be used, or none with a row.
     """
-    survey, special = PromptSurvey(), special_ids(inputs.tokenizer)
-    chosen = sample_indices(len(inputs.tasks.samples), seed)
+    survey, special, samples = PromptSurvey(), special_ids(tokenizer), run.tasks.samples
+    rules = PromptRules.of(run.config, run.arch.vocab, template_date)
+    chosen = sample_indices(len(samples), seed)
     for start in range(0, len(chosen), CHUNK):
-        samples = [inputs.tasks.samples[i] for i in chosen[start : start + CHUNK]]
-        survey.add(inputs.tokenize(samples), inputs.config, special)
+        part = [samples[i] for i in chosen[start : start + CHUNK]]
+        survey.add(usable_prompts(tokenizer, part, rules), run.config, special)
         if survey.tokens > MOST_TOKENS:
             break
-    check_rows(survey, inputs)
+    check_rows(survey, run.config)
     return survey
 
 
@@ -121,17 +144,17 @@ def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
     others = (batch for batch in range(1, inputs.total_batches + 1) if batch not in mine)
     while not survey.has_rows and (batch := next(others, None)) is not None:
         survey.add(inputs.prompts(batch), inputs.config, special)
-    check_rows(survey, inputs)
+    check_rows(survey, inputs.config)
     if survey.without_rows:
         log.warning("%d prompts give no row: extract.exclude leaves all of them out", survey.without_rows)
     return tokens
 
 
-def check_rows(survey: PromptSurvey, inputs: Inputs) -> None:
+def check_rows(survey: PromptSurvey, config: JobConfig) -> None:
     """Raises JobError where none of the prompts looked at gives a row."""
     if survey.has_rows:
         return
-    config, extract = inputs.config, inputs.config.extract
+    extract = config.extract
     if survey.prompts:
         wanted = "[" + ",".join(kind.value for kind in extract.exclude) + "]"
         last = extract.positions is Positions.last

@@ -98,11 +98,48 @@ def test_a_plan_needs_no_weights_and_a_start_does(
     plan = json.loads(capsys.readouterr().out)
     assert (whole.pop("weights_found"), plan.pop("weights_found")) == (True, False)
     differing = {name for name in whole if plan[name] != whole[name]}
-    assert differing == {"model", "commands"}
+    assert differing == {"model", "commands", "prompts"}  # only the whole model has a tokenizer
     assert main(["plan", *of_it]) == 0
     assert "none at model.path" in " ".join(capsys.readouterr().out.split())
     assert main(["run", *of_it]) == 2
     assert "has neither model.safetensors" in capsys.readouterr().err
+
+
+def test_a_plan_tells_what_the_prompts_are(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """On a model without weights too, where its tokenizer is there."""
+    assert main(["plan", *job, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["prompts"]
+    assert whole["prompts"] == 10
+    (Path(shlex.split(job[3].removeprefix("model.path="))[0]) / "model.safetensors").unlink()
+    assert (
+        main(
+            [
+                "plan",
+                *job,
+                "tasks.on_broken=skip",
+                "extract.too_long=refuse",
+                f"extract.seq_len={whole['longest'] - 1}",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    cut = json.loads(capsys.readouterr().out)
+    assert (cut["weights_found"], cut["prompts"]["skipped"]) == (False, {"too_long": 10 - cut["prompts"]["prompts"]})
+    assert 0 < cut["prompts"]["longest"] < whole["longest"]
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_what_a_host_would_refuse_of_a_prompt_is_refused_here(
+    verb: str, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"text": "good"}\n' * 998 + json.dumps({"text": "x" * 65, "task_id": "long"}) + "\n")
+    changes = ["tasks.format=jsonl", f"tasks.path='{tasks}'", "tasks.limit=null", "extract.too_long=refuse"]
+    assert main([verb, *job, *changes, "extract.seq_len=64"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: task long, sample 0 has 65 tokens, more than extract.seq_len=64")
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_plan_as_a_table(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
 from pod_job.planning.inputs import Inputs, read_inputs
-from pod_job.planning.prompt_survey import ALL_UP_TO, PromptSurvey, sample_indices, survey_sample, survey_share
+from pod_job.planning.prompt_survey import ALL_UP_TO, PromptSurvey, sample_indices, survey_run, survey_share
 from pod_job.run_folder.identity import RunRecord, claim
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.open import open_folder
@@ -38,6 +38,12 @@ def inputs(model: Path, prompts: list[Any], *overrides: str) -> Inputs:
     return read_inputs(load([*(f"{key}={value}" for key, value in settings.items()), *overrides]))
 
 
+def survey(run: Inputs) -> PromptSurvey:
+    seen = survey_run(run)
+    assert seen is not None
+    return seen
+
+
 def set_template(model: Path, template: str) -> None:
     file = model / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
@@ -48,11 +54,11 @@ def test_a_prompt_that_cannot_be_used_is_refused_or_counted(model: Path, bad: in
     prompts = ["short"] * 4
     prompts[bad] = "x" * 41
     refusing = inputs(model, prompts)
-    for look in (lambda: survey_sample(refusing), lambda: [survey_share(refusing, host, 2) for host in (0, 1)]):
+    for look in (lambda: survey_run(refusing), lambda: [survey_share(refusing, host, 2) for host in (0, 1)]):
         with pytest.raises(JobError, match=rf"task t{bad}, sample 0 has 41 tokens, more than extract.seq_len=40"):
             look()
     skipping = inputs(model, prompts, "tasks.on_broken=skip")
-    assert survey_sample(skipping) == PromptSurvey(prompts=3, skipped={"too_long": 1}, tokens=15, longest=5)
+    assert survey_run(skipping) == PromptSurvey(prompts=3, skipped={"too_long": 1}, tokens=15, longest=5)
     assert [survey_share(skipping, host, 2) for host in (0, 1)] == [[5 if bad == 0 else 10], [10 if bad == 0 else 5]]
 
 
@@ -60,21 +66,21 @@ def test_a_run_of_which_every_row_is_excluded_is_refused(model: Path) -> None:
     set_template(model, "{{ messages[0].content }}<|im_end|>")
     last = ("extract.positions=last", "extract.exclude=[special]")
     empty = inputs(model, [ASK] * 4, *last)
-    for look in (lambda: survey_sample(empty), *(lambda host=host: survey_share(empty, host, 2) for host in (0, 1))):
+    for look in (lambda: survey_run(empty), *(lambda host=host: survey_share(empty, host, 2) for host in (0, 1))):
         with pytest.raises(JobError, match=r"extract\.exclude=\[special\]: the last token of all 4 prompts is special"):
             look()
     mixed = inputs(model, [ASK, ASK, ASK, "text"], *last)
-    assert survey_sample(mixed).without_rows == 3
+    assert survey(mixed).without_rows == 3
     assert survey_share(mixed, 0, 2) == [2 * len("hello<")]  # the other host's share has rows
-    assert survey_sample(inputs(model, [ASK], "extract.positions=all", last[1])).without_rows == 0
+    assert survey(inputs(model, [ASK], "extract.positions=all", last[1])).without_rows == 0
     set_template(model, "<|im_end|>")
     with pytest.raises(JobError, match=r"every token of all 1 prompts is special; use extract\.exclude=\[\]"):
-        survey_sample(inputs(model, [ASK], "extract.positions=all", last[1]))
+        survey_run(inputs(model, [ASK], "extract.positions=all", last[1]))
 
 
 def test_a_run_of_which_no_prompt_can_be_used_is_refused(model: Path) -> None:
     with pytest.raises(JobError, match=r"none of the prompts can be used \(2 too_long\)"):
-        survey_sample(inputs(model, ["x" * 41] * 2, "tasks.on_broken=skip"))
+        survey_run(inputs(model, ["x" * 41] * 2, "tasks.on_broken=skip"))
 
 
 @pytest.mark.parametrize("count", [1, ALL_UP_TO, ALL_UP_TO + 1, 10 * ALL_UP_TO])

@@ -100,7 +100,7 @@ def local_datasets(tmp_path: Path, columns: dict[str, list[Any]]) -> dict[str, P
 def test_a_dataset_gives_its_rows_mapped_or_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, streaming: bool
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     path = local_datasets(tmp_path, {"body": WORDS, "extra": [1, 2, 3, 4]})[kind]
     samples = read(path, TaskFormat.dataset, field="body", streaming=streaming).samples
     assert [(s.task_id, s.prompt) for s in samples] == [(f"row_{i}", word) for i, word in enumerate(WORDS)]
@@ -153,7 +153,7 @@ def test_splits_of_a_saved_dataset_can_be_joined_and_missing_ones_are_refused(tm
     for split, words in (("test", ["three"]), ("test+train[:1]", ["three", "one"]), ("all", [*WORDS, "three"])):
         samples = read(tmp_path / "saved", TaskFormat.dataset, split=split).samples
         assert [sample.prompt for sample in samples] == words
-    datasets.Dataset.from_dict({"text": WORDS}, split="validation").save_to_disk(tmp_path / "one")
+    datasets.Dataset.from_dict({"text": WORDS}, split=datasets.Split.VALIDATION).save_to_disk(tmp_path / "one")
     assert len(read(tmp_path / "one", TaskFormat.dataset, split="validation[:3]").samples) == 3
     for split in ("test", "train", "validation[", "0"):
         with pytest.raises(JobError, match=f"split={re.escape(split)} cannot be opened"):
@@ -166,7 +166,7 @@ def test_splits_of_a_saved_dataset_can_be_joined_and_missing_ones_are_refused(tm
 def test_rows_of_a_dataset_lose_their_padding_and_keep_their_tools(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     ids = {"input_ids": [[9, 9, 1, 2], [3, 4, 9, 9]], "attention_mask": [[0, 0, 1, 1], [1, 1, 0, 0]]}
     made = datasets.Dataset.from_dict(ids | {"messages": [CHAT, CHAT], "tools": [[{"name": "add"}], None]})
     made.with_format("numpy").save_to_disk(tmp_path / "saved")
