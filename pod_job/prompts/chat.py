@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
-from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample, printable
+from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
+from pod_job.terminal import one_line
 
 CPU_S = 10.0
 """Seconds of CPU time that one chat may take; a template takes milliseconds."""
@@ -110,4 +111,4 @@ def rendered(sample: Sample, answer: Mapping[str, str]) -> str | BrokenTask:
 def why_ended(sample: Sample, status: int) -> str:
     """Returns what a chat did to the process that was to render it."""
     did = f"takes more than {CPU_S:g} s" if status == -signal.SIGPROF else f"ended its process ({status})"
-    return printable(f"{sample}: the model's chat template {did}; correct the template")
+    return one_line(f"{sample}: the model's chat template {did}; correct the template")

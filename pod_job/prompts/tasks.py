@@ -16,10 +16,11 @@ from pod_job.errors import JobError
 from pod_job.prompts.sources.arc_source import arc_source
 from pod_job.prompts.sources.hub_dataset import dataset_source
 from pod_job.prompts.sources.jsonl import jsonl_source
-from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, check_tokens, printable
+from pod_job.prompts.sources.sample import BrokenTask, Key, Reason, Sample, Source, check_tokens
 from pod_job.prompts.sources.text_folder import text_source
 from pod_job.prompts.sources.token_array import token_source
 from pod_job.prompts.sources.watched import changed
+from pod_job.terminal import one_line
 
 SKIPPED_NAMED = 100
 """Most reasons that are recorded; beyond them skipped tasks are only counted."""
@@ -51,7 +52,7 @@ class Samples(Sequence[Sample]):
         except BrokenTask as broken:
             raise JobError(changed(f"what was a sample ({broken})")) from broken
         if content_hash(sample) != self.contents[at]:
-            raise JobError(changed(printable(str(sample))))
+            raise JobError(changed(one_line(str(sample))))
         return sample
 
 

@@ -89,7 +89,7 @@ def test_what_a_template_fails_on_is_one_line(tokenizer: Any, template: str, say
     assert isinstance(first, BrokenTask)
     assert isinstance(second, BrokenTask)
     assert first.reason is Reason.refused_by_template
-    assert str(first).startswith("task a\\x1b, sample 3: the model's chat template refuses it (")
+    assert str(first).startswith("task a\\u001b, sample 3: the model's chat template refuses it (")
     assert says in str(first)
     assert str(first).isprintable()
 

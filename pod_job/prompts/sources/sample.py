@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pod_job.prompts.sources.watched import WatchedFiles
+from pod_job.terminal import one_line
 
 Message = Mapping[str, Any]
 """One turn of a chat: `role`, `content` (text, a list of parts, or null) and whatever else the template reads."""
@@ -41,16 +42,11 @@ class Reason(StrEnum):
 
 
 class BrokenTask(Exception):
-    """Names a task that cannot be used, and why, in printable characters; `tasks.on_broken` decides what follows."""
+    """Names a task that cannot be used, and why, in one line; `tasks.on_broken` decides what follows."""
 
     def __init__(self, message: str, reason: Reason = Reason.broken) -> None:
-        super().__init__(printable(message))
+        super().__init__(one_line(message))
         self.reason = reason
-
-
-def printable(text: str) -> str:
-    """Returns the text with escapes in place of control characters and of lone surrogates, which no terminal shows."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @dataclass(frozen=True, eq=False)
