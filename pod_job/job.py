@@ -15,7 +15,6 @@ from pod_job.checking.trial import try_program
 from pod_job.checkpoints.checkpoint import unread
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
-from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
 from pod_job.extraction.pipeline import PackedFeeder, extract
@@ -39,12 +38,11 @@ from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.sharding import sharding_line
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import check_machine
-from pod_job.planning.inputs import Inputs, open_run_folder, read_inputs
+from pod_job.planning.inputs import Inputs, claim_run, open_run_folder, read_inputs
 from pod_job.planning.memory import explaining_memory
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokens import has_vocabulary
-from pod_job.run_folder.identity import claim
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.status import EndKind, Phase
 from pod_job.run_folder.tokenizer import store_tokenizer
@@ -93,9 +91,10 @@ def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
     config = inputs.config
     if config.pod.kind is PodKind.tpu:
         free_chips()
+    _ = inputs.identity  # which may read weights whole: before others wait for this host
     reporter.phase(Phase.arrived)
     await_hosts(inputs.folder, host, config.pod.arrival_timeout_s)
-    claim(inputs.folder, inputs.identity, to_json(config))
+    claim_run(inputs)
     if host.index == 0:
         keep_tokenizer(inputs)
     start(host)

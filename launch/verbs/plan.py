@@ -12,7 +12,7 @@ from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
-from launch.verbs.arguments import add_no_preflight
+from launch.verbs.arguments import add_accept_identity, add_no_preflight, start_overrides
 from launch.view.facts import show_facts
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
@@ -60,13 +60,14 @@ class Plan(msgspec.Struct, frozen=True):
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
+    add_accept_identity(parser)
     add_no_preflight(parser)
     add_json(parser, "the plan")
 
 
 def plan(options: Namespace) -> int:
     """Shows the plan on stdout. Raises JobError for whatever would make the run fail before it starts."""
-    overrides = options.overrides
+    overrides = start_overrides(options)
     config = config_to_start(overrides)
     run = inputs_or_outline(config)
     job_plan = make_plan(run, survey_run(run), planned_commands(config, overrides))

@@ -14,7 +14,7 @@ from launch.cloud.job import finish, planned, start, until_end
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
-from launch.verbs.arguments import add_dry_run, add_follow, add_no_preflight
+from launch.verbs.arguments import add_accept_identity, add_dry_run, add_follow, add_no_preflight, start_overrides
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
@@ -27,6 +27,7 @@ EXAMPLES = (
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
+    add_accept_identity(parser)
     add_follow(parser)
     add_no_preflight(parser)
     add_dry_run(parser)
@@ -38,16 +39,17 @@ def run(options: Namespace) -> int:
 
     Raises JobError for input that fails before any host is started, and Stopped when a signal ended the run.
     """
-    config = config_to_start(options.overrides)
+    overrides = start_overrides(options)
+    config = config_to_start(overrides)
     if config.pod.kind is PodKind.tpu:
-        return run_in_cloud(config, options)
+        return run_in_cloud(config, overrides, options)
     if options.dry_run:
-        print(*planned_commands(config, options.overrides), sep="\n")
+        print(*planned_commands(config, overrides), sep="\n")
         return DONE
-    return run_here(config, options.overrides, failures=0, as_json=options.json)
+    return run_here(config, overrides, failures=0, as_json=options.json)
 
 
-def run_in_cloud(config: JobConfig, options: Namespace) -> int:
+def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace) -> int:
     """Starts the job on its pod; with --follow stays until it ends."""
     if options.dry_run:
         print(*planned(config), sep="\n")
@@ -55,12 +57,12 @@ def run_in_cloud(config: JobConfig, options: Namespace) -> int:
     began = time.monotonic()
     log = timed_log(began)
     if not options.no_preflight:
-        preflight_first(options.overrides, log)
-    started = start(config, options.overrides, log)
+        preflight_first(overrides, log)
+    started = start(config, overrides, log)
     if not options.follow:
         facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
         facts |= {"hosts": config.pod.hosts}
-        print(json.dumps(facts) if options.json else next_steps(options.overrides))
+        print(json.dumps(facts) if options.json else next_steps(overrides))
         return DONE
     outcome = until_end(config, started, log, began)
     return finish(config, started, outcome, time.monotonic() - began, options.json)

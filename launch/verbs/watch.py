@@ -20,7 +20,7 @@ from launch.cloud.request import pod_name, pod_spec
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
-from launch.verbs.arguments import add_dry_run, add_no_preflight
+from launch.verbs.arguments import add_accept_identity, add_dry_run, add_no_preflight, start_overrides
 from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
@@ -34,13 +34,14 @@ EXAMPLES = (
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_overrides(parser)
+    add_accept_identity(parser)
     add_no_preflight(parser)
     add_dry_run(parser)
     add_json(parser, "the summary")
 
 
 def watch(options: Namespace) -> int:
-    overrides = options.overrides
+    overrides = start_overrides(options)
     config = config_to_start(overrides)
     if options.dry_run:
         print(*(planned(config) if config.pod.kind is PodKind.tpu else planned_commands(config, overrides)), sep="\n")

@@ -1,11 +1,12 @@
 """A model's weights in either form: safetensors files, or a checkpoint that `pod-job convert` has made of them.
 
-No jax, and nothing but headers is read.
+No jax. Nothing but headers is read, except where `weights_content` needs a checksum.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import (
     TensorFiles,
     check_tensors,
@@ -13,7 +14,7 @@ from pod_job.checkpoints.huggingface import (
     tensors_fingerprint,
     unread_tensors,
 )
-from pod_job.checkpoints.orbax import Converted, check_converted, read_converted
+from pod_job.checkpoints.orbax import Converted, check_content, check_converted, read_converted
 from pod_job.models.weight_table import Weight
 from pod_job.storage.folder import Readable
 from pod_job.storage.open import open_folder
@@ -42,8 +43,22 @@ def unread(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> list[str]:
     return unread_tensors(checkpoint, table)
 
 
+def weights_content(checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns the checksum of each file that the weights are read from, or were converted from.
+
+    The first time on a machine this reads them whole, unless they lie in a bucket or on the hub.
+
+    Raises:
+        JobError: converted weights are no longer those that were written.
+    """
+    if isinstance(checkpoint, Converted):
+        check_content(checkpoint)
+        return checkpoint.manifest.source
+    return checksums(checkpoint.folder, sorted({tensor.file for tensor in checkpoint.tensors.values()}))
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Returns what tells checkpoints apart; a conversion does not change it."""
+    """Returns what runs before 0.2 told checkpoints apart by; a conversion does not change it."""
     return checkpoint.manifest.fingerprint if isinstance(checkpoint, Converted) else tensors_fingerprint(checkpoint)
 
 

@@ -1,7 +1,7 @@
 """A model's weights as one orbax checkpoint, made once: `pod-job convert MODEL OUT`; then model.path=OUT.
 
 Every host of any mesh reads its own slices from it, and no bytes of anybody else's. Configuration and tokenizer go
-along, and runs keep the model's name and fingerprint: one begun with the original goes on with this.
+along, and runs keep the model's name and the checksums of its files: one begun with the original goes on with this.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 import orbax.checkpoint as orbax
 
-from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint
+from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint, weights_content
+from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import HEAD, TensorFiles, checkpoint_names
 from pod_job.checkpoints.load import fill_from_tensors
-from pod_job.checkpoints.locate import find_model, small_files
+from pod_job.checkpoints.locate import find_model, local_small_files
 from pod_job.checkpoints.orbax import FORMAT, MANIFEST, Converted, Manifest, StoredWeight, read_converted
 from pod_job.errors import JobError, first_line
 from pod_job.models.arch import read_arch_file
@@ -52,29 +53,36 @@ def convert(model: str, out_dir: str | Path, revision: str | None = None) -> Con
     arch = read_arch_file(files.directory / "config.json")
     table = weight_table(arch, head=HEAD in source.tensors)
     check_checkpoint(source, table)
-    made_from = fingerprint(source)
+    made_from = fingerprint(source), weights_content(source)
     if existing := read_converted(out):
-        return confirm(existing, made_from)
+        return confirm(existing, *made_from)
     out.check_writable()
     path = f"{WEIGHTS}{uuid.uuid4().hex}"
     arrays = {name: read_weight(source, weight) for name, weight in table.items()}
     with output_folder(out, path, sum(array.nbytes for array in arrays.values())) as local:
         write_orbax(local, arrays, table)
-    for name in small_files([file.name for file in files.directory.iterdir()]):
+    for name in local_small_files(files.directory):
         create_or_match(out, name, (files.directory / name).read_bytes())
     stored = {name: StoredWeight(array.shape, str(array.dtype)) for name, array in arrays.items()}
-    manifest = Manifest(format=FORMAT, name=files.name, fingerprint=made_from, path=path, weights=stored)
-    with contextlib.suppress(NameTaken):  # another conversion was faster
+    with contextlib.suppress(NameTaken, FileNotFoundError):  # another conversion was faster, and removed this one's
+        manifest = Manifest(FORMAT, files.name, made_from[0], path, stored, made_from[1], written_files(out, path))
         out.create(MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
     converted = read_converted(out)
     assert converted is not None
     remove_unfinished(out, converted)
-    return confirm(converted, made_from)
+    return confirm(converted, *made_from)
 
 
-def confirm(converted: Converted, made_from: str) -> Converted:
-    """Returns the checkpoint; JobError where it was made from a model with another fingerprint."""
-    if converted.manifest.fingerprint != made_from:
+def written_files(out: Folder, path: str) -> dict[str, str]:
+    """Returns the checksums of the files under `path`."""
+    names = out.names(f"{path}/")
+    return {name.removeprefix(f"{path}/"): value for name, value in checksums(out, names).items()}
+
+
+def confirm(converted: Converted, made_from: str, source: Mapping[str, str]) -> Converted:
+    """Returns the checkpoint; JobError where it was made from a model with another fingerprint or other files."""
+    manifest = converted.manifest
+    if manifest.fingerprint != made_from or (manifest.source and manifest.source != source):
         raise JobError(
             f"OUT={converted.folder.url} holds another model ({converted.manifest.name}); name another folder"
         )

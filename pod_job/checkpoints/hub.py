@@ -7,15 +7,18 @@ that is in the cache with its weights is used as it is, also without a network.
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_url, snapshot_download
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
+from pod_job.checkpoints.content import cached, git_sha1, sha256
 from pod_job.checkpoints.huggingface import INDEX, WHOLE, weight_files
 from pod_job.errors import JobError
 from pod_job.storage.folder import Readable, check_name
 from pod_job.storage.local import LocalFolder
 
+ALGORITHMS = {64: "sha256", 40: "git-sha1"}
+"""Algorithm of the hub's checksums by their number of digits: of large files, and of those in git itself."""
 PARTIAL_CONTENT, RANGE_BEYOND_END = 206, 416
 
 
@@ -33,11 +36,20 @@ def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> 
             f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
             "give a folder that holds config.json and weights (for a plan, config.json alone)"
         ) from error
-    local = LocalFolder(str(snapshot), "model.path", follow_links=True)
+    local = CachedSnapshot(str(snapshot), "model.path", follow_links=True)
     # Other programs leave whole models in the cache.
     cached = (snapshot / WHOLE).is_file() or (snapshot / INDEX).is_file()
     cached = cached and all((snapshot / name).is_file() for name in weight_files(local))
     return snapshot, local if cached else HubFolder(repo, snapshot.name)
+
+
+class CachedSnapshot(LocalFolder):
+    """A model that is whole in the hub's cache; its files have the checksums that they have on the hub."""
+
+    def checksum(self, name: str) -> str:
+        # The cache names a file by its checksum on the hub, and what lies there may have been changed.
+        path = self._path(name)
+        return cached(path, git_sha1 if ALGORITHMS.get(len(path.resolve().name)) == "git-sha1" else sha256)
 
 
 class HubFolder:
@@ -63,9 +75,22 @@ class HubFolder:
         except EntryNotFoundError:
             raise FileNotFoundError(url) from None
         except Exception as error:  # the HTTP library beneath the hub's, and its errors, change with its version
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise JobError(f"model.path={self.repo}: {name}: {reason}") from error
+            raise self._error(name, error) from error
         return answer.content
+
+    def checksum(self, name: str) -> str:
+        url = hf_hub_url(self.repo, name, revision=self.commit)
+        try:
+            etag = get_hf_file_metadata(url, retry_on_errors=True).etag or ""
+        except EntryNotFoundError:
+            raise FileNotFoundError(url) from None
+        except Exception as error:  # as in `read`
+            raise self._error(name, error) from error
+        return f"{ALGORITHMS.get(len(etag), 'etag')}:{etag}"
 
     def local_path(self, name: str) -> Path | None:
         return None
+
+    def _error(self, name: str, error: Exception) -> JobError:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return JobError(f"model.path={self.repo}: {name}: {reason}")

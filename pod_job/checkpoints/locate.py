@@ -9,26 +9,38 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pod_job.checkpoints.cache import cache_folder
 from pod_job.errors import JobError
 from pod_job.storage.folder import Folder, Readable
 from pod_job.storage.open import open_folder
 
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER_FILES = (
     "tokenizer*",
-    "chat_template*",
+    "*.tokenizer",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "vocab*.json",
     "vocab.txt",
-    "spiece.model",
-    "tekken.json",
+    "vocab.bpe",
     "merges.txt",
+    "bpe.codes",
+    "normalizer.json",
+    "emoji.json",
+    "byte_maps.json",
+    "entity_vocab.json",
+    "word_*.json",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*",
 )
+"""Patterns of the files that transformers makes a tokenizer and its chat template from."""
+SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,19 @@ def find_model(path: str, revision: str | None = None) -> ModelFiles:
     return ModelFiles(path, directory, weights)
 
 
-def small_files(names: list[str]) -> list[str]:
-    """Returns those of a model's files that its configuration and tokenizer are made of."""
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in SMALL_FILES)]
+def small_files(names: Iterable[str], patterns: Sequence[str] = SMALL_FILES) -> list[str]:
+    """Returns those of a model's files that match a pattern; a `*` stays within a folder."""
+
+    def matches(name: str, pattern: str) -> bool:
+        return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+    return [name for name in names if any(matches(name, pattern) for pattern in patterns)]
+
+
+def local_small_files(directory: Path, patterns: Sequence[str] = SMALL_FILES) -> list[str]:
+    """Returns the names of the files in a local folder that match a pattern, sorted."""
+    paths = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(directory).as_posix() for path in paths)
 
 
 def fetch_small_files(folder: Folder) -> Path:
@@ -81,6 +103,7 @@ def fetch_small_files(folder: Folder) -> Path:
             fetched = Path(scratch) / "model"
             fetched.mkdir()
             for name in names:
+                (fetched / name).parent.mkdir(exist_ok=True)
                 (fetched / name).write_bytes(folder.read(name))
             try:
                 os.rename(fetched, cached)
@@ -88,10 +111,3 @@ def fetch_small_files(folder: Folder) -> Path:
                 if not cached.is_dir():  # another process of this machine was first
                     raise
     return cached
-
-
-def cache_folder() -> Path:
-    """Returns a folder in the cache of the Hugging Face libraries, which HF_HOME moves."""
-    from huggingface_hub import cached_assets_path
-
-    return cached_assets_path("tpu-pod-activations", namespace="models")

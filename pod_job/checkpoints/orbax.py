@@ -12,6 +12,7 @@ import ml_dtypes  # noqa: F401  so that numpy knows bfloat16 by its name
 import msgspec
 import numpy as np
 
+from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import map_ahead
 from pod_job.environment import STORAGE_EMULATOR, TENSORSTORE_EMULATOR, TENSORSTORE_TOKEN
 from pod_job.errors import JobError
@@ -35,13 +36,19 @@ class StoredWeight(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Content of `converted.json`; `name` and `fingerprint` are those of the checkpoint that it was made from."""
+    """Content of `converted.json`; `name` and `fingerprint` are those of the checkpoint that it was made from.
+
+    `source` has the checksums of that checkpoint's files, `files` those of the files under `path`; both are empty where
+    a version before 0.2 converted.
+    """
 
     format: int
     name: str
     fingerprint: str
     path: str
     weights: dict[str, StoredWeight]
+    source: dict[str, str] = msgspec.field(default_factory=dict)
+    files: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,19 @@ def check_converted(converted: Converted, table: Mapping[str, Weight]) -> None:
             raise JobError(f"{where}: weight {name} is {list(shape)}, but config.json says {list(weight.shape)}")
     if extra := sorted(stored.keys() - table.keys() - {"unembed"}):
         raise JobError(f"{where}: weight {extra[0]} is not part of this model; wrong config.json?")
+
+
+def check_content(converted: Converted) -> None:
+    """Raises JobError where the weights are no longer those that the conversion wrote; reads all of them at most."""
+    recorded = {f"{converted.manifest.path}/{name}": value for name, value in converted.manifest.files.items()}
+    where = f"model.path={converted.folder.url}"
+    try:
+        present = checksums(converted.folder, list(recorded))
+    except FileNotFoundError as error:
+        raise JobError(f"{where}: {error.filename or error} is missing; convert the model again") from error
+    for name, value in recorded.items():
+        if present[name] != value:
+            raise JobError(f"{where}: {name} is {present[name]}, {MANIFEST} says {value}; convert the model again")
 
 
 def fill_from_converted(converted: Converted, name: str) -> Fill:

@@ -16,7 +16,7 @@ from rich.table import Table
 from pod_job.commands.command_line import DONE, FAILED, RUN_DIR_HELP, Command, add_json
 from pod_job.commands.console import stdout_console
 from pod_job.report.overview import Overview, read_overview
-from pod_job.run_folder.identity import differences, shown
+from pod_job.run_folder.differences import differences, shown
 from pod_job.terminal import one_line
 
 EXAMPLES = ("runs/first runs/second", "runs/first gs://my-bucket/run --json")

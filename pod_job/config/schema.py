@@ -149,6 +149,7 @@ class ExtractConfig:
 class StorageConfig:
     run_dir: str = MISSING  # the run folder: a folder that every host sees, or gs://bucket/prefix
     writers: int = 4  # files that a host writes or uploads at the same time
+    accept_identity: list[str] = field(default_factory=list)  # fields of the identity that may differ from run.json
     compile_cache: str | None = None  # a folder or gs://bucket/prefix that caches compiled programs
 
     def __post_init__(self) -> None:

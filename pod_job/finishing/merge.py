@@ -16,6 +16,7 @@ from pod_job.formats.records import now
 from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
+from pod_job.run_folder.accepted import read_accepted
 from pod_job.run_folder.commit import CommitRecord, PromptCounts, read_record
 from pod_job.run_folder.compaction import place, read_compaction
 from pod_job.run_folder.identity import RelativeErrors
@@ -138,6 +139,7 @@ def _combine(folder: Folder, plan: Plan, numbers: list[int], tallies: Iterable[R
         batches=tally.batches,
         prompts=_prompt_counts(plan, tally),
         joined=joined,
+        accepted=read_accepted(folder) or None,
     )
 
 

@@ -5,15 +5,15 @@ starts, and every host calls it again for itself.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 
-from msgspec import structs
-
-from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, fingerprint, model_name, read_checkpoint
-from pod_job.checkpoints.locate import ModelFiles, find_model
+from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, read_checkpoint, unread
+from pod_job.checkpoints.locate import find_model
 from pod_job.config.generate import Mode
+from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch_file
@@ -21,6 +21,14 @@ from pod_job.models.sharding import check_divides
 from pod_job.models.taps import Tap, resolve
 from pod_job.models.weight_table import Weight, weight_table
 from pod_job.planning.batches import batch_samples, total_batches
+from pod_job.planning.identity import (
+    generate_identity,
+    model_identity,
+    package_versions,
+    tasks_identity,
+    token_probe,
+    tokenizer_files,
+)
 from pod_job.planning.template_date import date_to_record, template_date
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
@@ -36,7 +44,8 @@ from pod_job.prompts.tokens import (
     tokenizer_fingerprint,
     usable_prompts,
 )
-from pod_job.run_folder.identity import GenerateIdentity, Identity, ModelIdentity, TasksIdentity, confirm, read_run
+from pod_job.run_folder.accepted import check_acceptable
+from pod_job.run_folder.identity import Identity, claim, confirm, read_run
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -61,15 +70,20 @@ class Outline:
 
 @dataclass(frozen=True)
 class Inputs(Outline):
-    """Everything that the job starts from, opened and read once; `identity` is what its activations depend on."""
+    """Everything that the job starts from, opened and read once."""
 
     folder: Folder
+    model_name: str
     model_dir: Path
     checkpoint: Checkpoint
     tokenizer_folder: TokenizerFolder
     end_tokens: tuple[int, ...]
     template_date: date
-    identity: Identity
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Everything that the activations depend on; the first use on a machine reads weights on its disk whole."""
+        return run_identity(self)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -114,25 +128,20 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     check_tokenizer(outline, tokenizer_folder)
     folder = folder or open_run_folder(config)
     check_compile_cache(config)
-    identity = structs.replace(
-        run_identity(outline, files, checkpoint),
-        template_date=date_to_record(folder, outline.tasks, tokenizer_folder),
-    )
-    recorded = None if folder.stat(RUN) is None else read_run(folder).identity.tasks
-    if outline.tasks.skipped and (recorded is None or recorded.skipped_by_reason is not None):  # 0.1.0 has no reasons
-        reasons = dict(sorted(outline.tasks.skipped_by_reason.items()))
-        identity = structs.replace(identity, tasks=structs.replace(identity.tasks, skipped_by_reason=reasons))
-    confirm(folder, identity)
-    return Inputs(
+    check_acceptable(config.storage.accept_identity)
+    inputs = Inputs(
         **vars(outline),
         folder=folder,
+        model_name=files.name,
         model_dir=files.directory,
         checkpoint=checkpoint,
         tokenizer_folder=tokenizer_folder,
         end_tokens=end_tokens(files.directory),
         template_date=template_date(folder),
-        identity=identity,
     )
+    if folder.stat(RUN) is not None:
+        confirm(folder, inputs.identity, config.storage.accept_identity, package_versions())
+    return inputs
 
 
 def read_outline(config: JobConfig) -> Outline:
@@ -224,36 +233,42 @@ def token_counter(
     return count
 
 
-def run_identity(outline: Outline, files: ModelFiles, checkpoint: Checkpoint) -> Identity:
+def run_identity(inputs: Inputs) -> Identity:
     """Returns what the activations depend on: two runs with equal identities give equal datasets.
 
-    Mesh, sharding, hosts and rows per step are not in it: a run may go on with others.
+    Mesh, sharding, hosts and rows per step are not in it: a run may go on with others. Where the folder holds a run of
+    0.1.0, model and tokenizer are identified as it records them.
     """
-    config, extract, generate = outline.config, outline.config.extract, None
-    if config.mode is Mode.generate:
-        generate = GenerateIdentity(**asdict(config.generate), end_tokens=list(end_tokens(files.directory)))
+    config, extract = inputs.config, inputs.config.extract
+    recorded = None if inputs.folder.stat(RUN) is None else read_run(inputs.folder).identity
+    older_tokenizer = recorded is not None and recorded.tokenizer_files is None and recorded.tokenizer is not None
     return Identity(
-        model=ModelIdentity(
-            name=model_name(files.name, checkpoint),
-            family=outline.arch.family,
-            layers=outline.arch.layers,
-            hidden_dim=outline.arch.hidden,
-            dtype=config.model.dtype.value,
-            weights_fingerprint=fingerprint(checkpoint),
+        model=model_identity(
+            config.model.dtype.value, inputs.arch, inputs.checkpoint, inputs.model_name, recorded and recorded.model
         ),
-        tokenizer=tokenizer_fingerprint(files.directory),
-        tasks=TasksIdentity(
-            format=config.tasks.format.value,
-            fingerprint=outline.tasks.fingerprint,
-            samples=len(outline.tasks.samples),
-            skipped=outline.tasks.skipped,
-        ),
-        taps=[tap.name for tap in outline.taps],
+        tokenizer=tokenizer_fingerprint(inputs.model_dir) if older_tokenizer else None,
+        tokenizer_files=None if older_tokenizer else tokenizer_files(inputs.model_dir),
+        token_probe=token_probe(config, inputs.tasks.samples, inputs.tokenizer_folder, inputs.template_date),
+        template_date=date_to_record(inputs.folder, inputs.tasks, inputs.tokenizer_folder),
+        tasks=tasks_identity(config, inputs.tasks, recorded and recorded.tasks),
+        taps=[tap.name for tap in inputs.taps],
         positions=extract.positions.value,
         dtype=extract.dtype.value,
         seq_len=extract.seq_len,
         too_long=extract.too_long.value,
         exclude=sorted({kind.value for kind in extract.exclude}),
         save_every_n_samples=extract.save_every_n_samples,
-        generate=generate,
+        generate=generate_identity(config, inputs.model_dir),
+    )
+
+
+def claim_run(inputs: Inputs) -> None:
+    """Makes the run folder this run's, or confirms that it is. JobError where it is another's."""
+    claim(
+        inputs.folder,
+        inputs.identity,
+        to_json(inputs.config),
+        inputs.config.storage.accept_identity,
+        package_versions(),
+        unread(inputs.checkpoint, inputs.table),
     )

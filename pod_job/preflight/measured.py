@@ -9,7 +9,8 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Comparison, Measured
-from pod_job.run_folder.identity import differences, read_run
+from pod_job.run_folder.differences import differences
+from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.start import read_start
 from pod_job.run_folder.status import HostStatus, latest_attempt, read_status
 from pod_job.run_folder.timeline import read_timelines

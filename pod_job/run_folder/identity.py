@@ -1,8 +1,9 @@
 """The identity of a run: everything its vectors depend on, in run.json."""
 
-import json
+import logging
+from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,13 +11,25 @@ from pod_job import __version__
 from pod_job.config.schema import ConfigValues
 from pod_job.errors import JobError
 from pod_job.formats.records import Count, Record, decode, encode, now
+from pod_job.run_folder.accepted import accepted, refusal, write_accepted
+from pod_job.run_folder.architecture import ArchRecord
+from pod_job.run_folder.differences import Difference, differences
 from pod_job.run_folder.layout import FORMAT, RUN
 from pod_job.run_folder.start import record_start, shareable
 from pod_job.storage.folder import Folder, NameTaken
 
+log = logging.getLogger("pod_job")
+
+LATER_FIELDS = ("model.architecture", "model.weights", "tokenizer_files", "token_probe")
+"""Fields that run.json of 0.1.0 does not have: where they are not recorded, they are not compared."""
+
 
 class ModelIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The model; of imported vectors only name and hidden size are known."""
+    """The model; of imported vectors only name and hidden size are known.
+
+    `weights` has the checksum of each file of the weights. Runs of 0.1.0 have `weights_fingerprint` instead, over the
+    first 4 KiB of each tensor.
+    """
 
     name: str
     family: str | None = None
@@ -24,6 +37,8 @@ class ModelIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
     hidden_dim: Count
     dtype: str | None = None
     weights_fingerprint: str | None = None
+    architecture: ArchRecord | None = None
+    weights: dict[str, str] | None = None
 
 
 class TasksIdentity(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,11 +81,15 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Everything the vectors depend on; None where a run does not depend on it, or it is not known of an import.
 
     `template_date` is the day of the first start, which a chat template that writes the date takes for today.
+    `tokenizer_files` has the SHA-256 of each file that the tokenizer is made from, `token_probe` that of what it makes
+    of sample texts and of some prompts of the run. Runs of 0.1.0 have `tokenizer` instead, over some of the files.
     """
 
     model: ModelIdentity
     tokenizer: str | None = None
     template_date: date | None = None
+    tokenizer_files: dict[str, str] | None = None
+    token_probe: str | None = None
     tasks: TasksIdentity
     taps: list[str]
     positions: str | None = None
@@ -87,6 +106,8 @@ class RunRecord(Record, frozen=True):
     """run.json; `config` is the configuration of the first start as JSON values, null where no job made the run.
 
     It is without what `run_folder.start.shareable` leaves out.
+    `packages` are the versions that the first start had, `unread` the tensors that the checkpoint has and the run does
+    not read.
     """
 
     format: Literal[2]
@@ -94,31 +115,63 @@ class RunRecord(Record, frozen=True):
     config: ConfigValues | None
     created: str
     pod_job_version: str
+    packages: dict[str, str] = msgspec.field(default_factory=dict)
+    unread: list[str] = msgspec.field(default_factory=list)
 
 
-def claim(folder: Folder, identity: Identity, config: ConfigValues | None = None) -> None:
+def claim(
+    folder: Folder,
+    identity: Identity,
+    config: ConfigValues | None = None,
+    accept: Sequence[str] = (),
+    packages: Mapping[str, str] = {},
+    unread: Sequence[str] = (),
+) -> None:
     """Makes the folder this run's, or confirms that it is; JobError as `confirm` raises it.
 
-    `config` tells how the run was started, and so where its prompts and its model are.
+    Args:
+        config: how the run was started, and so where its prompts and its model are.
+        accept: as in `confirm`; differences that are accepted are recorded in the folder.
+        packages, unread: as in RunRecord.
     """
+    shared = None if config is None else shareable(config)
+    record = RunRecord(FORMAT, identity, shared, now(), __version__, dict(packages), list(unread))
     try:
-        shared = None if config is None else shareable(config)
-        folder.create(RUN, [encode(RunRecord(FORMAT, identity, shared, now(), __version__), indent=1)])
+        folder.create(RUN, [encode(record, indent=1)])
     except NameTaken:
-        confirm(folder, identity)
+        differing = confirm(folder, identity, accept, packages)
+        write_accepted(folder, differing)
+        for package, was, is_now in version_changes(read_run(folder), packages):
+            log.info("%s is %s in the run, %s here; it makes the same tokens of its prompts", package, was, is_now)
     if config is not None:
         record_start(folder, config)
 
 
-def confirm(folder: Folder, identity: Identity) -> None:
-    """Raises JobError, naming every difference, where the folder holds a run with another identity."""
+def confirm(
+    folder: Folder, identity: Identity, accept: Sequence[str] = (), packages: Mapping[str, str] = {}
+) -> list[Difference]:
+    """Returns the differences of the folder's run, if there is one, that `accept` names by their fields.
+
+    Raises:
+        JobError: there are others, and the message lists them; or `accept` names what cannot be accepted.
+    """
     if folder.stat(RUN) is None:
-        return
-    recorded = read_run(folder).identity
-    differing = differences(msgspec.to_builtins(recorded), msgspec.to_builtins(identity))
-    if differing:
-        listed = "; ".join(f"{path} is {shown(a)} there, {shown(b)} here" for path, a, b in differing)
-        raise JobError(f"storage.run_dir={folder.url} belongs to another run: {listed}; use another storage.run_dir")
+        return []
+    record = read_run(folder)
+    recorded, current = msgspec.to_builtins(record.identity), msgspec.to_builtins(identity)
+    differing = [
+        (path, was, is_now)
+        for path, was, is_now in differences(recorded, current)
+        if not (was is None and path in LATER_FIELDS)
+    ]
+    if open_differences := [difference for difference in differing if not accepted(difference[0], accept)]:
+        raise refusal(folder.url, open_differences, version_changes(record, packages))
+    return differing
+
+
+def version_changes(record: RunRecord, packages: Mapping[str, str]) -> list[Difference]:
+    """Returns the packages that have another version than at the run's first start, where that recorded them."""
+    return differences(record.packages, dict(packages)) if record.packages else []
 
 
 def read_run(folder: Folder) -> RunRecord:
@@ -127,19 +180,3 @@ def read_run(folder: Folder) -> RunRecord:
         return decode(folder.read(RUN), RunRecord, f"{folder.url}/{RUN}")
     except FileNotFoundError:
         raise JobError(f"{folder.url} holds no run: {RUN} is missing") from None
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Returns every key path whose JSON values differ, with both; None for what is absent."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            difference
-            for key in sorted(a.keys() | b.keys())
-            for difference in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if a == b else [(path, a, b)]
-
-
-def shown(value: Any) -> str:
-    """Returns a value of an identity as one line for people."""
-    return value if isinstance(value, str) else "absent" if value is None else json.dumps(value)

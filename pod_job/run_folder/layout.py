@@ -8,6 +8,7 @@ from pod_job.errors import JobError
 from pod_job.storage.folder import Folder
 
 RUN = "run.json"
+ACCEPTED = "accepted/"
 ACTIVATIONS = "activations/"
 METADATA = ACTIVATIONS + "metadata.json"
 COMMITS = "commits/"
@@ -25,6 +26,11 @@ FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
 MAX_BATCHES = 1_000_000
 """Batches of a run: their numbers and records are held in memory, and a run.json with more is damaged."""
+
+
+def accepted_file(key: str) -> str:
+    """Returns the name of a record of accepted differences; `key` follows from its content."""
+    return f"{ACCEPTED}{key}.json"
 
 
 def activations_file(tap: str, batch: int) -> str:

@@ -12,6 +12,7 @@ from pod_job.formats.records import Count, Record, decode
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.formats.statistics import Summary
 from pod_job.run_folder import layout
+from pod_job.run_folder.accepted import AcceptedDifference
 from pod_job.run_folder.commit import PromptCounts
 from pod_job.run_folder.identity import Identity, RelativeErrors
 from pod_job.run_folder.parity import ParityRecord
@@ -57,6 +58,7 @@ class Metadata(Record, frozen=True, kw_only=True, omit_defaults=True):
     """`provenance` is the identity in run.json, dictionaries are by tap, `joined` is for a compacted run only.
 
     `prompts` counts the prompts that were left out, by reason, whenever that was found; None where there are none.
+    `accepted` are differences from that identity with which parts of the run were computed.
     """
 
     model_name: str
@@ -81,9 +83,10 @@ class Metadata(Record, frozen=True, kw_only=True, omit_defaults=True):
     batches: list[BatchEntry]
     prompts: PromptCounts | None = None
     joined: list[JoinedEntry] | None = None
+    accepted: list[AcceptedDifference] | None = None
 
 
-ENTRIES = ("rows_files", "batches", "joined")
+ENTRIES = ("rows_files", "batches", "joined", "accepted")
 
 
 def render(metadata: Metadata) -> bytes:

@@ -84,7 +84,7 @@ def test_moved_inputs_are_named_and_can_be_given_again(finished: Path, model: Pa
     moved = write_tiny_model(tmp_path / model.name)
     assert recompute(finished, 3, 0, Consent([f"model.path={moved}"], True))["layer_1"].rows == 3
     other = write_tiny_model(tmp_path / "other" / model.name, seed=1)
-    with pytest.raises(JobError, match="weights_fingerprint is"):
+    with pytest.raises(JobError, match=r"model\.weights\.model\.safetensors is crc32c:"):
         recompute(finished, 3, 0, Consent([f"model.path={other}"], True))
 
 

@@ -23,6 +23,7 @@ from pod_job.models.arch import read_arch_file
 from pod_job.models.mesh import make_mesh, weight_shardings
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.inputs import read_inputs
+from pod_job.run_folder.identity import Identity
 from pod_job.storage.folder import Folder
 from tools.tiny_model import write_tiny_model
 
@@ -64,7 +65,7 @@ def test_a_run_may_go_on_with_the_converted_model(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny")
     convert(str(model), tmp_path / "elsewhere")
 
-    def identity(path: Path) -> dict:
+    def identity(path: Path) -> Identity:
         overrides = [f"model.path={path}", "tasks=arc_sample", "tasks.limit=2", f"storage.run_dir={tmp_path}/run"]
         return read_inputs(load([*overrides, "extract.too_long=cut"])).identity
 

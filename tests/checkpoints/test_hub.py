@@ -1,6 +1,7 @@
 """Models of the hub, served here by a small hub on loopback: what is fetched, what is read, and what is refused."""
 
 import functools
+import hashlib
 import json
 import re
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDENS
 
-from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint
+from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint, weights_content
 from pod_job.checkpoints.huggingface import TensorFiles
 from pod_job.checkpoints.locate import find_model
 from pod_job.errors import JobError
@@ -51,7 +52,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def send_range(self, name: str) -> None:
         content, status = self.files[name], 200
-        headers = {"ETag": f'"{abs(hash(content))}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, stop = int(asked[1]), int(asked[2] or len(content)) + 1
             if start >= len(content):
@@ -105,6 +106,16 @@ def test_only_small_files_are_fetched_and_headers_read(hub: tuple[dict[str, byte
     header = int.from_bytes(files["model.safetensors"][:8], "little")
     assert sent["model.safetensors"] < header + 100
     assert fingerprint(checkpoint) == fingerprint(read_checkpoint(CASE))
+
+
+def test_the_hub_and_its_cache_give_weights_the_same_checksum(hub: tuple[dict[str, bytes], dict[str, int]]) -> None:
+    files, sent = hub
+    found = find_model(REPO)
+    on_hub = weights_content(read_checkpoint(found.weights))
+    assert on_hub == {"model.safetensors": f"sha256:{hashlib.sha256(files['model.safetensors']).hexdigest()}"}
+    assert sent["model.safetensors"] < len(files["model.safetensors"])
+    (found.directory / "model.safetensors").write_bytes(files["model.safetensors"])
+    assert weights_content(read_checkpoint(find_model(REPO).weights)) == on_hub
 
 
 def test_a_range_is_all_that_is_read_of_a_tensor(hub: tuple[dict[str, bytes], dict[str, int]]) -> None:

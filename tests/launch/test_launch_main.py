@@ -83,11 +83,11 @@ def test_a_user_error_is_one_line(argv: list[str], said: str, capsys: pytest.Cap
 
 
 LAUNCHING = {
-    "plan": {"--no-preflight", "--json"},
+    "plan": {"--accept-identity", "--no-preflight", "--json"},
     "doctor": {"--dry-run", "--json"},
     "up": {"--no-preflight", "--dry-run", "--json"},
-    "run": {"--follow", "--no-preflight", "--dry-run", "--json"},
-    "watch": {"--no-preflight", "--dry-run", "--json"},
+    "run": {"--accept-identity", "--follow", "--no-preflight", "--dry-run", "--json"},
+    "watch": {"--accept-identity", "--no-preflight", "--dry-run", "--json"},
     "status": {"--follow", "--json"},
     "logs": {"--follow", "--host"},
     "stop": {"--dry-run", "--json"},
