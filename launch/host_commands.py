@@ -33,7 +33,8 @@ def host_commands(config: JobConfig, overrides: Sequence[str], coordinator: str,
         attempt: token of this start, the same on every host.
     """
     if config.pod.kind is PodKind.tpu:
-        job = HostCommand(["python3", "-m", "pod_job", *overrides], {environment.ATTEMPT: attempt})
+        settings = {environment.ATTEMPT: attempt, environment.RUN: config.storage.run_dir}
+        job = HostCommand(["python3", "-m", "pod_job", *overrides], settings)
         return [job] * config.pod.hosts
     return [
         HostCommand(

@@ -90,7 +90,7 @@ def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
     """Waits for the other hosts, makes the run folder this run's, and starts jax on all hosts."""
     config = inputs.config
     if config.pod.kind is PodKind.tpu:
-        free_chips()
+        free_chips(config.storage.run_dir)
     _ = inputs.identity  # which may read weights whole: before others wait for this host
     reporter.phase(Phase.arrived)
     await_hosts(inputs.folder, host, config.pod.arrival_timeout_s)

@@ -16,6 +16,7 @@ import yaml
 
 from launch.cloud.bundle import make_bundle
 from pod_job import __version__
+from pod_job.config.tasks import TasksConfig
 from tools.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -69,8 +70,11 @@ def test_an_empty_environment_runs_a_job(built: Path, tmp_path: Path) -> None:
     read = "from pod_job.dataset import ActivationDataset; print(ActivationDataset('run', 1).shape)"
     assert call([python, "-c", read], tmp_path).strip() == "(8, 64)"
     # An installed package ships the same code to hosts in the cloud as a checkout does.
-    shipped = f"from launch.cloud.bundle import make_bundle; print(make_bundle({str(TASKS)!r}).name)"
-    assert call([python, "-c", shipped], tmp_path).strip() == make_bundle(str(TASKS)).name
+    shipped = (
+        "from launch.cloud.bundle import make_bundle; from pod_job.config.tasks import TasksConfig; "
+        f"print(make_bundle(TasksConfig(path={str(TASKS)!r})).name)"
+    )
+    assert call([python, "-c", shipped], tmp_path).strip() == make_bundle(TasksConfig(path=str(TASKS))).name
 
 
 def test_the_dockerfile_is_sound(tmp_path: Path, require: Callable[[bool, str], None]) -> None:

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import io
+import os
+import stat
 import sys
 import tarfile
 from dataclasses import dataclass
@@ -10,7 +12,10 @@ from pathlib import Path
 
 import pod_job
 from pod_job.config.load import conf_dir
+from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
+from pod_job.prompts.sources.files import source_files
+from pod_job.run_folder.layout import COMMITS, RUN
 
 REQUIREMENTS = ("pyproject.toml", "constraints.txt")
 INSTALLED_ONLY = ("pod_job/conf/", "pod_job/requirements/")
@@ -32,21 +37,20 @@ class Bundle:
         return f"{self.name}.tar.gz"
 
 
-def make_bundle(tasks: str) -> Bundle:
-    """Returns the packages, the configuration, the lists of dependencies, and a task file that is given relatively.
+def make_bundle(tasks: TasksConfig) -> Bundle:
+    """Returns the packages, the configuration, the lists of dependencies, and the task files of a relative path.
 
     Raises:
-        JobError: the sources are not here, or the tasks are too large to send along.
+        JobError: the sources are not here, or the tasks are too large to send along or are not to be sent.
     """
     package = Path(pod_job.__file__).parent
     requirements = requirements_of(package)
     # An installed package holds conf and the requirements inside itself; hosts get what a checkout has.
     sources = {name: path for name, path in tree(package, "pod_job").items() if not name.startswith(INSTALLED_ONLY)}
     files = sources | tree(conf_dir(), "conf") | requirements
-    if not Path(tasks).is_absolute():
-        files |= tree(Path(tasks), tasks)
+    files |= task_files(tasks)
     if sum(path.stat().st_size for path in files.values()) > MAX_BYTES:
-        raise JobError(f"tasks.path={tasks} is over {MAX_BYTES >> 20} MiB; put it where every host sees it")
+        raise JobError(f"tasks.path={tasks.path} is over {MAX_BYTES >> 20} MiB; put it where every host sees it")
     data = archive(files)
     installs = b"".join(path.read_bytes() for path in requirements.values()) + HOST_PYTHON.encode()
     return Bundle(hashlib.sha256(data).hexdigest(), data, hashlib.sha256(installs).hexdigest()[:16])
@@ -76,11 +80,50 @@ def pinned_versions() -> dict[str, str]:
 
 
 def tree(top: Path, name: str) -> dict[str, Path]:
-    """Returns name in the archive -> file, of a file or of all files below a folder."""
-    if top.is_file():
-        return {name: top}
-    inside = (path for path in sorted(top.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
-    return {f"{name}/{path.relative_to(top).as_posix()}": path for path in inside}
+    """Returns name in the archive -> file, of all files below a folder of code but hidden ones and links."""
+    inside = {path.relative_to(top): path for path in sorted(top.rglob("*")) if path.is_file()}
+    return {
+        f"{name}/{place.as_posix()}": path
+        for place, path in inside.items()
+        if not (path.is_symlink() or is_hidden(place) or "__pycache__" in place.parts)
+    }
+
+
+def task_files(tasks: TasksConfig) -> dict[str, Path]:
+    """Returns name in the archive -> file, of exactly the files that the job reads of a relative `tasks.path`.
+
+    An absolute path is one that every host sees.
+
+    Raises:
+        JobError: a file among them that nobody would want to send: hidden, outside the folder, or of a run.
+    """
+    top = Path(tasks.path)
+    if top.is_absolute():
+        return {}
+    files = {Path(os.path.normpath(path)): path for path in source_files(tasks)}
+    for place, path in files.items():
+        if reason := why_not_to_send(place, path, top):
+            raise JobError(f"tasks.path={top}: {path} {reason}; put the task files alone into a folder of their own")
+    return {place.as_posix(): path for place, path in files.items()}
+
+
+def why_not_to_send(place: Path, path: Path, top: Path) -> str:
+    """Returns what speaks against sending a task file to the hosts; "" where nothing does."""
+    if ".." in place.parts:
+        return "is outside the folder that you launch from"
+    if is_hidden(place):
+        return "is hidden"
+    if path != top and not path.resolve().is_relative_to(top.resolve()):
+        return "is a link that leads out of the folder"
+    if not stat.S_ISREG(path.stat().st_mode):
+        return "is not a regular file"
+    if path != top and any((folder / RUN).is_file() and (folder / COMMITS).is_dir() for folder in path.parents):
+        return "is in a run folder"
+    return ""
+
+
+def is_hidden(place: Path) -> bool:
+    return any(word.startswith(".") for word in place.parts)
 
 
 def archive(files: dict[str, Path]) -> bytes:

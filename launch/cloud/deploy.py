@@ -31,7 +31,7 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
     Raises:
         JobError: a host that cannot be reached or prepared, by its index; hosts that run different attempts.
     """
-    bundle = make_bundle(config.tasks.path)
+    bundle = make_bundle(config.tasks)
     values = place_bundle(bundle, reach, folder) | common_values(config, bundle)
     prepared = expect(ask(reach, config.pod.hosts, script("prepare", values)), {"READY"})
     made = sum(answer.detail == "made" for answer in prepared.values())
@@ -40,6 +40,7 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
         send_secrets(config, reach)
         log(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
     values = common_values(config, bundle) | {"ATTEMPT": attempt, "JOB": list(overrides)}
+    values |= {"RUN": config.storage.run_dir}
     answers = expect(
         ask(reach, config.pod.hosts, script("start", values)), {"LAUNCHED", "ALREADY_RUNNING", "ALREADY_COMPLETE"}
     )

@@ -168,7 +168,7 @@ def check_inputs(config: JobConfig) -> str:
 
 
 def check_code(config: JobConfig) -> str:
-    return f"{len(make_bundle(config.tasks.path).data):,} bytes to send, sources, configuration and small task files"
+    return f"{len(make_bundle(config.tasks).data):,} bytes to send, sources, configuration and small task files"
 
 
 def check_versions(config: JobConfig) -> str:
@@ -198,7 +198,7 @@ def check_versions(config: JobConfig) -> str:
 
 def host_versions(config: JobConfig, pod: Pod) -> dict[int, str]:
     """Returns host -> its Python and jax, for the hosts whose environment has been made."""
-    values = {"PYTHON": config.cloud.python or "", "ENVIRONMENT": make_bundle(config.tasks.path).environment}
+    values = {"PYTHON": config.cloud.python or "", "ENVIRONMENT": make_bundle(config.tasks).environment}
     answers = ask_briefly(reach(config, pod.zone), script("versions", values), VERSIONS_TIMEOUT_S)
     return {host: answer.detail for host, answer in sorted(answers.items()) if answer.word == "VERSIONS"}
 

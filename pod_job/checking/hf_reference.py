@@ -18,7 +18,14 @@ def load_reference(folder: Path) -> PreTrainedModel:
     """Returns the folder's model in float32 with plain ("eager") attention, ready for `run_reference`."""
     torch.set_float32_matmul_precision("highest")
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        trust_remote_code=False,  # said, for otherwise transformers asks on stdin
+        use_safetensors=True,
+        local_files_only=True,
+    ).eval()
 
 
 def run_reference(

@@ -8,8 +8,10 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import jax
+from jaxlib import _jax as jaxlib_module  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
 from pod_job import environment
 from pod_job.config.schema import PodConfig
@@ -20,6 +22,7 @@ from pod_job.storage.folder import Folder
 
 # A dead peer ends the others after this long.
 HEARTBEAT_TIMEOUT_S = 30
+LOOPBACK = "127.0.0.1"
 # How long hosts that are done wait for those that still upload.
 SHUTDOWN_TIMEOUT_S = 3600
 
@@ -98,13 +101,25 @@ def start(host: Host) -> None:
         return
     if host.index == 0:
         check_port_free(host.coordinator)
+    stay_on_this_machine()
     jax.distributed.initialize(
         coordinator_address=host.coordinator,
+        coordinator_bind_address=host.coordinator,
         num_processes=host.count,
         process_id=host.index,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
     )
+
+
+def stay_on_this_machine() -> None:
+    """Makes the collectives of a local pod listen on the loopback interface.
+
+    jax has no setting for it: gloo takes the address of this machine's name, which others may reach.
+    """
+    if isinstance(jaxlib_module.make_gloo_tcp_collectives, partial):
+        return
+    jaxlib_module.make_gloo_tcp_collectives = partial(jaxlib_module.make_gloo_tcp_collectives, hostname=LOOPBACK)
 
 
 def check_port_free(address: str) -> None:

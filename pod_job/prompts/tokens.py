@@ -111,7 +111,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # imports for seconds
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         tokens = len(set(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
     except Exception as error:  # whatever a damaged file makes transformers, tokenizers or sentencepiece raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)

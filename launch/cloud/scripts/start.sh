@@ -1,4 +1,4 @@
-# Starts the job once per attempt, however often this runs. Set before: ATTEMPT, BUNDLE, PYTHON, ENVIRONMENT, JOB (the
+# Starts the job once per attempt, however often this runs. Set before: ATTEMPT, RUN, BUNDLE, PYTHON, ENVIRONMENT, JOB (the
 # job's arguments as shell words).
 exec 9>"$ROOT/start.lock"
 flock 9
@@ -15,7 +15,7 @@ here="$ROOT/attempts/$ATTEMPT"
 mkdir -p "$here"
 echo "$ATTEMPT" >"$ROOT/attempt"
 python="${PYTHON:-$ROOT/environments/$ENVIRONMENT/bin/python}"
-export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1
+export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_RUN="${RUN:-}" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1
 # One thread for each sum of a writer thread; and huge pages for what the devices send, which is fresh memory each time.
 export OPENBLAS_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 cd "$ROOT/bundles/$BUNDLE" || answer FAILED "$ROOT/bundles/$BUNDLE is not there"
