@@ -37,6 +37,17 @@ def answer(config: TasksConfig, task_id: str, test: int, attempt: int, grid: lis
     return Completion(task_id, test * ATTEMPTS + attempt, 5, [1, 2], text, "stop")
 
 
+def test_prompts_that_were_left_out_have_no_prediction(tmp_path: Path, config: TasksConfig) -> None:
+    folder = open_folder(str(tmp_path))
+    store_completions(folder, 2, [answer(config, "b", 1, 2, [[7]])])  # no batch 1, no other prompt of b
+    assert write_predictions(folder, 2, config).predictions == 1
+    submission = json.loads((tmp_path / "outputs" / "submission.json").read_text())
+    assert submission == {"b": [{"attempt_1": NO_GRID, "attempt_2": NO_GRID}, {"attempt_1": [[7]], "attempt_2": [[7]]}]}
+    assert write_predictions(open_folder(tmp_path / "none"), 2, TasksConfig(path="x", format=TaskFormat.text)) == (
+        Summary(predictions=0)
+    )
+
+
 def test_arc_answers_become_a_submission_and_a_score(tmp_path: Path, config: TasksConfig) -> None:
     folder, right_a, right_b, wrong = open_folder(str(tmp_path)), [[4, 3]], [[6, 5]], [[9, 9]]
     answers = {("a", 0): [wrong, right_a, right_a], ("b", 0): [None, wrong, right_b], ("b", 1): [None, None, None]}

@@ -176,6 +176,14 @@ def test_rows_of_a_dataset_lose_their_padding_and_keep_their_tools(
     assert [sample.template_values for sample in chats] == [{"tools": [{"name": "add"}]}, {}]
 
 
+def test_a_stream_that_breaks_off_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_dict({"text": WORDS}).to_json(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text('{"text": ')
+    with pytest.raises(JobError, match="cannot be read after row 4"):
+        read(tmp_path, TaskFormat.dataset, streaming=True)
+
+
 def test_a_value_that_is_no_json_is_named(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "hello", "at": datetime(2026, 1, 1)}]}]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pod_job.config.tasks import TasksConfig
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.prompts.sources.record import read_record
 from pod_job.prompts.sources.sample import RECORD_FIELDS, BrokenTask, Key, Sample, Source
 from pod_job.prompts.sources.watched import WatchedFiles, files_below
@@ -49,8 +49,8 @@ def open_dataset(config: TasksConfig) -> Any:
             return chosen.to_iterable_dataset() if config.streaming else chosen
         return datasets.load_dataset(path, subset, split=split, streaming=config.streaming)
     except (OSError, ValueError, KeyError, AssertionError, DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise JobError(f"tasks.path={path}, subset={subset}, split={split} cannot be opened ({reason})") from error
+        what = f"tasks.path={path}, subset={subset}, split={split}"
+        raise JobError(f"{what} cannot be opened ({first_line(error)})") from error
 
 
 def saved_split(config: TasksConfig, saved: Any) -> Any:
@@ -91,7 +91,12 @@ def mapped(config: TasksConfig, dataset: Any, files: WatchedFiles) -> Source:
     rows = dataset.select_columns(columns) if config.field in columns else dataset
 
     def load(key: Key) -> Sample:
-        return read_record(f"tasks.path={config.path}, row {key[0]}", rows[key[0]], config.field, f"row_{key[0]}")
+        where = f"tasks.path={config.path}, row {key[0]}"
+        try:
+            record = rows[key[0]]
+        except (OSError, ValueError) as error:  # pyarrow's are of these, too
+            raise BrokenTask(f"{where} cannot be read ({first_line(error)})") from error
+        return read_record(where, record, config.field, f"row_{key[0]}")
 
     return Source(lambda: ((row,) for row in range(len(dataset))), load, files)
 
@@ -104,7 +109,7 @@ def streamed(config: TasksConfig, dataset: Any, files: WatchedFiles) -> Source:
 
     def keys() -> Iterator[Key]:
         offset = 0
-        for row, record in enumerate(dataset):
+        for row, record in enumerate(rows_of(config, dataset)):
             try:
                 line = json.dumps({name: record[name] for name in columns if name in record}).encode()
             except (TypeError, ValueError, RecursionError):  # an image, a date
@@ -125,3 +130,16 @@ def streamed(config: TasksConfig, dataset: Any, files: WatchedFiles) -> Source:
         return read_record(where, json.loads(os.pread(spool, size, offset)), config.field, f"row_{row}")
 
     return Source(keys, load, files)
+
+
+def rows_of(config: TasksConfig, dataset: Any) -> Iterator[Any]:
+    """Yields the rows of a stream. JobError where it breaks off: a network, or a file of other columns."""
+    from datasets.exceptions import DatasetsError
+
+    row = 0
+    try:
+        for record in dataset:
+            yield record
+            row += 1
+    except (OSError, ValueError, DatasetsError) as error:
+        raise JobError(f"tasks.path={config.path} cannot be read after row {row} ({first_line(error)})") from error
