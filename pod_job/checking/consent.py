@@ -47,7 +47,10 @@ def config_to_read(folder: Folder, consent: Consent, *keys: str) -> JobConfig:
     run = read_run(folder)
     recorded = read_start(folder) or run.config
     if recorded is None:
-        raise JobError(f"{folder.url}/{RUN} does not tell how the run was started, as in shuffled and imported runs")
+        raise JobError(
+            f"{folder.url}/{RUN} does not tell how the run was started, as in shuffled and imported "
+            "runs, so its inputs cannot be opened again; leave out --recompute, --follow-recorded and overrides"
+        )
     if not consent.covers(*keys):
         missing = consent.missing(*keys)
         raise JobError(f"{folder.url}/{RUN}: {' and '.join(missing)} of a run are not opened unasked; {fix(*missing)}")

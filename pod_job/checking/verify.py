@@ -38,6 +38,7 @@ class Report(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Counts of what was read, and everything that is wrong.
 
     `recomputed`: per tap, how far rows are from computing them again. `sound`: the run is complete and has no problem.
+    `content`: checksum over the files that were verified; None where the commit records do not make a run.
     """
 
     url: str
@@ -51,6 +52,7 @@ class Report(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     problems: list[str] = msgspec.field(default_factory=list)
     recomputed: dict[str, Deviation] = msgspec.field(default_factory=dict)
     sound: bool = False
+    content: str | None = None
 
     def conclude(self) -> None:
         """Sets `sound`, once everything was checked."""
@@ -109,6 +111,7 @@ def check_metadata(folder: Folder, report: Report, numbers: list[int], records: 
         if len(expected.rows_files) < len(numbers):
             return  # the problems name the records that could not be read
         report.complete, report.missing = expected.complete, expected.missing
+        report.content = metadata.content_checksum(expected)
         stored = metadata.read_any(folder)
     except JobError as error:
         collections.deque(records, maxlen=0)

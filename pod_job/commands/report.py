@@ -41,7 +41,11 @@ def run_report(options: Namespace) -> int:
     for picture, data in report.pictures.items():
         folder.replace(f"{prefix}{picture}.png", data)
     folder.replace(name, report.html.encode())
-    print(encode(report.facts, indent=1).decode() if options.json else f"{folder.url}/{name}")
+    if options.json:
+        print(encode(report.facts, indent=1).decode())
+    else:
+        print(f"{folder.url}/{name}")
+        print(f"{folder.url}/{prefix}*.png: {len(report.pictures)} figures")
     return DONE
 
 

@@ -55,12 +55,18 @@ class Overview:
         """Result of the last verification."""
         if self.verified is None:
             return Verdict(None, "not verified yet")
-        if self.verified.verified < self.metadata.merged:
+        if self.changed_since(self.verified):
             return Verdict(None, "changed since it was verified")
         if self.verified.sound:
             return Verdict(True, f"verified {self.verified.verified[:10]}")
         problems = len(self.verified.problems)
         return Verdict(False, f"{problems} problems" if problems else "unfinished")
+
+    def changed_since(self, verified: StoredReport) -> bool:
+        """Returns True where the files on record are no longer those that were verified."""
+        if verified.content is None:  # an earlier version's report
+            return verified.verified < self.metadata.merged
+        return verified.content != metadata_file.content_checksum(self.metadata)
 
 
 def read_overview(run_dir: str | Path) -> Overview:

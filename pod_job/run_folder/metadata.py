@@ -16,6 +16,7 @@ from pod_job.run_folder.accepted import AcceptedDifference
 from pod_job.run_folder.commit import PromptCounts
 from pod_job.run_folder.identity import Identity, RelativeErrors
 from pod_job.run_folder.parity import ParityRecord
+from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder
 
 Start = Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
@@ -87,6 +88,12 @@ class Metadata(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 ENTRIES = ("rows_files", "batches", "joined", "accepted")
+
+
+def content_checksum(metadata: Metadata) -> str:
+    """Returns the CRC-32C over the names, sizes and checksums of all files: it changes when the dataset does."""
+    files = [getattr(metadata, key) for key in ENTRIES]
+    return checksum([msgspec.json.encode(files)]).crc32c
 
 
 def render(metadata: Metadata) -> bytes:

@@ -12,8 +12,10 @@ from text_runs import OUTLIER_DIMENSION, text_run
 
 from pod_job.commands import diff, inspect
 from pod_job.commands.verify import main as verify
+from pod_job.finishing.merge import merge
 from pod_job.prompts.tasks import read_tasks
 from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -41,7 +43,11 @@ def test_a_run_and_its_parts_are_shown(
         assert row["taps"][0]["norm"] == pytest.approx(float(norm))
         assert "no more text than this" in row["note"]  # made by no job: no tokenizer is known
         verify([folder.url])
+        merge(folder)  # which changes nothing but its time
         assert facts(capsys, folder.url)["verified"].startswith("verified 20")
+        report = json.loads(folder.read(layout.VERIFIED))
+        folder.replace(layout.VERIFIED, json.dumps(report | {"content": "AAAAAA=="}).encode())
+        assert facts(capsys, folder.url)["verified"] == "changed since it was verified"
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])

@@ -107,6 +107,8 @@ def test_an_unfinished_run_says_so_first(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_page_goes_to_the_path_of_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished_run(open_folder(tmp_path / "run"), [5, 7])
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    pictures = len(list(tmp_path.glob("page_*.png")))
+    assert f"{tmp_path}/page_*.png: {pictures} figures" in capsys.readouterr().out
     assert (tmp_path / "page_coverage.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "run" / "report").exists()
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "page.pdf")]) == 2

@@ -6,14 +6,17 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from sample_runs import finished_run
 
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.errors import JobError
 from pod_job.host.compile_cache import fetch
+from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_metadata import read_pickle_metadata
 from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout, metadata
 from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder, Readable, is_name
 from pod_job.storage.local import LocalFolder
@@ -175,6 +178,20 @@ def test_a_model_is_read_through_the_links_of_the_hub_cache(tmp_path: Path) -> N
     (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/1f")
     folder = open_folder(tmp_path / "snapshot", "model.path", follow_links=True)
     assert (folder.read("model.safetensors"), folder.stat("model.safetensors")) == (b"weights", checksum([b"weights"]))
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "../run.json"])
+def test_no_entry_of_metadata_names_a_file_elsewhere(tmp_path: Path, name: str) -> None:
+    folder = open_folder(tmp_path / "run")
+    finished_run(folder, [20], ("layer_6",))
+    described = metadata.read_any(folder)
+    [entry] = described.batches
+    moved = msgspec.structs.replace(described, batches=[msgspec.structs.replace(entry, file=name)])
+    folder.replace(layout.METADATA, metadata.render(moved))
+    with pytest.raises(JobError, match="not a name inside"):
+        ActivationDataset(tmp_path / "run", 6)[[0, 3]]
+    with pytest.raises(JobError, match="not a name inside"):
+        export_pickles(tmp_path / "run", tmp_path / "out")
 
 
 def test_a_dataset_maps_no_file_outside(tmp_path: Path) -> None:
