@@ -17,6 +17,8 @@ LOG_END_BYTES = 64 * 1024
 BUG, USER_ERROR = 1, 2
 # jax's coordination service aborts the hosts that are left, from C++, where no status can be written any more.
 ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
+# Memory or chips that do not work: neither Python nor the code that jax compiles ends so by itself.
+BROKEN = (-signal.SIGSEGV, 128 + signal.SIGSEGV, -signal.SIGBUS, 128 + signal.SIGBUS)
 SIGNALS = {signum.value for signum in signal.Signals}
 # The line of an error that is shown: that of a command, or the last of a traceback.
 EXCEPTION = re.compile(r"error: |((\w+\.)+[A-Z]\w*|\w*(Error|Exception|Exit|Interrupt))(: |$)")
@@ -46,6 +48,8 @@ class HostExit:
             return self.status.end
         if self.aborted:
             return EndKind.lost_peer
+        if self.code in BROKEN:
+            return EndKind.bad_machine
         if self.unreported:
             return None
         if self.code == USER_ERROR:

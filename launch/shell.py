@@ -12,6 +12,10 @@ from pod_job.errors import JobError
 CALL_TIMEOUT_S = 900.0
 
 
+class NotInstalled(JobError):
+    """A program is not on this machine."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """Result of a command: exit code and text."""
@@ -25,14 +29,14 @@ def call(argv: Sequence[str], stdin: bytes = b"", timeout_s: float = CALL_TIMEOU
     """Runs a command to its end; after `timeout_s` it is killed, with all it started, and code is -9.
 
     Raises:
-        JobError: the program is not installed.
+        NotInstalled: the program is not on this machine.
     """
     pipe = subprocess.PIPE
     try:
         # In a session of its own: gcloud's ssh processes outlive it unless they are ended with it.
         process = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     except FileNotFoundError as error:
-        raise JobError(f"{argv[0]} is not installed; install the Google Cloud SDK, cloud.google.com/sdk") from error
+        raise NotInstalled(f"{argv[0]} is not installed; install the Google Cloud SDK, cloud.google.com/sdk") from error
     late = ""
     try:
         out, err = process.communicate(stdin, timeout_s)

@@ -6,6 +6,8 @@ The command line of all hosts is the same; only these differ. On a TPU VM none i
 ATTEMPT = "POD_JOB_ATTEMPT"  # token of this start, the same on every host: separates live status files from old ones
 RUN = "POD_JOB_RUN"  # the run folder: on a TPU VM it tells a job of this run from one of another
 HOST = "POD_JOB_HOST"  # this host's index, 0 .. pod.hosts - 1
+LEFT_S = "POD_JOB_LEFT_S"  # seconds after which the run has cost what it may; the host then stops
+LIMIT = "POD_JOB_LIMIT"  # that limit, for people: cloud.max_hours=2 is reached
 COORDINATOR = "POD_JOB_COORDINATOR"  # host 0's address:port
 STORAGE_EMULATOR = "STORAGE_EMULATOR_HOST"  # google-cloud-storage's own: an endpoint in place of GCS
 TENSORSTORE_EMULATOR = "TENSORSTORE_GCS_HTTP_URL"  # the same for tensorstore, which reads converted checkpoints

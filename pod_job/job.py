@@ -80,10 +80,11 @@ def run(config: JobConfig) -> None:
 
 
 def listen(stop: StopRequest, config: JobConfig) -> None:
-    """Lets a signal or, on a TPU VM, the notice of its preemption request a stop."""
+    """Lets a signal or, on a TPU VM, the notice of its preemption or the limit of the run's cost request a stop."""
     stop.on_signal()
     if config.pod.kind is PodKind.tpu:
         stop.on_notice()
+        stop.on_limit()
 
 
 def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:

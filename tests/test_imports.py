@@ -45,6 +45,7 @@ LAYERS = {
     ),
     "launch": (
         "verb_table",
+        "clock",
         "shell",
         "host_commands",
         "local",

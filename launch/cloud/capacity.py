@@ -1,34 +1,54 @@
 """Creates the pod in the first zone that has capacity, and deletes it."""
 
-import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
+from launch import clock
 from launch.cloud import gcloud
+from launch.cloud.calls import (
+    CREATE_TIMEOUT_S,
+    PATIENCE_S,
+    REQUEST_TIMEOUT_S,
+    call_api,
+    from_network,
+    gcloud_error,
+    passes_by_itself,
+)
 from launch.cloud.pod_records import note_end, note_start, record_of
-from launch.cloud.pods import Pod, delete, find_pods, gcloud_error
+from launch.cloud.pods import Pod, delete, find_pods
+from launch.cloud.refusal import Refusal, Scope, read_refusal
 from launch.cloud.request import pod_name, pod_spec
-from launch.shell import call
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 POLL_S = 5.0
 PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0  # between two rounds through the zones
-# In gcloud's error when another zone may well have what this one lacks.
-NO_CAPACITY = ("no more capacity", "RESOURCE_EXHAUSTED", '"code": 8,', "quota", "stockout", "not enough resources")
+LISTED_S = 60.0  # from a request until the API lists it
+CREATING_S = 3600.0  # for a node that is being made; a large slice takes minutes
 
 
 class NoPod(Exception):
-    """A zone has no pod for the job now; the message says why."""
+    """A zone has no pod for the job; the message says why. `for_good`: no later round will find one there."""
+
+    def __init__(self, reason: str, for_good: bool = False) -> None:
+        super().__init__(reason)
+        self.for_good = for_good
 
 
 def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
-    """Deletes pods of a job."""
+    """Deletes pods of a job: all that can be. Raises JobError for those that cannot."""
+    errors = []
     for pod in pods:
         log(f"deleting {pod.name} in {pod.zone} ({pod.state})")
-        delete_and_record(pod, config, log)
+        try:
+            delete_and_record(pod, config, log)
+        except JobError as error:
+            errors.append(str(error))
+    if errors:
+        raise JobError("; ".join(errors))
     log(f"{pod_name(config)} is gone")
 
 
@@ -40,22 +60,27 @@ def bring_up(config: JobConfig, log: Log) -> Pod:
     """
     spec = pod_spec(config)
     reasons: dict[str, str] = {}
+    closed: set[str] = set()  # zones that refuse for good
     for attempt in range(config.cloud.rounds):
         if attempt:
             pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1))
             log(f"no zone has a pod; trying again in {pause:.0f} s")
-            time.sleep(pause)
+            clock.sleep(pause)
         existing = delete_dead(find_pods(spec.name, config.cloud.project), config, log)
-        for zone in [existing.zone] if existing else config.cloud.zones:
+        zones = [existing.zone] if existing else [zone for zone in config.cloud.zones if zone not in closed]
+        for zone in zones:
             try:
                 pod = wait(config, zone, log) if existing else request(spec, zone, config, log)
             except NoPod as error:
                 reasons[zone] = str(error)
+                closed |= {zone} if error.for_good else set()
                 log(f"{zone}: {error}")
             else:
                 record = record_of(pod, config.cloud.capacity)
                 note(config, log, lambda folder, record=record: note_start(folder, record))
                 return pod
+        if closed >= set(config.cloud.zones):
+            break
     zone_reasons = "; ".join(f"{zone}: {reason}" for zone, reason in reasons.items())
     raise JobError(f"cloud.zones: none has a {spec.accelerator_type} ({zone_reasons}); add zones, or try later")
 
@@ -73,17 +98,19 @@ def delete_dead(pods: Sequence[Pod], config: JobConfig, log: Log) -> Pod | None:
 def delete_and_record(pod: Pod, config: JobConfig, log: Log) -> None:
     """Deletes a pod and records when; one that was taken away before ended with the last status of its hosts."""
     living = pod.ready or pod.coming
-    delete(pod, config.cloud.project)
+    delete(pod, config.cloud.project, log)
     if living:
-        note(config, log, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), time.time()))
+        note(config, log, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), clock.now()))
 
 
 def note(config: JobConfig, log: Log, write: Callable[[Folder], None]) -> None:
     """Lets `write` record something about a pod in the run folder, if that can be written from here."""
     try:
         write(open_folder(config.storage.run_dir))
-    except (JobError, OSError) as error:
-        log(f"what this pod costs will not be in `status`: {error}")
+    except Exception as error:
+        if not (isinstance(error, JobError) or from_network(error)):
+            raise
+        log(f"what this pod costs will not be in `status`: {first_line(error)}")
 
 
 def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod:
@@ -91,18 +118,26 @@ def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod
 
     Raises:
         NoPod: this zone has none.
-        JobError: the request is wrong.
+        JobError: the request is wrong, or the API cannot be reached.
     """
     request_text = f"{spec.accelerator_type} ({spec.capacity.value}{', queued' if config.cloud.queued else ''})"
     log(f"asking {zone} for {spec.name}, {request_text}")
     create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
-    done = call(create(spec, zone, config.cloud.project))
+    timeout_s = REQUEST_TIMEOUT_S if config.cloud.queued else CREATE_TIMEOUT_S
+    # A request whose answer was lost is found the second time: it has the pod's name.
+    done = call_api(create(spec, zone, config.cloud.project), timeout_s, PATIENCE_S + timeout_s, log)
     if done.code and "ALREADY_EXISTS" not in done.err:
-        reason = gcloud_error(done.err)
-        if not any(sign.lower() in reason.lower() for sign in NO_CAPACITY):
-            raise JobError(f"{zone} refuses {spec.name}: {reason}")
-        raise NoPod(reason)
+        if passes_by_itself(done):
+            raise JobError(f"{zone} gives no answer: {gcloud_error(done.err)}; run it again")
+        raise_refusal(read_refusal(gcloud_error(done.err)), zone, spec.name)
     return wait(config, zone, log)
+
+
+def raise_refusal(refusal: Refusal, zone: str, name: str) -> NoReturn:
+    """Raises NoPod, or JobError where no other zone would take the request either."""
+    if refusal.scope is Scope.request:
+        raise JobError(f"{zone} refuses {name}: {refusal.reason}")
+    raise NoPod(refusal.reason, for_good=refusal.scope is Scope.zone)
 
 
 def wait(config: JobConfig, zone: str, log: Log) -> Pod:
@@ -110,21 +145,44 @@ def wait(config: JobConfig, zone: str, log: Log) -> Pod:
 
     Raises:
         NoPod: it will not come; its request is deleted.
+        JobError: the request is wrong; it is deleted.
     """
-    deadline = time.monotonic() + config.cloud.zone_wait_s
+    began = clock.monotonic()
+    granted_at: float | None = None
     shown = ""
     while True:
         pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.zone == zone), None)
-        if pod is None:
-            raise NoPod("the request is gone")
-        if pod.state != shown:
+        now = clock.monotonic()
+        if pod is not None and pod.state != shown:
             shown = pod.state
             log(f"{pod.name} in {zone}: {shown}")
-        if pod.ready:
+        if pod is not None and pod.granted and granted_at is None:
+            granted_at = now
+        refusal = hopeless(pod, now - began, None if granted_at is None else now - granted_at, config.cloud.zone_wait_s)
+        if refusal is not None:
+            if pod is not None:
+                delete_and_record(pod, config, log)
+            raise_refusal(refusal, zone, pod_name(config))
+        if pod is not None and pod.ready:
             return pod
-        late = time.monotonic() > deadline
-        if late or not pod.coming:
-            delete(pod, config.cloud.project)
-            waited = f"not served within cloud.zone_wait_s={config.cloud.zone_wait_s}"
-            raise NoPod(pod.error or (waited if late else shown))
-        time.sleep(POLL_S if pod.node is None else POLL_S / 5)
+        clock.sleep(POLL_S if pod is None or pod.node is None else POLL_S / 5)
+
+
+def hopeless(pod: Pod | None, waited_s: float, granted_s: float | None, zone_wait_s: float) -> Refusal | None:
+    """Returns why a pod is not worth waiting for any longer; None where it is READY, or may still come.
+
+    Args:
+        waited_s: seconds since it was requested.
+        granted_s: seconds since its node has been in the making, which the wait for capacity does not bound.
+    """
+    if pod is None:
+        return Refusal(Scope.now, "the request is gone") if waited_s > LISTED_S or granted_s is not None else None
+    if pod.ready:
+        return None
+    if not pod.coming:
+        return read_refusal(pod.error, otherwise=Scope.zone) if pod.error else Refusal(Scope.now, pod.state)
+    if granted_s is not None:
+        late = granted_s > CREATING_S
+        return Refusal(Scope.now, f"{pod.state} for {granted_s:.0f} s") if late else None
+    late = waited_s > zone_wait_s
+    return Refusal(Scope.now, f"not served within cloud.zone_wait_s={zone_wait_s:g}") if late else None

@@ -9,38 +9,64 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from launch import clock
 from launch.cloud import gcloud
 from launch.cloud.bundle import HOST_PYTHON, Bundle, make_bundle
+from launch.cloud.calls import call_hosts, gcloud_error, patiently
 from launch.cloud.gcloud import Reach
-from launch.cloud.pods import gcloud_error
-from launch.cloud.remote import Answer, ask, ask_each, script
-from launch.shell import call
+from launch.cloud.limits import Limit
+from launch.cloud.remote import Answer, Refused, ask, ask_each, script
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.run_folder.layout import code_file
 from pod_job.storage.folder import Folder
 
+PREPARE_ROUNDS, PREPARE_PAUSE_S = 3, 10.0
 
-def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, attempt: str, log: Log) -> str:
+
+@dataclass(frozen=True)
+class Start:
+    """A start of the job on a pod that is READY.
+
+    Attributes:
+        pod: resource name of the pod in the API, which a host deletes when the limit is reached.
+        limit: the limit of the run that is reached first.
+    """
+
+    attempt: str
+    pod: str
+    limit: Limit | None
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Returns the values of `start.sh`; the limit is in whole seconds from now, as clocks differ."""
+        left = "" if self.limit is None else str(max(1, round(self.limit.left_s)))
+        reason = "" if self.limit is None else self.limit.reason
+        return {"ATTEMPT": self.attempt, "POD": self.pod, "LEFT_S": left, "LIMIT": reason}
+
+
+def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Folder, start: Start, log: Log) -> str:
     """Starts the job on every host of a pod that is READY; returns the attempt that runs, which may be an earlier one.
 
     Raises:
-        JobError: a host that cannot be reached or prepared, by its index; hosts that run different attempts.
+        NoAnswer: hosts that cannot be reached.
+        Refused: a host that cannot be prepared, or that runs an earlier start than others.
     """
     bundle = make_bundle(config.tasks)
-    values = place_bundle(bundle, reach, folder) | common_values(config, bundle)
-    prepared = expect(ask(reach, config.pod.hosts, script("prepare", values)), {"READY"})
+    values = patiently(lambda: place_bundle(bundle, reach, folder), log) | common_values(config, bundle)
+    prepared = prepare(reach, config.pod.hosts, script("prepare", values), log)
     made = sum(answer.detail == "made" for answer in prepared.values())
     log(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
     if config.cloud.secrets:
         send_secrets(config, reach)
         log(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
-    values = common_values(config, bundle) | {"ATTEMPT": attempt, "JOB": list(overrides)}
-    values |= {"RUN": config.storage.run_dir}
+    values = common_values(config, bundle) | start.values
+    values |= {"JOB": list(overrides), "RUN": config.storage.run_dir}
     answers = expect(
         ask(reach, config.pod.hosts, script("start", values)), {"LAUNCHED", "ALREADY_RUNNING", "ALREADY_COMPLETE"}
     )
@@ -48,9 +74,21 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
     log(f"{len(answers)} of {config.pod.hosts} hosts: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
     attempts = {answer.detail for answer in answers.values()}
     if len(attempts) > 1:
-        older = [host for host, answer in answers.items() if answer.detail != attempt]
-        raise JobError(f"worker {', '.join(map(str, older))} still runs an earlier start; `pod-job stop` first")
+        older = min(host for host, answer in answers.items() if answer.detail != start.attempt)
+        raise Refused(older, "still runs an earlier start; `pod-job stop` first", earlier=True)
     return attempts.pop()
+
+
+def prepare(reach: Reach, hosts: int, text: str, log: Log) -> Mapping[int, Answer]:
+    """Returns the hosts' answers when all are prepared; what fails is tried again. Refused: in vain."""
+    for _ in range(PREPARE_ROUNDS - 1):
+        answers = ask(reach, hosts, text)
+        failed = [answer for answer in answers.values() if answer.word != "READY"]
+        if not failed:
+            return answers
+        log(f"worker {failed[0].host}: {failed[0].detail}; trying again")
+        clock.sleep(PREPARE_PAUSE_S)
+    return expect(ask(reach, hosts, text), {"READY"})
 
 
 def common_values(config: JobConfig, bundle: Bundle) -> dict[str, str]:
@@ -74,7 +112,7 @@ def place_bundle(bundle: Bundle, reach: Reach, folder: Folder) -> dict[str, str]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / bundle.file
         path.write_bytes(bundle.data)
-        done = call(gcloud.scp(reach, str(path), f".pod_job-{bundle.file}"))
+        done = call_hosts(gcloud.scp(reach, str(path), f".pod_job-{bundle.file}"))
     if done.code:
         raise JobError(f"the code could not be copied to {reach.name}: {gcloud_error(done.err)}")
     return {"BUNDLE_URL": ""}
@@ -92,8 +130,9 @@ def send_secrets(config: JobConfig, reach: Reach) -> None:
 
 
 def expect(answers: Mapping[int, Answer], words: set[str]) -> Mapping[int, Answer]:
-    """Returns the answers if all are among `words`; else raises JobError, naming the first worker whose is not."""
-    for host, answer in sorted(answers.items()):
-        if answer.word not in words:
-            raise JobError(f"worker {host}: {answer.word.lower()}: {answer.detail or 'no reason given'}")
+    """Returns the answers if all are among `words`; else raises Refused, naming the first worker whose is not."""
+    others = {host: answer for host, answer in sorted(answers.items()) if answer.word not in words}
+    for host, answer in others.items():
+        detail = f"{answer.word.lower()}: {answer.detail or 'no reason given'}"
+        raise Refused(host, detail, by_all=len(others) == len(answers))
     return answers

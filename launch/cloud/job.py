@@ -7,11 +7,15 @@ from dataclasses import asdict
 
 from rich.console import Console
 
+from launch import clock
 from launch.cloud import gcloud
-from launch.cloud.capacity import bring_up
-from launch.cloud.deploy import deploy
-from launch.cloud.observe import RunningJob, follow
+from launch.cloud.deploy import Start, deploy
+from launch.cloud.gcloud import Reach
+from launch.cloud.limits import Limit, nearest_limit
+from launch.cloud.observe import RunningJob, Statuses, follow, read_all
 from launch.cloud.outcome import End, Outcome
+from launch.cloud.pod_records import all_records, record_of
+from launch.cloud.pods import Pod
 from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_spec, reach
 from launch.host_commands import new_attempt
@@ -20,27 +24,58 @@ from launch.view.timed_log import Log
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.planning.inputs import read_inputs
+from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.prompt_survey import survey_run
+from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.metadata import read_any
+from pod_job.run_folder.status import latest_attempt
+from pod_job.storage.folder import Folder
 from pod_job.terminal import SafeConsole
 
 KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 
 
-def start(config: JobConfig, overrides: Sequence[str], log: Log) -> RunningJob:
-    """Checks the inputs, brings the pod up and starts the job on all its hosts, or finds it running there."""
+def read_job(config: JobConfig) -> Inputs:
+    """Reads and checks what the job starts from, with a look at the prompts of a run that is not finished."""
     inputs = read_inputs(config)
-    survey_run(inputs)
-    pod = bring_up(config, log)
+    if not complete(inputs):
+        survey_run(inputs)
+    return inputs
+
+
+def complete(inputs: Inputs) -> bool:
+    """Returns whether the run is finished: nothing is left for a pod to do."""
+    return inputs.folder.stat(METADATA) is not None and read_any(inputs.folder).complete
+
+
+def limit_of(config: JobConfig, folder: Folder, pod: Pod | None) -> Limit | None:
+    """Returns the limit of the run that is reached first, if any is set. `pod`: its pod that lives."""
+    if config.cloud.max_hours is None and config.cloud.max_usd is None:
+        return None
+    attempt = latest_attempt(folder, config.pod.hosts)
+    statuses = read_all(folder, config.pod.hosts, attempt) if attempt else []
+    heard = max((status.updated for status in statuses if status is not None), default=0.0)
+    alive = record_of(pod, config.cloud.capacity).key if pod else None
+    return nearest_limit(config, all_records(folder, [pod] if pod else [], config), alive, heard, clock.now())
+
+
+def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log) -> RunningJob:
+    """Starts the job on all hosts of a pod that is READY, or finds it running there.
+
+    Raises:
+        NoAnswer, Refused: as `deploy`.
+        JobError: the pod is not of the shape that the configuration says.
+    """
     if pod.workers != config.pod.hosts:
         raise JobError(
             f"pod.hosts={config.pod.hosts}, but {pod.name} has {pod.workers} workers; set pod.hosts={pod.workers} "
             f"and a mesh to match, or another pod.accelerator_type"
         )
     pod_reach = reach(config, pod.zone)
-    attempt = deploy(config, overrides, pod_reach, inputs.folder, new_attempt(), log)
-    return RunningJob(pod_reach, config.pod.hosts, inputs.folder, attempt, inputs.total_batches)
+    limit = limit_of(config, inputs.folder, pod)
+    attempt = deploy(config, overrides, pod_reach, inputs.folder, Start(new_attempt(), pod.resource, limit), log)
+    ends_at = float("inf") if limit is None else clock.now() + limit.left_s
+    return RunningJob(pod_reach, config.pod.hosts, inputs.folder, attempt, inputs.total_batches, limit, ends_at)
 
 
 def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:
@@ -56,9 +91,14 @@ def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_
     if job is None or outcome.end is not End.done:
         show_outcome(outcome, SafeConsole(stderr=True))
         return BAD_INPUT if outcome.cause is not None and outcome.cause.user_error else FAILED
-    statuses = [status for status in job.statuses() if status is not None]
+    return show_dataset(config, job.folder, job.statuses(), elapsed_s, as_json)
+
+
+def show_dataset(config: JobConfig, folder: Folder, statuses: Statuses, elapsed_s: float, as_json: bool) -> int:
+    """Shows the dataset; returns the exit status of the verb. `statuses`: of the attempt that finished it, if any."""
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
-    done = summary.summarise(config, read_any(job.folder), statuses, elapsed_s, logs)
+    reported = [status for status in statuses if status is not None]
+    done = summary.summarise(config, read_any(folder), reported, elapsed_s, logs)
     if as_json:
         print(json.dumps(asdict(done), indent=2))
     else:
@@ -69,18 +109,26 @@ def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_
 def show_outcome(outcome: Outcome, screen: Console) -> None:
     """Prints the cause in one line and, unless the user's input is at fault, the last lines of that host's log."""
     cause = outcome.cause
-    error = f"error: host {cause.host}: {cause.reason}" if cause else f"error: the pod was taken away ({outcome.node})"
+    error = f"error: {describe(outcome)}"
     lines = [] if cause is None or cause.user_error else [f"  {line}" for line in outcome.lines]
     for line in [error, *lines]:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def kill(job: RunningJob, log: Log) -> bool:
+def describe(outcome: Outcome) -> str:
+    """Returns the end of a run that was not finished, in one line."""
+    if outcome.cause is not None:
+        sick = f" (the pod is {outcome.node.sickness})" if outcome.node.sickness else ""
+        return f"host {outcome.cause.host}: {outcome.cause.reason}{sick}"
+    return outcome.limit or f"the pod was taken away ({outcome.node.state})"
+
+
+def kill(pod_reach: Reach, hosts: int, log: Log) -> bool:
     """Ends the job's processes on every host, at once; returns whether none runs on any host now."""
-    answers = ask_briefly(job.reach, script("stop", {"SIGNAL": "KILL"}), KILL_TIMEOUT_S)
+    answers = ask_briefly(pod_reach, script("stop", {"SIGNAL": "KILL"}), KILL_TIMEOUT_S)
     words = [answer.word for answer in answers.values()]
-    log(f"ended the job on {words.count('KILLED')} of {job.hosts} hosts, {words.count('NOT_RUNNING')} had ended before")
-    return words.count("KILLED") + words.count("NOT_RUNNING") == job.hosts
+    log(f"ended the job on {words.count('KILLED')} of {hosts} hosts, {words.count('NOT_RUNNING')} had ended before")
+    return words.count("KILLED") + words.count("NOT_RUNNING") == hosts
 
 
 def planned(config: JobConfig) -> list[str]:

@@ -4,18 +4,20 @@ In: the hosts' status files, the node's state and, where something seems wrong, 
 Out: one `Outcome`.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from launch import clock
 from launch.cause import Cause
+from launch.cloud.calls import from_network
 from launch.cloud.gcloud import Reach
-from launch.cloud.outcome import End, Outcome, judge
+from launch.cloud.limits import Limit
+from launch.cloud.outcome import End, NodeView, Outcome, judge
 from launch.cloud.pods import find_pods
 from launch.cloud.remote import Answer, ask_briefly, script
 from launch.view.timed_log import Log
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
@@ -27,6 +29,7 @@ PROBE_TIMEOUT_S = 45.0
 ANSWER_LOG_BYTES = 2400  # of a log; an answer must stay below 4096 bytes to arrive in one piece
 READERS = 16
 
+STOPPING_S = 60.0  # from the limit of the run, at which hosts stop by themselves
 PREEMPTION_S = 40.0  # from the notice until the node is gone
 
 Statuses = Sequence[HostStatus | None]
@@ -34,13 +37,18 @@ Statuses = Sequence[HostStatus | None]
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job on a pod: how its hosts are reached, where they report, and the batches that its run is planned to have."""
+    """A job on a pod: how its hosts are reached, where they report, and the batches that its run is planned to have.
+
+    `ends_at`: Unix time at which the limit of the run is reached, if it has one.
+    """
 
     reach: Reach
     hosts: int
     folder: Folder
     attempt: str
     batches: int
+    limit: Limit | None = None
+    ends_at: float = float("inf")
 
     def statuses(self) -> list[HostStatus | None]:
         return read_all(self.folder, self.hosts, self.attempt)
@@ -53,7 +61,7 @@ def read_all(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None
 
 
 def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], log: Log) -> Outcome:
-    """Returns when the attempt is done, has failed, has lost a host, or its pod is no more.
+    """Returns when the attempt is done, has failed, has lost a host, its pod is no more, or a limit is reached.
 
     A network that is away for a while, or a laptop asleep, only delays it.
 
@@ -62,7 +70,8 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
         show: called with the statuses at each look.
     """
     liveness = Liveness(job.hosts)
-    looked = worried_since = time.monotonic()
+    looked = worried_since = clock.monotonic()
+    seen = NodeView("READY")
     while True:
         try:
             statuses = job.statuses()
@@ -72,39 +81,47 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
                 return Outcome(End.done)
             if phases <= {Phase.done, Phase.stopped}:
                 return stopped(job.reach, statuses)
+            if job.limit is not None and clock.now() > job.ends_at + STOPPING_S:
+                return Outcome(End.limit, limit=job.limit.reason)
             liveness.update(statuses)
             failed = Phase.failed in phases
             stalled = liveness.without_progress_s() > stall_s
             worried = failed or stalled or liveness.silent_s() > SILENT_S
-            now = time.monotonic()
+            now = clock.monotonic()
             worried_since = worried_since if worried else now
             if now - looked > (WORRIED_EVERY_S if worried else NODE_EVERY_S):
                 looked = now
-                node = node_state(job.reach)
-                answers = probe(job.reach) if worried and node == "READY" else {}
+                node = node_view(job.reach)
+                if node.sickness and node != seen:
+                    log(f"{job.reach.name} is {node.sickness}; going on while its hosts do")
+                seen = node
+                answers = probe(job.reach) if worried and node.ready else {}
                 if answers:  # hosts may have ended, and said why, since their statuses were read
                     statuses = job.statuses()
                 outcome = judge(statuses, answers, node, job.attempt, now - worried_since, stalled)
                 if outcome is not None:
                     return outcome
-        except JobError as error:
-            log(f"{error}; looking again")
-        time.sleep(POLL_S)
+        except Exception as error:
+            if not (isinstance(error, JobError) or from_network(error)):
+                raise
+            log(f"{first_line(error)}; looking again")
+        clock.sleep(POLL_S)
 
 
 def stopped(reach: Reach, statuses: Statuses) -> Outcome:
     """Returns the outcome of hosts that were asked to stop: by a preemption, if the node goes now, else by a person."""
-    deadline = time.monotonic() + PREEMPTION_S
-    while (node := node_state(reach)) == "READY" and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+    deadline = clock.monotonic() + PREEMPTION_S
+    while (node := node_view(reach)).ready and clock.monotonic() < deadline:
+        clock.sleep(POLL_S)
     host, reason = next((status.host, status.error) for status in statuses if status is not None and status.error)
     cause = Cause(host, f"was asked to stop ({reason})", EndKind.stopped)
-    return Outcome(End.stopped, cause) if node == "READY" else Outcome(End.preempted, node=node)
+    return Outcome(End.stopped, cause) if node.ready else Outcome(End.preempted, node=node)
 
 
-def node_state(reach: Reach) -> str:
-    """Returns the state of the pod in its zone; GONE where there is none."""
-    return next((pod.state for pod in find_pods(reach.name, reach.project) if pod.zone == reach.zone), "GONE")
+def node_view(reach: Reach, patience_s: float = 0.0) -> NodeView:
+    """Returns the state of the pod in its zone. JobError where the API gives no answer for `patience_s`."""
+    pod = next((pod for pod in find_pods(reach.name, reach.project, patience_s) if pod.zone == reach.zone), None)
+    return NodeView("GONE") if pod is None else NodeView(pod.state, pod.health if pod.unhealthy else "")
 
 
 def probe(reach: Reach) -> dict[int, Answer]:
@@ -116,7 +133,7 @@ class Liveness:
     """Times without news of the hosts, by this machine's clock alone: the hosts' clocks may differ."""
 
     def __init__(self, hosts: int) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         self.updated = [0.0] * hosts
         self.heard = [now] * hosts
         self.progress: list[tuple[Phase, int, int] | None] = []
@@ -124,7 +141,7 @@ class Liveness:
 
     def update(self, statuses: Statuses) -> None:
         """Takes in the statuses of now; a host that has ended counts as heard."""
-        now = time.monotonic()
+        now = clock.monotonic()
         for host, status in enumerate(statuses):
             if status is not None and (status.updated != self.updated[host] or status.phase.ended):
                 self.updated[host], self.heard[host] = status.updated, now
@@ -134,8 +151,8 @@ class Liveness:
 
     def silent_s(self) -> float:
         """Returns the seconds since the host was heard that has been silent longest."""
-        return time.monotonic() - min(self.heard)
+        return clock.monotonic() - min(self.heard)
 
     def without_progress_s(self) -> float:
         """Returns the seconds since any host entered a phase, made a step or committed a batch."""
-        return time.monotonic() - self.progressed
+        return clock.monotonic() - self.progressed

@@ -1,24 +1,27 @@
 """Outcome of a run on a pod, judged on what hosts and the API report: whether it ended, how, and who is to blame."""
 
 import base64
+import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from launch.cause import SIGNALS, Cause, HostExit, first_cause
-from launch.cloud.remote import Answer
+from launch.cloud.remote import Answer, NoAnswer, Refused
 from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
 # From the first sign of trouble: jax ends the others within its heartbeat of 30 s after a host has died.
 SETTLE_S = 60.0
+NO_KEY = re.compile(r"Permission denied \(publickey", re.IGNORECASE)
 
 
 class End(Enum):
     """How a run on a pod ended.
 
     `stopped`: it was asked to. `failed`: a host reports a bug or a user's error, which the next start would meet too.
-    `lost`: hosts died, hang, cannot be reached or have a bad machine, so another start may do.
+    `lost`: hosts died, hang, cannot be reached or have a bad machine, so another start may do. `limit`: it has cost
+    what it may.
     """
 
     done = "done"
@@ -26,27 +29,47 @@ class End(Enum):
     failed = "failed"
     lost = "lost"
     preempted = "preempted"
+    limit = "limit"
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """State of a pod's node, GONE where the API lists none, and its health where that is bad."""
+
+    state: str
+    sickness: str = ""
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "READY"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`cause` and the end of that host's log where a host is to blame; `node`: the node's state."""
+    """`cause` and the end of that host's log where a host is to blame; `node`: the node's state.
+
+    `limit`: the limit that was reached, for that end alone. `unreached`: no host answers, so that nothing can be said
+    about any of them.
+    """
 
     end: End
     cause: Cause | None = None
     lines: Sequence[str] = ()
-    node: str = "READY"
+    node: NodeView = NodeView("READY")
+    limit: str = ""
+    unreached: bool = False
 
     @property
     def needs_new_pod(self) -> bool:
-        """Returns whether a host's machine is bad or out of reach: the next start on this pod would end as this one."""
-        return self.cause is not None and self.cause.bad_machine
+        """Returns whether a machine is bad or out of reach: the next start on this pod would end as this one."""
+        bad = self.cause is not None and self.cause.bad_machine
+        return self.end is End.lost and not self.unreached and (bad or bool(self.node.sickness))
 
 
 def judge(
     statuses: Sequence[HostStatus | None],
     answers: Mapping[int, Answer],
-    node: str,
+    node: NodeView,
     attempt: str,
     worried_s: float,
     stalled: bool,
@@ -66,24 +89,43 @@ def judge(
         lines = next((exit.lines for exit in exits if exit.host == cause.host), ())
     if cause is not None and not cause.lost:
         return Outcome(End.failed, cause, lines, node)
-    if node != "READY":
+    if not node.ready and (node.state != "GONE" or worried_s > 0):  # a list may lack a pod that answers
         return Outcome(End.preempted, node=node)
     if cause is not None and cause.certain:
-        return Outcome(End.lost, cause, lines)
+        return Outcome(End.lost, cause, lines, node)
     unreachable = [host for host in range(len(statuses)) if answers and host not in answers]
     if worried_s > SETTLE_S and unreachable:
         return out_of_reach(unreachable[0])
     if cause is not None and (worried_s > SETTLE_S or len(exits) == len(statuses)):
-        return Outcome(End.lost, cause, lines)
+        return Outcome(End.lost, cause, lines, node)
     if stalled:
         slowest = min(range(len(statuses)), key=lambda host: progress_of(statuses[host]))
-        return Outcome(End.lost, Cause(slowest, "makes no progress, nor does any other host"))
+        return Outcome(End.lost, Cause(slowest, "makes no progress, nor does any other host"), node=node)
     return None
 
 
 def out_of_reach(host: int) -> Outcome:
     """Returns the outcome of a host that ssh cannot reach while it reaches others."""
     return Outcome(End.lost, Cause(host, "cannot be reached over ssh", EndKind.bad_machine))
+
+
+def not_started(error: NoAnswer | Refused, node: NodeView) -> Outcome:
+    """Returns the outcome of a start that hosts did not answer or could not do."""
+    if not node.ready:
+        return Outcome(End.preempted, node=node)
+    if isinstance(error, Refused):
+        if error.by_all:
+            return Outcome(End.failed, Cause(error.host, error.detail, EndKind.user_error), node=node)
+        kind = EndKind.lost_peer if error.earlier else EndKind.bad_machine
+        return Outcome(End.lost, Cause(error.host, error.detail, kind), node=node)
+    host = error.silent[0]
+    if error.others_answered:
+        return replace(out_of_reach(host), node=node)
+    if NO_KEY.search(error.reason):
+        fix = "gcloud's key is not accepted there; see `pod-job doctor`, and your role roles/compute.osAdminLogin"
+        return Outcome(End.failed, Cause(host, f"{error.reason}: {fix}", EndKind.user_error), node=node)
+    cause = Cause(host, f"cannot be reached over ssh, nor can any other host: {error.reason}")
+    return Outcome(End.lost, cause, node=node, unreached=True)
 
 
 def running_hosts(statuses: Sequence[HostStatus | None], exits: Sequence[HostExit | None]) -> list[int]:

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
+from launch import clock
 from launch.cloud import gcloud
+from launch.cloud.calls import DELETE_TIMEOUT_S, LIST_TIMEOUT_S, PATIENCE_S, call_api, gcloud_error, passes_by_itself
 from launch.cloud.tpu_api import Node, Nodes, QueuedResource, QueuedResources, RequestedNode
-from launch.shell import call
+from launch.view.timed_log import Log
 from pod_job.errors import JobError
 from pod_job.formats.records import decode
 
 MADE_BY = {"made-by": "pod-job"}
 """Label of everything the launcher creates."""
 # https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State and ...queuedResources#State
+GRANTED = {"PROVISIONING", "CREATING", "ACTIVE"}
 COMING = {"CREATING", "STARTING", "RESTARTING", "REPAIRING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES"}
+
+DELETE_EVERY_S, DELETE_PATIENCE_S = 10.0, 1800.0
 
 Listing = TypeVar("Listing", Nodes, QueuedResources)
 
@@ -68,6 +73,16 @@ class Pod:
         return None if self.node is None else self.node.upcoming_maintenance.window_start_time
 
     @property
+    def unhealthy(self) -> bool:
+        """Returns whether the API says that the node does not work."""
+        return self.node is not None and self.node.health.startswith(("UNHEALTHY", "TIMEOUT"))
+
+    @property
+    def granted(self) -> bool:
+        """Returns whether a node is being made: no longer a request that waits for capacity."""
+        return self.node is not None or self.queued_state in GRANTED
+
+    @property
     def addresses(self) -> list[str]:
         """IP addresses of the node's workers, in the order of their index."""
         return [] if self.node is None else [endpoint.ip_address for endpoint in self.node.network_endpoints]
@@ -75,6 +90,11 @@ class Pod:
     @property
     def workers(self) -> int:
         return len(self.addresses)
+
+    @property
+    def resource(self) -> str:
+        """Name in the API of what is deleted with the pod: its queued resource, else its node."""
+        return self.queued.name if self.queued is not None else self.node.name if self.node is not None else ""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -102,20 +122,20 @@ class Pod:
         return max(0.0, now - self.created) if self.created else 0.0
 
 
-def list_pods(project: str | None) -> list[Pod]:
-    """Returns all pods of the project in all zones. Raises JobError where gcloud cannot list them."""
+def list_pods(project: str | None, patience_s: float = PATIENCE_S) -> list[Pod]:
+    """Returns all pods of the project in all zones. Raises JobError where gcloud cannot list them for `patience_s`."""
     with ThreadPoolExecutor(2) as pool:
-        nodes = pool.submit(_listed, gcloud.list_nodes(project), Nodes)
-        resources = pool.submit(_listed, gcloud.list_queued(project), QueuedResources)
+        nodes = pool.submit(_listed, gcloud.list_nodes(project), Nodes, patience_s)
+        resources = pool.submit(_listed, gcloud.list_queued(project), QueuedResources, patience_s)
     by_node = {_zone_and_last(node.name): node for node in nodes.result().items}
     by_queued = {(_zone_and_last(queued.name)[0], queued.node_id): queued for queued in resources.result().items}
     keys = sorted(by_node.keys() | by_queued.keys())
     return [Pod(name, zone, by_node.get((zone, name)), by_queued.get((zone, name))) for zone, name in keys]
 
 
-def find_pods(name: str, project: str | None) -> list[Pod]:
+def find_pods(name: str, project: str | None, patience_s: float = PATIENCE_S) -> list[Pod]:
     """Returns the pods of that name, at most one a zone."""
-    return [pod for pod in list_pods(project) if pod.name == name]
+    return [pod for pod in list_pods(project, patience_s) if pod.name == name]
 
 
 def delete_commands(pod: Pod, project: str | None) -> list[list[str]]:
@@ -125,24 +145,32 @@ def delete_commands(pod: Pod, project: str | None) -> list[list[str]]:
     return [gcloud.delete_node(pod.name, pod.zone, project)]
 
 
-def delete(pod: Pod, project: str | None) -> None:
-    """Deletes a pod; one that is gone already counts as deleted. Raises JobError with gcloud's reason otherwise."""
+def delete(pod: Pod, project: str | None, log: Log) -> None:
+    """Deletes a pod; one that is gone already counts as deleted.
+
+    A pod that is stopping refuses until it has stopped: that is waited for, as what passes by itself.
+
+    Raises:
+        JobError: gcloud's reason, after DELETE_PATIENCE_S or where waiting does not help.
+    """
+    deadline, shown = clock.monotonic() + DELETE_PATIENCE_S, ""
     for command in delete_commands(pod, project):
-        done = call(command)
-        if done.code and "NOT_FOUND" not in done.err:
-            raise JobError(f"{pod.name} in {pod.zone} could not be deleted: {gcloud_error(done.err)}")
+        while True:
+            done = call_api(command, DELETE_TIMEOUT_S, patience_s=0)
+            if done.code == 0 or "NOT_FOUND" in done.err:
+                break
+            reason = gcloud_error(done.err)
+            waits = passes_by_itself(done) or "FAILED_PRECONDITION" in done.err
+            if not waits or clock.monotonic() > deadline:
+                raise JobError(f"{pod.name} in {pod.zone} could not be deleted: {reason}")
+            if reason != shown:
+                shown = reason
+                log(f"{pod.name} in {pod.zone} cannot be deleted now: {reason}; trying again")
+            clock.sleep(DELETE_EVERY_S)
 
 
-def gcloud_error(text: str) -> str:
-    """Returns the reason in gcloud's stderr, in one line."""
-    lines = text.strip().splitlines()
-    starts = [index for index, line in enumerate(lines) if line.startswith("ERROR:")]
-    reason = " ".join(line.strip() for line in lines[starts[0] :] if line.strip()) if starts else " ".join(lines[-1:])
-    return reason or "no reason given"
-
-
-def _listed(argv: Sequence[str], kind: type[Listing]) -> Listing:
-    done = call(argv)
+def _listed(argv: Sequence[str], kind: type[Listing], patience_s: float) -> Listing:
+    done = call_api(argv, LIST_TIMEOUT_S, patience_s)
     if done.code:
         raise JobError(f"gcloud cannot list TPUs: {gcloud_error(done.err)}; run `pod-job doctor`")
     return decode(f'{{"items": {done.out or "[]"}}}', kind, " ".join(argv[:5]))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cloud import gcloud
+from launch.cloud.calls import call_hosts, gcloud_error
 from launch.cloud.gcloud import Reach
-from launch.cloud.pods import gcloud_error
-from launch.shell import Finished, call
+from launch.shell import Finished
 from pod_job.errors import JobError
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -38,13 +38,30 @@ class NoAnswer(JobError):
 
     Attributes:
         silent: those hosts.
+        reason: gcloud's.
         others_answered: False where it may as well be this machine's network or key.
     """
 
-    def __init__(self, message: str, silent: Sequence[int], hosts: int) -> None:
-        super().__init__(message)
+    def __init__(self, silent: Sequence[int], hosts: int, reason: str) -> None:
+        names = ", ".join(map(str, silent))
+        super().__init__(f"worker {names} of {hosts} gave no answer over ssh: {reason}; run it again")
         self.silent = silent
+        self.reason = reason
         self.others_answered = len(silent) < hosts
+
+
+class Refused(JobError):
+    """A host could not do what it was asked, or runs an earlier start.
+
+    Attributes:
+        host: the first such host; `detail`: its reason.
+        by_all: whether no host could: then it is hardly the machine.
+        earlier: whether it runs an earlier start.
+    """
+
+    def __init__(self, host: int, detail: str, by_all: bool = False, earlier: bool = False) -> None:
+        super().__init__(f"worker {host}: {detail}")
+        self.host, self.detail, self.by_all, self.earlier = host, detail, by_all, earlier
 
 
 def script(name: str, values: Mapping[str, str | Sequence[str]]) -> str:
@@ -73,7 +90,7 @@ def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
     last_error = ""
     for _ in range(ROUNDS):
         workers = ",".join(map(str, missing(answers, hosts))) if answers else "all"
-        done = call(gcloud.ssh(reach, workers, command(text)))
+        done = call_hosts(gcloud.ssh(reach, workers, command(text)))
         last_error = done.err
         answers |= read_answers([done])
         if len(answers) == hosts:
@@ -83,7 +100,7 @@ def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
 
 def ask_briefly(reach: Reach, text: str, timeout_s: float) -> dict[int, Answer]:
     """Returns the answers of those hosts that can be reached within `timeout_s`."""
-    done = call(gcloud.ssh(reach, "all", command(text)), timeout_s=timeout_s)
+    done = call_hosts(gcloud.ssh(reach, "all", command(text)), timeout_s=timeout_s)
     return read_answers([done])
 
 
@@ -94,7 +111,7 @@ def ask_each(reach: Reach, hosts: int, text: str, stdin: bytes) -> dict[int, Ans
     for _ in range(ROUNDS):
         with ThreadPoolExecutor(STDIN_CALLS) as pool:
             calls = [gcloud.ssh(reach, str(host), command(text)) for host in missing(answers, hosts)]
-            done = list(pool.map(lambda argv: call(argv, stdin), calls))
+            done = list(pool.map(lambda argv: call_hosts(argv, stdin), calls))
         last_error = done[-1].err
         # FAILED here means that stdin broke off: worth another round.
         answers |= {host: answer for host, answer in read_answers(done).items() if answer.word != "FAILED"}
@@ -114,7 +131,4 @@ def missing(answers: Mapping[int, Answer], hosts: int) -> list[int]:
 
 
 def no_answer(answers: Mapping[int, Answer], hosts: int, last_error: str) -> NoAnswer:
-    silent = missing(answers, hosts)
-    names = ", ".join(map(str, silent))
-    message = f"worker {names} of {hosts} gave no answer over ssh: {gcloud_error(last_error)}; run it again"
-    return NoAnswer(message, silent, hosts)
+    return NoAnswer(missing(answers, hosts), hosts, gcloud_error(last_error))

@@ -1,8 +1,8 @@
 """A run, its pods and what they cost at one moment: from the run folder and the API, without a login to any host."""
 
-import time
 from collections.abc import Sequence
 
+from launch import clock
 from launch.cloud.observe import read_all
 from launch.cloud.pod_records import all_records, record_of
 from launch.cloud.pods import Pod, find_pods
@@ -35,7 +35,7 @@ def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Seque
     """Returns the run as it is now; `batches`: its planned number."""
     attempt = latest_attempt(folder, config.pod.hosts)
     hosts = read_all(folder, config.pod.hosts, attempt) if attempt else [None] * config.pod.hosts
-    return run_status(config, folder, batches, hosts, pods, time.time())
+    return run_status(config, folder, batches, hosts, pods, clock.now())
 
 
 def run_status(

@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from launch.cloud import gcloud
 from launch.cloud.bundle import make_bundle, pinned_versions
-from launch.cloud.pods import Pod, find_pods, gcloud_error, list_pods
+from launch.cloud.calls import gcloud_error
+from launch.cloud.pods import Pod, find_pods, list_pods
 from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_name, pod_spec, reach
 from launch.job_config import config_to_start

@@ -6,13 +6,13 @@ since a job may run on them: `pod-job down` deletes them.
 
 import json
 import shlex
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from launch import clock
 from launch.cloud.pods import MADE_BY, Pod, delete, delete_commands, list_pods
 from launch.verbs.arguments import add_dry_run
 from launch.view.timed_log import timed_log
@@ -42,14 +42,14 @@ def gc(options: Namespace) -> int:
         commands = [command for pod in dead for command in delete_commands(pod, project)]
         print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
         return DONE
-    now = time.time()
+    now = clock.now()
     if options.json:
         print(json.dumps([facts(pod, now, deleted=pod in dead) for pod in pods], indent=2))
     else:
         show(pods, now, SafeConsole())
     log = timed_log()
     for pod in dead:
-        delete(pod, project)
+        delete(pod, project, log)
         log(f"deleted {pod.name} in {pod.zone}, which was {pod.state}")
     return DONE
 

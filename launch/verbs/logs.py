@@ -4,10 +4,10 @@ The logs are in the run folder, so they can be read after the pod is gone.
 """
 
 import re
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
+from launch import clock
 from launch.cloud.observe import POLL_S, read_all
 from launch.job_config import config_of_run
 from launch.verbs.arguments import add_follow, add_run
@@ -46,7 +46,7 @@ def logs(options: Namespace) -> int:
             if not any(shown.values()):
                 raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")
             return DONE
-        time.sleep(POLL_S)
+        clock.sleep(POLL_S)
 
 
 def sorted_entries(folder: Folder, shown: dict[int, int]) -> list[tuple[int, list[str]]]:

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 import msgspec
 from rich.console import Console
 
+from launch.cloud.checks import check_pod
 from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands
@@ -69,6 +70,7 @@ def plan(options: Namespace) -> int:
     """Shows the plan on stdout. Raises JobError for whatever would make the run fail before it starts."""
     overrides = start_overrides(options)
     config = config_to_start(overrides)
+    check_pod(config)
     run = inputs_or_outline(config)
     job_plan = make_plan(run, survey_run(run), planned_commands(config, overrides))
     screen = SafeConsole()

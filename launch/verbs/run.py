@@ -6,11 +6,14 @@ run, or with --follow when they have ended. The summary goes to stdout, progress
 
 import json
 import shlex
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from launch.cloud.job import finish, planned, start, until_end
+from launch import clock
+from launch.cloud.capacity import bring_up
+from launch.cloud.checks import check_before_paid
+from launch.cloud.job import complete, finish, limit_of, planned, read_job, show_dataset, start, until_end
+from launch.cloud.owner import line_of_what_stays, owning
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
@@ -18,6 +21,7 @@ from launch.verbs.arguments import add_accept_identity, add_dry_run, add_follow,
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
+from pod_job.errors import JobError
 
 EXAMPLES = (
     "experiment=demo storage.run_dir=runs/first tasks.limit=8",
@@ -54,18 +58,28 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
     if options.dry_run:
         print(*planned(config), sep="\n")
         return DONE
-    began = time.monotonic()
+    began = clock.monotonic()
     log = timed_log(began)
+    check_before_paid(config, log)
+    inputs = read_job(config)
+    if complete(inputs):
+        log(f"{config.storage.run_dir} is already complete")
+        return show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
+    limit = limit_of(config, inputs.folder, None)
+    if limit is not None and limit.reached:
+        raise JobError(f"{limit.reason}; raise it to go on")
     if not options.no_preflight:
         preflight_first(overrides, log)
-    started = start(config, overrides, log)
-    if not options.follow:
-        facts = {"pod": started.reach.name, "zone": started.reach.zone, "attempt": started.attempt}
-        facts |= {"hosts": config.pod.hosts}
+    with owning(config, overrides, log):
+        job = start(bring_up(config, log), config, overrides, inputs, log)
+        outcome = until_end(config, job, log, began) if options.follow else None
+    if outcome is None:
+        facts = {"pod": job.reach.name, "zone": job.reach.zone, "attempt": job.attempt, "hosts": config.pod.hosts}
         print(json.dumps(facts) if options.json else next_steps(overrides))
         return DONE
-    outcome = until_end(config, started, log, began)
-    return finish(config, started, outcome, time.monotonic() - began, options.json)
+    if line := line_of_what_stays(config, overrides):
+        log(line)
+    return finish(config, job, outcome, clock.monotonic() - began, options.json)
 
 
 def next_steps(overrides: Sequence[str]) -> str:

@@ -3,10 +3,10 @@
 With --follow until the run has ended: in a terminal as a table drawn in place, elsewhere as a line for each change.
 """
 
-import time
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 
+from launch import clock
 from launch.cloud.observe import NODE_EVERY_S, POLL_S
 from launch.cloud.run_status import planned_batches, pods_of, read_run_status
 from launch.job_config import config_of_run
@@ -43,7 +43,7 @@ def status(options: Namespace) -> int:
     if not options.follow:
         show(view, options.json)
         return DONE
-    looked = time.monotonic()
+    looked = clock.monotonic()
     with Live(SafeConsole(), plain=options.json) as live:
         while True:
             if options.json:
@@ -52,9 +52,9 @@ def status(options: Namespace) -> int:
                 live.show(view)
             if view.ended:
                 return DONE
-            time.sleep(POLL_S)
-            if time.monotonic() - looked > NODE_EVERY_S:
-                looked = time.monotonic()
+            clock.sleep(POLL_S)
+            if clock.monotonic() - looked > NODE_EVERY_S:
+                looked = clock.monotonic()
                 pods = pods_of(config)
             view = read_run_status(config, folder, batches, pods)
 

@@ -9,6 +9,8 @@ from argparse import ArgumentParser, Namespace
 
 from launch.cloud import gcloud
 from launch.cloud.capacity import bring_up
+from launch.cloud.checks import check_before_paid
+from launch.cloud.owner import owning
 from launch.cloud.pods import Pod
 from launch.cloud.request import pod_spec
 from launch.job_config import config_to_start
@@ -38,9 +40,12 @@ def up(options: Namespace) -> int:
         print(*(shlex.join(create(spec, zone, config.cloud.project)) for zone in config.cloud.zones), sep="\n")
         return DONE
     log = timed_log()
+    check_before_paid(config, log)
     if not options.no_preflight:
         preflight_first(options.overrides, log)
-    show(bring_up(config, log), options.json)
+    with owning(config, options.overrides, log):
+        pod = bring_up(config, log)
+    show(pod, options.json)
     return DONE
 
 

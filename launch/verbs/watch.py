@@ -1,22 +1,39 @@
 """Runs the job to its end, through preemptions; deletes the pod when the dataset is there or the job has failed.
 
 A pod that was taken away, or has a machine that is bad or cannot be reached, is created again, and a job that lost
-hosts is started again, as often as cloud.preemptions and cloud.failures allow. A host that reports a bug or bad input
-ends the job: the next start would fail too. The verb keeps no state: interrupted and started again, it finds the pod,
-the job and the batches that are done. On this machine (pod.kind=local) it starts lost hosts again.
+hosts is started again, as often as cloud.preemptions, cloud.bad_machines and cloud.failures allow. A host that reports
+a bug or bad input ends the job: the next start would fail too. The verb keeps no state: interrupted, it says what stays
+and what that costs; started again, it finds the pod, the job and the batches that are done. On this machine
+(pod.kind=local) it starts lost hosts again.
 """
 
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from launch.cloud.capacity import take_down
-from launch.cloud.job import finish, kill, planned, show_outcome, start, until_end
-from launch.cloud.observe import RunningJob
-from launch.cloud.outcome import End, Outcome, out_of_reach
-from launch.cloud.pods import find_pods
-from launch.cloud.remote import NoAnswer
-from launch.cloud.request import pod_name, pod_spec
+from launch import clock
+from launch.cloud.budgets import Step, budgets_of
+from launch.cloud.calls import PATIENCE_S
+from launch.cloud.capacity import bring_up, take_down
+from launch.cloud.checks import check_before_paid
+from launch.cloud.job import (
+    complete,
+    describe,
+    finish,
+    kill,
+    limit_of,
+    planned,
+    read_job,
+    show_dataset,
+    show_outcome,
+    start,
+    until_end,
+)
+from launch.cloud.observe import RunningJob, node_view
+from launch.cloud.outcome import End, Outcome, not_started
+from launch.cloud.owner import owning
+from launch.cloud.pods import Pod, find_pods
+from launch.cloud.remote import NoAnswer, Refused
+from launch.cloud.request import pod_name, reach
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
@@ -24,6 +41,8 @@ from launch.verbs.arguments import add_accept_identity, add_dry_run, add_no_pref
 from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
+from pod_job.errors import JobError
+from pod_job.planning.inputs import Inputs
 from pod_job.terminal import SafeConsole
 
 EXAMPLES = (
@@ -48,49 +67,62 @@ def watch(options: Namespace) -> int:
         return DONE
     if config.pod.kind is PodKind.local:
         return run_here(config, overrides, config.cloud.failures, options.json)
-    pod_spec(config)
-    began = time.monotonic()
+    began = clock.monotonic()
     log = timed_log(began)
-    if not options.no_preflight:
+    check_before_paid(config, log)
+    inputs = read_job(config)
+    if not complete(inputs) and not options.no_preflight:
         preflight_first(overrides, log)
-    lost = dict.fromkeys((End.preempted, End.lost), 0)
-    budget = {End.preempted: config.cloud.preemptions, End.lost: config.cloud.failures}
+    with owning(config, overrides, log):
+        if complete(inputs):
+            log(f"{config.storage.run_dir} is already complete")
+            delete_pods(config, log)
+            return show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
+        try:
+            job, outcome = run_to_the_end(config, overrides, inputs, log, began)
+        except JobError as error:
+            log(f"giving up: {error}")
+            delete_pods(config, log)
+            raise
+        delete_pods(config, log)
+    return finish(config, job, outcome, clock.monotonic() - began, options.json)
+
+
+def run_to_the_end(
+    config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, began: float
+) -> tuple[RunningJob | None, Outcome]:
+    """Returns the last start, None where no job was started, and how it ended."""
+    budgets = budgets_of(config.cloud)
     while True:
-        started, outcome = run_once(config, overrides, log, began)
-        if outcome.end not in lost:
-            break
-        lost[outcome.end] += 1
-        log(f"{describe(outcome)}; {lost[outcome.end]} of {budget[outcome.end]} {BUDGETS[outcome.end]} used")
-        if lost[outcome.end] > budget[outcome.end]:
-            log(f"giving up: {BUDGETS[outcome.end]} is spent")
-            break
+        limit = limit_of(config, inputs.folder, None)
+        if limit is not None and limit.reached:
+            return None, Outcome(End.limit, limit=limit.reason)
+        pod = bring_up(config, log)
+        job, outcome = run_once(pod, config, overrides, inputs, log)
+        if job is not None and outcome is None:
+            outcome = until_end(config, job, log, began)
+        assert outcome is not None
+        budgets, step = budgets.after(outcome)
+        if outcome.end is not End.done:
+            log("; ".join(filter(None, [describe(outcome), budgets.line(outcome)])))
+        if step is Step.end:
+            return job, outcome
         if outcome.end is End.lost:
             show_outcome(outcome, SafeConsole(stderr=True))
-            # A host where the job cannot be ended is lost for the next start too.
-            if outcome.needs_new_pod or started is None or not kill(started, log):
-                delete_pods(config, log)
-    delete_pods(config, log)
-    return finish(config, started, outcome, time.monotonic() - began, options.json)
+        # A host where the job cannot be ended is lost for the next start too.
+        unended = step is Step.same_pod and not kill(reach(config, pod.zone), config.pod.hosts, log)
+        if unended or step is Step.new_pod:
+            delete_pods(config, log)
 
 
-BUDGETS = {End.preempted: "cloud.preemptions", End.lost: "cloud.failures"}
-
-
-def run_once(config: JobConfig, overrides: Sequence[str], log: Log, began: float) -> tuple[RunningJob | None, Outcome]:
-    """Returns the job, None if ssh reaches some of its hosts only, and how it ended."""
+def run_once(
+    pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log
+) -> tuple[RunningJob | None, Outcome | None]:
+    """Starts the job on a pod; returns it, or why hosts could not start it."""
     try:
-        started = start(config, overrides, log)
-    except NoAnswer as error:
-        if not error.others_answered:
-            raise
-        return None, out_of_reach(error.silent[0])
-    return started, until_end(config, started, log, began)
-
-
-def describe(outcome: Outcome) -> str:
-    if outcome.cause is not None:
-        return f"host {outcome.cause.host} {outcome.cause.reason}"
-    return f"the pod was taken away ({outcome.node})"
+        return start(pod, config, overrides, inputs, log), None
+    except (NoAnswer, Refused) as error:
+        return None, not_started(error, node_view(reach(config, pod.zone), PATIENCE_S))
 
 
 def delete_pods(config: JobConfig, log: Log) -> None:

@@ -1,6 +1,5 @@
 """Progress of a job on a screen: the hosts' statuses in, one bar per phase of the whole pod out."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from launch import clock
 from pod_job.run_folder.status import HostStatus, Phase
 
 PLAIN_EVERY_S = 10.0
@@ -66,7 +66,7 @@ class Screen:
     """Bars redrawn in place on a terminal; elsewhere one line per finished phase, and batches every PLAIN_EVERY_S."""
 
     def __init__(self, console: Console, began: float | None = None) -> None:
-        """`began`: the moment of time.monotonic() from which seconds are shown; now, if None."""
+        """`began`: the moment of clock.monotonic() from which seconds are shown; now, if None."""
         self.console = console
         self.progress = Progress(
             TextColumn("{task.description:<14}"),
@@ -78,7 +78,7 @@ class Screen:
         )
         self.tasks: dict[str, int] = {}
         self.finished: set[str] = set()
-        self.printed = time.monotonic()
+        self.printed = clock.monotonic()
         self.started = self.printed if began is None else began
 
     def __enter__(self) -> Self:
@@ -103,7 +103,7 @@ class Screen:
             self.progress.update(task, completed=bar.done, total=bar.total, detail=bar.detail)
 
     def _print(self, now: Sequence[Bar]) -> None:
-        moment = time.monotonic()
+        moment = clock.monotonic()
         for bar in now:
             finished = bar.done >= bar.total and bar.name not in self.finished
             current = bar.name not in self.finished and bar.done > 0 and moment - self.printed >= PLAIN_EVERY_S

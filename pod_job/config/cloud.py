@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, at_least
 
 RESOURCE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,59}[a-z0-9])?")
 ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
@@ -34,11 +34,17 @@ class CloudConfig:
     labels: dict[str, str] = field(default_factory=dict)  # further labels of the pod
     service_account: str | None = None  # service account of the hosts; null: the project's default
     internal_ip: bool = False  # reach hosts by their internal addresses, from within their network
+    shared_folders: list[str] = field(default_factory=list)  # folders that all hosts have mounted at the same path
     ssh_flags: list[str] = field(default_factory=list)  # flags passed to ssh unchanged
     secrets: list[str] = field(default_factory=list)  # environment variables to send to hosts by name: HF_TOKEN
     python: str | None = None  # a Python on the hosts with all dependencies; null: uv makes an environment
     preemptions: int = 50  # preemptions after which `watch` gives up
-    failures: int = 2  # lost hosts and bad machines after which `watch` gives up
+    bad_machines: int = 3  # pods with a machine that is bad or out of reach after which `watch` gives up
+    failures: int = 2  # lost hosts after which `watch` gives up
+    max_hours: float | None = (
+        None  # hours that the run's pods may be paid for, in all; then it is stopped, pods deleted
+    )
+    max_usd: float | None = None  # dollars that the run's pods may cost, in all; then it is stopped, pods deleted
     stall_s: int = 900  # time without progress after which hosts count as hung
     price_per_chip_hour: float | None = None  # price in USD, where it differs from the list price
 
@@ -49,8 +55,13 @@ class CloudConfig:
         matches("cloud.labels", list(self.labels.values()), LABEL_VALUE)
         matches("cloud.secrets", self.secrets, VARIABLE)
         for name in ("zone_wait_s", "rounds", "stall_s"):
-            if getattr(self, name) < 1:
-                raise JobError(f"cloud.{name}={getattr(self, name)} is too small; use 1 or more")
+            at_least(f"cloud.{name}", getattr(self, name), 1)
+        for name in ("preemptions", "bad_machines", "failures"):
+            at_least(f"cloud.{name}", getattr(self, name), 0)
+        for name in ("max_hours", "max_usd"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise JobError(f"cloud.{name}={value:g} is too small; use more than 0, or null for no limit")
 
 
 def matches(name: str, values: list[str], rule: re.Pattern[str]) -> None:

@@ -1,4 +1,4 @@
-"""Request that this host stop: SIGTERM, or the metadata server's notice that the machine is being taken away.
+"""Request that this host stop: SIGTERM, the notice that the machine is being taken away, or the limit of its cost.
 
 The host then begins no further batch, commits those it holds, and ends; its watchdog sees to it that it is in time.
 """
@@ -58,6 +58,14 @@ class StopRequest:
     def on_notice(self) -> None:
         """Waits for the notice of a preemption in a thread."""
         threading.Thread(target=self._wait_for_notice, name="preemption", daemon=True).start()
+
+    def on_limit(self) -> None:
+        """Requests the stop when the run has cost what it may, as the launcher has told this process, if it has."""
+        left_s = os.environ.get(environment.LEFT_S)
+        if left_s:
+            timer = threading.Timer(float(left_s), self.request, [os.environ.get(environment.LIMIT, "limit reached")])
+            timer.daemon = True
+            timer.start()
 
     def request(self, reason: str) -> None:
         """Requests the stop; the first reason counts."""

@@ -1,10 +1,14 @@
 """Opens a folder by its path or gs:// URL."""
 
+import re
 from pathlib import Path
 
 from pod_job.errors import JobError
 from pod_job.storage.folder import Folder
 from pod_job.storage.local import LocalFolder
+
+# A slash or two left out of a URL would make a folder of that name here.
+SCHEME = re.compile(r"(gs|gcs|s3|file|https?)(:|//)", re.IGNORECASE)
 
 
 def open_folder(url: str | Path, field: str = "storage.run_dir", follow_links: bool = False) -> Folder:
@@ -22,7 +26,7 @@ def open_folder(url: str | Path, field: str = "storage.run_dir", follow_links: b
         from pod_job.storage.gcs import BucketFolder
 
         return BucketFolder(url, field)
-    if not url or "://" in url:
+    if not url or "://" in url or SCHEME.match(url):
         raise JobError(f"{field}={url}: must be a local folder or gs://bucket/prefix")
     if Path(url).expanduser().is_file():
         raise JobError(f"{field}={url}: is a file; name a folder")

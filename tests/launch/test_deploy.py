@@ -30,5 +30,5 @@ def test_a_host_that_runs_an_earlier_start_is_named_with_the_command(
     monkeypatch.setattr(deploy, "ask", ask)
     config = load(["experiment=v5e64", "storage.run_dir=gs://bucket/run"])
     reach = Reach("extract-1", "us-west4-a", None, False, [])
-    with pytest.raises(JobError, match=r"^worker 1 still runs an earlier start; `pod-job stop` first$"):
-        deploy.deploy(config, [], reach, open_folder(str(tmp_path)), "new", lambda _: None)
+    with pytest.raises(JobError, match=r"^worker 1: still runs an earlier start; `pod-job stop` first$"):
+        deploy.deploy(config, [], reach, open_folder(str(tmp_path)), deploy.Start("new", "", None), lambda _: None)

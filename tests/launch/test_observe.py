@@ -9,7 +9,7 @@ from launch.cause import Cause
 from launch.cloud import observe
 from launch.cloud.gcloud import Reach
 from launch.cloud.observe import RunningJob, follow
-from launch.cloud.outcome import End, Outcome
+from launch.cloud.outcome import End, NodeView, Outcome
 from launch.cloud.remote import Answer
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, write_status
 from pod_job.storage.folder import Folder
@@ -33,7 +33,7 @@ def followed(
         return {host: Answer(host, "EXITED", f"{ATTEMPT} {code} eA==") for host, code in enumerate(codes)}
 
     monkeypatch.setattr(observe, "probe", probe)
-    monkeypatch.setattr(observe, "node_state", lambda _: "READY")
+    monkeypatch.setattr(observe, "node_view", lambda _: NodeView("READY"))
     monkeypatch.setattr(observe, "POLL_S", 0.01)
     monkeypatch.setattr(observe, "WORRIED_EVERY_S", -1.0)
     job = RunningJob(Reach("extract-1", "us-west4-a", None, False, []), len(codes), folder, ATTEMPT, 4)

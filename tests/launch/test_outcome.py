@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch.cloud.outcome import SETTLE_S, End, Outcome, judge
+from launch.cloud.outcome import SETTLE_S, End, NodeView, Outcome, judge
 from launch.cloud.remote import Answer
 from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
@@ -58,6 +58,11 @@ CASES = {
     ),
     "the pod goes": Case([RUNNING, exited(137)], End.preempted, None, more={"node": "PREEMPTED"}),
     "the pod is gone": Case([None, None], End.preempted, None, more={"node": "GONE"}),
+    "absent from a list while its hosts report": Case(
+        [RUNNING, RUNNING], None, None, more={"node": "GONE", "worried_s": 0}
+    ),
+    "SIGSEGV": Case([exited(1), exited(139)], End.lost, 1, [PEER, None]),
+    "SIGBUS": Case([exited(1), exited(135)], End.lost, 1, [PEER, None]),
     "killed": Case([exited(1), exited(137)], End.lost, 1, [PEER, None]),
     "died of another that is not seen yet": Case([exited(1), RUNNING], None, None, [PEER, None]),
     "the same for long": Case([exited(1), RUNNING], End.lost, 0, [PEER, None], LATER),
@@ -90,6 +95,7 @@ def outcome_of(case: Case) -> Outcome | None:
     ]
     answers = {host: Answer(host, *answer) for host, answer in enumerate(case.answers) if answer is not None}
     settings = {"node": "READY", "worried_s": 10, "stalled": False} | case.more
+    settings["node"] = NodeView(settings["node"], settings.pop("sickness", ""))
     return judge(statuses, answers, attempt=ATTEMPT, **settings)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch.cloud import pods
+from launch.cloud import calls, pods
 from launch.cloud.pods import list_pods
 from launch.shell import Finished
 from pod_job.errors import JobError
@@ -29,7 +29,7 @@ QUEUED = {
 def gcloud_prints(monkeypatch: pytest.MonkeyPatch):
     def prints(nodes: object, queued: object) -> None:
         answer = lambda argv: nodes if "tpu-vm" in argv else queued  # noqa: E731
-        monkeypatch.setattr(pods, "call", lambda argv: Finished(0, json.dumps(answer(argv)), ""))
+        monkeypatch.setattr(calls, "call", lambda argv, **_: Finished(0, json.dumps(answer(argv)), ""))
 
     return prints
 

@@ -113,7 +113,7 @@ def killed(stage: Rehearsal, tmp_path: Path) -> None:
     watcher.send_signal(signal.SIGCONT)
     out, said = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, said
-    assert "host 1 ended by SIGKILL" in said
+    assert "host 1: ended by SIGKILL" in said
     assert "1 of 2 cloud.failures used" in said
     assert json.loads(out)["complete"]
 
@@ -124,20 +124,20 @@ def hung(stage: Rehearsal, tmp_path: Path) -> None:
     stage.signal_job("hung", 1, signal.SIGSTOP)
     out, said = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, said
-    assert "host 1 stopped answering" in said
+    assert "host 1: stopped answering" in said
     assert json.loads(out)["complete"]
 
 
 def bad_machine(stage: Rehearsal, tmp_path: Path) -> None:
-    """libtpu, the real one, finds no chip on any worker: the pod is replaced, within the budget of lost hosts."""
+    """libtpu, the real one, finds no chip on any worker: the pod is replaced, within its budget."""
     if (libtpu := find_spec("libtpu")) is None or libtpu.origin is None:
         pytest.skip("libtpu (pip install .[preflight])")
-    job = stage.job("bad", HOSTS, "cloud.failures=1", "cloud.secrets=[JAX_PLATFORMS,TPU_LIBRARY_PATH]")
+    job = stage.job("bad", HOSTS, "cloud.bad_machines=1", "cloud.secrets=[JAX_PLATFORMS,TPU_LIBRARY_PATH]")
     library = str(Path(libtpu.origin).parent / "libtpu.so")
     watcher = stage.start("watch", *job, JAX_PLATFORMS="tpu", TPU_LIBRARY_PATH=library)
     _, said = watcher.communicate(timeout=400)
     assert watcher.returncode == 1, said
-    assert "2 of 1 cloud.failures used" in said
+    assert "2 of 1 cloud.bad_machines used" in said
     # All workers are on one machine here: libtpu finds no chip, or another worker with the lock on looking for one.
     assert any(cause in said.split("error: ")[-1] for cause in ("device found", "libtpu multi-process lockfile"))
     creates = [argv for argv in stage.commands() if {"create", stage.pod("bad")} <= set(argv)]

@@ -54,7 +54,7 @@ def test_a_run_with_nothing_left_shows_all_done() -> None:
 
 def test_plain_screen_says_each_phase_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=4.0)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.clock, "monotonic", lambda: next(clock))
     screen = Console(file=io.StringIO(), width=200)
     with Screen(screen) as shown:
         for done in range(6):

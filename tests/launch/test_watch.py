@@ -1,73 +1,98 @@
-"""`watch` replaces a pod whose machine is bad and keeps one that only lost a host, each within cloud.failures."""
+"""`watch` replaces a pod whose machine is bad, keeps one that only lost a host, and tries neither without end."""
 
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from simulated_cloud import SimHosts, World, job, world
 
+from launch.__main__ import main
 from launch.cause import Cause
-from launch.cloud import remote
+from launch.cloud import calls
+from launch.cloud.budgets import Budgets, Step, budgets_of, payer
 from launch.cloud.gcloud import Reach
 from launch.cloud.job import kill
-from launch.cloud.observe import RunningJob
-from launch.cloud.outcome import End, Outcome
+from launch.cloud.outcome import End, NodeView, Outcome, not_started
+from launch.cloud.remote import NoAnswer, Refused
 from launch.shell import Finished
-from launch.verbs import watch
-from pod_job.errors import JobError
+from pod_job.config.load import load
+from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.status import EndKind
-from pod_job.storage.open import open_folder
 
-JOB = ["experiment=v5e64", "storage.run_dir=gs://bucket/run", "cloud.zones=[us-west4-a]", "cloud.failures=2"]
+__all__ = ["world"]  # the fixture
 
-
-def watched(outcomes: Sequence[Outcome | JobError], monkeypatch: pytest.MonkeyPatch, killed: bool = True) -> list[str]:
-    """Runs `watch` on starts that fail or end in this way; returns what was done to the pod, in order."""
-    done: list[str] = []
-    left = iter(outcomes)
-
-    def start(*_: object) -> Outcome:
-        done.append("start")
-        outcome = next(left)
-        if isinstance(outcome, JobError):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr(watch, "start", start)
-    monkeypatch.setattr(watch, "until_end", lambda _config, outcome, *_: outcome)
-    monkeypatch.setattr(watch, "kill", lambda *_: done.append("kill") or killed)
-    monkeypatch.setattr(watch, "delete_pods", lambda *_: done.append("delete"))
-    monkeypatch.setattr(watch, "finish", lambda _config, _job, outcome, *_: done.append(outcome.end.value))
-    watch.watch(Namespace(overrides=JOB, dry_run=False, no_preflight=True, json=False))
-    return done
+READY = NodeView("READY")
 
 
-def lost(kind: EndKind | None) -> Outcome:
-    return Outcome(End.lost, Cause(1, "vfio is busy", kind))
+def lost(kind: EndKind | None, node: NodeView = READY) -> Outcome:
+    return Outcome(End.lost, Cause(1, "vfio is busy", kind), node=node)
 
 
-DONE = Outcome(End.done)
+PREEMPTED = Outcome(End.preempted, node=NodeView("PREEMPTED"))
+STEPS = {
+    "done": (Outcome(End.done), Step.end, None),
+    "asked to stop": (Outcome(End.stopped), Step.end, None),
+    "limit": (Outcome(End.limit, limit="cloud.max_hours=1 is reached"), Step.end, None),
+    "a bug": (Outcome(End.failed, Cause(1, "KeyError", EndKind.bug)), Step.end, None),
+    "a user's error": (Outcome(End.failed, Cause(1, "no file", EndKind.user_error)), Step.end, None),
+    "preempted": (PREEMPTED, Step.new_pod, "preemptions"),
+    "a bad machine": (lost(EndKind.bad_machine), Step.new_pod, "bad_machines"),
+    "lost on a sick pod": (lost(None, NodeView("READY", "UNHEALTHY_MAINTENANCE")), Step.new_pod, "bad_machines"),
+    "a lost host": (lost(None), Step.same_pod, "failures"),
+    "a lost peer": (lost(EndKind.lost_peer), Step.same_pod, "failures"),
+    "no host answers": (Outcome(End.lost, Cause(0, "no answer"), unreached=True), Step.again, "failures"),
+}
 
 
-def test_a_bad_machine_costs_the_pod_and_a_lost_host_a_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert watched([lost(EndKind.bad_machine), lost(None), DONE], monkeypatch) == [
-        *("start", "delete"),
-        *("start", "kill"),
-        *("start", "delete", "done"),
-    ]
+@pytest.mark.parametrize("name", STEPS)
+def test_next_step_and_who_pays_for_it(name: str) -> None:
+    outcome, step, payer_name = STEPS[name]
+    budgets = Budgets({"preemptions": 2, "bad_machines": 2, "failures": 2})
+    assert payer(outcome) == payer_name
+    for spent in (1, 2):
+        budgets, taken = budgets.after(outcome)
+        assert taken is step
+        if payer_name:
+            assert budgets.spent == {payer_name: spent}
+            assert budgets.line(outcome) == f"{spent} of 2 cloud.{payer_name} used"
+    budgets, taken = budgets.after(outcome)
+    assert taken is Step.end
+    if payer_name:
+        assert budgets.line(outcome) == f"3 of 2 cloud.{payer_name} used; giving up"
 
 
-def test_bad_machines_have_the_budget_of_lost_hosts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = watched([lost(EndKind.bad_machine)] * 3, monkeypatch)
-    assert done == ["start", "delete"] * 3 + ["lost"]
-    assert "host 1 vfio is busy; 3 of 2 cloud.failures used" in capsys.readouterr().err
+def test_each_budget_is_its_own_and_comes_from_the_configuration() -> None:
+    job = ["experiment=v5e64", "storage.run_dir=gs://b/r"]
+    config = load([*job, "cloud.preemptions=4", "cloud.bad_machines=1", "cloud.failures=0"])
+    budgets = budgets_of(config.cloud)
+    budgets, _ = budgets.after(PREEMPTED)
+    budgets, step = budgets.after(lost(EndKind.bad_machine))
+    assert step is Step.new_pod
+    assert budgets.after(lost(None))[1] is Step.end
+    assert budgets.after(lost(EndKind.bad_machine))[1] is Step.end
+    assert budgets.after(PREEMPTED)[1] is Step.new_pod
 
 
-def test_a_pod_on_which_the_job_cannot_be_ended_is_replaced_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = watched([lost(None)] * 3, monkeypatch, killed=False)
-    assert done == ["start", "kill", "delete", "start", "kill", "delete", "start", "delete", "lost"]
+KEY = "me@10.0.0.1: Permission denied (publickey)."
+NOT_STARTED = {
+    "the pod was taken away": (NoAnswer([0, 1], 2, "timed out"), NodeView("PREEMPTED"), End.preempted, None),
+    "it is being stopped": (Refused(0, "no bucket", by_all=True), NodeView("STOPPING"), End.preempted, None),
+    "one host is silent": (NoAnswer([1], 2, "timed out"), READY, End.lost, Step.new_pod),
+    "all are silent": (NoAnswer([0, 1], 2, "timed out"), READY, End.lost, Step.again),
+    "the key is refused": (NoAnswer([0, 1], 2, KEY), READY, End.failed, Step.end),
+    "one host's disk is full": (Refused(1, "failed: no space"), READY, End.lost, Step.new_pod),
+    "no host can install": (Refused(0, "failed: no such jax", by_all=True), READY, End.failed, Step.end),
+    "an earlier start runs": (Refused(1, "still runs", earlier=True), READY, End.lost, Step.same_pod),
+}
+
+
+@pytest.mark.parametrize("name", NOT_STARTED)
+def test_a_start_that_hosts_did_not_do(name: str) -> None:
+    error, node, end, step = NOT_STARTED[name]
+    outcome = not_started(error, node)
+    assert outcome.end is end
+    if step:
+        assert Budgets({"preemptions": 1, "bad_machines": 1, "failures": 1}).after(outcome)[1] is step
 
 
 @pytest.mark.parametrize(
@@ -82,30 +107,81 @@ def test_a_pod_on_which_the_job_cannot_be_ended_is_replaced_within_the_budget(mo
 def test_ending_a_job_raises_no_error_for_a_host_out_of_reach(
     answers: str, ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
-    job = RunningJob(Reach("extract-1", "us-west4-a", None, False, []), 2, open_folder(str(tmp_path)), "a", 4)
-    assert kill(job, lambda _: None) == ended
+    monkeypatch.setattr(calls, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
+    assert kill(Reach("extract-1", "us-west4-a", None, False, []), 2, lambda _: None) == ended
 
 
-def no_answer(answers: str, monkeypatch: pytest.MonkeyPatch) -> remote.NoAnswer:
-    """Returns the error of a script for two hosts of which those in `answers` have answered."""
-    monkeypatch.setattr(remote, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
-    with pytest.raises(remote.NoAnswer) as caught:
-        remote.ask(Reach("extract-1", "us-west4-a", None, False, []), 2, "true")
-    return caught.value
+def watch(world: World, capfd: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
+    """Returns the exit status of `watch`, and what it said."""
+    status = main(["watch", *job(world, *more), "--no-preflight"])
+    return status, capfd.readouterr().err
 
 
-def test_a_host_out_of_reach_at_the_start_costs_the_pod_within_the_budget(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def every_pod(world: World, fault: Callable[[SimHosts], object]) -> None:
+    """Lets every pod's job meet a fault."""
+
+    def strike(world: World) -> None:
+        fault(world.machines[0])
+        world.stages["running"] = strike
+
+    world.stages["running"] = strike
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "field", "pods"), [(137, None, "failures", 1), (1, EndKind.bad_machine, "bad_machines", 2)]
+)
+def test_the_budget_of_what_happens_again_and_again_ends(
+    world: World, capfd: pytest.CaptureFixture[str], code: int, kind: EndKind | None, field: str, pods: int
 ) -> None:
-    error = no_answer("pod-job 0 READY found\n", monkeypatch)
-    assert watched([error, DONE], monkeypatch) == ["start", "delete", "start", "delete", "done"]
-    assert watched([error] * 3, monkeypatch) == ["start", "delete"] * 3 + ["lost"]
-    assert "host 1 cannot be reached over ssh; 3 of 2 cloud.failures used" in capsys.readouterr().err
+    every_pod(world, lambda hosts: hosts.end(1, code, kind))
+    status, printed = watch(world, capfd, f"cloud.{field}=1")
+    assert status == 1
+    assert f"2 of 1 cloud.{field} used; giving up" in printed
+    assert world.creates == pods
+    assert world.empty
 
 
-def test_no_pod_is_replaced_when_no_host_at_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be this machine's network."""
-    error = no_answer("", monkeypatch)
-    with pytest.raises(JobError, match=r"^worker 0, 1 of 2 gave no answer over ssh"):
-        watched([error], monkeypatch)
+def test_preemptions_have_an_end(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    every_pod(world, lambda _: world.cloud.preempt("extract-1"))
+    status, printed = watch(world, capfd, "cloud.preemptions=1")
+    assert status == 1
+    assert "2 of 1 cloud.preemptions used; giving up" in printed
+    assert world.creates == 2
+    assert world.empty
+
+
+def test_the_limit_of_hours_ends_a_run_through_preemptions(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    every_pod(world, lambda _: world.cloud.preempt("extract-1"))
+    status, printed = watch(world, capfd, "cloud.max_hours=0.05")
+    assert status == 1
+    assert "cloud.max_hours=0.05 is reached" in printed
+    assert world.empty
+    assert 1 < world.creates < 5
+    assert float(world.starts[0]["LEFT_S"]) < 180
+    assert world.starts[0]["POD"].endswith("/queuedResources/extract-1")
+
+
+def test_a_finished_run_needs_no_pod(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert watch(world, capfd)[0] == 0
+    before = world.creates
+    for verb in ("run", "watch"):
+        assert main([verb, *job(world), "--no-preflight"]) == 0
+        assert f"{world.folder.url} is already complete" in capfd.readouterr().err
+    assert world.creates == before
+    assert world.folder.stat(METADATA) is not None
+
+
+def test_run_and_up_say_what_stays_when_they_fail(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.stages["preparing"] = lambda world: setattr(world.machines[0].hosts[1], "silent", True)
+    assert main(["run", *job(world), "--no-preflight"]) == 2
+    printed = capfd.readouterr().err
+    assert "extract-1 in us-west4-a stays (READY), at $7.38 an hour; delete it: pod-job down experiment=" in printed
+    assert not world.empty
+
+
+def test_a_network_that_stays_away_ends_with_what_may_exist(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.stages["creating"] = lambda world: setattr(world, "crashes", 10_000)
+    status, printed = watch(world, capfd)
+    assert status == 2
+    assert "extract-1 may exist in us-west4-a, us-west4-b, at $7.38 an hour" in printed
+    assert "delete it: pod-job down experiment=v5e64" in printed

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tools.fakepod.cloud import ALREADY_EXISTS, NOT_FOUND, ApiError, Cloud
+from tools.fakepod import cloud as codes
+from tools.fakepod.cloud import NOT_FOUND, ApiError, Cloud, Dropped
 
-HTTP_STATUS = {ALREADY_EXISTS: 409, NOT_FOUND: 404}
-STATUS_NAME = {ALREADY_EXISTS: "ALREADY_EXISTS", NOT_FOUND: "NOT_FOUND"}
+# https://cloud.google.com/apis/design/errors#handling_errors
+STATUS = {
+    codes.INVALID_ARGUMENT: (400, "INVALID_ARGUMENT"),
+    codes.NOT_FOUND: (404, "NOT_FOUND"),
+    codes.ALREADY_EXISTS: (409, "ALREADY_EXISTS"),
+    codes.PERMISSION_DENIED: (403, "PERMISSION_DENIED"),
+    codes.RESOURCE_EXHAUSTED: (429, "RESOURCE_EXHAUSTED"),
+    codes.FAILED_PRECONDITION: (400, "FAILED_PRECONDITION"),
+    codes.INTERNAL: (500, "INTERNAL"),
+    codes.UNAVAILABLE: (503, "UNAVAILABLE"),
+}
 
 Answer = dict[str, Any]
 
@@ -32,6 +42,9 @@ def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestH
         def do_POST(self) -> None:
             self._serve("POST")
 
+        def do_PATCH(self) -> None:
+            self._serve("PATCH")
+
         def do_DELETE(self) -> None:
             self._serve("DELETE")
 
@@ -46,7 +59,11 @@ def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestH
             try:
                 url = urlsplit(self.path)
                 query = {name: values[0] for name, values in parse_qs(url.query).items()}
+                cloud.check_available(method)
                 content = answer(cloud, ssh_keys, method, url.path, query, json.loads(body or b"{}"))
+            except Dropped:
+                self.close_connection = True
+                return
             except ApiError as error:
                 status, content = error_response(error)
             data = json.dumps(content).encode()
@@ -61,7 +78,7 @@ def api_handler(cloud: Cloud, ssh_keys: str, log: Path) -> type[BaseHTTPRequestH
 
 def error_response(error: ApiError) -> tuple[int, Answer]:
     """Returns the status and the body of a failed request's response."""
-    status, name = HTTP_STATUS.get(error.code, 400), STATUS_NAME.get(error.code, "FAILED_PRECONDITION")
+    status, name = STATUS[error.code]
     return status, {"error": {"code": status, "message": str(error), "status": name}}
 
 
@@ -73,6 +90,7 @@ def answer(cloud: Cloud, ssh_keys: str, method: str, path: str, query: dict[str,
         ("GET", rf"/v2/{location}/nodes", lambda parent: {"nodes": cloud.list(cloud.nodes, parent)}),
         ("POST", rf"/v2/{location}/nodes", lambda parent: cloud.create_node(parent, query["nodeId"], body)),
         ("DELETE", rf"/v2/({location}/nodes/[^/:]+)", lambda name, _: cloud.delete_node(name)),
+        ("PATCH", rf"/v2/({location}/nodes/[^/:]+)", lambda name, _: cloud.update_node(name, body)),
         (
             "POST",
             rf"/v2/({location}/nodes/[^/:]+):getGuestAttributes",

@@ -1,5 +1,6 @@
 # Starts the job once per attempt, however often this runs. Set before: ATTEMPT, RUN, BUNDLE, PYTHON, ENVIRONMENT, JOB (the
-# job's arguments as shell words).
+# job's arguments as shell words), POD (its name in the API), LEFT_S (seconds that the pod may be paid for; empty: no
+# limit), LIMIT (the limit, for people).
 exec 9>"$ROOT/start.lock"
 flock 9
 current=$(cat "$ROOT/attempt" 2>/dev/null)
@@ -9,6 +10,25 @@ if ! flock -n "$ROOT/alive" true; then answer ALREADY_RUNNING "$current"; fi
 if [ "$current" = "$ATTEMPT" ] && [ -e "$here/exit" ]; then
   [ "$(cat "$here/exit")" = 0 ] && answer ALREADY_COMPLETE "$current"
   answer ENDED "$(cat "$here/exit")"
+fi
+
+# Deletes the pod when the limit is reached, whether the job has ended by then or hangs.
+guard() {
+  sleep "$LEFT_S"
+  flock -w 60 "$ROOT/alive" true # the job knows the limit too, and commits what it holds
+  local token
+  token=$(metadata instance/service-accounts/default/token | sed -n 's/.*"access_token": *"\([^"]*\)".*/\1/p')
+  echo "$LIMIT: deleting $POD"
+  curl -sS --fail-with-body --retry 5 --max-time 60 -X DELETE -H "Authorization: Bearer $token" \
+    "${CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU:-https://tpu.googleapis.com/}v2/$POD$FORCE" ||
+    echo "$POD could not be deleted from here; until it is deleted it costs"
+}
+if [ -e "$ROOT/guard" ]; then kill -TERM -- "-$(cat "$ROOT/guard")" 2>/dev/null; rm -f "$ROOT/guard"; fi
+if [ -n "$LEFT_S" ]; then
+  case "$POD" in */queuedResources/*) FORCE='?force=true' ;; *) FORCE='' ;; esac
+  export ROOT POD LEFT_S LIMIT FORCE
+  export POD_JOB_LEFT_S="$LEFT_S" POD_JOB_LIMIT="$LIMIT"
+  setsid nohup bash -c "$(declare -f metadata guard)"'; echo $$ >"$ROOT/guard"; guard' </dev/null >"$ROOT/guard.log" 2>&1 9>&- &
 fi
 
 here="$ROOT/attempts/$ATTEMPT"

@@ -1,0 +1,86 @@
+"""Runs gcloud: each call has a deadline, and failures that pass by themselves are tried again.
+
+A service that is overloaded, a connection that breaks, a gcloud that crashes or hangs: none of them says anything about
+the pod, and the next call may well succeed.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from launch import clock
+from launch.shell import Finished, call
+from launch.view.timed_log import Log
+from pod_job.errors import first_line
+
+PATIENCE_S = 900.0  # for which failures that pass by themselves are tried again
+PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
+LIST_TIMEOUT_S = 120.0
+SSH_TIMEOUT_S = 900.0
+REQUEST_TIMEOUT_S = 120.0  # of a queued resource
+# gcloud waits for these operations to end.
+CREATE_TIMEOUT_S = 900.0
+DELETE_TIMEOUT_S = 600.0
+
+# Texts of gcloud 528 for statuses 429 and 5xx, for errors of the connection, and for its own crash.
+TRANSIENT = re.compile(
+    r"\b(UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED)\b|'status': (429|5\d\d)|\bstatus: (429|5\d\d)"
+    r"|requests? per (minute|day|100 seconds)|too many requests|rate ?limit"
+    r"|connection (reset|refused|aborted|broken|timed out)|remote end closed|timed out|no answer within"
+    r"|max retries exceeded|unable to find the server|name resolution|network is unreachable"
+    r"|network connectivity issues|no route to host|gcloud crashed|Traceback \(most recent call last\)",
+    re.IGNORECASE,
+)
+NETWORK_LIBRARIES = {"google", "requests", "urllib3", "http", "ssl"}
+
+Result = TypeVar("Result")
+
+
+def gcloud_error(text: str) -> str:
+    """Returns the reason in gcloud's stderr, in one line."""
+    lines = text.strip().splitlines()
+    starts = [index for index, line in enumerate(lines) if line.startswith("ERROR:")]
+    reason = " ".join(line.strip() for line in lines[starts[0] :] if line.strip()) if starts else " ".join(lines[-1:])
+    return reason or "no reason given"
+
+
+def passes_by_itself(done: Finished) -> bool:
+    """Returns whether a call failed for a reason that has nothing to do with what was asked."""
+    return done.code < 0 or (done.code != 0 and TRANSIENT.search(done.err) is not None)
+
+
+def call_api(argv: Sequence[str], timeout_s: float, patience_s: float = PATIENCE_S, log: Log | None = None) -> Finished:
+    """Runs a command that asks the API; tries again what passes by itself, for `patience_s` at most."""
+    deadline, pause = clock.monotonic() + patience_s, PAUSE_S
+    while True:
+        done = call(argv, timeout_s=timeout_s)
+        if not passes_by_itself(done) or clock.monotonic() + pause > deadline:
+            return done
+        if log is not None:
+            log(f"{gcloud_error(done.err)[:200]}; trying again")
+        clock.sleep(pause)
+        pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def call_hosts(argv: Sequence[str], stdin: bytes = b"", timeout_s: float = SSH_TIMEOUT_S) -> Finished:
+    """Runs ssh or scp on hosts, once: gcloud itself tries again."""
+    return call(argv, stdin, timeout_s=timeout_s)
+
+
+def from_network(error: BaseException) -> bool:
+    """Returns whether an error is of a connection or of a library that speaks to one."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK_LIBRARIES
+
+
+def patiently(action: Callable[[], Result], log: Log) -> Result:
+    """Returns what `action` returns; errors of the network are tried again for PATIENCE_S."""
+    deadline, pause = clock.monotonic() + PATIENCE_S, PAUSE_S
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not from_network(error) or clock.monotonic() + pause > deadline:
+                raise
+            log(f"{first_line(error)}; trying again")
+        clock.sleep(pause)
+        pause = min(LONGEST_PAUSE_S, 2 * pause)

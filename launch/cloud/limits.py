@@ -1,0 +1,57 @@
+"""Limits of a run: cloud.max_hours and cloud.max_usd, over all pods that it has had."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pod_job.config.schema import JobConfig
+from pod_job.errors import JobError
+from pod_job.preflight.prices import hours, spent, usd_per_hour
+from pod_job.run_folder.pods import PodRecord
+
+WORTH_S = 60.0  # of a pod: with less, nothing can be computed
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Limit that is reached first: in `left_s` seconds, with a pod that lives."""
+
+    left_s: float
+    reason: str
+
+    @property
+    def reached(self) -> bool:
+        return self.left_s < WORTH_S
+
+
+def nearest_limit(
+    config: JobConfig, records: Sequence[PodRecord], alive: str | None, heard: float, now: float
+) -> Limit | None:
+    """Returns the limit that is reached first; None where none is set.
+
+    Args:
+        records: the pods that the run has had, in the order of creation.
+        alive: key of the one that lives.
+        heard: Unix time of the newest status of any host.
+        now: Unix time.
+    """
+    cloud = config.cloud
+    paid = hours(records, [alive] if alive else [], heard, now)
+    limits = []
+    if cloud.max_hours is not None:
+        left_h = cloud.max_hours - sum(time_h for _, time_h in paid)
+        limits.append(Limit(3600 * left_h, f"cloud.max_hours={cloud.max_hours:g} is reached"))
+    if cloud.max_usd is not None:
+        left_usd = cloud.max_usd - (spent(paid, cloud.price_per_chip_hour) or 0.0)
+        limits.append(Limit(3600 * left_usd / price(config), f"cloud.max_usd={cloud.max_usd:g} is reached"))
+    return min(limits, key=lambda limit: limit.left_s, default=None)
+
+
+def price(config: JobConfig) -> float:
+    """Returns the dollars per hour of the pod. JobError where cloud.max_usd is set and the price is unknown."""
+    name, cloud = config.pod.accelerator_type or "", config.cloud
+    usd = usd_per_hour(name, cloud.capacity.value, cloud.price_per_chip_hour)
+    if not usd:
+        raise JobError(
+            f"cloud.max_usd={cloud.max_usd:g}: the price of {name} is unknown; set cloud.price_per_chip_hour"
+        )
+    return usd
