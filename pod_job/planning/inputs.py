@@ -249,7 +249,7 @@ def run_identity(inputs: Inputs) -> Identity:
         tokenizer=tokenizer_fingerprint(inputs.model_dir) if older_tokenizer else None,
         tokenizer_files=None if older_tokenizer else tokenizer_files(inputs.model_dir),
         token_probe=token_probe(config, inputs.tasks.samples, inputs.tokenizer_folder, inputs.template_date),
-        template_date=date_to_record(inputs.folder, inputs.tasks, inputs.tokenizer_folder),
+        template_date=date_to_record(inputs.folder, inputs.tasks, inputs.tokenizer_folder, inputs.template_date),
         tasks=tasks_identity(config, inputs.tasks, recorded and recorded.tasks),
         taps=[tap.name for tap in inputs.taps],
         positions=extract.positions.value,

@@ -36,9 +36,13 @@ def start_date() -> date:
     return datetime.strptime(started[1], "%Y%m%d").date() if started else datetime.now(UTC).date()
 
 
-def date_to_record(folder: Folder, tasks: Tasks, tokenizer_folder: TokenizerFolder) -> date | None:
-    """Returns the date for the run's identity; None where no template writes it, or run.json is of 0.1.0."""
+def date_to_record(folder: Folder, tasks: Tasks, tokenizer_folder: TokenizerFolder, today: date) -> date | None:
+    """Returns `today`, which this start renders with, for the run's identity.
+
+    None where no template writes it, or where run.json is of 0.1.0. Should another host have claimed the folder with
+    another day meanwhile, as around midnight by hand, this start is refused.
+    """
     if not tasks.chat or not uses_date(tokenizer_folder.tokenizer.chat_template):
         return None
     unknown = folder.stat(RUN) is not None and read_run(folder).identity.template_date is None
-    return None if unknown else template_date(folder)
+    return None if unknown else today
