@@ -73,6 +73,8 @@ def measure(case: Case, command: Command, results: Results, keep: Callable[[], N
     if all(missing(name) <= 0 for name in variants):
         return
     options = json.dumps({**case.options, **command.settings})
+    if command.scratch is not None:
+        command.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=command.scratch) as name, services(case, Path(name)) as env:
 
         def ask(variant: str) -> Answer:
