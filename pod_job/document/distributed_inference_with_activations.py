@@ -46,6 +46,8 @@ def run_distributed(options: Namespace) -> None:
         raise JobError("--upload_to_cloud needs a bucket; give --gcs_bucket gs://bucket/prefix")
     bucket = None if options.upload_to_cloud is False else bucket
     run_dir = str(Path(options.activations_dir) / RUN) if bucket is None else f"{bucket}/{RUN}"
+    if pod.hosts > 1 and bucket is None:
+        print(f"note: all {pod.hosts} workers must see {run_dir}; or give --gcs_bucket", file=sys.stderr)
     overrides = [*shared_overrides(options, run_dir), *pod.overrides(), f"sharding={options.sharding}"]
     run_here(overrides, run_dir, options, also_in=bucket)
 

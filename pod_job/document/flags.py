@@ -112,7 +112,7 @@ def run_here(overrides: Sequence[str], run_dir: str, options: Namespace, also_in
             print("this worker is done; the last one to finish writes the pickle files")
             return
         places = [place for place in (options.activations_dir, also_in) if place is not None]
-        written = [export_pickles(run_dir, place) for place in places]
+        written = [export_pickles(run_dir, place, model_name=options.model_path) for place in places]
         if options.max_tokens > 0:
             copy_predictions(folder, options.output_dir)
     show_summary(written[0], places, folder, options)

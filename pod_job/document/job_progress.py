@@ -46,7 +46,9 @@ class JobProgress:
                 status = read_status(self.folder, self.host, self.attempt)
             except Exception:  # the job itself says what is wrong with the folder
                 continue
-            if status is not None and status.updated >= self.started:  # starts by hand share one name
+            if status is None or status.updated < self.started:  # of an earlier start by hand: they share one name
+                continue
+            if status.phase is not Phase.failed:  # the command's own last line says why
                 self._show(status)
 
     def _show(self, status: HostStatus) -> None:

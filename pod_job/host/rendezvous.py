@@ -17,6 +17,7 @@ from pod_job import environment
 from pod_job.config.schema import PodConfig
 from pod_job.errors import JobError
 from pod_job.host.host_end import PeerEnded
+from pod_job.host.tpu_slice import listed_workers
 from pod_job.run_folder.status import Phase, read_status
 from pod_job.storage.folder import Folder
 
@@ -94,7 +95,7 @@ def start(host: Host) -> None:
         if host.count > 1:
             # Named, so that nothing else jax might detect on the machine (Slurm, Open MPI) is taken for the pod.
             jax.distributed.initialize(
-                cluster_detection_method="gcetpu",
+                cluster_detection_method="gketpu" if listed_workers() else "gcetpu",
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
                 shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
             )

@@ -38,7 +38,7 @@ def this_tpu_worker() -> TpuWorker | None:
     """
     if not is_tpu_vm():
         return None
-    listed = next(filter(None, map(variable, ADDRESSES)), None) or attribute("worker-network-endpoints")
+    listed = listed_workers() or attribute("worker-network-endpoints")
     accelerator_type = variable(ACCELERATOR_TYPE) or attribute("accelerator-type")
     if listed is None and accelerator_type is None:
         return None
@@ -47,6 +47,11 @@ def this_tpu_worker() -> TpuWorker | None:
     if not index.isdecimal() or (count is not None and int(index) >= count):
         raise JobError(f"{environment.TPU_WORKER}={index} is not a worker of this slice, which has {count}; unset it")
     return TpuWorker(int(index), count, accelerator_type)
+
+
+def listed_workers() -> str | None:
+    """Returns the workers of the slice as a variable lists them, with commas; None where none does."""
+    return next(filter(None, map(variable, ADDRESSES)), None)
 
 
 def variable(name: str) -> str | None:
@@ -68,9 +73,10 @@ def use_cpu_without_accelerator() -> None:
 
 def attribute(name: str) -> str | None:
     """Returns an attribute of this VM from its metadata server; None where there is none, or no server."""
-    if os.environ.get("TPU_SKIP_MDS_QUERY"):
+    server = variable(environment.METADATA_SERVER)
+    if server is None and os.environ.get("TPU_SKIP_MDS_QUERY"):
         return None
-    server = os.environ.get(environment.METADATA_SERVER, "metadata.google.internal")
+    server = server or "metadata.google.internal"
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     try:

@@ -43,6 +43,7 @@ def export_pickles(
     report: Callable[[str], None] = lambda name: None,
     layers: Sequence[int] | None = None,
     save_every_n_samples: int | None = None,
+    model_name: str | None = None,
 ) -> PickleMetadata:
     """Writes `layer_6_batch_000001.pkl` and its like and a metadata.json beside them, which is returned.
 
@@ -52,6 +53,7 @@ def export_pickles(
         layers: whose outputs are written; by default all that the run has.
         report: called with the name of each file when it is written.
         save_every_n_samples: activations in a file; by default the number that is the run's samples per batch.
+        model_name: by default as the run's configuration records it.
     Raises:
         JobError: no metadata.json in the run, a layer it has not, or a file of it is missing or damaged.
     """
@@ -70,7 +72,7 @@ def export_pickles(
             batch, rows = entry.batch_id, read_rows(run, tables[entry.batch_id])
         writer.add(entry.layer, items(rows, np.asarray(read_vectors(run, entry), np.float32)))
     written = metadata.layers_extracted if layers is None else list(layers)
-    described = writer.finish(given_name(run, metadata), written, metadata.hidden_dim)
+    described = writer.finish(model_name or given_name(run, metadata), written, metadata.hidden_dim)
     out.sweep(ABANDONED_S, {entry.file for entry in described.batches}.__contains__)
     return described
 

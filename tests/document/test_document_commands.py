@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import coordinator_address
 from pod_job.document import distributed_inference_with_activations as distributed
 from pod_job.document import example_activation_extraction, simple_extraction_inference
 from pod_job.document.flags import make_parser
@@ -16,6 +17,7 @@ from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available, bucket_server
+from tools.fakepod.metadata import MetadataServer
 from tools.tiny_model import write_tiny_model
 
 TASKS = "tests/data/arc/arc_sample.json"
@@ -30,17 +32,36 @@ def command(name: str, *flags: object, devices: int = 1) -> subprocess.Completed
 
 @pytest.mark.slow
 @pytest.mark.pod
-def test_the_distributed_command_predicts_on_a_mesh(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model", layers=4)
-    flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 2]
-    flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 1, 3, "--limit", 3]
-    ran = command(
-        "distributed_inference_with_activations", *flags, "--max_tokens", 4, "--seq_len", 512, "--mesh_shape", "2,1",
-        devices=2,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    assert len((tmp_path / "outputs/predictions.jsonl").read_text().splitlines()) == 3
-    assert set(json.loads((tmp_path / "outputs/submission.json").read_text()))
+def test_the_workers_of_a_slice_know_it_and_work_together(tmp_path: Path) -> None:
+    """Two workers with two devices each, which get no flag and no variable but the place of their metadata server."""
+    model = write_tiny_model(tmp_path / "model", layers=2)
+    flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 1]
+    flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 0, 1, "--limit", 3]
+    flags += ["--max_tokens", 0, "--seq_len", 64, "--too_long", "cut", "--positions", "all", "--mesh_shape", "4,1"]
+    flags += ["--save_every_n_samples", 2]
+    name = "pod_job.document.distributed_inference_with_activations"
+    servers = [MetadataServer(["127.0.0.1"] * 2, worker) for worker in range(2)]
+    simulated = {"JAX_NUM_CPU_DEVICES": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    simulated["JAX_COORDINATOR_PORT"] = coordinator_address(0).rpartition(":")[2]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", name, *map(str, flags)],
+            env=os.environ | simulated | {"GCE_METADATA_IP": server.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for server in servers
+    ]
+    said = [worker.communicate(timeout=280)[0] for worker in workers]
+    for server in servers:
+        server.close()
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert any("activations  192 for each of layer_0, layer_1" in text for text in said), said
+    metadata = json.loads((tmp_path / "activations/metadata.json").read_text())
+    counts = [entry["n_samples"] for entry in metadata["batches"] if entry["layer"] == "layer_0"]
+    assert sum(counts) == metadata["total_samples"] == len(ActivationDataset(tmp_path / "activations/run", layer=0))
+    assert max(counts) == 2
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def test_the_distributed_command_with_its_mesh_and_bucket(folder: Path, require:
         )
         assert ran.returncode == 0, ran.stderr
     assert "pickles      4 files and metadata.json in ./activations and gs://your-bucket/activations" in ran.stdout
+    assert read_pickle_metadata(folder / "activations/metadata.json").model_name == str(folder / "Qwen/Qwen2.5-0.5B")
 
 
 @pytest.mark.slow
