@@ -1,6 +1,6 @@
 """Reference activations: every tap of Hugging Face's torch models. Needs torch."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
+
+from pod_job.checking.relative_errors import relative_errors
+from pod_job.run_folder.layout import layer_number
 
 
 def load_reference(folder: Path) -> PreTrainedModel:
@@ -26,6 +29,42 @@ def load_reference(folder: Path) -> PreTrainedModel:
         use_safetensors=True,
         local_files_only=True,
     ).eval()
+
+
+def hf_taps(
+    folder: Path, sequences: Sequence[np.ndarray], names: Collection[str], dtype: str
+) -> tuple[dict[str, Float[np.ndarray, "T _"]], dict[str, Float[np.ndarray, "T"]]]:
+    """Returns the taps of sequences that lie one behind the other, in float32, and by how far `dtype` misses them.
+
+    Args:
+        folder: of the model.
+        names: of the taps to return, without `logits`; no layer past the last of them runs.
+        dtype: of the second pass, whose relative L2 errors of rows are returned.
+    """
+    model = load_reference(folder)
+    decoder: Any = model.model
+    decoder.layers = decoder.layers[: 1 + max(map(layer_number, names))]
+    truths = _concatenated(model, sequences, names)
+    if dtype == "float32":
+        return truths, {name: np.zeros(len(vectors)) for name, vectors in truths.items()}
+    _round_weights(model, getattr(torch, dtype))
+    rounded = _concatenated(model, sequences, names)
+    return truths, {name: relative_errors(rounded[name], truth) for name, truth in truths.items()}
+
+
+def _concatenated(
+    model: PreTrainedModel, sequences: Sequence[np.ndarray], names: Collection[str]
+) -> dict[str, np.ndarray]:
+    taps = [run_reference(model, sequence[None], names) for sequence in sequences]
+    return {name: np.concatenate([one[name][0] for one in taps]) for name in names}
+
+
+def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Makes the model one of `dtype`, as it would be loaded, with attention that keeps scores in float32."""
+    for parameter in model.parameters():  # buffers, such as rotary frequencies, stay in float32 in any case
+        parameter.data = parameter.data.to(dtype)
+    if getattr(model.config, "attn_logit_softcapping", None) is None:  # "sdpa" has no softcap
+        model.set_attn_implementation("sdpa")
 
 
 def run_reference(
@@ -45,10 +84,12 @@ def run_reference(
         their outputs, and attn_out_pre_norm and mlp_out_pre_norm their inputs), mlp_act (input of down_proj), q, k, v
         (projections with bias, before norm and rotation), z (input of o_proj).
     """
+    token_ids = torch.from_numpy(np.asarray(input_ids, np.int64))
     with _recorded_taps(model, names) as taps, torch.inference_mode():
-        logits = model(input_ids=torch.from_numpy(np.asarray(input_ids, np.int64)), use_cache=False).logits
-    if names is None or "logits" in names:
-        taps["logits"] = logits
+        if names is None or "logits" in names:
+            taps["logits"] = model(input_ids=token_ids, use_cache=False).logits
+        else:
+            model.model(input_ids=token_ids, use_cache=False)
     # Copies, as arrays must own their memory.
     return {name: tap.float().numpy().copy() for name, tap in taps.items()}
 

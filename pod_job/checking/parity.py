@@ -1,8 +1,8 @@
 """The parity gate: before a run stores anything, its very programs are compared with a float32 reference.
 
-The first prompts of the run go through them on the whole mesh: through one packed step, or with mode=generate through
-prefill and some steps of decode. Host 0 compares its rows and stores the result in the run folder, where the other
-hosts wait for it and merge reads it for metadata.json.
+The beginnings of the first prompts go through them on the whole mesh: through one packed step, or with mode=generate
+through prefill and some steps of decode. Host 0 compares its rows and stores the result in the run folder, where the
+other hosts wait for it and merge reads it for metadata.json.
 """
 
 import logging
@@ -13,8 +13,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pod_job.checking.reference import limit_of, reference_taps, relative_errors
+from pod_job.checking.gate_prompts import gate_prompts
+from pod_job.checking.limits import RowRounding, excess, limits, stored_rounding, summary
+from pod_job.checking.reference import Reference, find_reference
+from pod_job.checking.relative_errors import relative_errors
+from pod_job.checking.shipped import Shipped, read_shipped
 from pod_job.checking.trial import Trial
+from pod_job.config.generate import Mode
 from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.records import encode, now
@@ -36,15 +41,15 @@ POLL_S = 0.5
 def check_parity(
     inputs: Inputs, host: Host, try_out: Callable[[Sequence[Prompt]], list[Trial]], with_host_0: bool
 ) -> None:
-    """Runs the first prompts that fit, on every host, and returns if the vectors agree with the reference.
+    """Runs the prompts of the gate, on every host, and returns if the vectors agree with the reference.
 
     Args:
         try_out: runs the programs once.
         with_host_0: whether this host feeds the rows that host 0 sees; the others feed empty rows.
     Raises:
-        JobError: a tap differs by more than `parity.limit`; the run must not go on.
+        JobError: a tap differs by more than rounding explains, or than `parity.limit`; the run must not go on.
     """
-    prompts = inputs.first_prompts(inputs.config.parity.samples)
+    prompts = gate_prompts(inputs)
     remove_earlier_result(inputs, host)
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
@@ -68,36 +73,58 @@ def remove_earlier_result(inputs: Inputs, host: Host) -> None:
 
 
 def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord:
-    """Returns the relative errors of the trials' vectors against the reference's."""
-    name, truths = reference_taps(inputs, [trial.token_ids for trial in trials])
+    """Returns the relative errors of the trials' vectors against the reference's, and the limits of rounding."""
     config = inputs.config
-    errors, count = {}, 0
+    sequences = list({trial.token_ids.tobytes(): trial.token_ids for trial in trials}.values())
+    reference = find_reference(inputs, sequences, shipped_reference(inputs, sequences))
+    errors, rounding, tap_limits = {}, {}, {}
     for tap in trials[0].vectors:
-        reference_vectors = [
-            truth[tap][trial.positions.start : trial.positions.stop]
-            for truth, trial in zip(truths, trials, strict=True)
-        ]
+        rows = row_rounding(reference, trials, sequences, tap, DTYPE_OF[config.extract.dtype.value])
         vectors = np.concatenate([trial.vectors[tap] for trial in trials])
         stored = from_rows(vectors, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
-        row_errors = relative_errors(np.asarray(stored), np.concatenate(reference_vectors))
-        errors[tap] = TapErrors(median=float(np.median(row_errors)), largest=float(row_errors.max()))
-        count = len(row_errors)
-    limit = config.parity.limit or limit_of(config.model.dtype, config.extract.dtype)
-    worst = max(error.largest for error in errors.values())
-    log.info("parity with %s: %d rows, largest relative error %.2g, limit %.2g", name, count, worst, limit)
+        errors[tap] = summary(relative_errors(np.asarray(stored), rows.truth))
+        rounding[tap], tap_limits[tap] = summary(rows.total), limits(rows)
+    if config.parity.limit is not None:
+        only = TapErrors(median=config.parity.limit, largest=config.parity.limit)
+        tap_limits = dict.fromkeys(errors, only)
+    worst = max(errors, key=lambda tap: excess(errors[tap], tap_limits[tap]))
+    count = sum(len(trial.positions) for trial in trials)
+    shown = f"relative error {errors[worst].largest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
+    log.info("parity with %s: %d rows, %s", reference.name, count, shown)
     return ParityRecord(
         attempt=host.attempt,
-        reference=name,
+        reference=reference.name,
         mesh=f"{config.mesh.data}x{config.mesh.model}",
         sharding=config.sharding.value,
         devices=jax.devices()[0].device_kind,
-        prompts=len(trials),
+        prompts=len(sequences),
         rows=count,
-        limit=limit,
-        passed=worst <= limit,
+        limit=tap_limits[worst].largest,
+        passed=excess(errors[worst], tap_limits[worst]) <= 1,
         errors=errors,
         measured=now(),
+        limits=tap_limits,
+        rounding=rounding,
+        why_built_in=reference.why_built_in,
     )
+
+
+def shipped_reference(inputs: Inputs, sequences: Sequence[np.ndarray]) -> Shipped | str:
+    """Returns the reference that came with the run; why there is none, where that is so."""
+    if inputs.config.mode is Mode.generate:
+        return "tokens that are generated are not known where the run is started"
+    return read_shipped(inputs, sequences)
+
+
+def row_rounding(
+    reference: Reference, trials: Sequence[Trial], sequences: Sequence[np.ndarray], tap: str, stored: np.dtype
+) -> RowRounding:
+    """Returns the truths of the trials' rows of a tap, and by how far the reference's own arithmetic misses them."""
+    numbers = {sequence.tobytes(): number for number, sequence in enumerate(sequences)}
+    spans = [reference.rows(numbers[trial.token_ids.tobytes()], trial.positions) for trial in trials]
+    truth = np.concatenate([reference.truths[tap][span] for span in spans])
+    computed = np.concatenate([reference.errors[tap][span] for span in spans])
+    return RowRounding(truth, computed, stored_rounding(truth, stored))
 
 
 def await_result(inputs: Inputs, host: Host) -> ParityRecord:
@@ -116,9 +143,13 @@ def await_result(inputs: Inputs, host: Host) -> ParityRecord:
 
 
 def refusal(result: ParityRecord) -> str:
-    tap = max(result.errors, key=lambda tap: result.errors[tap].largest)
+    """Returns the message for the tap that is furthest beyond its limit."""
+    tap_limits = result.limits or {}
+    tap = max(result.errors, key=lambda tap: excess(result.errors[tap], tap_limits[tap]))
+    errors, limit = result.errors[tap], tap_limits[tap]
+    kind = "largest" if errors.largest / limit.largest >= errors.median / limit.median else "median"
     return (
-        f"parity.limit={result.limit:g}: {tap} is {result.errors[tap].largest:.2g} off the reference "
-        f"({result.reference}) on {result.rows} rows; the vectors would be wrong: use model.dtype=float32, or another "
-        "jax version; raise parity.limit only if you know why"
+        f"parity: {tap} is {getattr(errors, kind):.2g} off the reference ({kind} error of {result.rows} rows; "
+        f"{result.reference}), and rounding explains {getattr(limit, kind):.2g}; the vectors would be wrong: use "
+        "model.dtype=float32, or another jax version; set parity.limit only if you know why"
     )

@@ -8,33 +8,41 @@ from typing import Any
 import numpy as np
 
 from pod_job.checking.consent import MODEL, NO_CONSENT, TASKS, Consent, config_to_read
-from pod_job.checking.reference import limit_of, reference_taps, relative_errors
+from pod_job.checking.limits import RowRounding, limits, stored_rounding, summary
+from pod_job.checking.reference import find_reference
+from pod_job.checking.relative_errors import relative_errors
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
+from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.planning.batches import batch_samples
-from pod_job.planning.inputs import read_inputs
+from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.template_date import template_date
 from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import tokenize
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.completions import read_completions
+from pod_job.run_folder.parity import TapErrors, read_all_parity
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """Relative L2 errors of one tap's rows against the float32 reference; rounding explains at most `limit`."""
+    """Relative L2 errors of one tap's rows against the float32 reference; rounding explains at most `limit`.
+
+    `median_limit`: for their median, where there is one; reports of older versions have none.
+    """
 
     reference: str
     rows: int
     median: float
     largest: float
     limit: float
+    median_limit: float | None = None
 
     @property
     def too_far(self) -> bool:
-        return not self.largest <= self.limit
+        return not (self.largest <= self.limit and (self.median_limit is None or self.median <= self.median_limit))
 
     def __str__(self) -> str:
         return (
@@ -61,13 +69,23 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
     for token_ids, position in row_prompts(config, inputs.tasks.samples, inputs.tokenizer, first, chosen):
         prompts.setdefault(token_ids.tobytes(), token_ids)
         places.append((token_ids.tobytes(), position))
-    name, computed = reference_taps(inputs, list(prompts.values())) if prompts else ("", [])
-    truths = dict(zip(prompts, computed, strict=True))
-    limit, deviations = limit_of(config.model.dtype, config.extract.dtype), {}
+    if not places:
+        return {tap: Deviation("", 0, 0.0, 0.0, 0.0) for tap in datasets}
+    longest = {prompt: max(at for key, at in places if key == prompt) + 1 for prompt in prompts}
+    reference = find_reference(inputs, [prompts[prompt][: longest[prompt]] for prompt in prompts])
+    numbers = {prompt: number for number, prompt in enumerate(prompts)}
+    at = [reference.rows(numbers[prompt], range(position, position + 1)).start for prompt, position in places]
+    recorded, deviations = recorded_limits(inputs), {}
     for tap, dataset in datasets.items():
-        truth = [truths[prompt][tap][position] for prompt, position in places]
-        errors = relative_errors(dataset[chosen], np.stack(truth)) if truth else np.zeros(1)
-        deviations[tap] = Deviation(name, len(chosen), float(np.median(errors)), float(errors.max()), limit)
+        truth = reference.truths[tap][at]
+        rounding = stored_rounding(truth, DTYPE_OF[config.extract.dtype.value])
+        limit = wider(limits(RowRounding(truth, reference.errors[tap][at], rounding)), recorded.get(tap))
+        if config.parity.limit is not None:
+            limit = TapErrors(config.parity.limit, config.parity.limit)
+        errors = summary(relative_errors(dataset[chosen], truth))
+        deviations[tap] = Deviation(
+            reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median
+        )
     return deviations
 
 
@@ -75,6 +93,30 @@ def recorded_config(folder: Folder, consent: Consent) -> JobConfig:
     """Returns the configuration of the run, with one process and one device. JobError as `config_to_read`."""
     config = config_to_read(folder, consent, MODEL, TASKS)
     return replace(config, sharding=Sharding.replicated, mesh=MeshConfig(), pod=PodConfig())
+
+
+def recorded_limits(inputs: Inputs) -> dict[str, TapErrors]:
+    """Returns the largest limits, by tap, that the run's starts had to keep; none of old runs, or without the gate."""
+    found: dict[str, TapErrors] = {}
+    for record in read_all_parity(inputs.folder):
+        for tap, limit in (record.limits or {}).items() if record.passed else ():
+            earlier = found.get(tap, limit)
+            found[tap] = TapErrors(max(limit.median, earlier.median), max(limit.largest, earlier.largest))
+    return found
+
+
+def wider(limit: TapErrors, recorded: TapErrors | None) -> TapErrors:
+    """Returns a measured limit, up to doubled where the run had to keep a larger one: random rows can be rounded less.
+
+    No further, as the record is whatever the run's writer put there.
+    """
+    if recorded is None:
+        return limit
+    median, largest = (
+        max(value, min(own, 2 * value))
+        for value, own in ((limit.median, recorded.median), (limit.largest, recorded.largest))
+    )
+    return TapErrors(median=median, largest=largest)
 
 
 def row_prompts(

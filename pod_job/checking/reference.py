@@ -1,44 +1,94 @@
-"""Activations from an independent float32 reference, to compare the run's programs with.
+"""The reference that vectors are held against: which one there is, and its taps.
 
-The reference is Hugging Face's torch model where torch is installed and the weights are local files; else the model of
-this package in float32 on one CPU device, which shares neither precision, mesh, packing nor kernels with the run.
+The first choice is Hugging Face's model in torch, where torch is installed and the weights are local files. Otherwise
+it is what Hugging Face's model gave where the job was started, which `run` ships with the run; and where that does not
+fit, the decoder in NumPy, which is independent of the model but was written by the same people.
 """
 
 import importlib.util
+import logging
+import math
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401  so that numpy knows bfloat16 by its name
 import numpy as np
 from jaxtyping import Float, Int32
 
+from pod_job.checking.hf_tensors import HfTensors
+from pod_job.checking.shipped import Shipped
 from pod_job.checkpoints.checkpoint import Checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles
-from pod_job.config.schema import Dtype, StoredDtype
+from pod_job.models.weight_table import weight_table
+from pod_job.planning.host_checks import available_memory
 from pod_job.planning.inputs import Inputs
+from pod_job.units import GB
 
-TORCH, OURS = "Hugging Face transformers, torch, float32", "this model on one CPU device, float32"
-LIMITS = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1, "int8": 0.035, "float8_e4m3fn": 0.065}
-"""Largest relative L2 error of a vector that rounding explains, by the coarsest dtype on its way.
+TORCH = "Hugging Face transformers, torch, float32"
+SHIPPED = f"{TORCH}, computed where the job was started"
+BUILT_IN = "the built-in decoder in NumPy, float32"
+TORCH_MEMORY = 1.5
+"""Memory that Hugging Face's model takes at most while it loads, in sizes of its float32 weights."""
 
-Those of eight bits are the worst cases of their rounding: int8, a group of one value and 63 that are just rounded
-away (sqrt(63) / 253); float8, all values half-way between two steps (1 / 16).
-"""
-TINY = 1e-30
-"""Least norm to divide by, so that a row of zeros agrees with zeros."""
-
-
-def reference_taps(
-    inputs: Inputs, prompts: Sequence[Int32[np.ndarray, "_"]]
-) -> tuple[str, list[dict[str, np.ndarray]]]:
-    """Returns the name of the reference, and for every prompt {tap name: [S, width] float32} of the run's taps."""
-    if torch_installed() and in_local_files(inputs.checkpoint):
-        return TORCH, _torch_taps(inputs, prompts)
-    return OURS, _own_taps(inputs, prompts)
+log = logging.getLogger("pod_job")
 
 
-def limit_of(*dtypes: Dtype | StoredDtype) -> float:
-    """Returns the largest relative error that rounding explains for a vector that went through these dtypes."""
-    return max(LIMITS[dtype.value] for dtype in dtypes)
+@dataclass(frozen=True)
+class Reference:
+    """Taps of sequences that lie one behind the other.
+
+    Attributes:
+        truths: in float32, by tap.
+        errors: relative L2 errors of the same rows in the run's dtype, by the reference's own program.
+        lengths: of the sequences.
+        why_built_in: why it is not Hugging Face's; None where it is.
+    """
+
+    name: str
+    truths: dict[str, Float[np.ndarray, "T _"]]
+    errors: dict[str, Float[np.ndarray, "T"]]
+    lengths: tuple[int, ...]
+    why_built_in: str | None = None
+
+    def rows(self, sequence: int, positions: range) -> slice:
+        """Returns where the positions of a sequence lie."""
+        start = sum(self.lengths[:sequence])
+        return slice(start + positions.start, start + positions.stop)
+
+
+def find_reference(
+    inputs: Inputs, sequences: Sequence[Int32[np.ndarray, "_"]], shipped: Shipped | str = "it was not asked for"
+) -> Reference:
+    """Returns the best reference there is, for the run's taps and these token ids; logs which one.
+
+    Args:
+        shipped: that which came with the run and fits; or why there is none, for people.
+    """
+    lengths = tuple(map(len, sequences))
+    names, dtype = {tap.name for tap in inputs.taps}, inputs.config.model.dtype.value
+    reason = why_no_torch(inputs)
+    if reason is None:
+        from pod_job.checking.hf_reference import hf_taps
+
+        return Reference(TORCH, *hf_taps(inputs.model_dir, sequences, names, dtype), lengths)
+    if isinstance(shipped, Shipped):
+        return Reference(SHIPPED, shipped.truths, shipped.errors, lengths)
+    reason = f"{reason}, and none came with the run: {shipped}"
+    log.warning("vectors are held against %s, not against Hugging Face's model: %s", BUILT_IN, reason)
+    return Reference(BUILT_IN, *_built_in_taps(inputs, sequences, names), lengths, reason)
+
+
+def why_no_torch(inputs: Inputs) -> str | None:
+    """Returns why Hugging Face's model cannot run here; None where it can."""
+    if not torch_installed():
+        return "torch is not installed here"
+    if not in_local_files(inputs.checkpoint):
+        return f"model.path={inputs.config.model.path} has no weights in local safetensors files"
+    needed = TORCH_MEMORY * sum(4 * math.prod(weight.shape) for weight in weight_table(inputs.arch).values())
+    available = available_memory()
+    if available is not None and needed > available:
+        return f"the model in float32 takes {needed / GB:,.1f} GB, and {available / GB:,.1f} GB of memory are free here"
+    return None
 
 
 def torch_installed() -> bool:
@@ -50,43 +100,23 @@ def in_local_files(checkpoint: Checkpoint) -> bool:
     return isinstance(checkpoint, TensorFiles) and checkpoint.folder.local_path(".") is not None
 
 
-def relative_errors(vectors: Float[np.ndarray, "R D"], truth: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R"]:
-    """Returns the relative L2 error of every row; infinite where a vector is not finite."""
-    vectors, truth = vectors.astype(np.float64), truth.astype(np.float64)
-    errors = np.linalg.norm(vectors - truth, axis=1) / np.maximum(np.linalg.norm(truth, axis=1), TINY)
-    return np.where(np.isfinite(errors), errors, np.inf)
+def _built_in_taps(
+    inputs: Inputs, sequences: Sequence[np.ndarray], names: set[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    from transformers import AutoConfig
+
+    from pod_job.checking.numpy_decoder import numpy_taps
+
+    config = AutoConfig.from_pretrained(str(inputs.model_dir)).get_text_config()
+    tensors = HfTensors(inputs.checkpoint, inputs.table)
+    return numpy_taps(config, tensors, sequences, names, np.dtype(inputs.config.model.dtype.value), _product)
 
 
-def _torch_taps(inputs: Inputs, prompts: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    from pod_job.checking.hf_reference import load_reference, run_reference
-
-    model, names = load_reference(inputs.model_dir), {tap.name for tap in inputs.taps}
-    return [{name: tap[0] for name, tap in run_reference(model, prompt[None], names).items()} for prompt in prompts]
-
-
-def _own_taps(inputs: Inputs, prompts: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def _product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns x times the transpose of a weight; by jax, as NumPy has a single thread on hosts."""
     import jax
-    import jax.numpy as jnp
-
-    from pod_job.checkpoints.load import load_params
-    from pod_job.models.decoder import Decoder, Output
 
     # jax has a CPU device beside any accelerator; its float32 products are not rounded to bfloat16 or TF32.
-    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    params = load_params(inputs.checkpoint, inputs.table, jnp.float32, dict.fromkeys(inputs.table, cpu))
-    model = Decoder(inputs.arch, inputs.taps, jnp.float32)
-
-    @jax.jit
-    def forward(params: dict, token_ids: jax.Array, segment_ids: jax.Array) -> dict:
-        output = model.apply(params, token_ids, segment_ids=segment_ids, return_activations=True, return_logits=False)
-        return cast(Output, output).activations
-
-    longest = max(map(len, prompts))  # one program for all prompts
-    activations = []
-    for prompt in prompts:
-        token_ids, segment_ids = np.zeros((2, 1, longest), np.int32)
-        token_ids[0, : len(prompt)], segment_ids[0, : len(prompt)] = prompt, 1
-        placed = (jax.device_put(array, cpu) for array in (token_ids, segment_ids))
-        taps = forward(params, *placed)
-        activations.append({name: np.asarray(tap)[0, : len(prompt)] for name, tap in taps.items()})
-    return activations
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        dimensions = (((1,), (1,)), ((), ()))
+        return np.asarray(jax.lax.dot_general(x, weight, dimensions, precision=jax.lax.Precision.HIGHEST))

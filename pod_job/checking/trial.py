@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pod_job.checking.gate_prompts import beginnings
 from pod_job.config.schema import ExtractConfig, Positions
-from pod_job.extraction.packing import Placed, Queued, StepInput, make_step, pack_steps
+from pod_job.extraction.packing import Placed, Queued, make_step
 from pod_job.extraction.step import Step
 from pod_job.extraction.transfer import local_rows
 from pod_job.generation.generator import Generator, stored_range
@@ -20,7 +21,7 @@ from pod_job.prompts.tokens import Prompt
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt: its tokens with the new ones after them, and the vectors [positions, width] of every tap."""
+    """A prompt's tokens with the new ones after them, and the vectors [positions, width] of every tap."""
 
     token_ids: np.ndarray
     positions: range
@@ -35,22 +36,36 @@ def try_program(program: Step | Generator, config: ExtractConfig, prompts: Seque
 
 
 def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:
-    """Runs one step, packed as always."""
-    layout = (step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
+    """Runs one step, packed like every other; where only last positions are stored, with beginnings of the prompts."""
     queued = [Queued(1, index, prompt) for index, prompt in enumerate(prompts)]
-    item: StepInput = next(pack_steps(queued, *layout)) if queued else make_step([], *layout)
+    if config.positions is Positions.last:
+        queued += [Queued(1, index, prompt) for index, prompt in beginnings(prompts)]
+    rows = fill_rows(queued, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
+    item = make_step(rows, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     output = step(item, more=False)
     taps = {name: np.concatenate(local_rows(array)) for name, array in output.activations.items()}
 
     def trial(placed: Placed) -> Trial:
-        token_ids = prompts[placed.index].token_ids
         if config.positions is Positions.last:
-            positions, at = range(len(token_ids) - 1, len(token_ids)), slice(placed.slot, placed.slot + 1)
+            positions, at = range(placed.length - 1, placed.length), slice(placed.slot, placed.slot + 1)
         else:
-            positions, at = range(len(token_ids)), slice(placed.start, placed.start + placed.length)
+            positions, at = range(placed.length), slice(placed.start, placed.start + placed.length)
+        token_ids = prompts[placed.index].token_ids
         return Trial(token_ids, positions, {name: vectors[placed.row, at] for name, vectors in taps.items()})
 
     return [trial(placed) for placed in item.placed]
+
+
+def fill_rows(queued: Sequence[Queued], rows: int, seq_len: int, most: int) -> list[list[Queued]]:
+    """Returns what each row takes: every prompt goes into the first row that has room for it, or is left out."""
+    filled: list[list[Queued]] = [[] for _ in range(rows)]
+    for item in queued:
+        for row in filled:
+            length = sum(len(other.prompt.token_ids) for other in row) + len(item.prompt.token_ids)
+            if len(row) < most and length <= seq_len:
+                row.append(item)
+                break
+    return filled
 
 
 def try_generation(generator: Generator, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:

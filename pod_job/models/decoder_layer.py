@@ -80,7 +80,8 @@ def mlp(
     """Returns the input of the down projection, and its output."""
     gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + w.get("gate_bias", 0.0)
     up = placement.isolate(jnp.einsum("bsd,df->bsf", normed, w["up"]) + w.get("up_bias", 0.0))
-    mlp_act = ACTIVATION_FUNCTIONS[arch.activation](gate) * up
+    # In float32: half the digits of a large negative gate's sigmoid would be lost, in float16 nearly all.
+    mlp_act = ACTIVATION_FUNCTIONS[arch.activation](gate.astype(jnp.float32)).astype(gate.dtype) * up
     return mlp_act, jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
 
 

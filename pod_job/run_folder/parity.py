@@ -12,8 +12,13 @@ class TapErrors(Record, frozen=True):
     largest: float
 
 
-class ParityRecord(Record, frozen=True):
-    """Result of one start; `errors` by tap."""
+class ParityRecord(Record, frozen=True, omit_defaults=True):
+    """Result of one start; dictionaries are by tap.
+
+    `limit` is that of the tap that came nearest to its own, or `parity.limit` where the user set it. Optional, as old
+    records lack them: `rounding`, the reference's own errors in the run's dtypes, the `limits` that follow from them,
+    and `why_built_in`, where the reference is not Hugging Face's.
+    """
 
     attempt: str
     reference: str
@@ -26,6 +31,9 @@ class ParityRecord(Record, frozen=True):
     passed: bool
     errors: dict[str, TapErrors]
     measured: str
+    limits: dict[str, TapErrors] | None = None
+    rounding: dict[str, TapErrors] | None = None
+    why_built_in: str | None = None
 
 
 def read_parity(folder: Folder, attempt: str) -> ParityRecord:

@@ -43,7 +43,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("name", ["torch", "ours"])
+@pytest.mark.parametrize("name", ["torch", "built-in"])
 def test_rows_are_what_the_reference_computes(
     finished: Path, name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -54,7 +54,7 @@ def test_rows_are_what_the_reference_computes(
     deviations = recompute(finished, 40, consent=FOLLOW)
     assert list(deviations) == TAPS
     for deviation in deviations.values():
-        assert deviation.reference == {"torch": reference.TORCH, "ours": reference.OURS}[name]
+        assert deviation.reference == {"torch": reference.TORCH, "built-in": reference.BUILT_IN}[name]
         assert deviation.rows == 40
         assert 0 < deviation.median < 2**-8  # bfloat16 as stored
         assert deviation.largest < 2**-7

@@ -186,7 +186,8 @@ def test_a_job_stores_eight_bits_that_agree_with_the_reference(dtype: str, tmp_p
     for tap in metadata.taps:
         [parity] = metadata.parity
         assert 0 < metadata.rounding[tap].rms < metadata.rounding[tap].largest < bound
-        assert 0 < parity.errors[tap].largest < bound == parity.limit
+        assert 0 < parity.errors[tap].largest < bound
+        assert parity.errors[tap].largest <= parity.limits[tap].largest < 2 * bound
     for deviation in recompute(tmp_path / "run", 20).values():
-        assert deviation.limit == bound
+        assert deviation.limit < 2 * bound
         assert not deviation.too_far

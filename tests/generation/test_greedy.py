@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.checking.reference import relative_errors
+from pod_job.checking.relative_errors import relative_errors
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig

@@ -1,0 +1,68 @@
+"""Prompts of the parity gate: as short as what they have to show allows, whatever extract.seq_len is. No jax.
+
+The first of them reaches past the sliding window, and further where rotary embeddings are scaled for long contexts;
+the others share its row, so that the border between two prompts is crossed. Workstation and hosts come to the same.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pod_job.models.arch import Arch
+from pod_job.planning.inputs import Inputs
+from pod_job.prompts.tokens import Prompt
+
+TOKENS, OTHER_TOKENS = 64, 32
+"""Length of the first prompt and of every other one."""
+PAST_WINDOW = 32
+LARGEST_WINDOW = 1024
+"""A larger one would cost too much to reach."""
+SCALED_TOKENS = 256
+"""Length at which the angles of scaled rotary embeddings have moved apart from those without scaling."""
+SAMPLES_READ = 16
+"""Samples whose tokens the first prompt is made of, where the first is too short."""
+
+
+def gate_prompts(inputs: Inputs) -> list[Prompt]:
+    """Returns `parity.samples` prompts of the first samples; two of a single sample, so that there is a border."""
+    extract, wanted = inputs.config.extract, inputs.config.parity.samples
+    prompts = inputs.first_prompts(max(wanted, SAMPLES_READ))
+    if not prompts:
+        return []
+    count = min(wanted, max(len(prompts), 2))
+    other = min(OTHER_TOKENS, max(1, extract.seq_len // 4))
+    reach = min(first_length(inputs.arch), extract.seq_len - (other if count > 1 else 0))
+    first = long_prompt(prompts, max(1, reach))
+    others = [cut(prompts[i % len(prompts)], other) for i in range(1, count)]
+    return [first, *others]
+
+
+def first_length(arch: Arch) -> int:
+    """Returns how many tokens show everything of a model that its positions change."""
+    windows = [layer.window for layer in arch.attention if layer.window is not None]
+    reachable = [window + PAST_WINDOW for window in windows if window <= LARGEST_WINDOW]
+    scaled = any(layer.rope.kind != "default" for layer in arch.attention)
+    return max([TOKENS, *reachable, *([SCALED_TOKENS] if scaled else [])])
+
+
+def long_prompt(prompts: list[Prompt], length: int) -> Prompt:
+    """Returns the first prompt, lengthened by the others' tokens where it is shorter than that, or cut to it."""
+    token_ids = np.concatenate([prompt.token_ids for prompt in prompts])[:length]
+    return dataclasses.replace(prompts[0], token_ids=token_ids)
+
+
+def cut(prompt: Prompt, length: int) -> Prompt:
+    """Returns the prompt's beginning."""
+    return dataclasses.replace(prompt, token_ids=prompt.token_ids[:length])
+
+
+def beginnings(prompts: Sequence[Prompt]) -> Iterator[tuple[int, Prompt]]:
+    """Yields shorter beginnings of the prompts, the longest first, each with the number of its prompt.
+
+    Where only last positions are stored they give more rows to compare, at no cost for the reference.
+    """
+    for number, prompt in enumerate(prompts):
+        length = len(prompt.token_ids)
+        for shorter in range(length - 3, 0, -max(4, length // 4)):
+            yield number, cut(prompt, shorter)

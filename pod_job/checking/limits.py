@@ -1,0 +1,68 @@
+"""Limits of a tap's errors: how far the reference's own arithmetic in the run's dtypes is from the reference.
+
+Rounding is amplified differently at each tap: in Qwen2.5-0.5B in bfloat16, transformers itself is off by 0.14 at
+`layer_0.z` and by 0.01 in the residual stream. So the reference is computed twice on the same prompts, in float32 and
+in the run's dtype, and a tap of the run may err by a factor more than the second pass did.
+
+R rows, D columns.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from pod_job.checking.relative_errors import relative_errors
+from pod_job.extraction.quantize import as_stored
+from pod_job.formats.quantized import from_rows
+from pod_job.run_folder.parity import TapErrors
+
+COMPUTED = TapErrors(median=2.0, largest=4.0)
+"""Factor on the second pass's errors: two correct programs round in another order, and single rows differ most."""
+STORED = TapErrors(median=1.25, largest=1.5)
+"""Factor on the rounding of float32 vectors to the stored dtype, which hardly depends on the program."""
+FLOAT32 = TapErrors(median=2e-4, largest=1e-3)
+"""Errors that float32 explains, with the approximate functions of accelerators."""
+ROWS_FOR_A_MEDIAN = 8
+"""With fewer rows their median is too much a matter of chance to have a limit of its own."""
+
+
+@dataclass(frozen=True)
+class RowRounding:
+    """Rows of the reference, and their relative L2 errors: computed in the run's dtype, and only rounded as stored."""
+
+    truth: Float[np.ndarray, "R D"]
+    computed: Float[np.ndarray, "R"]
+    stored: Float[np.ndarray, "R"]
+
+    @property
+    def total(self) -> Float[np.ndarray, "R"]:
+        return np.hypot(self.computed, self.stored)
+
+
+def stored_rounding(truth: Float[np.ndarray, "R D"], dtype: np.dtype) -> Float[np.ndarray, "R"]:
+    """Returns the relative L2 error of every row by rounding it to the dtype in which vectors are stored."""
+    stored = from_rows(np.asarray(as_stored(jnp.asarray(truth), dtype)), truth.shape[1], dtype)
+    return relative_errors(np.asarray(stored), truth)
+
+
+def summary(errors: Float[np.ndarray, "R"]) -> TapErrors:
+    return TapErrors(median=float(np.median(errors)), largest=float(errors.max()))
+
+
+def limits(rounding: RowRounding) -> TapErrors:
+    """Returns the largest median and the largest error of a tap's rows that rounding explains."""
+    finite = rounding.computed[np.isfinite(rounding.computed)]  # float16 can overflow
+    computed = summary(finite) if len(finite) else TapErrors(median=0.0, largest=0.0)
+    stored = summary(rounding.stored)
+    largest = COMPUTED.largest * computed.largest + STORED.largest * stored.largest + FLOAT32.largest
+    median = COMPUTED.median * computed.median + STORED.median * stored.median + FLOAT32.median
+    return TapErrors(median=median if len(rounding.stored) >= ROWS_FOR_A_MEDIAN else largest, largest=largest)
+
+
+def excess(errors: TapErrors, limit: TapErrors) -> float:
+    """Returns the larger ratio of an error to its limit: over 1, the tap is too far off."""
+    if not np.isfinite(errors.largest):
+        return np.inf
+    return max(errors.median / limit.median, errors.largest / limit.largest)

@@ -1,0 +1,15 @@
+"""Relative errors of vectors, without jax. R rows, D columns."""
+
+import numpy as np
+from jaxtyping import Float
+
+TINY = 1e-30
+"""Least norm to divide by, so that a row of zeros agrees with zeros."""
+
+
+def relative_errors(vectors: Float[np.ndarray, "R D"], truth: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R"]:
+    """Returns the relative L2 error of every row; infinite where a vector is not finite."""
+    vectors, truth = vectors.astype(np.float64), truth.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        errors = np.linalg.norm(vectors - truth, axis=1) / np.maximum(np.linalg.norm(truth, axis=1), TINY)
+    return np.where(np.isfinite(errors), errors, np.inf)

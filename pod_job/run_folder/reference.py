@@ -1,0 +1,29 @@
+"""The record in reference/: vectors of Hugging Face's model that came with the run, computed where it was started."""
+
+from typing import Literal
+
+from pod_job.formats.records import Count, Record, decode
+from pod_job.run_folder.identity import ModelIdentity
+from pod_job.run_folder.layout import REFERENCE
+from pod_job.storage.folder import Folder
+
+
+class ReferenceRecord(Record, frozen=True, kw_only=True):
+    """What the vectors depend on; their file has `size` bytes. `versions`: of the packages that computed them."""
+
+    format: Literal[1]
+    model: ModelIdentity
+    taps: list[str]
+    token_ids: list[list[Count]]
+    versions: dict[str, str]
+    size: Count
+    crc32c: str
+    made: str
+
+
+def read_reference_record(folder: Folder) -> ReferenceRecord | None:
+    """Returns the record; None where the run came without. JobError where it is damaged."""
+    try:
+        return decode(folder.read(REFERENCE), ReferenceRecord, f"{folder.url}/{REFERENCE}")
+    except FileNotFoundError:
+        return None
