@@ -9,7 +9,7 @@ from pod_job.storage.folder import Folder
 
 
 class ReferenceRecord(Record, frozen=True, kw_only=True):
-    """What the vectors depend on; their file has `size` bytes. `versions`: of the packages that computed them."""
+    """Model, taps and tokens of the vectors, whose file has `size` bytes; `versions` of the packages that made them."""
 
     format: Literal[1]
     model: ModelIdentity

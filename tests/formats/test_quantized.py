@@ -187,7 +187,7 @@ def test_a_job_stores_eight_bits_that_agree_with_the_reference(dtype: str, tmp_p
         [parity] = metadata.parity
         assert 0 < metadata.rounding[tap].rms < metadata.rounding[tap].largest < bound
         assert 0 < parity.errors[tap].largest < bound
-        assert parity.errors[tap].largest <= parity.limits[tap].largest < 2 * bound
+        assert parity.limits is not None
+        assert parity.errors[tap].largest <= parity.limits[tap].largest
     for deviation in recompute(tmp_path / "run", 20).values():
-        assert deviation.limit < 2 * bound
         assert not deviation.too_far
