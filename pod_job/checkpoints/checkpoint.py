@@ -4,10 +4,13 @@ No jax. Nothing but headers is read, except where `weights_content` needs a chec
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import (
+    EMBEDDING,
+    HEAD,
     TensorFiles,
     check_tensors,
     read_tensor_files,
@@ -15,7 +18,8 @@ from pod_job.checkpoints.huggingface import (
     unread_tensors,
 )
 from pod_job.checkpoints.orbax import Converted, check_content, check_converted, read_converted
-from pod_job.models.weight_table import Weight
+from pod_job.models.arch import Arch
+from pod_job.models.weight_table import Weight, weight_table
 from pod_job.storage.folder import Readable
 from pod_job.storage.open import open_folder
 
@@ -26,6 +30,25 @@ def read_checkpoint(folder: Path | Readable) -> Checkpoint:
     """Returns the checkpoint in the folder. JobError where it is neither, or damaged."""
     source = open_folder(folder, "model.path", follow_links=True) if isinstance(folder, Path) else folder
     return read_converted(source) or read_tensor_files(source)
+
+
+def fitted(arch: Arch, checkpoint: Checkpoint, head: bool = True) -> tuple[Arch, dict[str, Weight]]:
+    """Returns architecture and weights as Hugging Face's loader makes them of this checkpoint; `head`: with logits.
+
+    `tie_word_embeddings` is about what the checkpoint lacks: where it has an output matrix beside the embedding, both
+    are used, and an output matrix alone is the embedding too.
+    """
+    if isinstance(checkpoint, Converted):
+        has_head, has_embedding = "unembed" in checkpoint.manifest.weights, True
+    else:
+        has_head, has_embedding = HEAD in checkpoint.tensors, EMBEDDING in checkpoint.tensors
+    if not (arch.tied and has_head):
+        return arch, weight_table(arch, head)
+    if has_embedding:
+        own_head = replace(arch, tied=False)
+        return own_head, weight_table(own_head, head)
+    table = weight_table(arch, head)
+    return arch, table | {"embed": replace(table["embed"], checkpoint_name=HEAD)}
 
 
 def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> None:

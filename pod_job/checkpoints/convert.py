@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import orbax.checkpoint as orbax
 
-from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, read_checkpoint, weights_content
+from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, fitted, read_checkpoint, weights_content
 from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import HEAD, TensorFiles, checkpoint_names
 from pod_job.checkpoints.load import fill_from_tensors
@@ -26,7 +26,7 @@ from pod_job.checkpoints.locate import find_model, local_small_files
 from pod_job.checkpoints.orbax import FORMAT, MANIFEST, Converted, Manifest, StoredWeight, read_converted
 from pod_job.errors import JobError, first_line
 from pod_job.models.arch import read_arch_file
-from pod_job.models.weight_table import Weight, weight_table
+from pod_job.models.weight_table import Weight
 from pod_job.storage.folder import Folder, NameTaken
 from pod_job.storage.open import open_folder
 from pod_job.units import GB
@@ -50,8 +50,7 @@ def convert(model: str, out_dir: str | Path, revision: str | None = None) -> Con
     source = read_checkpoint(files.weights)
     if not isinstance(source, TensorFiles):
         raise JobError(f"MODEL={model} is converted already; use it as model.path")
-    arch = read_arch_file(files.directory / "config.json")
-    table = weight_table(arch, head=HEAD in source.tensors)
+    _, table = fitted(read_arch_file(files.directory / "config.json"), source, head=HEAD in source.tensors)
     check_checkpoint(source, table)
     made_from = fingerprint(source), weights_content(source)
     if existing := read_converted(out):

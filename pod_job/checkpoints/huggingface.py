@@ -24,7 +24,7 @@ U = TypeVar("U")
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINT_BYTES = 4096
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SOURCE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 READS_IN_FLIGHT = 16
 

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint
+from pod_job.checkpoints.checkpoint import check_checkpoint, fitted, read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.checkpoints.locate import find_model
 from pod_job.models import create_model_with_hooks
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
-from pod_job.models.weight_table import weight_table
 from pod_job.prompts.tokens import load_tokenizer
 
 
@@ -48,10 +47,10 @@ def load_model(
         JobError: a model that is not there, is of another family, or has weights missing; a layer it does not have.
     """
     files = find_model(path_or_name, revision)
-    arch = read_arch_file(files.directory / "config.json")
+    checkpoint = read_checkpoint(files.weights)
+    arch, table = fitted(read_arch_file(files.directory / "config.json"), checkpoint)
     model = create_model_with_hooks(arch, layers_to_extract, taps=taps, dtype=dtype)
     tokenizer = load_tokenizer(files.directory)
-    table, checkpoint = weight_table(arch), read_checkpoint(files.weights)
     check_checkpoint(checkpoint, table)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return LoadedModel(model, load_params(checkpoint, table, model.dtype, dict.fromkeys(table, device)), tokenizer)

@@ -5,12 +5,12 @@ starts, and every host calls it again for itself.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 
-from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, read_checkpoint, unread
+from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, fitted, read_checkpoint, unread
 from pod_job.checkpoints.locate import find_model
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
@@ -124,7 +124,10 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     tokenizer_folder = TokenizerFolder(files.directory)
     outline = read_sizes_and_tasks(config, tokenizer_folder, folder)
     checkpoint = read_checkpoint(files.weights)
-    check_checkpoint(checkpoint, outline.table)
+    arch, table = fitted(outline.arch, checkpoint, head=config.mode is Mode.generate)
+    check_divides(table, config.mesh, config.sharding)
+    check_checkpoint(checkpoint, table)
+    outline = replace(outline, arch=arch, table=table)
     check_tokenizer(outline, tokenizer_folder)
     folder = folder or open_run_folder(config)
     check_compile_cache(config)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint
 from pod_job.checkpoints.load import load_params
-from pod_job.models import create_model_with_hooks, layer_loop
+from pod_job.models import create_model_with_hooks, decoder, layer_loop
 from pod_job.models.decoder import Decoder
 from pod_job.models.hf_config import FAMILIES
 from pod_job.models.rope import Rope
+from pod_job.models.taps import INNER_SITES, Tap
 from pod_job.models.weight_table import weight_table
 
 CASES = sorted(path for path in GOLDENS.iterdir() if path.is_dir())
@@ -208,14 +210,73 @@ def program(model: Decoder, params: dict, **options) -> jax.stages.Compiled:
     )
 
 
-def test_nothing_after_the_last_tap_is_computed() -> None:
-    """Layer 0 alone is about a third of the work of three layers, and no logits are computed."""
-    first, params = load(GOLDENS / "qwen2_full", layers_to_extract=[0])
-    last, _ = load(GOLDENS / "qwen2_full", layers_to_extract=[2])
-    flops = [program(model, params, return_logits=False).cost_analysis()["flops"] for model in (first, last)]
-    with_logits = program(first, params).cost_analysis()["flops"]
-    assert flops[0] < with_logits
-    assert flops[0] < 0.6 * flops[1] or "while" in program(last, params, return_logits=False).as_text()
+def test_logits_that_are_not_returned_are_not_computed() -> None:
+    model, params = load(GOLDENS / "qwen2_full", layers_to_extract=[2])
+    without, with_logits = (
+        program(model, params, return_logits=wanted).cost_analysis()["flops"] for wanted in (False, True)
+    )
+    arch = model.arch
+    assert with_logits - without >= 2 * 128 * arch.hidden * arch.vocab  # the product with the head
+
+
+def test_layers_past_the_last_tap_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted as they run: of three layers two, and all of them for logits."""
+    model, params = load(GOLDENS / "qwen2_full", taps=["layer_0", "layer_1.q"])
+    ran: list[int] = []
+
+    def recording(layer: layer_loop.Layer, *rest: Any) -> Any:
+        return layer_loop.run_layers(recorded(layer, ran), *rest)
+
+    monkeypatch.setattr(decoder, "run_layers", recording)
+    for return_logits, layers in ((False, 2), (True, 3)):
+        ran.clear()
+        apply(model, params, np.arange(8)[None], return_logits=return_logits)
+        jax.effects_barrier()
+        assert sorted(ran) == list(range(layers))
+
+
+def recorded(layer: layer_loop.Layer, ran: list[int]) -> layer_loop.Layer:
+    """Returns the layer, which adds its number to `ran` whenever it runs."""
+
+    def run(number: jax.Array | int, carry: layer_loop.Carry) -> Any:
+        jax.debug.callback(lambda number: ran.append(int(number)), number)
+        return layer(number, carry)
+
+    return run
+
+
+@pytest.mark.parametrize("one_loop", [False, True], ids=["pieces", "one-loop"])
+@pytest.mark.parametrize(
+    ("names", "needed"),
+    [
+        ([], 0),
+        (["layer_0"], 1),
+        (["layer_1.resid_pre"], 1),
+        (["layer_1.q"], 2),
+        (["layer_0.mlp_out", "layer_4"], 5),
+        (["layer_4.z", "layer_2"], 5),
+        (["layer_9"], 10),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_the_loop_stops_after_the_last_tap(
+    names: list[str], needed: int, one_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if one_loop:
+        all_in_one_loop(monkeypatch)
+    taps = tuple(Tap(name.partition(".")[2] or "resid_post", int(name[6])) for name in names)
+    ran: list[int] = []
+
+    def layer(number: jax.Array | int, carry: layer_loop.Carry) -> Any:
+        after = carry[0] + 1.0
+        return (after, None), dict.fromkeys(INNER_SITES, after) | {"resid_pre": carry[0], "resid_post": after}
+
+    for to_the_end, layers in ((False, needed), (True, 10)):
+        ran.clear()
+        start = (jnp.zeros((1, 1, 1)), None)
+        layer_loop.run_layers(recorded(layer, ran), start, 10, taps, lambda site: site, to_the_end)
+        jax.effects_barrier()
+        assert sorted(ran) == list(range(layers))
 
 
 def test_only_chosen_taps_are_held(tmp_path: Path) -> None:
