@@ -10,13 +10,16 @@ EXAMPLES = ("runs/first activations", "gs://my-bucket/run gs://my-bucket/pickles
 def add_arguments(parser: ArgumentParser) -> None:
     add_run_dir(parser)
     parser.add_argument("out", metavar="OUT", help="where the pickle files go, a local folder or gs://bucket/prefix")
+    parser.add_argument(
+        "--save-every-n-samples", type=int, metavar="N", help="activations in a file; by default the run's number"
+    )
     parser.add_argument("--layers", type=int, nargs="+", metavar="LAYER", help="by default all that the run has")
 
 
 def run_export(options: Namespace) -> int:
     from pod_job.interop.pickle_export import export_pickles
 
-    export_pickles(options.run_dir, options.out, print, options.layers)
+    export_pickles(options.run_dir, options.out, print, options.layers, options.save_every_n_samples)
     return DONE
 
 

@@ -60,6 +60,10 @@ def test_chosen_layers_are_written_and_others_named(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == "layer_12_batch_000001.pkl\n"
     metadata = json.loads((tmp_path / "out/metadata.json").read_text())
     assert (metadata["layers_extracted"], len(metadata["batches"])) == ([12], 1)
+    assert main([str(tmp_path / "run"), str(tmp_path / "more"), "--layers", "12", "--save-every-n-samples", "2"]) == 0
+    assert capsys.readouterr().out == "layer_12_batch_000001.pkl\nlayer_12_batch_000002.pkl\n"
+    assert main([str(tmp_path / "run"), str(tmp_path / "more"), "--save-every-n-samples", "0"]) == 2
+    assert "save_every_n_samples=0 is too small; use 1 or more" in capsys.readouterr().err
     assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--layers", "12", "7"]) == 2
     message = capsys.readouterr().err
     assert "Layer not found in activations: layer=7;" in message
