@@ -154,8 +154,13 @@ def check_names(folder: Folder, report: Report, joined: Sequence[JoinedFile]) ->
 
 
 def store(report: Report) -> None:
-    """Stores the report in the run for later; a run that may only be read is verified all the same."""
-    stored = StoredReport(**msgspec.structs.asdict(report), verified=now(), pod_job_version=__version__)
+    """Stores the report in the run for later; a run that may only be read is verified all the same.
+
+    Where the run lies is left out: it may be published.
+    """
+    problems = [problem.replace(f"{report.url}/", "").replace(report.url, "RUN_DIR") for problem in report.problems]
+    content = msgspec.structs.asdict(report) | {"url": "", "problems": problems}
+    stored = StoredReport(**content, verified=now(), pod_job_version=__version__)
     try:
         open_folder(report.url).replace(layout.VERIFIED, encode(stored, indent=1))
     except Exception as error:

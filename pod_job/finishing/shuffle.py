@@ -25,6 +25,7 @@ from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import Identity, ShuffleIdentity, claim
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.metadata import Metadata
+from pod_job.run_folder.tokenizer import copy_tokenizer
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -59,10 +60,12 @@ def shuffle(
     at_least("--seed", seed, 0)
     if not 0 <= host < hosts:
         raise JobError(f"--host={host}: not one of the {hosts} processes; use 0 to {hosts - 1}")
-    spill = _open_spill(open_folder(run_dir), open_folder(out_dir))
+    run = open_folder(run_dir)
+    spill = _open_spill(run, open_folder(out_dir))
     out = spill.out
     part_rows = max(1, part_bytes // spill.layout.bytes)
     claim(out, _identity(spill.metadata, part_rows, seed))
+    copy_tokenizer(run, out)
     sizes = [entry.rows for entry in spill.metadata.rows_files]
     parts = part_sizes(sum(sizes), part_rows)
     if len(committed(out)) == len(parts):

@@ -49,6 +49,13 @@ def store_tokenizer(folder: Folder, tokenizer: Any) -> bool:
     return True
 
 
+def copy_tokenizer(source: Folder, target: Folder) -> None:
+    """Copies the tokenizer of one run to another that holds the same rows; a run without one has none to copy."""
+    with contextlib.suppress(FileNotFoundError, NameTaken):
+        if len(content := source.read(TOKENIZER, 0, MOST_BYTES + 1)) <= MOST_BYTES:
+            target.create(TOKENIZER, [content])
+
+
 def read_decoder(folder: Folder) -> Decode:
     """Returns what turns token ids into text.
 

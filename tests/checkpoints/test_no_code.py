@@ -1,5 +1,6 @@
 """A stranger's model runs no code here, and nobody is asked whether it may; pickled weights are not opened."""
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -22,25 +23,29 @@ AUTO_MAP = {
 }
 
 
-class Asked:
-    """A terminal at which nobody sits."""
+class Terminal(io.StringIO):
+    """A terminal at which somebody would say yes; `asked` counts how often."""
+
+    asked = 0
 
     def readline(self, *_: object) -> str:
-        raise AssertionError("stdin was read")
-
-    read = readline
+        self.asked += 1
+        return "y\n"
 
     def isatty(self) -> bool:
         return True
 
-    def fileno(self) -> int:
-        raise AssertionError("stdin was read")
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    stdin = Terminal()
+    monkeypatch.setattr(sys, "stdin", stdin)
+    return stdin
 
 
 @pytest.fixture
-def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def hostile(tmp_path: Path, terminal: Terminal) -> Callable[..., Path]:
     """Returns the tiny model with code of its own, under a model type that transformers does not know, or does."""
-    monkeypatch.setattr(sys, "stdin", Asked())
 
     def make(*, known: bool) -> Path:
         model = write_tiny_model(tmp_path / "model")
@@ -57,7 +62,9 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_nothing_of_a_model_runs_and_nobody_is_asked(hostile: Callable[..., Path], known: bool, tmp_path: Path) -> None:
+def test_nothing_of_a_model_runs_and_nobody_is_asked(
+    hostile: Callable[..., Path], known: bool, tmp_path: Path, terminal: Terminal
+) -> None:
     model = hostile(known=known)
     for read in (
         lambda: read_arch_file(model / "config.json"),
@@ -68,15 +75,19 @@ def test_nothing_of_a_model_runs_and_nobody_is_asked(hostile: Callable[..., Path
             read()
         except JobError as error:
             assert "\n" not in str(error)  # noqa: PT017  # it may load, too: what counts is what has not run
+    assert terminal.asked == 0
     assert not (tmp_path / "ran").exists()
     assert not (model / "ran").exists()
 
 
-def test_the_reference_runs_no_code_either(hostile: Callable[..., Path], tmp_path: Path, torch_there: None) -> None:
+def test_the_reference_runs_no_code_either(
+    hostile: Callable[..., Path], tmp_path: Path, terminal: Terminal, torch_there: None
+) -> None:
     from pod_job.checking.hf_reference import load_reference
 
     with pytest.raises(ValueError, match=r"trust_remote_code|does not recognize"):
         load_reference(hostile(known=False))
+    assert terminal.asked == 0
     assert not (tmp_path / "ran").exists()
 
 

@@ -33,6 +33,14 @@ def content(url: str) -> dict[tuple, bytes]:
     return {key: b"".join(dataset[i].tobytes() for dataset in datasets) for i, key in enumerate(keys)}
 
 
+def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
+    run = open_folder(tmp_path / "run")
+    finished_run(run, [5])
+    run.create(layout.TOKENIZER, [b"a tokenizer"])
+    shuffle(tmp_path / "run", tmp_path / "shuffled")
+    assert open_folder(tmp_path / "shuffled").read(layout.TOKENIZER) == b"a tokenizer"
+
+
 def test_every_row_is_there_once_elsewhere(new_folder: Callable[[], Folder]) -> None:
     run, out = new_folder(), new_folder()
     finished_run(run, COUNTS)
