@@ -47,6 +47,7 @@ class Rehearsal:
     def job(self, run: str, hosts: int, *more: str) -> list[str]:
         """Returns overrides of a small job on a pod of `hosts` workers with one device each."""
         return [
+            "parity.send_reference=false",  # which takes torch seconds to import
             *("experiment=v5e64", f"model.path={self.model}", "model.dtype=float32", "tasks=arc_sample"),
             *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=cut"),
             *(f"extract.save_every_n_samples={PER_BATCH}", f"storage.run_dir=gs://{BUCKET}/{run}"),

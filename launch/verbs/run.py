@@ -17,6 +17,7 @@ from launch.cloud.owner import line_of_what_stays, owning
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
+from launch.reference import send_reference
 from launch.verbs.arguments import add_accept_identity, add_dry_run, add_follow, add_no_preflight, start_overrides
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
@@ -70,6 +71,7 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
         raise JobError(f"{limit.reason}; raise it to go on")
     if not options.no_preflight:
         preflight_first(overrides, log)
+    send_reference(inputs, overrides, log)
     with owning(config, overrides, log):
         job = start(bring_up(config, log), config, overrides, inputs, log)
         outcome = until_end(config, job, log, began) if options.follow else None

@@ -37,6 +37,7 @@ from launch.cloud.request import pod_name, reach
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands, run_here
 from launch.preflight import preflight_first
+from launch.reference import send_reference
 from launch.verbs.arguments import add_accept_identity, add_dry_run, add_no_preflight, start_overrides
 from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
@@ -73,6 +74,8 @@ def watch(options: Namespace) -> int:
     inputs = read_job(config)
     if not complete(inputs) and not options.no_preflight:
         preflight_first(overrides, log)
+    if not complete(inputs):
+        send_reference(inputs, overrides, log)
     with owning(config, overrides, log):
         if complete(inputs):
             log(f"{config.storage.run_dir} is already complete")

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import numpy as np
 from jaxtyping import Float
 
+from pod_job import __version__
 from pod_job.errors import JobError
 from pod_job.formats.records import encode, now
 from pod_job.formats.safetensors import read_header, view_tensor, write_parts
@@ -42,7 +43,7 @@ def write_shipped(inputs: Inputs, sequences: Sequence[np.ndarray], shipped: Ship
         model=inputs.identity.model,
         taps=[tap.name for tap in inputs.taps],
         token_ids=[sequence.tolist() for sequence in sequences],
-        versions={package: version(package) for package in ("torch", "transformers", "pod_job")},
+        versions={package: version(package) for package in ("torch", "transformers")} | {"pod_job": __version__},
         size=stored.size,
         crc32c=stored.crc32c,
         made=now(),
@@ -62,7 +63,7 @@ def read_shipped(inputs: Inputs, sequences: Sequence[np.ndarray]) -> Shipped | s
         reason = "there is none" if record is None else misfit(record, inputs, sequences)
         if record is None or reason:
             return reason
-        return _read_vectors(inputs, record)
+        return chosen_rows(_read_vectors(inputs, record), record.token_ids, sequences)
     except JobError as error:
         return str(error)
     except FileNotFoundError:
@@ -73,11 +74,20 @@ def misfit(record: ReferenceRecord, inputs: Inputs, sequences: Sequence[np.ndarr
     """Returns in what the reference is one of another run; "" where it fits."""
     if record.model != inputs.identity.model:
         return "it was made by another model, other weights or for another model.dtype"
-    if record.token_ids != [sequence.tolist() for sequence in sequences]:
+    if not all(sequence.tolist() in record.token_ids for sequence in sequences):
         return "it was made for other token ids"
     if record.taps != [tap.name for tap in inputs.taps]:
         return "it was made for other taps"
     return "" if record.size <= MOST_BYTES else f"its {record.size} bytes are too many"
+
+
+def chosen_rows(shipped: Shipped, token_ids: list[list[int]], sequences: Sequence[np.ndarray]) -> Shipped:
+    """Returns the rows of these sequences, one behind the other: a step may hold fewer, in another order."""
+    ends = np.cumsum([0, *map(len, token_ids)])
+    numbers = [token_ids.index(sequence.tolist()) for sequence in sequences]
+    rows = np.concatenate([np.arange(ends[number], ends[number + 1]) for number in numbers])
+    truths = {tap: vectors[rows] for tap, vectors in shipped.truths.items()}
+    return Shipped(truths, {tap: errors[rows] for tap, errors in shipped.errors.items()})
 
 
 def _read_vectors(inputs: Inputs, record: ReferenceRecord) -> Shipped:

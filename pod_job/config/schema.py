@@ -161,7 +161,8 @@ class ParityConfig:
     """Comparison of the first prompts with an independent float32 reference, before anything is stored."""
 
     samples: int = 2  # prompts to compare; 0 skips the comparison
-    limit: float | None = None  # largest allowed relative L2 error of a vector; null: by the rounding of the dtypes
+    limit: float | None = None  # largest allowed relative L2 error of a vector; null: measured on the model itself
+    send_reference: bool = True  # for a pod: torch, where installed, computes the reference where the run is started
 
     def __post_init__(self) -> None:
         at_least("parity.samples", self.samples, 0)
