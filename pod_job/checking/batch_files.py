@@ -12,7 +12,7 @@ from pod_job.formats.safetensors import TensorSpec, read_header, view_tensor
 from pod_job.run_folder.commit import CommitRecord, RowsFile, TapFile, read_record
 from pod_job.run_folder.compaction import full_name
 from pod_job.run_folder.tap_file import tap_tensors
-from pod_job.storage.checksums import Stored, checksum
+from pod_job.storage.checksums import Stored, checksum, marked, text_of_marks
 from pod_job.storage.folder import Folder, Readable
 
 PIECE_BYTES = 8 << 20
@@ -63,7 +63,7 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
         header = read_header(lambda start, size: folder.read(file.file, start, size), name)
         spec, scales = tap_tensors(header, name)
         nonfinite: list[int] = []
-        stored = checksum(pieces(folder, file.file, spec, scales, nonfinite))
+        stored, marks = marked(pieces(folder, file.file, spec, scales, nonfinite))
         report.files += 1
         report.bytes += stored.size
         report.nonfinite_rows += sum(nonfinite)
@@ -71,6 +71,8 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
         stored_values = (str(spec.dtype), list(spec.shape), spec.start, sum(nonfinite))
         if problem := differing(stored, file):
             report.problems.append(f"{name}: {problem}")
+        elif file.marks not in ("", text_of_marks(marks)):
+            report.problems.append(f"{name}: is whole, but the marks in its record are of other content")
         elif recorded != stored_values:
             report.problems.append(
                 f"{name}: has dtype, shape, offset, non-finite rows {stored_values}, its record says {recorded}"

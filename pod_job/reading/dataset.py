@@ -27,6 +27,7 @@ from pod_job.storage.open import open_folder
 TABLES_KEPT = 8
 """Rows tables kept in memory."""
 FLOATS = ("bfloat16", "float16", "float32")
+CHECKS = ("first", "never")
 
 
 class ActivationDataset:
@@ -43,6 +44,8 @@ class ActivationDataset:
             whose norms dwarf all others), `nonfinite`. The others are renumbered; all rows tables are read at once.
         positions: positions that the caller expects (`last`, `all` or `generated`).
         dtype: `bfloat16`, `float16` or `float32`, to convert to; `raw` returns vectors as stored.
+        check: `first`: every byte is held against its file's checksum before it is returned; of rows by number, when
+            it is needed for the first time. `never` trusts disk and network.
     Raises:
         JobError: the run has no metadata.json, or a damaged one; it has no such tap, or stores other positions.
     """
@@ -55,9 +58,12 @@ class ActivationDataset:
         exclude: str | Sequence[str] = (),
         positions: str | None = None,
         dtype: str | None = None,
+        check: str = "first",
     ) -> None:
         folder = open_folder(run_dir)
-        self._open(folder, metadata.read(folder), layer, dtype)
+        if check not in CHECKS:
+            raise JobError(f"check={check}: not a way to check what is read; use {', '.join(CHECKS)}")
+        self._open(folder, metadata.read(folder), layer, dtype, check)
         self.as_ = as_
         _check_positions(self.metadata, positions, folder.url)
         if exclude:
@@ -72,7 +78,9 @@ class ActivationDataset:
         dataset._open(folder, described, layer, None)
         return dataset
 
-    def _open(self, folder: Folder, described: Metadata, layer: int | str, dtype: str | None) -> None:
+    def _open(
+        self, folder: Folder, described: Metadata, layer: int | str, dtype: str | None, check: str = "first"
+    ) -> None:
         self.folder, self.metadata = folder, described
         self.tap = _tap(described, layer, folder.url)
         self.as_: Kind = "numpy"
@@ -82,7 +90,7 @@ class ActivationDataset:
         width = self.metadata.widths.get(self.tap, 0)
         self._starts = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
-        self._reader: RowSource = open_rows(folder, described, self.tap)
+        self._reader: RowSource = open_rows(folder, described, self.tap, check == "first")
         self.shape = (len(self._reader), width)
 
     @property

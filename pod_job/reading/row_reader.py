@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from pod_job.errors import JobError
+from pod_job.reading.checked import Checks, FileRows
 from pod_job.reading.row_source import RowSource
 from pod_job.run_folder.entries import MISSING
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, not_as_stored
 
 READS_IN_FLIGHT = 8
+READ_ATTEMPTS = 2
+"""Attempts at content that comes out wrong: what a network changes is right the second time."""
 PART_ROWS = 65_536
 MAPS_OPEN = 512
 """Memory maps kept open; the kernel allows a process about 65,000."""
@@ -21,23 +24,17 @@ GAP_BYTES = 64 << 10
 """Largest gap between rows of one file that are read at once; headers inside a joined file are smaller."""
 
 
-@dataclass(frozen=True)
-class FileRows:
-    """A batch's rows: the name of their file in the run folder, and in bytes their offset in it and its size."""
-
-    name: str
-    rows: int
-    offset: int
-    size: int
-
-
 class RowReader:
-    """RowSource over files; row numbers run on from file to file. Safe to pickle and to use after a fork."""
+    """RowSource over files; row numbers run on from file to file. Safe to pickle and to use after a fork.
 
-    def __init__(self, folder: Folder, files: Sequence[FileRows], row_bytes: int) -> None:
+    Where there are `checks`, no row is given that is not what was stored.
+    """
+
+    def __init__(self, folder: Folder, files: Sequence[FileRows], row_bytes: int, checks: Checks | None = None) -> None:
         self.row_bytes = row_bytes
         self._folder = folder
         self._files = list(files)
+        self._checks = checks
         self.starts = np.concatenate([[0], np.cumsum([file.rows for file in files], dtype=np.int64)]).astype(np.int64)
         self._maps: dict[str, np.ndarray] = {}
         # Copies out of the page cache slow each other down when there are more of them than cores.
@@ -62,7 +59,7 @@ class RowReader:
             number = self.file_of(start + done)
             file, first = self._files[number], start + done - int(self.starts[number])
             count = min(file.rows - first, stop - start - done)
-            piece = _Piece(file, file.offset + first * self.row_bytes, out[done : done + count].reshape(-1))
+            piece = self._piece(file, file.offset + first * self.row_bytes, out[done : done + count].reshape(-1))
             if adjacent and not piece.follows(adjacent[-1]):
                 self._read_pieces(adjacent)
                 adjacent = []
@@ -103,24 +100,50 @@ class RowReader:
             list(pool.map(fetch, breaks[:-1].tolist(), breaks[1:].tolist()))
         return unique[places]
 
+    def _piece(self, file: FileRows, start: int, out: np.ndarray) -> "_Piece":
+        span = start, start + out.nbytes
+        return _Piece(file, start, out, span if self._checks is None else self._checks.widened(file, *span))
+
     def _read_pieces(self, pieces: Sequence["_Piece"]) -> None:
-        """Fills adjacent pieces of one file with one read."""
+        """Fills adjacent pieces of one file with one read, which is repeated where it came out wrong."""
         if not pieces:
             return
-        file, start, stop = pieces[0].file, pieces[0].start, pieces[-1].stop
-        buffer = pieces[0].out if len(pieces) == 1 else np.empty(stop - start, np.uint8)
+        for _ in range(READ_ATTEMPTS):
+            if all(self._hold(piece, segments) for piece, segments in self._read_once(pieces)):
+                return
+        raise not_as_stored(self._folder.url, pieces[0].file.name)
+
+    def _hold(self, piece: "_Piece", segments: list[np.ndarray]) -> bool:
+        return self._checks is None or self._checks.hold(piece.file, piece.span[0], segments)
+
+    def _read_once(self, pieces: Sequence["_Piece"]) -> Iterator[tuple["_Piece", list[np.ndarray]]]:
+        """Fills the pieces; yields each with the content of its span."""
+        file, (start, stop) = pieces[0].file, (pieces[0].span[0], pieces[-1].span[1])
+        # A piece by itself is filled in place, with what is read around it on either side.
+        inner = pieces[0].out if len(pieces) == 1 else np.empty(stop - start, np.uint8)
+        before = np.empty(pieces[0].start - start if len(pieces) == 1 else 0, np.uint8)
+        segments = [before, inner, np.empty(stop - start - len(before) - len(inner), np.uint8)]
         try:
             # Not through a memory map: page faults would come one by one.
-            filled = self._folder.read_into(file.name, start, buffer.data)
+            filled = self._folder.read_into(file.name, start, *(segment.data for segment in segments))
         except FileNotFoundError:
             raise self._missing(file) from None
         if filled != stop - start:
             raise self._bad(file, f"ends {stop - start - filled} bytes too early")
-        for piece in pieces if len(pieces) > 1 else ():
-            piece.out[:] = buffer[piece.start - start : piece.stop - start]
+        if len(pieces) == 1:
+            yield pieces[0], segments
+            return
+        for piece in pieces:
+            first, last = piece.span
+            piece.out[:] = inner[piece.start - start : piece.stop - start]
+            yield piece, [inner[first - start : last - start]]
 
     def _take(self, number: int, index: np.ndarray) -> np.ndarray:
-        return np.take(self._mapped(number), index - self.starts[number], axis=0)
+        file, rows = self._files[number], index - self.starts[number]
+        mapped, places = self._mapped(number), file.offset + rows * self.row_bytes
+        if self._checks and not self._checks.hold_mapped(file, self._maps[file.name], places, self.row_bytes):
+            raise not_as_stored(self._folder.url, file.name)
+        return np.take(mapped, rows, axis=0)
 
     def _mapped(self, number: int) -> np.ndarray:
         """Returns the batch's rows [rows, row_bytes] on the memory map of their file."""
@@ -155,11 +178,12 @@ class RowReader:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A range of a file, from byte `start` on, that is read into `out`."""
+    """A range of a file, from byte `start` on, that is read into `out`, within the `span` that is read for it."""
 
     file: FileRows
     start: int
     out: np.ndarray
+    span: tuple[int, int]
 
     @property
     def stop(self) -> int:
@@ -167,7 +191,7 @@ class _Piece:
 
     def follows(self, other: "_Piece") -> bool:
         """Returns whether one read serves both: they are in one file, at most GAP_BYTES apart."""
-        return self.file.name == other.file.name and 0 <= self.start - other.stop <= GAP_BYTES
+        return self.file.name == other.file.name and 0 <= self.span[0] - other.span[1] <= GAP_BYTES
 
 
 class SelectedRows:

@@ -4,7 +4,7 @@ Every object is create-only. A writer that finds a name taken adopts what is the
 batch's, so any number of writers, dying anywhere and in any order, leave one consistent batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -22,7 +22,7 @@ from pod_job.formats.rows_table import Rows
 from pod_job.formats.statistics import StatisticsRecord
 from pod_job.run_folder import layout
 from pod_job.run_folder.tap_file import tap_parts, vectors_in
-from pod_job.storage.checksums import Stored, checksum
+from pod_job.storage.checksums import WHOLE_BYTES, Part, Stored, checksum, marked, text_of_marks
 from pod_job.storage.folder import Folder, NameTaken
 
 
@@ -43,7 +43,10 @@ class RoundingErrors(Record, frozen=True):
 
 
 class TapFile(Record, frozen=True, omit_defaults=True):
-    """A batch's vectors of one tap; `offset` is the first byte of the values in the file, `nonfinite` counts rows."""
+    """A batch's vectors of one tap; `offset` is the first byte of the values in the file, `nonfinite` counts rows.
+
+    `marks` let readers check parts of a file above WHOLE_BYTES (`storage.checksums.marked`); "": not recorded.
+    """
 
     tap: str
     file: str
@@ -56,6 +59,7 @@ class TapFile(Record, frozen=True, omit_defaults=True):
     nonfinite: Count
     statistics: StatisticsRecord
     rounding: RoundingErrors | None = None
+    marks: str = ""
 
 
 class PromptCounts(Record, frozen=True, omit_defaults=True):
@@ -161,6 +165,7 @@ def _store_tap(
         # Another mesh rounds differently in the last bits. The first file stays, and the record describes that one.
         stored, described = taken.stored, _adopt_tap(folder, name, vectors)
         measured, norms = statistics.measure(described)
+        parts = tap_parts(described, tap, number)
     file = TapFile(
         tap=tap,
         file=name,
@@ -173,8 +178,17 @@ def _store_tap(
         nonfinite=measured.nonfinite,
         statistics=statistics.to_record(measured),
         rounding=_rounding(vectors, norms),
+        marks=_marks(parts, stored),
     )
     return file, norms
+
+
+def _marks(parts: Sequence[Part], stored: Stored) -> str:
+    """Returns the marks of a stored file; none where it is small, or these are not its parts."""
+    if stored.size <= WHOLE_BYTES:
+        return ""
+    measured, marks = marked(parts)
+    return text_of_marks(marks) if measured == stored else ""
 
 
 def _rounding(vectors: Vectors, norms: Float[np.ndarray, "R"]) -> RoundingErrors | None:

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
+from jaxtyping import UInt32
 
 Part = bytes | memoryview
+MARK_BYTES = 64 << 10
+"""Distance of the marks in content, by which a part of it can be checked."""
+WHOLE_BYTES = 1 << 20
+"""Content of at most this size is checked as one and needs no marks."""
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed: the highest bit of a number is the coefficient of x^0
 _ONE = 1 << 31
 
@@ -47,6 +52,44 @@ def checksum(parts: Iterable[Part]) -> Stored:
     return running.stored
 
 
+def marked(parts: Iterable[Part]) -> tuple[Stored, UInt32[np.ndarray, " n"]]:
+    """Returns size and CRC-32C of the joined parts, and marks: the CRC-32C up to every MARK_BYTES, and of all.
+
+    Between two marks content can be checked by itself: continued from the first mark, its CRC-32C is the second.
+    """
+    marks, crc, size = [], 0, 0
+    for part in parts:
+        rest = np.frombuffer(part, np.uint8)
+        while len(rest):
+            piece = rest[: MARK_BYTES - size % MARK_BYTES]
+            crc, size, rest = google_crc32c.extend(crc, piece), size + len(piece), rest[len(piece) :]
+            if size % MARK_BYTES == 0:
+                marks.append(crc)
+    if not marks or size % MARK_BYTES:
+        marks.append(crc)
+    return Stored(size, as_text(crc)), np.array(marks, np.uint32)
+
+
+def text_of_marks(marks: UInt32[np.ndarray, " n"]) -> str:
+    """Returns marks as base64 of little-endian numbers."""
+    return base64.b64encode(marks.astype("<u4").tobytes()).decode()
+
+
+def marks_of_text(text: str) -> UInt32[np.ndarray, " n"]:
+    """Returns the marks that `text_of_marks` wrote; none where the text is damaged."""
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<u4").astype(np.uint32)
+    except ValueError:
+        return np.zeros(0, np.uint32)
+
+
+def extended(crc: int, pieces: Iterable[np.ndarray]) -> int:
+    """Returns the CRC-32C of content that has this one before the pieces."""
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, piece) if piece.size else crc
+    return crc
+
+
 def joined(contents: Iterable[Stored]) -> Stored:
     """Returns size and CRC-32C of the contents one after the other.
 
@@ -58,7 +101,7 @@ def joined(contents: Iterable[Stored]) -> Stored:
     """
     size, crc = 0, 0
     for content in contents:
-        crc = _product(_x_to(8 * content.size), crc) ^ _number(content.crc32c)
+        crc = _product(_x_to(8 * content.size), crc) ^ number_of(content.crc32c)
         size += content.size
     return Stored(size, as_text(crc))
 
@@ -68,7 +111,8 @@ def as_text(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
-def _number(crc32c: str) -> int:
+def number_of(crc32c: str) -> int:
+    """Returns a CRC-32C in base64 as a number; ValueError for another text."""
     data = base64.b64decode(crc32c, validate=True)
     if len(data) != 4:
         raise ValueError(f"{crc32c!r} is not a CRC-32C")

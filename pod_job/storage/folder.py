@@ -111,8 +111,8 @@ class Folder(Readable, Protocol):
         """
         ...
 
-    def read_into(self, name: str, start: int, out: memoryview) -> int:
-        """Fills `out` with bytes from `start` on; returns how many, fewer where the content ends earlier.
+    def read_into(self, name: str, start: int, *outs: memoryview) -> int:
+        """Fills `outs`, one after the other, with bytes from `start` on; returns how many, fewer at the content's end.
 
         Raises:
             FileNotFoundError: nothing has the name.

@@ -23,7 +23,7 @@ from pod_job.storage.checksums import Part, Stored, checksum, joined
 from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 from pod_job.storage.gcs_compose import compose_in_tree
 from pod_job.storage.gcs_errors import reason_of, retry
-from pod_job.storage.gcs_media import MediaClient
+from pod_job.storage.gcs_media import MediaClient, scatter
 from pod_job.storage.gcs_upload import Upload, upload
 
 T = TypeVar("T")
@@ -90,15 +90,9 @@ class BucketFolder:
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         return b"" if size == 0 else self._receive(name, start, size, lambda pieces: b"".join(pieces), b"")
 
-    def read_into(self, name: str, start: int, out: memoryview) -> int:
-        def fill(pieces: Iterable[bytes]) -> int:
-            filled = 0
-            for piece in pieces:
-                out[filled : filled + len(piece)] = piece
-                filled += len(piece)
-            return filled
-
-        return self._receive(name, start, len(out), fill, 0) if len(out) else 0
+    def read_into(self, name: str, start: int, *outs: memoryview) -> int:
+        size = sum(map(len, outs))
+        return self._receive(name, start, size, lambda pieces: scatter(pieces, outs), 0) if size else 0
 
     def stat(self, name: str) -> Stored | None:
         with self._user_errors():

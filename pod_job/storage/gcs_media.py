@@ -7,7 +7,7 @@ sockets. The sessions used here are the library's own, with its credentials and 
 import json
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
@@ -153,6 +153,20 @@ def _promised(response: requests.Response, start: int, size: int | None) -> _Ran
     first, last, total = map(int, match.groups())
     stop = total if size is None else min(total, start + size)
     return _Range(stop - start, stop - start == total) if (first, last + 1) == (start, stop) else None
+
+
+def scatter(pieces: Iterable[bytes], outs: Sequence[memoryview]) -> int:
+    """Copies the pieces, one after the other, into `outs`, which must have room; returns how many bytes."""
+    filled, rest = 0, [out for out in outs if len(out)]
+    for piece in pieces:
+        filled, view = filled + len(piece), memoryview(piece)
+        while len(view):
+            room = min(len(view), len(rest[0]))
+            rest[0][:room] = view[:room]
+            view, rest[0] = view[room:], rest[0][room:]
+            if not len(rest[0]):
+                rest.pop(0)
+    return filled
 
 
 class Body:

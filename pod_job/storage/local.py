@@ -72,11 +72,15 @@ class LocalFolder:
             file.seek(start)
             return file.read(-1 if size is None else min(size, available))
 
-    def read_into(self, name: str, start: int, out: memoryview) -> int:
-        filled = 0
+    def read_into(self, name: str, start: int, *outs: memoryview) -> int:
+        filled, rest = 0, [out for out in outs if len(out)]
         with user_errors(f"{self.url}/{name}"), self._open(name, buffering=0) as file:
-            while count := os.preadv(file.fileno(), [out[filled:]], start + filled):
+            while rest and (count := os.preadv(file.fileno(), rest, start + filled)):
                 filled += count
+                while rest and count >= len(rest[0]):
+                    count -= len(rest.pop(0))
+                if rest:
+                    rest[0] = rest[0][count:]
         return filled
 
     def stat(self, name: str) -> Stored | None:

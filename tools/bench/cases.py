@@ -134,6 +134,14 @@ CASES = [
         peers={"sae_lens": "trainers"},
         on_page=True,
     ),
+    Case(
+        *("checks", "an epoch from the page cache with every byte checked, and without", "reading", "GB"),
+        ("ours", "unchecked"),
+        figures=(
+            Figure("checked / unchecked, CPU seconds", "ours", "cpu_s", "unchecked", at_most=1.2),
+            Figure("checked / unchecked", "ours", "wall_s", "unchecked"),
+        ),
+    ),
     *(
         Case(
             *(f"large-{name}", f"a model of Qwen2.5-0.5B's shape in {question}, beside torch", "extraction", "token"),
@@ -200,8 +208,11 @@ CASES = [
     ),
     Case(
         *("storage-bucket", "a shuffled epoch from a bucket, beside its objects read whole", "reading", "GB"),
-        *(("bucket", "bucket objects"), {"rows": 500_000, "bucket": True}),
-        (Figure("whole objects / ours", "bucket objects", "wall_s", "bucket", at_least=0.8),),
+        *(("bucket", "bucket unchecked", "bucket objects"), {"rows": 500_000, "bucket": True}),
+        (
+            Figure("whole objects / ours", "bucket objects", "wall_s", "bucket", at_least=0.8),
+            Figure("checked / unchecked, CPU seconds", "bucket", "cpu_s", "bucket unchecked", at_most=1.1),
+        ),
     ),
     Case(
         *("storage-compact", "a cold epoch of small batches, before and after compacting, and compacting"),

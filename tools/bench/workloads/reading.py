@@ -115,8 +115,8 @@ def evict(root: Path) -> None:
             os.close(descriptor)
 
 
-def ours(source: Path | str, batches: int) -> Reader:
-    dataset = ActivationDataset(source, layer=12)
+def ours(source: Path | str, batches: int, check: str = "first") -> Reader:
+    dataset = ActivationDataset(source, layer=12, check=check)
     return lambda: dataset.batches(BATCH, seed=1)
 
 
@@ -189,7 +189,9 @@ def objects(source: Path, batches: int) -> Reader:
 
 READERS: dict[str, Callable[[Path, int], Reader]] = {
     "ours": ours,
+    "unchecked": lambda source, batches: ours(source, batches, "never"),
     "bucket": lambda source, batches: ours(BUCKET_RUN, batches),
+    "bucket unchecked": lambda source, batches: ours(BUCKET_RUN, batches, "never"),
     "bucket objects": objects,
     "memory_map": memory_map,
     "datasets": hugging_face_datasets,
