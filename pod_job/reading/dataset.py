@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 import msgspec
 import numpy as np
@@ -28,6 +28,13 @@ TABLES_KEPT = 8
 """Rows tables kept in memory."""
 FLOATS = ("bfloat16", "float16", "float32")
 CHECKS = ("first", "never")
+
+
+class ReadOptions(TypedDict, total=False):
+    """Keywords of ActivationDataset that say how vectors are read."""
+
+    dtype: str | None
+    check: str
 
 
 class ActivationDataset:
@@ -57,13 +64,10 @@ class ActivationDataset:
         as_: Kind = "numpy",
         exclude: str | Sequence[str] = (),
         positions: str | None = None,
-        dtype: str | None = None,
-        check: str = "first",
+        **options: Unpack[ReadOptions],
     ) -> None:
         folder = open_folder(run_dir)
-        if check not in CHECKS:
-            raise JobError(f"check={check}: not a way to check what is read; use {', '.join(CHECKS)}")
-        self._open(folder, metadata.read(folder), layer, dtype, check)
+        self._open(folder, metadata.read(folder), layer, options)
         self.as_ = as_
         _check_positions(self.metadata, positions, folder.url)
         if exclude:
@@ -75,12 +79,13 @@ class ActivationDataset:
     def from_metadata(cls, folder: Folder, described: Metadata, layer: int | str) -> "ActivationDataset":
         """Returns the dataset of a run that has no metadata.json, or an old one; `described` is its present content."""
         dataset = cls.__new__(cls)
-        dataset._open(folder, described, layer, None)
+        dataset._open(folder, described, layer, {})
         return dataset
 
-    def _open(
-        self, folder: Folder, described: Metadata, layer: int | str, dtype: str | None, check: str = "first"
-    ) -> None:
+    def _open(self, folder: Folder, described: Metadata, layer: int | str, options: ReadOptions) -> None:
+        dtype, check = options.get("dtype"), options.get("check", CHECKS[0])
+        if check not in CHECKS:
+            raise JobError(f"check={check}: not a way to check what is read; use {', '.join(CHECKS)}")
         self.folder, self.metadata = folder, described
         self.tap = _tap(described, layer, folder.url)
         self.as_: Kind = "numpy"
@@ -90,7 +95,7 @@ class ActivationDataset:
         width = self.metadata.widths.get(self.tap, 0)
         self._starts = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
-        self._reader: RowSource = open_rows(folder, described, self.tap, check == "first")
+        self._reader: RowSource = open_rows(folder, described, self.tap, check == CHECKS[0])
         self.shape = (len(self._reader), width)
 
     @property
