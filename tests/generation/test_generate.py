@@ -10,6 +10,7 @@ import pytest
 from job_processes import finish, start
 from safetensors.numpy import save_file
 
+from pod_job.checking.consent import Consent
 from pod_job.checking.recompute import recompute
 from pod_job.config.generate import GenerateConfig
 from pod_job.errors import JobError
@@ -103,7 +104,7 @@ def test_vectors_are_those_of_one_clean_pass_over_prompt_and_completion(
 
 
 def test_rows_of_prompt_and_completion_are_computed_anew(alone: Path) -> None:
-    found = recompute(alone, 40)
+    found = recompute(alone, 40, consent=Consent(follow_recorded=True))
     assert list(found) == ["layer_1", "layer_3"]
     for deviation in found.values():
         assert deviation.rows == 40
