@@ -35,9 +35,8 @@ def load_model(
 
         model, params, tokenizer = load_model("Qwen/Qwen2.5-0.5B", layers_to_extract=[6, 12, 18, 23])
         input_ids = tokenizer("Hello", return_tensors="np")["input_ids"]
-        logits, activations = jax.jit(model.apply, static_argnames="return_activations")(
-            params, input_ids, return_activations=True
-        )
+        apply = jax.jit(lambda params, ids: model.apply(params, ids, return_activations=True))
+        logits, activations = apply(params, input_ids)
 
     Args:
         path_or_name: a Hugging Face folder, one from `pod-job convert`, gs://bucket/folder, or a name on the hub.

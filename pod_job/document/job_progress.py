@@ -10,7 +10,7 @@ from rich.status import Status
 from pod_job.run_folder.status import HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 
-LOOK_S = 0.5
+LOOK_S = 1.0  # a status is written at most every two seconds
 PLAIN_EVERY_S = 10.0
 
 
