@@ -1,9 +1,11 @@
 """A checkpoint is loaded under every name that Hugging Face's loader takes, and what is no plain model is refused."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles, unread_tensors
+from pod_job.checkpoints.load import load_params
 from pod_job.checkpoints.tensor_names import canonical
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
@@ -48,6 +51,47 @@ def saved(folder: Path, tensors: dict[str, np.ndarray]) -> TensorFiles:
 def test_names_of_wrappers_and_other_classes_are_the_same_model(rename: Callable[[str], str], tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, {rename(name): tensor for name, tensor in TENSORS.items()})
     check_checkpoint(checkpoint, TABLE)
+    np.testing.assert_array_equal(checkpoint.read_rows(Q, 0, len(TENSORS[Q])), TENSORS[Q])
+
+
+KINDS = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]
+
+
+@pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [KINDS], ids=lambda kinds: np.dtype(kinds[-1]).name)
+def test_weights_of_each_kind_of_float_and_of_several_are_read_as_they_are(kinds: list[type], tmp_path: Path) -> None:
+    stored = {name: tensor.astype(kinds[i % len(kinds)]) for i, (name, tensor) in enumerate(sorted(TENSORS.items()))}
+    checkpoint = saved(tmp_path, stored)
+    check_checkpoint(checkpoint, TABLE)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = load_params(checkpoint, TABLE, np.float32, dict.fromkeys(TABLE, here))["params"]
+    np.testing.assert_array_equal(params["embed"], stored["model.embed_tokens.weight"].astype(np.float32))
+    q = np.asarray(params["q"])[1].reshape(TENSORS[Q].shape[1], -1).T
+    np.testing.assert_array_equal(q, stored[Q].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model.layers.9.mlp.up_proj.weight": "a.safetensors"}, None),  # named, and nowhere: nothing needs it
+        ({Q: "b.safetensors"}, None),  # named in another file than it is in
+        ({Q: "../a.safetensors"}, r"'\.\./a\.safetensors' is not a name inside"),
+        ({Q: "c.safetensors"}, r"c\.safetensors is named in model\.safetensors\.index\.json but missing"),
+    ],
+)
+def test_an_index_that_is_off_costs_no_tensor(change: dict[str, str], says: str | None, tmp_path: Path) -> None:
+    shutil.copy(CASE / "config.json", tmp_path)
+    names = sorted(TENSORS)
+    files = {name: "a.safetensors" if name in names[::2] else "b.safetensors" for name in names}
+    for file in ("a.safetensors", "b.safetensors"):
+        save_file({name: TENSORS[name] for name in names if files[name] == file}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files | change}))
+    if says:
+        with pytest.raises(JobError, match=says):
+            read_checkpoint(tmp_path)
+        return
+    checkpoint = read_checkpoint(tmp_path)
+    check_checkpoint(checkpoint, TABLE)
+    assert isinstance(checkpoint, TensorFiles)
     np.testing.assert_array_equal(checkpoint.read_rows(Q, 0, len(TENSORS[Q])), TENSORS[Q])
 
 

@@ -96,6 +96,14 @@ LAUNCHING = {
 }
 
 
+def test_accepted_differences_reach_every_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ["--accept-identity", "model.weights", "--accept-identity", "tokenizer_files"]
+    assert main(["run", "experiment=demo", f"storage.run_dir={tmp_path}/run", "--dry-run", *fields]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert commands
+    assert all("storage.accept_identity=[model.weights,tokenizer_files]" in command for command in commands)
+
+
 @pytest.mark.parametrize("verb", LAUNCHING)
 def test_help_of_a_verb_shows_its_options_and_no_others(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
