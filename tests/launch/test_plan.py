@@ -54,7 +54,8 @@ def test_commands_of_a_tpu_pod() -> None:
     overrides = ["experiment=v5e64", "storage.run_dir=gs://bucket/run"]
     commands = host_commands(load(overrides), overrides, "", "20250101T000000Z-abcdef")
     assert [str(command) for command in commands] == [
-        "POD_JOB_ATTEMPT=20250101T000000Z-abcdef python3 -m pod_job experiment=v5e64 storage.run_dir=gs://bucket/run"
+        "POD_JOB_ATTEMPT=20250101T000000Z-abcdef POD_JOB_RUN=gs://bucket/run python3 -m pod_job experiment=v5e64 "
+        "storage.run_dir=gs://bucket/run"
     ] * 16
 
 
