@@ -87,14 +87,16 @@ class Spill:
         if self.out.stat(name) is not None:
             return
         entry = self.metadata.rows_files[number]
+        files = [file for file in self.metadata.batches if file.batch_id == entry.batch_id]
+        vectors = {file.layer: to_rows(read_vectors(self.source, file)) for file in files}
         table = read_rows(self.source, entry)
         rows = np.empty(len(table), self.layout.dtype)
         tasks, rows["task"] = np.unique(table.task_id, return_inverse=True)
         for column in (*INTEGERS, *rows_table.FLAGS):
             rows[column] = getattr(table, column)
-        for file in self.metadata.batches:
-            if file.batch_id == entry.batch_id:
-                rows[file.layer] = to_rows(read_vectors(self.source, file))
+        while vectors:
+            tap, values = vectors.popitem()
+            rows[tap] = values
         ordered = self.layout.in_order(rows, order).view(np.uint8).reshape(len(rows), self.layout.bytes)
         self.out.create(name, safetensors.write_parts({TENSOR: ordered}, {"tasks": json.dumps(tasks.tolist())}))
 

@@ -1,6 +1,6 @@
 """The rows table: which sample, position and token each stored vector belongs to, one small Parquet file per batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, cast
@@ -11,11 +11,15 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
 from pod_job.errors import JobError, first_line
+from pod_job.formats.parquet_sizes import check_pages, read_footer
 
 COLUMNS = ("task_id", "sample_idx", "position", "token_id")
 FLAGS = ("special", "sink", "nonfinite")
 """Flags of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten
 times the batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
+
+FREE_BYTES, PER_ROW_OR_BYTE = 64 << 20, 64
+"""Memory that a rows table may become: these bytes, and so many for each of its rows and for each byte of its file."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,26 @@ def to_parquet(rows: Rows) -> bytes:
     return file.getvalue()
 
 
-def from_parquet(data: bytes, name: str = "rows table") -> Rows:
-    """Reads what `to_parquet` wrote; unknown columns are left alone. JobError with the name of a damaged file."""
+def from_parquet(data: bytes, name: str = "rows table", rows: int | None = None) -> Rows:
+    """Reads what `to_parquet` wrote; unknown columns are left alone.
+
+    Nothing is decompressed before the footer and the pages' headers show that the table has `rows` rows, where that is
+    known, and takes memory in proportion to them and to the file.
+
+    Raises:
+        JobError: the file (`name`) is damaged, or has another number of rows.
+    """
+    names = (*COLUMNS, *FLAGS, "timestamp")
     try:
-        names = (*COLUMNS, *FLAGS, "timestamp")
-        table = pq.read_table(pa.BufferReader(data), columns=list(names))
+        footer = read_footer(data)
+        if rows is not None and footer.rows != rows:
+            raise JobError(f"{name}: holds {footer.rows} rows, its record says {rows}; it is damaged")
+        check_pages(data, footer, names, FREE_BYTES + PER_ROW_OR_BYTE * (footer.rows + len(data)))
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            _check_types(file.schema_arrow, names)
+            table = file.read(columns=list(names))
         columns = {name: _values(table, name) for name in names}
-    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise JobError(f"{name}: not a rows table ({first_line(error)})") from error
     timestamps = columns.pop("timestamp")
     return Rows(**columns, timestamp=timestamps[0] if len(timestamps) else "")
@@ -90,6 +107,21 @@ def from_columns(columns: Mapping[str, Any], timestamp: str) -> Rows:
         nonfinite=np.asarray(columns.get("nonfinite", none), bool),
         timestamp=timestamp,
     )
+
+
+def _check_types(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raises ValueError where a column is not of texts, whole numbers or flags, as it must be; KeyError without it."""
+    for name in names:
+        kind = schema.field(name).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if name in FLAGS:
+            right = pa.types.is_boolean(values)
+        elif name in COLUMNS[1:]:
+            right = pa.types.is_integer(values)
+        else:
+            right = pa.types.is_string(values) or pa.types.is_large_string(values)
+        if not right:
+            raise ValueError(f"column {name} is of {str(kind)[:80]}")
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:

@@ -68,9 +68,10 @@ def export_pickles(
     writer = PickleWriter(out, per_file, report)
     rows, batch = None, None
     for entry in (entry for entry in metadata.batches if entry.layer in taps):
+        vectors = np.asarray(read_vectors(run, entry), np.float32)
         if rows is None or batch != entry.batch_id:
             batch, rows = entry.batch_id, read_rows(run, tables[entry.batch_id])
-        writer.add(entry.layer, items(rows, np.asarray(read_vectors(run, entry), np.float32)))
+        writer.add(entry.layer, items(rows, vectors))
     written = metadata.layers_extracted if layers is None else list(layers)
     described = writer.finish(model_name or given_name(run, metadata), written, metadata.hidden_dim)
     out.sweep(ABANDONED_S, {entry.file for entry in described.batches}.__contains__)

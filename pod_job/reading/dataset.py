@@ -24,6 +24,8 @@ from pod_job.run_folder.metadata import Metadata
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
+LARGE_ROWS = 1 << 20
+"""Rows for whose provenance memory is taken only after their vectors were seen to be there."""
 TABLES_KEPT = 8
 """Rows tables kept in memory."""
 FLOATS = ("bfloat16", "float16", "float32")
@@ -95,7 +97,8 @@ class ActivationDataset:
         width = self.metadata.widths.get(self.tap, 0)
         self._starts = np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)
         self._tables: dict[int, rows_table.Rows] = {}
-        self._reader: RowSource = open_rows(folder, described, self.tap, check == CHECKS[0])
+        self._stored_rows: RowSource = open_rows(folder, described, self.tap, check == CHECKS[0])
+        self._reader = self._stored_rows
         self.shape = (len(self._reader), width)
 
     @property
@@ -115,7 +118,7 @@ class ActivationDataset:
             start, stop, step = index.indices(len(self))
             if step == 1:
                 return self._present(self._reader.read(start, max(start, stop)))
-            return self[np.arange(start, stop, step)]
+            return self[self._span(index)]
         if isinstance(index, (int, np.integer)):
             return self[np.array([index])][0]
         return self._present(self._reader.gather(self._numbers(index)))
@@ -129,7 +132,7 @@ class ActivationDataset:
 
         Rows of eight bits are an `EightBit`, with `values` and `scales`.
         """
-        numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else self._numbers(index)
+        numbers = self._span(index) if isinstance(index, slice) else self._numbers(index)
         return from_rows(self._reader.gather(numbers), self.shape[1], self.stored)
 
     def rows(self, index: Any) -> dict[str, Any]:
@@ -139,7 +142,7 @@ class ActivationDataset:
         """
         if isinstance(index, (int, np.integer)):
             return {name: values[0] for name, values in self.rows(np.array([index])).items()}
-        numbers = np.arange(*index.indices(len(self))) if isinstance(index, slice) else self._numbers(index)
+        numbers = self._span(index) if isinstance(index, slice) else self._numbers(index)
         dtypes = {**dict.fromkeys(rows_table.COLUMNS, np.int32), **dict.fromkeys(rows_table.FLAGS, np.bool_)}
         columns = {name: np.empty(len(numbers), dtype) for name, dtype in (dtypes | {"task_id": object}).items()}
         numbers, batches = self._places(numbers)
@@ -195,6 +198,13 @@ class ActivationDataset:
             for raw in self._reader.left_out():
                 yield self._present(raw, "numpy")
 
+    def _span(self, index: slice) -> np.ndarray:
+        """Returns the numbers of a slice; many only where the files that hold them are there. JobError as `read`."""
+        start, stop, step = index.indices(len(self))
+        if len(range(start, stop, step)) > LARGE_ROWS:
+            self._reader.check_present(0, len(self))
+        return np.arange(start, stop, step)
+
     def _numbers(self, index: Any) -> np.ndarray:
         numbers = np.asarray(index)
         if numbers.dtype == bool and numbers.shape == (len(self),):
@@ -220,7 +230,7 @@ class ActivationDataset:
             raise JobError(f"exclude={unknown[0]}: not a flag of rows; use {', '.join(rows_table.FLAGS)}")
 
         def unflagged_rows(batch: int) -> np.ndarray:
-            table = read_rows(self.folder, self.metadata.rows_files[batch])
+            table = self._read_table(batch)
             return np.flatnonzero(~np.logical_or.reduce([getattr(table, name) for name in exclude]))
 
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
@@ -240,11 +250,17 @@ class ActivationDataset:
     def _table(self, batch: int) -> rows_table.Rows:
         """Returns the rows table of the batch at this place in metadata.json; keeps TABLES_KEPT of them."""
         if batch not in self._tables:
-            table = read_rows(self.folder, self.metadata.rows_files[batch])
+            table = self._read_table(batch)
             if len(self._tables) >= TABLES_KEPT:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[batch] = table
         return self._tables[batch]
+
+    def _read_table(self, batch: int) -> rows_table.Rows:
+        entry, start = self.metadata.rows_files[batch], int(self._starts[batch])
+        if entry.rows > LARGE_ROWS:  # which a table of some kilobytes can hold
+            self._stored_rows.check_present(start, start + entry.rows)
+        return read_rows(self.folder, entry)
 
 
 def _tap(metadata: Metadata, layer: int | str, url: str) -> str:

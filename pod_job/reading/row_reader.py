@@ -20,6 +20,8 @@ READ_ATTEMPTS = 2
 PART_ROWS = 65_536
 MAPS_OPEN = 512
 """Memory maps kept open; the kernel allows a process about 65,000."""
+LARGE_BYTES = 256 << 20
+"""Memory that is taken for rows only after each of their files was seen to be as long as metadata.json says."""
 GAP_BYTES = 64 << 10
 """Largest gap between rows of one file that are read at once; headers inside a joined file are smaller."""
 
@@ -52,6 +54,8 @@ class RowReader:
     ) -> UInt8[np.ndarray, "R bytes"]:
         """Returns rows [start, stop), in `out` where given. JobError names a file that is missing or too short."""
         if out is None:
+            if (stop - start) * self.row_bytes > LARGE_BYTES:
+                self.check_present(start, stop)
             out = np.empty((stop - start, self.row_bytes), np.uint8)
         done = 0
         adjacent: list[_Piece] = []
@@ -81,6 +85,18 @@ class RowReader:
         for group in groups:
             out[group] = self._take(int(numbers[group[0]]), index[group])
         return out
+
+    def check_present(self, start: int, stop: int) -> None:
+        """Raises JobError, naming the file, where one that holds rows [start, stop) is missing or too short."""
+        numbers = range(self.file_of(start), self.file_of(stop - 1) + 1) if start < stop else ()
+        for file in (self._files[number] for number in numbers):
+            last = file.offset + file.rows * self.row_bytes - 1
+            try:
+                present = not file.rows or self._folder.read(file.name, last, 1)
+            except FileNotFoundError:
+                raise self._missing(file) from None
+            if not present:
+                raise self._bad(file, f"ends before its {file.rows} rows do")
 
     def file_of(self, row: int) -> int:
         """Returns the number of the file that holds the row."""
@@ -222,6 +238,11 @@ class SelectedRows:
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
         """Returns the rows with these numbers, in this order; all must be in range."""
         return self._reader.gather(self.numbers[index])
+
+    def check_present(self, start: int, stop: int) -> None:
+        """Checks the files of the rows, and of those between them. JobError as of the source."""
+        if start < stop:
+            self._reader.check_present(int(self.numbers[start]), int(self.numbers[stop - 1]) + 1)
 
     def left_out(self) -> Iterator[UInt8[np.ndarray, "R bytes"]]:
         """Yields the other rows of the source, ascending, at most PART_ROWS at a time."""

@@ -29,6 +29,10 @@ class RowSource(Protocol):
         """Returns the rows with these numbers, in this order; all must be in range."""
         ...
 
+    def check_present(self, start: int, stop: int) -> None:
+        """Raises JobError where a file that holds rows [start, stop) is missing or too short; reads no rows."""
+        ...
+
 
 class JoinedRows:
     """Rows that are row i of every source, side by side: values and scales of eight bits, or several taps of a run."""
@@ -50,6 +54,10 @@ class JoinedRows:
     def gather(self, index: Int[np.ndarray, "R"]) -> UInt8[np.ndarray, "R bytes"]:
         out = np.empty((len(index), self.row_bytes), np.uint8)
         return self._join([source.gather(index) for source in self._sources], out)
+
+    def check_present(self, start: int, stop: int) -> None:
+        for source in self._sources:
+            source.check_present(start, stop)
 
     def _join(self, parts: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
         at = 0

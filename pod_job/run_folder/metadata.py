@@ -157,7 +157,7 @@ def _problem_of_sizes(metadata: Metadata) -> str:
     for entry in metadata.batches:
         header_bytes = entry.offset - (entry.start or 0)
         expected = header_bytes + entry.rows * metadata.widths.get(entry.layer, -1) * item_bytes
-        if header_bytes < 0 or entry.size != expected:
+        if header_bytes < 0 or entry.size != expected or (entry.rows and not metadata.widths[entry.layer]):
             return f"{entry.file} of {entry.size} bytes does not fit its rows and width"
     return ""
 

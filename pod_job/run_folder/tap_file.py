@@ -28,7 +28,9 @@ def tap_tensors(header: Header, name: str) -> tuple[TensorSpec, TensorSpec | Non
     values, scales = header.tensors.get(TENSOR), header.tensors.get(SCALES)
     if values is None:
         raise JobError(f"{name}: has no tensor {TENSOR}; it is another program's file")
-    expected = (values.shape[0], groups(values.shape[1])) if len(values.shape) == 2 else ()
+    if len(values.shape) != 2 or 0 in values.shape[1:]:
+        raise JobError(f"{name}: holds {TENSOR} {list(values.shape)}, not [rows, width]; it is another program's file")
+    expected = (values.shape[0], groups(values.shape[1]))
     if is_eight_bit(values.dtype) and (scales is None or scales.shape != expected):
         raise JobError(f"{name}: holds {values.dtype} without its scales; it is another program's file")
     return values, scales

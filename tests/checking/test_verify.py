@@ -67,7 +67,7 @@ DAMAGES = {
     "another tensor": (TAP_FILE, renamed_tensor, "has no tensor activations"),
     "flipped byte in the rows": (layout.rows_file(3), flip, "rows_batch_000003.parquet"),
     "rows table too short": (layout.rows_file(3), lambda _: to_parquet(batch(3, 32).rows), "its record says"),
-    "rows cut": (layout.rows_file(3), lambda data: data[:-9], "rows_batch_000003.parquet: not a rows table"),
+    "rows cut": (layout.rows_file(3), lambda data: data[:-9], "its record says"),
     "record cut": (layout.commit_file(3), lambda data: data[:-2], "batch_000003.json: damaged: it does not end"),
     "metadata cut": (layout.METADATA, lambda data: data[:-5], "metadata.json: damaged: it does not end"),
     "metadata altered": (layout.METADATA, lambda data: data.replace(b"tiny", b"tinz"), "not that of its content"),
