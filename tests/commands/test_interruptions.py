@@ -94,15 +94,16 @@ def outcome(command: str, top: Path) -> Any:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Killed()], ids=["full", "killed"])
+@pytest.mark.parametrize("every", [50, pytest.param(11, marks=pytest.mark.pod)])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_leaves_what_was_there_and_runs_again(
-    original: Path, tmp_path: Path, command: str, error: BaseException
+    original: Path, tmp_path: Path, command: str, error: BaseException, every: int
 ) -> None:
     shutil.copytree(original, tmp_path / "whole")
     assert run(command, tmp_path / "whole")[0] == 0
     expected, before = outcome(command, tmp_path / "whole"), content(open_folder(original / "RUN"))
     interrupted = 0
-    for after in itertools.count(0, 11):
+    for after in itertools.count(1, every):
         top = tmp_path / str(after)
         shutil.copytree(original, top)
         with failing(after, error) as left:
