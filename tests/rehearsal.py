@@ -107,6 +107,10 @@ class Rehearsal:
         """Returns the arguments of every gcloud so far."""
         return [shlex.split(line) for line in (self.root / "commands.log").read_text().splitlines()]
 
+    def commands_of(self, pod: str, verb: str) -> list[list[str]]:
+        """Returns the arguments of every gcloud so far with this verb and pod."""
+        return [argv for argv in self.commands() if {verb, pod} <= set(argv)]
+
     def folder(self, run: str) -> Path:
         """Returns a run folder as the bucket's server stores it: plain files."""
         return self.root / "buckets" / BUCKET / run

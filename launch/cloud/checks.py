@@ -5,8 +5,10 @@ Each returns what it found, in one line; JobError names the field, the rule and 
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
+from launch.cloud.iam import NotChecked
 from launch.cloud.limits import price
 from launch.cloud.request import pod_spec
 from launch.shell import NotInstalled, call
@@ -33,9 +35,9 @@ def check_before_paid(config: JobConfig, log: Log) -> None:
 def check_pod(config: JobConfig) -> None:
     """Checks what a plan shows: the pod's shape and image, and that its hosts find what they read."""
     if config.pod.kind is PodKind.tpu:
-        check_shape(config)
-        check_image(config)
-        check_paths(config)
+        for check in (check_shape, check_image, check_paths):
+            with suppress(NotChecked):
+                check(config)
 
 
 def slice_of(config: JobConfig) -> Slice | None:
@@ -53,7 +55,7 @@ def check_shape(config: JobConfig) -> str:
     """Compares pod.hosts with the VMs of the slice."""
     wanted, pod = slice_of(config), config.pod
     if wanted is None:
-        return f"{pod.accelerator_type} is not known here; its hosts show once it is READY"
+        raise NotChecked(f"{pod.accelerator_type} is not known here; its hosts show once it is READY")
     if wanted.hosts != pod.hosts:
         raise JobError(
             f"pod.hosts={pod.hosts}, but {pod.accelerator_type} has {wanted.hosts} VMs; set pod.hosts={wanted.hosts} "
@@ -67,7 +69,7 @@ def check_image(config: JobConfig) -> str:
     wanted, image = slice_of(config), config.pod.runtime_version or ""
     chip = IMAGES.get(image)
     if wanted is None or chip is None:
-        return f"whether {image} fits {config.pod.accelerator_type} shows when it is asked for"
+        raise NotChecked(f"whether image {image} fits {config.pod.accelerator_type}; the API says so when it is asked")
     if chip is not wanted.chip:
         right = next((name for name, fits in IMAGES.items() if fits is wanted.chip), "tpu-ubuntu2204-base")
         raise JobError(

@@ -120,6 +120,21 @@ def describe_bucket(bucket: str) -> list[str]:
     return ["gcloud", "storage", "buckets", "describe", f"gs://{bucket}", "--quiet", "--format=json"]
 
 
+def bucket_policy(bucket: str) -> list[str]:
+    """Prints who has which role on a bucket, as JSON."""
+    return ["gcloud", "storage", "buckets", "get-iam-policy", f"gs://{bucket}", "--quiet", "--format=json"]
+
+
+def project_policy(project: str) -> list[str]:
+    """Prints who has which role on a project, as JSON."""
+    return ["gcloud", "projects", "get-iam-policy", project, "--quiet", "--format=json"]
+
+
+def describe_project(project: str) -> list[str]:
+    """Describes a project, with its number, as JSON."""
+    return ["gcloud", "projects", "describe", project, "--quiet", "--format=json"]
+
+
 def version() -> list[str]:
     return ["gcloud", "version", "--format=json"]
 

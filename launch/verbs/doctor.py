@@ -4,17 +4,19 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 
 from rich.markup import escape
 
 from launch.cloud import gcloud
 from launch.cloud.bundle import make_bundle, pinned_versions
 from launch.cloud.calls import gcloud_error
+from launch.cloud.checks import check_image, check_key, check_limits, check_paths, check_secrets, check_shape
+from launch.cloud.iam import NotChecked, check_access
 from launch.cloud.pods import Pod, find_pods, list_pods
 from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_name, pod_spec, reach
@@ -38,16 +40,20 @@ QUOTA_PAGE = "console.cloud.google.com/iam-admin/quotas?service=tpu.googleapis.c
 QUOTA_KINDS = {Capacity.spot: "preemptible", Capacity.on_demand: "on-demand", Capacity.reserved: "reserved"}
 VERSIONS_TIMEOUT_S = 60.0
 AT_ONCE = 4  # checks; each waits for gcloud most of the time
-KEY = Path("~/.ssh/google_compute_engine")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check: what it found, or what is wrong and the fix."""
+    """Result of one check: what it found, or what is wrong and the fix. `checked`: False where it could not look."""
 
     check: str
     well: bool
     said: str
+    checked: bool = True
+
+    @property
+    def mark(self) -> str:
+        return "[red]BAD[/] " if not self.well else "[green]ok[/]  " if self.checked else "[yellow]WARN[/]"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -62,22 +68,50 @@ def doctor(options: Namespace) -> int:
     if options.dry_run:
         print(*CHECKS, sep="\n")
         return DONE
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        findings = list(pool.map(lambda name: examine(name, CHECKS[name], config), CHECKS))
+    findings = each_cause_once(all_findings(config))
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            mark = "[green]ok[/]  " if finding.well else "[red]BAD[/] "
-            SafeConsole().print(f"{mark}{finding.check:<10}{escape(finding.said)}", highlight=False, soft_wrap=True)
+            line = f"{finding.mark} {finding.check:<10}{escape(finding.said)}"
+            SafeConsole().print(line, highlight=False, soft_wrap=True)
     return DONE if all(finding.well for finding in findings) else BAD_INPUT
 
 
-def examine(name: str, check: Callable[[JobConfig], str], config: JobConfig) -> Finding:
+def all_findings(config: JobConfig) -> list[Finding]:
+    """Makes all checks, those first that others need; what needs one that failed is not made."""
+    found: dict[str, Finding] = {}
+    left = list(CHECKS)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while left:
+            ready = [name for name in left if set(NEEDS.get(name, ())) <= found.keys()]
+            made = pool.map(partial(examine, config=config, found=dict(found)), ready)
+            found |= {finding.check: finding for finding in made}
+            left = [name for name in left if name not in found]
+    return [found[name] for name in CHECKS]
+
+
+def examine(name: str, config: JobConfig, found: Mapping[str, Finding]) -> Finding:
+    failed = [needed for needed in NEEDS.get(name, ()) if not (found[needed].well and found[needed].checked)]
+    if failed:
+        return Finding(name, True, f"not checked: it needs {failed[0]}", checked=False)
     try:
-        return Finding(name, True, check(config))
+        return Finding(name, True, CHECKS[name](config))
+    except NotChecked as error:
+        return Finding(name, True, f"not checked: {error}", checked=False)
     except JobError as error:
         return Finding(name, False, str(error))
+
+
+def each_cause_once(findings: Sequence[Finding]) -> list[Finding]:
+    """Returns the findings with every error at the first check that met it."""
+    first: dict[str, str] = {}
+    shown = []
+    for finding in findings:
+        met = finding.check if finding.well else first.setdefault(finding.said, finding.check)
+        once = Finding(finding.check, True, f"not checked: it needs {met}", checked=False)
+        shown.append(finding if met == finding.check else once)
+    return shown
 
 
 def check_gcloud(config: JobConfig) -> str:
@@ -133,15 +167,6 @@ def check_quota(config: JobConfig) -> str:
         if "quota" in (pod.error or "").lower():
             raise JobError(f"{pod.zone} refused {pod.name}: {pod.error}; ask for {needed} there, {QUOTA_PAGE}")
     return f"{needed} needed in a zone (0 unless asked for, {QUOTA_PAGE}); no request refused for it so far"
-
-
-def check_key(config: JobConfig) -> str:
-    key = KEY.expanduser()
-    if not key.exists():
-        return f"{KEY} will be made by gcloud at the first login"
-    if key.stat().st_mode & 0o077:
-        raise JobError(f"{KEY} can be read by others, and ssh will refuse it; chmod 600 {KEY}")
-    return str(KEY)
 
 
 def check_bucket(config: JobConfig) -> str:
@@ -211,11 +236,13 @@ def installed(package: str) -> str | None:
         return None
 
 
-def check_secrets(config: JobConfig) -> str:
-    missing = [name for name in config.cloud.secrets if name not in os.environ]
-    if missing:
-        raise JobError(f"cloud.secrets: {', '.join(missing)} not set here; export it")
-    return ", ".join(config.cloud.secrets) or "none asked for (gated models need cloud.secrets=[HF_TOKEN])"
+def check_access_of_hosts(config: JobConfig) -> str:
+    """Asks IAM whether the hosts' service account can read and write the run's bucket."""
+    if not config.storage.run_dir.startswith("gs://"):
+        return "no bucket"
+    project = config.cloud.project or json.loads(call(gcloud.settings()).out).get("core", {}).get("project")
+    bucket = config.storage.run_dir.removeprefix("gs://").partition("/")[0]
+    return check_access(bucket, config.cloud.service_account, project)
 
 
 CHECKS: dict[str, Callable[[JobConfig], str]] = {
@@ -223,14 +250,28 @@ CHECKS: dict[str, Callable[[JobConfig], str]] = {
     "account": check_account,
     "api": check_api,
     "request": check_request,
+    "shape": check_shape,
+    "image": check_image,
     "zones": check_zones,
     "quota": check_quota,
-    "ssh key": check_key,
+    "ssh key": lambda config: check_key(),
     "bucket": check_bucket,
+    "hosts": check_access_of_hosts,
+    "paths": check_paths,
     "inputs": check_inputs,
     "code": check_code,
     "versions": check_versions,
     "secrets": check_secrets,
+    "limits": check_limits,
 }
+NEEDS = {
+    "account": ["gcloud"],
+    "api": ["gcloud", "account"],
+    "zones": ["api", "request"],
+    "quota": ["api", "request"],
+    "hosts": ["gcloud", "account"],
+    "versions": ["api"],
+}
+"""Checks without which another one cannot look."""
 
 COMMAND = Command("doctor", __doc__, EXAMPLES, add_arguments, doctor)

@@ -10,6 +10,7 @@ from pod_job.planning.model_cost import vector_bytes
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import WholeRun
+from pod_job.preflight.tpu_facts import Slice
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import PromptRules, has_vocabulary, load_tokenizer, usable_prompts
@@ -42,7 +43,7 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         Positions.all: tokens + new_tokens,
         Positions.generated: new_tokens,
     }[config.extract.positions]
-    chip_hours = seconds / 3600 * pod.chips
+    usd_list, usd_spot = dollars(seconds, pod)
     return WholeRun(
         samples=len(samples),
         tokens=tokens,
@@ -51,9 +52,15 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         bytes=rows * vector_bytes(job.arch, job.taps, config.extract),
         steps=steps,
         hours=seconds / 3600,
-        usd_list=chip_hours * pod.chip.list_usd_hour,
-        usd_spot=chip_hours * pod.chip.spot_usd_hour,
+        usd_list=usd_list,
+        usd_spot=usd_spot,
     )
+
+
+def dollars(seconds: float, pod: Slice) -> tuple[float, float]:
+    """Returns the cost of the slice for so long, at the list price and at that of spot."""
+    chip_hours = seconds / 3600 * pod.chips
+    return chip_hours * pod.chip.list_usd_hour, chip_hours * pod.chip.spot_usd_hour
 
 
 def wave_seconds(config: JobConfig, forecasts: Sequence[Forecast]) -> float:

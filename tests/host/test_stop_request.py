@@ -1,5 +1,6 @@
 """A job asked to stop commits what it holds, says so, and goes on later where it ended."""
 
+import io
 import json
 import signal
 import time
@@ -54,6 +55,7 @@ def test_a_notice_of_preemption_is_heard(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("GCE_METADATA_IP", server.address)
         stop = StopRequest()
         stop.on_notice()
+        time.sleep(0.2)  # for an answer, which is FALSE
         assert not stop
         server.preempted.set()
         deadline = time.monotonic() + 10
@@ -62,6 +64,36 @@ def test_a_notice_of_preemption_is_heard(monkeypatch: pytest.MonkeyPatch) -> Non
         assert stop.reason == "notice of preemption"
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("answer", [b"FALSE", b"", b"NONE", b"error"])
+def test_only_true_is_a_preemption(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers FALSE when nothing has changed for a while, and whatever it likes when it is ill."""
+    answers = iter([answer, answer, b"TRUE"])
+    opened = []
+
+    class Opener:
+        def open(self, request: object, timeout: float) -> io.BytesIO:
+            opened.append(stop.reason)
+            return io.BytesIO(next(answers))
+
+    monkeypatch.setattr("urllib.request.build_opener", lambda *_: Opener())
+    stop = StopRequest()
+    stop._wait_for_notice()
+    assert opened == [None] * 3
+    assert stop.reason == "notice of preemption"
+
+
+def test_the_limit_of_the_cost_stops_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_JOB_LEFT_S", "0.05")
+    monkeypatch.setenv("POD_JOB_LIMIT", "cloud.max_hours=2 is reached")
+    stop = StopRequest()
+    stop.on_limit()
+    assert not stop
+    deadline = time.monotonic() + 10
+    while not stop and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stop.reason == "cloud.max_hours=2 is reached"
 
 
 def records(run_dir: Path) -> dict[Path, str]:

@@ -1,5 +1,6 @@
 """Each problem that `doctor` finds is one line with the fix; test_rehearsal has its checks of the cloud."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 
 from launch.cloud.bundle import pinned_versions
+from launch.cloud.iam import NotChecked
 from launch.cloud.pods import Pod
 from launch.cloud.tpu_api import Node, QueuedResource
 from launch.shell import Finished
@@ -95,3 +97,25 @@ def test_versions_here_and_on_the_hosts_must_agree(pods: list[Pod], monkeypatch:
 def test_the_pins_are_those_for_this_python() -> None:
     pins = pinned_versions()
     assert {"jax", "numpy", "google-cloud-storage"} <= pins.keys()
+
+
+def test_each_cause_is_told_once_and_what_was_not_checked_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(config: JobConfig) -> str:
+        raise JobError("gcloud is not installed; install it")
+
+    def unseen(config: JobConfig) -> str:
+        raise NotChecked("403 forbidden")
+
+    checks = dict.fromkeys(doctor.CHECKS, lambda config: "fine")
+    monkeypatch.setattr(doctor, "CHECKS", checks | {"gcloud": fails, "quota": fails, "code": fails, "hosts": unseen})
+    monkeypatch.setattr(doctor, "NEEDS", {"account": ["gcloud"], "api": ["account"], "zones": ["api"]})
+    assert doctor.doctor(Namespace(overrides=["experiment=v5e64", *NAMED], dry_run=False, json=False)) == 2
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert [name for name, line in lines.items() if line.startswith("BAD")] == ["gcloud"]
+    assert [name for name, line in lines.items() if line.startswith("WARN")] == [
+        *("account", "api", "zones", "quota", "hosts", "code")
+    ]
+    assert "not checked: it needs gcloud" in lines["code"]
+    assert "not checked: 403 forbidden" in lines["hosts"]

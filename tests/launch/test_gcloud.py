@@ -81,6 +81,12 @@ GOLDEN = {
         gcloud.describe_bucket("my-bucket"),
         "gcloud storage buckets describe gs://my-bucket --quiet --format=json",
     ),
+    "bucket_policy": (
+        gcloud.bucket_policy("my-bucket"),
+        "gcloud storage buckets get-iam-policy gs://my-bucket --quiet --format=json",
+    ),
+    "project_policy": (gcloud.project_policy("p"), "gcloud projects get-iam-policy p --quiet --format=json"),
+    "describe_project": (gcloud.describe_project("p"), "gcloud projects describe p --quiet --format=json"),
     "settings": (gcloud.settings(), "gcloud config list --format=json"),
     "version": (gcloud.version(), "gcloud version --format=json"),
     "ssh": (

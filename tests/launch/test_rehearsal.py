@@ -157,13 +157,23 @@ def absent(stage: Rehearsal, tmp_path: Path) -> None:
 
 
 def unreachable(stage: Rehearsal, tmp_path: Path) -> None:
-    """Worker 1's machine never comes up: it is named, and the job starts nowhere."""
+    """Worker 1's machine never comes up: the pod is replaced, though it cannot be deleted at once."""
     stage.world.missing[stage.pod("unreachable")] = {1}
-    job = stage.job("unreachable", HOSTS)
-    _, said = stage.launch("run", *job, status=2)
-    assert f"worker 1 of {HOSTS} gave no answer over ssh" in said
-    assert not list(stage.hosts("unreachable").homes[0].glob(".pod_job/attempts/*"))
-    stage.launch("down", *job)
+    watcher = stage.start("watch", *stage.job("unreachable", HOSTS, "cloud.bad_machines=1"), "--json")
+    first = stage.wait_for_hosts("unreachable")
+    stage.world.missing.clear()
+    deadline = time.monotonic() + 300
+    while stage.commands_of(stage.pod("unreachable"), "delete") == []:
+        stage.world.cloud.refuse_deletion(stage.pod("unreachable"), 10)
+        assert watcher.poll() is None, watcher.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    out, printed = watcher.communicate(timeout=300)
+    assert watcher.returncode == 0, printed
+    assert "host 1: cannot be reached over ssh; 1 of 1 cloud.bad_machines used" in printed
+    assert "cannot be deleted now: " in printed
+    assert json.loads(out)["complete"]
+    assert not list(first.homes[0].glob(".pod_job/attempts/*"))
 
 
 def wrong(stage: Rehearsal, tmp_path: Path) -> None:
