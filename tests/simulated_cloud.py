@@ -349,7 +349,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(calls, "call", world.call)
     for name in ("monotonic", "now", "sleep"):
         monkeypatch.setattr(clock, name, getattr(world.clock, name))
-    inputs = SimpleNamespace(folder=world.folder, total_batches=BATCHES)
+    config = SimpleNamespace(parity=SimpleNamespace(samples=0))  # without a reference to be computed beforehand
+    inputs = SimpleNamespace(folder=world.folder, total_batches=BATCHES, config=config)
     for module in ("launch.verbs.watch", "launch.verbs.run"):
         monkeypatch.setattr(f"{module}.read_job", lambda config: inputs)
     monkeypatch.setattr("launch.cloud.deploy.make_bundle", lambda tasks: Bundle("b" * 64, b"", "e"))
