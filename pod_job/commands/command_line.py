@@ -4,18 +4,22 @@ Exit status of every command: 0 done; 1 it ran and the answer is no, or it faile
 128 + n ended by signal n. docs/commands.md says what 1 means for each.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from pod_job.checking.consent import Consent
 from pod_job.commands.completion import offer, override_words
 from pod_job.errors import JobError, Stopped
 from pod_job.terminal import escaped_output, one_line
+
+if TYPE_CHECKING:
+    from pod_job.checking.consent import Consent
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 RUN_DIR_HELP = "a local folder or gs://bucket/prefix"
@@ -123,6 +127,8 @@ def consent_of(options: Namespace, used_by: str | None = None) -> Consent:
     Raises:
         JobError: a word that is not key=value, or any where no option that reads the inputs is given.
     """
+    from pod_job.checking.consent import Consent  # Hydra, which --help does not need
+
     words = [*options.overrides, *(["--follow-recorded"] if options.follow_recorded else [])]
     for word in options.overrides:
         if "=" not in word:
