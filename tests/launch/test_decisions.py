@@ -1,6 +1,8 @@
 """Verbs of the launcher in a simulated cloud: what they delete, whom they blame, where they end, what scripts get."""
 
+import base64
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -172,6 +174,8 @@ def test_secrets_go_over_stdin_alone_and_arrive_as_they_are(
     secret = "s3cr3t'\"$(touch stolen) `id`\nsecond line \\"
     monkeypatch.setenv("MY_SECRET", secret)
     assert main(["run", *job(world, "cloud.secrets=[MY_SECRET]"), "--no-preflight"]) == 0
+    scripts = re.findall(r"echo (\S+) \|", "\n".join(" ".join(argv) for argv in world.calls))
+    assert not [text for text in scripts if b"s3cr3t" in base64.b64decode(text)]
     assert not [argv for argv in world.calls if "s3cr3t" in " ".join(argv)]
     assert not [values for values in world.starts if "s3cr3t" in str(values)]
     sent = [stdin for stdin in world.stdins if stdin]
