@@ -9,12 +9,10 @@ R rows, D columns.
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from pod_job.checking.relative_errors import relative_errors
-from pod_job.extraction.quantize import as_stored
 from pod_job.formats.quantized import from_rows
 from pod_job.run_folder.parity import TapErrors
 
@@ -43,6 +41,10 @@ class RowRounding:
 
 def stored_rounding(truth: Float[np.ndarray, "R D"], dtype: np.dtype) -> Float[np.ndarray, "R"]:
     """Returns the relative L2 error of every row by rounding it to the dtype in which vectors are stored."""
+    import jax.numpy as jnp  # `verify` without --recompute does without jax
+
+    from pod_job.extraction.quantize import as_stored
+
     stored = from_rows(np.asarray(as_stored(jnp.asarray(truth), dtype)), truth.shape[1], dtype)
     return relative_errors(np.asarray(stored), truth)
 
