@@ -80,8 +80,9 @@ def mlp(
     """Returns the input of the down projection, and its output."""
     gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + w.get("gate_bias", 0.0)
     up = placement.isolate(jnp.einsum("bsd,df->bsf", normed, w["up"]) + w.get("up_bias", 0.0))
-    # In float32: half the digits of a large negative gate's sigmoid would be lost, in float16 nearly all.
-    mlp_act = ACTIVATION_FUNCTIONS[arch.activation](gate.astype(jnp.float32)).astype(gate.dtype) * up
+    # float16 is too narrow for the sigmoid of a large negative gate; promoted with bfloat16 it becomes float32.
+    wide = gate.astype(jnp.promote_types(gate.dtype, jnp.bfloat16))
+    mlp_act = ACTIVATION_FUNCTIONS[arch.activation](wide).astype(gate.dtype) * up
     return mlp_act, jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
 
 

@@ -63,7 +63,7 @@ def test_it_verifies_and_its_rows_can_be_computed_anew(
     runs: tuple[Path, Path], answers: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference, "torch_installed", lambda: False)  # test_recompute.py has both references
-    plain, compacted = answers(verify_main, runs, "--recompute", "6")
+    plain, compacted = answers(verify_main, runs, "--recompute", "6", "--follow-recorded")
     assert compacted["sound"]
     assert list(compacted["recomputed"]) == TAPS
     assert compacted["recomputed"] == plain["recomputed"]

@@ -1,7 +1,7 @@
 """Every fault at every stage of `watch`: it goes on, deletes the pod, or says what stays, its price and a command.
 
 On simulated time; test_rehearsal.py has some of them with the real gcloud and ssh. `python -m pytest
-tests/launch/test_faults.py -m slow -s` tries all and prints the table.
+tests/launch/test_cloud_faults.py -m slow -s` tries all and prints the table.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Faults put into the model on purpose are refused by the gate's limits.
 
-`python -m pytest -m "" -s tests/checking/test_faults.py` prints the table of errors in sizes of their limits.
+`python -m pytest -m "" -s tests/checking/test_injected_faults.py` prints the table of errors in sizes of their limits.
 """
 
 import dataclasses
