@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Tests at a time.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -47,7 +49,7 @@ rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers,
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)
 
 test: $(INSTALLED) $(DEMO_MODEL)/config.json ## run the tests, except those of whole pods
-	$(BIN)/python -m pytest -m "not pod" $(ARGS)
+	$(BIN)/python -m pytest -m "not pod" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## test whole jobs on many processes, with faults and in a simulated cloud
 	$(BIN)/python -m pytest -m pod $(ARGS)

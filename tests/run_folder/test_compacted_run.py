@@ -68,7 +68,8 @@ def test_it_verifies_and_its_rows_can_be_computed_anew(
     assert list(compacted["recomputed"]) == TAPS
     assert compacted["recomputed"] == plain["recomputed"]
     assert compacted["recomputed"]["layer_1"]["rows"] == 6
-    assert {**compacted, "bytes": 0} == {**plain, "bytes": 0}
+    of_files = {"bytes": 0, "content": ""}  # sizes and checksums of the files themselves
+    assert compacted | of_files == plain | of_files
     assert compacted["bytes"] > plain["bytes"]  # there are headers before the headers
 
 
