@@ -138,10 +138,10 @@ def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
         JobError: a prompt that cannot be used, or none of the whole run with a row.
     """
     survey, special = PromptSurvey(), special_ids(inputs.tokenizer)
-    mine = range(1 + host, inputs.total_batches + 1, hosts)
-    tokens = [survey.add(inputs.prompts(batch), inputs.config, special) for batch in mine]
+    share = range(1 + host, inputs.total_batches + 1, hosts)
+    tokens = [survey.add(inputs.prompts(batch), inputs.config, special) for batch in share]
     log.info("prompts of this host: %s", survey)
-    others = (batch for batch in range(1, inputs.total_batches + 1) if batch not in mine)
+    others = (batch for batch in range(1, inputs.total_batches + 1) if batch not in share)
     while not survey.has_rows and (batch := next(others, None)) is not None:
         survey.add(inputs.prompts(batch), inputs.config, special)
     check_rows(survey, inputs.config)
