@@ -17,12 +17,15 @@ from tools.chaos import campaign, run_scenario
 from tools.chaos.fault import STEPS, STEPS_OF_COMPACTING
 from tools.chaos.scenarios import scenarios
 
+SEED = 1521
+"""Of its first scenarios none kills after a time: which step is reached depends on no machine's speed."""
+
 
 @pytest.mark.slow
 @pytest.mark.pod
 def test_disturbed_runs_leave_the_dataset_of_an_undisturbed_one(tmp_path: Path) -> None:
     with campaign.places(tmp_path, "both") as places:
-        report = campaign.chaos(campaign.Campaign(tmp_path, 5, 42, 6, places), log=print)
+        report = campaign.chaos(campaign.Campaign(tmp_path, 5, SEED, 6, places), log=print)
     assert report.bad == []
     assert len(report.pods.disturbed_in) == len(places)
     assert report.pods.disturbed >= 5
