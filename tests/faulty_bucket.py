@@ -18,28 +18,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from bucket_server import BucketServer
 from sample_runs import folders
 
 Fault = str | int | tuple[int, str]
 STALL_S = 3.0
 
 
-class Proxy(ThreadingHTTPServer):
+class Proxy(BucketServer):
     """A server that applies `faults` to the next requests for objects, and `token_faults` to those for tokens.
 
     Every request takes `delay_s`. Where `token` is set, requests without it are answered with 401. `downloaded` has the
     names of the objects that were read, `composed` of those that each compose request joined.
     """
 
-    daemon_threads = True
-
     def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Forward)
+        super().__init__(_Forward)
         self.upstream = upstream.removeprefix("http://")
         self.faults: list[Fault] = []
         self.token_faults: list[int] = []
@@ -49,10 +48,6 @@ class Proxy(ThreadingHTTPServer):
         self.downloaded: list[str] = []
         self.composed: list[list[str]] = []
         self.composing = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_: object) -> None:
-        pass  # a client that hangs up is part of the game
 
 
 class _Forward(BaseHTTPRequestHandler):
@@ -170,13 +165,10 @@ def _flipped(data: bytes) -> bytes:
 @contextmanager
 def faulty_bucket(tmp_path: Path, require: Callable[[bool, str], None], setenv: Any) -> Iterator[Proxy]:
     """Starts an emulator behind a proxy; every folder of BUCKET opened meanwhile talks to the proxy."""
-    with folders("bucket", tmp_path, require), Proxy(os.environ["STORAGE_EMULATOR_HOST"]) as server:
-        setenv("STORAGE_EMULATOR_HOST", server.url)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    with folders("bucket", tmp_path, require):
+        server = Proxy(os.environ["STORAGE_EMULATOR_HOST"])
+        with server.serving(setenv):
+            yield server
     # The library leaves the connection of a failed download to the garbage collector, which warns whoever is on.
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         gc.collect()

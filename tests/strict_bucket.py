@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import google_crc32c
+from bucket_server import BucketServer
 
 BUCKET = "strict-bucket"
 QUANTUM = 256 << 10
@@ -59,14 +60,11 @@ class Session:
     done: Answer | None = None
 
 
-class StrictBucket(ThreadingHTTPServer):
+class StrictBucket(BucketServer):
     """The server; `requests` has method and path of each request so far."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
         self.lock = threading.RLock()
         self.generation = 1000
         self.reset()
@@ -83,9 +81,6 @@ class StrictBucket(ThreadingHTTPServer):
         """Lets the requests act that were held on their way; returns their statuses."""
         held, self.held = self.held, []
         return [act()[0] for act in held]
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that hangs up is part of the game
 
     def store(self, name: str, content: bytes, crc32c: str | None, expected: str | None) -> Answer:
         """Makes the object, where its generation is the one expected and its content what was sent."""
@@ -261,10 +256,6 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def strict_bucket(setenv: Callable[[str, str], None]) -> Iterator[StrictBucket]:
     """Starts the server; every folder of BUCKET opened meanwhile talks to it."""
-    with StrictBucket() as server:
-        setenv("STORAGE_EMULATOR_HOST", server.url)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    server = StrictBucket()
+    with server.serving(setenv):
         yield server
-        server.shutdown()
-        thread.join()

@@ -27,9 +27,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", ["tiny", "real"])
-def test_it_decodes_as_the_models(model: str, tmp_path: Path) -> None:
-    if model == "real" and not REAL.is_dir():
-        pytest.skip(f"{REAL} is not here")
+def test_it_decodes_as_the_models(model: str, tmp_path: Path, require: Callable[[bool, str], None]) -> None:
+    require(model == "tiny" or REAL.is_dir(), f"{REAL}: make {REAL}/config.json")
     tokenizer: Any = load_tokenizer(write_tiny_model(tmp_path / "model") if model == "tiny" else REAL)
     assert store_tokenizer(open_folder(tmp_path / "run"), tokenizer)
     decode = read_decoder(open_folder(tmp_path / "run"))

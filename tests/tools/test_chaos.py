@@ -18,7 +18,7 @@ from tools.chaos.fault import STEPS, STEPS_OF_COMPACTING
 from tools.chaos.scenarios import scenarios
 
 SEED = 1521
-"""Of its first scenarios none kills after a time: which step is reached depends on no machine's speed."""
+"""Seed whose first scenarios kill at steps, not after a time: no machine's speed decides what is reached."""
 
 
 @pytest.mark.slow
