@@ -49,17 +49,32 @@ def passes_by_itself(done: Finished) -> bool:
     return done.code < 0 or (done.code != 0 and TRANSIENT.search(done.err) is not None)
 
 
+class Patience:
+    """Growing pauses between attempts, for some seconds in all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline, self.pause_s = clock.monotonic() + seconds, PAUSE_S
+
+    @property
+    def over(self) -> bool:
+        """Returns whether the next attempt would come too late."""
+        return clock.monotonic() + self.pause_s > self.deadline
+
+    def wait(self) -> None:
+        clock.sleep(self.pause_s)
+        self.pause_s = min(LONGEST_PAUSE_S, 2 * self.pause_s)
+
+
 def call_api(argv: Sequence[str], timeout_s: float, patience_s: float = PATIENCE_S, log: Log | None = None) -> Finished:
     """Runs a command that asks the API; tries again what passes by itself, for `patience_s` at most."""
-    deadline, pause = clock.monotonic() + patience_s, PAUSE_S
+    patience = Patience(patience_s)
     while True:
         done = call(argv, timeout_s=timeout_s)
-        if not passes_by_itself(done) or clock.monotonic() + pause > deadline:
+        if not passes_by_itself(done) or patience.over:
             return done
         if log is not None:
             log(f"{gcloud_error(done.err)[:200]}; trying again")
-        clock.sleep(pause)
-        pause = min(LONGEST_PAUSE_S, 2 * pause)
+        patience.wait()
 
 
 def call_hosts(argv: Sequence[str], stdin: bytes = b"", timeout_s: float = SSH_TIMEOUT_S) -> Finished:
@@ -74,13 +89,12 @@ def from_network(error: BaseException) -> bool:
 
 def patiently(action: Callable[[], Result], log: Log) -> Result:
     """Returns what `action` returns; errors of the network are tried again for PATIENCE_S."""
-    deadline, pause = clock.monotonic() + PATIENCE_S, PAUSE_S
+    patience = Patience(PATIENCE_S)
     while True:
         try:
             return action()
         except Exception as error:
-            if not from_network(error) or clock.monotonic() + pause > deadline:
+            if not from_network(error) or patience.over:
                 raise
             log(f"{first_line(error)}; trying again")
-        clock.sleep(pause)
-        pause = min(LONGEST_PAUSE_S, 2 * pause)
+        patience.wait()
