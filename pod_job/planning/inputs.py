@@ -91,10 +91,14 @@ class Inputs(Outline):
         return self.tokenizer_folder.tokenizer
 
     def prompts(self, batch: int) -> Tokenized:
-        """Returns the tokenized prompts of a batch (from 1)."""
+        """Returns the tokenized prompts of a batch (from 1): its `samples`, tokenized."""
+        return self.tokenize(self.samples(batch))
+
+    def samples(self, batch: int) -> list[Sample]:
+        """Returns the samples of a batch (from 1), read from the source; for any thread."""
         samples = self.tasks.samples
         indices = batch_samples(batch, len(samples), self.config.extract.save_every_n_samples)
-        return self.tokenize([samples[i] for i in indices])
+        return [samples[i] for i in indices]
 
     def first_prompts(self, count: int) -> list[Prompt]:
         """Returns the first prompts that can be used, at most `count`."""
@@ -106,7 +110,7 @@ class Inputs(Outline):
         return prompts[:count]
 
     def tokenize(self, samples: Sequence[Sample]) -> Tokenized:
-        """Returns the prompts of samples, as every host and every start of the run makes them."""
+        """Returns the prompts of samples, as every host and every start of the run makes them; for any thread."""
         rules = PromptRules.of(self.config, self.arch.vocab, self.template_date)
         return usable_prompts(self.tokenizer, samples, rules)
 
