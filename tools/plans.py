@@ -23,7 +23,7 @@ from pod_job.models.taps import resolve
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import PreflightReport
 from pod_job.preflight.tpu_facts import PRICES_FROM, read_accelerator_type
-from pod_job.preflight.whole_run import PACKED
+from pod_job.preflight.whole_run import PACKED, dollars
 
 CONFIGS = Path("tests/data/configs")
 OUT = Path("docs/plans.md")
@@ -134,7 +134,7 @@ def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) ->
     if not step.fits:
         return [*start, "does not fit", *[""] * (len(COLUMNS) - len(start) - 1)]
     hours = 1e9 / (packed * step.tokens_per_s) / 3600
-    usd = hours * slice_.chips * slice_.chip.list_usd_hour
+    usd = [dollars(3600 * hours, slice_, price) for price in (slice_.chip.list_usd_hour, slice_.chip.spot_usd_hour)]
     return [
         *start,
         f"{1e3 * step.step_s:.0f} ms",
@@ -142,8 +142,7 @@ def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) ->
         f"{step.mfu:.1%}",
         f"{step.tokens_per_s:,.0f}",
         f"{hours:.2f}",
-        f"{usd:,.0f}",
-        f"{usd * slice_.chip.spot_usd_hour / slice_.chip.list_usd_hour:,.0f}",
+        *("unknown" if price is None else f"{price:,.0f}" for price in usd),
         stored(config),
     ]
 

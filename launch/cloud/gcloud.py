@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pod_job.config.cloud import Capacity
 
 TPUS = ["gcloud", "compute", "tpus"]
+ALPHA_TPUS = ["gcloud", "alpha", "compute", "tpus"]
+"""Alone has named reservations, flex-start and ssh through Identity-Aware Proxy."""
 # gcloud sets none of these; without them a dead host holds its ssh forever, and a password prompt holds a script.
 SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15", "ServerAliveCountMax=4")
-CAPACITY_FLAGS = {Capacity.spot: ["--spot"], Capacity.reserved: ["--reserved"], Capacity.on_demand: []}
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,40 @@ class PodSpec:
     labels: Mapping[str, str]
     service_account: str | None
     internal_ip: bool
+    reservation: str | None = None
+    flex_hours: float | None = None
+    network: str | None = None
+    subnetwork: str | None = None
+    tags: Sequence[str] = ()
+    create_flags: Sequence[str] = ()
+
+    @property
+    def tpus(self) -> list[str]:
+        """The group of commands that takes such a request."""
+        alpha = self.reservation is not None or self.capacity is Capacity.flex_start
+        return ALPHA_TPUS if alpha else TPUS
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How a pod's hosts are reached: `ssh_flags` go to ssh as they are."""
+    """How a pod's hosts are reached: `ssh_flags` go to ssh as they are; `iap`: through Identity-Aware Proxy."""
 
     name: str
     zone: str
     project: str | None
     internal_ip: bool
     ssh_flags: Sequence[str]
+    iap: bool = False
+
+    @property
+    def tpus(self) -> list[str]:
+        return ALPHA_TPUS if self.iap else TPUS
 
 
 def create_queued(spec: PodSpec, zone: str, project: str | None) -> list[str]:
     """Asks for one node through a queued resource; both have the pod's name."""
     return [
-        *TPUS,
+        *spec.tpus,
         *("queued-resources", "create", spec.name, f"--node-id={spec.name}"),
         f"--runtime-version={spec.runtime_version}",
         f"--valid-until-duration={spec.valid_until}",
@@ -55,7 +73,7 @@ def create_queued(spec: PodSpec, zone: str, project: str | None) -> list[str]:
 def create_node(spec: PodSpec, zone: str, project: str | None) -> list[str]:
     """Asks for a node at once; returns when it is READY or refused."""
     return [
-        *TPUS,
+        *spec.tpus,
         *("tpu-vm", "create", spec.name),
         f"--version={spec.runtime_version}",
         *node_flags(spec),
@@ -68,10 +86,23 @@ def node_flags(spec: PodSpec) -> list[str]:
     return [
         f"--accelerator-type={spec.accelerator_type}",
         f"--labels={labels}",
-        *CAPACITY_FLAGS[spec.capacity],
+        *capacity_flags(spec),
         *([f"--service-account={spec.service_account}"] if spec.service_account else []),
+        *([f"--network={spec.network}"] if spec.network else []),
+        *([f"--subnetwork={spec.subnetwork}"] if spec.subnetwork else []),
+        *([f"--tags={','.join(spec.tags)}"] if spec.tags else []),
         *(["--internal-ips"] if spec.internal_ip else []),
+        *spec.create_flags,
     ]
+
+
+def capacity_flags(spec: PodSpec) -> list[str]:
+    """Returns the flags of the kind of capacity, which are not the same for a named reservation as for any."""
+    if spec.capacity is Capacity.flex_start:
+        return ["--provisioning-model=flex-start", f"--max-run-duration={round(3600 * (spec.flex_hours or 0))}s"]
+    if spec.capacity is Capacity.reserved:
+        return ["--reserved"] if spec.reservation is None else ["--reserved", f"--reservation={spec.reservation}"]
+    return ["--spot"] if spec.capacity is Capacity.spot else []
 
 
 def delete_queued(name: str, zone: str, project: str | None) -> list[str]:
@@ -96,13 +127,22 @@ def list_queued(project: str | None) -> list[str]:
 def ssh(reach: Reach, workers: str, command: str) -> list[str]:
     """Runs `command` on `workers` (`all`, `3` or `1,4`). gcloud splits it at blanks and ssh joins it again."""
     flags = [f"--ssh-flag=-o{option}" for option in SSH_OPTIONS] + [f"--ssh-flag={flag}" for flag in reach.ssh_flags]
-    return [*TPUS, "tpu-vm", "ssh", reach.name, f"--worker={workers}", *_reached(reach), *flags, f"--command={command}"]
+    return [
+        *reach.tpus,
+        "tpu-vm",
+        "ssh",
+        reach.name,
+        f"--worker={workers}",
+        *_reached(reach),
+        *flags,
+        f"--command={command}",
+    ]
 
 
 def scp(reach: Reach, source: str, target: str) -> list[str]:
     """Copies a local file to `target` in the home folder of every worker."""
     flags = [f"--scp-flag=-o{option}" for option in SSH_OPTIONS] + [f"--scp-flag={flag}" for flag in reach.ssh_flags]
-    return [*TPUS, "tpu-vm", "scp", source, f"{reach.name}:{target}", "--worker=all", *_reached(reach), *flags]
+    return [*reach.tpus, "tpu-vm", "scp", source, f"{reach.name}:{target}", "--worker=all", *_reached(reach), *flags]
 
 
 def describe_accelerator(accelerator_type: str, zone: str, project: str | None) -> list[str]:
@@ -144,4 +184,5 @@ def place(zone: str, project: str | None) -> list[str]:
 
 
 def _reached(reach: Reach) -> list[str]:
-    return [*place(reach.zone, reach.project), *(["--internal-ip"] if reach.internal_ip else [])]
+    way = ["--tunnel-through-iap"] if reach.iap else ["--internal-ip"] if reach.internal_ip else []
+    return [*place(reach.zone, reach.project), *way]

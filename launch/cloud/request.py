@@ -6,6 +6,7 @@ from launch.cloud.gcloud import PodSpec, Reach
 from launch.cloud.pods import MADE_BY
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
+from pod_job.preflight.tpu_facts import TPU7X
 
 
 def pod_name(config: JobConfig) -> str:
@@ -24,6 +25,11 @@ def pod_spec(config: JobConfig) -> PodSpec:
         raise JobError("pod.accelerator_type is not set; give Cloud TPU's name such as v5litepod-64")
     if not pod.runtime_version:
         raise JobError("pod.runtime_version is not set; give a TPU VM image such as v2-alpha-tpuv5-lite")
+    if pod.accelerator_type.startswith(f"{TPU7X.api_name}-"):
+        raise JobError(
+            f"pod.accelerator_type={pod.accelerator_type}: the Cloud TPU API does not have it, GKE does; "
+            "use `pod-job manifest --for jobset`"
+        )
     if not cloud.zones:
         raise JobError("cloud.zones is not set; give the zones to try in order, 'cloud.zones=[us-west4-a,us-east5-b]'")
     return PodSpec(
@@ -35,10 +41,16 @@ def pod_spec(config: JobConfig) -> PodSpec:
         labels=MADE_BY | dict(cloud.labels),
         service_account=cloud.service_account,
         internal_ip=cloud.internal_ip,
+        reservation=cloud.reservation,
+        flex_hours=cloud.flex_hours,
+        network=cloud.network,
+        subnetwork=cloud.subnetwork,
+        tags=cloud.tags,
+        create_flags=cloud.create_flags,
     )
 
 
 def reach(config: JobConfig, zone: str) -> Reach:
     """Returns the way to the hosts of this job's pod in `zone`."""
     cloud = config.cloud
-    return Reach(pod_name(config), zone, cloud.project, cloud.internal_ip, cloud.ssh_flags)
+    return Reach(pod_name(config), zone, cloud.project, cloud.internal_ip, cloud.ssh_flags, cloud.iap)

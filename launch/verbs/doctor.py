@@ -37,7 +37,10 @@ EXAMPLES = ("experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[
 TESTED_GCLOUD = 528
 QUOTA_PAGE = "console.cloud.google.com/iam-admin/quotas?service=tpu.googleapis.com"
 # https://cloud.google.com/tpu/docs/quota
-QUOTA_KINDS = {Capacity.spot: "preemptible", Capacity.on_demand: "on-demand", Capacity.reserved: "reserved"}
+QUOTA_KINDS = {
+    **{Capacity.spot: "preemptible", Capacity.flex_start: "preemptible"},
+    **{Capacity.on_demand: "on-demand", Capacity.reserved: "reserved"},
+}
 VERSIONS_TIMEOUT_S = 60.0
 AT_ONCE = 4  # checks; each waits for gcloud most of the time
 

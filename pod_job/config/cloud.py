@@ -11,14 +11,18 @@ ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
 LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RESERVATION = re.compile(r"(projects/[^/\s]+/(locations/[^/\s]+/)?reservations/)?[A-Za-z0-9-]+")
+MOST_FLEX_HOURS = 168
 
 
 class Capacity(Enum):
-    """Kind of capacity: `spot` is cheapest and can be preempted at any time, `reserved` is bought beforehand."""
+    """Kind of capacity: `spot` is cheapest and can be preempted at any time, `reserved` is bought beforehand,
+    `flex_start` waits in a queue and then runs without preemption for `cloud.flex_hours` at most."""
 
     spot = "spot"
     on_demand = "on_demand"
     reserved = "reserved"
+    flex_start = "flex_start"
 
 
 @dataclass(kw_only=True)
@@ -27,13 +31,20 @@ class CloudConfig:
     project: str | None = None  # Google Cloud project; null: gcloud's default
     zones: list[str] = field(default_factory=list)  # zones to try, in this order
     capacity: Capacity = Capacity.spot
+    reservation: str | None = None  # with capacity=reserved, name of the reservation; null: any that fits
+    flex_hours: float | None = None  # with capacity=flex_start, hours after which the pod is deleted, at most 168
     queued: bool = True  # request a queued resource, which waits for capacity; false: create the pod at once or fail
     valid_until: str = "6h"  # time after which an unserved queued resource expires
     zone_wait_s: int = 900  # longest wait in the queue of one zone before the next zone is tried
     rounds: int = 5  # rounds through all zones, with a growing pause between them
     labels: dict[str, str] = field(default_factory=dict)  # further labels of the pod
     service_account: str | None = None  # service account of the hosts; null: the project's default
-    internal_ip: bool = False  # reach hosts by their internal addresses, from within their network
+    network: str | None = None  # VPC network of the hosts; null: the project's `default`
+    subnetwork: str | None = None  # subnetwork of the hosts, in the zone's region; null: that of the network
+    tags: list[str] = field(default_factory=list)  # network tags of the hosts, for firewall rules
+    create_flags: list[str] = field(default_factory=list)  # further flags of gcloud's create command, unchanged
+    internal_ip: bool = False  # hosts without external addresses, reached by their internal ones
+    iap: bool = False  # reach hosts through Identity-Aware Proxy, which needs the alpha component of gcloud
     shared_folders: list[str] = field(default_factory=list)  # folders that all hosts have mounted at the same path
     ssh_flags: list[str] = field(default_factory=list)  # flags passed to ssh unchanged
     secrets: list[str] = field(default_factory=list)  # environment variables to send to hosts by name: HF_TOKEN
@@ -54,6 +65,9 @@ class CloudConfig:
         matches("cloud.labels", list(self.labels), LABEL_KEY)
         matches("cloud.labels", list(self.labels.values()), LABEL_VALUE)
         matches("cloud.secrets", self.secrets, VARIABLE)
+        matches("cloud.tags", self.tags, RESOURCE_NAME)
+        matches("cloud.reservation", [self.reservation] if self.reservation is not None else [], RESERVATION)
+        self.check_capacity()
         for name in ("zone_wait_s", "rounds", "stall_s"):
             at_least(f"cloud.{name}", getattr(self, name), 1)
         for name in ("preemptions", "bad_machines", "failures"):
@@ -62,6 +76,25 @@ class CloudConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise JobError(f"cloud.{name}={value:g} is too small; use more than 0, or null for no limit")
+
+    def check_capacity(self) -> None:
+        """Raises JobError for a field that belongs to another kind of capacity."""
+        for name, kind in (("reservation", Capacity.reserved), ("flex_hours", Capacity.flex_start)):
+            value = getattr(self, name)
+            if value is not None and self.capacity is not kind:
+                raise JobError(
+                    f"cloud.{name}={value} has no effect with cloud.capacity={self.capacity.value}; "
+                    f"set cloud.capacity={kind.value}, or leave it out"
+                )
+        if self.capacity is not Capacity.flex_start:
+            return
+        if self.flex_hours is None or not 0 < self.flex_hours <= MOST_FLEX_HOURS:
+            raise JobError(
+                f"cloud.flex_hours={self.flex_hours}: capacity=flex_start needs the hours after which the pod is "
+                f"deleted; give more than 0 and at most {MOST_FLEX_HOURS}"
+            )
+        if not self.queued:
+            raise JobError("cloud.queued=false: capacity=flex_start waits in a queue; use cloud.queued=true")
 
 
 def matches(name: str, values: list[str], rule: re.Pattern[str]) -> None:

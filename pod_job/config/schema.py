@@ -103,7 +103,7 @@ class PodConfig:
     devices_per_host: int = 1  # chips, or CPU devices, of each host
     accelerator_type: str | None = None  # Cloud TPU's name of the slice: v5litepod-64
     runtime_version: str | None = None  # image of the TPU VM, see `gcloud compute tpus tpu-vm versions list`
-    port: int = 0  # port of the coordinator on host 0; 0: a free one (local) or jax's default (tpu)
+    port: int = 0  # port of the coordinator on host 0; 0: a free one (local) or 8476 (tpu)
     arrival_timeout_s: int = 300  # longest wait for all hosts to arrive
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ def run_lines(run: WholeRun, prices: str) -> Iterator[Line]:
     new = f" and at most {run.new_tokens:,} new ones" if run.new_tokens else ""
     yield "run", f"{run.samples:,} samples, about {run.tokens:,} tokens{new}, {run.rows:,} rows per tap,"
     yield "", f"{run.bytes / GB:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours"
-    yield "cost", f"${run.usd_list:,.2f} at list price, about ${run.usd_spot:,.2f} on spot"
+    yield "cost", run.cost
     yield "", f"({prices})"
 
 

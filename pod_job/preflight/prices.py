@@ -10,7 +10,7 @@ from pod_job.run_folder.pods import PodRecord
 
 
 def usd_per_hour(accelerator_type: str, capacity: str, own: float | None) -> float | None:
-    """Returns the dollars per hour of the whole slice; None for an unknown accelerator type.
+    """Returns the dollars per hour of the whole slice; None for an unknown accelerator type or price.
 
     Args:
         own: the user's price of a chip-hour; where None, the list price or, for spot capacity, the usual spot price.
@@ -20,7 +20,8 @@ def usd_per_hour(accelerator_type: str, capacity: str, own: float | None) -> flo
     except JobError:
         return None
     listed = sold.chip.spot_usd_hour if capacity == Capacity.spot.value else sold.chip.list_usd_hour
-    return sold.chips * (listed if own is None else own)
+    price = listed if own is None else own
+    return None if price is None else sold.chips / sold.chip.devices * price
 
 
 def hours(

@@ -20,7 +20,7 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
         new_tokens: tokens generated after them if every completion is as long as it may be.
         rows: vectors per tap.
         bytes: vectors of all taps.
-        usd_list, usd_spot: dollars at the list price and at the price of spot.
+        usd_list, usd_spot: dollars at the list price and at the price of spot; None where the price is not known.
     """
 
     samples: int
@@ -30,8 +30,15 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     steps: int
     hours: float
-    usd_list: float
-    usd_spot: float
+    usd_list: float | None
+    usd_spot: float | None
+
+    @property
+    def cost(self) -> str:
+        """The cost in words."""
+        if self.usd_list is None or self.usd_spot is None:
+            return "unknown, the price of this chip is not public; give cloud.price_per_chip_hour"
+        return f"${self.usd_list:,.2f} at list price, about ${self.usd_spot:,.2f} on spot"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):

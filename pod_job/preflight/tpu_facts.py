@@ -33,9 +33,10 @@ class Chip:
         host_bytes_s: from the chip to its host's memory, assumed to be half of PCIe's published rate;
             preflight.host_gb_s sets it.
         dimensions: of the network's grid.
-        cores: TensorCores; accelerator types of v4 and v5p count these.
+        cores: TensorCores; accelerator types of v4, v5p and TPU7x count these.
         most_chips: of the largest slice.
-        spot_usd_hour: in the region that PRICES_FROM names.
+        list_usd_hour, spot_usd_hour: in the region that PRICES_FROM names; None: no source.
+        devices: that jax sees on one chip; every figure above is that of a device.
     """
 
     name: str
@@ -48,8 +49,14 @@ class Chip:
     dimensions: int
     cores: int
     most_chips: int
-    list_usd_hour: float
-    spot_usd_hour: float
+    list_usd_hour: float | None
+    spot_usd_hour: float | None
+    devices: int = 1
+
+    @property
+    def api_name(self) -> str:
+        """The name before the size in accelerator types."""
+        return next(prefix for prefix, chip in PREFIXES.items() if chip is self)
 
 
 V5E = Chip(
@@ -108,8 +115,23 @@ V4 = Chip(
     list_usd_hour=3.22,
     spot_usd_hour=0.922,
 )
+TPU7X = Chip(
+    name="tpu7x",
+    peak_flops=1153.5e12,  # 2307 of a chip
+    cycles_s=2.2e9,
+    hbm_bytes=int(94.75 * GIB),  # of 192 of a chip
+    hbm_bytes_s=3690e9,  # 7380 of a chip
+    link_bytes_s=100e9,  # 1200 GB/s over 6 links, which both devices of a chip share
+    host_bytes_s=8e9,
+    dimensions=3,
+    cores=2,
+    most_chips=9216,
+    list_usd_hour=None,
+    spot_usd_hour=None,
+    devices=2,
+)
 
-PREFIXES = {"v5litepod": V5E, "v6e": V6E, "v5p": V5P, "v4": V4}
+PREFIXES = {"v5litepod": V5E, "v6e": V6E, "v5p": V5P, "v4": V4, "tpu7x": TPU7X}
 """Chips by the prefix of Cloud TPU accelerator types."""
 
 GRIDS: dict[int, dict[int, tuple[int, ...]]] = {
@@ -122,7 +144,10 @@ CUBE = 64
 
 @dataclass(frozen=True)
 class Slice:
-    """A pod slice: `chips` chips, `chips_per_host` on each VM, `grid` their network's shape."""
+    """A pod slice: `chips` chips as jax sees them, `chips_per_host` on each VM, `grid` their network's shape.
+
+    On TPU7x jax sees two devices for every chip of the grid.
+    """
 
     chip: Chip
     chips: int
@@ -148,7 +173,7 @@ class Slice:
 
 
 def read_accelerator_type(name: str) -> Slice:
-    """Returns the slice that Cloud TPU sells as `name`, such as v5litepod-64, v6e-8 or v4-32.
+    """Returns the slice that Cloud TPU sells as `name`, such as v5litepod-64, v6e-8 or tpu7x-32.
 
     Raises:
         JobError: not such a name, or a size that is not sold; names the nearest ones that are.
@@ -165,8 +190,9 @@ def read_accelerator_type(name: str) -> Slice:
         sizes = sorted(known_sizes(chip), key=lambda size: abs(size - int(match[2]) / chip.cores))[:2]
         near = " or ".join(f"{match[1]}-{size * chip.cores}" for size in sorted(sizes))
         raise JobError(f"pod.accelerator_type={name}: there is no slice of that size; the nearest are {near}")
-    # Slices of v5e and v6e of up to 8 chips are one VM; larger ones, and all of v4 and v5p, have 4 chips on each VM.
-    return Slice(chip, chips, chips if chip.dimensions == 2 and chips <= 8 else 4, shape)
+    # Slices of v5e and v6e of up to 8 chips are one VM; larger ones, and all of the others, have 4 chips on each VM.
+    on_host = chips if chip.dimensions == 2 and chips <= 8 else 4
+    return Slice(chip, chips * chip.devices, on_host * chip.devices, shape)
 
 
 def near_names(name: str) -> list[str]:

@@ -43,7 +43,6 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         Positions.all: tokens + new_tokens,
         Positions.generated: new_tokens,
     }[config.extract.positions]
-    usd_list, usd_spot = dollars(seconds, pod)
     return WholeRun(
         samples=len(samples),
         tokens=tokens,
@@ -52,15 +51,14 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         bytes=rows * vector_bytes(job.arch, job.taps, config.extract),
         steps=steps,
         hours=seconds / 3600,
-        usd_list=usd_list,
-        usd_spot=usd_spot,
+        usd_list=dollars(seconds, pod, pod.chip.list_usd_hour),
+        usd_spot=dollars(seconds, pod, pod.chip.spot_usd_hour),
     )
 
 
-def dollars(seconds: float, pod: Slice) -> tuple[float, float]:
-    """Returns the cost of the slice for so long, at the list price and at that of spot."""
-    chip_hours = seconds / 3600 * pod.chips
-    return chip_hours * pod.chip.list_usd_hour, chip_hours * pod.chip.spot_usd_hour
+def dollars(seconds: float, pod: Slice, usd_hour: float | None) -> float | None:
+    """Returns the cost of the slice for so long at a price of a chip-hour; None where that is not known."""
+    return None if usd_hour is None else seconds / 3600 * pod.chips / pod.chip.devices * usd_hour
 
 
 def wave_seconds(config: JobConfig, forecasts: Sequence[Forecast]) -> float:

@@ -41,7 +41,7 @@ def test_every_experiment_composes_and_says_what_it_is(path) -> None:
     [
         (["extrct.layers=[6]"], "extrct.layers is not a field of the configuration; did you mean extract.layers?"),
         (["extract.layer=[6]"], "extract.layer is not a field of the configuration; did you mean extract.layers?"),
-        (["mesh=3x5"], "mesh=3x5 is not one of the choices: 1x1, "),
+        (["mesh=3x5"], "mesh=3x5 is not one of the choices: 16x16, 1x1, "),
         (["experiment=nope"], "experiment=nope is not one of the choices: "),
         (["extract.seq_len=long"], "extract.seq_len: Value 'long' of type 'str' could not be converted to Integer"),
         (["extract.dtype=float4"], "extract.dtype: Invalid value 'float4', expected one of [bfloat16, "),

@@ -2,15 +2,18 @@
 
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import pytest
+from omegaconf import OmegaConf
 
 from launch.__main__ import main
-from launch.cloud.checks import check_image, check_key, check_paths, check_pod, check_secrets, check_shape
+from launch.cloud.checks import IMAGES, check_image, check_key, check_paths, check_pod, check_secrets, check_shape
 from launch.cloud.iam import Binding, NotChecked, Policy, verdict
-from pod_job.config.load import load
-from pod_job.config.schema import JobConfig
+from pod_job.config.load import conf_dir, load
+from pod_job.config.schema import JobConfig, PodConfig
 from pod_job.errors import JobError
+from pod_job.preflight.tpu_facts import V4, read_accelerator_type
 from pod_job.storage.open import open_folder
 
 
@@ -55,6 +58,17 @@ def test_what_a_pod_may_take_is_let_through(changes: list[str]) -> None:
     job = config(*changes)
     check_pod(job)
     assert check_paths(job)
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "pod").glob("v*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_a_slice_that_is_sold_with_its_image(path: Path) -> None:
+    values = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PodConfig), OmegaConf.load(path)))
+    pod = cast(PodConfig, values)
+    sold = read_accelerator_type(str(pod.accelerator_type))
+    assert path.stem == f"{sold.chip.name}_{str(pod.accelerator_type).rpartition('-')[2]}"
+    assert (pod.hosts, pod.devices_per_host) == (sold.hosts, sold.chips_per_host)
+    image = {V4.name: "tpu-ubuntu2204-base"} | {chip.name: image for image, chip in IMAGES.items()}
+    assert pod.runtime_version == image[sold.chip.name]
 
 
 def test_what_is_not_known_here_is_said_to_be_unchecked() -> None:

@@ -19,7 +19,7 @@ from launch.cloud.observe import Liveness
 from launch.view.status_view import RunStatus
 from pod_job.config.load import load
 from pod_job.errors import JobError
-from pod_job.preflight.prices import hours
+from pod_job.preflight.prices import hours, usd_per_hour
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.preflight.whole_run import dollars
 from pod_job.run_folder.layout import log_file
@@ -129,7 +129,13 @@ def test_a_pod_that_was_lost_is_charged_until_it_was_last_heard() -> None:
 
 def test_a_plan_is_in_dollars_an_hour() -> None:
     pod = read_accelerator_type("v5litepod-64")
-    assert dollars(1800.0, pod) == pytest.approx((32 * pod.chip.list_usd_hour, 32 * pod.chip.spot_usd_hour))
+    assert dollars(1800.0, pod, 1.25) == pytest.approx(32 * 1.25)
+    assert dollars(1800.0, pod, None) is None
+
+
+def test_a_price_that_nobody_publishes_is_unknown_and_the_users_own_is_of_a_chip() -> None:
+    assert usd_per_hour("tpu7x-8", "spot", None) is None
+    assert usd_per_hour("tpu7x-8", "spot", 12.0) == pytest.approx(4 * 12)
 
 
 def test_the_nearest_limit_counts_every_pod() -> None:

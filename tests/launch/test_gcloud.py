@@ -1,6 +1,7 @@
 """Every command line of gcloud to the letter; that gcloud itself accepts them is what rehearsals show."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -59,6 +60,57 @@ GOLDEN = {
         gcloud.create_node(replace(SPEC, capacity=Capacity.reserved), "us-west4-a", "my-project"),
         "gcloud compute tpus tpu-vm create extract-1 --version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-64 "
         f"--labels=made-by=pod-job,team=sae --reserved --service-account=extract@p.iam.gserviceaccount.com {PLACE}",
+    ),
+    "create_queued_reservation": (
+        gcloud.create_queued(
+            replace(SPEC, capacity=Capacity.reserved, reservation="mine", service_account=None), "us-west4-a", None
+        ),
+        "gcloud alpha compute tpus queued-resources create extract-1 --node-id=extract-1 "
+        "--runtime-version=v2-alpha-tpuv5-lite --valid-until-duration=6h --accelerator-type=v5litepod-64 "
+        "--labels=made-by=pod-job,team=sae --reserved --reservation=mine --zone=us-west4-a --quiet --async",
+    ),
+    "create_node_reservation": (
+        gcloud.create_node(
+            replace(SPEC, capacity=Capacity.reserved, reservation="projects/p/reservations/mine", service_account=None),
+            "us-west4-a",
+            None,
+        ),
+        "gcloud alpha compute tpus tpu-vm create extract-1 --version=v2-alpha-tpuv5-lite "
+        "--accelerator-type=v5litepod-64 --labels=made-by=pod-job,team=sae --reserved "
+        "--reservation=projects/p/reservations/mine --zone=us-west4-a --quiet",
+    ),
+    "create_queued_flex": (
+        gcloud.create_queued(
+            replace(SPEC, capacity=Capacity.flex_start, flex_hours=1.5, service_account=None), "us-west4-a", None
+        ),
+        "gcloud alpha compute tpus queued-resources create extract-1 --node-id=extract-1 "
+        "--runtime-version=v2-alpha-tpuv5-lite --valid-until-duration=6h --accelerator-type=v5litepod-64 "
+        "--labels=made-by=pod-job,team=sae --provisioning-model=flex-start --max-run-duration=5400s "
+        "--zone=us-west4-a --quiet --async",
+    ),
+    "create_queued_network": (
+        gcloud.create_queued(
+            replace(
+                SPEC, network="vpc", subnetwork="west", tags=["tpu", "ssh"], create_flags=["--shielded-secure-boot"]
+            ),
+            "us-west4-a",
+            None,
+        ),
+        "gcloud compute tpus queued-resources create extract-1 --node-id=extract-1 "
+        "--runtime-version=v2-alpha-tpuv5-lite --valid-until-duration=6h --accelerator-type=v5litepod-64 "
+        "--labels=made-by=pod-job,team=sae --spot --service-account=extract@p.iam.gserviceaccount.com --network=vpc "
+        "--subnetwork=west --tags=tpu,ssh --shielded-secure-boot --zone=us-west4-a --quiet --async",
+    ),
+    "ssh_iap": (
+        gcloud.ssh(replace(REACH, iap=True, ssh_flags=[]), "all", "true"),
+        "gcloud alpha compute tpus tpu-vm ssh extract-1 --worker=all --zone=us-west4-a --project=my-project --quiet "
+        f"--tunnel-through-iap {SSH.removesuffix(' --ssh-flag=-oPort=2222')} --command=true",
+    ),
+    "scp_iap": (
+        gcloud.scp(replace(REACH, iap=True, ssh_flags=[]), "/tmp/a.tar.gz", "a.tar.gz"),
+        "gcloud alpha compute tpus tpu-vm scp /tmp/a.tar.gz extract-1:a.tar.gz --worker=all --zone=us-west4-a "
+        "--project=my-project --quiet --tunnel-through-iap "
+        + SSH.removesuffix(" --ssh-flag=-oPort=2222").replace("--ssh-flag", "--scp-flag"),
     ),
     "delete_queued": (
         gcloud.delete_queued("extract-1", "us-west4-a", "my-project"),
@@ -122,7 +174,8 @@ def test_the_real_gcloud_accepts_every_command_line(require: Callable[[bool, str
     require(shutil.which("gcloud") is not None, "gcloud")
     public = [getattr(gcloud, name) for name in vars(gcloud) if not name.startswith("_")]
     built = {f.__name__ for f in public if callable(f) and f.__module__ == gcloud.__name__} - {"node_flags", "place"}
-    assert built - {"PodSpec", "Reach"} <= {name.removesuffix("_reserved") for name in GOLDEN}
+    built -= {"PodSpec", "Reach", "capacity_flags"}
+    assert built <= {re.sub("_(reserved|reservation|flex|network|iap)$", "", name) for name in GOLDEN}
     assert refused([argv for argv, _ in GOLDEN.values()], tmp_path) == []
     misspelt = [arg.replace("--reserved", "--reservd") for arg in GOLDEN["create_reserved"][0]]
     assert "--reservd" in refused([misspelt], tmp_path)[0]
@@ -137,6 +190,24 @@ def test_a_request_from_the_configuration() -> None:
     assert spec.name == pod_name(config) == pod_name(load([*job, "mesh=8x8"]))
     assert spec.name != pod_name(load([*job, "storage.run_dir=gs://bucket/other"]))
     assert reach(config, "us-west4-a").name == spec.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        (["cloud.reservation=mine"], r"cloud\.reservation=mine has no effect with cloud\.capacity=spot; set cl"),
+        (["cloud.flex_hours=2"], r"cloud\.flex_hours=2.* has no effect with cloud\.capacity=spot"),
+        (["cloud.capacity=flex_start"], r"cloud\.flex_hours=None: .* give more than 0 and at most 168"),
+        (["cloud.capacity=flex_start", "cloud.flex_hours=200"], r"at most 168"),
+        (["cloud.capacity=flex_start", "cloud.flex_hours=2", "cloud.queued=false"], r"use cloud\.queued=true"),
+        (["cloud.capacity=reserved", "cloud.reservation='a b'"], r"cloud\.reservation: 'a b' is not allowed"),
+        (["cloud.tags=[Tag]"], r"cloud\.tags: 'Tag' is not allowed"),
+        (["pod.accelerator_type=tpu7x-128"], r"the Cloud TPU API does not have it, GKE does; use `pod-job manifest"),
+    ],
+)
+def test_a_request_that_cannot_be_made_is_refused(changes: list[str], error: str) -> None:
+    with pytest.raises(JobError, match=error):
+        pod_spec(load(["experiment=v5e64", "storage.run_dir=gs://b/r", "cloud.zones=[us-west4-a]", *changes]))
 
 
 HOSTILE = [

@@ -23,6 +23,8 @@ from pod_job.preflight.report import pod_slice
         ("v4-64", "v4:2x4x4", 8, 4),
         ("v5p-1536", "v5p:8x8x12", 192, 4),
         ("v5p-12288", "v5p:16x16x24", 1536, 4),
+        ("tpu7x-8", "tpu7x:2x2x1", 1, 8),
+        ("tpu7x-128", "tpu7x:4x4x4", 16, 8),
     ],
 )
 def test_slices(name: str, topology: str, hosts: int, chips_per_host: int) -> None:
@@ -53,7 +55,7 @@ def test_every_size_of_a_chip_has_a_grid_of_that_many_chips() -> None:
     for prefix, chip in tpu_facts.PREFIXES.items():
         for chips in tpu_facts.known_sizes(chip):
             pod = tpu_facts.read_accelerator_type(f"{prefix}-{chips * chip.cores}")
-            assert math.prod(pod.grid) == chips == pod.hosts * pod.chips_per_host
+            assert math.prod(pod.grid) == chips == pod.hosts * pod.chips_per_host / chip.devices
 
 
 def test_hosts_must_be_those_of_the_slice() -> None:

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pod_job import environment
+from pod_job.host.rendezvous import PORT
 from tools.fakepod.api import api_handler
 from tools.fakepod.cloud import Cloud, Record
 from tools.fakepod.hosts import Hosts
@@ -96,16 +97,12 @@ def new_hosts(
 ) -> Callable[[Record], Hosts]:
     """Returns a function that makes the hosts of a node, without those in `missing`; hosts run jax on CPU devices."""
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PATH": os.environ["PATH"]}
-    jax_port = free_port()
 
     def make_hosts(node: Record) -> Hosts:
         subnet = next(_subnets)
         addresses = [f"127.{os.getpid() % 200 + 1}.{subnet}.{worker + 1}" for worker in range(workers_of(node))]
-        # jax's own port is fixed, and taken where two pods are simulated at the same time.
-        coordinator = {
-            "JAX_COORDINATOR_PORT": str(jax_port),
-            "JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{jax_port}",
-        }
+        # On its own address alone, as several pods are simulated on one machine; a VM takes any.
+        coordinator = {"JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{PORT}"}
         hosts = Hosts(root / f"node_{node['id']}", addresses, ssh_port, public_key, {**cpu, **coordinator, **env})
         hosts.absent |= missing.get(node["name"].rpartition("/")[2], set())
         return hosts
