@@ -16,6 +16,9 @@ METADATA_SERVER = "GCE_METADATA_IP"  # Google's own: host:port in place of the m
 TPU_WORKER = "TPU_WORKER_ID"  # set on TPU VMs by Google: the index of this VM in its slice
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # NumPy's own: 1, as writers are threads already and BLAS threads wait in loops
 
+COORDINATOR_PORT = 8476
+"""Of host 0 on a TPU VM: one that the firewall rule which Google makes for TPUs opens; jax's own, 8482, is not."""
+
 
 def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[str, str]:
     """Returns the variables that make one process a host with `devices` CPU devices of a pod on this machine."""

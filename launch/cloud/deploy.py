@@ -19,7 +19,7 @@ from launch.cloud.bundle import HOST_PYTHON, Bundle, make_bundle
 from launch.cloud.calls import call_hosts, gcloud_error, patiently
 from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit
-from launch.cloud.remote import Answer, Refused, ask, ask_each, script
+from launch.cloud.remote import Answer, NoAnswer, Refused, ask, ask_each, script
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
@@ -58,7 +58,9 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
         Refused: a host that cannot be prepared, or that runs an earlier start than others.
     """
     bundle = make_bundle(config.tasks)
-    values = patiently(lambda: place_bundle(bundle, reach, folder), log) | common_values(config, bundle)
+    values = patiently(lambda: place_bundle(bundle, reach, config.pod.hosts, folder), log) | common_values(
+        config, bundle
+    )
     prepared = prepare(reach, config.pod.hosts, script("prepare", values), log)
     made = sum(answer.detail == "made" for answer in prepared.values())
     log(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
@@ -101,8 +103,12 @@ def common_values(config: JobConfig, bundle: Bundle) -> dict[str, str]:
     }
 
 
-def place_bundle(bundle: Bundle, reach: Reach, folder: Folder) -> dict[str, str]:
-    """Puts the archive into the run's bucket, else on the hosts by scp; returns BUNDLE_URL, empty for scp."""
+def place_bundle(bundle: Bundle, reach: Reach, hosts: int, folder: Folder) -> dict[str, str]:
+    """Puts the archive into the run's bucket, else on the hosts by scp; returns BUNDLE_URL, empty for scp.
+
+    Raises:
+        NoAnswer: it could not be copied to all hosts.
+    """
     if folder.url.startswith("gs://"):
         name = code_file(bundle.name)
         folder.create(name, [bundle.data])
@@ -114,7 +120,7 @@ def place_bundle(bundle: Bundle, reach: Reach, folder: Folder) -> dict[str, str]
         path.write_bytes(bundle.data)
         done = call_hosts(gcloud.scp(reach, str(path), f".pod_job-{bundle.file}"))
     if done.code:
-        raise JobError(f"the code could not be copied to {reach.name}: {gcloud_error(done.err)}")
+        raise NoAnswer(range(hosts), hosts, f"the code could not be copied, {gcloud_error(done.err)}")
     return {"BUNDLE_URL": ""}
 
 

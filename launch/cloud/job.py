@@ -14,6 +14,7 @@ from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit, nearest_limit
 from launch.cloud.observe import RunningJob, Statuses, follow, read_all
 from launch.cloud.outcome import End, Outcome
+from launch.cloud.owner import deleting, staying
 from launch.cloud.pod_records import all_records, record_of
 from launch.cloud.pods import Pod
 from launch.cloud.remote import ask_briefly, script
@@ -75,7 +76,8 @@ def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs,
     limit = limit_of(config, inputs.folder, pod)
     attempt = deploy(config, overrides, pod_reach, inputs.folder, Start(new_attempt(), pod.resource, limit), log)
     ends_at = float("inf") if limit is None else clock.now() + limit.left_s
-    return RunningJob(pod_reach, config.pod.hosts, inputs.folder, attempt, inputs.total_batches, limit, ends_at)
+    stays = f"{staying([pod], config)}; {deleting(overrides)}"
+    return RunningJob(pod_reach, config.pod.hosts, inputs.folder, attempt, inputs.total_batches, limit, ends_at, stays)
 
 
 def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:

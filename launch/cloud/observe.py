@@ -4,6 +4,7 @@ In: the hosts' status files, the node's state and, where something seems wrong, 
 Out: one `Outcome`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ READERS = 16
 
 STOPPING_S = 60.0  # from the limit of the run, at which hosts stop by themselves
 PREEMPTION_S = 40.0  # from the notice until the node is gone
+BLIND_S, BLIND_AGAIN_S = 600.0, 3600.0  # without a look at the job that succeeded
+SHOW_AGAIN_S = 300.0  # the same reason
+NO_CREDENTIALS = re.compile(
+    r"auth login|reauth|invalid_grant|credential|unauthenticated|access token|\b401\b", re.IGNORECASE
+)
+LOG_IN = "log in, `gcloud auth login && gcloud auth application-default login`"
 
 Statuses = Sequence[HostStatus | None]
 
@@ -39,7 +46,8 @@ Statuses = Sequence[HostStatus | None]
 class RunningJob:
     """A job on a pod: how its hosts are reached, where they report, and the batches that its run is planned to have.
 
-    `ends_at`: Unix time at which the limit of the run is reached, if it has one.
+    `ends_at`: Unix time at which the limit of the run is reached, if it has one. `stays`: what exists, its price and
+    the command that deletes it, in one line.
     """
 
     reach: Reach
@@ -49,6 +57,7 @@ class RunningJob:
     batches: int
     limit: Limit | None = None
     ends_at: float = float("inf")
+    stays: str = ""
 
     def statuses(self) -> list[HostStatus | None]:
         return read_all(self.folder, self.hosts, self.attempt)
@@ -63,13 +72,14 @@ def read_all(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None
 def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], log: Log) -> Outcome:
     """Returns when the attempt is done, has failed, has lost a host, its pod is no more, or a limit is reached.
 
-    A network that is away for a while, or a laptop asleep, only delays it.
+    A network that is away for a while, or a laptop asleep, only delays it; so do credentials that expire, until they
+    are renewed: what stays meanwhile, and costs, is said after BLIND_S.
 
     Args:
         stall_s: for how long no host may make progress.
         show: called with the statuses at each look.
     """
-    liveness = Liveness(job.hosts)
+    liveness, sight = Liveness(job.hosts), Sight(job.stays)
     looked = worried_since = clock.monotonic()
     seen = NodeView("READY")
     while True:
@@ -92,6 +102,7 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
             if now - looked > (WORRIED_EVERY_S if worried else NODE_EVERY_S):
                 looked = now
                 node = node_view(job.reach)
+                sight.clear()
                 if node.sickness and node != seen:
                     log(f"{job.reach.name} is {node.sickness}; going on while its hosts do")
                 seen = node
@@ -104,7 +115,7 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
         except Exception as error:
             if not (isinstance(error, JobError) or from_network(error)):
                 raise
-            log(f"{first_line(error)}; looking again")
+            sight.lost(first_line(error), log)
         clock.sleep(POLL_S)
 
 
@@ -127,6 +138,32 @@ def node_view(reach: Reach, patience_s: float = 0.0) -> NodeView:
 def probe(reach: Reach) -> dict[int, Answer]:
     """Returns the answers to `probe.sh` of the hosts that can be reached over ssh."""
     return ask_briefly(reach, script("probe", {"TAIL": str(ANSWER_LOG_BYTES)}), PROBE_TIMEOUT_S)
+
+
+class Sight:
+    """Times without a look at the job that succeeded; says what goes on costing, and how to log in again."""
+
+    def __init__(self, stays: str) -> None:
+        self.stays = stays
+        self.clear()
+
+    def clear(self) -> None:
+        """Takes note of a look that succeeded."""
+        self.since = clock.monotonic()
+        self.shown, self.shown_at = "", float("-inf")
+        self.due = self.since + BLIND_S
+
+    def lost(self, reason: str, log: Log) -> None:
+        """Logs a look that failed: a reason when it is new, and what stays after BLIND_S and from time to time."""
+        now = clock.monotonic()
+        if reason != self.shown or now - self.shown_at > SHOW_AGAIN_S:
+            self.shown, self.shown_at = reason, now
+            log(f"{reason}; looking again")
+        if now >= self.due:
+            self.due = now + BLIND_AGAIN_S
+            fix = LOG_IN if NO_CREDENTIALS.search(reason) else "see to this machine's network"
+            unseen = f"not seen for {(now - self.since) / 60:.0f} minutes ({reason[:120]})"
+            log(f"{unseen}: {self.stays}; or {fix}: it goes on")
 
 
 class Liveness:

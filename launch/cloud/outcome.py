@@ -13,6 +13,10 @@ from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
 # From the first sign of trouble: jax ends the others within its heartbeat of 30 s after a host has died.
 SETTLE_S = 60.0
+# From the first silence of hosts on a READY pod, none of which can be reached either.
+UNREACHED_S = 600.0
+UNREACHED = "cannot be reached over ssh"
+OPEN_SSH = "a firewall must let port 22 in (docs/launching.md, Networks)"
 NO_KEY = re.compile(r"Permission denied \(publickey", re.IGNORECASE)
 
 
@@ -77,7 +81,7 @@ def judge(
     """Returns the outcome, or None while it is too early to tell.
 
     Args:
-        answers: of the script `probe`, by host; empty when the hosts were not asked.
+        answers: of the script `probe`, by host; empty when the hosts of a pod that is not READY were not asked.
         worried_s: for how long something has seemed wrong.
         stalled: whether no host has made progress for too long.
     """
@@ -98,6 +102,12 @@ def judge(
         return out_of_reach(unreachable[0])
     if cause is not None and (worried_s > SETTLE_S or len(exits) == len(statuses)):
         return Outcome(End.lost, cause, lines, node)
+    if worried_s > UNREACHED_S and not answers:
+        return Outcome(
+            End.lost,
+            Cause(0, f"{UNREACHED} for {worried_s:.0f} s, nor can any other host", EndKind.bad_machine),
+            node=node,
+        )
     if stalled:
         slowest = min(range(len(statuses)), key=lambda host: progress_of(statuses[host]))
         return Outcome(End.lost, Cause(slowest, "makes no progress, nor does any other host"), node=node)
@@ -106,11 +116,15 @@ def judge(
 
 def out_of_reach(host: int) -> Outcome:
     """Returns the outcome of a host that ssh cannot reach while it reaches others."""
-    return Outcome(End.lost, Cause(host, "cannot be reached over ssh", EndKind.bad_machine))
+    return Outcome(End.lost, Cause(host, UNREACHED, EndKind.bad_machine))
 
 
-def not_started(error: NoAnswer | Refused, node: NodeView) -> Outcome:
-    """Returns the outcome of a start that hosts did not answer or could not do."""
+def not_started(error: NoAnswer | Refused, node: NodeView, before: Outcome | None = None) -> Outcome:
+    """Returns the outcome of a start that hosts did not answer or could not do.
+
+    Args:
+        before: the outcome of the start before this one: no host of a READY pod reached twice is a pod to replace.
+    """
     if not node.ready:
         return Outcome(End.preempted, node=node)
     if isinstance(error, Refused):
@@ -124,8 +138,11 @@ def not_started(error: NoAnswer | Refused, node: NodeView) -> Outcome:
     if NO_KEY.search(error.reason):
         fix = "gcloud's key is not accepted there; see `pod-job doctor`, and your role roles/compute.osAdminLogin"
         return Outcome(End.failed, Cause(host, f"{error.reason}: {fix}", EndKind.user_error), node=node)
-    cause = Cause(host, f"cannot be reached over ssh, nor can any other host: {error.reason}")
-    return Outcome(End.lost, cause, node=node, unreached=True)
+    again = before is not None and before.unreached
+    reason = f"{UNREACHED}{' again' if again else ''}, nor can any other host: {error.reason}; {OPEN_SSH}"
+    return Outcome(
+        End.lost, Cause(host, reason, EndKind.bad_machine if again else None), node=node, unreached=not again
+    )
 
 
 def running_hosts(statuses: Sequence[HostStatus | None], exits: Sequence[HostExit | None]) -> list[int]:

@@ -95,13 +95,13 @@ def run_to_the_end(
     config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, began: float
 ) -> tuple[RunningJob | None, Outcome]:
     """Returns the last start, None where no job was started, and how it ended."""
-    budgets = budgets_of(config.cloud)
+    budgets, outcome = budgets_of(config.cloud), None
     while True:
         limit = limit_of(config, inputs.folder, None)
         if limit is not None and limit.reached:
             return None, Outcome(End.limit, limit=limit.reason)
         pod = bring_up(config, log)
-        job, outcome = run_once(pod, config, overrides, inputs, log)
+        job, outcome = run_once(pod, config, overrides, inputs, log, outcome)
         if job is not None and outcome is None:
             outcome = until_end(config, job, log, began)
         assert outcome is not None
@@ -119,13 +119,13 @@ def run_to_the_end(
 
 
 def run_once(
-    pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log
+    pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, before: Outcome | None
 ) -> tuple[RunningJob | None, Outcome | None]:
-    """Starts the job on a pod; returns it, or why hosts could not start it."""
+    """Starts the job on a pod; returns it, or why hosts could not start it. `before`: how the start before it ended."""
     try:
         return start(pod, config, overrides, inputs, log), None
     except (NoAnswer, Refused) as error:
-        return None, not_started(error, node_view(reach(config, pod.zone), PATIENCE_S))
+        return None, not_started(error, node_view(reach(config, pod.zone), PATIENCE_S), before)
 
 
 def delete_pods(config: JobConfig, log: Log) -> None:

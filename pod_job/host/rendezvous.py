@@ -21,8 +21,6 @@ from pod_job.host.tpu_slice import listed_workers
 from pod_job.run_folder.status import Phase, read_status
 from pod_job.storage.folder import Folder
 
-PORT = 8476
-"""Of the coordinator on a TPU VM: one that the firewall rule which Google makes for TPUs opens; jax's own is not."""
 # A dead peer ends the others after this long.
 HEARTBEAT_TIMEOUT_S = 30
 LOOPBACK = "127.0.0.1"
@@ -34,7 +32,7 @@ SHUTDOWN_TIMEOUT_S = 3600
 class Host:
     """Place of this process in the pod. `attempt` is the same on every host of one start.
 
-    `coordinator`: host 0's address:port, where this process was told it; `port`: the port on a TPU VM, 0 for PORT.
+    `coordinator`: host 0's address:port, where this process was told it; `port`: that on a TPU VM, 0 for the usual one.
     """
 
     index: int
@@ -100,7 +98,7 @@ def start(host: Host) -> None:
     """
     if host.coordinator is None:
         if host.count > 1:
-            os.environ.setdefault("JAX_COORDINATOR_PORT", str(host.port or PORT))
+            os.environ.setdefault("JAX_COORDINATOR_PORT", str(host.port or environment.COORDINATOR_PORT))
             # Named, so that nothing else jax might detect on the machine (Slurm, Open MPI) is taken for the pod.
             jax.distributed.initialize(
                 cluster_detection_method="gketpu" if listed_workers() else "gcetpu",

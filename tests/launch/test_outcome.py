@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch.cloud.outcome import SETTLE_S, End, NodeView, Outcome, judge
+from launch.cloud.outcome import SETTLE_S, UNREACHED_S, End, NodeView, Outcome, judge
 from launch.cloud.remote import Answer
 from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
@@ -71,6 +71,8 @@ CASES = {
     "restarted machine": Case([RUNNING, ("NONE", "")], End.lost, 1),
     "another attempt ended there": Case([RUNNING, exited(0, attempt="earlier")], End.lost, 1),
     "unreachable": Case([RUNNING, None], End.lost, 1, more=LATER),
+    "no host reached, nor heard of, for minutes": Case([None, None], End.lost, 0, more={"worried_s": UNREACHED_S + 1}),
+    "no host reached for a moment": Case([None, None], None, more={"worried_s": UNREACHED_S - 1}),
     "unreachable for a moment": Case([RUNNING, None], None),
     "no progress": Case([RUNNING, RUNNING], End.lost, 0, more={"stalled": True}),
     "asked to stop, and one still ends": Case([exited(0), RUNNING], None, None, [EndKind.stopped, None]),

@@ -18,6 +18,7 @@ from launch.shell import Finished
 from pod_job.config.load import load
 from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.status import EndKind
+from tools.fakepod.cloud import UNAUTHENTICATED, ApiError
 
 __all__ = ["world"]  # the fixture
 
@@ -95,6 +96,19 @@ def test_a_start_that_hosts_did_not_do(name: str) -> None:
         assert Budgets({"preemptions": 1, "bad_machines": 1, "failures": 1}).after(outcome)[1] is step
 
 
+def test_no_host_reached_twice_is_a_pod_to_replace() -> None:
+    budgets = Budgets({"preemptions": 1, "bad_machines": 1, "failures": 2})
+    silence = NoAnswer([0, 1], 2, "timed out")
+    first = not_started(silence, READY)
+    budgets, step = budgets.after(first)
+    assert step is Step.again
+    second = not_started(silence, READY, first)
+    budgets, step = budgets.after(second)
+    assert step is Step.new_pod
+    assert budgets.spent == {"failures": 1, "bad_machines": 1}
+    assert budgets.after(not_started(silence, READY, second))[1] is Step.again  # the new pod may take its time too
+
+
 @pytest.mark.parametrize(
     ("answers", "ended"),
     [
@@ -139,6 +153,41 @@ def test_the_budget_of_what_happens_again_and_again_ends(
     assert f"2 of 1 cloud.{field} used; giving up" in printed
     assert world.creates == pods
     assert world.empty
+
+
+@pytest.mark.parametrize("stage", ["preparing", "running"])
+def test_a_pod_of_which_no_host_answers_is_replaced(
+    stage: str, world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def strike(world: World) -> None:
+        for host in world.machines[0].hosts:
+            host.silent = True
+
+    world.stages[stage] = strike
+    status, printed = watch(world, capfd, "cloud.stall_s=5000")
+    assert status == 0, printed
+    assert "cannot be reached over ssh" in printed
+    assert "1 of 3 cloud.bad_machines used" in printed
+    assert (world.creates, world.empty) == (2, True)
+
+
+EXPIRED = ApiError(UNAUTHENTICATED, "Request had invalid authentication credentials. Run `gcloud auth login`")
+
+
+def test_expired_credentials_are_said_with_what_stays_and_a_login_goes_on(
+    world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulated_cloud.DONE_S", 500)
+    monkeypatch.setattr("launch.cloud.observe.BLIND_S", 200.0)
+    monkeypatch.setattr("launch.cloud.observe.POLL_S", 20.0)
+    world.stages["running"] = lambda world: world.cloud.fail_requests(EXPIRED, 330)
+    status, printed = watch(world, capfd, "cloud.stall_s=5000")
+    assert status == 0, printed
+    assert world.empty
+    (line,) = [line for line in printed.splitlines() if "not seen for" in line]
+    assert "extract-1 in us-west4-a stays (READY), at $7.38 an hour; delete it: pod-job down experiment=v5e64" in line
+    assert "log in, `gcloud auth login" in line
+    assert printed.count("looking again") < 6, printed
 
 
 def test_preemptions_have_an_end(world: World, capfd: pytest.CaptureFixture[str]) -> None:

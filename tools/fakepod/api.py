@@ -21,6 +21,7 @@ STATUS = {
     codes.FAILED_PRECONDITION: (400, "FAILED_PRECONDITION"),
     codes.INTERNAL: (500, "INTERNAL"),
     codes.UNAVAILABLE: (503, "UNAVAILABLE"),
+    codes.UNAUTHENTICATED: (401, "UNAUTHENTICATED"),
 }
 
 Answer = dict[str, Any]

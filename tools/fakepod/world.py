@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pod_job import environment
-from pod_job.host.rendezvous import PORT
 from tools.fakepod.api import api_handler
 from tools.fakepod.cloud import Cloud, Record
 from tools.fakepod.hosts import Hosts
@@ -102,7 +101,7 @@ def new_hosts(
         subnet = next(_subnets)
         addresses = [f"127.{os.getpid() % 200 + 1}.{subnet}.{worker + 1}" for worker in range(workers_of(node))]
         # On its own address alone, as several pods are simulated on one machine; a VM takes any.
-        coordinator = {"JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{PORT}"}
+        coordinator = {"JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{environment.COORDINATOR_PORT}"}
         hosts = Hosts(root / f"node_{node['id']}", addresses, ssh_port, public_key, {**cpu, **coordinator, **env})
         hosts.absent |= missing.get(node["name"].rpartition("/")[2], set())
         return hosts

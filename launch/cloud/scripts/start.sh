@@ -12,21 +12,30 @@ if [ "$current" = "$ATTEMPT" ] && [ -e "$here/exit" ]; then
   answer ENDED "$(cat "$here/exit")"
 fi
 
-# Deletes the pod when the limit is reached, whether the job has ended by then or hangs.
+# Deletes the pod when the limit is reached, whether the job has ended by then or hangs; tries until the pod is gone, and
+# this host with it.
 guard() {
+  local token status
   sleep "$LEFT_S"
-  flock -w 60 "$ROOT/alive" true # the job knows the limit too, and commits what it holds
-  local token
-  token=$(metadata instance/service-accounts/default/token | sed -n 's/.*"access_token": *"\([^"]*\)".*/\1/p')
+  flock -w "$GRACE_S" "$ROOT/alive" true # the job knows the limit too, and commits what it holds
   echo "$LIMIT: deleting $POD"
-  curl -sS --fail-with-body --retry 5 --max-time 60 -X DELETE -H "Authorization: Bearer $token" \
-    "${CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU:-https://tpu.googleapis.com/}v2/$POD$FORCE" ||
-    echo "$POD could not be deleted from here; until it is deleted it costs"
+  while :; do
+    token=$(metadata instance/service-accounts/default/token | sed -n 's/.*"access_token": *"\([^"]*\)".*/\1/p')
+    status=$(curl -sS --max-time 60 -o "$ROOT/guard.answer" -w '%{http_code}' -X DELETE \
+      -H "Authorization: Bearer $token" \
+      "${CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU:-https://tpu.googleapis.com/}v2/$POD$FORCE")
+    case "$status" in
+      200 | 404) echo "$POD is deleted" && return ;;
+    esac
+    echo "$POD cannot be deleted from here now, and costs until it is (HTTP status $status): $(head -c 500 "$ROOT/guard.answer")"
+    sleep "$AGAIN_S"
+  done
 }
 if [ -e "$ROOT/guard" ]; then kill -TERM -- "-$(cat "$ROOT/guard")" 2>/dev/null; rm -f "$ROOT/guard"; fi
 if [ -n "$LEFT_S" ]; then
   case "$POD" in */queuedResources/*) FORCE='?force=true' ;; *) FORCE='' ;; esac
-  export ROOT POD LEFT_S LIMIT FORCE
+  GRACE_S=${POD_JOB_GRACE_S:-60} AGAIN_S=${POD_JOB_AGAIN_S:-30}
+  export ROOT POD LEFT_S LIMIT FORCE GRACE_S AGAIN_S
   export POD_JOB_LEFT_S="$LEFT_S" POD_JOB_LIMIT="$LIMIT"
   setsid nohup bash -c "$(declare -f metadata guard)"'; echo $$ >"$ROOT/guard"; guard' </dev/null >"$ROOT/guard.log" 2>&1 9>&- &
 fi
