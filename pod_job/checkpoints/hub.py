@@ -53,10 +53,15 @@ class CachedSnapshot(LocalFolder):
 
 
 class HubFolder:
-    """A repository of the hub at one commit, as a Readable. Safe to share between threads."""
+    """A repository of the hub at one commit, as a Readable. Safe to share between threads.
 
-    def __init__(self, repo: str, commit: str) -> None:
-        self.repo, self.commit = repo, commit
+    Args:
+        field: the setting that named it, for errors.
+        repo_type: as huggingface_hub names it: None for a model, `dataset`.
+    """
+
+    def __init__(self, repo: str, commit: str, field: str = "model.path", repo_type: str | None = None) -> None:
+        self.repo, self.commit, self.field, self.repo_type = repo, commit, field, repo_type
         self.url = f"{constants.ENDPOINT}/{repo}/tree/{commit}"
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
@@ -64,7 +69,7 @@ class HubFolder:
             return b""
         end = "" if size is None else str(start + size - 1)
         headers = build_hf_headers(headers={"range": f"bytes={start}-{end}", "accept-encoding": "identity"})
-        url = hf_hub_url(self.repo, check_name(name, self.url), revision=self.commit)
+        url = hf_hub_url(self.repo, check_name(name, self.url), revision=self.commit, repo_type=self.repo_type)
         try:
             answer = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             if answer.status_code == RANGE_BEYOND_END:
@@ -79,7 +84,7 @@ class HubFolder:
         return answer.content
 
     def checksum(self, name: str) -> str:
-        url = hf_hub_url(self.repo, name, revision=self.commit)
+        url = hf_hub_url(self.repo, name, revision=self.commit, repo_type=self.repo_type)
         try:
             etag = get_hf_file_metadata(url, retry_on_errors=True).etag or ""
         except EntryNotFoundError:
@@ -93,4 +98,4 @@ class HubFolder:
 
     def _error(self, name: str, error: Exception) -> JobError:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return JobError(f"model.path={self.repo}: {name}: {reason}")
+        return JobError(f"{self.field}={self.repo}: {name}: {reason}")

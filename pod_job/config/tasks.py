@@ -3,19 +3,25 @@
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
 from pod_job.errors import JobError, at_least
 
+TOKEN_DTYPES = ("uint8", "uint16", "uint32", "int16", "int32", "int64")
+
 
 class TaskFormat(Enum):
-    """`arc`: ARC tasks, a file or a folder; `jsonl`: one object per line; `text`: a folder of .txt files; `tokens`: an
-    array of token ids, .npy or .safetensors; `dataset`: Hugging Face datasets, on the hub or in a local folder."""
+    """`auto`: by the files' names; `arc`: ARC tasks; `jsonl`: one object per line; `dataset`: Parquet, Arrow or CSV
+    tables, JSON lines, or a name on the Hugging Face hub; `text`: one document per file; `lines`: one document per
+    line; `tokens`: arrays of token ids, .npy, .npz, .safetensors or .bin. Lines and text may be .gz or .zst."""
 
+    auto = "auto"
     arc = "arc"
     jsonl = "jsonl"
     text = "text"
+    lines = "lines"
     tokens = "tokens"
     dataset = "dataset"
 
@@ -57,32 +63,57 @@ class ArcConfig:
 
 @dataclass(kw_only=True)
 class TasksConfig:
-    format: TaskFormat = TaskFormat.arc
-    path: str = MISSING  # a file or a folder; with format=dataset also a name on the hub
+    format: TaskFormat = TaskFormat.auto
+    path: Any = MISSING  # files: a path, folder, glob, gs:// or hf:// URL, a name on the hub, or a list of these
     limit: int | None = None  # the first samples, at most this many
     max_tokens: int | None = None  # the first samples, with at most this many tokens in total
+    sample: float | None = None  # part of the documents that is used, evenly from all of them: 0.01
+    shuffle: int | None = None  # seed by which documents are shuffled over files; null: in the order of the files
     on_broken: OnBroken = OnBroken.refuse
-    field: str = "text"  # jsonl, dataset: the field with the text, the chat messages or the token ids
-    subset: str | None = None  # dataset: its subset
-    split: str = "train"  # dataset: its split
-    streaming: bool = False  # dataset: read it as a stream instead of downloading it first
+    field: str = "text"  # the field with the text, the chat messages or the token ids; dots lead inside: a.b
+    subset: str | None = None  # a name on the hub: its subset
+    split: str = "train"  # a name on the hub, or a folder of save_to_disk: its split, or train[:1%]+test
+    streaming: bool = False  # without effect: everything is read in ranges as it is needed
+    dtype: str | None = None  # tokens in a .bin file: uint16, int32, ...
+    row_tokens: int | None = None  # tokens of a sample, in a .bin file or a one-dimensional array
     arc: ArcConfig = dataclasses.field(default_factory=ArcConfig)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_tokens"):
+        for name in ("limit", "max_tokens", "row_tokens"):
             value = getattr(self, name)
             if value is not None:
                 at_least(f"tasks.{name}", value, 1)
-        if self.format is not TaskFormat.dataset:
-            of_dataset = {"streaming": self.streaming, "subset": self.subset, "split": self.split}
-            self._refuse_others(of_dataset, "only with dataset")
-            if self.format is not TaskFormat.jsonl:
-                self._refuse_others({"field": self.field}, "only with jsonl and dataset")
+        if self.shuffle is not None:
+            at_least("tasks.shuffle", self.shuffle, 0)
+        if self.sample is not None and not 0 < self.sample <= 1:
+            raise JobError(f"tasks.sample={self.sample} is no part of the documents; use more than 0, at most 1")
+        if not self.paths or not all(isinstance(path, str) and path for path in self.paths):
+            raise JobError(f"tasks.path={self.path!r:.100} is neither a path nor a list of paths")
+        if self.dtype is not None and self.dtype not in TOKEN_DTYPES:
+            raise JobError(f"tasks.dtype={self.dtype} is no dtype of token ids; use one of {', '.join(TOKEN_DTYPES)}")
+        self.check_format(self.format)
 
-    def _refuse_others(self, values: dict[str, object], formats: str) -> None:
-        """Raises JobError for fields that are set, though the format does not read them."""
+    @property
+    def paths(self) -> list[Any]:
+        """The places of `path`, which may be one or a list."""
+        return list(self.path) if isinstance(self.path, list | tuple) else [self.path]
+
+    def check_format(self, format: TaskFormat) -> None:
+        """Raises JobError for fields that are set, though this format does not read them."""
+        if format is TaskFormat.auto:
+            return
+        if format is not TaskFormat.dataset:
+            of_dataset = {"streaming": self.streaming, "subset": self.subset, "split": self.split}
+            self._refuse_others(format, of_dataset, "only with dataset")
+        if format not in (TaskFormat.dataset, TaskFormat.jsonl):
+            self._refuse_others(format, {"field": self.field}, "only with jsonl and dataset")
+        if format is not TaskFormat.tokens:
+            of_tokens = {"dtype": self.dtype, "row_tokens": self.row_tokens}
+            self._refuse_others(format, of_tokens, "only with tokens")
+
+    def _refuse_others(self, format: TaskFormat, values: dict[str, object], formats: str) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, value in values.items():
             if value != defaults[name]:
                 shown = str(value).lower() if isinstance(value, bool) else value
-                raise JobError(f"tasks.{name}={shown} does not go with tasks.format={self.format.value}; {formats}")
+                raise JobError(f"tasks.{name}={shown} does not go with tasks.format={format.value}; {formats}")

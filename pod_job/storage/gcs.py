@@ -23,7 +23,7 @@ from pod_job.storage.checksums import Part, Stored, checksum, joined
 from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 from pod_job.storage.gcs_compose import compose_in_tree
 from pod_job.storage.gcs_errors import reason_of, retry
-from pod_job.storage.gcs_media import MediaClient, scatter
+from pod_job.storage.gcs_media import EMPTY, MediaClient, scatter
 from pod_job.storage.gcs_upload import Upload, upload
 
 T = TypeVar("T")
@@ -102,6 +102,14 @@ class BucketFolder:
     def names(self, prefix: str) -> list[str]:
         with self._user_errors():
             return sorted(name for name, _ in self._listed(prefix) if is_name(name))
+
+    def listing(self, prefix: str) -> dict[str, Stored]:
+        """Returns the size and checksum of every object whose name begins with the prefix, without reading it."""
+        place, fields = self._prefix + prefix, "items(name,size,crc32c),nextPageToken"
+        with self._user_errors():
+            blobs = self._client().list_blobs(self.bucket_name, prefix=place, fields=fields, **_request_options())
+            named = ((str(blob.name).removeprefix(self._prefix), blob) for blob in blobs)
+            return {name: Stored(blob.size or 0, blob.crc32c or EMPTY.crc32c) for name, blob in named if is_name(name)}
 
     def remove(self, name: str) -> None:
         with self._user_errors(), contextlib.suppress(api.NotFound):

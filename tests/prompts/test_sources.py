@@ -120,7 +120,7 @@ def test_a_dataset_that_cannot_be_opened_is_refused_with_the_reason(tmp_path: Pa
     path = local_datasets(tmp_path, {"text": WORDS})["saved"]
     with pytest.raises(JobError, match="split=test cannot be opened"):
         read(path, TaskFormat.dataset, split="test")
-    with pytest.raises(JobError, match=r'row 0 must be an object with the field "body"'):
+    with pytest.raises(JobError, match=r'data-00000-of-00001.arrow has no column "body"; it has text'):
         read(path, TaskFormat.dataset, field="body")
 
 
@@ -176,11 +176,10 @@ def test_rows_of_a_dataset_lose_their_padding_and_keep_their_tools(
     assert [sample.template_values for sample in chats] == [{"tools": [{"name": "add"}]}, {}]
 
 
-def test_a_stream_that_breaks_off_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_file_that_breaks_off_is_one_line(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": WORDS}).to_json(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text('{"text": ')
-    with pytest.raises(JobError, match="cannot be read after row 4"):
+    with pytest.raises(JobError, match=r"b\.jsonl, line 1 is not JSON"):
         read(tmp_path, TaskFormat.dataset, streaming=True)
 
 
@@ -207,8 +206,8 @@ def test_a_mask_beside_an_array_takes_its_padding_away(tmp_path: Path) -> None:
     save_file({"tokens": tokens, "attention_mask": mask, "lengths": np.array([1, 1])}, tmp_path / "both.safetensors")
     with pytest.raises(JobError, match="has lengths and attention_mask, which may differ"):
         read(tmp_path / "both.safetensors", TaskFormat.tokens)
-    np.savez(tmp_path / "t.npz", tokens=tokens)
-    with pytest.raises(JobError, match="holds several arrays"):
+    np.savez_compressed(tmp_path / "t.npz", tokens=tokens)
+    with pytest.raises(JobError, match=r"t\.npz is compressed; save it with numpy\.savez"):
         read(tmp_path / "t.npz", TaskFormat.tokens)
 
 
@@ -223,11 +222,11 @@ def test_a_mask_beside_an_array_takes_its_padding_away(tmp_path: Path) -> None:
 )
 def test_fields_of_other_formats_are_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=re.escape(says)):
-        TasksConfig(path="x", **fields)
+        TasksConfig(path="x", format=TaskFormat.arc, **fields)
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
-    path, size = tmp_path / "large.jsonl", 2_000
+    path, size = tmp_path / "large.jsonl", 10_000
     with path.open("w") as file:
         for number in range(size):
             file.write(json.dumps({"text": f"{number} " + "x" * 10_000}) + "\n")

@@ -8,6 +8,9 @@ import numpy as np
 
 from pod_job.prompts.sources.sample import TEMPLATE_FIELDS, BrokenTask, Message, Prompt, Reason, Sample, checked
 
+MISSING = object()
+"""Value of a field that is not there."""
+
 
 def read_record(where: str, record: Any, field: str, task_id: str) -> Sample:
     """Returns a sample from an object with `field`, and `task_id` (else the one given) and `sample_idx` (else 0).
@@ -18,7 +21,8 @@ def read_record(where: str, record: Any, field: str, task_id: str) -> Sample:
     Raises:
         BrokenTask: with `where`, the first field that is missing or cannot be used.
     """
-    if not isinstance(record, dict) or field not in record:
+    value = field_of(record, field)
+    if value is MISSING:
         raise BrokenTask(f'{where} must be an object with the field "{field}" (tasks.field)')
     number = 0 if record.get("sample_idx") is None else record["sample_idx"]
     if type(number) is not int or not 0 <= number < 2**31:
@@ -26,11 +30,22 @@ def read_record(where: str, record: Any, field: str, task_id: str) -> Sample:
     name = task_id if record.get("task_id") is None else record["task_id"]
     if type(name) not in (str, int):
         raise BrokenTask(f"{where}: task_id={name!r:.100} is neither text nor a whole number")
-    prompt = read_prompt(f"{where}: {field}", record[field])
+    prompt = read_prompt(f"{where}: {field}", value)
     if isinstance(prompt, np.ndarray) and record.get("attention_mask") is not None:
         prompt = unmasked(where, prompt, record["attention_mask"])
     values = template_values(where, record) if isinstance(prompt, list) else {}
     return checked(where, Sample(str(name), number, prompt, values))
+
+
+def field_of(record: Any, field: str) -> Any:
+    """Returns the value of a field, whose dots lead inside of others; MISSING where there is none."""
+    if isinstance(record, dict) and field in record:
+        return record[field]
+    for name in field.split("."):
+        if not isinstance(record, dict) or name not in record:
+            return MISSING
+        record = record[name]
+    return record
 
 
 def read_prompt(where: str, value: Any) -> Prompt:

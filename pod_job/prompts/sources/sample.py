@@ -1,7 +1,7 @@
 """Sample, and Source: the keys of all samples in their order, and a function that loads one by its key."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from pod_job.prompts.sources.watched import WatchedFiles
 from pod_job.terminal import one_line
 
 Message = Mapping[str, Any]
 """One turn of a chat: `role`, `content` (text, a list of parts, or null) and whatever else the template reads."""
-
-Key = tuple[int, ...]
-"""Place of a sample in its source; of one length within a source."""
 
 Prompt = str | list[Message] | Integer[np.ndarray, " length"]
 """Text, a chat that the model's template renders, or token ids that go to the model as they are."""
@@ -47,6 +43,9 @@ class BrokenTask(Exception):
     def __init__(self, message: str, reason: Reason = Reason.broken) -> None:
         super().__init__(one_line(message))
         self.reason = reason
+
+    def __reduce__(self) -> tuple:
+        return BrokenTask, (str(self), self.reason)  # to other processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,18 +84,6 @@ class Sample:
 def in_order(message: Message) -> Message:
     """Returns a message of role and content with the role first: runs of 0.1.0 have their fingerprint of that."""
     return {key: message[key] for key in ("role", "content")} if message.keys() == {"role", "content"} else message
-
-
-@dataclass(frozen=True)
-class Source:
-    """Source of samples: `scan()` yields every key once; `load(key)` returns one, from any thread.
-
-    `load` raises BrokenTask. Only keys are held in memory, so a source may be larger. It reads from `files`.
-    """
-
-    scan: Callable[[], Iterator[Key]]
-    load: Callable[[Key], Sample]
-    files: WatchedFiles
 
 
 def checked(where: str, sample: Sample) -> Sample:

@@ -1,0 +1,112 @@
+"""Lists of the files at a place: on a disk, in a bucket, on the Hugging Face hub."""
+
+import fnmatch
+import glob
+import os
+import re
+from pathlib import Path
+
+from pod_job.errors import JobError, first_line
+from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalFile, bucket_folder, hub_parts
+
+WILDCARDS = re.compile(r"[*?\[]")
+
+
+def list_place(path: str) -> tuple[str, list[Listed]]:
+    """Returns the files that a path, a folder, a glob or a URL stands for, sorted, and the folder that they are in.
+
+    Raises:
+        JobError: nothing is there, or the place cannot be listed.
+    """
+    base = path.rstrip("/")
+    if pattern := WILDCARDS.search(path) if not os.path.exists(Path(path).expanduser()) else None:
+        base = path[: pattern.start()].rpartition("/")[0]
+    if path.startswith("gs://"):
+        listed = list_bucket(base)
+    elif path.startswith(HUB):
+        listed = list_hub(base)
+    elif "://" in path:
+        raise JobError(f"{FIELD}={path}: give a path of this machine, gs://bucket/... or {HUB}OWNER/NAME/...")
+    elif pattern:
+        paths = sorted(glob.glob(str(Path(path).expanduser()), recursive=True, include_hidden=False))
+        listed = [entry for file in paths if os.path.isfile(file) for entry in list_local(Path(file), file)]
+    else:
+        listed = list_local(Path(path).expanduser(), path)
+    if pattern and "://" in path:
+        listed = [entry for entry in listed if matches(below(entry.url, base), path[len(base) + 1 :])]
+    if not listed and pattern:
+        raise JobError(f"{FIELD}={path} matches no file; correct the pattern")
+    if not listed and not Path(path).expanduser().is_dir():
+        raise JobError(f"{FIELD}={path} does not exist; give a file, a folder or a pattern of task files")
+    return base, listed
+
+
+def below(url: str, base: str) -> str:
+    """Returns the name of a file within the folder `base`; of that file itself, its last word."""
+    if url.startswith(HUB):  # a listing has the commit, the path may have a branch
+        url, base = hub_parts(url)[2], hub_parts(base)[2]
+    if not base:
+        return url
+    inside = url.removeprefix(f"{base.rstrip('/')}/")
+    return url.rpartition("/")[2] if inside == url or not inside else inside
+
+
+def list_local(top: Path, url: str) -> list[Listed]:
+    """Returns the file at a path, or all files below the folder there."""
+    files = [file for file in sorted(top.rglob("*")) if file.is_file()] if top.is_dir() else [top]
+    entries = []
+    for file in files:
+        if state := LocalFile(str(file)).state():
+            place = url if file == top else f"{url.rstrip('/')}/{file.relative_to(top).as_posix()}"
+            entries.append(Listed(place, state))
+    return entries
+
+
+def list_bucket(url: str) -> list[Listed]:
+    """Returns the object of this name, or all objects below it."""
+    bucket, _, prefix = url.removeprefix("gs://").rstrip("/").partition("/")
+    folder = bucket_folder(f"gs://{bucket}")
+    stored = folder.listing(prefix)  # pyright: ignore[reportAttributeAccessIssue]
+    inside = {
+        name: content
+        for name, content in stored.items()
+        if name == prefix or not prefix or name.startswith(f"{prefix}/")
+    }
+    return [
+        Listed(f"gs://{bucket}/{name}", FileState(content.size, content.crc32c), f"crc32c:{content.crc32c}")
+        for name, content in sorted(inside.items())
+    ]
+
+
+def list_hub(url: str) -> list[Listed]:
+    """Returns the file of a dataset on the hub, or all files below it, at the commit that the revision is now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    repo, revision, path = hub_parts(url)
+    try:
+        api = HfApi()
+        commit = api.dataset_info(repo, revision=revision or None).sha
+        tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    except Exception as error:  # the HTTP library beneath the hub's, and its errors, change with its version
+        raise JobError(f"{FIELD}={url} cannot be listed ({first_line(error)})") from error
+    path = path.strip("/")
+    inside = [name for name in sorted(files) if not path or name == path or name.startswith(f"{path}/")]
+    entries = []
+    for name in inside:
+        entry = files[name]
+        checksum = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git-sha1:{entry.blob_id}"
+        entries.append(Listed(f"{HUB}{repo}@{commit}/{name}", FileState(entry.size, checksum), checksum))
+    return entries
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Returns whether a name matches a glob; ** stands for any folders, and a folder for all that is in it."""
+    if name.startswith(f"{pattern.rstrip('/')}/"):
+        return True
+    translated = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
+    translated = translated.replace(r"\?", "[^/]")
+    if "[" in pattern or "{" in pattern:
+        return fnmatch.fnmatchcase(name, pattern)
+    return re.fullmatch(translated, name) is not None

@@ -1,0 +1,250 @@
+"""Tables: Parquet, Arrow and CSV files, of which only the columns that a sample needs are read."""
+
+import io
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice, pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from pod_job.config.tasks import TasksConfig
+from pod_job.errors import JobError, first_line
+from pod_job.prompts.sources.blocks import BlockCache, Counted, FileReader, changed
+from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
+from pod_job.prompts.sources.places import DataFile, RangedFile, crc32c_of, unreadable
+from pod_job.prompts.sources.record import read_record
+from pod_job.prompts.sources.sample import RECORD_FIELDS, BrokenTask, Sample
+
+ROWS = 128
+"""Rows of a Parquet file that are decoded at a time."""
+BUFFER_BYTES = 1 << 20
+ROW_GROUP_BYTES = 64 << 20
+"""A larger row group is better read on than from its start again."""
+
+
+class TableReader(FileReader):
+    """Rows of a table; a block is a record batch."""
+
+    def __init__(
+        self, file: DataFile, entry: FileEntry, cache: BlockCache, alone: bool, config: TasksConfig | None = None
+    ) -> None:
+        self.config = config or TasksConfig(path=entry.url)
+        super().__init__(file, entry, cache, alone)
+
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Returns the names and types of the columns."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yields the rows from the first on."""
+
+    def counted(self, marks: np.ndarray) -> Counted:
+        """Returns the samples of marks whose first column is the first row of each part, the last their number."""
+        checksum = self.entry.checksum or crc32c_of(self.file, self.entry.size)
+        return Counted(int(marks[-1, 0]), pack_marks(marks), checksum)
+
+    def columns(self) -> list[str]:
+        """Returns the columns that a sample needs: others may hold what needs a package to be decoded."""
+        names = (self.config.field, self.config.field.split(".")[0], *RECORD_FIELDS)
+        return [name for name in self.schema().names if name in names]
+
+    def raw(self) -> io.RawIOBase:
+        return RangedFile(self.file, self.entry.size)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns what pyarrow says to a damaged file into a JobError that names it."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            state = self.file.state()
+            if state is not None and (state.size, state.version) != (self.entry.size, self.entry.version):
+                raise changed(self.entry.url) from error
+            raise unreadable(self.entry.url, f"damaged, or not what its name says: {first_line(error)}") from error
+
+    def opened(self, block: pa.RecordBatch) -> pa.RecordBatch:
+        return block
+
+    def sample(self, block: pa.RecordBatch, index: int, row: int) -> Sample:
+        where = f"{self.where}, row {row}"
+        try:
+            record = block.slice(index, 1).to_pylist()[0]
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise BrokenTask(f"{where} cannot be read ({first_line(error)})") from error
+        return read_record(where, record, self.config.field, self.task_id(f"row_{row}"))
+
+    def head(self, count: int) -> Iterator[Sample | BrokenTask]:
+        with self.errors():
+            numbered = ((batch, index) for batch in self.batches() for index in range(batch.num_rows))
+            for row, (batch, index) in enumerate(islice(numbered, count)):
+                yield self.read(batch, index, row)
+
+
+class ParquetReader(TableReader):
+    """A Parquet file: counted by its footer, read from the start of a row group on."""
+
+    def open(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.raw(), buffer_size=BUFFER_BYTES, pre_buffer=False)
+
+    def schema(self) -> pa.Schema:
+        with self.errors():
+            return self.open().schema_arrow
+
+    def count(self) -> Counted:
+        with self.errors():
+            footer = self.open().metadata
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        return self.counted(np.cumsum([0, *rows])[:, None].astype(np.int64))
+
+    def block_starts(self) -> Int64[np.ndarray, " n"]:
+        groups = unpack_marks(self.entry.marks)[:, 0]
+        inside = [np.arange(start, stop, ROWS) for start, stop in pairwise(groups.tolist())]
+        starts = np.concatenate([*inside, groups[-1:]]).astype(np.int64)
+        self.groups = np.searchsorted(starts, groups)  # the first block of each group
+        self.sequential = self.entry.size > ROW_GROUP_BYTES * max(1, len(groups) - 1)
+        return starts
+
+    def entry_block(self, block: int) -> int:
+        return int(self.groups[np.searchsorted(self.groups, block, side="right") - 1])
+
+    def stream(self, block: int, stop: int) -> Iterator[pa.RecordBatch]:
+        group = int(np.searchsorted(self.groups, block, side="right")) - 1
+        with self.errors():
+            file = self.open()
+            last = int(self.groups[group + 1])
+            sizes = np.diff(self.starts[block : last + 1]).tolist()
+            batches = file.iter_batches(ROWS, row_groups=[group], columns=self.columns())
+            yield from cut(batches, sizes)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        return self.open().iter_batches(ROWS, columns=self.columns())
+
+
+def cut(batches: Iterator[pa.RecordBatch], sizes: list[int]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of the batches as batches of these sizes."""
+    held: list[pa.RecordBatch] = []
+    for size in sizes:
+        while sum(batch.num_rows for batch in held) < size and (batch := next(batches, None)) is not None:
+            held.append(batch)
+        joined = held[0] if len(held) == 1 else pa.concat_batches(held)
+        yield joined.slice(0, size)
+        held = [joined.slice(size)] if joined.num_rows > size else []
+
+
+class ArrowReader(TableReader):
+    """An Arrow file, in the format of streams, as `datasets` saves them, or with a footer: its batches are blocks."""
+
+    def source(self) -> pa.NativeFile:
+        raw = self.raw()
+        if self.file.read(0, 6) == b"ARROW1":
+            raw.seek(8)  # behind the magic, what follows is a stream
+        return pa.PythonFile(io.BufferedReader(raw, BUFFER_BYTES), "r")
+
+    def schema(self) -> pa.Schema:
+        with self.errors():
+            return pa.ipc.read_schema(pa.ipc.read_message(self.source()))
+
+    def count(self) -> Counted:
+        marks, rows = [], 0
+        with self.errors():
+            source = self.source()
+            schema = pa.ipc.read_schema(pa.ipc.read_message(source))
+            while True:
+                place = source.tell()
+                try:
+                    message = pa.ipc.read_message(source)
+                except EOFError:
+                    break
+                if message is None:
+                    break
+                if message.type != "record batch":
+                    raise unreadable(self.entry.url, "it has dictionaries; save it without, as Parquet")
+                marks.append((rows, place))
+                rows += pa.ipc.read_record_batch(message, schema).num_rows
+            marks.append((rows, place))
+        return self.counted(np.array(marks, np.int64))
+
+    def block_starts(self) -> Int64[np.ndarray, " n"]:
+        marks = unpack_marks(self.entry.marks, 2)
+        self.offsets = marks[:, 1]
+        return marks[:, 0]
+
+    def stream(self, block: int, stop: int) -> Iterator[pa.RecordBatch]:
+        with self.errors():
+            schema = self.schema()
+            names = self.columns()
+            for number in range(block, stop):
+                start, end = self.offsets[number : number + 2].tolist()
+                message = pa.ipc.read_message(pa.py_buffer(self.file.read(start, end - start)))
+                yield pa.ipc.read_record_batch(message, schema).select(names)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        names = self.columns()
+        for batch in pa.ipc.open_stream(self.source()):
+            yield batch.select(names)
+
+
+class CsvReader(TableReader):
+    """A CSV file, read from its start on."""
+
+    sequential = True
+
+    def parsed(self) -> pyarrow.csv.CSVStreamingReader:
+        options = pyarrow.csv.ReadOptions(block_size=BUFFER_BYTES, use_threads=False)
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        return pyarrow.csv.open_csv(self.raw(), read_options=options, parse_options=parse)
+
+    def schema(self) -> pa.Schema:
+        with self.errors():
+            return self.parsed().schema
+
+    def count(self) -> Counted:
+        with self.errors():
+            rows = [batch.num_rows for batch in self.parsed()]
+        return self.counted(np.cumsum([0, *rows])[:, None].astype(np.int64))
+
+    def block_starts(self) -> Int64[np.ndarray, " n"]:
+        return unpack_marks(self.entry.marks)[:, 0]
+
+    def entry_block(self, block: int) -> int:
+        return 0
+
+    def stream(self, block: int, stop: int) -> Iterator[pa.RecordBatch]:
+        with self.errors():
+            yield from self.batches()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        names = self.columns()
+        for batch in self.parsed():
+            yield batch.select(names)
+
+
+def check_schemas(schemas: dict[str, pa.Schema], field: str) -> None:
+    """Raises JobError that names the first file without the column of `field`, or with another type there."""
+    first: tuple[str, Any] | None = None
+    for url, schema in schemas.items():
+        name = field if field in schema.names else field.split(".")[0]
+        if name not in schema.names:
+            columns = ", ".join(schema.names[:20])
+            raise JobError(f'tasks.field={field}: {url} has no column "{name}"; it has {columns}')
+        kind = schema.field(name).type
+        if first is None:
+            first = url, kind
+        elif family(kind) != family(first[1]):
+            raise JobError(f'tasks.path: column "{name}" is {kind} in {url}, but {first[1]} in {first[0]}; use one')
+
+
+def family(kind: pa.DataType) -> str:
+    """Returns which prompts a column holds: texts, lists of token ids, chats."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+        return "text"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return "ids" if pa.types.is_integer(kind.value_type) else "list"
+    return "struct" if pa.types.is_struct(kind) else str(kind)
