@@ -171,7 +171,7 @@ def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
     reporter.phase(Phase.merging)
     if complete:
         if inputs.config.mode is Mode.generate:
-            summary = write_predictions(inputs.folder, inputs.total_batches, inputs.config.tasks)
+            summary = write_predictions(inputs.folder, inputs.total_batches, inputs.tasks_config)
             log.info(
                 "predictions: %s",
                 ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(summary).items()),

@@ -1,5 +1,6 @@
 """The code that hosts run, as one archive whose name is its content: equal sources make equal bytes."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -97,14 +98,19 @@ def task_files(tasks: TasksConfig) -> dict[str, Path]:
     Raises:
         JobError: a file among them that nobody would want to send: hidden, outside the folder, or of a run.
     """
-    top = Path(tasks.path)
-    if top.is_absolute():
-        return {}
-    files = {Path(os.path.normpath(path)): path for path in source_files(tasks)}
-    for place, path in files.items():
-        if reason := why_not_to_send(place, path, top):
-            raise JobError(f"tasks.path={top}: {path} {reason}; put the task files alone into a folder of their own")
-    return {place.as_posix(): path for place, path in files.items()}
+    sent: dict[str, Path] = {}
+    for top in (Path(path) for path in tasks.paths if "://" not in path):
+        if top.is_absolute():
+            continue
+        files = source_files(dataclasses.replace(tasks, path=str(top)))
+        for path in files:
+            place = Path(os.path.normpath(path))
+            if reason := why_not_to_send(place, path, top):
+                raise JobError(
+                    f"tasks.path={top}: {path} {reason}; put the task files alone into a folder of their own"
+                )
+            sent[place.as_posix()] = path
+    return sent
 
 
 def why_not_to_send(place: Path, path: Path, top: Path) -> str:

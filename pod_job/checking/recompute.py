@@ -17,6 +17,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.template_date import template_date
+from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import tokenize
 from pod_job.reading.dataset import ActivationDataset
@@ -127,7 +128,8 @@ def row_prompts(
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
         key = (rows["task_id"][i], int(rows["sample_idx"][i]))
         numbers = batch_samples(batch, len(samples), config.extract.save_every_n_samples)
-        by_key = {(sample.task_id, sample.sample_idx): sample for sample in (samples[n] for n in numbers)}
+        read = [sample for sample in samples.load(numbers) if isinstance(sample, Sample)]
+        by_key = {(sample.task_id, sample.sample_idx): sample for sample in read}
         position, token = int(rows["position"][i]), int(rows["token_id"][i])
         row = f"{dataset.folder.url}: row {chosen[i]} of batch {batch}"
         if key not in by_key:

@@ -6,7 +6,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +14,7 @@ from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.prompts.arc import Grid, read_arc, solution
 from pod_job.prompts.arc_answers import parse_grid
 from pod_job.prompts.augment import augmentation
+from pod_job.prompts.sources.arc_source import local_path
 from pod_job.run_folder.completions import Completion, read_completions
 from pod_job.run_folder.layout import OUTPUTS
 from pod_job.storage.folder import Folder
@@ -86,7 +86,10 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> Summ
     For ARC also submission.json: per test input the two grids most often predicted (the earlier one at a tie), in the
     format of the ARC Prize. Lines go through a temporary file: one batch's completions are in memory at a time.
     """
-    scores = ArcScores(config, read_arc(Path(config.path))) if config.format is TaskFormat.arc else None
+    scores = None
+    if config.format is TaskFormat.arc:
+        with local_path(config.paths[0]) as path:
+            scores = ArcScores(config, read_arc(path))
     count = 0
     with tempfile.TemporaryFile() as lines:
         for batch in range(1, batches + 1):

@@ -69,7 +69,7 @@ def tasks_identity(config: JobConfig, tasks: Tasks, recorded: TasksIdentity | No
     """Returns what of the tasks the vectors depend on; `recorded`: that of the run, which in 0.1.0 has no reasons."""
     by_reason = tasks.skipped and (recorded is None or recorded.skipped_by_reason is not None)
     return TasksIdentity(
-        format=config.tasks.format.value,
+        format=tasks.format.value,
         fingerprint=tasks.fingerprint,
         samples=len(tasks.samples),
         skipped=tasks.skipped,
@@ -95,8 +95,10 @@ def token_probe(config: JobConfig, samples: Samples, folder: TokenizerFolder, te
 
     None where the run's prompts are token ids and nothing else asks for a tokenizer.
     """
-    chosen = np.unique(np.linspace(0, len(samples) - 1, PROBED_SAMPLES).astype(int)).tolist()
-    probed = [samples[i] for i in chosen]
+    # The first ones of an indexed source: others may cost the reading of much that lies before them.
+    last = len(samples) - 1 if samples.contents is not None else min(len(samples), PROBED_SAMPLES) - 1
+    chosen = np.unique(np.linspace(0, last, PROBED_SAMPLES).astype(int)).tolist()
+    probed = [sample for sample in samples.load(chosen) if isinstance(sample, Sample)]
     needed = config.mode is Mode.generate or config.extract.exclude or any(map(is_text, probed))
     if not needed or not has_vocabulary(folder.path):
         return None

@@ -15,6 +15,7 @@ from pod_job.checkpoints.locate import find_model
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig
+from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.sharding import check_divides
@@ -30,7 +31,7 @@ from pod_job.planning.identity import (
     tokenizer_files,
 )
 from pod_job.planning.template_date import date_to_record, template_date
-from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.sources.sample import BrokenTask, Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
 from pod_job.prompts.text_ends import check_ends
 from pod_job.prompts.tokens import (
@@ -61,6 +62,11 @@ class Outline:
     table: dict[str, Weight]
     tasks: Tasks
     total_batches: int
+
+    @property
+    def tasks_config(self) -> TasksConfig:
+        """The configuration of the tasks, with the format that they were found to have."""
+        return replace(self.config.tasks, format=self.tasks.format)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -94,25 +100,33 @@ class Inputs(Outline):
         """Returns the tokenized prompts of a batch (from 1): its `samples`, tokenized."""
         return self.tokenize(self.samples(batch))
 
-    def samples(self, batch: int) -> list[Sample]:
-        """Returns the samples of a batch (from 1), read from the source; for any thread."""
+    def samples(self, batch: int) -> list[Sample | BrokenTask]:
+        """Returns the samples of a batch (from 1), read from the source; for any thread.
+
+        One that is broken comes as what is wrong with it; under `tasks.on_broken=refuse` it raises JobError.
+        """
         samples = self.tasks.samples
-        indices = batch_samples(batch, len(samples), self.config.extract.save_every_n_samples)
-        return [samples[i] for i in indices]
+        return samples.load(batch_samples(batch, len(samples), self.config.extract.save_every_n_samples))
 
     def first_prompts(self, count: int) -> list[Prompt]:
         """Returns the first prompts that can be used, at most `count`."""
         prompts, samples = [], self.tasks.samples
         for start in range(0, len(samples), count):
-            prompts += self.tokenize(samples[start : start + count]).prompts
+            prompts += self.tokenize(samples.load(range(len(samples))[start : start + count])).prompts
             if len(prompts) >= count:
                 break
         return prompts[:count]
 
-    def tokenize(self, samples: Sequence[Sample]) -> Tokenized:
-        """Returns the prompts of samples, as every host and every start of the run makes them; for any thread."""
+    def tokenize(self, samples: Sequence[Sample | BrokenTask]) -> Tokenized:
+        """Returns the prompts of samples, as every host and every start of the run makes them; for any thread.
+
+        What `samples` says of broken ones is with those that cannot be tokenized.
+        """
         rules = PromptRules.of(self.config, self.arch.vocab, self.template_date)
-        return usable_prompts(self.tokenizer, samples, rules)
+        broken = [sample for sample in samples if isinstance(sample, BrokenTask)]
+        usable = [sample for sample in samples if isinstance(sample, Sample)]
+        tokenized = usable_prompts(self.tokenizer, usable, rules)
+        return replace(tokenized, skipped=[*broken, *tokenized.skipped])
 
 
 def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:

@@ -42,7 +42,7 @@ def date_to_record(folder: Folder, tasks: Tasks, tokenizer_folder: TokenizerFold
     None where no template writes it, or where run.json is of 0.1.0. Should another host have claimed the folder with
     another day meanwhile, as around midnight by hand, this start is refused.
     """
-    if not tasks.chat or not uses_date(tokenizer_folder.tokenizer.chat_template):
+    if not (tasks.chat or not tasks.whole) or not uses_date(tokenizer_folder.tokenizer.chat_template):
         return None
     unknown = folder.stat(RUN) is not None and read_run(folder).identity.template_date is None
     return None if unknown else today

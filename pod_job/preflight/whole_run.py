@@ -79,7 +79,8 @@ def tokens_per_s(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
 
 def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConfig) -> int:
     """Returns the number of tokens of all samples, as prompts, from a part of them at even distances."""
-    chosen = samples[:: max(1, len(samples) // TOKENIZED_SAMPLES)]
+    step = max(1, len(samples) // TOKENIZED_SAMPLES)
+    chosen = [samples[number] for number in range(0, len(samples), step)]
     if has_vocabulary(model_dir):
         prompts = usable_prompts(load_tokenizer(model_dir), chosen, PromptRules.of(config)).prompts
         lengths = [len(prompt.token_ids) for prompt in prompts]

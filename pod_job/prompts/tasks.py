@@ -51,11 +51,11 @@ class Samples(Sequence[Sample]):
         contents: Int64[np.ndarray, " n"] | None = None,
         rules: "SampleRules | None" = None,
     ) -> None:
-        self.documents, self.rows, self.count, self.contents = documents, rows, count, contents
+        self.documents, self.rows, self.total, self.contents = documents, rows, count, contents
         self.rules = rules or SampleRules()
 
     def __len__(self) -> int:
-        return self.count
+        return self.total
 
     @overload
     def __getitem__(self, at: int) -> Sample: ...
@@ -63,14 +63,14 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, at: slice) -> list[Sample]: ...
     def __getitem__(self, at: int | slice) -> Sample | list[Sample]:
         if isinstance(at, slice):
-            return [sample for sample in self.load(range(self.count)[at]) if isinstance(sample, Sample)]
-        [sample] = self.load([range(self.count)[at]])
+            return [sample for sample in self.load(range(self.total)[at]) if isinstance(sample, Sample)]
+        [sample] = self.load([range(self.total)[at]])
         if isinstance(sample, BrokenTask):
             raise JobError(str(sample))
         return sample
 
     def __iter__(self) -> Iterator[Sample]:
-        for start in range(0, self.count, AT_A_TIME):
+        for start in range(0, self.total, AT_A_TIME):
             yield from self[start : start + AT_A_TIME]
 
     def load(self, indices: Sequence[int]) -> list[Read]:
@@ -290,7 +290,7 @@ def within_tokens(tasks: Tasks, count: int) -> Tasks:
 
 @dataclass
 class Scan:
-    """What reading a source whole finds: the rows that are samples, their names and contents, and kinds of prompts."""
+    """Findings of reading a source whole: the rows that are samples, their names and contents, and kinds of prompts."""
 
     rows: array = field(default_factory=lambda: array("q"))
     names: array = field(default_factory=lambda: array("q"))

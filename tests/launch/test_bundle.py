@@ -13,7 +13,7 @@ from launch.cloud import bundle
 from launch.cloud.bundle import make_bundle, task_files
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
-from pod_job.prompts.tasks import open_source
+from pod_job.prompts.tasks import read_tasks
 
 TASK = json.dumps({"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}]})
 
@@ -56,8 +56,8 @@ def test_texts_and_datasets_are_sent_whole(here: Path) -> None:
     for name in names:
         (moved / name).parent.mkdir(parents=True, exist_ok=True)
         (moved / name).write_bytes((here / name).read_bytes())
-    source = open_source(TasksConfig(path=str(moved / "saved"), format=TaskFormat.dataset, split="test"))
-    assert [source.load(key).prompt for key in source.scan()] == ["a", "b"]
+    tasks = read_tasks(TasksConfig(path=str(moved / "saved"), format=TaskFormat.dataset, split="test"))
+    assert [sample.prompt for sample in tasks.samples] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def size_of(block: Any) -> int:
 
 
 class Counted:
-    """What counting a file gives: its samples, the reader's marks, and its checksum where all of it was read."""
+    """Result of counting a file: its samples, the reader's marks, and its checksum where all of it was read."""
 
     def __init__(self, samples: int, marks: bytes = b"", checksum: str | None = None) -> None:
         self.samples, self.marks, self.checksum = samples, marks, checksum

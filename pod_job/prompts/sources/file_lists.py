@@ -9,6 +9,8 @@ from pathlib import Path
 from pod_job.errors import JobError, first_line
 from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalFile, bucket_folder, hub_parts
 
+IRREGULAR = FileState(0, "irregular")
+"""State of what is no regular file: a pipe, or a link to nothing."""
 WILDCARDS = re.compile(r"[*?\[]")
 
 
@@ -29,7 +31,7 @@ def list_place(path: str) -> tuple[str, list[Listed]]:
         raise JobError(f"{FIELD}={path}: give a path of this machine, gs://bucket/... or {HUB}OWNER/NAME/...")
     elif pattern:
         paths = sorted(glob.glob(str(Path(path).expanduser()), recursive=True, include_hidden=False))
-        listed = [entry for file in paths if os.path.isfile(file) for entry in list_local(Path(file), file)]
+        listed = [entry for file in paths if not os.path.isdir(file) for entry in list_local(Path(file), file)]
     else:
         listed = list_local(Path(path).expanduser(), path)
     if pattern and "://" in path:
@@ -53,20 +55,23 @@ def below(url: str, base: str) -> str:
 
 def list_local(top: Path, url: str) -> list[Listed]:
     """Returns the file at a path, or all files below the folder there."""
-    files = [file for file in sorted(top.rglob("*")) if file.is_file()] if top.is_dir() else [top]
+    files = [file for file in sorted(top.rglob("*")) if not file.is_dir()] if top.is_dir() else [top]
     entries = []
     for file in files:
-        if state := LocalFile(str(file)).state():
-            place = url if file == top else f"{url.rstrip('/')}/{file.relative_to(top).as_posix()}"
-            entries.append(Listed(place, state))
+        place = url if file == top else f"{url.rstrip('/')}/{file.relative_to(top).as_posix()}"
+        if os.path.lexists(file):
+            entries.append(Listed(place, LocalFile(str(file)).state() or IRREGULAR))
     return entries
 
 
 def list_bucket(url: str) -> list[Listed]:
     """Returns the object of this name, or all objects below it."""
     bucket, _, prefix = url.removeprefix("gs://").rstrip("/").partition("/")
+    from pod_job.storage.gcs import BucketFolder
+
     folder = bucket_folder(f"gs://{bucket}")
-    stored = folder.listing(prefix)  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(folder, BucketFolder)
+    stored = folder.listing(prefix)
     inside = {
         name: content
         for name, content in stored.items()

@@ -1,47 +1,40 @@
 """The files that a task source reads, for whoever sends them to other machines."""
 
-import json
 from pathlib import Path
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
-from pod_job.errors import JobError
-from pod_job.storage.folder import is_name
-
-DATA = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt", ".zst", ".gz")
-"""Endings of the files in a folder that `datasets.load_dataset` reads."""
+from pod_job.prompts.sources.file_lists import list_place
+from pod_job.prompts.sources.hub_names import is_dataset_name
+from pod_job.prompts.sources.listing import list_source
+from pod_job.prompts.sources.saved import INFO, SPLITS, STATE
 
 
 def source_files(config: TasksConfig) -> list[Path]:
-    """Returns the files that `tasks.path` stands for, as `read_tasks` opens them; none for a name on the hub."""
-    path = Path(config.path)
-    if not path.is_dir():
-        return [path] if path.is_file() else []
-    if config.format is TaskFormat.arc:
-        return sorted(path.glob("*.json"))
-    if config.format is TaskFormat.text:
-        return sorted(path.rglob("*.txt"))
-    if config.format is TaskFormat.dataset:
-        return saved_files(path) or sorted(file for file in path.rglob("*") if file.suffix in DATA)
-    return []
+    """Returns the files of this machine that `tasks.path` stands for, with the records of saved datasets.
+
+    None for what lies elsewhere.
+    """
+    hub = config.format in (TaskFormat.auto, TaskFormat.dataset)
+    paths = [
+        path for path in config.paths if "://" not in path and not (hub and is_dataset_name(path) and not here(path))
+    ]
+    if not paths or not all(here(path) or "*" in path or "?" in path for path in paths):
+        return []
+    local = TasksConfig(**{**vars(config), "path": paths, "split": "all" if saved(paths) else config.split})
+    records = [Path(entry.url) for path in paths for entry in list_place(path)[1] if is_record(entry.url)]
+    return sorted({*records, *(Path(entry.url) for entry in list_source(local).files)})
 
 
-def saved_files(path: Path) -> list[Path]:
-    """Returns the files of a dataset that `save_to_disk` wrote; none where it was not. JobError where it is damaged."""
-    try:
-        if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_bytes())["splits"]
-            parts = [file for split in splits for file in saved_files(path / _word(split))]
-            return [path / "dataset_dict.json", *parts]
-        if not (path / "state.json").is_file():
-            return []
-        state = json.loads((path / "state.json").read_bytes())
-        data = [path / _word(entry["filename"]) for entry in state["_data_files"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise JobError(f"tasks.path={path}: is not what save_to_disk writes ({error}); save it again") from error
-    return [path / "state.json", *(file for file in [path / "dataset_info.json"] if file.is_file()), *data]
+def here(path: str) -> bool:
+    return Path(path).expanduser().exists()
 
 
-def _word(name: str) -> str:
-    if not is_name(name) or "/" in name:
-        raise ValueError(f"{name!a} is not the name of a file in it")
-    return name
+def saved(paths: list[str]) -> bool:
+    return any((Path(path).expanduser() / name).is_file() for path in paths for name in (STATE, SPLITS))
+
+
+def is_record(url: str) -> bool:
+    """Returns whether a file is a record of a dataset that `save_to_disk` wrote, beside its data."""
+    path = Path(url)
+    beside_state = path.name in (STATE, INFO) and (path.parent / STATE).is_file()
+    return beside_state or (path.name == SPLITS and path.is_file())

@@ -5,7 +5,7 @@ repository has no files that can be read, the Parquet files that the hub makes o
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -47,7 +47,7 @@ def list_dataset(config: TasksConfig, name: str, readable: Sequence[str]) -> lis
     return [(part, [files[file] for file in splits[part.name]]) for part in parts]
 
 
-def readme(files: dict[str, Listed]) -> dict[str, Any]:
+def readme(files: dict[str, Listed]) -> Mapping[str, Any]:
     """Returns the metadata at the top of README.md; nothing where there is none that can be read."""
     if "README.md" not in files:
         return {}
@@ -61,7 +61,7 @@ def readme(files: dict[str, Listed]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def declared(config: TasksConfig, metadata: dict[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
+def declared(config: TasksConfig, metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
     """Returns the files of each split that `configs` in the metadata gives the subset; {} where it gives none."""
     listed = metadata.get("configs")
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []

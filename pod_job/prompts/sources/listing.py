@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
-from pod_job.prompts.sources.file_lists import WILDCARDS, below, list_place, matches
+from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, below, list_place, matches
 from pod_job.prompts.sources.hub_names import by_name, is_dataset_name, list_dataset
 from pod_job.prompts.sources.index import FileEntry
 from pod_job.prompts.sources.lines import CODECS
@@ -203,6 +203,8 @@ def named(config: TasksConfig, groups: Sequence[tuple[SplitPart | None, str, lis
             name = item.url.removeprefix(base) if many else below(item.url, own_base)
             split = part.name if part is not None else ""
             state = item.state
+            if state == IRREGULAR:
+                raise JobError(f"{FIELD}={item.url} is not a regular file; name the files that are to be read")
             entries[item.url] = FileEntry(
                 url=item.url, name=name, size=state.size, version=state.version, checksum=item.checksum, split=split
             )

@@ -21,7 +21,7 @@ EXTENTS = 32
 
 @dataclass(frozen=True)
 class OrderRules:
-    """What the order depends on.
+    """Rules that the order follows from.
 
     Attributes:
         rows: documents of the source; `file_starts` are the first rows of its files, in their order.

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from pod_job.errors import JobError
 from pod_job.storage.checksums import RunningChecksum
-from pod_job.storage.folder import Readable
+from pod_job.storage.folder import Folder, Readable
 from pod_job.storage.local_files import reason_of
 
 FIELD = "tasks.path"
@@ -117,7 +117,7 @@ def unreadable(url: str, reason: str) -> JobError:
 
 
 @lru_cache(OPEN_FOLDERS)
-def bucket_folder(url: str) -> Readable:
+def bucket_folder(url: str) -> Folder:
     """Returns the folder of a bucket, which keeps its connections."""
     # Imported here, as google.cloud takes a second to import and other sources never need it.
     from pod_job.storage.gcs import BucketFolder
