@@ -25,7 +25,7 @@ DEMO_MODEL := runs/models/SmolLM2-135M-Instruct
 # 32 layers, so that the layer numbers of every experiment exist in it.
 SIM_MODEL := runs/models/tiny-qwen2
 SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=120 model.path=$(SIM_MODEL) \
-	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=cut extract.save_every_n_samples=4
+	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=tail extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)

@@ -153,7 +153,7 @@ def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feedin
     config = inputs.config
     with compile_cache(config.storage.compile_cache):
         if config.mode is Mode.prefill:
-            return Step(compile_step(model, params, part.rows, config.extract), params, part)
+            return Step(compile_step(model, params, part.rows, config.extract), params, part, config.extract.positions)
         ending = Ending(config.generate, inputs.end_tokens, inputs.tokenizer)
         programs = compile_generation(model, params, part.rows, config.extract, ending)
         return Generator(programs, params, part, ending, config.extract.positions)

@@ -49,7 +49,7 @@ class Rehearsal:
         return [
             "parity.send_reference=false",  # which takes torch seconds to import
             *("experiment=v5e64", f"model.path={self.model}", "model.dtype=float32", "tasks=arc_sample"),
-            *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=cut"),
+            *("extract.layers=[1,3]", "extract.dtype=float32", "extract.seq_len=128", "extract.too_long=tail"),
             *(f"extract.save_every_n_samples={PER_BATCH}", f"storage.run_dir=gs://{BUCKET}/{run}"),
             f"storage.compile_cache={self.root}/compiled",
             *(f"pod.accelerator_type=v4-{hosts * CORES_PER_VM}", f"pod.hosts={hosts}", "cloud.shared_folders=[/]"),

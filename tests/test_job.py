@@ -132,12 +132,18 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(model: Path, tmp
 
 def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tmp_path: Path) -> None:
     log = finish(start(overrides(model, tmp_path / "a", **{"extract.seq_len": 128}), 1, 1), status=2)
-    assert "tokens, more than extract.seq_len=128; raise it, or keep the last tokens with extract.too_long=cut" in log
+    assert "tokens, more than extract.seq_len=128; raise it, or set extract.too_long=split" in log
     assert not list((tmp_path / "a").glob("activations/*"))
-    cut = overrides(model, tmp_path / "b", **{"extract.seq_len": 128, "extract.too_long": "cut"})
+    cut = overrides(model, tmp_path / "b", **{"extract.seq_len": 128, "extract.too_long": "tail"})
     finish(start(cut, 1, 1))
     status = json.loads((tmp_path / "b" / layout.status_file(0)).read_text())
     assert 0 < status["cut_samples"] <= status["samples"] == SAMPLES
+    counts = ActivationDataset(tmp_path / "b", layer=1).metadata.prompts
+    assert counts is not None
+    assert (counts.tokens - counts.dropped_tokens, counts.dropped_tokens) == (
+        status["tokens"],
+        status["dropped_tokens"],
+    )
     assert 0 < status["step_s"] < status["seconds"]
 
 

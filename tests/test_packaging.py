@@ -62,7 +62,7 @@ def test_an_empty_environment_runs_a_job(built: Path, tmp_path: Path) -> None:
     call([python, "-m", "pip", "check"], tmp_path)
     model = write_tiny_model(tmp_path / "model", layers=2)
     job = ["mesh=2x2", "pod.hosts=2", "pod.devices_per_host=2", f"model.path={model}", f"tasks.path={TASKS}"]
-    job += ["tasks.limit=8", "extract.layers=[1]", "extract.seq_len=128", "extract.too_long=cut"]
+    job += ["tasks.limit=8", "extract.layers=[1]", "extract.seq_len=128", "extract.too_long=tail"]
     call([tmp_path / "env/bin/pod-job", "run", *job, "storage.run_dir=run"], tmp_path)
     assert "sound" in call([tmp_path / "env/bin/pod-job", "verify", "run"], tmp_path)
     metadata = json.loads((tmp_path / "run/activations/metadata.json").read_text())

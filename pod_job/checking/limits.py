@@ -68,3 +68,12 @@ def excess(errors: TapErrors, limit: TapErrors) -> float:
     if not np.isfinite(errors.largest):
         return np.inf
     return max(errors.median / limit.median, errors.largest / limit.largest)
+
+
+def mean_row(
+    truth: Float[np.ndarray, "T D"], errors: Float[np.ndarray, " T"]
+) -> tuple[Float[np.ndarray, "1 D"], Float[np.ndarray, " 1"]]:
+    """Returns the mean of vectors, and the relative error of it that their relative errors come to at most."""
+    mean = truth.mean(axis=0, dtype=np.float64).astype(truth.dtype)[None]
+    most = float((errors * np.linalg.norm(truth, axis=1)).mean())
+    return mean, np.array([most / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)])

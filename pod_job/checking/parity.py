@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pod_job.checking.gate_prompts import gate_prompts
-from pod_job.checking.limits import RowRounding, excess, limits, stored_rounding, summary
+from pod_job.checking.limits import RowRounding, excess, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import Reference, find_reference
 from pod_job.checking.relative_errors import relative_errors
 from pod_job.checking.shipped import Shipped, read_shipped
@@ -88,7 +88,7 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
         only = TapErrors(median=config.parity.limit, largest=config.parity.limit)
         tap_limits = dict.fromkeys(errors, only)
     worst = max(errors, key=lambda tap: excess(errors[tap], tap_limits[tap]))
-    count = sum(len(trial.positions) for trial in trials)
+    count = sum(trial.rows for trial in trials)
     shown = f"relative error {errors[worst].largest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
     log.info("parity with %s: %d rows, %s", reference.name, count, shown)
     return ParityRecord(
@@ -122,8 +122,11 @@ def row_rounding(
     """Returns the truths of the trials' rows of a tap, and by how far the reference's own arithmetic misses them."""
     numbers = {sequence.tobytes(): number for number, sequence in enumerate(sequences)}
     spans = [reference.rows(numbers[trial.token_ids.tobytes()], trial.positions) for trial in trials]
-    truth = np.concatenate([reference.truths[tap][span] for span in spans])
-    computed = np.concatenate([reference.errors[tap][span] for span in spans])
+    pairs = [(reference.truths[tap][span], reference.errors[tap][span]) for span in spans]
+    if any(trial.averaged for trial in trials):
+        pairs = [mean_row(*pair) for pair in pairs]
+    truth = np.concatenate([truth for truth, _ in pairs])
+    computed = np.concatenate([errors for _, errors in pairs])
     return RowRounding(truth, computed, stored_rounding(truth, stored))
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from pod_job.checking.consent import MODEL, NO_CONSENT, TASKS, Consent, config_to_read
-from pod_job.checking.limits import RowRounding, limits, stored_rounding, summary
+from pod_job.checking.limits import RowRounding, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import find_reference
 from pod_job.checking.relative_errors import relative_errors
+from pod_job.config.extract import Positions
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.formats.safetensors import DTYPE_OF
@@ -19,7 +21,7 @@ from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.template_date import template_date
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Samples
-from pod_job.prompts.tokens import tokenize
+from pod_job.prompts.tokens import PromptRules, usable_prompts
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.completions import read_completions
 from pod_job.run_folder.parity import TapErrors, read_all_parity
@@ -67,20 +69,21 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
     chosen = np.sort(np.random.default_rng(seed).choice(len(first), min(count, len(first)), replace=False))
     prompts: dict[bytes, np.ndarray] = {}  # distinct ones, as several rows can be of one prompt
     places = []
-    for token_ids, position in row_prompts(config, inputs.tasks.samples, inputs.tokenizer, first, chosen):
+    for token_ids, of_row in row_prompts(config, inputs.tasks.samples, inputs.tokenizer, first, chosen):
         prompts.setdefault(token_ids.tobytes(), token_ids)
-        places.append((token_ids.tobytes(), position))
+        places.append((token_ids.tobytes(), of_row))
     if not places:
         return {tap: Deviation("", 0, 0.0, 0.0, 0.0) for tap in datasets}
-    longest = {prompt: max(at for key, at in places if key == prompt) + 1 for prompt in prompts}
+    longest = {prompt: max(int(at[-1]) for key, at in places if key == prompt) + 1 for prompt in prompts}
     reference = find_reference(inputs, [prompts[prompt][: longest[prompt]] for prompt in prompts])
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    at = [reference.rows(numbers[prompt], range(position, position + 1)).start for prompt, position in places]
+    at = [reference.rows(numbers[prompt], range(1)).start + of_row for prompt, of_row in places]
     recorded, deviations = recorded_limits(inputs), {}
     for tap, dataset in datasets.items():
-        truth = reference.truths[tap][at]
+        means = [mean_row(reference.truths[tap][rows], reference.errors[tap][rows]) for rows in at]
+        truth, computed = (np.concatenate(values) for values in zip(*means, strict=True))
         rounding = stored_rounding(truth, DTYPE_OF[config.extract.dtype.value])
-        limit = wider(limits(RowRounding(truth, reference.errors[tap][at], rounding)), recorded.get(tap))
+        limit = wider(limits(RowRounding(truth, computed, rounding)), recorded.get(tap))
         if config.parity.limit is not None:
             limit = TapErrors(config.parity.limit, config.parity.limit)
         errors = summary(relative_errors(dataset[chosen], truth))
@@ -122,23 +125,32 @@ def wider(limit: TapErrors, recorded: TapErrors | None) -> TapErrors:
 
 def row_prompts(
     config: JobConfig, samples: Samples, tokenizer: Any, dataset: ActivationDataset, chosen: np.ndarray
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields for each row the token ids of its prompt and completion, and the position of the row's token in them."""
-    rows, extract, today = dataset.rows(chosen), config.extract, template_date(dataset.folder)
+) -> Iterator[tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]]:
+    """Yields for each row the token ids of its prompt and completion, and the row's places in them.
+
+    A row has one place, or all those that it is the mean of.
+    """
+    rows, rules = dataset.rows(chosen), PromptRules.of(config, template_date=template_date(dataset.folder))
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
         key = (rows["task_id"][i], int(rows["sample_idx"][i]))
         numbers = batch_samples(batch, len(samples), config.extract.save_every_n_samples)
         read = [sample for sample in samples.load(numbers) if isinstance(sample, Sample)]
         by_key = {(sample.task_id, sample.sample_idx): sample for sample in read}
-        position, token = int(rows["position"][i]), int(rows["token_id"][i])
         row = f"{dataset.folder.url}: row {chosen[i]} of batch {batch}"
         if key not in by_key:
             raise JobError(f"{row} is of task {key[0]}, sample {key[1]}, which is not in that batch")
-        [prompt] = tokenize(tokenizer, [by_key[key]], extract.seq_len, extract.too_long, template_date=today)
+        prompts = {prompt.window: prompt for prompt in usable_prompts(tokenizer, [by_key[key]], rules).prompts}
         completed = {
             (text.task_id, text.sample_idx): text.token_ids for text in read_completions(dataset.folder, batch)
         }
+        prompt = prompts.get(int(rows["window"][i]) if "window" in rows else 0)
+        if prompt is None:
+            raise JobError(f"{row} is of window {rows['window'][i]}, which its sample does not have")
         token_ids = np.concatenate([prompt.token_ids, np.array(completed.get(key, []), np.int32)])
-        if position >= len(token_ids) or token_ids[position] != token:
-            raise JobError(f"{row} has token {token} at position {position}, where its prompt has another")
-        yield token_ids, position
+        if config.extract.positions is Positions.mean:
+            yield token_ids, prompt.places
+            continue
+        place, token = int(rows["window_position" if "window_position" in rows else "position"][i]), rows["token_id"][i]
+        if not 0 <= place < len(token_ids) or token_ids[place] != token:
+            raise JobError(f"{row} has token {token} at position {place}, where its prompt has another")
+        yield token_ids, np.array([place], np.int32)

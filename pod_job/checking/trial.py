@@ -3,9 +3,8 @@
 Every host calls these functions at once; those that have no prompts to give feed empty rows.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,11 +20,19 @@ from pod_job.prompts.tokens import Prompt
 
 @dataclass(frozen=True)
 class Trial:
-    """A prompt's tokens with the new ones after them, and the vectors [positions, width] of every tap."""
+    """A prompt's tokens with the new ones after them, and the vectors [positions, width] of every tap.
+
+    With `averaged` there is one vector, the mean over the positions.
+    """
 
     token_ids: np.ndarray
     positions: range
     vectors: dict[str, np.ndarray]
+    averaged: bool = False
+
+    @property
+    def rows(self) -> int:
+        return 1 if self.averaged else len(self.positions)
 
 
 def try_program(program: Step | Generator, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:
@@ -36,24 +43,36 @@ def try_program(program: Step | Generator, config: ExtractConfig, prompts: Seque
 
 
 def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:
-    """Runs one step, packed like every other; where only last positions are stored, with beginnings of the prompts."""
+    """Runs one step, packed like every other; where prompts have one vector each, with beginnings of the prompts."""
     queued = [Queued(1, index, prompt) for index, prompt in enumerate(prompts)]
-    if config.positions is Positions.last:
+    if config.positions.one_per_prompt:
         queued += [Queued(1, index, prompt) for index, prompt in beginnings(prompts)]
+    queued = [replace(item, prompt=with_gate_rows(item.prompt, config.positions)) for item in queued]
     rows = fill_rows(queued, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     item = make_step(rows, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     output = step(item, more=False)
     taps = {name: np.concatenate(local_rows(array)) for name, array in output.activations.items()}
 
     def trial(placed: Placed) -> Trial:
+        positions = range(placed.length)
+        at = slice(placed.start, placed.start + placed.length)
+        if config.positions.one_per_prompt:
+            at = slice(placed.slot, placed.slot + 1)
         if config.positions is Positions.last:
-            positions, at = range(placed.length - 1, placed.length), slice(placed.slot, placed.slot + 1)
-        else:
-            positions, at = range(placed.length), slice(placed.start, placed.start + placed.length)
-        token_ids = prompts[placed.index].token_ids
-        return Trial(token_ids, positions, {name: vectors[placed.row, at] for name, vectors in taps.items()})
+            positions = positions[-1:]
+        if config.positions is Positions.first:
+            positions = positions[:1]
+        token_ids, vectors = prompts[placed.index].token_ids, {name: of[placed.row, at] for name, of in taps.items()}
+        return Trial(token_ids, positions, vectors, averaged=config.positions is Positions.mean)
 
     return [trial(placed) for placed in item.placed]
+
+
+def with_gate_rows(prompt: Prompt, positions: Positions) -> Prompt:
+    """Returns the prompt with all rows, or the one that is selected, whatever its roles and special tokens."""
+    length = len(prompt.token_ids)
+    one = {Positions.last: [length - 1], Positions.first: [0]}.get(positions)
+    return replace(prompt, rows=None if one is None else np.array(one, np.int32))
 
 
 def fill_rows(queued: Sequence[Queued], rows: int, seq_len: int, most: int) -> list[list[Queued]]:
@@ -71,10 +90,10 @@ def fill_rows(queued: Sequence[Queued], rows: int, seq_len: int, most: int) -> l
 def try_generation(generator: Generator, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:
     """Runs prefill and the first call of decode, one prompt a row."""
     rows, ending = generator.feeding.feeder_rows, generator.ending
-    short = dataclasses.replace(ending.generate, max_new_tokens=generator.programs.call_tokens)
+    short = replace(ending.generate, max_new_tokens=generator.programs.call_tokens)
     queued = [Queued(1, index, prompt) for index, prompt in enumerate(prompts[:rows])]
     wave = make_wave(queued, rows, config.seq_len, config.save_every_n_samples, {})
-    result = dataclasses.replace(generator, ending=dataclasses.replace(ending, generate=short)).run(wave, more=False)
+    result = replace(generator, ending=replace(ending, generate=short)).run(wave, more=False)
 
     def trial(row: int, prompt: Prompt) -> Trial:
         new, _ = result.ends[row]

@@ -33,6 +33,7 @@ def load(overrides: Sequence[str]) -> JobConfig:
 
     Raises JobError in one line for a misspelled key, an unknown choice, a wrong type, a missing or out-of-range value.
     """
+    overrides = [part for override in overrides for part in with_number(override)]
     ConfigStore.instance().store(name="schema", node=JobConfig)
     GlobalHydra.instance().clear()
     try:
@@ -45,6 +46,13 @@ def load(overrides: Sequence[str]) -> JobConfig:
         raise JobError(explain(error, overrides)) from error
     assert isinstance(config, JobConfig)
     return config
+
+
+def with_number(override: str) -> list[str]:
+    """Returns an override that gives a choice and its number, `extract.positions=every=8`, as one for each field."""
+    if match := re.fullmatch(r"(\+{0,2}extract\.)positions=['\"]?(every|sample)=([^'\"]*)['\"]?", override):
+        return [f"{match[1]}positions={match[2]}", f"{match[1]}{match[2]}={match[3]}"]
+    return [override]
 
 
 def to_json(config: JobConfig) -> ConfigValues:
@@ -72,7 +80,8 @@ def from_json(recorded: ConfigValues, overrides: Sequence[str] = ()) -> JobConfi
         if override.startswith("~") or key in GROUPS:
             raise JobError(f"{override}: a recorded configuration takes single fields only, such as cloud.project=...")
     try:
-        given = OmegaConf.from_dotlist([override.removeprefix("+") for override in overrides])
+        parts = [part for override in overrides for part in with_number(override)]
+        given = OmegaConf.from_dotlist([part.removeprefix("+") for part in parts])
         tree = OmegaConf.merge(OmegaConf.structured(JobConfig), _literal(recorded), given)
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:

@@ -11,6 +11,12 @@ from typing import Any
 from omegaconf import MISSING
 
 from pod_job.config.cloud import CloudConfig
+from pod_job.config.extract import Exclude as Exclude
+from pod_job.config.extract import ExtractConfig as ExtractConfig
+from pod_job.config.extract import OnNonfinite as OnNonfinite
+from pod_job.config.extract import Positions as Positions
+from pod_job.config.extract import StoredDtype as StoredDtype
+from pod_job.config.extract import TooLong as TooLong
 from pod_job.config.generate import GenerateConfig, Mode
 from pod_job.config.preflight import PreflightConfig
 from pod_job.config.tasks import TasksConfig
@@ -33,48 +39,6 @@ class Dtype(Enum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
-
-
-class StoredDtype(Enum):
-    """Dtype of the stored vectors; eight-bit vectors have a scale for every 64 columns of a row."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-    int8 = "int8"
-    float8 = "float8_e4m3fn"
-
-
-class Positions(Enum):
-    """Token positions that are stored.
-
-    `last`: the last position of each forward pass, which with mode=generate is where each new token was chosen; `all`:
-    every position of the prompt and of the new tokens; `generated`: the positions of the new tokens.
-    """
-
-    last = "last"
-    all = "all"
-    generated = "generated"
-
-
-class TooLong(Enum):
-    """Treatment of a prompt of more than `extract.seq_len` tokens: `refuse` the run, or `cut` it to its last tokens."""
-
-    refuse = "refuse"
-    cut = "cut"
-
-
-class Exclude(Enum):
-    """Rows that are not stored: `special`, those of control tokens, which are not part of the text."""
-
-    special = "special"
-
-
-class OnNonfinite(Enum):
-    """Treatment of a vector with a NaN or an infinity: `fail` the run and name it, or store it and `flag` its row."""
-
-    fail = "fail"
-    flag = "flag"
 
 
 class PodKind(Enum):
@@ -125,27 +89,6 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class ExtractConfig:
-    layers: list[int] | None = None  # layers whose resid_post is stored; null: all layers, or none if `taps` is set
-    taps: list[str] = field(default_factory=list)  # further taps by name, wildcards allowed: "layer_*.attn_out"
-    positions: Positions = Positions.last
-    dtype: StoredDtype = StoredDtype.bfloat16  # dtype of the stored vectors
-    save_every_n_samples: int = 512  # samples per batch, the unit that is committed and resumed
-    seq_len: int = 1024  # tokens in a row: the longest prompt
-    rows_per_device: int = 1  # rows of seq_len tokens per device in one step
-    prompts_per_row: int = 64  # most prompts that are packed into one row
-    too_long: TooLong = TooLong.refuse
-    exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
-    on_nonfinite: OnNonfinite = OnNonfinite.fail
-
-    def __post_init__(self) -> None:
-        for name in ("save_every_n_samples", "seq_len", "rows_per_device", "prompts_per_row"):
-            at_least(f"extract.{name}", getattr(self, name), 1)
-        if self.layers is not None and len(set(self.layers)) != len(self.layers):
-            raise JobError(f"extract.layers={self.layers} names a layer twice; name each once")
-
-
-@dataclass(kw_only=True)
 class StorageConfig:
     run_dir: str = MISSING  # the run folder: a folder that every host sees, or gs://bucket/prefix
     writers: int = 4  # files that a host writes or uploads at the same time
@@ -191,5 +134,23 @@ class JobConfig:
                 f"pod.hosts={pod.hosts} x pod.devices_per_host={pod.devices_per_host} = {pod.devices}; "
                 f"make the product {pod.devices}"
             )
-        if self.extract.positions is Positions.generated and self.mode is not Mode.generate:
-            raise JobError("extract.positions=generated needs generated tokens; set mode=generate, or use last or all")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        extract = self.extract
+        if self.mode is Mode.prefill:
+            if extract.positions is Positions.generated:
+                raise JobError(
+                    "extract.positions=generated needs generated tokens; set mode=generate, or use last or all"
+                )
+            return
+        if extract.positions not in (Positions.last, Positions.all, Positions.generated):
+            raise JobError(
+                f"extract.positions={extract.positions.value} needs mode=prefill; with mode=generate use last, all or "
+                "generated"
+            )
+        if extract.too_long is TooLong.split:
+            raise JobError(
+                "extract.too_long=split needs mode=prefill, as every window would be continued; with mode=generate use "
+                "tail"
+            )

@@ -61,7 +61,7 @@ def through_the_command(options: Namespace, number: int, flags: Sequence[str]) -
     """Runs the simple command, and prints what is in its pickle files. SystemExit with its status where it fails."""
     folder = options.out_dir / f"activations_{number}"
     given = ["--model_path", options.model_path, "--tasks_file", options.tasks_file, "--limit", "2"]
-    given += ["--layers_to_extract", *map(str, options.layers_to_extract), "--seq_len", "512", "--too_long", "cut"]
+    given += ["--layers_to_extract", *map(str, options.layers_to_extract), "--seq_len", "512", "--too_long", "tail"]
     given += ["--batch_size", "2", "--output_dir", str(options.out_dir / f"outputs_{number}")]
     status = simple_extraction_inference.main([*given, *flags, "--activations_dir", str(folder)])
     if status:

@@ -59,7 +59,7 @@ def make_parser(name: str, purpose: str) -> Parser:
     parser.add_argument("--batch_size", type=int, default=8, help="prompts per device at a time")
     parser.add_argument("--limit", type=int, default=None, help="first prompts only")
     parser.add_argument("--seq_len", type=int, default=2048, help="tokens of the longest prompt")
-    parser.add_argument("--too_long", choices=("refuse", "cut"), default="refuse", help="cut: keep its last tokens")
+    parser.add_argument("--too_long", choices=("refuse", "head", "tail"), default="refuse", help="the part to keep")
     parser.add_argument("--on_broken", choices=("refuse", "skip"), default="refuse", help="a task that cannot be used")
     return parser
 

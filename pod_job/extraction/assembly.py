@@ -5,19 +5,17 @@ R rows of a batch in all.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Int32
 
-from pod_job.config.schema import Exclude, ExtractConfig, Positions
+from pod_job.config.extract import ExtractConfig, Positions
 from pod_job.extraction.packing import Placed
 from pod_job.formats.quantized import Vectors, from_rows, transfer_layout
 from pod_job.formats.records import now
 from pod_job.formats.rows_table import from_columns
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Tokenized
+from pod_job.prompts.prompt import Prompt, Tokenized
 from pod_job.run_folder.commit import Batch, PromptCounts
 from pod_job.storage.buffers import Pool
 
@@ -26,19 +24,13 @@ class OpenBatch:
     """One batch's vectors, filled prompt by prompt."""
 
     def __init__(
-        self,
-        number: int,
-        tokenized: Tokenized,
-        special: Sequence[Bool[np.ndarray, "_"]],
-        config: ExtractConfig,
-        widths: Mapping[str, int],
-        pool: Pool,
+        self, number: int, tokenized: Tokenized, config: ExtractConfig, widths: Mapping[str, int], pool: Pool
     ) -> None:
-        """`special` marks the special tokens of each prompt; the vectors' memory is `pool`'s."""
+        """The vectors' memory is `pool`'s."""
         self.number, self.config = number, config
-        self.tokenized, self.prompts, self.special = tokenized, tokenized.prompts, special
-        counts = [1 if config.positions is Positions.last else len(prompt.token_ids) for prompt in self.prompts]
-        self.starts = np.cumsum([0, *counts])
+        self.tokenized, self.prompts = tokenized, tokenized.prompts
+        counts = [len(prompt.places) for prompt in self.prompts]
+        self.starts = np.cumsum([0, *(np.minimum(counts, 1) if config.positions.one_per_prompt else counts)])
         self.widths, self.dtype = widths, DTYPE_OF[config.dtype.value]
         self.taps = {}
         for name, width in widths.items():
@@ -49,60 +41,79 @@ class OpenBatch:
     def put(self, placed: Placed, shards: Mapping[str, Sequence[np.ndarray]]) -> bool:
         """Copies one prompt's vectors out of a step's output; returns whether the batch is complete."""
         begin, end = self.starts[placed.index], self.starts[placed.index + 1]
+        rows = self.prompts[placed.index].rows
+        if self.config.positions.one_per_prompt:
+            places = slice(placed.slot, placed.slot + end - begin)
+        elif rows is None:
+            places = slice(placed.start, placed.start + placed.length)
+        else:
+            places = placed.start + rows
         for name, parts in shards.items():
             part, row = divmod(placed.row, len(parts[0]))
-            at = placed.slot if self.config.positions is Positions.last else placed.start
-            self.taps[name][begin:end] = parts[part][row, at : at + end - begin]
+            self.taps[name][begin:end] = parts[part][row, places]
         self.missing.remove(placed.index)
         return not self.missing
 
     def finish(self) -> Batch:
         """Returns the batch with its rows table."""
-        samples = [
-            SampleRows(prompt.sample, prompt.token_ids, mask, range(len(mask) - count, len(mask)))
-            for prompt, mask, count in zip(self.prompts, self.special, np.diff(self.starts).tolist(), strict=True)
-        ]
         taps = {name: from_rows(rows, self.widths[name], self.dtype) for name, rows in self.taps.items()}
-        batch = make_batch(self.number, samples, taps, self.config.exclude)
-        return replace(batch, prompts=prompt_counts(self.tokenized))
+        return make_batch(self.number, self.tokenized, self.prompts, taps, self.config.positions)
+
+
+def make_batch(
+    number: int, tokenized: Tokenized, prompts: Sequence[Prompt], taps: dict[str, Vectors], positions: Positions
+) -> Batch:
+    """Returns the batch of the vectors `taps` of all `prompts`, in their order: one for each of a prompt's `rows`."""
+    columns = mean_columns(prompts) if positions is Positions.mean else row_columns(prompts)
+    if not tokenized.windowed:
+        columns = {name: column for name, column in columns.items() if name not in ("window", "window_position")}
+    batch = Batch(number, tokenized.samples, from_columns(columns, now()), taps)
+    return replace(batch, prompts=prompt_counts(tokenized))
+
+
+def row_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+    """Returns the columns of the rows table."""
+    places = [prompt.places for prompt in prompts]
+    counts = [len(of_prompt) for of_prompt in places]
+    nothing = np.zeros(0, np.int32)  # a batch may be without samples
+
+    def joined(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([nothing, *(of_prompt[at] for of_prompt, at in zip(values, places, strict=True))])
+
+    return {
+        "task_id": np.repeat(np.array([prompt.sample.task_id for prompt in prompts], object), counts),
+        "sample_idx": np.repeat(np.array([prompt.sample.sample_idx for prompt in prompts], np.int32), counts),
+        "position": joined([prompt.positions for prompt in prompts]),
+        "token_id": joined([prompt.token_ids for prompt in prompts]),
+        "special": joined([prompt.special_marks for prompt in prompts]).astype(bool),
+        "window": np.repeat(np.array([prompt.window for prompt in prompts], np.int32), counts),
+        "window_position": np.concatenate([nothing, *places]),
+    }
+
+
+def mean_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+    """Returns the columns of the rows table where a row is the mean of a prompt: no position, token or flag is its."""
+    averaged = [prompt for prompt in prompts if len(prompt.places)]
+    unknown = np.full(len(averaged), -1, np.int32)
+    return {
+        "task_id": np.array([prompt.sample.task_id for prompt in averaged], object),
+        "sample_idx": np.array([prompt.sample.sample_idx for prompt in averaged], np.int32),
+        "position": unknown,
+        "token_id": unknown,
+        "window": np.zeros(len(averaged), np.int32),
+        "window_position": unknown,
+    }
 
 
 def prompt_counts(tokenized: Tokenized) -> PromptCounts:
     """Returns what the commit record tells of a batch's prompts."""
     skipped = Counter(broken.reason.value for broken in tokenized.skipped)
     doubled = sum(prompt.doubled_bos for prompt in tokenized.prompts)
-    return PromptCounts(skipped=dict(sorted(skipped.items())), doubled_bos=doubled)
-
-
-@dataclass(frozen=True)
-class SampleRows:
-    """A sample's tokens from position 0 on, which of them are special, and the `positions` that have a vector."""
-
-    sample: Sample
-    token_ids: Int32[np.ndarray, " length"]
-    special: Bool[np.ndarray, " length"]
-    positions: range
-
-
-def make_batch(
-    number: int, samples: Sequence[SampleRows], taps: dict[str, Vectors], exclude: Sequence[Exclude]
-) -> Batch:
-    """Returns the batch of the vectors `taps` of all `samples`, without the rows that are excluded."""
-    counts = [len(rows.positions) for rows in samples]
-    spans = [slice(rows.positions.start, rows.positions.stop) for rows in samples]
-    nothing = np.zeros(0, np.int32)  # a batch may be without samples
-    marks = np.concatenate([nothing > 0, *(rows.special[span] for rows, span in zip(samples, spans, strict=True))])
-    columns = {
-        "task_id": np.repeat(np.array([rows.sample.task_id for rows in samples], object), counts),
-        "sample_idx": np.repeat(np.array([rows.sample.sample_idx for rows in samples], np.int32), counts),
-        "position": np.concatenate([nothing, *(np.arange(span.start, span.stop) for span in spans)]),
-        "token_id": np.concatenate(
-            [nothing, *(rows.token_ids[span] for rows, span in zip(samples, spans, strict=True))]
-        ),
-        "special": marks,
-    }
-    if Exclude.special in exclude:
-        columns = {name: column[~marks] for name, column in columns.items()}
-        taps = {name: vectors[~marks] for name, vectors in taps.items()}
-    table = from_columns(columns, now())
-    return Batch(number, len(samples), table, taps)
+    dropped = sum(prompt.dropped for prompt in tokenized.prompts)
+    read = sum(len(prompt.token_ids) for prompt in tokenized.prompts)
+    return PromptCounts(
+        skipped=dict(sorted(skipped.items())),
+        doubled_bos=doubled,
+        tokens=read + dropped if tokenized.drops else 0,
+        dropped_tokens=dropped,
+    )

@@ -18,8 +18,7 @@ from pod_job.extraction.packing import Queued
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.special import special_ids
-from pod_job.prompts.tokens import Tokenized
+from pod_job.prompts.prompt import Prompt, Tokenized
 
 T = TypeVar("T")
 InputT = TypeVar("InputT")
@@ -53,7 +52,6 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         """Once there is a request to `stop`, no more batches are begun."""
         self.inputs, self.rows, self.writes = inputs, feeding.feeder_rows, feeding.writes
         self.reporter, self.stop = reporter, stop
-        self.special_ids = special_ids(inputs.tokenizer)
         self.open: dict[int, BatchT] = {}
         self._without_prompts: deque[BatchT] = deque()
         self._steps = prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
@@ -95,8 +93,14 @@ class Feeder(ABC, Generic[InputT, BatchT]):
                     self.open[number] = batch
                 else:
                     self._without_prompts.append(batch)
-                self.reporter.add(samples=len(prompts), cut_samples=sum(prompt.cut for prompt in prompts))
+                self.reporter.add(samples=tokenized.samples, **dropped(prompts))
             yield from (Queued(number, index, prompt) for index, prompt in enumerate(prompts))
+
+
+def dropped(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Returns the counters of tokens that no prompt has."""
+    tokens = [prompt.dropped for prompt in prompts]
+    return {"cut_samples": sum(count > 0 for count in tokens), "dropped_tokens": sum(tokens)}
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:

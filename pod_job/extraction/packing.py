@@ -44,12 +44,18 @@ class Placed:
 
 @dataclass(frozen=True)
 class StepInput:
-    """A feeder's input of one step. `last` is the position of each slot's last token (0 in empty slots)."""
+    """A feeder's input of one step.
+
+    Attributes:
+        chosen: the position of each slot's last token that has a row, by which one vector per prompt is selected.
+        counted: 1 where a token has a row.
+    """
 
     token_ids: Int32[np.ndarray, "R S"]
     segment_ids: Int32[np.ndarray, "R S"]
     positions: Int32[np.ndarray, "R S"]
-    last: Int32[np.ndarray, "R M"]
+    chosen: Int32[np.ndarray, "R M"]
+    counted: Int32[np.ndarray, "R S"]
     placed: tuple[Placed, ...]
 
     @property
@@ -125,8 +131,8 @@ def choose_rows(
 
 def make_step(chosen: Sequence[Sequence[Queued]], rows: int, seq_len: int, prompts_per_row: int) -> StepInput:
     """Returns the arrays of a step; rows past `chosen` are padding."""
-    token_ids, segment_ids, positions = (np.zeros((rows, seq_len), np.int32) for _ in range(3))
-    last = np.zeros((rows, prompts_per_row), np.int32)
+    token_ids, segment_ids, positions, counted = (np.zeros((rows, seq_len), np.int32) for _ in range(4))
+    selected = np.zeros((rows, prompts_per_row), np.int32)
     placed = []
     for row, items in enumerate(chosen):
         start = 0
@@ -136,7 +142,9 @@ def make_step(chosen: Sequence[Sequence[Queued]], rows: int, seq_len: int, promp
             token_ids[row, span] = item.prompt.token_ids
             segment_ids[row, span] = slot + 1
             positions[row, span] = np.arange(length)
-            last[row, slot] = start + length - 1
+            with_row = start + item.prompt.places
+            counted[row, with_row] = 1
+            selected[row, slot] = with_row.max(initial=0)
             placed.append(Placed(item.batch, item.index, row, slot, start, length))
             start += length
-    return StepInput(token_ids, segment_ids, positions, last, tuple(placed))
+    return StepInput(token_ids, segment_ids, positions, selected, counted, tuple(placed))

@@ -19,7 +19,6 @@ from pod_job.extraction.writers import Writers
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.special import special_tokens
 from pod_job.prompts.tokens import Tokenized
 from pod_job.storage.buffers import Pool
 
@@ -44,8 +43,7 @@ class PackedFeeder(Feeder[StepInput, OpenBatch]):
         return make_step([], self.rows, extract.seq_len, extract.prompts_per_row)
 
     def open_batch(self, number: int, tokenized: Tokenized) -> OpenBatch:
-        special = [special_tokens(prompt, self.special_ids) for prompt in tokenized.prompts]
-        return OpenBatch(number, tokenized, special, self.inputs.config.extract, self.inputs.widths, self.pool)
+        return OpenBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, self.pool)
 
 
 def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> None:

@@ -1,6 +1,6 @@
 """The step: one compiled forward pass over a static number of packed rows, and its way to and from the devices.
 
-B rows of all hosts, R rows of one feeder, S positions, M selected positions of a row.
+B rows of all hosts, R rows of one feeder, S positions, M prompts of a row at most.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pod_job.extraction.packing import StepInput
 from pod_job.extraction.quantize import as_stored
 from pod_job.extraction.transfer import put_rows
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.models.decoder import Decoder, Output, Params
+from pod_job.models.decoder import Decoder, Means, Output, Params
 
 
 class StepOutput(NamedTuple):
@@ -36,24 +36,27 @@ class StepOutput(NamedTuple):
 def compile_step(model: Decoder, params: Params, rows: StepRows, config: ExtractConfig) -> jax.stages.Compiled:
     """Compiles the step for the one shape that every step has: `rows.count` rows of `config.seq_len`.
 
-    The program takes (params, token_ids, segment_ids, positions, last, more), the arrays split by `rows`, and returns
-    a StepOutput.
+    The program takes (params, token_ids, segment_ids, positions, select, more), the arrays split by `rows`, and returns
+    a StepOutput. `select` is `chosen` of StepInput, or `counted` with positions=mean.
     """
+
+    averaged = config.positions is Positions.mean
 
     def step(
         params: Params,
         token_ids: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"],
         positions: Int[Array, "B S"],
-        last: Int[Array, "B M"],
+        select: Int[Array, "B _"],
         more: Int[Array, " B"],
     ) -> StepOutput:
+        chosen = select if config.positions in (Positions.last, Positions.first) else None
         output = model.apply(
             params,
             token_ids,
             positions=positions,
             segment_ids=segment_ids,
-            select=last if config.positions is Positions.last else None,
+            select=Means(segment_ids * select, config.prompts_per_row) if averaged else chosen,
             return_activations=True,
             return_logits=False,
         )
@@ -67,8 +70,8 @@ def compile_step(model: Decoder, params: Params, rows: StepRows, config: Extract
     everywhere = NamedSharding(rows.sharding.mesh, PartitionSpec())
     shardings = StepOutput({tap.name: rows.sharding for tap in model.taps}, everywhere)  # type: ignore[arg-type]
     jitted = jax.jit(step, out_shardings=shardings)
-    tokens, slots = argument(config.seq_len), argument(config.prompts_per_row)
-    return jitted.lower(params, tokens, tokens, tokens, slots, argument()).compile(model.placement.compiler_options)
+    tokens, select = argument(config.seq_len), argument(config.seq_len if averaged else config.prompts_per_row)
+    return jitted.lower(params, tokens, tokens, tokens, select, argument()).compile(model.placement.compiler_options)
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,11 @@ class Step:
     compiled: jax.stages.Compiled
     params: Params
     feeding: Feeding
+    positions: Positions
 
     def __call__(self, item: StepInput, more: bool) -> StepOutput:
         """Starts a step on the devices; `more`: this host's feeder has a step two further on."""
         flags = np.full(len(item.token_ids), more, np.int32)
-        arrays = (item.token_ids, item.segment_ids, item.positions, item.last, flags)
+        select = item.counted if self.positions is Positions.mean else item.chosen
+        arrays = (item.token_ids, item.segment_ids, item.positions, select, flags)
         return self.compiled(self.params, *put_rows(arrays, self.feeding))

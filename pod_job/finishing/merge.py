@@ -146,7 +146,12 @@ def _combine(folder: Folder, plan: Plan, numbers: list[int], tallies: Iterable[R
 def _prompt_counts(plan: Plan, tally: RunTally) -> PromptCounts | None:
     """Returns the counts of all batches, and of the tasks that were left out before there were batches."""
     skipped = Counter(plan.identity.tasks.skipped_by_reason) + tally.skipped
-    counts = PromptCounts(skipped=dict(sorted(skipped.items())), doubled_bos=tally.doubled_bos)
+    counts = PromptCounts(
+        skipped=dict(sorted(skipped.items())),
+        doubled_bos=tally.doubled_bos,
+        tokens=tally.tokens,
+        dropped_tokens=tally.dropped_tokens,
+    )
     return None if counts == PromptCounts() else counts
 
 

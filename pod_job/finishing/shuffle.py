@@ -22,6 +22,7 @@ from pod_job.progress import Progress, no_progress
 from pod_job.reading.row_reader import READS_IN_FLIGHT
 from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.commit import commit_batch
+from pod_job.run_folder.entries import read_rows
 from pod_job.run_folder.identity import Identity, ShuffleIdentity, claim
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.metadata import Metadata
@@ -128,7 +129,9 @@ def _open_spill(source: Folder, out: Folder) -> Spill:
         raise JobError(f"{source.url}: {described.rows} rows, at most {MAX_ROWS} can be shuffled at once")
     if source.url == out.url:
         raise JobError(f"OUT={out.url}: is the run itself; name another folder")
-    return Spill(source, out, described, RowLayout.of(described))
+    with_rows = next((entry for entry in described.rows_files if entry.rows), None)
+    optional = () if with_rows is None else tuple(read_rows(source, with_rows).optional)
+    return Spill(source, out, described, RowLayout.of(described, optional))
 
 
 def _identity(described: Metadata, part_rows: int, seed: int) -> Identity:

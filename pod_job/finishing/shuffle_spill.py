@@ -29,21 +29,27 @@ TENSOR = "records"
 
 @dataclass(frozen=True)
 class RowLayout:
-    """The layout of a row in a spill file: `dtype` has one field per tap and per column; the task is a number."""
+    """The layout of a row in a spill file: `dtype` has one field per tap and per column; the task is a number.
+
+    `columns` are those but the task: integers, flags, and what else the run's rows have.
+    """
 
     dtype: np.dtype
     widths: dict[str, int]
     stored: np.dtype
+    columns: tuple[str, ...]
 
     @classmethod
-    def of(cls, metadata: Metadata) -> "RowLayout":
-        """Returns the layout for a run with this metadata."""
+    def of(cls, metadata: Metadata, optional: Sequence[str] = ()) -> "RowLayout":
+        """Returns the layout for a run with this metadata, whose rows have these `optional` columns."""
         stored, widths = DTYPE_OF[metadata.dtype], {tap: metadata.widths[tap] for tap in metadata.taps}
         # As plain bytes: a structured array cannot hold every dtype of a run.
         vectors = [(tap, np.uint8, (row_bytes(width, stored),)) for tap, width in widths.items()]
         integers = [(name, np.int32) for name in ("task", *INTEGERS)]
         flags = [(name, np.bool_) for name in rows_table.FLAGS]
-        return cls(np.dtype(vectors + integers + flags), widths, stored)
+        others = [(name, rows_table.OPTIONAL[name]) for name in optional]
+        columns = (*INTEGERS, *rows_table.FLAGS, *optional)
+        return cls(np.dtype(vectors + integers + flags + others), widths, stored, columns)
 
     @property
     def bytes(self) -> int:
@@ -92,7 +98,7 @@ class Spill:
         table = read_rows(self.source, entry)
         rows = np.empty(len(table), self.layout.dtype)
         tasks, rows["task"] = np.unique(table.task_id, return_inverse=True)
-        for column in (*INTEGERS, *rows_table.FLAGS):
+        for column in self.layout.columns:
             rows[column] = getattr(table, column)
         while vectors:
             tap, values = vectors.popitem()
@@ -118,7 +124,7 @@ class Spill:
     def to_batch(self, number: int, rows: np.ndarray, tasks: Sequence[str], order: Int[np.ndarray, "R"]) -> Batch:
         """Returns the rows in this order as batch `number`."""
         rows = self.layout.in_order(rows, order)
-        columns = {name: rows[name] for name in (*INTEGERS, *rows_table.FLAGS)}
+        columns = {name: rows[name] for name in self.layout.columns}
         columns["task_id"] = np.array(tasks, object)[order]
         taps = {
             tap: from_rows(np.ascontiguousarray(rows[tap]), width, self.layout.stored)

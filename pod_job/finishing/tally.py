@@ -45,6 +45,8 @@ class RunTally:
     samples: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     doubled_bos: int = 0
+    tokens: int = 0
+    dropped_tokens: int = 0
     batches: list[BatchEntry] = field(default_factory=list)
     rows_files: list[RowsEntry] = field(default_factory=list)
     statistics: dict[str, Tally] = field(default_factory=dict)
@@ -79,6 +81,8 @@ def join(tally: RunTally, later: RunTally, url: str) -> None:
     tally.samples += later.samples
     tally.skipped.update(later.skipped)
     tally.doubled_bos += later.doubled_bos
+    tally.tokens += later.tokens
+    tally.dropped_tokens += later.dropped_tokens
     tally.batches += later.batches
     tally.rows_files += later.rows_files
     for tap, measured in later.statistics.items():
@@ -125,6 +129,8 @@ def add_record(tally: RunTally, record: CommitRecord, plan: Plan, name: str) -> 
     tally.samples += record.n_samples
     tally.skipped.update(record.prompts.skipped)
     tally.doubled_bos += record.prompts.doubled_bos
+    tally.tokens += record.prompts.tokens
+    tally.dropped_tokens += record.prompts.dropped_tokens
 
 
 def _add_rounding(tally: RunTally, tap: str, squares: float, largest: float) -> None:

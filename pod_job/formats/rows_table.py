@@ -18,13 +18,22 @@ FLAGS = ("special", "sink", "nonfinite")
 """Flags of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten
 times the batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
 
+OPTIONAL = {"window": np.int32, "window_position": np.int32}
+"""Columns that only some runs have: the number of a long document's window, and the token's position in it as the model
+reads it."""
+
+ENCODINGS = {"window": "DELTA_BINARY_PACKED", "window_position": "DELTA_BINARY_PACKED"}
+
 FREE_BYTES, PER_ROW_OR_BYTE = 64 << 20, 64
 """Memory that a rows table may become: these bytes, and so many for each of its rows and for each byte of its file."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row i describes vector i of every tap of the batch. `task_id` holds str, `timestamp` is ISO 8601."""
+    """Row i describes vector i of every tap of the batch. `task_id` holds str, `timestamp` is ISO 8601.
+
+    OPTIONAL columns are None where the run has none.
+    """
 
     task_id: Shaped[np.ndarray, "R"]
     sample_idx: Int[np.ndarray, "R"]
@@ -34,13 +43,20 @@ class Rows:
     sink: Bool[np.ndarray, "R"]
     nonfinite: Bool[np.ndarray, "R"]
     timestamp: str
+    window: Int[np.ndarray, "R"] | None = None
+    window_position: Int[np.ndarray, "R"] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_idx)
 
+    @property
+    def optional(self) -> dict[str, np.ndarray]:
+        """The OPTIONAL columns that are there."""
+        return {name: column for name in OPTIONAL if (column := getattr(self, name)) is not None}
+
     def describes_same(self, other: "Rows") -> bool:
         """Returns True where the other names the same vectors in the same order, whenever it was made."""
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in COLUMNS)
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in (*COLUMNS, *OPTIONAL))
 
 
 def to_parquet(rows: Rows) -> bytes:
@@ -49,7 +65,8 @@ def to_parquet(rows: Rows) -> bytes:
     timestamp = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [rows.timestamp])
     integers = {name: pa.array(getattr(rows, name), pa.int32()) for name in COLUMNS[1:]}
     flags = {name: pa.array(getattr(rows, name)) for name in FLAGS}
-    table = pa.table({"task_id": task_id, **integers, **flags, "timestamp": timestamp})
+    optional = {name: pa.array(column) for name, column in rows.optional.items()}
+    table = pa.table({"task_id": task_id, **integers, **flags, **optional, "timestamp": timestamp})
     file = BytesIO()
     pq.write_table(
         table,
@@ -60,6 +77,7 @@ def to_parquet(rows: Rows) -> bytes:
             "position": "DELTA_BINARY_PACKED",
             "token_id": "BYTE_STREAM_SPLIT",
             **dict.fromkeys(FLAGS, "RLE"),
+            **{name: ENCODINGS[name] for name in optional},
         },
         compression="zstd",
         write_statistics=False,
@@ -76,13 +94,14 @@ def from_parquet(data: bytes, name: str = "rows table", rows: int | None = None)
     Raises:
         JobError: the file (`name`) is damaged, or has another number of rows.
     """
-    names = (*COLUMNS, *FLAGS, "timestamp")
+    required = (*COLUMNS, *FLAGS, "timestamp")
     try:
         footer = read_footer(data)
         if rows is not None and footer.rows != rows:
             raise JobError(f"{name}: holds {footer.rows} rows, its record says {rows}; it is damaged")
-        check_pages(data, footer, names, FREE_BYTES + PER_ROW_OR_BYTE * (footer.rows + len(data)))
+        check_pages(data, footer, (*required, *OPTIONAL), FREE_BYTES + PER_ROW_OR_BYTE * (footer.rows + len(data)))
         with pq.ParquetFile(pa.BufferReader(data)) as file:
+            names = (*required, *(name for name in OPTIONAL if name in file.schema_arrow.names))
             _check_types(file.schema_arrow, names)
             table = file.read(columns=list(names))
         columns = {name: _values(table, name) for name in names}
@@ -106,6 +125,7 @@ def from_columns(columns: Mapping[str, Any], timestamp: str) -> Rows:
         sink=np.asarray(columns.get("sink", none), bool),
         nonfinite=np.asarray(columns.get("nonfinite", none), bool),
         timestamp=timestamp,
+        **{name: np.asarray(columns[name], dtype) for name, dtype in OPTIONAL.items() if name in columns},
     )
 
 
@@ -116,7 +136,7 @@ def _check_types(schema: pa.Schema, names: Sequence[str]) -> None:
         values = kind.value_type if pa.types.is_dictionary(kind) else kind
         if name in FLAGS:
             right = pa.types.is_boolean(values)
-        elif name in COLUMNS[1:]:
+        elif name in COLUMNS[1:] or OPTIONAL.get(name) is np.int32:
             right = pa.types.is_integer(values)
         else:
             right = pa.types.is_string(values) or pa.types.is_large_string(values)

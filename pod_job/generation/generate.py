@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int
 
-from pod_job.config.schema import ExtractConfig
-from pod_job.extraction.assembly import SampleRows, make_batch, prompt_counts
+from pod_job.config.extract import Exclude, ExtractConfig
+from pod_job.extraction.assembly import make_batch
 from pod_job.extraction.feeder import Feeder, on_any_host
 from pod_job.extraction.packing import Queued
 from pod_job.extraction.pipeline import STEPS_TIMED
@@ -19,8 +20,8 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.generator import Generator, stored_range
 from pod_job.generation.waves import Wave, make_wave, make_waves
 from pod_job.host.reporter import Reporter
-from pod_job.prompts.special import special_tokens
-from pod_job.prompts.tokens import Prompt, Tokenized
+from pod_job.prompts.prompt import Prompt, Tokenized
+from pod_job.prompts.special import special_ids
 from pod_job.run_folder.commit import Batch
 from pod_job.run_folder.completions import Completion, read_completions
 
@@ -51,22 +52,29 @@ class GeneratedBatch:
     def finish(self) -> tuple[Batch, list[Completion]]:
         """Returns the batch with its rows table, and the completions in the order of the samples."""
         completions = [completion for completion in self.completions if completion is not None]
-        samples = [self._rows(*pair) for pair in zip(self.prompts, completions, strict=True)]
+        stored = [self._with_rows(*pair) for pair in zip(self.prompts, completions, strict=True)]
         dtype = DTYPE_OF[self.config.dtype.value]
         taps = {}
         for name, width in self.widths.items():
             length, row_dtype = transfer_layout(width, dtype)
             nothing = np.empty((0, length), row_dtype)  # a batch may be without samples
-            rows = np.concatenate([nothing, *(vectors[name] for vectors in self.vectors)])
+            pairs = zip(self.vectors, stored, strict=True)
+            rows = np.concatenate([nothing, *(vectors[name][at] for vectors, (_, at) in pairs)])
             taps[name] = from_rows(rows, width, dtype)
-        batch = make_batch(self.number, samples, taps, self.config.exclude)
-        return replace(batch, prompts=prompt_counts(self.tokenized)), completions
+        prompts = [prompt for prompt, _ in stored]
+        return make_batch(self.number, self.tokenized, prompts, taps, self.config.positions), completions
 
-    def _rows(self, prompt: Prompt, completion: Completion) -> SampleRows:
+    def _with_rows(self, prompt: Prompt, completion: Completion) -> tuple[Prompt, Int[np.ndarray, "rows"]]:
+        """Returns the prompt with its new tokens and the rows of both, and which of its vectors are those rows'."""
         new = np.array(completion.token_ids, np.int32)
-        special = np.concatenate([special_tokens(prompt, self.special_ids), np.isin(new, self.special_ids)])
-        positions = stored_range(self.config.positions, completion.prompt_tokens, len(new))
-        return SampleRows(prompt.sample, np.concatenate([prompt.token_ids, new]), special, positions)
+        special = np.concatenate([prompt.special_marks, np.isin(new, self.special_ids)])
+        stored = stored_range(self.config.positions, completion.prompt_tokens, len(new))
+        places = np.arange(stored.start, stored.stop, dtype=np.int32)
+        at = np.arange(len(places))
+        if Exclude.special in self.config.exclude:
+            at = np.flatnonzero(~special[places])
+        tokens = np.concatenate([prompt.token_ids, new])
+        return replace(prompt, token_ids=tokens, special=special, rows=places[at], origin=None), at
 
 
 class WaveFeeder(Feeder[Wave, GeneratedBatch]):
@@ -82,7 +90,8 @@ class WaveFeeder(Feeder[Wave, GeneratedBatch]):
         return make_wave([], self.rows, extract.seq_len, extract.save_every_n_samples, {})
 
     def open_batch(self, number: int, tokenized: Tokenized) -> GeneratedBatch:
-        return GeneratedBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, self.special_ids)
+        special = special_ids(self.inputs.tokenizer)
+        return GeneratedBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, special)
 
     def _note_decided(
         self, queued: Iterator[Queued], decided: dict[tuple[int, int], Sequence[int]]

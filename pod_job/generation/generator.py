@@ -25,7 +25,7 @@ def stored_range(positions: Positions, prompt_tokens: int, new_tokens: int) -> r
             return range(prompt_tokens - 1, prompt_tokens + new_tokens - 1)
         case Positions.all:
             return range(prompt_tokens + new_tokens)
-        case Positions.generated:
+        case _:
             return range(prompt_tokens, prompt_tokens + new_tokens)
 
 

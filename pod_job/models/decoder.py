@@ -43,15 +43,30 @@ class Output(NamedTuple):
     activations: Activations
 
 
+class Means(NamedTuple):
+    """Groups 1 to `slots` of positions whose vectors are averaged; positions of group 0 are in no mean."""
+
+    groups: Int[Array, "B S"]
+    slots: int
+
+    def of(self, x: Float[Array, "B S width"]) -> Float[Array, "B M width"]:
+        """Returns the mean of each group in float32; zeros of one without positions."""
+        members = (self.groups[..., None] == jnp.arange(1, self.slots + 1)).astype(jnp.float32)
+        sums = jnp.einsum("bsm,bsd->bmd", members, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+        return sums / jnp.maximum(members.sum(axis=1), 1.0)[..., None]
+
+
 class Request(NamedTuple):
     """Results wanted of a forward pass: taps, at the positions `select` of each row (None: all), and logits."""
 
     taps: tuple[Tap, ...]
-    select: Int[Array, "B M"] | None
+    select: Int[Array, "B M"] | Means | None
     logits: bool
 
     def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
-        """Returns x at the selected positions."""
+        """Returns x at the selected positions, or its means."""
+        if isinstance(self.select, Means):
+            return self.select.of(x)
         return x if self.select is None else jnp.take_along_axis(x, self.select[..., None], axis=1)
 
     def site(self, site: str, x: Float[Array, "B S width"]) -> Activations:
@@ -88,7 +103,7 @@ class Decoder(nn.Module):
         *,
         positions: Int[Array, "B S"] | None = None,
         segment_ids: Int[Array, "B S"] | None = None,
-        select: Int[Array, "B M"] | None = None,
+        select: Int[Array, "B M"] | Means | None = None,
         return_activations: bool = False,
         return_logits: bool = True,
     ) -> Output:
@@ -97,7 +112,8 @@ class Decoder(nn.Module):
         Args:
             positions: for the rotary embedding; by default 0, 1, 2, ... in each row.
             segment_ids: tokens attend within their segment only; by default a row is one segment.
-            select: positions whose activations are returned, per row; by default all.
+            select: positions whose activations are returned, per row, or groups of them that are averaged; by default
+                all positions.
             return_activations: with False, the activations are empty.
             return_logits: with False, the logits are None and no layer past the last tap runs.
         """

@@ -21,7 +21,7 @@ from pod_job.config.schema import JobConfig, PodKind, Positions
 from pod_job.errors import JobError
 from pod_job.planning.inputs import Inputs
 from pod_job.planning.memory import batches_in_flight, weights_on_host
-from pod_job.planning.model_cost import vector_bytes
+from pod_job.planning.model_cost import stored_rows, vector_bytes
 from pod_job.run_folder.layout import committed
 from pod_job.units import GB
 
@@ -55,11 +55,13 @@ def check_machine(inputs: Inputs, batch_tokens: Sequence[int]) -> None:
 def machine_needs(inputs: Inputs, batch_tokens: Sequence[int]) -> MachineNeeds:
     """Returns a lower bound: generated tokens are not counted, whose number nobody knows yet."""
     config, extract = inputs.config, inputs.config.extract
-    stored_all, on_cpu = extract.positions is Positions.all, config.pod.kind is PodKind.local
+    one_each, on_cpu = extract.positions.one_per_prompt, config.pod.kind is PodKind.local
+    one_each = one_each or extract.positions is Positions.generated
     stored_bytes = vector_bytes(inputs.arch, inputs.taps, extract)
-    rows = [tokens if stored_all else extract.save_every_n_samples for tokens in batch_tokens]
+    per_batch = extract.save_every_n_samples
+    rows = [per_batch if one_each else stored_rows(extract, 0, tokens) for tokens in batch_tokens]
     # The other hosts' shares follow from this host's: batches are assigned evenly.
-    total_rows = sum(rows) * inputs.total_batches / max(1, len(rows)) if stored_all else len(inputs.tasks.samples)
+    total_rows = len(inputs.tasks.samples) if one_each else sum(rows) * inputs.total_batches / max(1, len(rows))
     disk = {Path(tempfile.gettempdir()): SCRATCH_BYTES}
     if local := inputs.folder.local_path("."):
         done = len(committed(inputs.folder)) / max(1, inputs.total_batches)

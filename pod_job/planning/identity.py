@@ -14,6 +14,7 @@ import numpy as np
 
 from pod_job.checkpoints.checkpoint import Checkpoint, fingerprint, model_name, weights_content
 from pod_job.checkpoints.locate import TOKENIZER_FILES, local_small_files
+from pod_job.config.extract import ExtractConfig, Positions
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig
 from pod_job.config.tasks import OnBroken
@@ -75,6 +76,12 @@ def tasks_identity(config: JobConfig, tasks: Tasks, recorded: TasksIdentity | No
         skipped=tasks.skipped,
         skipped_by_reason=dict(sorted(tasks.skipped_by_reason.items())) if by_reason else None,
     )
+
+
+def recorded_positions(extract: ExtractConfig) -> str:
+    """Returns the positions that are stored, as an override writes them."""
+    number = extract.every if extract.positions is Positions.every else extract.sample
+    return extract.positions.value if number is None else f"{extract.positions.value}={number}"
 
 
 def generate_identity(config: JobConfig, directory: Path) -> GenerateIdentity | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, fitted, read_checkpoint, unread
 from pod_job.checkpoints.locate import find_model
+from pod_job.config.extract import Positions, TooLong
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig
@@ -26,6 +27,7 @@ from pod_job.planning.identity import (
     generate_identity,
     model_identity,
     package_versions,
+    recorded_positions,
     tasks_identity,
     token_probe,
     tokenizer_files,
@@ -149,6 +151,7 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     check_tokenizer(outline, tokenizer_folder)
     folder = folder or open_run_folder(config)
     check_compile_cache(config)
+    check_too_long(config, folder)
     check_acceptable(config.storage.accept_identity)
     inputs = Inputs(
         **vars(outline),
@@ -170,8 +173,9 @@ def read_outline(config: JobConfig) -> Outline:
     outline = read_sizes_and_tasks(
         config, TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
     )
-    open_run_folder(config)
+    folder = open_run_folder(config)
     check_compile_cache(config)
+    check_too_long(config, folder)
     return outline
 
 
@@ -208,6 +212,15 @@ def check_compile_cache(config: JobConfig) -> None:
     cache, run_dir = config.storage.compile_cache, config.storage.run_dir.rstrip("/")
     if cache is not None and not cache.startswith(f"{run_dir}/"):  # what lies in the run folder was tried with it
         open_folder(cache, "storage.compile_cache").check_writable()
+
+
+def check_too_long(config: JobConfig, folder: Folder) -> None:
+    """Raises JobError where a new run would drop the begin token of long prompts."""
+    if config.extract.too_long is TooLong.cut and folder.stat(RUN) is None:
+        raise JobError(
+            "extract.too_long=cut drops the begin token of long prompts, and is only for runs that were begun with it; "
+            "use tail, head or split"
+        )
 
 
 def check_context(config: JobConfig, arch: Arch) -> None:
@@ -273,10 +286,12 @@ def run_identity(inputs: Inputs) -> Identity:
         template_date=date_to_record(inputs.folder, inputs.tasks, inputs.tokenizer_folder, inputs.template_date),
         tasks=tasks_identity(config, inputs.tasks, recorded and recorded.tasks),
         taps=[tap.name for tap in inputs.taps],
-        positions=extract.positions.value,
+        positions=recorded_positions(extract),
+        sample_seed=extract.sample_seed if extract.positions is Positions.sample else None,
         dtype=extract.dtype.value,
         seq_len=extract.seq_len,
         too_long=extract.too_long.value,
+        overlap=extract.overlap or None,
         exclude=sorted({kind.value for kind in extract.exclude}),
         save_every_n_samples=extract.save_every_n_samples,
         generate=generate_identity(config, inputs.model_dir),

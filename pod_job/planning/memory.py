@@ -15,7 +15,7 @@ from pod_job.errors import JobError, first_line
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.sharding import rules
 from pod_job.planning.inputs import Inputs, Outline
-from pod_job.planning.model_cost import generation_positions, step_positions, vector_bytes
+from pod_job.planning.model_cost import generation_positions, step_positions, stored_rows, vector_bytes
 from pod_job.units import GB, MB
 
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
@@ -73,7 +73,7 @@ def stored_positions(config: JobConfig) -> int:
     new = config.generate.max_new_tokens if config.mode is Mode.generate else 0
     if config.extract.positions is Positions.all:
         return config.extract.seq_len + new
-    return max(1, new)
+    return max(stored_rows(config.extract, 1, config.extract.seq_len), new)
 
 
 def batches_in_flight(config: JobConfig) -> int:

@@ -3,6 +3,8 @@
 S positions of a row, C slots of the cache, W window.
 """
 
+import math
+
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.formats.quantized import row_bytes
 from pod_job.formats.safetensors import DTYPE_OF
@@ -41,9 +43,21 @@ def vector_bytes(arch: Arch, taps: tuple[Tap, ...], config: ExtractConfig) -> in
 
 def step_positions(config: ExtractConfig) -> int:
     """Returns the positions of a row whose vectors a full step sends to the hosts."""
-    return config.prompts_per_row if config.positions is Positions.last else config.seq_len
+    return config.prompts_per_row if config.positions.one_per_prompt else config.seq_len
+
+
+def stored_rows(config: ExtractConfig, prompts: int, tokens: int) -> int:
+    """Returns the rows of so many prompts of so many tokens in all, with mode=prefill."""
+    match config.positions:
+        case Positions.every:
+            return prompts + tokens // (config.every or 1)
+        case Positions.sample:
+            return math.ceil(tokens * (config.sample or 1))
+        case Positions.all | Positions.generated:
+            return tokens
+    return prompts
 
 
 def generation_positions(config: ExtractConfig) -> int:
     """Returns the positions of a row whose vectors the prefill of mode=generate sends; a row is one prompt."""
-    return {Positions.last: 1, Positions.all: config.seq_len, Positions.generated: 0}[config.positions]
+    return {Positions.last: 1, Positions.all: config.seq_len}.get(config.positions, 0)

@@ -3,20 +3,19 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 
 from msgspec import Struct, field
 
 from pod_job.checkpoints.locate import find_model
+from pod_job.config.extract import ExtractConfig, Positions
 from pod_job.config.generate import Mode
-from pod_job.config.schema import Exclude, JobConfig, Positions
+from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
 from pod_job.planning.template_date import start_date
-from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import (
-    Prompt,
     PromptRules,
     Tokenized,
     Tokenizer,
@@ -46,6 +45,7 @@ class PromptSurvey(Struct):
         tokens: tokens of all, and `longest` of one.
         without_rows: prompts of which every row is excluded.
         doubled_bos: texts that have the tokenizer's begin token themselves.
+        dropped_tokens: tokens of samples longer than a row that no prompt has.
     """
 
     prompts: int = 0
@@ -54,13 +54,14 @@ class PromptSurvey(Struct):
     longest: int = 0
     without_rows: int = 0
     doubled_bos: int = 0
+    dropped_tokens: int = 0
 
     @property
     def has_rows(self) -> bool:
         return self.prompts > self.without_rows
 
-    def add(self, tokenized: Tokenized, config: JobConfig, special: Iterable[int]) -> int:
-        """Counts prompts; returns the tokens of these. `special`: ids of special tokens."""
+    def add(self, tokenized: Tokenized, config: JobConfig) -> int:
+        """Counts prompts; returns the tokens of these."""
         for broken in tokenized.skipped:
             if sum(self.skipped.values()) < NAMED:
                 log.warning("skipped: %s", broken)
@@ -69,27 +70,23 @@ class PromptSurvey(Struct):
         self.prompts += len(lengths)
         self.tokens += sum(lengths)
         self.longest = max([self.longest, *lengths])
-        self.without_rows += sum(not gives_rows(prompt, config, special) for prompt in tokenized.prompts)
+        if config.mode is Mode.prefill:  # with mode=generate rows depend on what is generated
+            self.without_rows += sum(not len(prompt.places) for prompt in tokenized.prompts)
         self.doubled_bos += sum(prompt.doubled_bos for prompt in tokenized.prompts)
+        self.dropped_tokens += sum(prompt.dropped for prompt in tokenized.prompts)
         return sum(lengths)
 
     def __str__(self) -> str:
         notes = [f"{count} skipped as {reason}" for reason, count in sorted(self.skipped.items())]
         if self.without_rows:
             notes.append(f"{self.without_rows} without a row that is not excluded")
+        if self.dropped_tokens:
+            share = self.dropped_tokens / (self.tokens + self.dropped_tokens)
+            notes.append(f"{share:.1%} of all tokens dropped, which are past extract.seq_len")
         if self.doubled_bos:
             notes.append(f"{self.doubled_bos} with a begin token of their own, which is kept once")
         mean = self.tokens / max(1, self.prompts)
         return "; ".join([f"{self.prompts:,} of {mean:,.0f} tokens on average, {self.longest:,} at most", *notes])
-
-
-def gives_rows(prompt: Prompt, config: JobConfig, special: Iterable[int]) -> bool:
-    """Returns whether a row of the prompt is stored; True where that depends on what is generated."""
-    extract = config.extract
-    if Exclude.special not in extract.exclude or config.mode is Mode.generate:
-        return True
-    marks = special_tokens(prompt, list(special))
-    return not (marks[-1] if extract.positions is Positions.last else marks.all())
 
 
 def survey_run(run: Inputs | Outline) -> PromptSurvey | None:
@@ -109,12 +106,12 @@ def survey_sample(run: Outline, tokenizer: Tokenizer, template_date: date, seed:
     Raises:
         JobError: what a host would refuse: a prompt that cannot be used, or none with a row.
     """
-    survey, special, samples = PromptSurvey(), special_ids(tokenizer), run.tasks.samples
+    survey, samples = PromptSurvey(), run.tasks.samples
     rules = PromptRules.of(run.config, run.arch.vocab, template_date)
     chosen = sample_indices(len(samples), seed)
     for start in range(0, len(chosen), CHUNK):
         part = [samples[i] for i in chosen[start : start + CHUNK]]
-        survey.add(usable_prompts(tokenizer, part, rules), run.config, special)
+        survey.add(usable_prompts(tokenizer, part, rules), run.config)
         if survey.tokens > MOST_TOKENS:
             break
     check_rows(survey, run.config)
@@ -137,13 +134,13 @@ def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
     Raises:
         JobError: a prompt that cannot be used, or none of the whole run with a row.
     """
-    survey, special = PromptSurvey(), special_ids(inputs.tokenizer)
+    survey = PromptSurvey()
     share = range(1 + host, inputs.total_batches + 1, hosts)
-    tokens = [survey.add(inputs.prompts(batch), inputs.config, special) for batch in share]
+    tokens = [survey.add(inputs.prompts(batch), inputs.config) for batch in share]
     log.info("prompts of this host: %s", survey)
     others = (batch for batch in range(1, inputs.total_batches + 1) if batch not in share)
     while not survey.has_rows and (batch := next(others, None)) is not None:
-        survey.add(inputs.prompts(batch), inputs.config, special)
+        survey.add(inputs.prompts(batch), inputs.config)
     check_rows(survey, inputs.config)
     if survey.without_rows:
         log.warning("%d prompts give no row: extract.exclude leaves all of them out", survey.without_rows)
@@ -156,13 +153,21 @@ def check_rows(survey: PromptSurvey, config: JobConfig) -> None:
         return
     extract = config.extract
     if survey.prompts:
-        wanted = "[" + ",".join(kind.value for kind in extract.exclude) + "]"
-        last = extract.positions is Positions.last
-        fix = "use extract.exclude=[], or extract.positions=all" if last else "use extract.exclude=[]"
-        token = "the last token" if last else "every token"
-        raise JobError(f"extract.exclude={wanted}: {token} of all {survey.prompts} prompts is special; {fix}")
+        raise JobError(no_rows(survey.prompts, extract))
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(survey.skipped).most_common())
     raise JobError(
         f"tasks.path={config.tasks.path}: none of the prompts can be used ({reasons}); tasks.on_broken=refuse says "
         "what is wrong with the first"
     )
+
+
+def no_rows(prompts: int, extract: ExtractConfig) -> str:
+    """Returns why none of so many prompts gives a row."""
+    wanted = "[" + ",".join(kind.value for kind in extract.exclude) + "]"
+    if extract.positions in (Positions.last, Positions.first):
+        which, fix = f"the {extract.positions.value} token", "use extract.exclude=[], or extract.positions=all"
+    elif extract.positions in (Positions.every, Positions.sample):
+        which, fix = "every token that extract.positions chooses", "use extract.positions=all"
+    else:
+        which, fix = "every token", "use extract.exclude=[]"
+    return f"extract.exclude={wanted}: {which} of all {prompts} prompts is special; {fix}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, Positions
-from pod_job.planning.model_cost import vector_bytes
+from pod_job.planning.model_cost import stored_rows, vector_bytes
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import WholeRun
@@ -42,7 +42,7 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         Positions.last: new_tokens or len(samples),
         Positions.all: tokens + new_tokens,
         Positions.generated: new_tokens,
-    }[config.extract.positions]
+    }.get(config.extract.positions, stored_rows(config.extract, len(samples), tokens))
     return WholeRun(
         samples=len(samples),
         tokens=tokens,

@@ -138,19 +138,26 @@ class ActivationDataset:
     def rows(self, index: Any) -> dict[str, Any]:
         """Returns the provenance of rows; arrays, or single values for an int.
 
-        Keys: `task_id`, `sample_idx`, `position`, `token_id`, and the flags `special`, `sink`, `nonfinite`.
+        Keys: `task_id`, `sample_idx`, `position`, `token_id`, the flags `special`, `sink`, `nonfinite`, and those of
+        `rows_table.OPTIONAL` that the run has.
         """
         if isinstance(index, (int, np.integer)):
             return {name: values[0] for name, values in self.rows(np.array([index])).items()}
         numbers = self._span(index) if isinstance(index, slice) else self._numbers(index)
         dtypes = {**dict.fromkeys(rows_table.COLUMNS, np.int32), **dict.fromkeys(rows_table.FLAGS, np.bool_)}
-        columns = {name: np.empty(len(numbers), dtype) for name, dtype in (dtypes | {"task_id": object}).items()}
         numbers, batches = self._places(numbers)
-        for batch in np.unique(batches).tolist():
+        used = np.unique(batches).tolist()
+        if used:  # all tables of a run have the same columns
+            dtypes |= {name: rows_table.OPTIONAL[name] for name in self._table(used[0]).optional}
+        columns = {name: np.empty(len(numbers), dtype) for name, dtype in (dtypes | {"task_id": object}).items()}
+        for batch in used:
             places = np.flatnonzero(batches == batch)
             table = self._table(batch)
             for name, column in columns.items():
-                column[places] = getattr(table, name)[numbers[places] - self._starts[batch]]
+                if (values := getattr(table, name)) is None:
+                    file = self.metadata.rows_files[batch].file
+                    raise JobError(f"{self.folder.url}: {file} has no column {name}, which others have; it is damaged")
+                column[places] = values[numbers[places] - self._starts[batch]]
         return columns
 
     def batch_of(self, index: Any) -> Int[np.ndarray, "R"]:

@@ -96,7 +96,8 @@ def texts_from_prompts(
     samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder, template_date(run))).samples
     tokenizer = folder.tokenizer
     decode = decoder(tokenizer)
-    return [cut_text(ids, at, decode) for ids, at in row_prompts(config, samples, tokenizer, dataset, rows)]
+    found = row_prompts(config, samples, tokenizer, dataset, rows)
+    return [cut_text(ids, int(places[0]), decode) for ids, places in found]
 
 
 def cut_text(tokens: np.ndarray, place: int, decode: Decode, width: int = WIDTH) -> RowText:

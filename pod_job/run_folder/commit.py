@@ -63,10 +63,15 @@ class TapFile(Record, frozen=True, omit_defaults=True):
 
 
 class PromptCounts(Record, frozen=True, omit_defaults=True):
-    """Prompts that are not as they came: those left out, by reason, and texts of which a doubled begin token went."""
+    """Prompts that are not as they came: those left out, by reason, and texts of which a doubled begin token went.
+
+    `dropped_tokens` of the samples' `tokens` are in no prompt; both are 0 where none can be dropped.
+    """
 
     skipped: dict[str, Count] = msgspec.field(default_factory=dict)
     doubled_bos: Count = 0
+    tokens: Count = 0
+    dropped_tokens: Count = 0
 
 
 class CommitRecord(Record, frozen=True, omit_defaults=True):

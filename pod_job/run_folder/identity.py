@@ -83,6 +83,7 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     `template_date` is the day of the first start, which a chat template that writes the date takes for today.
     `tokenizer_files` has the SHA-256 of each file that the tokenizer is made from, `token_probe` that of what it makes
     of sample texts and of some prompts of the run. Runs of 0.1.0 have `tokenizer` instead, over some of the files.
+    `positions` is as it is written in an override: `every=8`.
     """
 
     model: ModelIdentity
@@ -96,6 +97,8 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str
     seq_len: Count | None = None
     too_long: str | None = None
+    overlap: Count | None = None
+    sample_seed: Count | None = None
     exclude: list[str] | None = None
     save_every_n_samples: Annotated[int, msgspec.Meta(ge=1)]
     generate: GenerateIdentity | None = None

@@ -51,6 +51,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of one host in one attempt; counts are of this attempt and this host only.
 
     `positions` counts all token positions computed, `tokens` those that held a prompt's token: the rest is padding.
+    `dropped_tokens` are those of samples longer than a row that no prompt has, `cut_samples` such samples.
     `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
     `seconds` is the time spent extracting. `step_s` is the median time from one step's results to the next one's, with
     mode=generate that of a prefill, and `token_s` that of one more token of every row; 0 where none was timed.
@@ -65,6 +66,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     batches_total: int = 0
     samples: int = 0
     cut_samples: int = 0
+    dropped_tokens: int = 0
     skipped_tasks: int = 0
     tokens: int = 0
     positions: int = 0

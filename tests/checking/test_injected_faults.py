@@ -177,7 +177,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, torch_there: None) -> Iterat
         if (family, dtype) not in made:
             overrides = [
                 *(f"model.path={write_model(folder / family, family)}", f"model.dtype={dtype}", "tasks=arc_sample"),
-                *("tasks.limit=2", "extract.seq_len=128", "extract.too_long=cut", "extract.taps=['*']"),
+                *("tasks.limit=2", "extract.seq_len=128", "extract.too_long=tail", "extract.taps=['*']"),
                 f"storage.run_dir={folder / f'run_{family}_{dtype}'}",
             ]
             inputs = read_inputs(load(overrides))

@@ -52,7 +52,7 @@ def job(model: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[s
     overrides = [
         *("mesh=2x2", "pod.devices_per_host=4", "tasks=arc_sample", "tasks.limit=4", "extract.seq_len=256"),
         *(f"model.path={model}", "model.dtype=float32", "extract.layers=[1,2]", f"storage.run_dir={run_dir}"),
-        *("extract.too_long=cut", "parity.samples=3"),
+        *("extract.too_long=tail", "parity.samples=3"),
     ]
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     return subprocess.run(

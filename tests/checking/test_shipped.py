@@ -22,7 +22,7 @@ def inputs_of(folder: Path, *more: str, model: str = "qwen2", seed: int = 0) -> 
         load(
             [
                 *(f"model.path={path}", "tasks=arc_sample", "tasks.limit=2", "extract.taps=[layer_0.z,layer_1]"),
-                *(f"storage.run_dir={folder / 'run'}", "extract.seq_len=128", "extract.too_long=cut", *more),
+                *(f"storage.run_dir={folder / 'run'}", "extract.seq_len=128", "extract.too_long=tail", *more),
             ]
         )
     )

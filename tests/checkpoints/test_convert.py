@@ -67,7 +67,7 @@ def test_a_run_may_go_on_with_the_converted_model(tmp_path: Path) -> None:
 
     def identity(path: Path) -> Identity:
         overrides = [f"model.path={path}", "tasks=arc_sample", "tasks.limit=2", f"storage.run_dir={tmp_path}/run"]
-        return read_inputs(load([*overrides, "extract.too_long=cut"])).identity
+        return read_inputs(load([*overrides, "extract.too_long=tail"])).identity
 
     assert identity(tmp_path / "elsewhere") == identity(model)
 

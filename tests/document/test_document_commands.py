@@ -37,7 +37,7 @@ def test_the_workers_of_a_slice_know_it_and_work_together(tmp_path: Path) -> Non
     model = write_tiny_model(tmp_path / "model", layers=2)
     flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 1]
     flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 0, 1, "--limit", 3]
-    flags += ["--max_tokens", 0, "--seq_len", 64, "--too_long", "cut", "--positions", "all", "--mesh_shape", "4,1"]
+    flags += ["--max_tokens", 0, "--seq_len", 64, "--too_long", "tail", "--positions", "all", "--mesh_shape", "4,1"]
     flags += ["--save_every_n_samples", 2]
     name = "pod_job.document.distributed_inference_with_activations"
     servers = [MetadataServer(["127.0.0.1"] * 2, worker) for worker in range(2)]
@@ -74,7 +74,7 @@ def test_the_distributed_command_uploads_the_run_and_its_pickles(tmp_path: Path)
         patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
         flags = ["--model_path", model, "--tasks_file", TASKS, "--output_dir", tmp_path / "outputs", "--batch_size", 8]
         flags += ["--activations_dir", tmp_path / "activations", "--layers_to_extract", 1, 3, "--limit", 3]
-        flags += ["--max_tokens", 0, "--seq_len", 512, "--too_long", "cut", "--gcs_bucket"]
+        flags += ["--max_tokens", 0, "--seq_len", 512, "--too_long", "tail", "--gcs_bucket"]
         name, bucket = "distributed_inference_with_activations", "gs://your-bucket/activations"
         ran = command(name, *flags, "your-bucket/activations", "--upload_to_cloud")
         assert ran.returncode == 0, ran.stderr

@@ -1,5 +1,6 @@
 """Flags of rows: special tokens by place, attention sinks and non-finite rows by norm; rows left out by their flags."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.packing import Placed
 from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
+from pod_job.prompts.row_choice import chosen_rows
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.tokens import Prompt, Tokenized
@@ -28,7 +30,14 @@ BOS, EOS, TEXT = 256, 257, 7
 
 def prompt(*ids: int, chat: bool = False) -> Prompt:
     text = [{"role": "user", "content": "x"}] if chat else "x"
-    return Prompt(Sample("t", 0, text), np.array(ids, np.int32), False)
+    return Prompt(Sample("t", 0, text), np.array(ids, np.int32))
+
+
+def with_rows(made: Prompt, config: ExtractConfig) -> Prompt:
+    """Returns the prompt as tokenizing makes it: with its special tokens and the choice of its rows."""
+    special = special_tokens(made.token_ids, made.sample.is_chat, {BOS, EOS})
+    rows = chosen_rows(made.sample, made.positions, np.ones(len(special), bool), special, config)
+    return replace(made, special=special, rows=rows)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +52,8 @@ def prompt(*ids: int, chat: bool = False) -> Prompt:
     ],
 )
 def test_special_tokens_are_told_by_their_place(tokens: tuple, chat: bool, special: list[int]) -> None:
-    assert special_tokens(prompt(*tokens, chat=chat), {BOS, EOS}).tolist() == [bool(flag) for flag in special]
+    marks = special_tokens(np.array(tokens), chat, {BOS, EOS})
+    assert marks.tolist() == [bool(flag) for flag in special]
 
 
 def test_control_tokens_of_a_tokenizer() -> None:
@@ -55,12 +65,12 @@ def test_control_tokens_of_a_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("exclude", [[], [Exclude.special]])
-@pytest.mark.parametrize("positions", list(Positions)[:2])
+@pytest.mark.parametrize("positions", [Positions.last, Positions.all])
 def test_special_tokens_are_flagged_or_not_stored(exclude: list[Exclude], positions: Positions) -> None:
     prompts = [prompt(BOS, TEXT, 8), prompt(9, EOS), prompt(BOS)]
     config = ExtractConfig(positions=positions, exclude=exclude, dtype=StoredDtype.float32)
-    masks = [special_tokens(each, {BOS, EOS}) for each in prompts]
-    opened = OpenBatch(1, Tokenized(prompts, []), masks, config, {"layer_0": 1}, Pool())
+    prompts = [with_rows(each, config) for each in prompts]
+    opened = OpenBatch(1, Tokenized(prompts, [], len(prompts)), config, {"layer_0": 1}, Pool())
     for index, each in enumerate(prompts):
         shard = each.token_ids[None, :, None].astype(np.float32)
         at = {"last": shard[:, -1:], "all": shard}[positions.value]

@@ -109,7 +109,7 @@ def test_the_distributed_command_with_its_mesh_and_bucket(folder: Path, require:
     line = DISTRIBUTED.replace("/path/to/model", str(folder / "Qwen/Qwen2.5-0.5B"))
     with bucket_server(folder / "server", "your-bucket") as endpoint:
         ran = run(
-            line, folder, "--max_tokens", "0", "--seq_len", "64", "--too_long", "cut", STORAGE_EMULATOR_HOST=endpoint
+            line, folder, "--max_tokens", "0", "--seq_len", "64", "--too_long", "tail", STORAGE_EMULATOR_HOST=endpoint
         )
         assert ran.returncode == 0, ran.stderr
     assert "pickles      4 files and metadata.json in ./activations and gs://your-bucket/activations" in ran.stdout

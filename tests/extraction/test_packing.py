@@ -37,7 +37,8 @@ def test_every_prompt_is_placed_once_and_reads_back(lengths: list[int], rows: in
             placed[p.batch, p.index] = step.token_ids[p.row, span]
             assert (step.segment_ids[p.row, span] == p.slot + 1).all()
             assert (step.positions[p.row, span] == np.arange(p.length)).all()
-            assert step.last[p.row, p.slot] == p.start + p.length - 1
+            assert step.chosen[p.row, p.slot] == p.start + p.length - 1
+            assert step.counted[p.row, span].all()
         assert step.tokens == (step.segment_ids > 0).sum() == (step.token_ids > 0).sum()
     assert len(placed) == len(queued)
     for item in queued:

@@ -40,7 +40,7 @@ def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
         "extract.positions": "all",
         "extract.dtype": "float32",
         "extract.seq_len": 200,
-        "extract.too_long": "cut",
+        "extract.too_long": "tail",
         "extract.rows_per_device": 4,
         "extract.layers": [1, 3],
         "extract.save_every_n_samples": PER_BATCH,

@@ -181,7 +181,7 @@ def small_job(tmp_path: Path) -> list[str]:
     return [
         *("pod.hosts=2", "mesh.data=2", f"model.path={model}", "model.dtype=float32", "tasks=arc_sample"),
         *(f"tasks.path={tasks}", "tasks.limit=6", "extract.layers=[1,3]", "extract.save_every_n_samples=2"),
-        *("extract.seq_len=128", "extract.too_long=cut", f"storage.run_dir={tmp_path / 'run'}", "--json"),
+        *("extract.seq_len=128", "extract.too_long=tail", f"storage.run_dir={tmp_path / 'run'}", "--json"),
     ]
 
 

@@ -32,7 +32,7 @@ def job(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pod = ["pod=v5e_64", "pod.accelerator_type=v5litepod-4", "pod.hosts=1", "mesh=2x2", "cloud.zones=[us-west4-a]"]
     pod.append("cloud.shared_folders=[/]")
-    sizes = ["extract=all_tokens", "extract.layers=[0,2]", "extract.seq_len=128", "extract.too_long=cut"]
+    sizes = ["extract=all_tokens", "extract.layers=[0,2]", "extract.seq_len=128", "extract.too_long=tail"]
     return [f"model.path={model}", "tasks=arc_sample", f"storage.run_dir={tmp_path / 'run'}", *pod, *sizes]
 
 

@@ -28,7 +28,7 @@ def job(tmp_path: Path) -> list[str]:
         "tasks.limit=10",
         "extract.layers=[1,3]",
         "extract.save_every_n_samples=4",
-        "extract.too_long=cut",
+        "extract.too_long=tail",
         f"storage.run_dir='{tmp_path / 'run'}'",
     ]
 

@@ -28,7 +28,7 @@ def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
         "extract.layers": [1, 3],
         "extract.dtype": "float32",
         "extract.seq_len": 64,
-        "extract.too_long": "cut",
+        "extract.too_long": "tail",
         "extract.save_every_n_samples": 8,
         "parity.samples": 0,
         "storage.run_dir": run_dir,

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent.parent
 def overrides(model: Path, tmp_path: Path, *more: str) -> list[str]:
     """A tiny model on a v5litepod-4, small in every way."""
     pod = ["pod=v5e_64", "pod.accelerator_type=v5litepod-4", "pod.hosts=1", "mesh=2x2"]
-    sizes = ["extract=all_tokens", "extract.layers=[0,2]", "extract.seq_len=128", "extract.too_long=cut"]
+    sizes = ["extract=all_tokens", "extract.layers=[0,2]", "extract.seq_len=128", "extract.too_long=tail"]
     return [f"model.path={model}", "tasks=arc_sample", f"storage.run_dir={tmp_path / 'run'}", *pod, *sizes, *more]
 
 

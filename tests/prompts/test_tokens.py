@@ -16,8 +16,8 @@ from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Message, Sample
 from pod_job.prompts.text_ends import check_ends
+from pod_job.prompts.tokenizer import VOCABULARIES
 from pod_job.prompts.tokens import (
-    VOCABULARIES,
     PromptRules,
     TokenizerFolder,
     check_template,
@@ -130,7 +130,7 @@ def test_a_cut_prompt_keeps_its_last_tokens(model: Path, too_long: int, kept: li
     sample = Sample("a", 0, np.arange(1, 8))
     (prompt,) = tokenize(load_tokenizer(model), [sample], too_long, TooLong.cut)
     assert prompt.token_ids.tolist() == kept
-    assert prompt.cut == (too_long < 7)
+    assert prompt.dropped == 7 - too_long
 
 
 BEGIN, END = "<|im_start|>", "<|endoftext|>"

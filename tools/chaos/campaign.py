@@ -37,7 +37,7 @@ def job(out: Path, samples: int) -> list[str]:
     model = write_tiny_model(out / "model", mlp=64)
     return [
         *(f"model.path={model}", "model.dtype=float32", "tasks=arc_sample", f"tasks.limit={samples}"),
-        *("extract=all_tokens", "extract.dtype=float32", "extract.seq_len=256", "extract.too_long=cut"),
+        *("extract=all_tokens", "extract.dtype=float32", "extract.seq_len=256", "extract.too_long=tail"),
         *(f"extract.layers=[{','.join(map(str, LAYERS))}]", f"extract.save_every_n_samples={PER_BATCH}"),
         *(f"storage.compile_cache={out}/compile_cache", "pod.arrival_timeout_s=60", "parity.samples=0"),
     ]

@@ -51,7 +51,7 @@ def prepare(options: Options, tasks: Path, out: Path | None) -> Callable[[], Non
     inputs, mesh = read_inputs(config), make_mesh(config.mesh)
     model, params = load_model(inputs, mesh)
     part = replace(feeding(step_rows(config, mesh), 0), writes=out is not None)
-    step = Step(compile_step(model, params, part.rows, config.extract), params, part)
+    step = Step(compile_step(model, params, part.rows, config.extract), params, part, config.extract.positions)
     batches = range(1, inputs.total_batches + 1)
 
     def run() -> None:
