@@ -120,6 +120,8 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
     log.info("%d batches here", len(batches))
 
     reporter.phase(Phase.weights, batches_total=len(batches) if part.writes else 0)
+    make_feeder = PackedFeeder if config.mode is Mode.prefill else WaveFeeder
+    feeder = make_feeder(batches, inputs, part, reporter, stop)  # reads ahead from here on
     model, params = load_model(inputs, mesh)
 
     reporter.phase(Phase.compiling)
@@ -131,10 +133,11 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
     reporter.phase(Phase.extracting)
     on_nonfinite = config.extract.on_nonfinite
     with Writers(config.storage.writers, inputs.folder, host.index, reporter.committed, on_nonfinite) as writers:
-        if isinstance(program, Step):
-            extract(program, PackedFeeder(batches, inputs, part, reporter, stop), writers, reporter)
-        else:
-            generate(program, WaveFeeder(batches, inputs, part, reporter, stop), writers, reporter)
+        match program, feeder:
+            case Step(), PackedFeeder():
+                extract(program, feeder, writers, reporter)
+            case Generator(), WaveFeeder():
+                generate(program, feeder, writers, reporter)
 
 
 def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:

@@ -145,6 +145,7 @@ def test_a_prompt_too_long_is_refused_by_name_or_cut_and_counted(model: Path, tm
         status["dropped_tokens"],
     )
     assert 0 < status["step_s"] < status["seconds"]
+    assert 0 <= status["waited_steps"] <= status["steps"]
 
 
 def test_a_host_that_never_arrives_is_named(model: Path, tmp_path: Path) -> None:

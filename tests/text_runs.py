@@ -88,8 +88,8 @@ def _write_timelines(folder: Folder) -> None:
         phases = {"checking": 1000.0, "weights": 1010.0, "compiling": 1020.0, "extracting": 1040.0, "done": 1100.0}
         points = [
             [1040.0, *[0] * len(COUNTERS)],
-            [1070.0, 3, 1, 300, 400, 300, 5000],
-            [1100.0, 6, 2, 600, 800, 600, 9000],
+            [1070.0, 3, 1, 300, 400, 300, 5000, 0],
+            [1100.0, 6, 2, 600, 800, 600, 9000, 3 * host],
         ]
         record = {"host": host, "attempt": "20250115T103000Z-abcdef", "device": "TPU v5 lite", "devices": 4}
         record |= {"counters": COUNTERS, "phases": phases, "points": points}

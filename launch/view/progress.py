@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from launch import clock
-from pod_job.run_folder.status import HostStatus, Phase
+from pod_job.run_folder.status import HostStatus, Phase, waited_share
 
 PLAIN_EVERY_S = 10.0
+WAITED_SHOWN = 0.01
+"""Share of steps that waited for input, from which on it is shown beside the bar."""
 ORDER = list(Phase)
 
 
@@ -52,14 +54,19 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
 
 
 def pace(reported: Sequence[HostStatus], assigned: int) -> str:
-    """Returns tokens per second over all hosts and the time left; empty before the first batch."""
+    """Returns tokens per second over all hosts, waiting if there is some, and the time left; empty before the first
+    batch."""
     done = sum(status.batches for status in reported)
     seconds = max((status.seconds for status in reported), default=0.0)
     if not done or not seconds:
         return ""
     rate = sum(status.tokens for status in reported) / seconds
     left_s = (assigned - done) * seconds / done
-    return f"{rate:,.0f} tokens/s" + (f", {left_s:,.0f} s left" if assigned > done else "")
+    waited = waited_share(reported) or 0.0
+    parts = [f"{rate:,.0f} tokens/s"]
+    parts += [f"{waited:.0%} of steps waited for input"] if waited >= WAITED_SHOWN else []
+    parts += [f"{left_s:,.0f} s left"] if assigned > done else []
+    return ", ".join(parts)
 
 
 class Screen:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pod_job.run_folder.status import HostStatus
+from pod_job.run_folder.status import HostStatus, waited_share
 
 
 class PodStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,10 +109,12 @@ def table(run: RunStatus) -> RenderableType:
 
 
 def progress(run: RunStatus) -> str:
-    """Returns how many batches are done, the speed, and the time left."""
+    """Returns how many batches are done, the speed, the share of steps that waited for input, and the time left."""
     parts = [f"{run.batches_done:,} of {run.batches:,} batches"]
     if run.tokens_per_s:
         parts.append(f"{run.tokens_per_s:,.0f} tokens/s")
+    if (waited := waited_share(run.hosts)) is not None:
+        parts.append(f"{waited:.0%} of steps waited for input")
     if run.left_s:
         at = time.strftime("%a %H:%M", time.localtime(run.ready_at))
         parts.append(f"{run.left_s:,.0f} s left, ready {at}")

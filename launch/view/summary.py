@@ -10,7 +10,7 @@ from launch.view.facts import show_facts
 from pod_job.config.schema import JobConfig
 from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.metadata import Metadata
-from pod_job.run_folder.status import HostStatus
+from pod_job.run_folder.status import HostStatus, waited_share
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Summary:
     """The dataset as a whole, and the work of this attempt (a resumed run's attempt did only what was missing).
 
     `bytes` counts the activation files. `tokens_per_s` is over the time spent extracting, `padding` the share of
-    computed positions that held no token; both are None where this attempt had nothing to extract.
+    computed positions that held no token, `waited` the share of steps before which the devices waited for input; they
+    are None where this attempt had nothing to extract.
     """
 
     hosts: int
@@ -32,6 +33,7 @@ class Summary:
     attempt_tokens: int
     tokens_per_s: float | None
     padding: float | None
+    waited: float | None
     elapsed_s: float
     metadata: str
     logs: str
@@ -59,6 +61,7 @@ def summarise(
         attempt_tokens=tokens,
         tokens_per_s=tokens / seconds if tokens and seconds else None,
         padding=1 - tokens / positions if positions else None,
+        waited=waited_share(statuses),
         elapsed_s=elapsed_s,
         metadata=f"{config.storage.run_dir.rstrip('/')}/{METADATA}",
         logs=str(logs),
@@ -81,6 +84,8 @@ def show(summary: Summary, console: Console) -> None:
         facts.append(("speed", f"{summary.tokens_per_s:,.0f} tokens/s, {summary.elapsed_s:,.0f} s in all"))
     if summary.padding is not None:
         facts.append(("padding", f"{summary.padding:.1%} of the positions computed"))
+    if summary.waited is not None:
+        facts.append(("waited", f"{summary.waited:.1%} of the steps waited for input"))
     facts.append(("metadata", summary.metadata + ("" if summary.complete else " (some batches are missing)")))
     facts.append(("logs", summary.logs))
     show_facts(facts, console)

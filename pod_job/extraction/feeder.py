@@ -1,8 +1,9 @@
-"""Tokenizes and packs prompts in a thread of its own, ahead of the devices."""
+"""Lays out prompts as step inputs in a thread of its own, ahead of the devices, and tells how often these waited."""
 
 import itertools
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from pod_job.extraction.feeding import Feeding
 from pod_job.extraction.packing import Queued
+from pod_job.extraction.read_ahead import read_ahead
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
@@ -41,20 +43,20 @@ def on_any_host(flags: Sequence[bool]) -> list[bool]:
 
 
 class Feeder(ABC, Generic[InputT, BatchT]):
-    """Step inputs of this host's batches, tokenized and laid out ahead in a thread of its own.
+    """Step inputs of this host's batches, read, tokenized and laid out ahead of their use.
 
     `open` holds the batches under assembly, where this host keeps the results (`writes`).
     """
 
     def __init__(
-        self, batches: Sequence[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
+        self, batches: Iterable[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
     ) -> None:
         """Once there is a request to `stop`, no more batches are begun."""
         self.inputs, self.rows, self.writes = inputs, feeding.feeder_rows, feeding.writes
         self.reporter, self.stop = reporter, stop
         self.open: dict[int, BatchT] = {}
         self._without_prompts: deque[BatchT] = deque()
-        self._steps = prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
+        self._steps = Prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
         self._ahead: deque[InputT] = deque()
 
     @abstractmethod
@@ -78,14 +80,18 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         """Returns the next step input, or an empty one when there is none left."""
         return self._ahead.popleft() if self.has(0) else self.empty_input()
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that `has` and `take` have waited for inputs so far."""
+        return self._steps.waited_s
+
     def take_empty(self) -> Iterator[BatchT]:
         """Yields, once, the batches so far of which no prompt can be used: no step completes them."""
         while self._without_prompts:
             yield self._without_prompts.popleft()
 
-    def _queue_prompts(self, batches: Sequence[int]) -> Iterator[Queued]:
-        for number in itertools.takewhile(lambda _: not self.stop, batches):
-            tokenized = self.inputs.prompts(number)
+    def _queue_prompts(self, batches: Iterable[int]) -> Iterator[Queued]:
+        for number, tokenized in read_ahead(self.inputs, batches, self.stop):
             prompts = tokenized.prompts
             if self.writes:
                 batch = self.open_batch(number, tokenized)
@@ -103,20 +109,41 @@ def dropped(prompts: Sequence[Prompt]) -> dict[str, int]:
     return {"cut_samples": sum(count > 0 for count in tokens), "dropped_tokens": sum(tokens)}
 
 
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Yields the items from a thread that runs at most `depth` ahead; its exception is raised here."""
-    ready: queue.Queue[T | End] = queue.Queue(depth)
+class Prefetch(Iterator[T]):
+    """Items from a thread that runs at most `depth` ahead; its exception is raised here.
 
-    def produce() -> None:
+    `waited_s`: seconds that whoever takes items has waited for them so far.
+    """
+
+    def __init__(self, items: Iterable[T], depth: int) -> None:
+        self.waited_s = 0.0
+        self._ready: queue.Queue[T | End] = queue.Queue(depth)
+        self._end: End | None = None
+        threading.Thread(target=self._produce, args=[items], name="feeder", daemon=True).start()
+
+    def __next__(self) -> T:
+        if self._end is None:
+            item = self._get()
+            if not isinstance(item, End):
+                return item
+            self._end = item
+            if item.error is not None:
+                raise item.error
+        raise StopIteration
+
+    def _get(self) -> "T | End":
+        try:
+            return self._ready.get_nowait()
+        except queue.Empty:
+            asked = time.monotonic()
+            item = self._ready.get()
+            self.waited_s += time.monotonic() - asked
+            return item
+
+    def _produce(self, items: Iterable[T]) -> None:
         try:
             for item in items:
-                ready.put(item)
-            ready.put(End(None))
+                self._ready.put(item)
+            self._ready.put(End(None))
         except BaseException as error:
-            ready.put(End(error))
-
-    threading.Thread(target=produce, name="feeder", daemon=True).start()
-    while not isinstance(item := ready.get(), End):
-        yield item
-    if item.error is not None:
-        raise item.error
+            self._ready.put(End(error))

@@ -7,7 +7,7 @@ tokenize and pack (feeder thread) -> compute (devices) -> copy and assemble (thi
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.feeder import Feeder, on_any_host
@@ -29,7 +29,7 @@ class PackedFeeder(Feeder[StepInput, OpenBatch]):
     """Feeder of `extract`: several prompts are packed into each row."""
 
     def __init__(
-        self, batches: Sequence[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
+        self, batches: Iterable[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
     ) -> None:
         self.pool = Pool()
         super().__init__(batches, inputs, feeding, reporter, stop)
@@ -56,10 +56,15 @@ def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Report
     started = before = time.monotonic()
     times: deque[float] = deque(maxlen=STEPS_TIMED)
     earlier: tuple[StepInput, StepOutput] | None = None
+    waited_s = 0.0
     while wanted.popleft():
-        item = feeder.take()
-        output = step(item, feeder.has(1))
+        item, more = feeder.take(), feeder.has(1)
+        # An input that came late while the devices still computed has cost nothing.
+        idle = feeder.waited_s > waited_s and (earlier is None or is_computed(earlier[1]))
+        output = step(item, more)
         start_copy(output)
+        reporter.waited(idle, feeder.waited_s - waited_s)
+        waited_s = feeder.waited_s
         if earlier is not None:
             wanted.append(collect(*earlier, feeder, writers, reporter))
             times.append(time.monotonic() - before)
@@ -71,6 +76,11 @@ def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Report
     commit_empty(feeder, writers)
     writers.finish()
     reporter.set(seconds=time.monotonic() - started)
+
+
+def is_computed(output: StepOutput) -> bool:
+    """Returns whether the devices are done with a step."""
+    return output.more.is_ready()  # pyright: ignore[reportAttributeAccessIssue] (arrays of jax have it, their type not)
 
 
 def commit_empty(feeder: PackedFeeder, writers: Writers) -> None:

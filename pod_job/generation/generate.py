@@ -116,9 +116,12 @@ def generate(generator: Generator, feeder: WaveFeeder, writers: Writers, reporte
     """Runs waves until no feeder has prompts left."""
     going, started = on_any_host([feeder.has(0)])[0], time.monotonic()
     prefills, tokens = deque[float](maxlen=STEPS_TIMED), deque[float](maxlen=STEPS_TIMED)
+    waited_s = 0.0
     while going:
-        wave = feeder.take()
-        result = generator.run(wave, feeder.has(0))
+        wave, more = feeder.take(), feeder.has(0)
+        reporter.waited(feeder.waited_s > waited_s, feeder.waited_s - waited_s)
+        waited_s = feeder.waited_s
+        result = generator.run(wave, more)
         prefills.append(result.prefill_s)
         tokens.append(result.decode_s / result.read)
         reporter.set(step_s=statistics.median(prefills), token_s=statistics.median(tokens))

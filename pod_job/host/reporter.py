@@ -78,6 +78,13 @@ class Reporter(logging.Handler):
             sums = {name: getattr(self.status, name) + count for name, count in counts.items()}
             self.status = msgspec.structs.replace(self.status, **sums)
 
+    def waited(self, idle: bool, seconds: float) -> None:
+        """Counts a step by whether the devices were idle before it, and the seconds waited for its input if so."""
+        with self.changed:
+            steps, waited_s = self.status.waited_steps or 0, self.status.waited_s or 0.0
+            waits = {"waited_steps": steps + idle, "waited_s": round(waited_s + seconds * idle, 3)}
+            self.status = msgspec.structs.replace(self.status, **waits)
+
     def committed(self, record: CommitRecord) -> None:
         """Counts a batch by its commit record."""
         self.add(batches=1, rows=record.rows, bytes=sum(file.size for file in record.files))

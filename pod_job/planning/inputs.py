@@ -122,7 +122,8 @@ class Inputs(Outline):
     def tokenize(self, samples: Sequence[Sample | BrokenTask]) -> Tokenized:
         """Returns the prompts of samples, as every host and every start of the run makes them; for any thread.
 
-        What `samples` says of broken ones is with those that cannot be tokenized.
+        What `samples` says of broken ones is with those that cannot be tokenized. A sample's prompts
+        depend on that sample alone: a batch may be tokenized in parts, `joined` afterwards.
         """
         rules = PromptRules.of(self.config, self.arch.vocab, self.template_date)
         broken = [sample for sample in samples if isinstance(sample, BrokenTask)]

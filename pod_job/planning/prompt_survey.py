@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
+from typing import TypeVar
 
 from msgspec import Struct, field
 
@@ -24,6 +25,8 @@ from pod_job.prompts.tokens import (
     usable_prompts,
 )
 
+T = TypeVar("T")
+
 log = logging.getLogger("pod_job")
 
 ALL_UP_TO = 1000
@@ -31,6 +34,8 @@ ALL_UP_TO = 1000
 ENDS = 100
 """First and last prompts that are looked at, of many."""
 CHUNK = 100
+BATCHES = 8
+"""Batches of a host's share that are looked at at least; more where they are small."""
 MOST_TOKENS = 5_000_000
 """Tokens after which no more prompts of a sample are looked at: some seconds of work."""
 NAMED = 20
@@ -127,24 +132,53 @@ def sample_indices(count: int, seed: int) -> Sequence[int]:
 
 
 def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
-    """Returns the tokens of each batch of a host's share, so that what is wrong is said before any weight is loaded.
+    """Returns the tokens of some batches of a host's share; where the share is small, of all.
 
-    Where no prompt of the share gives a row, the other shares are looked at, too: all hosts come to one conclusion.
+    So most of what is wrong is said before any weight is loaded. Of a large batch some prompts are looked at, and its
+    tokens estimated. Where none of them gives a row, the whole run is looked at until one does: all hosts come to one
+    conclusion.
 
     Raises:
         JobError: a prompt that cannot be used, or none of the whole run with a row.
     """
     survey = PromptSurvey()
     share = range(1 + host, inputs.total_batches + 1, hosts)
-    tokens = [survey.add(inputs.prompts(batch), inputs.config) for batch in share]
-    log.info("prompts of this host: %s", survey)
-    others = (batch for batch in range(1, inputs.total_batches + 1) if batch not in share)
-    while not survey.has_rows and (batch := next(others, None)) is not None:
-        survey.add(inputs.prompts(batch), inputs.config)
+    batches = spread(share, max(BATCHES, ALL_UP_TO // inputs.config.extract.save_every_n_samples))
+    tokens = []
+    for batch in batches:
+        samples = inputs.samples(batch)
+        chosen = spread(samples, -(-ALL_UP_TO // len(batches)))
+        seen = sum(
+            survey.add(inputs.tokenize(chosen[start : start + CHUNK]), inputs.config)
+            for start in range(0, len(chosen), CHUNK)
+        )
+        tokens.append(round(seen * len(samples) / max(1, len(chosen))))
+        if survey.tokens > MOST_TOKENS:
+            break
+    log.info("prompts of this host that were looked at: %s", survey)
+    if not survey.has_rows:
+        survey = survey_until_a_row(inputs)
     check_rows(survey, inputs.config)
     if survey.without_rows:
         log.warning("%d prompts give no row: extract.exclude leaves all of them out", survey.without_rows)
     return tokens
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Returns at most so many items, evenly spaced, the first and (of two or more) the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i * (len(items) - 1) // max(1, most - 1)] for i in range(most)]
+
+
+def survey_until_a_row(inputs: Inputs) -> PromptSurvey:
+    """Looks at the run's batches, in order, until a prompt gives a row."""
+    survey = PromptSurvey()
+    for batch in range(1, inputs.total_batches + 1):
+        survey.add(inputs.prompts(batch), inputs.config)
+        if survey.has_rows:
+            break
+    return survey
 
 
 def check_rows(survey: PromptSurvey, config: JobConfig) -> None:

@@ -1,5 +1,6 @@
 """Prompt: the tokens of one forward pass, which of them get a row, and where in a document they come from. No jax."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -116,3 +117,14 @@ class Tokenized:
     samples: int = 0
     drops: bool = False
     windowed: bool = False
+
+
+def joined(parts: Sequence[Tokenized]) -> Tokenized:
+    """Returns the prompts of all parts of a batch, in their order."""
+    return Tokenized(
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        skipped=[broken for part in parts for broken in part.skipped],
+        samples=sum(part.samples for part in parts),
+        drops=any(part.drops for part in parts),
+        windowed=any(part.windowed for part in parts),
+    )

@@ -13,6 +13,8 @@ from pod_job.run_folder.parity import ParityRecord
 
 PADDING_HIGH = 0.25
 """Share of padding above which it is a finding."""
+WAITED_HIGH = 0.05
+"""Share of steps that waited for input above which it is a finding."""
 OUTLIERS_HIGH = 0.05
 """Share of outlier rows of a tap above which it is a finding."""
 SAME = 0.999
@@ -101,6 +103,12 @@ def work_findings(work: Work | None) -> Iterator[Finding]:
         return
     if work.padding is not None and work.padding > PADDING_HIGH:
         yield Finding(Level.look, f"{work.padding:.0%} of the computed positions were padding: lower extract.seq_len.")
+    if work.waited is not None and work.waited > WAITED_HIGH:
+        yield Finding(
+            Level.look,
+            f"{work.waited:.0%} of the steps waited for prompts to be read and tokenized: give the hosts more cores, "
+            "or store the prompts as token ids.",
+        )
     totals = {host: float(rate.sum()) for host, rate in work.rates.items()}
     median = float(np.median(list(totals.values()))) if totals else 0.0
     if slow := [host for host, total in totals.items() if len(totals) > 2 and total < SLOW * median]:

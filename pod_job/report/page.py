@@ -47,6 +47,7 @@ class ReportFacts(msgspec.Struct, frozen=True, kw_only=True):
     rows_sampled: int
     tokens: int | None
     padding: float | None
+    waited: float | None
     tokens_per_s: float | None
     hours: float | None
     usd: float | None
@@ -196,6 +197,7 @@ def facts(content: PageContent) -> ReportFacts:
         rows_sampled=len(measures.sample.index) if measures else 0,
         tokens=work.tokens if work else None,
         padding=work.padding if work else None,
+        waited=work.waited if work else None,
         tokens_per_s=work.tokens_per_s if work else None,
         hours=work.wall_s / 3600 if work else None,
         usd=work.usd if work else None,

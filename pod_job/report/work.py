@@ -1,6 +1,6 @@
 """Work: throughput, time by phase, and cost of a run, from the timelines of its hosts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Work:
     Attributes:
         hosts, devices: of the largest start.
         tokens, positions: computed by all hosts; positions that are not tokens are padding.
+        waited: share of the steps that waited for their input; None where that was not recorded.
         wall_s: seconds within starts.
         phase_s: seconds by phase, of the slowest host of each start.
         moments: hours from the first start, the middles of the bins of `rates`.
@@ -42,6 +43,7 @@ class Work:
     device: str
     tokens: int
     positions: int
+    waited: float | None
     wall_s: float
     phase_s: dict[str, float]
     moments: Float[np.ndarray, "bins"]
@@ -69,7 +71,7 @@ def read_work(overview: Overview) -> Work | None:
     for timeline in timelines:
         starts.setdefault(timeline.attempt, []).append(timeline)
     spans = [span(hosts) for hosts in starts.values()]
-    totals = [dict(zip(timeline.counters, timeline.points[-1][1:], strict=True)) for timeline in timelines]
+    totals = [last_counters(timeline) for timeline in timelines]
     phase_s = {phase: sum(longest(hosts, phase) for hosts in starts.values()) for phase in WORKING}
     moments, rates = speed(timelines, min(began for began, _ in spans), max(ended for _, ended in spans))
     wall_s = sum(ended - began for began, ended in spans)
@@ -82,6 +84,7 @@ def read_work(overview: Overview) -> Work | None:
         device=next((timeline.device for timeline in timelines if timeline.device), "unknown"),
         tokens=int(sum(counts["tokens"] for counts in totals)),
         positions=int(sum(counts["positions"] for counts in totals)),
+        waited=waited_share(starts.values()),
         wall_s=wall_s,
         phase_s={phase: seconds for phase, seconds in phase_s.items() if seconds},
         moments=moments,
@@ -89,6 +92,24 @@ def read_work(overview: Overview) -> Work | None:
         usd=usd,
         usd_of=usd_of,
     )
+
+
+def last_counters(timeline: Timeline) -> dict[str, float]:
+    """Returns the counters of the timeline's last point by name."""
+    return dict(zip(timeline.counters, timeline.points[-1][1:], strict=True))
+
+
+def waited_share(starts: Iterable[list[Timeline]]) -> float | None:
+    """Returns the share of all starts' steps that waited for input; None where no start has recorded it.
+
+    All hosts wait for the one that waits: that which waited most tells of its start.
+    """
+    waited = steps = 0.0
+    for hosts in starts:
+        counts = [last_counters(timeline) for timeline in hosts if "waited_steps" in timeline.counters]
+        waited += max((count["waited_steps"] for count in counts), default=0.0)
+        steps += max((count["steps"] for count in counts), default=0.0)
+    return min(1.0, waited / steps) if steps else None
 
 
 def span(hosts: list[Timeline]) -> tuple[float, float]:

@@ -6,6 +6,7 @@ because whoever looks at a run reads it; only `host` writes it.
 
 import logging
 import time
+from collections.abc import Iterable
 from enum import StrEnum
 from functools import cache
 
@@ -55,6 +56,8 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
     `seconds` is the time spent extracting. `step_s` is the median time from one step's results to the next one's, with
     mode=generate that of a prefill, and `token_s` that of one more token of every row; 0 where none was timed.
+    `waited_steps` counts the steps before which the devices were idle because the input was not ready, for `waited_s`
+    seconds in all; None where that was not recorded.
     `end` and `blamed_host` are set with the phases `stopped` and `failed`; a run of version 0.1.0 has neither.
     """
 
@@ -75,10 +78,25 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     step_s: float = 0.0
     token_s: float = 0.0
+    waited_steps: int | None = None
+    waited_s: float | None = None
     updated: float = 0.0  # Unix time
     error: str | None = None
     end: EndKind | None = None
     blamed_host: int | None = None
+
+
+def waited_share(statuses: Iterable[HostStatus | None]) -> float | None:
+    """Returns the share of steps that waited for their input; None where no host has recorded it.
+
+    Hosts compute each step together, and all wait for the one that waits: the host that waited most tells.
+    """
+    shares = [
+        status.waited_steps / status.steps
+        for status in statuses
+        if status is not None and status.waited_steps is not None and status.steps
+    ]
+    return min(1.0, max(shares)) if shares else None
 
 
 def write_status(folder: Folder, status: HostStatus) -> None:

@@ -13,7 +13,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.status import HostStatus, Phase
 from pod_job.storage.folder import Folder
 
-COUNTERS = ("steps", "batches", "tokens", "positions", "rows", "bytes")
+COUNTERS = ("steps", "batches", "tokens", "positions", "rows", "bytes", "waited_steps")
 MOST_POINTS = 512
 
 
@@ -42,7 +42,7 @@ class Timeline(msgspec.Struct, kw_only=True):
         """Adds the counters of now. The number of points is bounded: when there are too many, every other one goes."""
         if len(self.points) >= MOST_POINTS:
             self.points = self.points[::2]
-        self.points.append([round(now, 3), *(getattr(status, name) for name in COUNTERS)])
+        self.points.append([round(now, 3), *(getattr(status, name) or 0 for name in COUNTERS)])
 
 
 def write_timeline(folder: Folder, timeline: Timeline) -> None:

@@ -12,7 +12,7 @@ from launch.view import progress, summary
 from launch.view.progress import Bar, Screen, bars
 from pod_job.config.load import load
 from pod_job.run_folder.metadata import BatchEntry, Metadata, read_any
-from pod_job.run_folder.status import HostStatus, Phase
+from pod_job.run_folder.status import HostStatus, Phase, waited_share
 from pod_job.storage.open import open_folder
 
 CONFIG = load(["experiment=demo"])
@@ -45,6 +45,14 @@ def test_tokens_per_second_and_time_left_are_of_the_whole_pod() -> None:
     ]
     batches = bars(halves, batches=99)[3]
     assert batches == Bar("batches", 4, 10, "1,500 tokens/s, 6 s left")
+
+
+def test_waiting_for_input_is_that_of_the_host_that_waited_most() -> None:
+    working = {"batches": 1, "batches_total": 2, "tokens": 100, "seconds": 1.0, "steps": 40}
+    waited = [status(host, Phase.extracting, waited_steps=2 * host, **working) for host in range(3)]
+    assert waited_share([*waited, None]) == 0.1
+    assert bars(waited, batches=99)[3].detail == "300 tokens/s, 10% of steps waited for input, 1 s left"
+    assert bars(waited[:1], batches=99)[3].detail == "100 tokens/s, 1 s left"  # nothing to be said
 
 
 def test_a_run_with_nothing_left_shows_all_done() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from pod_job import environment
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
+from pod_job.planning import prompt_survey
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.prompt_survey import ALL_UP_TO, PromptSurvey, sample_indices, survey_run, survey_share
+from pod_job.prompts.sources.sample import Sample
+from pod_job.prompts.tokens import Tokenized
 from pod_job.run_folder.identity import RunRecord, claim
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.open import open_folder
@@ -81,6 +85,30 @@ def test_a_run_of_which_every_row_is_excluded_is_refused(model: Path) -> None:
 def test_a_run_of_which_no_prompt_can_be_used_is_refused(model: Path) -> None:
     with pytest.raises(JobError, match=r"none of the prompts can be used \(2 too_long\)"):
         survey_run(inputs(model, ["x" * 41] * 2, "tasks.on_broken=skip"))
+
+
+class CountingInputs(Inputs):
+    """Inputs that count the samples that are tokenized."""
+
+    counted = 0
+
+    def tokenize(self, samples: Sequence[Sample]) -> Tokenized:
+        CountingInputs.counted += len(samples)
+        return super().tokenize(samples)
+
+
+@pytest.mark.parametrize(("per_batch", "batches"), [(10, 40), (1, 400), (400, 1)])
+def test_of_a_large_share_some_prompts_are_looked_at(
+    model: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int, batches: int
+) -> None:
+    """However many prompts there are: each is tokenized when its batch is computed, and not twice."""
+    monkeypatch.setattr(prompt_survey, "ALL_UP_TO", 20)
+    monkeypatch.setattr(CountingInputs, "counted", 0)
+    run = inputs(model, ["a few words"] * 400, f"extract.save_every_n_samples={per_batch}")
+    tokens = survey_share(CountingInputs(**vars(run)), 0, 1)
+    assert set(tokens) == {per_batch * len("a few words")}
+    assert 20 <= CountingInputs.counted <= 20 + 2 * len(tokens)
+    assert len(tokens) == min(batches, max(prompt_survey.BATCHES, 20 // per_batch))
 
 
 @pytest.mark.parametrize("count", [1, ALL_UP_TO, ALL_UP_TO + 1, 10 * ALL_UP_TO])

@@ -68,7 +68,8 @@ def test_sinks_their_tokens_and_large_dimensions_are_shown(tmp_path: Path, capsy
     assert f'<td class="n">{OUTLIER_DIMENSION}</td>' in page
     # Sinks are left out of the spectrum: normal noise in 32 dimensions fills them evenly.
     assert facts["taps"]["layer_1"]["effective_dimensions"] > 25
-    assert (facts["tokens"], facts["padding"]) == (1200, 0.25)
+    assert (facts["tokens"], facts["padding"], facts["waited"]) == (1200, 0.25, 0.5)
+    assert "50% of the steps waited for prompts to be read and tokenized" in page
     assert facts["hours"] == pytest.approx(100 / 3600)
 
 

@@ -8,7 +8,15 @@ import pytest
 
 from pod_job.run_folder.layout import status_file, timeline_file
 from pod_job.run_folder.pods import read_pods
-from pod_job.run_folder.status import EndKind, HostStatus, Phase, latest_attempt, read_status, write_status
+from pod_job.run_folder.status import (
+    EndKind,
+    HostStatus,
+    Phase,
+    latest_attempt,
+    read_status,
+    waited_share,
+    write_status,
+)
 from pod_job.run_folder.timeline import COUNTERS, Timeline, read_timelines, write_timeline
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -48,6 +56,7 @@ def test_records_of_the_earlier_version_are_read() -> None:
     status = read_status(run, 0, attempt)
     assert status is not None
     assert (status.phase, status.rows, status.end, status.blamed_host) == (Phase.done, 41, None, None)
+    assert waited_share([status]) is None  # it recorded no waiting
     (timeline,) = read_timelines(run)
     assert (timeline.device, timeline.points[-1][1 + COUNTERS.index("rows")]) == ("cpu", 41)
     assert [(pod.zone, pod.ended is None) for pod in read_pods(run)] == [("us-west4-a", False), ("us-east1-c", True)]
