@@ -17,7 +17,7 @@ from pod_job.checking.recompute import Deviation
 from pod_job.errors import JobError
 from pod_job.finishing import merge
 from pod_job.finishing.tally import read_plan
-from pod_job.formats.records import Count, decode, encode, now
+from pod_job.formats.records import Count, encode, now, read_file
 from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.commit import CommitRecord
@@ -170,7 +170,6 @@ def store(report: Report) -> None:
 def read_report(folder: Folder) -> StoredReport | None:
     """Returns what verify found last; None where it never ran. JobError where the file is damaged."""
     try:
-        data = folder.read(layout.VERIFIED)
+        return read_file(folder, layout.VERIFIED, StoredReport, f"run `pod-job verify {folder.url}` again")
     except FileNotFoundError:
         return None
-    return decode(data, StoredReport, f"{folder.url}/{layout.VERIFIED}", f"run `pod-job verify {folder.url}` again")

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from pod_job.errors import JobError
+from pod_job.formats.json_text import read_json_file
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _write_files(folder: Path, model: HfModel) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Returns the folder's config.json, or None where there is none that can be read."""
     try:
-        return json.loads((folder / "config.json").read_text())
+        return read_json_file(folder / "config.json")
     except (OSError, ValueError):
         return None
 

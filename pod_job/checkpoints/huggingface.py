@@ -4,7 +4,6 @@ Only headers are read here; of the weights, `TensorFiles.read_rows` reads what i
 """
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 
 from pod_job.checkpoints.tensor_names import ADAPTER, DERIVED, canonical, quantization
 from pod_job.errors import JobError, NoWeights
+from pod_job.formats.json_text import parse_json
 from pod_job.formats.safetensors import TensorSpec, read_header
 from pod_job.models.weight_table import Weight
 from pod_job.storage.folder import Readable, check_name
@@ -24,6 +24,8 @@ U = TypeVar("U")
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINT_BYTES = 4096
+MOST_INDEX_BYTES = 256 << 20
+"""Size of an index: some hundred bytes for each tensor."""
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SOURCE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 READS_IN_FLIGHT = 16
@@ -91,7 +93,7 @@ def weight_files(folder: Readable) -> list[str]:
     except FileNotFoundError:
         pass
     try:
-        index = json.loads(folder.read(INDEX))
+        index = parse_json(folder.read(INDEX, 0, MOST_INDEX_BYTES + 1), MOST_INDEX_BYTES)
         return sorted({check_name(file, folder.url) for file in index["weight_map"].values()})
     except FileNotFoundError:
         raise NoWeights(

@@ -16,6 +16,7 @@ from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import map_ahead
 from pod_job.environment import STORAGE_EMULATOR, TENSORSTORE_EMULATOR, TENSORSTORE_TOKEN
 from pod_job.errors import JobError
+from pod_job.formats.records import decode, read_bounded
 from pod_job.models.weight_table import Weight
 from pod_job.storage.folder import Readable, check_name
 
@@ -62,13 +63,11 @@ class Converted:
 def read_converted(folder: Readable) -> Converted | None:
     """Returns the folder's converted checkpoint; None where it has no `converted.json`."""
     try:
-        content = folder.read(MANIFEST)
+        content = read_bounded(folder, MANIFEST)
     except FileNotFoundError:
         return None
-    try:
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise JobError(f"model.path={folder.url}: {MANIFEST} is damaged ({error}); convert the model again") from error
+    where = f"model.path={folder.url}: {MANIFEST} is damaged"
+    manifest = decode(content, Manifest, where, "convert the model again")
     if manifest.format != FORMAT:
         raise JobError(f"model.path={folder.url}: {MANIFEST} has format {manifest.format!r}, not {FORMAT}")
     check_name(manifest.path, folder.url)

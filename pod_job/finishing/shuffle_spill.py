@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from pod_job.errors import JobError
 from pod_job.formats import rows_table, safetensors
+from pod_job.formats.json_text import parse_json
 from pod_job.formats.quantized import from_rows, row_bytes, to_rows
 from pod_job.formats.records import now
 from pod_job.formats.safetensors import DTYPE_OF
@@ -109,8 +110,15 @@ class Spill:
     def open(self, number: int) -> SpillFile:
         """Reads the header of a spill file. JobError where the file is damaged."""
         name = layout.spill_file(number)
-        header = safetensors.read_header(lambda start, size: self.out.read(name, start, size), f"{self.out.url}/{name}")
-        return SpillFile(name, header.data_start, tuple(json.loads(header.metadata["tasks"])))
+        where = f"{self.out.url}/{name}"
+        header = safetensors.read_header(lambda start, size: self.out.read(name, start, size), where)
+        try:
+            tasks = parse_json(header.metadata.get("tasks", ""))
+        except ValueError as error:
+            raise JobError(f"{where}: its tasks are damaged ({error}); remove it and shuffle again") from error
+        if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+            raise JobError(f"{where}: its tasks are not a list of names; remove it and shuffle again")
+        return SpillFile(name, header.data_start, tuple(tasks))
 
     def read(self, segment: Segment) -> tuple[np.ndarray, list[str]]:
         """Returns the segment's rows, and the name of each one's task. JobError where the file is cut."""

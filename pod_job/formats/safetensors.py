@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from pod_job.errors import JobError
+from pod_job.formats.json_text import parse_json
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)
@@ -123,8 +124,8 @@ def read_header(read: Callable[[int, int], bytes], name: str = "safetensors file
     if len(text) < length:
         raise _bad(name, f"truncated: {len(text)} of {length} header bytes are there")
     try:
-        entries = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(text.decode(), MAX_HEADER_BYTES, strict=True)
+    except ValueError as error:
         raise _bad(name, f"its header is not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise _bad(name, "its header is not a JSON object")
@@ -188,17 +189,6 @@ def _check_layout(file: str, specs: list[tuple[str, TensorSpec]], data_start: in
 
 def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name appears twice")
-    return table
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _bad(name: str, reason: str) -> JobError:

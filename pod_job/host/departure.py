@@ -10,7 +10,7 @@ import jax
 import msgspec
 
 from pod_job.errors import JobError
-from pod_job.formats.records import decode, encode
+from pod_job.formats.records import encode, read_file
 from pod_job.host.host_end import HostEnd, host_end_of
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
@@ -55,12 +55,10 @@ def clear_departure(folder: Folder, attempt: str) -> None:
 
 def first_departure(folder: Folder, attempt: str) -> Departure | None:
     """Returns the departure that this attempt's hosts were told of; None where there is none."""
-    name = departure_file(attempt)
     try:
-        data = folder.read(name)
+        return read_file(folder, departure_file(attempt), Departure)
     except FileNotFoundError:
         return None
-    return decode(data, Departure, f"{folder.url}/{name}")
 
 
 def announce(folder: Folder, attempt: str, departure: Departure) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from pod_job.errors import JobError
-from pod_job.formats.records import Count, decode
+from pod_job.formats.json_text import read_json_file
+from pod_job.formats.records import Count, read_file
 from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import is_name
+from pod_job.storage.open import open_folder
 
 
 class PickleEntry(msgspec.Struct, frozen=True):
@@ -32,11 +34,11 @@ class PickleMetadata(msgspec.Struct, frozen=True):
 
 def read_pickle_metadata(path: Path) -> PickleMetadata:
     """Returns the content of the file. JobError where it is missing, not as documented, or names a file elsewhere."""
+    folder = open_folder(path.parent, "PICKLES", follow_links=True)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read ({error.strerror}); it must lie beside the pickle files") from error
-    described = decode(data, PickleMetadata, str(path), "it must be as the extraction document says")
+        described = read_file(folder, path.name, PickleMetadata, "it must be as the extraction document says")
+    except FileNotFoundError:
+        raise JobError(f"{path}: is missing; it must lie beside the pickle files") from None
     for number, entry in enumerate(described.batches):
         if not is_name(str(PurePosixPath(entry.file))):
             raise JobError(
@@ -48,4 +50,4 @@ def read_pickle_metadata(path: Path) -> PickleMetadata:
 
 def fingerprint(path: Path) -> str:
     """Returns the CRC-32C over all that the file lists of its batches, keys of other programs included."""
-    return checksum([json.dumps(json.loads(path.read_bytes())["batches"], sort_keys=True).encode()]).crc32c
+    return checksum([json.dumps(read_json_file(path)["batches"], sort_keys=True).encode()]).crc32c

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 
 from pod_job.errors import JobError
-from pod_job.formats.records import Count, convert, decode
+from pod_job.formats.records import Count, convert, read_file
 from pod_job.interop.pickle_reader import StoredArray, load_plain
 from pod_job.run_folder.layout import layer_number
+from pod_job.storage.open import open_folder
 
 MOST_EXPANDED = 50
 """Times its size that a gzip file may have; activations come nowhere near it, and what does is made to fill memory."""
@@ -104,11 +105,11 @@ def read_shard_list(folder: Path) -> tuple[list[Shard], str]:
 def read_shard_metadata(folder: Path) -> ShardMetadata:
     """Returns the content of metadata.json; nothing in it where there is none."""
     path = folder / "metadata.json"
+    beside = open_folder(folder, "PICKLES", follow_links=True)
     try:
-        data = path.read_bytes()
+        metadata = read_file(beside, path.name, ShardMetadata, "it must be as it was written with the shards")
     except FileNotFoundError:
         return ShardMetadata()
-    metadata = decode(data, ShardMetadata, str(path), "it must be as the program that wrote the shards left it")
     for entry in metadata.shards:
         if PurePosixPath(entry.filename).name != entry.filename or not (folder / entry.filename).is_file():
             raise JobError(f"{path}: {entry.filename!r} is not a shard beside it; copy it there, or import without it")

@@ -4,14 +4,14 @@ Shapes elsewhere are written with these letters: D hidden, N query heads, K key/
 V vocabulary, L layers, R = H/2 rotary pairs.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
+from pod_job.formats.json_text import read_json_file
 from pod_job.models.config_values import number, optional_number, positive
 from pod_job.models.hf_config import FAMILIES, resolve
 from pod_job.models.rope import Rope, read_rope
@@ -150,11 +150,11 @@ def read_attention(values: Mapping[str, Any], source: str) -> tuple[LayerAttenti
 def read_arch_file(path: Path) -> Arch:
     """Reads a `config.json` as `read_arch` does; raises JobError also where the file is missing or not JSON."""
     try:
-        config = json.loads(path.read_text())
+        config = read_json_file(path)
     except FileNotFoundError:
         raise JobError(f"model.path: {path} is missing; give a Hugging Face folder or hub name") from None
-    except ValueError as error:
-        raise JobError(f"model.path: {path} is not JSON ({error})") from error
+    except (ValueError, OSError) as error:
+        raise JobError(f"model.path: {path} is not JSON that can be read ({first_line(error)})") from error
     if not isinstance(config, dict):
         raise JobError(f"model.path: {path} is not a JSON object")
     try:

@@ -5,16 +5,18 @@ list of equally long lists of colours 0..9. A file holds one task, a dictionary 
 a folder, one file per task.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
+from pod_job.formats.json_text import read_json_file
 from pod_job.prompts.arc_lines import TaskLines, is_task_lines
 from pod_job.prompts.sources.sample import BrokenTask
 
 Grid = list[list[int]]
+MOST_BYTES = 1 << 30
+"""Size of a file that holds tasks in one object; of JSON lines there may be any number."""
 
 
 def read_arc(path: Path) -> Mapping[str, Any]:
@@ -50,20 +52,11 @@ def read_arc(path: Path) -> Mapping[str, Any]:
 def read_json(file: Path) -> Any:
     """Returns the content of a JSON file; JobError where it is missing or no JSON."""
     try:
-        return json.loads(file.read_text(), object_pairs_hook=unique_keys)
+        return read_json_file(file, MOST_BYTES)
     except FileNotFoundError:
         raise JobError(f"tasks.path={file} does not exist; give a tasks file or a folder") from None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise JobError(f"tasks.path={file} is not readable JSON ({error})") from error
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Returns a JSON object; ValueError for a key that is there twice, of which `json` would drop the first."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return content
 
 
 def check_task(where: str, task: Any) -> None:

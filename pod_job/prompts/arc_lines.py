@@ -3,7 +3,6 @@
 Only the place of each line is held: a file of 200,000 tasks is a few gigabytes as Python objects.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from pod_job.errors import JobError
+from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.sample import BrokenTask, Reason
 
 SUFFIXES = (".jsonl", ".ndjson")
@@ -27,8 +27,8 @@ def is_task_lines(path: Path) -> bool:
         with path.open("rb") as file:
             lines = (line for line in file if line.strip())
             first, second = next(lines, b""), next(lines, b"")
-        return bool(second) and isinstance(json.loads(first), dict)
-    except (OSError, ValueError, RecursionError):
+        return bool(second) and isinstance(parse_json(first), dict)
+    except (OSError, ValueError):
         return False
 
 
@@ -76,16 +76,16 @@ class TaskLines(Mapping[str, Any]):
         if (earlier := self.repeated.get(task_id)) is not None:
             return BrokenTask(f"{where} has the task_id of line {earlier}; name each task once", Reason.repeated)
         try:
-            return json.loads(self.data[start : start + length].tobytes())
-        except (ValueError, RecursionError) as error:
+            return parse_json(self.data[start : start + length].tobytes())
+        except ValueError as error:
             return BrokenTask(f"{where} is not JSON ({error})")
 
 
 def id_of(line: bytes, number: int) -> str:
     """Returns the line's `task_id`, or its `id`; where it has neither, its number."""
     try:
-        task = json.loads(line)
-    except (ValueError, RecursionError):
+        task = parse_json(line)
+    except ValueError:
         task = None
     names = [task[key] for key in ("task_id", "id") if isinstance(task, dict) and isinstance(task.get(key), str | int)]
     return str(names[0]) if names else f"line_{number}"

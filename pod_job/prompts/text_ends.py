@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pod_job.errors import JobError
+from pod_job.formats.json_text import read_json_file
 
 PROBE = "The quick brown fox jumps over 13 lazy dogs."
 """Text of many different words and characters, which a tokenizer that works tells apart."""
@@ -48,10 +49,10 @@ def check_ends(folder: Path, tokenizer: Any) -> None:
     transformers 5 goes by tokenizer.json alone; transformers 4 followed the declaration.
     """
     try:
-        declared = json.loads((folder / CONFIG).read_text())
+        declared = read_json_file(folder / CONFIG)
     except FileNotFoundError:
         return
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise JobError(f"model.path={folder}: {CONFIG} is not readable JSON ({error}); copy it again") from error
     ends = text_ends(tokenizer)
     for kind, ids in (("bos", ends.before), ("eos", ends.after)):

@@ -2,13 +2,13 @@
 
 import functools
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pod_job.errors import JobError
+from pod_job.formats.json_text import read_json_file
 from pod_job.prompts.text_ends import PROBE
 
 FILES = ("tokenizer*", "chat_template*")
@@ -86,8 +86,8 @@ def end_tokens(folder: Path) -> tuple[int, ...]:
     """
     for path in (folder / "generation_config.json", folder / "config.json"):
         try:
-            end = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-        except (ValueError, AttributeError) as error:
+            end = read_json_file(path).get("eos_token_id") if path.exists() else None
+        except (ValueError, AttributeError, OSError) as error:
             raise JobError(f"model.path: {path} is not a JSON object ({error})") from error
         ids: list[Any] = end if isinstance(end, list) else [end]
         if end is not None and not all(type(token) is int and token >= 0 for token in ids):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import google_crc32c
 
 from pod_job.errors import JobError
-from pod_job.formats.records import Record, decode, encode
+from pod_job.formats.records import Record, encode, read_file
 from pod_job.run_folder.differences import Difference, shown
 from pod_job.run_folder.layout import ACCEPTED, accepted_file
 from pod_job.storage.folder import Folder
@@ -87,5 +87,5 @@ def write_accepted(folder: Folder, differing: Sequence[Difference]) -> None:
 
 def read_accepted(folder: Folder) -> list[AcceptedDifference]:
     """Returns all differences that starts of the run accepted. JobError where a record is damaged."""
-    records = (decode(folder.read(name), AcceptedRecord, f"{folder.url}/{name}") for name in folder.names(ACCEPTED))
+    records = (read_file(folder, name, AcceptedRecord) for name in folder.names(ACCEPTED))
     return list(dict.fromkeys(difference for record in records for difference in record.differences))

@@ -17,13 +17,16 @@ from pod_job.errors import JobError
 from pod_job.formats import rows_table, statistics
 from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 from pod_job.formats.quantized import EightBit, Vectors
-from pod_job.formats.records import Count, Record, decode, encode, now
+from pod_job.formats.records import Count, Record, decode, encode, now, read_bounded
 from pod_job.formats.rows_table import Rows
 from pod_job.formats.statistics import StatisticsRecord
 from pod_job.run_folder import layout
 from pod_job.run_folder.tap_file import tap_parts, vectors_in
 from pod_job.storage.checksums import WHOLE_BYTES, Part, Stored, checksum, marked, text_of_marks
 from pod_job.storage.folder import Folder, NameTaken
+
+MOST_RECORD_BYTES = 512 << 20
+"""Size of a commit record: two bytes for each row of each tap, and eight for every 64 KiB of vectors."""
 
 
 class RowsFile(Record, frozen=True):
@@ -140,7 +143,7 @@ def read_record(folder: Folder, batch: int) -> CommitRecord:
     name = layout.commit_file(batch)
     url = f"{folder.url}/{name}"
     try:
-        data = folder.read(name)
+        data = read_bounded(folder, name, MOST_RECORD_BYTES)
     except FileNotFoundError:
         raise JobError(f"{url}: missing, though it was listed") from None
     record = decode(read_checksummed(data, url), CommitRecord, url)

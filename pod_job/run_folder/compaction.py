@@ -13,12 +13,14 @@ import msgspec
 from pod_job import __version__
 from pod_job.errors import JobError
 from pod_job.formats.checksummed_json import read_checksummed, with_checksum
-from pod_job.formats.records import Count, Record, decode, encode, now
+from pod_job.formats.records import Count, Record, decode, encode, now, read_bounded
 from pod_job.run_folder import layout
 from pod_job.run_folder.metadata import BatchEntry, JoinedEntry, RowsEntry
 from pod_job.storage.checksums import Stored, joined
 from pod_job.storage.folder import Folder, Readable
 
+MOST_RECORD_BYTES = 1 << 30
+"""Size of the record of a compaction: some ten bytes for each file of each batch."""
 ROWS = "rows"
 """The series of the rows tables; those of vectors are called like their taps."""
 
@@ -69,7 +71,7 @@ def read_compaction(folder: Folder) -> list[JoinedFile] | None:
     """Returns the files that a compaction has made; None where there was none. JobError where its record is damaged."""
     name = f"{folder.url}/{layout.COMPACTION}"
     try:
-        data = read_checksummed(folder.read(layout.COMPACTION), name)
+        data = read_checksummed(read_bounded(folder, layout.COMPACTION, MOST_RECORD_BYTES), name)
     except FileNotFoundError:
         return None
     return decode(data, CompactionRecord, name).files

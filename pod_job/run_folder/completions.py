@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from pod_job.errors import JobError
-from pod_job.formats.records import Count, Record, decode, encode
+from pod_job.formats.records import Count, Record, decode, encode, read_bounded
 from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder, NameTaken
+
+MOST_OUTPUT_BYTES = 1 << 30
 
 
 class Completion(Record, frozen=True):
@@ -43,7 +45,7 @@ def read_completions(folder: Folder, batch: int) -> list[Completion]:
     """Returns the completions of a batch in the order of its samples; none where the file is not there yet."""
     name = layout.outputs_file(batch)
     try:
-        lines = folder.read(name).splitlines()
+        lines = read_bounded(folder, name, MOST_OUTPUT_BYTES).splitlines()
     except FileNotFoundError:
         return []
     return [decode(line, Completion, f"{folder.url}/{name}, line {i}") for i, line in enumerate(lines, 1)]

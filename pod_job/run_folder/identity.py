@@ -10,7 +10,7 @@ import msgspec
 from pod_job import __version__
 from pod_job.config.schema import ConfigValues
 from pod_job.errors import JobError
-from pod_job.formats.records import Count, Record, decode, encode, now
+from pod_job.formats.records import Count, Record, encode, now, read_file
 from pod_job.run_folder.accepted import accepted, refusal, write_accepted
 from pod_job.run_folder.architecture import ArchRecord
 from pod_job.run_folder.differences import Difference, differences
@@ -180,6 +180,6 @@ def version_changes(record: RunRecord, packages: Mapping[str, str]) -> list[Diff
 def read_run(folder: Folder) -> RunRecord:
     """Returns the content of run.json. JobError where it is missing, damaged or of another format."""
     try:
-        return decode(folder.read(RUN), RunRecord, f"{folder.url}/{RUN}")
+        return read_file(folder, RUN, RunRecord)
     except FileNotFoundError:
         raise JobError(f"{folder.url} holds no run: {RUN} is missing") from None

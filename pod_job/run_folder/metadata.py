@@ -8,7 +8,7 @@ import msgspec
 
 from pod_job.errors import JobError
 from pod_job.formats.checksummed_json import read_checksummed, with_checksum
-from pod_job.formats.records import Count, Record, decode
+from pod_job.formats.records import Count, Record, decode, read_bounded
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.formats.statistics import Summary
 from pod_job.run_folder import layout
@@ -20,6 +20,9 @@ from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder
 
 Start = Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
+
+MOST_METADATA_BYTES = 4 << 30
+"""Size of the file: some two hundred bytes for each file of each batch."""
 
 
 class RowsEntry(Record, frozen=True, omit_defaults=True, gc=False):
@@ -129,7 +132,7 @@ def read_any(folder: Folder) -> Metadata:
     name = f"{folder.url}/{layout.METADATA}"
     advice = f"run `pod-job merge {folder.url}` to write it"
     try:
-        data = read_checksummed(folder.read(layout.METADATA), name, f"; {advice} again")
+        data = read_checksummed(read_bounded(folder, layout.METADATA, MOST_METADATA_BYTES), name, f"; {advice} again")
     except FileNotFoundError:
         raise JobError(f"{name}: missing; {advice}") from None
     metadata = decode(data, Metadata, name, f"{advice} again")

@@ -1,6 +1,6 @@
 """Records in parity/: how far one start's vectors were from the float32 reference."""
 
-from pod_job.formats.records import Count, Record, decode
+from pod_job.formats.records import Count, Record, read_file
 from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder
 
@@ -47,4 +47,4 @@ def read_all_parity(folder: Folder) -> list[ParityRecord]:
 
 
 def _read(folder: Folder, name: str) -> ParityRecord:
-    return decode(folder.read(name), ParityRecord, f"{folder.url}/{name}")
+    return read_file(folder, name, ParityRecord)

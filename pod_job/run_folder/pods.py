@@ -2,7 +2,7 @@
 
 import msgspec
 
-from pod_job.formats.records import decode
+from pod_job.formats.records import read_file
 from pod_job.run_folder.layout import PODS
 from pod_job.storage.folder import Folder
 
@@ -30,6 +30,6 @@ def read_pods(folder: Folder) -> list[PodRecord]:
     """
     records: dict[str, PodRecord] = {}
     for name in sorted(folder.names(PODS)):  # of one pod, `created` comes before `ended`
-        record = decode(folder.read(name), PodRecord, f"{folder.url}/{name}")
+        record = read_file(folder, name, PodRecord)
         records[record.key] = record
     return sorted(records.values(), key=lambda record: record.created)

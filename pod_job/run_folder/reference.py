@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pod_job.formats.records import Count, Record, decode
+from pod_job.formats.records import Count, Record, read_file
 from pod_job.run_folder.identity import ModelIdentity
 from pod_job.run_folder.layout import REFERENCE
 from pod_job.storage.folder import Folder
@@ -24,6 +24,6 @@ class ReferenceRecord(Record, frozen=True, kw_only=True):
 def read_reference_record(folder: Folder) -> ReferenceRecord | None:
     """Returns the record; None where the run came without. JobError where it is damaged."""
     try:
-        return decode(folder.read(REFERENCE), ReferenceRecord, f"{folder.url}/{REFERENCE}")
+        return read_file(folder, REFERENCE, ReferenceRecord)
     except FileNotFoundError:
         return None

@@ -7,7 +7,7 @@ nobody else's business, and only the launcher and who started the run need them.
 from pathlib import PurePosixPath
 
 from pod_job.config.schema import ConfigValues
-from pod_job.formats.records import Record, decode, encode
+from pod_job.formats.records import Record, encode, read_file
 from pod_job.run_folder.layout import START
 from pod_job.storage.folder import Folder, NameTaken
 
@@ -34,7 +34,7 @@ def record_start(folder: Folder, config: ConfigValues) -> None:
 def read_start(folder: Folder) -> ConfigValues | None:
     """Returns the whole configuration; None where it is not in the folder: published, or of a version before 0.2.0."""
     try:
-        return decode(folder.read(START), StartRecord, f"{folder.url}/{START}").config
+        return read_file(folder, START, StartRecord).config
     except FileNotFoundError:
         return None
 

@@ -12,12 +12,14 @@ from functools import cache
 
 import msgspec
 
-from pod_job.errors import JobError
-from pod_job.formats.records import decode, encode
+from pod_job.formats.records import DamagedRecord, encode, read_file
 from pod_job.run_folder.layout import status_file
 from pod_job.storage.folder import Folder
 
 log = logging.getLogger("pod_job")
+
+MOST_BYTES = 1 << 20
+"""Size of a status; the statuses of all hosts are read every few seconds."""
 
 
 class Phase(StrEnum):
@@ -117,14 +119,11 @@ def latest_attempt(folder: Folder, hosts: int) -> str | None:
 
 
 def _read(folder: Folder, host: int) -> HostStatus | None:
-    name = status_file(host)
     try:
-        data = folder.read(name)
+        return read_file(folder, status_file(host), HostStatus, most_bytes=MOST_BYTES)
     except FileNotFoundError:
         return None
-    try:
-        return decode(data, HostStatus, f"{folder.url}/{name}")
-    except JobError as error:
+    except DamagedRecord as error:
         # No reason to end a job or to stop watching one: the host writes the file again within seconds.
         _warn_once(f"{error}; treated as a host that has not reported")
         return None

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pod_job.errors import JobError
-from pod_job.formats.records import decode, encode
+from pod_job.formats.records import DamagedRecord, encode, read_file
 from pod_job.run_folder import layout
 from pod_job.run_folder.status import HostStatus, Phase
 from pod_job.storage.folder import Folder
@@ -53,10 +52,9 @@ def write_timeline(folder: Folder, timeline: Timeline) -> None:
 def read_timelines(folder: Folder) -> Iterator[Timeline]:
     """Yields the timelines of a run, in the order of starts and hosts, without empty and damaged ones."""
     for name in folder.names(layout.TIMELINE):
-        data = folder.read(name)
         try:
-            timeline = decode(data, Timeline, f"{folder.url}/{name}")
-        except JobError:
+            timeline = read_file(folder, name, Timeline)
+        except DamagedRecord:
             continue
         if timeline.phases and timeline.points:
             yield timeline

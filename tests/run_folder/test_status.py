@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,17 @@ def test_a_damaged_timeline_is_left_out(folder: Folder) -> None:
     for host, damage in enumerate(({"points": [[1.0, 2]]}, {"points": []}, {"phases": []}), 1):
         folder.replace(timeline_file("a", host), json.dumps(record | {"host": host} | damage).encode())
     assert list(read_timelines(folder)) == [timeline]
+
+
+def test_a_status_of_gigabytes_counts_as_not_reported(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    write_status(folder, HostStatus(host=0, attempt="b", phase=Phase.arrived))
+    with open(f"{folder.url}/{status_file(0)}", "r+b") as file:
+        file.truncate(1 << 33)
+    tracemalloc.start()
+    with caplog.at_level(logging.WARNING, "pod_job"):
+        assert read_status(folder, 0, "b") is None
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 16 << 20
+    assert "host_00.json: is larger than 1 MiB, which no such file is" in caplog.text
+    assert latest_attempt(folder, 1) is None

@@ -5,7 +5,6 @@ compressed file can only be read from its start on.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from itertools import islice
 
@@ -15,6 +14,7 @@ from jaxtyping import Int64
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError, first_line
+from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.blocks import BlockCache, Counted, FileReader
 from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
 from pod_job.prompts.sources.places import DataFile, RangedFile, unreadable
@@ -201,7 +201,7 @@ class LinesReader(FileReader):
             except UnicodeDecodeError as error:
                 raise BrokenTask(f"{where} is not UTF-8 text ({error})") from error
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise BrokenTask(f"{where} is not JSON ({error})") from error
         return read_record(where, record, self.config.field, task_id)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
+from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, below, list_place, matches
 from pod_job.prompts.sources.hub_names import by_name, is_dataset_name, list_dataset
 from pod_job.prompts.sources.index import FileEntry
@@ -236,8 +237,8 @@ def sniffed(config: TasksConfig, kind: str, entries: Sequence[FileEntry]) -> str
     lines = open_file(first.url).read(0, min(first.size, PEEKED_BYTES)).split(b"\n")
     complete = [line for line in lines if line.strip()]
     try:
-        content = json.loads(complete[0]) if complete else {}
-    except (ValueError, RecursionError):
+        content = parse_json(complete[0]) if complete else {}
+    except ValueError:
         return "arc" if kind == "json" else "jsonl"  # an object over many lines
     if isinstance(content, dict) and {"train", "test"} <= content.keys():
         return "arc"

@@ -1,11 +1,11 @@
 """Samples from objects with fields: a JSON line, or a row of a dataset."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.sample import TEMPLATE_FIELDS, BrokenTask, Message, Prompt, Reason, Sample, checked
 
 MISSING = object()
@@ -78,8 +78,8 @@ def template_values(where: str, record: Mapping[str, Any]) -> dict[str, list[Mes
         value = record.get(name)
         if isinstance(value, str):
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
+                value = parse_json(value)
+            except ValueError as error:
                 raise BrokenTask(f"{where}: {name} is a text, but not JSON ({error})") from error
         if value is None:
             continue

@@ -1,12 +1,12 @@
 """Datasets that `save_to_disk` of the Hugging Face `datasets` wrote: Arrow files, and records that list them."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
+from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.file_lists import below
 from pod_job.prompts.sources.places import Listed, open_file
 from pod_job.prompts.sources.split import SplitPart, chosen_parts
@@ -66,7 +66,7 @@ def data_files(folder: str, state: Mapping[str, Any]) -> list[str]:
 
 
 def read(entry: Listed) -> Any:
-    return json.loads(open_file(entry.url).read(0, min(entry.state.size, MOST_BYTES)))
+    return parse_json(open_file(entry.url).read(0, min(entry.state.size, MOST_BYTES)))
 
 
 def word(name: str) -> str:
