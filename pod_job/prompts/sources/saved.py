@@ -37,7 +37,7 @@ def saved_parts(
     files = {below(entry.url, base): entry for entry in listed}
     try:
         splits = saved_splits(files)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, error) from error
     try:
         parts = chosen_parts(config.split, list(splits))
