@@ -7,6 +7,7 @@ R rows of a feeder's step, S positions of a row, M prompts of a row at most.
 """
 
 import bisect
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,27 @@ def pack(lengths: Sequence[int], seq_len: int, most: int) -> list[list[int]]:
     return rows
 
 
+def pack_evenly(lengths: Sequence[int], seq_len: int, most: int) -> list[list[int]]:
+    """Packs as `pack`, for prompts so short that rows have `most` of them before they are full.
+
+    `pack` would fill rows with the long ones and leave rows of short ones half empty. Here the longest comes first,
+    into the emptiest of the fewest rows that can hold all, which spreads long and short ones (Graham 1969).
+    """
+    count = max(-(-sum(lengths) // seq_len), -(-len(lengths) // most))
+    rows: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]
+    left = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not filled or filled[0][0] + lengths[i] > seq_len:
+            left.append(i)
+            continue
+        used, row = heapq.heappop(filled)
+        rows[row].append(i)
+        if len(rows[row]) < most:
+            heapq.heappush(filled, (used + lengths[i], row))
+    return rows + [[left[i] for i in row] for row in pack([lengths[i] for i in left], seq_len, most)]
+
+
 def pack_steps(queued: Iterable[Queued], rows: int, seq_len: int, prompts_per_row: int) -> Iterator[StepInput]:
     """Yields steps of `rows` rows, each as full as the prompts at hand allow; only the last may have empty rows.
 
@@ -116,7 +138,8 @@ def choose_rows(
     Rows with a prompt that came by `stale_choice` go first, then the fullest.
     """
     lengths = [len(item.prompt.token_ids) for _, item in waiting]
-    packed = pack(lengths, seq_len, prompts_per_row)
+    short = sum(lengths) * prompts_per_row < 4 * seq_len * len(lengths)
+    packed = (pack_evenly if short else pack)(lengths, seq_len, prompts_per_row)
 
     def urgency(row: list[int]) -> tuple[bool, int]:
         stale = min(waiting[i][0] for i in row) <= stale_choice

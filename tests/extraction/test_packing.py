@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pod_job.extraction.packing import CHOICE_ROWS, PATIENCE_CHOICES, Queued, StepInput, pack, pack_steps
+from pod_job.extraction.packing import CHOICE_ROWS, PATIENCE_CHOICES, Queued, StepInput, pack, pack_evenly, pack_steps
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Prompt
 
@@ -63,6 +63,26 @@ def padding(steps: list[StepInput]) -> float:
 def test_short_texts_leave_at_most_two_percent_padding(rows: int) -> None:
     lengths = np.clip(np.random.default_rng(0).lognormal(np.log(40), 0.6, 8000), 1, 1024).astype(int)
     assert padding(list(pack_steps(queue(lengths.tolist()), rows, 1024, 64))) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("median", "sigma", "seq_len"), [(480, 1.1, 1024), (40, 1.2, 2048)], ids=["web text", "far shorter than rows"]
+)
+def test_mixed_lengths_leave_at_most_two_percent_padding(median: int, sigma: float, seq_len: int) -> None:
+    """Before the prompts run out; `prompts_per_row` is the default."""
+    drawn = np.random.default_rng(0).lognormal(np.log(median), sigma, 300_000 // median)
+    lengths = np.clip(drawn, 1, seq_len).astype(int)
+    steps = list(pack_steps(queue(lengths.tolist()), 4, seq_len, 64))
+    assert padding(steps[:-16]) <= 0.02
+    assert padding(steps) <= 0.03
+
+
+@given(st.lists(st.integers(1, 100), max_size=300), st.integers(1, 20))
+@settings(deadline=None)
+def test_rows_packed_evenly_keep_to_length_and_number(lengths: list[int], most: int) -> None:
+    rows = pack_evenly(lengths, 100, most)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 100 and len(row) <= most for row in rows)
 
 
 def test_long_prompts_of_few_tasks_leave_at_most_two_percent_padding() -> None:
