@@ -9,6 +9,7 @@ import numpy as np
 from pod_job.errors import JobError
 from pod_job.formats import rows_table
 from pod_job.formats.safetensors import TensorSpec, read_header, view_tensor
+from pod_job.run_folder import layout
 from pod_job.run_folder.commit import CommitRecord, RowsFile, TapFile, read_record
 from pod_job.run_folder.compaction import full_name
 from pod_job.run_folder.tap_file import tap_tensors
@@ -38,13 +39,33 @@ def check_batch(folder: Folder, files: Readable, number: int) -> BatchReport:
     report = BatchReport()
     try:
         report.record = record = read_record(folder, number)
-        for file in record.files:
-            check_tap(files, file, report)
-        check_rows(files, record, report)
-        report.rows = record.rows
     except JobError as error:
         report.problems.append(str(error))
+        return report
+    for file in record.files:
+        found = len(report.problems)
+        check_tap(files, file, report)
+        add_fix(report, found, repair(files, number, file.file))
+    found = len(report.problems)
+    check_rows(files, record, report)
+    add_fix(report, found, repair(files, number, record.rows_file.file))
+    report.rows = record.rows
     return report
+
+
+def repair(files: Readable, number: int, name: str) -> str:
+    """Returns what to do about a damaged file of a batch: without its record it is made again and committed again."""
+    if full_name(files, name) != f"{files.url}/{name}":
+        return "copy the run again"  # in a joined file it cannot be made again by itself
+    return (
+        f"copy it again; or remove it, {layout.commit_file(number)} and {layout.METADATA}, and run again what made the "
+        "run: the job, import or shuffle"
+    )
+
+
+def add_fix(report: BatchReport, found: int, fix: str) -> None:
+    """Ends the problems from number `found` on with what to do."""
+    report.problems[found:] = [f"{problem}; {fix}" for problem in report.problems[found:]]
 
 
 @contextmanager

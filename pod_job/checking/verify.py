@@ -117,6 +117,9 @@ def check_metadata(folder: Folder, report: Report, numbers: list[int], records: 
         collections.deque(records, maxlen=0)
         report.problems.append(str(error))
         return
+    if problem := merge.contradiction(folder, stored, expected):
+        report.problems.append(problem)
+        return
     differing = [key for key in sorted(Metadata.__struct_fields__) if getattr(expected, key) != getattr(stored, key)]
     if differing := [key for key in differing if key not in VARYING]:
         report.problems.append(

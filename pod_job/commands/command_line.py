@@ -125,14 +125,17 @@ def consent_of(options: Namespace, used_by: str | None = None) -> Consent:
     Args:
         used_by: the option that would read them, where it is not given.
     Raises:
-        JobError: a word that is not key=value, or any where no option that reads the inputs is given.
+        JobError: a word that is not key=value of the configuration, or any where no option that reads the inputs is
+            given.
     """
     from pod_job.checking.consent import Consent  # Hydra, which --help does not need
+    from pod_job.config.load import check_fields
 
     words = [*options.overrides, *(["--follow-recorded"] if options.follow_recorded else [])]
     for word in options.overrides:
         if "=" not in word:
             raise JobError(f"{word} is not key=value; give one RUN_DIR, and overrides such as model.path=...")
+    check_fields(options.overrides)
     if words and used_by:
         raise JobError(f"{words[0]} is read with {used_by} only; leave it out, or add {used_by}")
     return Consent(options.overrides, options.follow_recorded)

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +22,10 @@ GROUPS = {"experiment", *(item.name for item in fields(JobConfig) if is_dataclas
 """Names of the choices in conf/, and of the sections that they set."""
 
 
+MAPPINGS = ("cloud.labels",)
+"""Fields whose keys are the user's."""
+
+
 def conf_dir() -> Path:
     """Returns the folder of Hydra files: inside the installed package, or beside it in a checkout."""
     installed = Path(__file__).parent.parent / "conf"
@@ -34,6 +38,7 @@ def load(overrides: Sequence[str]) -> JobConfig:
     Raises JobError in one line for a misspelled key, an unknown choice, a wrong type, a missing or out-of-range value.
     """
     overrides = [part for override in overrides for part in with_number(override)]
+    check_fields(word for word in overrides if word.startswith(("+", "hydra")))  # Hydra refuses other names itself
     ConfigStore.instance().store(name="schema", node=JobConfig)
     GlobalHydra.instance().clear()
     try:
@@ -53,6 +58,15 @@ def with_number(override: str) -> list[str]:
     if match := re.fullmatch(r"(\+{0,2}extract\.)positions=['\"]?(every|sample)=([^'\"]*)['\"]?", override):
         return [f"{match[1]}positions={match[2]}", f"{match[1]}{match[2]}={match[3]}"]
     return [override]
+
+
+def check_fields(overrides: Iterable[str]) -> None:
+    """Raises JobError for a `key=value`, `+key=value` or `++key=value` whose key is no field, below one, or a group."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+").strip()
+        below_mapping = any(key.startswith(f"{mapping}.") for mapping in MAPPINGS)
+        if not (below_mapping or key in GROUPS or key in keys(JobConfig)):
+            raise JobError(not_a_field(key))
 
 
 def to_json(config: JobConfig) -> ConfigValues:
@@ -103,6 +117,11 @@ def not_set(key: str) -> str:
     return f"{key} is not set; give {key}=... or an experiment=... that sets it"
 
 
+def not_a_field(key: str) -> str:
+    near = difflib.get_close_matches(key, keys(JobConfig), n=1, cutoff=0.0)
+    return f"{key} is not a field of the configuration; did you mean {near[0]}?"
+
+
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Returns Hydra's error as one line that names the override and the nearest valid key or choice."""
     if isinstance(error, OverrideParseException):
@@ -114,8 +133,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         r"Could not override '([^']+)'", str(error)
     ):
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if unknown[1] in o.split("=")[0]), unknown[1])
-        near = difflib.get_close_matches(key, keys(JobConfig), n=1, cutoff=0.0)
-        return f"{key} is not a field of the configuration; did you mean {near[0]}?"
+        return not_a_field(key)
     if missing := re.search(r"Could not find '([^']+)'", str(error)):
         group, _, name = missing[1].partition("/")
         choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

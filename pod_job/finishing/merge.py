@@ -3,11 +3,13 @@
 import itertools
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from pod_job import __version__
 from pod_job.errors import JobError
@@ -16,9 +18,10 @@ from pod_job.formats.records import now
 from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
-from pod_job.run_folder.accepted import read_accepted
+from pod_job.run_folder.accepted import read_accepted, short
 from pod_job.run_folder.commit import CommitRecord, PromptCounts, read_record
 from pod_job.run_folder.compaction import place, read_compaction
+from pod_job.run_folder.differences import differences
 from pod_job.run_folder.identity import RelativeErrors
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.metadata import Metadata
@@ -32,6 +35,8 @@ WINDOW = 256
 """Records that are added up by themselves, and from a bucket are in memory at a time: statistics make them large."""
 LEAST_WINDOWS = 8
 """Fewer are read sooner than other processes are started."""
+MOST_NAMED = 4
+"""Batches that a message names."""
 
 
 def merge(folder: Folder, progress: Progress = no_progress, processes: int = 1) -> Metadata:
@@ -42,7 +47,7 @@ def merge(folder: Folder, progress: Progress = no_progress, processes: int = 1) 
     Args:
         processes: read the records of a long run; more than one only in a program that can be imported again.
     Raises:
-        JobError: the records contradict run.json, themselves or each other; nothing is written.
+        JobError: the records contradict run.json, themselves, each other or a sound metadata.json; nothing is written.
     """
     while True:
         metadata = gather(folder, progress, processes)
@@ -69,7 +74,66 @@ def gather(folder: Folder, progress: Progress = no_progress, processes: int = 1)
         processes = 1
     with _mapper(processes) as map_windows:
         tallies = map_windows(partial(_tally_window, folder, plan), windows)
-        return _combine(folder, plan, numbers, progress(tallies, len(windows), f"x {WINDOW} records"))
+        metadata = _combine(folder, plan, numbers, progress(tallies, len(windows), f"x {WINDOW} records"))
+    try:
+        earlier = metadata_file.read_any(folder)
+    except JobError:
+        return metadata  # there is none, or a damaged one: it is made of the records
+    if problem := contradiction(folder, earlier, metadata):
+        raise JobError(problem)
+    return metadata
+
+
+def contradiction(folder: Folder, earlier: Metadata, current: Metadata) -> str:
+    """Returns what batches have lost or changed since metadata.json was `earlier`, with the fix; "" for nothing.
+
+    Records are never changed, so they can only become more.
+    """
+    name = f"{folder.url}/{layout.METADATA}"
+    if differing := differences(msgspec.to_builtins(earlier.provenance), msgspec.to_builtins(current.provenance)):
+        field, was, is_now = differing[0]
+        return (
+            f"{name}: is not of the run in {layout.RUN}: {field} is {short(was)} here, {short(is_now)} there; copy "
+            f"both again, or remove {name} if it is the one that is wrong"
+        )
+    before, after = _batch_contents(earlier), _batch_contents(current)
+    absent = before.keys() - after.keys()
+    if lost := sorted(absent - committed(folder) if absent else absent):  # not those committed in the meantime
+        return (
+            f"{name}: lists {_batch_names(lost)}, of which there is no commit record; copy {_commit_names(lost)} "
+            f"again, or run again what made the run: the job, import or shuffle; or remove {name} to be without"
+        )
+    if earlier.joined and not current.joined and read_compaction(folder) is None:
+        return (
+            f"{name}: lists files that a compaction joined, of which there is no {layout.COMPACTION}; copy it again, "
+            f"or remove {name} if the files were not joined"
+        )
+    if changed := [number for number, files in before.items() if number in after and after[number] != files]:
+        return (
+            f"{name}: lists other content of {_batch_names(changed)} than {_commit_names(changed)}; remove {name} and "
+            "merge again if what they describe was computed again, else copy them again: they are another run's"
+        )
+    return ""
+
+
+def _batch_contents(metadata: Metadata) -> dict[int, list[tuple[str, int, str]]]:
+    """Returns the tap, size and checksum of each file of each batch, wherever the file lies."""
+    contents: dict[int, list[tuple[str, int, str]]] = {}
+    for entry in metadata.batches:
+        contents.setdefault(entry.batch_id, []).append((entry.layer, entry.size, entry.crc32c))
+    for entry in metadata.rows_files:
+        contents.setdefault(entry.batch_id, []).append(("", entry.size, entry.crc32c))
+    return contents
+
+
+def _batch_names(numbers: Sequence[int]) -> str:
+    names = ", ".join(map(str, numbers[:MOST_NAMED]))
+    more = f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else ""
+    return f"batch{'es' * (len(numbers) > 1)} {names}{more}"
+
+
+def _commit_names(numbers: Sequence[int]) -> str:
+    return ", ".join(layout.commit_file(number) for number in numbers[:MOST_NAMED])
 
 
 def combine(folder: Folder, numbers: list[int], records: Iterable[CommitRecord]) -> Metadata:

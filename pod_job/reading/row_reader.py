@@ -177,8 +177,10 @@ class RowReader:
         assert path is not None
         try:
             raw = np.asarray(np.memmap(path, np.uint8, "r"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise self._missing(file) from None
+        except OSError as error:
+            raise self._bad(file, f"cannot be read ({error.strerror})") from None
         except ValueError:
             raise self._bad(file, "is empty") from None
         if len(raw) != file.size:

@@ -71,16 +71,22 @@ def norms_by_position(measures: Measures) -> Figure:
     middles = np.array([positions[bins == number].mean() for number in used])
     shown = some(measures.taps)
     for tap, color in zip(shown, colors(len(shown)), strict=True):
-        with np.errstate(all="ignore"):
-            low, median, high = np.array([np.quantile(tap.norms[bins == i], [0.05, 0.5, 0.95]) for i in used]).T
+        bands = [norm_band(tap.norms[bins == i]) for i in used]
+        low, median, high = np.array(bands).T
         axes.plot(middles, median, color=color, label=printable(tap.tap), marker=".", markersize=4, linewidth=1.2)
         axes.fill_between(middles, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_yscale("log")
+    log_scaled(axes)
     axes.set_xlim(left=-0.2)
     label_axes(axes, "position in the prompt", "norm")
     axes.legend(fontsize=8)
     return figure
+
+
+def norm_band(norms: Float[np.ndarray, "R"]) -> Float[np.ndarray, "3"]:
+    """Returns the 0.05, 0.5 and 0.95 quantiles of the norms that are finite; NaN, which is not drawn, without any."""
+    finite = norms[np.isfinite(norms)]
+    return np.quantile(finite, [0.05, 0.5, 0.95]) if len(finite) else np.full(3, np.nan)
 
 
 def position_edges(most: int) -> np.ndarray:
@@ -99,7 +105,7 @@ def norm_quantiles(statistics: dict[str, Summary]) -> Figure:
             axes.plot([place] * 2, ends, color=color, linewidth=width, solid_capstyle="butt")
         axes.plot([place], [quantiles[0.5]], "_", color="white", markersize=9)
         axes.plot([place], [summary.norm_max], ".", color=INK, markersize=4)
-    axes.set_yscale("log")
+    log_scaled(axes)
     axes.yaxis.set_major_formatter(plain)
     name_ticks(axes, list(statistics))
     axes.set_ylabel("norm")
@@ -115,7 +121,7 @@ def dimensions_by_size(statistics: dict[str, Summary]) -> Figure:
         sizes = np.sort(dimension_sizes(statistics[tap]))[::-1]
         axes.plot(np.arange(1, len(sizes) + 1), sizes, color=color, label=printable(tap), linewidth=1.2)
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    log_scaled(axes)
     label_axes(axes, "dimensions, largest first", "size, of the median dimension")
     axes.legend(fontsize=8)
     return figure
@@ -198,6 +204,12 @@ def throughput(work: Work) -> Figure:
     return figure
 
 
+def log_scaled(axes: Axes) -> None:
+    """Makes the vertical axis logarithmic, where there is a value that it can show."""
+    if 0 < axes.dataLim.y1 < np.inf:
+        axes.set_yscale("log")
+
+
 def label_axes(axes: Axes, x: str, y: str) -> None:
     """Labels both axes and writes their values without exponents."""
     axes.xaxis.set_major_formatter(plain)
@@ -217,7 +229,7 @@ def ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     return list(range(0, len(names), step)), [printable(name) for name in names[::step]]
 
 
-def _plain(value: float, _: int) -> str:
+def _plain(value: float | int, _: int) -> str:
     return f"{value:,.0f}" if value >= 1 or value == 0 else f"{value:g}"
 
 

@@ -96,7 +96,7 @@ def place(
                 left = "none" if stored is None else f"{stored.size} bytes"
                 raise JobError(
                     f"{url}/{layout.COMPACTION}: has {size} bytes of batch {batch} of {file.series}, the commit "
-                    f"records leave {left}; one of them is damaged"
+                    f"records leave {left}; copy {layout.commit_file(batch)} and {layout.COMPACTION} again"
                 )
             contents.append(stored)
             places[file.series, batch] = bare, start

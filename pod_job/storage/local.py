@@ -93,17 +93,7 @@ class LocalFolder:
     def names(self, prefix: str) -> list[str]:
         parent = prefix.rpartition("/")[0]
         top = self._inside(self.root / check_name(parent, self.url)) if parent else self.root
-        names = []
-
-        def refuse(error: OSError) -> None:
-            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                raise JobError(f"{top}: {reason_of(error)}") from error
-
-        for directory, _, files in os.walk(top, onerror=refuse):
-            relative = Path(directory).relative_to(top).as_posix()
-            base = "/".join(word for word in (parent, relative) if word not in ("", "."))
-            base = f"{base}/" if base else ""
-            names += [base + file for file in files if not file.startswith(".")]
+        names = _files_below(top, f"{parent}/" if parent else "")
         return sorted(name for name in names if name.startswith(prefix) and is_name(name))
 
     def remove(self, name: str) -> None:
@@ -124,7 +114,7 @@ class LocalFolder:
         if name == ".":
             return self.root
         path = self._path(name)
-        with contextlib.suppress(FileNotFoundError):
+        with user_errors(f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._check_regular(name, path.stat().st_mode)
         return path
 
@@ -209,3 +199,31 @@ class LocalFolder:
                 raise NameTaken(name, existing) from None
         sync_directory(path.parent)
         return stored
+
+
+def _files_below(directory: Path, base: str) -> Iterator[str]:
+    """Yields `base` and the path below the directory of all that can be opened there, without hidden files.
+
+    Links to files count, where there is a file; links to folders are not followed.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _files_below(Path(entry.path), f"{base}{entry.name}/")
+                elif not entry.name.startswith(".") and (not entry.is_symlink() or _leads_to_file(entry)):
+                    yield base + entry.name
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise JobError(f"{directory}: {reason_of(error)}") from error
+
+
+def _leads_to_file(link: os.DirEntry) -> bool:
+    """Returns False for a link to a folder or to nothing; True for any other, which whoever reads it may refuse."""
+    try:
+        return not link.is_dir() and bool(link.stat())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True

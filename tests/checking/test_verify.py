@@ -10,6 +10,7 @@ from sample_runs import batch, finished_run, identity, rewrite
 
 from pod_job.checking.verify import verify
 from pod_job.commands.verify import main
+from pod_job.errors import JobError
 from pod_job.finishing.merge import merge
 from pod_job.formats.rows_table import to_parquet
 from pod_job.run_folder import layout
@@ -92,7 +93,8 @@ def test_metadata_of_another_run_is_named(tmp_path: Path) -> None:
     problems = verify(tmp_path).problems
     main([str(tmp_path)])
     assert str(tmp_path) not in (tmp_path / "verify" / "report.json").read_text()  # which may be published
-    assert any("metadata.json: model_name, provenance differ" in problem for problem in problems), problems
+    said = "metadata.json: is not of the run in run.json: seq_len is 65 here, 64 there"
+    assert any(said in problem for problem in problems), problems
 
 
 def test_missing_swapped_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -120,7 +122,13 @@ def test_a_lost_batch_and_a_stale_metadata_are_named(tmp_path: Path) -> None:
     (tmp_path / layout.commit_file(1)).unlink()
     report = verify(tmp_path)
     assert report.missing == [1]
-    assert any("metadata.json: batches, complete, missing" in problem for problem in report.problems)
+    [problem] = report.problems
+    assert "metadata.json: lists batch 1, of which there is no commit record; copy commits/batch_000001.json" in problem
+    with pytest.raises(JobError, match=r"lists batch 1, of which there is no commit record"):
+        merge(open_folder(tmp_path))
+    (tmp_path / layout.METADATA).unlink()
+    assert merge(open_folder(tmp_path)).missing == [1]
+    assert verify(tmp_path).problems == []
 
 
 def test_nonfinite_rows_are_counted(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("inspect", "run --follow-recorded", "--follow-recorded is read with --row only"),
         ("inspect", "run model.path=x", "model.path=x is read with --row only"),
         ("report", "run other", "other is not key=value"),
+        ("report", "run model.pth=x", "model.pth is not a field of the configuration; did you mean model.path?"),
+        ("inspect", "run --row 1 +task.path=x", "task.path is not a field of the configuration; did you mean tasks"),
         ("shuffle", "run out --host 2 --hosts 2", "--host=2: not one of the 2 processes; use 0 to 1"),
         ("shuffle", "run out --hosts 0", "--hosts=0 is too small; use 1 or more"),
         ("shuffle", "run out --seed -1", "--seed=-1 is too small; use 0 or more"),

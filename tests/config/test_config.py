@@ -51,6 +51,11 @@ def test_every_experiment_composes_and_says_what_it_is(path) -> None:
         (["pod.port=70000"], "pod.port=70000 is not a port"),
         (["extract.layers=["], "'extract.layers=['"),
         (["extract.layers=6"], "extract.layers is a list; write extract.layers=[...]"),
+        (["+task.limit=3"], "task.limit is not a field of the configuration; did you mean tasks.limit?"),
+        (["++tasks.limt=3"], "tasks.limt is not a field of the configuration; did you mean tasks.limit?"),
+        (["+labels.a=b"], "labels.a is not a field of the configuration; did you mean "),
+        (["+a/b=c"], "a/b is not a field of the configuration"),
+        (["hydra.run.dir=x"], "hydra.run.dir is not a field of the configuration"),
     ],
 )
 def test_bad_overrides_are_refused_in_one_line(overrides: list[str], says: str) -> None:

@@ -115,7 +115,8 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     finished_run(run, [5, 5])
     assert main([run.url, run.url]) == 2
     assert "is the run itself" in capsys.readouterr().err
-    (tmp_path / "run" / layout.commit_file(1)).unlink()
+    for name in (layout.commit_file(1), layout.METADATA):
+        (tmp_path / "run" / name).unlink()
     merge(run)
     assert main([run.url, str(tmp_path / "out")]) == 2
     assert "unfinished" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from text_runs import OUTLIER_DIMENSION, SINK, text_run
 
 from pod_job.commands.report import main
 from pod_job.commands.verify import main as verify
-from pod_job.report.sample import choose_rows, similarity, spectrum
+from pod_job.report.sample import Measures, Sample, TapMeasures, choose_rows, similarity, spectrum
 from pod_job.report.work import speed
 from pod_job.run_folder.timeline import Timeline
 from pod_job.storage.open import open_folder
@@ -129,6 +129,16 @@ def test_sampled_rows_are_spread_bounded_and_distinct(total: int) -> None:
     assert len(index) >= min(total, 8192) * 0.9
     assert 0 <= index.min() <= index.max() < total
     assert np.histogram(index, 4, (0, total))[0].min() >= len(index) // 5
+
+
+@pytest.mark.parametrize("norms", [[0.0] * 4, [np.inf] * 4, [np.nan] * 4, [0.0, np.inf, np.nan, 3.0]], ids=str)
+def test_norms_that_no_logarithm_can_show_are_left_out(norms: list[float]) -> None:
+    from pod_job.report.figures import norms_by_position
+    from pod_job.report.page import encoded
+
+    rows = {"position": np.array([0, 0, 1, 1])}
+    tap = TapMeasures("layer_1", np.array(norms), np.zeros(0), np.zeros((0, 0)))
+    assert encoded(norms_by_position(Measures(Sample(np.arange(4), rows, 4), [tap], None)), "svg").endswith(b"</svg>\n")
 
 
 def test_similarity_is_one_for_rotations_and_none_for_noise() -> None:

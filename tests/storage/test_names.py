@@ -17,6 +17,7 @@ from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_metadata import read_pickle_metadata
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout, metadata
+from pod_job.run_folder.metadata import read_any
 from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder, Readable, is_name
 from pod_job.storage.local import LocalFolder
@@ -69,6 +70,29 @@ def test_a_listing_leaves_out_what_is_no_name(tmp_path: Path, monkeypatch: pytes
     folder.create("a/b", [b"1"])
     (tmp_path / "run" / "a" / "line\nbreak").write_text("")
     assert folder.names("") == folder.names("a/") == ["a/b"]
+
+
+def test_a_link_to_nothing_is_not_listed_and_one_to_itself_is_refused(tmp_path: Path) -> None:
+    folder = LocalFolder(str(tmp_path))
+    for name in ("a", "nothing", "loop"):
+        (tmp_path / f"link to {name}").symlink_to(f"link to {name}" if name == "loop" else name)
+    (tmp_path / "a").write_text("x")
+    assert folder.names("") == ["a", "link to a", "link to loop"]
+    for reads in (folder.read, folder.local_path):
+        with pytest.raises(JobError):
+            reads("link to loop")
+
+
+@pytest.mark.parametrize("made", [Path.mkdir, lambda path: path.write_text("x"), os.mkfifo])
+@pytest.mark.parametrize("name", [layout.ACTIVATIONS.rstrip("/"), layout.activations_file("layer_6", 1)])
+def test_rows_whose_file_is_something_else_are_refused(made: Callable, name: str, tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path), [5])
+    described = read_any(open_folder(tmp_path))
+    (tmp_path / name).rename(tmp_path / "aside")
+    made(tmp_path / name)
+    for index in (2, slice(0, 3), [1, 2]):
+        with pytest.raises(JobError, match="layer_6_batch_000001"):
+            ActivationDataset.from_metadata(open_folder(tmp_path), described, "layer_6")[index]
 
 
 def test_the_compile_cache_writes_no_name_elsewhere(tmp_path: Path) -> None:
