@@ -1,15 +1,17 @@
 """Every key of a config.json is accounted for: against transformers' own classes, so that a new key fails here."""
 
+import copy
 import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import transformers
-from test_config_variants import variant
+from test_config_variants import REMOVED, variant
 from transformers import CONFIG_MAPPING
 
 from pod_job.errors import JobError
+from pod_job.models.arch import read_arch
 from pod_job.models.hf_config import APPLIED, COMPUTED, FAMILIES, INERT, READ_AND_INERT, resolve
 
 
@@ -34,6 +36,24 @@ def test_every_attribute_that_a_model_reads_is_accounted_for_or_refused_when_it_
     for key in sorted(read - accounted_for(family)):
         with pytest.raises(JobError, match=rf"{key}=7 is not applied"):
             resolve(variant(family, {key: 7}), "config.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_left_out_means_what_transformers_means_by_that(family: str) -> None:
+    """Its default spelled out, as transformers writes it, makes the same model."""
+    applied, left_out = APPLIED | FAMILIES[family].applied, 0
+    for key in sorted(applied & variant(family, {}).keys() - {"model_type"}):
+        config = variant(family, {key: REMOVED})
+        try:
+            arch = read_arch(config)
+        except JobError:
+            continue
+        left_out += 1
+        written = CONFIG_MAPPING[family].from_dict(copy.deepcopy(config)).to_dict()
+        assert arch == read_arch({name: value for name, value in written.items() if name in applied}), key
+        if key == "tie_word_embeddings":
+            assert arch.tied is written[key]
+    assert left_out >= 5
 
 
 @pytest.mark.parametrize(
