@@ -66,6 +66,17 @@ class Exclude(Enum):
     special = "special"
 
 
+class RowColumn(Enum):
+    """Further columns of the rows table.
+
+    `logprob`: log probability (nats) that the model gives the row's token after those before it in its prompt, NaN for
+    a prompt's first token; `entropy`: entropy (nats) of its distribution over the token after the row's.
+    """
+
+    logprob = "logprob"
+    entropy = "entropy"
+
+
 class OnNonfinite(Enum):
     """Treatment of a vector with a NaN or an infinity: `fail` the run and name it, or store it and `flag` its row."""
 
@@ -90,6 +101,7 @@ class ExtractConfig:
     overlap: int = (
         0  # with too_long=split: tokens of the window before that a window repeats, without rows of their own
     )
+    columns: list[RowColumn] = field(default_factory=list)  # further columns of the rows table
     exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
     on_nonfinite: OnNonfinite = OnNonfinite.fail
 
@@ -100,6 +112,11 @@ class ExtractConfig:
             raise JobError(f"extract.layers={self.layers} names a layer twice; name each once")
         self._check_positions()
         self._check_overlap()
+
+    @property
+    def token_facts(self) -> list[str]:
+        """The columns that need the model's whole forward pass, in the order of the table."""
+        return [column.value for column in RowColumn if column in self.columns]
 
     def _check_positions(self) -> None:
         for kind in (Positions.every, Positions.sample):
@@ -124,6 +141,11 @@ class ExtractConfig:
             raise JobError(
                 "extract.positions=mean is one vector per sample, and extract.too_long=split makes several windows of "
                 "a long one; use too_long=head or tail"
+            )
+        if self.positions is Positions.mean and self.columns:
+            names = ",".join(column.value for column in self.columns)
+            raise JobError(
+                f"extract.columns=[{names}] are of single tokens; leave them out with extract.positions=mean"
             )
 
     def _check_overlap(self) -> None:

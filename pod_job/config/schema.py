@@ -149,6 +149,9 @@ class JobConfig:
                 f"extract.positions={extract.positions.value} needs mode=prefill; with mode=generate use last, all or "
                 "generated"
             )
+        if extract.columns:
+            names = ",".join(column.value for column in extract.columns)
+            raise JobError(f"extract.columns=[{names}] need mode=prefill; leave them out with mode=generate")
         if extract.too_long is TooLong.split:
             raise JobError(
                 "extract.too_long=split needs mode=prefill, as every window would be continued; with mode=generate use "

@@ -36,10 +36,11 @@ class OpenBatch:
         for name, width in widths.items():
             length, row_dtype = transfer_layout(width, self.dtype)
             self.taps[name] = pool.empty((int(self.starts[-1]), length), row_dtype)
+        self.facts = {name: np.empty(int(self.starts[-1]), np.float32) for name in config.token_facts}
         self.missing = set(range(len(self.prompts)))
 
     def put(self, placed: Placed, shards: Mapping[str, Sequence[np.ndarray]]) -> bool:
-        """Copies one prompt's vectors out of a step's output; returns whether the batch is complete."""
+        """Copies one prompt's vectors and facts out of a step's output; returns whether the batch is complete."""
         begin, end = self.starts[placed.index], self.starts[placed.index + 1]
         rows = self.prompts[placed.index].rows
         if self.config.positions.one_per_prompt:
@@ -50,21 +51,20 @@ class OpenBatch:
             places = placed.start + rows
         for name, parts in shards.items():
             part, row = divmod(placed.row, len(parts[0]))
-            self.taps[name][begin:end] = parts[part][row, places]
+            of_rows = self.taps[name] if name in self.taps else self.facts[name]
+            of_rows[begin:end] = parts[part][row, places]
         self.missing.remove(placed.index)
         return not self.missing
 
     def finish(self) -> Batch:
         """Returns the batch with its rows table."""
         taps = {name: from_rows(rows, self.widths[name], self.dtype) for name, rows in self.taps.items()}
-        return make_batch(self.number, self.tokenized, self.prompts, taps, self.config.positions)
+        columns = mean_columns if self.config.positions is Positions.mean else row_columns
+        return make_batch(self.number, self.tokenized, columns(self.prompts) | self.facts, taps)
 
 
-def make_batch(
-    number: int, tokenized: Tokenized, prompts: Sequence[Prompt], taps: dict[str, Vectors], positions: Positions
-) -> Batch:
-    """Returns the batch of the vectors `taps` of all `prompts`, in their order: one for each of a prompt's `rows`."""
-    columns = mean_columns(prompts) if positions is Positions.mean else row_columns(prompts)
+def make_batch(number: int, tokenized: Tokenized, columns: Mapping[str, np.ndarray], taps: dict[str, Vectors]) -> Batch:
+    """Returns the batch of the vectors `taps`, with the rows table of these columns."""
     if not tokenized.windowed:
         columns = {name: column for name, column in columns.items() if name not in ("window", "window_position")}
     batch = Batch(number, tokenized.samples, from_columns(columns, now()), taps)
@@ -72,7 +72,7 @@ def make_batch(
 
 
 def row_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-    """Returns the columns of the rows table."""
+    """Returns the columns of a table with one row for each of the prompts' `rows`, in their order."""
     places = [prompt.places for prompt in prompts]
     counts = [len(of_prompt) for of_prompt in places]
     nothing = np.zeros(0, np.int32)  # a batch may be without samples
@@ -92,7 +92,7 @@ def row_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
 
 
 def mean_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-    """Returns the columns of the rows table where a row is the mean of a prompt: no position, token or flag is its."""
+    """Returns the columns of a table of which each row is the mean of a prompt: no position, token or flag is its."""
     averaged = [prompt for prompt in prompts if len(prompt.places)]
     unknown = np.full(len(averaged), -1, np.int32)
     return {

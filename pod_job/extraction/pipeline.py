@@ -92,7 +92,7 @@ def commit_empty(feeder: PackedFeeder, writers: Writers) -> None:
 def collect(item: StepInput, output: StepOutput, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> bool:
     """Copies a step's results into their batches, hands on complete ones, and returns the step's `more`."""
     if feeder.writes:
-        shards = {name: local_rows(array) for name, array in output.activations.items()}
+        shards = {name: local_rows(array) for name, array in (output.activations | output.facts).items()}
         for placed in item.placed:
             if feeder.open[placed.batch].put(placed, shards):
                 writers.commit(feeder.open.pop(placed.batch).finish())

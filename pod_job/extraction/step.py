@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.feeding import Feeding, StepRows
@@ -19,6 +19,7 @@ from pod_job.extraction.quantize import as_stored
 from pod_job.extraction.transfer import put_rows
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.decoder import Decoder, Means, Output, Params
+from pod_job.models.token_facts import TokenFacts
 
 
 class StepOutput(NamedTuple):
@@ -26,10 +27,12 @@ class StepOutput(NamedTuple):
 
     Attributes:
         activations: {tap name: [B, M or S, width]} as `as_stored` gives it, split like the rows.
+        facts: {column: [B, M or S]} of the same positions, in float32.
         more: whether any feeder's `more` was true: the only thing that hosts exchange in a step.
     """
 
     activations: dict[str, Shaped[Array, "B _ _"]]
+    facts: dict[str, Float[Array, "B _"]]
     more: Int[Array, ""]
 
 
@@ -51,24 +54,35 @@ def compile_step(model: Decoder, params: Params, rows: StepRows, config: Extract
         more: Int[Array, " B"],
     ) -> StepOutput:
         chosen = select if config.positions in (Positions.last, Positions.first) else None
-        output = model.apply(
-            params,
-            token_ids,
-            positions=positions,
-            segment_ids=segment_ids,
-            select=Means(segment_ids * select, config.prompts_per_row) if averaged else chosen,
-            return_activations=True,
-            return_logits=False,
-        )
-        activations = cast(Output, output).activations
+        facts = {}
+        if config.token_facts:
+            scored = model.apply(
+                params, token_ids, positions=positions, segment_ids=segment_ids, select=chosen, method="score"
+            )
+            output, of_tokens = cast(tuple[Output, TokenFacts], scored)
+            facts = {name: getattr(of_tokens, name) for name in config.token_facts}
+        else:
+            means = Means(segment_ids * select, config.prompts_per_row) if averaged else None
+            applied = model.apply(
+                params,
+                token_ids,
+                positions=positions,
+                segment_ids=segment_ids,
+                select=chosen if means is None else means,
+                return_activations=True,
+                return_logits=False,
+            )
+            output = cast(Output, applied)
         stored = DTYPE_OF[config.dtype.value]
-        return StepOutput({name: as_stored(value, stored) for name, value in activations.items()}, jnp.max(more))
+        taps = {name: as_stored(value, stored) for name, value in output.activations.items()}
+        return StepOutput(taps, facts, jnp.max(more))
 
     def argument(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows.count, *shape), jnp.int32, sharding=rows.sharding)
 
     everywhere = NamedSharding(rows.sharding.mesh, PartitionSpec())
-    shardings = StepOutput({tap.name: rows.sharding for tap in model.taps}, everywhere)  # type: ignore[arg-type]
+    taps, facts = (dict.fromkeys(names, rows.sharding) for names in ([t.name for t in model.taps], config.token_facts))
+    shardings = StepOutput(taps, facts, everywhere)  # type: ignore[arg-type]
     jitted = jax.jit(step, out_shardings=shardings)
     tokens, select = argument(config.seq_len), argument(config.seq_len if averaged else config.prompts_per_row)
     return jitted.lower(params, tokens, tokens, tokens, select, argument()).compile(model.placement.compiler_options)

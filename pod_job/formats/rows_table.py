@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from pod_job.errors import JobError, first_line
 from pod_job.formats.parquet_sizes import check_pages, read_footer
@@ -18,11 +18,13 @@ FLAGS = ("special", "sink", "nonfinite")
 """Flags of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten
 times the batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
 
-OPTIONAL = {"window": np.int32, "window_position": np.int32}
+OPTIONAL = {"window": np.int32, "window_position": np.int32, "logprob": np.float32, "entropy": np.float32}
 """Columns that only some runs have: the number of a long document's window, and the token's position in it as the model
-reads it."""
-
-ENCODINGS = {"window": "DELTA_BINARY_PACKED", "window_position": "DELTA_BINARY_PACKED"}
+reads it; the token's log probability and the entropy of the model's prediction after it."""
+COMPUTED = ("logprob", "entropy")
+"""Columns by the model, which another mesh rounds differently."""
+ENCODINGS = {np.int32: "DELTA_BINARY_PACKED", np.float32: "BYTE_STREAM_SPLIT"}
+"""By the type of an optional column."""
 
 FREE_BYTES, PER_ROW_OR_BYTE = 64 << 20, 64
 """Memory that a rows table may become: these bytes, and so many for each of its rows and for each byte of its file."""
@@ -45,6 +47,8 @@ class Rows:
     timestamp: str
     window: Int[np.ndarray, "R"] | None = None
     window_position: Int[np.ndarray, "R"] | None = None
+    logprob: Float[np.ndarray, "R"] | None = None
+    entropy: Float[np.ndarray, "R"] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_idx)
@@ -56,7 +60,8 @@ class Rows:
 
     def describes_same(self, other: "Rows") -> bool:
         """Returns True where the other names the same vectors in the same order, whenever it was made."""
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in (*COLUMNS, *OPTIONAL))
+        names = [name for name in (*COLUMNS, *OPTIONAL) if name not in COMPUTED]
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
 
 def to_parquet(rows: Rows) -> bytes:
@@ -77,7 +82,7 @@ def to_parquet(rows: Rows) -> bytes:
             "position": "DELTA_BINARY_PACKED",
             "token_id": "BYTE_STREAM_SPLIT",
             **dict.fromkeys(FLAGS, "RLE"),
-            **{name: ENCODINGS[name] for name in optional},
+            **{name: ENCODINGS[OPTIONAL[name]] for name in optional},
         },
         compression="zstd",
         write_statistics=False,
@@ -138,6 +143,8 @@ def _check_types(schema: pa.Schema, names: Sequence[str]) -> None:
             right = pa.types.is_boolean(values)
         elif name in COLUMNS[1:] or OPTIONAL.get(name) is np.int32:
             right = pa.types.is_integer(values)
+        elif OPTIONAL.get(name) is np.float32:
+            right = pa.types.is_float32(values)
         else:
             right = pa.types.is_string(values) or pa.types.is_large_string(values)
         if not right:

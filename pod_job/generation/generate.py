@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pod_job.config.extract import Exclude, ExtractConfig
-from pod_job.extraction.assembly import make_batch
+from pod_job.extraction.assembly import make_batch, row_columns
 from pod_job.extraction.feeder import Feeder, on_any_host
 from pod_job.extraction.packing import Queued
 from pod_job.extraction.pipeline import STEPS_TIMED
@@ -62,7 +62,7 @@ class GeneratedBatch:
             rows = np.concatenate([nothing, *(vectors[name][at] for vectors, (_, at) in pairs)])
             taps[name] = from_rows(rows, width, dtype)
         prompts = [prompt for prompt, _ in stored]
-        return make_batch(self.number, self.tokenized, prompts, taps, self.config.positions), completions
+        return make_batch(self.number, self.tokenized, row_columns(prompts), taps), completions
 
     def _with_rows(self, prompt: Prompt, completion: Completion) -> tuple[Prompt, Int[np.ndarray, "rows"]]:
         """Returns the prompt with its new tokens and the rows of both, and which of its vectors are those rows'."""

@@ -7,7 +7,7 @@ B rows, S positions, M selected positions of a row, D hidden, N query heads, V v
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ from pod_job.models.layer_attention import Tokens, stack_attention
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.taps import Tap
+from pod_job.models.token_facts import TokenFacts, token_facts
 from pod_job.models.weight_table import weight_table
 
 Activations = dict[str, Float[Array, "B M width"]]
@@ -62,6 +63,7 @@ class Request(NamedTuple):
     taps: tuple[Tap, ...]
     select: Int[Array, "B M"] | Means | None
     logits: bool
+    facts: bool = False
 
     def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
         """Returns x at the selected positions, or its means."""
@@ -118,8 +120,24 @@ class Decoder(nn.Module):
             return_logits: with False, the logits are None and no layer past the last tap runs.
         """
         request = Request(self.taps if return_activations else (), select, return_logits)
-        output, _ = self._forward(with_defaults(input_ids, positions, segment_ids), request, None)
+        output, _, _ = self._forward(with_defaults(input_ids, positions, segment_ids), request, None)
         return output
+
+    def score(
+        self,
+        input_ids: Int[Array, "B S"],
+        *,
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        select: Int[Array, "B M"] | None = None,
+    ) -> tuple[Output, TokenFacts]:
+        """Runs one forward pass, and returns activations with the facts of the same positions, without logits."""
+        request = Request(self.taps, select, logits=False, facts=True)
+        output, _, facts = self._forward(with_defaults(input_ids, positions, segment_ids), request, None)
+        assert facts is not None
+        if select is not None:
+            facts = TokenFacts(*(jnp.take_along_axis(fact, select, axis=1) for fact in facts))
+        return output, facts
 
     def extend(
         self,
@@ -137,29 +155,36 @@ class Decoder(nn.Module):
         of the last position only, [B, 1, V]. The other arguments are as in `__call__`.
         """
         request = Request(self.taps if return_activations else (), select, logits=True)
-        output, extended = self._forward(with_defaults(input_ids, positions, segment_ids), request, cache)
+        output, extended, _ = self._forward(with_defaults(input_ids, positions, segment_ids), request, cache)
         assert extended is not None
         return output, extended
 
-    def _forward(self, tokens: Tokens, request: Request, cache: Cache | None) -> tuple[Output, Cache | None]:
+    def _forward(
+        self, tokens: Tokens, request: Request, cache: Cache | None
+    ) -> tuple[Output, Cache | None, TokenFacts | None]:
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
             cache = None if cache is None else cache.begin(tokens.segment_ids)
             layer = self._layer(tokens, cache)
             x = self.placement.look_up(self.weights["embed"], tokens.ids)
             x = x * jnp.float32(self.arch.embed_scale).astype(self.dtype)
-            to_the_end = request.logits or any(tap.site == "final_norm" for tap in request.taps)
+            head = request.logits or request.facts
+            to_the_end = head or any(tap.site == "final_norm" for tap in request.taps)
             activations = request.site("embed", x)
             taps = tuple(tap for tap in request.taps if tap.site not in ("embed", "final_norm"))
             (x, cache), tapped = run_layers(layer, (x, cache), self.arch.layers, taps, request.positions_of, to_the_end)
             cache = None if cache is None else cache.advance(tokens.ids.shape[1])
             activations |= tapped
             if not to_the_end:
-                return Output(None, activations), cache
+                return Output(None, activations), cache, None
             normed = rms_norm(self.arch, x, self.placement.gather(self.weights["final_norm"]))
             activations |= request.site("final_norm", normed)
-            if not request.logits:
-                return Output(None, activations), cache
-            return Output(self._logits(normed if cache is None else normed[:, -1:]), activations), cache
+            if not head:
+                return Output(None, activations), cache, None
+            logits_of = self._head()
+            if request.facts:
+                facts = token_facts(normed, tokens, self.arch.vocab, self.placement, logits_of)
+                return Output(None, activations), cache, facts
+            return Output(logits_of(normed if cache is None else normed[:, -1:]), activations), cache, None
 
     def _layer(self, tokens: Tokens, cache: Cache | None) -> Layer:
         """Returns the function that runs layer i of the stack over `tokens`."""
@@ -177,10 +202,15 @@ class Decoder(nn.Module):
 
         return layer
 
-    def _logits(self, normed: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+    def _head(self) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S V"]]:
+        """Returns the function from the final norm's output to logits."""
         unembed = self.placement.gather(self.weights["embed"].T if self.arch.tied else self.weights["unembed"])
-        logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
-        return soft_cap(logits, self.arch.logit_softcap)
+
+        def logits_of(normed: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+            logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
+            return soft_cap(logits, self.arch.logit_softcap)
+
+        return logits_of
 
 
 def with_defaults(

@@ -145,7 +145,7 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     tokenizer_folder = TokenizerFolder(files.directory)
     outline = read_sizes_and_tasks(config, tokenizer_folder, folder)
     checkpoint = read_checkpoint(files.weights)
-    arch, table = fitted(outline.arch, checkpoint, head=config.mode is Mode.generate)
+    arch, table = fitted(outline.arch, checkpoint, head=needs_head(config))
     check_divides(table, config.mesh, config.sharding)
     check_checkpoint(checkpoint, table)
     outline = replace(outline, arch=arch, table=table)
@@ -197,8 +197,13 @@ def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder, f
 
 
 def needed_weights(config: JobConfig, arch: Arch) -> dict[str, Weight]:
-    """Returns the weights that a run computes with: the output matrix only where it generates tokens."""
-    return weight_table(arch, head=config.mode is Mode.generate)
+    """Returns the weights that a run computes with."""
+    return weight_table(arch, head=needs_head(config))
+
+
+def needs_head(config: JobConfig) -> bool:
+    """Returns whether a run computes with the output matrix: to generate tokens, or for facts of tokens."""
+    return config.mode is Mode.generate or bool(config.extract.token_facts)
 
 
 def open_run_folder(config: JobConfig) -> Folder:
@@ -293,6 +298,7 @@ def run_identity(inputs: Inputs) -> Identity:
         seq_len=extract.seq_len,
         too_long=extract.too_long.value,
         overlap=extract.overlap or None,
+        columns=extract.token_facts or None,
         exclude=sorted({kind.value for kind in extract.exclude}),
         save_every_n_samples=extract.save_every_n_samples,
         generate=generate_identity(config, inputs.model_dir),

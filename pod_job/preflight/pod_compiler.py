@@ -150,7 +150,11 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     if config.mode is Mode.prefill:
         step = compile_step(model, {"params": params}, split, extract)
         layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
-        return [Program("step", step, step_flops(arch, layers, rows, extract.seq_len), prompts, stored, layers)]
+        head_flops = 0.0
+        if extract.token_facts:
+            layers, head_flops = arch.layers, 2.0 * prompts * arch.hidden * arch.vocab
+        flops = head_flops + step_flops(arch, layers, rows, extract.seq_len)
+        return [Program("step", step, flops, prompts, stored, layers)]
     ending = Ending(config.generate, job.end_tokens, None)
     made = compile_generation(model, {"params": params}, split, extract, ending)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens

@@ -99,6 +99,7 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     too_long: str | None = None
     overlap: Count | None = None
     sample_seed: Count | None = None
+    columns: list[str] | None = None
     exclude: list[str] | None = None
     save_every_n_samples: Annotated[int, msgspec.Meta(ge=1)]
     generate: GenerateIdentity | None = None

@@ -62,7 +62,7 @@ def run_step(model_dir: Path, mesh: Mesh, sharding: Sharding) -> dict[str, np.nd
     prompt = np.repeat([[1] * 7 + [2] * 5], ROWS, axis=0).astype(np.int32)
     position = np.repeat([[*range(7), *range(5)]], ROWS, axis=0).astype(np.int32)
     nothing = np.zeros((ROWS, EXTRACT.prompts_per_row), np.int32), np.zeros(ROWS, np.int32)
-    activations, _ = step(params, *(jax.device_put(a, rows) for a in (ids, prompt, position, *nothing)))
+    activations = step(params, *(jax.device_put(a, rows) for a in (ids, prompt, position, *nothing))).activations
     return {name: np.asarray(value) for name, value in activations.items()}
 
 
