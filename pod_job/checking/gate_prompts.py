@@ -4,14 +4,13 @@ The first of them reaches past the sliding window, and further where rotary embe
 the others share its row, so that the border between two prompts is crossed. Workstation and hosts come to the same.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pod_job.models.arch import Arch
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.prompt import Prompt
 
 TOKENS, OTHER_TOKENS = 64, 32
 """Length of the first prompt and of every other one."""
@@ -49,12 +48,12 @@ def first_length(arch: Arch) -> int:
 def long_prompt(prompts: list[Prompt], length: int) -> Prompt:
     """Returns the first prompt, lengthened by the others' tokens where it is shorter than that, or cut to it."""
     token_ids = np.concatenate([prompt.token_ids for prompt in prompts])[:length]
-    return dataclasses.replace(prompts[0], token_ids=token_ids)
+    return Prompt(prompts[0].sample, token_ids)
 
 
 def cut(prompt: Prompt, length: int) -> Prompt:
-    """Returns the prompt's beginning."""
-    return dataclasses.replace(prompt, token_ids=prompt.token_ids[:length])
+    """Returns the prompt's beginning, with all rows."""
+    return Prompt(prompt.sample, prompt.token_ids[:length])
 
 
 def beginnings(prompts: Sequence[Prompt]) -> Iterator[tuple[int, Prompt]]:
