@@ -14,7 +14,7 @@ from pod_job.planning.inputs import read_inputs
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
-from pod_job.run_folder.status import HostStatus, latest_attempt
+from pod_job.run_folder.status import HostStatus, latest_start
 from pod_job.storage.folder import Folder
 
 
@@ -33,8 +33,8 @@ def planned_batches(config: JobConfig, folder: Folder) -> int:
 
 def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> RunStatus:
     """Returns the run as it is now; `batches`: its planned number."""
-    attempt = latest_attempt(folder, config.pod.hosts)
-    hosts = read_all(folder, config.pod.hosts, attempt) if attempt else [None] * config.pod.hosts
+    latest = latest_start(folder, config.pod.hosts)
+    hosts = [None] * config.pod.hosts if latest is None else read_all(folder, latest.hosts, latest.attempt)
     return run_status(config, folder, batches, hosts, pods, clock.now())
 
 

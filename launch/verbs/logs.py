@@ -14,7 +14,7 @@ from launch.verbs.arguments import add_follow, add_run
 from pod_job.commands.command_line import DONE, Command
 from pod_job.errors import JobError
 from pod_job.run_folder.layout import log_file
-from pod_job.run_folder.status import latest_attempt
+from pod_job.run_folder.status import latest_start
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -31,13 +31,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 def logs(options: Namespace) -> int:
     config = config_of_run(options.overrides)
     folder = open_folder(config.storage.run_dir)
-    if options.host is not None and not 0 <= options.host < config.pod.hosts:
-        raise JobError(f"--host {options.host} is not a host of this pod; use 0..{config.pod.hosts - 1}")
-    chosen = range(config.pod.hosts) if options.host is None else [options.host]
+    latest = latest_start(folder, config.pod.hosts)
+    most = max(config.pod.hosts, latest.hosts if latest else 0)  # starts of a run may have unequal numbers
+    if options.host is not None and not 0 <= options.host < most:
+        raise JobError(f"--host {options.host} is not a host of this pod; use 0..{most - 1}")
+    chosen = range(most) if options.host is None else [options.host]
     shown = dict.fromkeys(chosen, 0)
     while True:
-        attempt = latest_attempt(folder, config.pod.hosts)
-        hosts = read_all(folder, config.pod.hosts, attempt) if attempt else []
+        latest = latest_start(folder, most)
+        hosts = read_all(folder, latest.hosts, latest.attempt) if latest else []
         for host, lines in sorted_entries(folder, shown):
             for line in lines:
                 print(f"{host:02d} {line}", flush=options.follow)

@@ -57,10 +57,7 @@ def repair(files: Readable, number: int, name: str) -> str:
     """Returns what to do about a damaged file of a batch: without its record it is made again and committed again."""
     if full_name(files, name) != f"{files.url}/{name}":
         return "copy the run again"  # in a joined file it cannot be made again by itself
-    return (
-        f"copy it again; or remove it, {layout.commit_file(number)} and {layout.METADATA}, and run again what made the "
-        "run: the job, import or shuffle"
-    )
+    return f"{layout.REPAIR}, without it, {layout.commit_file(number)} and {layout.METADATA}"
 
 
 def add_fix(report: BatchReport, found: int, fix: str) -> None:
@@ -86,7 +83,7 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
         header = read_header(lambda start, size: folder.read(file.file, start, size), name)
         spec, scales = tap_tensors(header, name)
         nonfinite: list[int] = []
-        stored, marks = marked(pieces(folder, file.file, spec, scales, nonfinite))
+        stored, marks = marked(pieces(folder, file, spec, scales, nonfinite))
         report.files += 1
         report.bytes += stored.size
         report.nonfinite_rows += sum(nonfinite)
@@ -103,19 +100,22 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
 
 
 def pieces(
-    folder: Readable, name: str, spec: TensorSpec, scales: TensorSpec | None, nonfinite: list[int]
+    folder: Readable, file: TapFile, spec: TensorSpec, scales: TensorSpec | None, nonfinite: list[int]
 ) -> Iterator[bytes]:
-    """Yields the whole file in order; appends the number of non-finite rows in each piece to `nonfinite`."""
+    """Yields the file in order, of one that is longer than its record says one byte more than that.
+
+    Appends the number of non-finite rows in each piece to `nonfinite`.
+    """
     width = int(np.prod(spec.shape[1:]))
     row_bytes = max(1, width * spec.dtype.itemsize)
     step = max(1, PIECE_BYTES // row_bytes) * row_bytes
-    before = folder.read(name, 0, spec.start)
+    before = folder.read(file.file, 0, min(spec.start, file.size + 1))
     yield before
     unscaled = np.zeros(0, bool)  # of each row whether a scale is not finite
     if scales is not None and len(before) == spec.start:
         unscaled = np.asarray(~np.isfinite(view_tensor(np.frombuffer(before, np.uint8), scales)).all(axis=1))
     position, row = spec.start, 0
-    while piece := folder.read(name, position, step):
+    while piece := folder.read(file.file, position, min(step, file.size + 1 - position)):
         yield piece
         row_aligned = len(piece) // row_bytes * row_bytes  # less only where the file was cut, which its size shows
         values = np.frombuffer(piece, spec.dtype, row_aligned // spec.dtype.itemsize).reshape(-1, width)

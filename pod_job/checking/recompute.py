@@ -24,6 +24,7 @@ from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import PromptRules, usable_prompts
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.completions import read_completions
+from pod_job.run_folder.identity import find_run
 from pod_job.run_folder.parity import TapErrors, read_all_parity
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -130,7 +131,7 @@ def row_prompts(
 
     A row has one place, or all those that it is the mean of.
     """
-    rows, rules = dataset.rows(chosen), PromptRules.of(config, template_date=template_date(dataset.folder))
+    rows, rules = dataset.rows(chosen), PromptRules.of(config, template_date=template_date(find_run(dataset.folder)))
     for i, batch in enumerate(dataset.batch_of(chosen).tolist()):
         key = (rows["task_id"][i], int(rows["sample_idx"][i]))
         numbers = batch_samples(batch, len(samples), config.extract.save_every_n_samples)

@@ -100,8 +100,8 @@ def contradiction(folder: Folder, earlier: Metadata, current: Metadata) -> str:
     absent = before.keys() - after.keys()
     if lost := sorted(absent - committed(folder) if absent else absent):  # not those committed in the meantime
         return (
-            f"{name}: lists {_batch_names(lost)}, of which there is no commit record; copy {_commit_names(lost)} "
-            f"again, or run again what made the run: the job, import or shuffle; or remove {name} to be without"
+            f"{name}: lists {_batch_names(lost)}, of which there is no commit record; for "
+            f"{_commit_names(lost)}: {layout.REPAIR}; or remove {name} to be without"
         )
     if earlier.joined and not current.joined and read_compaction(folder) is None:
         return (

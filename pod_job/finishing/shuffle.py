@@ -6,8 +6,9 @@ part's segments, permutes them, and commits them as a batch. All orders are equa
 share both passes by number, and what is done already is left alone. In the new run every row counts as a sample.
 """
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +36,7 @@ PART_BYTES = 256 << 20
 MAX_ROWS = 10**9
 """NumPy draws at most so many from a multivariate hypergeometric distribution."""
 POLL_S = 1.0
+NOTE_EVERY_S = 30.0
 PEERS_TIMEOUT_S = 900.0
 """Longest wait for the next spill file of another host: many times what one takes to write."""
 
@@ -77,7 +79,9 @@ def shuffle(
         places[number] = (np.cumsum(counts) - counts)[own_parts], counts[own_parts]
         if number % hosts == host and sizes[number]:
             spill.write(number, batch_order(number, sizes[number], seed))
-    _await_spill(out, sizes, hosts)
+    host_of = {layout.spill_file(number): number % hosts for number, size in enumerate(sizes) if size}
+    for _ in progress(_arrivals(out, host_of, hosts), len(host_of), "spill files"):
+        pass
     done = committed(out)
     files = [spill.open(number) if size and len(done) < len(parts) else None for number, size in enumerate(sizes)]
     gathered = zip((own_parts + 1).tolist(), places.transpose(2, 1, 0), strict=True)
@@ -144,19 +148,28 @@ def _identity(described: Metadata, part_rows: int, seed: int) -> Identity:
     )
 
 
-def _await_spill(out: Folder, sizes: Sequence[int], hosts: int) -> None:
-    """Waits until every host's spill files are there; after the last part is committed they are gone again.
+def _arrivals(out: Folder, host_of: Mapping[str, int], hosts: int) -> Iterator[str]:
+    """Yields each host's spill files as they come, and says which are waited for.
+
+    After the last part is committed they are gone again.
 
     Raises:
         JobError: no file has come for PEERS_TIMEOUT_S; names the hosts that are late.
     """
-    host_of = {layout.spill_file(number): number % hosts for number, size in enumerate(sizes) if size}
-    n_missing, last = len(host_of), time.monotonic()
-    while (missing := host_of.keys() - set(out.names(layout.SPILL))) and not out.stat(layout.METADATA):
-        if len(missing) != n_missing:
-            n_missing, last = len(missing), time.monotonic()
-        elif time.monotonic() - last > PEERS_TIMEOUT_S:
-            late = ", ".join(map(str, sorted({host_of[name] for name in missing})))
+    missing, last, noted = set(host_of), time.monotonic(), float("-inf")
+    while True:
+        arrived = missing.intersection(out.names(layout.SPILL))
+        yield from sorted(arrived)
+        missing -= arrived
+        if not missing or out.stat(layout.METADATA):
+            return
+        now = time.monotonic()
+        last = now if arrived else last
+        late = ", ".join(map(str, sorted({host_of[name] for name in missing})))
+        if now - noted > NOTE_EVERY_S:
+            noted = now
+            print(f"note: waiting for {len(missing)} spill files, of host {late} of {hosts}", file=sys.stderr)
+        if now - last > PEERS_TIMEOUT_S:
             raise JobError(
                 f"{out.url}: no spill file has come for {PEERS_TIMEOUT_S:g} s, and {len(missing)} are missing, of host "
                 f"{late} of {hosts}; see whether it runs, start it again with --host and --hosts, and then this one"

@@ -35,7 +35,7 @@ class Reporter(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.folder = folder
         self.lines: list[str] = []
-        self.status = HostStatus(host=host.index, attempt=host.attempt, phase=Phase.checking)
+        self.status = HostStatus(host=host.index, hosts=host.count, attempt=host.attempt, phase=Phase.checking)
         self.timeline = Timeline(host=host.index, attempt=host.attempt)
         self.changed = threading.Lock()
         self.stopping = threading.Event()

@@ -15,7 +15,7 @@ from pod_job.finishing.merge import ABANDONED_S
 from pod_job.formats.records import convert
 from pod_job.formats.rows_table import Rows
 from pod_job.interop.pickle_metadata import PickleMetadata
-from pod_job.interop.pickle_writer import Item, PickleWriter
+from pod_job.interop.pickle_writer import Item, PickleWriter, file_name, of_another_export
 from pod_job.reading.dataset import layer_not_found
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.entries import read_rows, read_vectors
@@ -47,6 +47,7 @@ def export_pickles(
 ) -> PickleMetadata:
     """Writes `layer_6_batch_000001.pkl` and its like and a metadata.json beside them, which is returned.
 
+    An export that was interrupted is finished: what is there of it stays, and no other export is written into.
     One batch of the run is in memory at a time, and as much as a file of each layer has.
 
     Args:
@@ -55,7 +56,8 @@ def export_pickles(
         save_every_n_samples: activations in a file; by default the number that is the run's samples per batch.
         model_name: by default as the run's configuration records it.
     Raises:
-        JobError: no metadata.json in the run, a layer it has not, or a file of it is missing or damaged.
+        JobError: no metadata.json in the run, a layer it has not, a file of it is missing or damaged, or `out_dir`
+            holds another export.
     """
     run, out = open_folder(run_dir), open_folder(out_dir, "out")
     metadata = metadata_file.read(run)
@@ -65,7 +67,11 @@ def export_pickles(
     per_file = metadata.provenance.save_every_n_samples if save_every_n_samples is None else save_every_n_samples
     at_least("save_every_n_samples", per_file, 1)
     tables = {entry.batch_id: entry for entry in metadata.rows_files}
-    writer = PickleWriter(out, per_file, report)
+    files = -(-metadata.rows // per_file)
+    names = {file_name(tap, number) for tap in taps for number in range(1, files + 1)}
+    if others := [name for name in out.names("") if name.endswith(".pkl") and name not in names]:
+        raise of_another_export(out, others[0])
+    writer = PickleWriter(out, per_file, report, keep=True)
     rows, batch = None, None
     for entry in (entry for entry in metadata.batches if entry.layer in taps):
         vectors = np.asarray(read_vectors(run, entry), np.float32)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Float, Float32
 
+from pod_job.errors import JobError
 from pod_job.formats.records import encode, now
 from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata
 from pod_job.run_folder.layout import layer_number
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, NameTaken
 
 Item = dict[str, str | int | Float32[np.ndarray, " D"]]
 """One activation: `task_id`, `sample_idx`, `activation`, `timestamp`, as the document has them."""
@@ -21,9 +22,11 @@ Item = dict[str, str | int | Float32[np.ndarray, " D"]]
 class PickleWriter:
     """Collects the activations of each tap, and writes a file whenever `per_file` of a tap are there."""
 
-    def __init__(self, out: Folder, per_file: int, report: Callable[[str], None] = lambda name: None) -> None:
-        """`report` is called with the name of each file once it is written."""
-        self.out, self.per_file, self.report = out, per_file, report
+    def __init__(
+        self, out: Folder, per_file: int, report: Callable[[str], None] = lambda name: None, keep: bool = False
+    ) -> None:
+        """`report` is called with the name of each file once it is written; `keep`: files with other content stay."""
+        self.out, self.per_file, self.report, self.keep = out, per_file, report, keep
         self.pending: dict[str, list[Item]] = {}
         self.entries: list[PickleEntry] = []
 
@@ -58,12 +61,31 @@ class PickleWriter:
         if not (items := self.pending[tap]):
             return
         number = 1 + sum(entry.layer == tap for entry in self.entries)
-        name = f"{tap}_batch_{number:06d}.pkl"
-        content = {"layer": layer_number(tap), "activations": items}
-        self.out.replace(name, pickle.dumps(content, protocol=4))
+        name = file_name(tap, number)
+        data = pickle.dumps({"layer": layer_number(tap), "activations": items}, protocol=4)
+        if self.keep:
+            create(self.out, name, data)
+        else:
+            self.out.replace(name, data)
         self.entries.append(PickleEntry(number, tap, name, len(items)))
         items.clear()
         self.report(name)
+
+
+def file_name(tap: str, number: int) -> str:
+    return f"{tap}_batch_{number:06d}.pkl"
+
+
+def create(out: Folder, name: str, data: bytes) -> None:
+    """Writes a new file, or finds it there. JobError where other content has the name."""
+    try:
+        out.create(name, [data])
+    except NameTaken:
+        raise of_another_export(out, name) from None
+
+
+def of_another_export(out: Folder, name: str) -> JobError:
+    return JobError(f"OUT={out.url}: holds {name} of another export; delete that export or name another folder")
 
 
 def new_item(task_id: str, sample_idx: int, activation: Float[np.ndarray, " D"]) -> Item:

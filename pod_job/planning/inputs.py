@@ -48,8 +48,7 @@ from pod_job.prompts.tokens import (
     usable_prompts,
 )
 from pod_job.run_folder.accepted import check_acceptable
-from pod_job.run_folder.identity import Identity, claim, confirm, read_run
-from pod_job.run_folder.layout import RUN
+from pod_job.run_folder.identity import Identity, RunRecord, claim, confirm, find_run
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -78,7 +77,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Inputs(Outline):
-    """Everything that the job starts from, opened and read once."""
+    """Everything that the job starts from, opened and read once; `recorded`: run.json, None before the first start."""
 
     folder: Folder
     model_name: str
@@ -87,6 +86,7 @@ class Inputs(Outline):
     tokenizer_folder: TokenizerFolder
     end_tokens: tuple[int, ...]
     template_date: date
+    recorded: RunRecord | None
 
     @cached_property
     def identity(self) -> Identity:
@@ -143,7 +143,8 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     """
     files = find_model(config.model.path, config.model.revision)
     tokenizer_folder = TokenizerFolder(files.directory)
-    outline = read_sizes_and_tasks(config, tokenizer_folder, folder)
+    recorded = find_run(folder or open_folder(config.storage.run_dir))
+    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded)
     checkpoint = read_checkpoint(files.weights)
     arch, table = fitted(outline.arch, checkpoint, head=needs_head(config))
     check_divides(table, config.mesh, config.sharding)
@@ -152,7 +153,7 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     check_tokenizer(outline, tokenizer_folder)
     folder = folder or open_run_folder(config)
     check_compile_cache(config)
-    check_too_long(config, folder)
+    check_too_long(config, recorded)
     check_acceptable(config.storage.accept_identity)
     inputs = Inputs(
         **vars(outline),
@@ -162,25 +163,28 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
         checkpoint=checkpoint,
         tokenizer_folder=tokenizer_folder,
         end_tokens=end_tokens(files.directory),
-        template_date=template_date(folder),
+        template_date=template_date(recorded),
+        recorded=recorded,
     )
-    if folder.stat(RUN) is not None:
-        confirm(folder, inputs.identity, config.storage.accept_identity, package_versions())
+    if recorded is not None:
+        confirm(folder.url, recorded, inputs.identity, config.storage.accept_identity, package_versions())
     return inputs
 
 
 def read_outline(config: JobConfig) -> Outline:
     """Reads config.json and tasks, and checks all that can be checked without weights. JobError as `read_inputs`."""
-    outline = read_sizes_and_tasks(
-        config, TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
-    )
-    folder = open_run_folder(config)
+    tokenizer_folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
+    recorded = find_run(open_folder(config.storage.run_dir))
+    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded)
+    open_run_folder(config)
     check_compile_cache(config)
-    check_too_long(config, folder)
+    check_too_long(config, recorded)
     return outline
 
 
-def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder, folder: Folder | None = None) -> Outline:
+def read_sizes_and_tasks(
+    config: JobConfig, tokenizer_folder: TokenizerFolder, recorded: RunRecord | None = None
+) -> Outline:
     extract = config.extract
     arch = read_arch_file(tokenizer_folder.path / "config.json")
     taps = resolve(extract.layers, extract.taps, arch)
@@ -189,8 +193,7 @@ def read_sizes_and_tasks(config: JobConfig, tokenizer_folder: TokenizerFolder, f
     check_divides(table, config.mesh, config.sharding)
     counter = None
     if config.tasks.max_tokens is not None:
-        today = template_date(folder or open_folder(config.storage.run_dir))
-        counter = token_counter(config, tokenizer_folder, today)
+        counter = token_counter(config, tokenizer_folder, template_date(recorded))
     tasks = read_tasks(config.tasks, arch.vocab, counter)
     batches = total_batches(len(tasks.samples), extract.save_every_n_samples)
     return Outline(config, arch, taps, table, tasks, batches)
@@ -220,9 +223,9 @@ def check_compile_cache(config: JobConfig) -> None:
         open_folder(cache, "storage.compile_cache").check_writable()
 
 
-def check_too_long(config: JobConfig, folder: Folder) -> None:
+def check_too_long(config: JobConfig, recorded: RunRecord | None) -> None:
     """Raises JobError where a new run would drop the begin token of long prompts."""
-    if config.extract.too_long is TooLong.cut and folder.stat(RUN) is None:
+    if config.extract.too_long is TooLong.cut and recorded is None:
         raise JobError(
             "extract.too_long=cut drops the begin token of long prompts, and is only for runs that were begun with it; "
             "use tail, head or split"
@@ -280,7 +283,7 @@ def run_identity(inputs: Inputs) -> Identity:
     0.1.0, model and tokenizer are identified as it records them.
     """
     config, extract = inputs.config, inputs.config.extract
-    recorded = None if inputs.folder.stat(RUN) is None else read_run(inputs.folder).identity
+    recorded = inputs.recorded and inputs.recorded.identity
     older_tokenizer = recorded is not None and recorded.tokenizer_files is None and recorded.tokenizer is not None
     return Identity(
         model=model_identity(
@@ -289,7 +292,7 @@ def run_identity(inputs: Inputs) -> Identity:
         tokenizer=tokenizer_fingerprint(inputs.model_dir) if older_tokenizer else None,
         tokenizer_files=None if older_tokenizer else tokenizer_files(inputs.model_dir),
         token_probe=token_probe(config, inputs.tasks.samples, inputs.tokenizer_folder, inputs.template_date),
-        template_date=date_to_record(inputs.folder, inputs.tasks, inputs.tokenizer_folder, inputs.template_date),
+        template_date=date_to_record(inputs.recorded, inputs.tasks, inputs.tokenizer_folder, inputs.template_date),
         tasks=tasks_identity(config, inputs.tasks, recorded and recorded.tasks),
         taps=[tap.name for tap in inputs.taps],
         positions=recorded_positions(extract),

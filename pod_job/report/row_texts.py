@@ -20,6 +20,7 @@ from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import TokenizerFolder, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
+from pod_job.run_folder.identity import find_run
 from pod_job.run_folder.tokenizer import Decode, read_decoder
 from pod_job.storage.folder import Folder
 
@@ -93,7 +94,7 @@ def texts_from_prompts(
     """
     config = config_to_read(run, consent, MODEL, TASKS)
     folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
-    samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder, template_date(run))).samples
+    samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder, template_date(find_run(run)))).samples
     tokenizer = folder.tokenizer
     decode = decoder(tokenizer)
     found = row_prompts(config, samples, tokenizer, dataset, rows)

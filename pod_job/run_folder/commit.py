@@ -17,7 +17,7 @@ from pod_job.errors import JobError
 from pod_job.formats import rows_table, statistics
 from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 from pod_job.formats.quantized import EightBit, Vectors
-from pod_job.formats.records import Count, Record, decode, encode, now, read_bounded
+from pod_job.formats.records import DAMAGED, Count, Record, decode, encode, now, read_bounded
 from pod_job.formats.rows_table import Rows
 from pod_job.formats.statistics import StatisticsRecord
 from pod_job.run_folder import layout
@@ -145,10 +145,11 @@ def read_record(folder: Folder, batch: int) -> CommitRecord:
     try:
         data = read_bounded(folder, name, MOST_RECORD_BYTES)
     except FileNotFoundError:
-        raise JobError(f"{url}: missing, though it was listed") from None
-    record = decode(read_checksummed(data, url), CommitRecord, url)
+        raise JobError(f"{url}: missing, though it was listed; {layout.REPAIR}") from None
+    advice = f"{layout.REPAIR}, without it"
+    record = decode(read_checksummed(data, url, f"; {advice}"), CommitRecord, url, f"{DAMAGED}: {advice}")
     if record.batch != batch:
-        raise JobError(f"{url}: is the record of batch {record.batch}; copy the run again")
+        raise JobError(f"{url}: is the record of batch {record.batch}; {advice}")
     return record
 
 

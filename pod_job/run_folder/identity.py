@@ -10,11 +10,11 @@ import msgspec
 from pod_job import __version__
 from pod_job.config.schema import ConfigValues
 from pod_job.errors import JobError
-from pod_job.formats.records import Count, Record, encode, now, read_file
+from pod_job.formats.records import DAMAGED, Count, Record, encode, now, read_file
 from pod_job.run_folder.accepted import accepted, refusal, write_accepted
 from pod_job.run_folder.architecture import ArchRecord
 from pod_job.run_folder.differences import Difference, differences
-from pod_job.run_folder.layout import FORMAT, RUN
+from pod_job.run_folder.layout import COMMITS, FORMAT, METADATA, REPAIR, RUN
 from pod_job.run_folder.start import record_start, shareable
 from pod_job.storage.folder import Folder, NameTaken
 
@@ -143,25 +143,22 @@ def claim(
     try:
         folder.create(RUN, [encode(record, indent=1)])
     except NameTaken:
-        differing = confirm(folder, identity, accept, packages)
-        write_accepted(folder, differing)
-        for package, was, is_now in version_changes(read_run(folder), packages):
+        earlier = read_run(folder)
+        write_accepted(folder, confirm(folder.url, earlier, identity, accept, packages))
+        for package, was, is_now in version_changes(earlier, packages):
             log.info("%s is %s in the run, %s here; it makes the same tokens of its prompts", package, was, is_now)
     if config is not None:
         record_start(folder, config)
 
 
 def confirm(
-    folder: Folder, identity: Identity, accept: Sequence[str] = (), packages: Mapping[str, str] = {}
+    url: str, record: RunRecord, identity: Identity, accept: Sequence[str] = (), packages: Mapping[str, str] = {}
 ) -> list[Difference]:
-    """Returns the differences of the folder's run, if there is one, that `accept` names by their fields.
+    """Returns the differences of the folder's run, as `record` has it, that `accept` names by their fields.
 
     Raises:
         JobError: there are others, and the message lists them; or `accept` names what cannot be accepted.
     """
-    if folder.stat(RUN) is None:
-        return []
-    record = read_run(folder)
     recorded, current = msgspec.to_builtins(record.identity), msgspec.to_builtins(identity)
     differing = [
         (path, was, is_now)
@@ -169,7 +166,7 @@ def confirm(
         if not (was is None and path in LATER_FIELDS)
     ]
     if open_differences := [difference for difference in differing if not accepted(difference[0], accept)]:
-        raise refusal(folder.url, open_differences, version_changes(record, packages))
+        raise refusal(url, open_differences, version_changes(record, packages))
     return differing
 
 
@@ -180,7 +177,17 @@ def version_changes(record: RunRecord, packages: Mapping[str, str]) -> list[Diff
 
 def read_run(folder: Folder) -> RunRecord:
     """Returns the content of run.json. JobError where it is missing, damaged or of another format."""
+    run = find_run(folder)
+    if run is None:
+        lost = folder.names(COMMITS) or folder.names(METADATA)
+        held = f"a run of which {RUN} is lost; {REPAIR}" if lost else f"no run: {RUN} is missing"
+        raise JobError(f"{folder.url} holds {held}")
+    return run
+
+
+def find_run(folder: Folder) -> RunRecord | None:
+    """Returns the content of run.json; None where no start has claimed the folder. JobError where it is damaged."""
     try:
-        return read_file(folder, RUN, RunRecord)
+        return read_file(folder, RUN, RunRecord, f"{DAMAGED}: {REPAIR}, without it")
     except FileNotFoundError:
-        raise JobError(f"{folder.url} holds no run: {RUN} is missing") from None
+        return None

@@ -26,6 +26,8 @@ START = "launcher/start.json"
 VERIFIED = "verify/report.json"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
+REPAIR = "copy it again, or run again what made the run: the job, import or shuffle"
+"""Advice about a lost file of a run: whoever makes the run again finds its other files and takes them."""
 MAX_BATCHES = 1_000_000
 """Batches of a run: their numbers and records are held in memory, and a run.json with more is damaged."""
 

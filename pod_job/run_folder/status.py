@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from enum import StrEnum
 from functools import cache
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -17,6 +18,9 @@ from pod_job.run_folder.layout import status_file
 from pod_job.storage.folder import Folder
 
 log = logging.getLogger("pod_job")
+
+MOST_HOSTS = 10_000
+"""Hosts of a start; no slice has as many."""
 
 MOST_BYTES = 1 << 20
 """Size of a status; the statuses of all hosts are read every few seconds."""
@@ -60,6 +64,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     mode=generate that of a prefill, and `token_s` that of one more token of every row; 0 where none was timed.
     `waited_steps` counts the steps before which the devices were idle because the input was not ready, for `waited_s`
     seconds in all; None where that was not recorded.
+    `hosts` is the number of hosts of the attempt; 0: not recorded.
     `end` and `blamed_host` are set with the phases `stopped` and `failed`; a run of version 0.1.0 has neither.
     """
 
@@ -86,6 +91,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     end: EndKind | None = None
     blamed_host: int | None = None
+    hosts: Annotated[int, msgspec.Meta(ge=0, le=MOST_HOSTS)] = 0
 
 
 def waited_share(statuses: Iterable[HostStatus | None]) -> float | None:
@@ -101,6 +107,13 @@ def waited_share(statuses: Iterable[HostStatus | None]) -> float | None:
     return min(1.0, max(shares)) if shares else None
 
 
+class Start(NamedTuple):
+    """A start of the job: the name of its attempt, and its number of hosts."""
+
+    attempt: str
+    hosts: int
+
+
 def write_status(folder: Folder, status: HostStatus) -> None:
     """Replaces `status/host_NN.json`, stamped with the time."""
     folder.replace(status_file(status.host), encode(msgspec.structs.replace(status, updated=time.time())))
@@ -114,8 +127,15 @@ def read_status(folder: Folder, host: int, attempt: str) -> HostStatus | None:
 
 def latest_attempt(folder: Folder, hosts: int) -> str | None:
     """Returns the newest attempt in which any host has a status, None before the first. Attempts sort by time."""
+    latest = latest_start(folder, hosts)
+    return None if latest is None else latest.attempt
+
+
+def latest_start(folder: Folder, hosts: int) -> Start | None:
+    """Returns the newest attempt and its number of hosts; `hosts`: that of the first start, for older statuses."""
     statuses = [_read(folder, host) for host in range(hosts)]
-    return max((status.attempt for status in statuses if status is not None), default=None)
+    starts = [Start(status.attempt, status.hosts or hosts) for status in statuses if status is not None]
+    return max(starts, default=None)
 
 
 def _read(folder: Folder, host: int) -> HostStatus | None:

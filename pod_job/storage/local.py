@@ -70,7 +70,13 @@ class LocalFolder:
             # A size may come out of a damaged file: memory is taken for no more than the file has.
             available = max(0, os.fstat(file.fileno()).st_size - start)
             file.seek(start)
-            return file.read(-1 if size is None else min(size, available))
+            try:
+                return file.read(-1 if size is None else min(size, available))
+            except MemoryError:
+                wanted = available if size is None else min(size, available)
+                raise JobError(
+                    f"{self.url}/{name}: its {wanted:,} bytes do not fit into memory; copy it again"
+                ) from None
 
     def read_into(self, name: str, start: int, *outs: memoryview) -> int:
         filled, rest = 0, [out for out in outs if len(out)]
@@ -183,6 +189,8 @@ class LocalFolder:
             for piece in self._pieces(name):
                 yield piece
                 running.update(piece)
+                if running.stored.size > expected.size:
+                    break
             if running.stored != expected:
                 raise not_as_stored(self.url, name)
 

@@ -1,6 +1,7 @@
 """verify finds whatever was done to a run folder, and says which file and why; a sound run is found sound."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sample_runs import batch, finished_run, identity, rewrite
 from pod_job.checking.verify import verify
 from pod_job.commands.verify import main
 from pod_job.errors import JobError
+from pod_job.finishing.compact import compact
 from pod_job.finishing.merge import merge
 from pod_job.formats.rows_table import to_parquet
 from pod_job.run_folder import layout
@@ -123,12 +125,24 @@ def test_a_lost_batch_and_a_stale_metadata_are_named(tmp_path: Path) -> None:
     report = verify(tmp_path)
     assert report.missing == [1]
     [problem] = report.problems
-    assert "metadata.json: lists batch 1, of which there is no commit record; copy commits/batch_000001.json" in problem
+    assert (
+        "metadata.json: lists batch 1, of which there is no commit record; for commits/batch_000001.json: copy"
+        in problem
+    )
     with pytest.raises(JobError, match=r"lists batch 1, of which there is no commit record"):
         merge(open_folder(tmp_path))
     (tmp_path / layout.METADATA).unlink()
     assert merge(open_folder(tmp_path)).missing == [1]
     assert verify(tmp_path).problems == []
+
+
+@pytest.mark.parametrize("name", [TAP_FILE, layout.rows_file(3)])
+def test_a_file_of_a_terabyte_is_read_no_further_than_its_record_says(name: str, tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path), COUNTS)
+    os.truncate(tmp_path / name, 1 << 40)
+    assert any(Path(name).name in problem for problem in verify(tmp_path).problems)
+    with pytest.raises(JobError, match=Path(name).name):
+        compact(open_folder(tmp_path))
 
 
 def test_nonfinite_rows_are_counted(tmp_path: Path) -> None:

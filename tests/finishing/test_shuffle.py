@@ -127,9 +127,12 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         shuffle(tmp_path / "a", tmp_path / "b", seed=1)
 
 
-def test_a_host_that_never_comes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_never_comes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     finished_run(open_folder(tmp_path / "run"), [5, 5, 5, 5])
     monkeypatch.setattr("pod_job.finishing.shuffle.POLL_S", 0.01)
     monkeypatch.setattr("pod_job.finishing.shuffle.PEERS_TIMEOUT_S", 0.05)
     with pytest.raises(JobError, match=r"no spill file has come for 0\.05 s, and 3 are missing, of host 1, 2, 3 of 4"):
         shuffle(tmp_path / "run", tmp_path / "out", shard=(0, 4))
+    assert capsys.readouterr().err == "note: waiting for 3 spill files, of host 1, 2, 3 of 4\n"

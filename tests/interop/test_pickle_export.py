@@ -101,6 +101,27 @@ def test_files_have_the_documented_layout_and_so_many_activations(tmp_path: Path
     )
 
 
+def test_an_export_never_mixes_with_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_run(open_folder(tmp_path / "run"), [8, 8])
+    finished_run(open_folder(tmp_path / "short"), [8])
+    finished_run(open_folder(tmp_path / "other"), [9, 7])
+    out = tmp_path / "out"
+    export_pickles(tmp_path / "run", out)
+    for name in ("metadata.json", "layer_6_batch_000002.pkl"):  # as one that was killed leaves it
+        (out / name).unlink()
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for run, options in (("other", []), ("short", []), ("run", ["--layers", "6"]), ("run", ["--save-every-n", "3"])):
+        words = [str(tmp_path / run), str(out), *(word.replace("every-n", "every-n-samples") for word in options)]
+        assert main(words) == 2, words
+        assert f"OUT={out}: holds layer_" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert main([str(tmp_path / "run"), str(out)]) == 0
+    export_pickles(tmp_path / "run", tmp_path / "whole")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+
+
 def test_the_default_is_the_runs_own_number(tmp_path: Path) -> None:
     finished_run(open_folder(tmp_path / "run"), [30, 5])  # 8 samples a batch, and several rows of each
     described = export_pickles(tmp_path / "run", tmp_path / "out", layers=[6])

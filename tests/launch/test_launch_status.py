@@ -21,7 +21,7 @@ from launch.cloud.run_status import planned_batches, run_status
 from launch.cloud.tpu_api import Node
 from launch.view.status_view import Live, PodHours, RunStatus, line, table
 from pod_job.config.cloud import Capacity
-from pod_job.config.load import load
+from pod_job.config.load import load, to_json
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.preflight.prices import hours, spent, usd_per_hour
@@ -167,6 +167,23 @@ def test_a_damaged_record_of_a_pod_is_named(folder: Folder, content: bytes) -> N
     folder.replace(name, json.dumps(whole | json.loads(content)).encode() if b"x" in content else content)
     with pytest.raises(JobError, match=f"{name}: .*; the file is damaged"):
         at_now(folder, [])
+
+
+@pytest.mark.parametrize(("first", "latest"), [(1, 3), (4, 2)])
+def test_the_hosts_are_those_of_the_latest_start(
+    first: int, latest: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = open_folder(tmp_path / "run")
+    job = ["experiment=demo", f"storage.run_dir={folder.url}", f"pod.hosts={first}", "pod.devices_per_host=1"]
+    claim(folder, identity(8), to_json(load([*job, f"mesh.data={first}", "mesh.model=1"])))
+    for attempt, hosts in (("a", first), ("b", latest)):
+        for host in range(hosts):
+            write_status(folder, HostStatus(host=host, hosts=hosts, attempt=attempt, phase=Phase.done))
+            folder.replace(f"logs/host_{host:02d}.log", f"{attempt} of {host}".encode())
+    assert main(["status", folder.url, "--json"]) == 0
+    assert [host["host"] for host in json.loads(capsys.readouterr().out)["hosts"]] == list(range(latest))
+    assert main(["logs", folder.url]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == max(first, latest)
 
 
 def test_status_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,141 @@
+"""Sound folders that are spoilt: runs of every kind and version with every kind of file, and pickles; their content."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from pod_job.checking.verify import store, verify
+from pod_job.checkpoints.random_model import byte_tokenizer
+from pod_job.config.load import load, to_json
+from pod_job.finishing.compact import compact
+from pod_job.finishing.merge import merge
+from pod_job.formats.records import encode
+from pod_job.interop.pickle_export import export_pickles
+from pod_job.interop.pickle_reader import read_pickle
+from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder import layout
+from pod_job.run_folder.accepted import write_accepted
+from pod_job.run_folder.commit import Batch, commit_batch
+from pod_job.run_folder.completions import Completion, store_completions
+from pod_job.run_folder.identity import claim
+from pod_job.run_folder.metadata import read_any
+from pod_job.run_folder.parity import ParityRecord, TapErrors
+from pod_job.run_folder.pods import PodRecord
+from pod_job.run_folder.status import HostStatus, Phase, write_status
+from pod_job.run_folder.timeline import COUNTERS, Timeline, write_timeline
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
+from tools.random_run import RunShape, identity, make_batch
+
+OLD_RUNS = Path(__file__).parent.parent.parent / "tests/data/old_runs"
+SHAPE = RunShape(batches=3, rows=20, samples=4, width=16, taps=("layer_0", "layer_1"), distinct=True)
+ATTEMPT = "20261126T090000Z-0a1b2c"
+PICKLES = "pickles"
+
+Content = object
+"""Everything that a reader of a folder gets from it, as values that can be compared."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sound folders by name, below `root`: runs, and pickles."""
+
+    root: Path
+
+    @cached_property
+    def runs(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir() if path.name not in (PICKLES, "model"))
+
+    @cached_property
+    def content(self) -> dict[str, Content]:
+        """Content of each run."""
+        return {name: run_content(self.root / name) for name in self.runs}
+
+
+def make_corpus(root: Path) -> Corpus:
+    """Writes the folders: those of `tests/data/old_runs` are of 0.1.0, the others of this version.
+
+    `other` has the shape of `full` and other rows, as the run of another model.
+    """
+    for run in sorted(OLD_RUNS.iterdir()):
+        shutil.copytree(run, root / run.name)
+    write_full_run(open_folder(root / "full"))
+    shutil.copytree(root / "full", root / "joined")
+    compact(open_folder(root / "joined"))
+    write_run(open_folder(root / "other"), first=SHAPE.batches + 1, model="another")
+    export_pickles(root / "full", root / PICKLES)
+    return Corpus(root)
+
+
+def write_run(folder: Folder, first: int = 1, model: str = "random") -> None:
+    """Writes a finished run, with the rows that are those of the batches from `first` on."""
+    what = identity(SHAPE)
+    words = ["experiment=demo", f"storage.run_dir={folder.url}"]
+    claim(folder, msgspec.structs.replace(what, model=msgspec.structs.replace(what.model, name=model)), recorded(words))
+    write_accepted(folder, [("model.weights", "a", "b")])
+    for number in range(SHAPE.batches):
+        made = make_batch(SHAPE, first + number)
+        commit_batch(folder, Batch(number + 1, made.n_samples, made.rows, made.taps), host=number % 2)
+    merge(folder)
+
+
+def recorded(words: Sequence[str]) -> Mapping[str, object]:
+    """Returns the configuration of a start with these overrides, as run.json has it."""
+    return to_json(load(words))
+
+
+def write_full_run(folder: Folder) -> None:
+    """Writes a finished run with a file of every kind that a job, its hosts, its launcher and its readers leave."""
+    folder.create(layout.TOKENIZER, [byte_tokenizer().to_str().encode()])
+    error = {tap: TapErrors(0.001, 0.002) for tap in SHAPE.taps}
+    parity = ParityRecord(ATTEMPT, "torch", "1x1", "replicated", "1 cpu", 2, 30, 0.01, True, error, "2026-11-26")
+    folder.create(layout.parity_file(ATTEMPT), [encode(parity)])
+    for host in (0, 1):
+        write_status(folder, HostStatus(host=host, attempt=ATTEMPT, phase=Phase.done, batches=2, tokens=40, seconds=9))
+        timeline = Timeline(host=host, attempt=ATTEMPT, device="cpu", devices=1)
+        timeline.phases.update({"checking": 1e9, "extracting": 1e9 + 10.0, "done": 1e9 + 70.0})
+        timeline.points += [[1e9 + 10.0 + 30 * at, *[20.0 * at] * len(COUNTERS)] for at in range(3)]
+        write_timeline(folder, timeline)
+        folder.replace(
+            layout.log_file(host), b"2026-11-26 09:00:00,000 INFO begun\n2026-11-26 09:01:00,000 INFO done\n"
+        )
+    pod = PodRecord("sae", "us-west4-a", "v5litepod-64", "spot", 1e9)
+    for moment, ended in (("created", None), ("ended", 1e9 + 100.0)):
+        folder.create(layout.pod_file(pod.key, moment), [encode(msgspec.structs.replace(pod, ended=ended))])
+    completions = [Completion(f"task_{sample:08d}", sample, 5, [1, 2], "x", "length") for sample in range(4)]
+    for number in range(1, SHAPE.batches + 1):
+        store_completions(folder, number, completions)
+    write_run(folder)
+    store(verify(folder.url))
+
+
+def run_content(run: Path) -> Content:
+    """Returns rows and vectors of every tap, as a trainer reads them. JobError where the run is damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an unfinished run says so
+        datasets = [ActivationDataset(run, tap) for tap in read_any(open_folder(run)).taps]
+    columns = datasets[0].rows(slice(None))
+    vectors = {dataset.tap: dataset[:].tobytes() for dataset in datasets}
+    return {name: column.tolist() for name, column in columns.items()}, vectors
+
+
+def pickle_content(folder: Path) -> Content:
+    """Returns the activations of every pickle, by the name of its file, and what metadata.json lists."""
+    activations = {
+        path.name: [
+            (item.task_id, item.sample_idx, item.activation.tobytes()) for item in read_pickle(path).activations
+        ]
+        for path in sorted(folder.glob("*.pkl"))
+    }
+    return activations, json.loads((folder / "metadata.json").read_text())["batches"]
+
+
+def file_content(folder: Path) -> Content:
+    """Returns the bytes of every file."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
