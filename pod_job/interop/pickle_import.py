@@ -182,7 +182,7 @@ def _read_source(folder: Path, source: Source, hidden_dim: int, dtype: np.dtype)
     provenance: list[list[Any]] = []
     taps = {}
     for tap, entry in source.items():
-        items = _items(folder, entry.file, tap)
+        items = _items(folder, entry, tap)
         columns = [[getattr(item, name) for item in items] for name in PROVENANCE]
         if provenance and provenance[:2] != columns[:2]:
             raise JobError(f"{folder / entry.file}: has other samples than {_first(source).file}, or another order")
@@ -193,10 +193,10 @@ def _read_source(folder: Path, source: Source, hidden_dim: int, dtype: np.dtype)
     return Items(provenance[0], provenance[1], provenance[2], taps)
 
 
-def _items(folder: Path, name: str, tap: str) -> list[PickleItem]:
-    path = open_folder(folder, "PICKLES", follow_links=True).local_path(str(PurePosixPath(name)))
+def _items(folder: Path, entry: PickleEntry, tap: str) -> list[PickleItem]:
+    path = open_folder(folder, "PICKLES", follow_links=True).local_path(str(PurePosixPath(entry.file)))
     assert path is not None
-    content = read_pickle(path)
+    content = read_pickle(path, entry.crc32c)
     if content.layer != layout.layer_number(tap):
         raise JobError(f"{path}: is of layer {content.layer}, metadata.json says {tap}")
     if len({item.activation.shape for item in content.activations}) > 1:

@@ -13,13 +13,14 @@ from pod_job.storage.folder import is_name
 from pod_job.storage.open import open_folder
 
 
-class PickleEntry(msgspec.Struct, frozen=True):
-    """A pickle file: one batch of one layer (`layer_6`)."""
+class PickleEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A pickle file: one batch of one layer (`layer_6`). `crc32c` is not recorded by other programs, nor by 0.1.0."""
 
     batch_id: int
     layer: str
     file: str
     n_samples: int
+    crc32c: str | None = None
 
 
 class PickleMetadata(msgspec.Struct, frozen=True):

@@ -1,6 +1,5 @@
 """Reads activation pickles in the documented layout without trusting them: nothing that a file names is ever called."""
 
-import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.formats.records import Record, convert
 from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.interop.plain_pickle import CONTAINER_BYTES, load, most_bytes
+from pod_job.storage.checksums import checksum
+from pod_job.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,20 @@ class PickleContent:
     activations: list[PickleItem]
 
 
-def read_pickle(path: str | Path) -> PickleContent:
+def read_pickle(path: str | Path, crc32c: str | None = None) -> PickleContent:
     """Reads `{"layer": int, "activations": [{"task_id", "sample_idx", "activation" [D], "timestamp"}, ...]}`.
 
+    Args:
+        crc32c: CRC-32C of the file, where it was recorded.
     Raises:
-        JobError: the file holds anything but that layout; names the file and the reason.
+        JobError: the file holds anything but that layout, or has another checksum; names the file and the reason.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror})") from error
+    if crc32c is not None and checksum([data]).crc32c != crc32c:
+        raise JobError(f"{path}: is not the file that metadata.json describes: its crc32c differs; copy it again")
     stored = convert(load_plain(str(path), data), _Content, str(path), "it is not an activation pickle")
     items = [
         PickleItem(item.task_id, item.sample_idx, item.activation.values, item.timestamp) for item in stored.activations
@@ -57,29 +63,46 @@ BFLOAT16 = "bfloat16"
 
 
 def load_plain(name: str, data: bytes) -> Any:
-    """Returns what a pickle holds: containers, numbers, text and `StoredArray`. JobError where it holds others."""
+    """Returns what a pickle holds: containers, numbers, text and `StoredArray`; its size is in proportion to the file.
+
+    Raises:
+        JobError: it holds others, or the same values so often that a program that reads them runs out of memory.
+    """
     try:
-        return _PlainUnpickler(io.BytesIO(data)).load()
+        value = load(data, _STAND_INS)
+        _check_repetitions(value, most_bytes(len(data)))
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise JobError(f"{name}: not an activation pickle ({type(error).__name__}: {error})") from error
+        raise JobError(
+            f"{name}: not an activation pickle ({type(error).__name__}: {one_line(first_line(error))})"
+        ) from error
+    return value
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds Python's own containers, and stand-ins for the few names by which NumPy pickles an array of numbers."""
+def _check_repetitions(value: Any, most: int) -> None:
+    """Raises ValueError where lists, dictionaries and arrays take more memory once each of them is by itself.
 
-    def find_class(self, module: str, name: str) -> Any:
-        # NumPy 1 calls numpy._core numpy.core.
-        plain = f"{module.replace('numpy.core.', 'numpy._core.')}.{name}"
-        if plain not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which such a file has no use for")
-        return _STAND_INS[plain]
+    A pickle names a value that it has already in two bytes.
+    """
+    pending, total = [value], 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, StoredArray):
+            total += value.values.nbytes
+        elif isinstance(value, dict | list | tuple):
+            inner = value.values() if isinstance(value, dict) else value
+            total += CONTAINER_BYTES * (1 + len(value))
+            pending += [item for item in inner if isinstance(item, dict | list | tuple | StoredArray)]
+        if total > most:
+            raise ValueError(f"it repeats its values to more than {most >> 20} MiB")
 
 
 class _NumberType:
     """Stands for numpy.dtype: a type of numbers. NumPy's own would also build types of objects and records."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.dtype = DTYPE_OF[BFLOAT16] if code == BFLOAT16 else np.dtype(str(code))
+        if not isinstance(code, str):
+            raise pickle.UnpicklingError("it has an array of no type")
+        self.dtype = DTYPE_OF[BFLOAT16] if code == BFLOAT16 else np.dtype(code)
         if code != BFLOAT16 and self.dtype.kind not in "fiub":
             raise pickle.UnpicklingError(f"it has an array of {self.dtype}")
 
@@ -100,10 +123,10 @@ class StoredArray:
         self.values = _from_bytes(data, kind, shape, "F" if fortran else "C").values
 
 
-def _from_bytes(data: bytes | bytearray, kind: _NumberType, shape: tuple[int, ...], order: Any) -> StoredArray:
+def _from_bytes(data: bytes, kind: _NumberType, shape: tuple[int, ...], order: Any) -> StoredArray:
     """Stands for numpy's _frombuffer, by which protocol 5 pickles arrays."""
     array = StoredArray()
-    array.values = np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy()
+    array.values = np.frombuffer(data, kind.dtype).reshape(shape, order=order)
     return array
 
 

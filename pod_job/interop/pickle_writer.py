@@ -13,6 +13,7 @@ from pod_job.errors import JobError
 from pod_job.formats.records import encode, now
 from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata
 from pod_job.run_folder.layout import layer_number
+from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder, NameTaken
 
 Item = dict[str, str | int | Float32[np.ndarray, " D"]]
@@ -67,7 +68,7 @@ class PickleWriter:
             create(self.out, name, data)
         else:
             self.out.replace(name, data)
-        self.entries.append(PickleEntry(number, tap, name, len(items)))
+        self.entries.append(PickleEntry(number, tap, name, len(items), checksum([data]).crc32c))
         items.clear()
         self.report(name)
 

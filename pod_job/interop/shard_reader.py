@@ -19,7 +19,7 @@ from pod_job.interop.pickle_reader import StoredArray, load_plain
 from pod_job.run_folder.layout import layer_number
 from pod_job.storage.open import open_folder
 
-MOST_EXPANDED = 50
+MOST_EXPANDED = 16
 """Times its size that a gzip file may have; activations come nowhere near it, and what does is made to fill memory."""
 SMALL_BYTES = 64 << 20
 """A file may always expand to this size."""
@@ -123,9 +123,11 @@ def read_shard(path: Path) -> dict[str, list[ShardItem]]:
     items_of = {tap_of(layer): items for layer, items in shard.layers.items()}
     for tap, items in items_of.items():
         for item in items:
-            if item.activation.values.ndim not in (1, 2):
-                shape = list(item.activation.values.shape)
+            shape = list(item.activation.values.shape)
+            if len(shape) not in (1, 2):
                 raise JobError(f"{path}: sample {item.sample_idx} of {tap} has shape {shape}, not [D] or [S, D]")
+            if not shape[-1]:  # of such vectors a file of a few bytes can have any number
+                raise JobError(f"{path}: sample {item.sample_idx} of {tap} has vectors of no numbers: {shape}")
     return items_of
 
 

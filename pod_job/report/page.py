@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import msgspec
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from pod_job import __version__
@@ -161,7 +161,9 @@ def render(content: PageContent) -> str:
         autoescape=True, undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"short": short, "duration": duration, "share": lambda value: f"{value:.2%}"}
-    return environment.from_string(TEMPLATE.read_text()).render(page=content)
+    text = environment.from_string(TEMPLATE.read_text()).render(page=content)
+    # The page is published with the run: an error in it may name the folder in which it lay.
+    return text.replace(str(escape(content.overview.folder.url)), "RUN_DIR")
 
 
 def escaped(value: Any) -> Any:

@@ -95,6 +95,16 @@ def test_every_kind_of_positions_has_a_page(
     assert f"positions stored: {positions}" in page
 
 
+def test_the_page_does_not_tell_where_the_folder_lay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    text_run(open_folder(run), tmp_path / "model")
+    (run / "tokenizer" / "tokenizer.json").write_text("{")  # whose error names the file
+    page, facts = made(capsys, str(run))
+    assert facts["run"] == str(run)
+    assert "RUN_DIR/tokenizer/tokenizer.json" in page
+    assert str(tmp_path) not in page
+
+
 def test_an_unfinished_run_says_so_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text_run(open_folder(tmp_path / "run"), tmp_path / "model", skip=[2])
     page, facts = made(capsys, str(tmp_path / "run"))

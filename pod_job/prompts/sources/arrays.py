@@ -153,7 +153,7 @@ class ArrayReader(FileReader):
         url, specs = self.entry.url, {}
         try:
             archive = zipfile.ZipFile(RangedFile(self.file, self.entry.size))
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
             raise unreadable(url, f"no .npz file: {first_line(error)}") from error
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
@@ -177,6 +177,8 @@ class ArrayReader(FileReader):
             raise JobError(f"tasks.path={url}: {MASK} is {mask}; the shape {list(tokens.shape)} is needed")
         if mask is not None and lengths is not None:
             raise JobError(f"tasks.path={url} has {LENGTHS} and {MASK}, which may differ; leave one of them out")
+        if not tokens.row_bytes:  # of such rows a file of a few bytes can have any number
+            raise JobError(f"tasks.path={url}: {TOKENS[0]} is {tokens}: its rows have no tokens; leave it out")
         for name, spec in arrays.items():
             if spec.start + spec.shape[0] * spec.row_bytes > self.entry.size:
                 raise unreadable(url, f"{name} is {spec}, but the file ends before; copy it again")
@@ -205,10 +207,12 @@ def npy_spec(url: str, head: bytes, start: int) -> ArraySpec:
         text = head[8 + size_bytes : 8 + size_bytes + length]
         described: Any = ast.literal_eval(text.decode("latin1").strip())
         dtype, shape = np.dtype(described["descr"]), tuple(described["shape"])
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"its shape is {shape!r:.60}")
         if described["fortran_order"] and len(shape) > 1:
             raise ValueError("it is in the order of Fortran; save numpy.ascontiguousarray of it")
         return ArraySpec(dtype, shape, start + 8 + size_bytes + length)
-    except (ValueError, KeyError, TypeError, SyntaxError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, IndexError, RecursionError, MemoryError) as error:
         raise JobError(
             f"tasks.path={url} cannot be read ({first_line(error)}); give a .npy or .safetensors file"
         ) from error
