@@ -70,11 +70,13 @@ class RowColumn(Enum):
     """Further columns of the rows table.
 
     `logprob`: log probability (nats) that the model gives the row's token after those before it in its prompt, NaN for
-    a prompt's first token; `entropy`: entropy (nats) of its distribution over the token after the row's.
+    a prompt's first token; `entropy`: entropy (nats) of its distribution over the token after the row's; `role`: of the
+    chat's message that the token is of, empty where the template writes it by itself.
     """
 
     logprob = "logprob"
     entropy = "entropy"
+    role = "role"
 
 
 class OnNonfinite(Enum):
@@ -101,6 +103,7 @@ class ExtractConfig:
     overlap: int = (
         0  # with too_long=split: tokens of the window before that a window repeats, without rows of their own
     )
+    roles: list[str] = field(default_factory=list)  # of chats: rows only of tokens of these messages: [assistant]
     columns: list[RowColumn] = field(default_factory=list)  # further columns of the rows table
     exclude: list[Exclude] = field(default_factory=list)  # rows that are not stored
     on_nonfinite: OnNonfinite = OnNonfinite.fail
@@ -112,11 +115,18 @@ class ExtractConfig:
             raise JobError(f"extract.layers={self.layers} names a layer twice; name each once")
         self._check_positions()
         self._check_overlap()
+        if "" in self.roles or len(set(self.roles)) != len(self.roles):
+            raise JobError(f"extract.roles={self.roles} must name each role once, such as [assistant]")
 
     @property
     def token_facts(self) -> list[str]:
         """The columns that need the model's whole forward pass, in the order of the table."""
-        return [column.value for column in RowColumn if column in self.columns]
+        return [column.value for column in (RowColumn.logprob, RowColumn.entropy) if column in self.columns]
+
+    @property
+    def wants_roles(self) -> bool:
+        """Whether the rows table has the column `role`."""
+        return bool(self.roles) or RowColumn.role in self.columns
 
     def _check_positions(self) -> None:
         for kind in (Positions.every, Positions.sample):

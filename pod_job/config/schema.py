@@ -149,6 +149,8 @@ class JobConfig:
                 f"extract.positions={extract.positions.value} needs mode=prefill; with mode=generate use last, all or "
                 "generated"
             )
+        if extract.roles:
+            raise JobError("extract.roles need mode=prefill; the tokens that a model writes are positions=generated")
         if extract.columns:
             names = ",".join(column.value for column in extract.columns)
             raise JobError(f"extract.columns=[{names}] need mode=prefill; leave them out with mode=generate")

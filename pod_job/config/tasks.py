@@ -1,6 +1,8 @@
 """Prompt sources: the fields `tasks.*` of the configuration."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -61,6 +63,20 @@ class ArcConfig:
         at_least("tasks.arc.predictions", self.predictions, 1)
 
 
+def check_json(name: str, value: object) -> None:
+    """Raises JobError for a value, or one in it, that JSON does not have, as chat templates get theirs."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or not key:
+                raise JobError(f"{name} has the name {key!r}; use texts as names")
+            check_json(f"{name}.{key}", item)
+    elif isinstance(value, list):
+        for item in value:
+            check_json(name, item)
+    elif not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise JobError(f"{name}={value!r:.100} is no value for a chat template; use true, false, a number or a text")
+
+
 @dataclass(kw_only=True)
 class TasksConfig:
     format: TaskFormat = TaskFormat.auto
@@ -77,8 +93,11 @@ class TasksConfig:
     dtype: str | None = None  # tokens in a .bin file: uint16, int32, ...
     row_tokens: int | None = None  # tokens of a sample, in a .bin file or a one-dimensional array
     arc: ArcConfig = dataclasses.field(default_factory=ArcConfig)
+    system: str | None = None  # chats that have no system message get this one
+    template_kwargs: Any = None  # values for the chat template: {enable_thinking: false}
 
     def __post_init__(self) -> None:
+        self._check_template_kwargs()
         for name in ("limit", "max_tokens", "row_tokens"):
             value = getattr(self, name)
             if value is not None:
@@ -92,6 +111,18 @@ class TasksConfig:
         if self.dtype is not None and self.dtype not in TOKEN_DTYPES:
             raise JobError(f"tasks.dtype={self.dtype} is no dtype of token ids; use one of {', '.join(TOKEN_DTYPES)}")
         self.check_format(self.format)
+
+    def _check_template_kwargs(self) -> None:
+        if self.template_kwargs is None:
+            return
+        if not isinstance(self.template_kwargs, dict):
+            raise JobError(f"tasks.template_kwargs={self.template_kwargs!r:.100} must be {{name: value}}")
+        check_json("tasks.template_kwargs", self.template_kwargs)
+
+    @property
+    def template_values(self) -> Mapping[str, object]:
+        """The values of `template_kwargs`."""
+        return self.template_kwargs or {}
 
     @property
     def paths(self) -> list[Any]:

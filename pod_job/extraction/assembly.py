@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Shaped
 
 from pod_job.config.extract import ExtractConfig, Positions
 from pod_job.extraction.packing import Placed
@@ -15,7 +16,7 @@ from pod_job.formats.quantized import Vectors, from_rows, transfer_layout
 from pod_job.formats.records import now
 from pod_job.formats.rows_table import from_columns
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.prompts.prompt import Prompt, Tokenized
+from pod_job.prompts.prompt import PROMPT_COLUMNS, Prompt, Tokenized
 from pod_job.run_folder.commit import Batch, PromptCounts
 from pod_job.storage.buffers import Pool
 
@@ -65,8 +66,8 @@ class OpenBatch:
 
 def make_batch(number: int, tokenized: Tokenized, columns: Mapping[str, np.ndarray], taps: dict[str, Vectors]) -> Batch:
     """Returns the batch of the vectors `taps`, with the rows table of these columns."""
-    if not tokenized.windowed:
-        columns = {name: column for name, column in columns.items() if name not in ("window", "window_position")}
+    unwanted = {*PROMPT_COLUMNS} - {*tokenized.columns}
+    columns = {name: column for name, column in columns.items() if name not in unwanted}
     batch = Batch(number, tokenized.samples, from_columns(columns, now()), taps)
     return replace(batch, prompts=prompt_counts(tokenized))
 
@@ -86,9 +87,14 @@ def row_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         "position": joined([prompt.positions for prompt in prompts]),
         "token_id": joined([prompt.token_ids for prompt in prompts]),
         "special": joined([prompt.special_marks for prompt in prompts]).astype(bool),
+        "role": joined([no_roles(prompt) if prompt.roles is None else prompt.roles for prompt in prompts]),
         "window": np.repeat(np.array([prompt.window for prompt in prompts], np.int32), counts),
         "window_position": np.concatenate([nothing, *places]),
     }
+
+
+def no_roles(prompt: Prompt) -> Shaped[np.ndarray, " length"]:
+    return np.full(len(prompt.token_ids), "", object)
 
 
 def mean_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:

@@ -28,6 +28,18 @@ TENSOR = "records"
 """The name of the tensor in a spill file."""
 
 
+ROLE = np.dtype("S64")
+"""A role in a spill file, in UTF-8."""
+
+
+def encoded_roles(table: rows_table.Rows, name: str) -> np.ndarray:
+    """Returns the roles of rows as bytes. JobError where the table has none, or one that is too long."""
+    roles = [] if table.role is None else [role.encode() for role in table.role]
+    if len(roles) != len(table) or max(map(len, roles), default=0) > ROLE.itemsize:
+        raise JobError(f"{name}: its column role is missing or has more than {ROLE.itemsize} bytes; it is damaged")
+    return np.array(roles, ROLE)
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """The layout of a row in a spill file: `dtype` has one field per tap and per column; the task is a number.
@@ -48,7 +60,7 @@ class RowLayout:
         vectors = [(tap, np.uint8, (row_bytes(width, stored),)) for tap, width in widths.items()]
         integers = [(name, np.int32) for name in ("task", *INTEGERS)]
         flags = [(name, np.bool_) for name in rows_table.FLAGS]
-        others = [(name, rows_table.OPTIONAL[name]) for name in optional]
+        others = [(name, ROLE if name == "role" else rows_table.OPTIONAL[name]) for name in optional]
         columns = (*INTEGERS, *rows_table.FLAGS, *optional)
         return cls(np.dtype(vectors + integers + flags + others), widths, stored, columns)
 
@@ -100,7 +112,7 @@ class Spill:
         rows = np.empty(len(table), self.layout.dtype)
         tasks, rows["task"] = np.unique(table.task_id, return_inverse=True)
         for column in self.layout.columns:
-            rows[column] = getattr(table, column)
+            rows[column] = getattr(table, column) if column != "role" else encoded_roles(table, entry.file)
         while vectors:
             tap, values = vectors.popitem()
             rows[tap] = values
@@ -133,6 +145,8 @@ class Spill:
         """Returns the rows in this order as batch `number`."""
         rows = self.layout.in_order(rows, order)
         columns = {name: rows[name] for name in self.layout.columns}
+        if "role" in columns:
+            columns["role"] = np.array([role.decode() for role in columns["role"].tolist()], object)
         columns["task_id"] = np.array(tasks, object)[order]
         taps = {
             tap: from_rows(np.ascontiguousarray(rows[tap]), width, self.layout.stored)

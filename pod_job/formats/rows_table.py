@@ -18,12 +18,20 @@ FLAGS = ("special", "sink", "nonfinite")
 """Flags of a row: its token belongs to the tokenizer and not to the text (`prompts.special`); its norm is above ten
 times the batch's median in a residual-stream tap, as at attention sinks; it has a NaN or an infinity in some tap."""
 
-OPTIONAL = {"window": np.int32, "window_position": np.int32, "logprob": np.float32, "entropy": np.float32}
+OPTIONAL: dict[str, type] = {
+    "window": np.int32,
+    "window_position": np.int32,
+    "role": object,
+    "logprob": np.float32,
+    "entropy": np.float32,
+}
 """Columns that only some runs have: the number of a long document's window, and the token's position in it as the model
-reads it; the token's log probability and the entropy of the model's prediction after it."""
+reads it; the role of the chat's message that the token is of; the token's log probability, and the entropy of what the
+model predicts after it."""
+TEXTS = ["task_id", "role", "timestamp"]
 COMPUTED = ("logprob", "entropy")
 """Columns by the model, which another mesh rounds differently."""
-ENCODINGS = {np.int32: "DELTA_BINARY_PACKED", np.float32: "BYTE_STREAM_SPLIT"}
+ENCODINGS: dict[type, str] = {np.int32: "DELTA_BINARY_PACKED", np.float32: "BYTE_STREAM_SPLIT"}
 """By the type of an optional column."""
 
 FREE_BYTES, PER_ROW_OR_BYTE = 64 << 20, 64
@@ -47,6 +55,7 @@ class Rows:
     timestamp: str
     window: Int[np.ndarray, "R"] | None = None
     window_position: Int[np.ndarray, "R"] | None = None
+    role: Shaped[np.ndarray, "R"] | None = None
     logprob: Float[np.ndarray, "R"] | None = None
     entropy: Float[np.ndarray, "R"] | None = None
 
@@ -70,19 +79,21 @@ def to_parquet(rows: Rows) -> bytes:
     timestamp = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), [rows.timestamp])
     integers = {name: pa.array(getattr(rows, name), pa.int32()) for name in COLUMNS[1:]}
     flags = {name: pa.array(getattr(rows, name)) for name in FLAGS}
-    optional = {name: pa.array(column) for name, column in rows.optional.items()}
+    optional = {name: pa.array(column) for name, column in rows.optional.items() if OPTIONAL[name] is not object}
+    if rows.role is not None:
+        optional["role"] = pa.array(rows.role, pa.string()).dictionary_encode()
     table = pa.table({"task_id": task_id, **integers, **flags, **optional, "timestamp": timestamp})
     file = BytesIO()
     pq.write_table(
         table,
         file,
-        use_dictionary=cast(bool, ["task_id", "timestamp"]),  # the stubs know only one type for it
+        use_dictionary=cast(bool, TEXTS),  # the stubs know only one type for it
         column_encoding={
             "sample_idx": "DELTA_BINARY_PACKED",
             "position": "DELTA_BINARY_PACKED",
             "token_id": "BYTE_STREAM_SPLIT",
             **dict.fromkeys(FLAGS, "RLE"),
-            **{name: ENCODINGS[OPTIONAL[name]] for name in optional},
+            **{name: ENCODINGS[OPTIONAL[name]] for name in optional if name not in TEXTS},
         },
         compression="zstd",
         write_statistics=False,
@@ -156,7 +167,7 @@ def _values(table: pa.Table, column: str) -> np.ndarray:
     if values.null_count:
         raise ValueError(f"column {column} has missing values")
     if not pa.types.is_dictionary(values.type):
-        return np.asarray(values.to_numpy(zero_copy_only=False), object if column == "task_id" else None)
+        return np.asarray(values.to_numpy(zero_copy_only=False), object if column in TEXTS else None)
     # Few distinct strings, many rows: share one str object between rows.
     distinct = np.asarray(values.dictionary.to_pylist(), object)
     return distinct[values.indices.to_numpy(zero_copy_only=False)]

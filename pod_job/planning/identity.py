@@ -24,7 +24,7 @@ from pod_job.prompts.special import special_ids
 from pod_job.prompts.tasks import Samples, Tasks
 from pod_job.prompts.tokens import PromptRules, TokenizerFolder, end_tokens, has_vocabulary, usable_prompts
 from pod_job.run_folder.architecture import arch_record
-from pod_job.run_folder.identity import GenerateIdentity, ModelIdentity, TasksIdentity
+from pod_job.run_folder.identity import GenerateIdentity, ModelIdentity, TasksIdentity, TemplateIdentity
 
 PACKAGES = ("transformers", "tokenizers", "jinja2", "sentencepiece")
 """Packages that make token ids of prompts, and an architecture of config.json."""
@@ -89,6 +89,12 @@ def generate_identity(config: JobConfig, directory: Path) -> GenerateIdentity | 
     if config.mode is not Mode.generate:
         return None
     return GenerateIdentity(**asdict(config.generate), end_tokens=list(end_tokens(directory)))
+
+
+def template_identity(config: JobConfig) -> TemplateIdentity | None:
+    """Returns what chat templates get of the configuration; None where that is nothing."""
+    system, values = config.tasks.system, config.tasks.template_values
+    return TemplateIdentity(system, dict(values)) if system is not None or values else None
 
 
 def tokenizer_files(directory: Path) -> dict[str, str]:

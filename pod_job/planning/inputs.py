@@ -29,10 +29,12 @@ from pod_job.planning.identity import (
     package_versions,
     recorded_positions,
     tasks_identity,
+    template_identity,
     token_probe,
     tokenizer_files,
 )
 from pod_job.planning.template_date import date_to_record, template_date
+from pod_job.prompts.chat import check_values
 from pod_job.prompts.sources.sample import BrokenTask, Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
 from pod_job.prompts.text_ends import check_ends
@@ -250,8 +252,13 @@ def check_context(config: JobConfig, arch: Arch) -> None:
 def check_tokenizer(outline: Outline, tokenizer_folder: TokenizerFolder) -> None:
     """Raises JobError for a tokenizer that does not go with the run's prompts, or end tokens the model has not."""
     path, vocab = tokenizer_folder.path, outline.arch.vocab
+    tasks = outline.config.tasks
     if outline.tasks.chat:
         check_template(tokenizer_folder)
+        check_values(tasks.template_values, tokenizer_folder.tokenizer.chat_template)
+    elif tasks.system is not None or tasks.template_values:
+        name = "system" if tasks.system is not None else "template_kwargs"
+        raise JobError(f"tasks.{name} is for chats, and the prompts are none; leave it out")
     if outline.tasks.text:
         check_ends(path, tokenizer_folder.tokenizer)
     ends = end_tokens(path) if outline.config.mode is Mode.generate else ()
@@ -301,7 +308,9 @@ def run_identity(inputs: Inputs) -> Identity:
         seq_len=extract.seq_len,
         too_long=extract.too_long.value,
         overlap=extract.overlap or None,
-        columns=extract.token_facts or None,
+        roles=extract.roles or None,
+        columns=sorted(column.value for column in set(extract.columns)) or None,
+        chat_template=template_identity(config),
         exclude=sorted({kind.value for kind in extract.exclude}),
         save_every_n_samples=extract.save_every_n_samples,
         generate=generate_identity(config, inputs.model_dir),

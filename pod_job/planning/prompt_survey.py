@@ -197,6 +197,9 @@ def check_rows(survey: PromptSurvey, config: JobConfig) -> None:
 
 def no_rows(prompts: int, extract: ExtractConfig) -> str:
     """Returns why none of so many prompts gives a row."""
+    if extract.roles and not extract.exclude:
+        roles = ",".join(extract.roles)
+        return f"extract.roles=[{roles}]: none of {prompts} chats has a message of that role; name others"
     wanted = "[" + ",".join(kind.value for kind in extract.exclude) + "]"
     if extract.positions in (Positions.last, Positions.first):
         which, fix = f"the {extract.positions.value} token", "use extract.exclude=[], or extract.positions=all"

@@ -5,12 +5,14 @@ The template gets all of a message, and the chat's tools and documents, as Huggi
 
 import atexit
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ CPU_S = 10.0
 SHOWN = 200
 """Characters of a template's own message that are shown."""
 DATE_FUNCTION = "strftime_now"
+SYSTEM_ROLES = ("system", "developer")
+"""Roles of a first message that takes the place of `tasks.system`."""
+RESERVED = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
+"""Names that are no values for a template."""
 
 
 def uses_date(template: Any) -> bool:
@@ -31,19 +37,57 @@ def uses_date(template: Any) -> bool:
     return DATE_FUNCTION in json.dumps(template)
 
 
-def render_chats(tokenizer: Any, samples: Sequence[Sample], template_date: date | None) -> list[str | BrokenTask]:
+@dataclass(frozen=True)
+class ChatSettings:
+    """Input of a chat template beside the chats.
+
+    Attributes:
+        template_date: the day that it takes for today, at midnight; None: the present time.
+        system: content of a system message for chats that have none.
+        values: variables of the template; those of a chat itself win.
+        roles: find which message each part of the text is of.
+    """
+
+    template_date: date | None = None
+    system: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    roles: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A chat as text, and of the parts that its messages are [start, end), role, and whether the template marks it."""
+
+    text: str
+    spans: Sequence[tuple[int, int, str, bool]] = ()
+
+
+def render_chats(
+    tokenizer: Any, samples: Sequence[Sample], settings: ChatSettings = ChatSettings()
+) -> list[Rendered | BrokenTask]:
     """Returns each chat as text, with the opening of an answer unless it ends in one, or why the template refuses it.
 
-    Args:
-        template_date: the day that the template takes for today, at midnight; None: the present time.
     Raises:
         JobError: rendering a chat takes too long.
     """
     if not samples:
         return []
-    template = {"template": tokenizer.chat_template, "tokens": tokenizer.special_tokens_map}
-    at = None if template_date is None else template_date.isoformat()
-    return WORKER.render({**template, "date": at}, samples)
+    special = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = {**tokenizer.special_tokens_map, "all_special_tokens": special}
+    at = None if settings.template_date is None else settings.template_date.isoformat()
+    request = {"template": tokenizer.chat_template, "tokens": tokens, "date": at, "roles": settings.roles}
+    return WORKER.render(request, samples, settings)
+
+
+def check_values(values: Mapping[str, Any], template: Any) -> None:
+    """Raises JobError for a value of tasks.template_kwargs that the chat template does not read."""
+    text = json.dumps(template)
+    for name in values:
+        if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", text):
+            raise JobError(
+                f"tasks.template_kwargs.{name}: the model's chat template reads no such value; look for its name in "
+                "chat_template.jinja or tokenizer_config.json"
+            )
 
 
 class TemplateWorker:
@@ -53,9 +97,11 @@ class TemplateWorker:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def render(self, template: Mapping[str, Any], samples: Sequence[Sample]) -> list[str | BrokenTask]:
+    def render(
+        self, template: Mapping[str, Any], samples: Sequence[Sample], settings: ChatSettings = ChatSettings()
+    ) -> list[Rendered | BrokenTask]:
         """Returns the texts as `render_chats` does."""
-        request = {**template, "chats": [described(sample) for sample in samples]}
+        request = {**template, "chats": [described(sample, settings) for sample in samples]}
         with self.lock:
             process = self.process = self.process or start()
             assert process.stdin is not None
@@ -93,17 +139,20 @@ def start() -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
 
-def described(sample: Sample) -> dict[str, Any]:
+def described(sample: Sample, settings: ChatSettings) -> dict[str, Any]:
     """Returns a chat as the process takes it."""
     messages: Any = sample.prompt
     opening = messages[-1]["role"] != "assistant"
-    return {"messages": messages, "values": {"add_generation_prompt": opening, **sample.template_values}}
+    if settings.system is not None and messages[0]["role"] not in SYSTEM_ROLES:
+        messages = [{"role": SYSTEM_ROLES[0], "content": settings.system}, *messages]
+    values = {"add_generation_prompt": opening, **settings.values, **sample.template_values}
+    return {"messages": messages, "values": values}
 
 
-def rendered(sample: Sample, answer: Mapping[str, str]) -> str | BrokenTask:
+def rendered(sample: Sample, answer: Mapping[str, Any]) -> Rendered | BrokenTask:
     """Returns the text in an answer, or why there is none."""
     if "text" in answer:
-        return answer["text"]
+        return Rendered(answer["text"], [tuple(span) for span in answer["spans"]])
     reason = answer["error"].splitlines()[0][:SHOWN]
     return BrokenTask(f"{sample}: the model's chat template refuses it ({reason})", Reason.refused_by_template)
 

@@ -1,16 +1,21 @@
 """Prompt: the tokens of one forward pass, which of them get a row, and where in a document they come from. No jax."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Shaped
 
 from pod_job.config.extract import ExtractConfig, Positions, TooLong
 from pod_job.config.schema import JobConfig
 from pod_job.config.tasks import OnBroken
+from pod_job.prompts.chat import ChatSettings
 from pod_job.prompts.sources.sample import BrokenTask, Sample
+
+PROMPT_COLUMNS = ("window", "window_position", "role")
+"""Columns of the rows table that only some runs have and that follow from prompts alone."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Prompt:
         rows: places of the tokens that have a row, ascending, or with positions=mean of those that the mean is of;
             None: all.
         origin: None: the tokens are the sample's first ones.
+        roles: of the message that each token is of, "" of none; None: not asked for.
     """
 
     sample: Sample
@@ -48,6 +54,7 @@ class Prompt:
     special: Bool[np.ndarray, " length"] | None = None
     rows: Int32[np.ndarray, " rows"] | None = None
     origin: Origin | None = None
+    roles: Shaped[np.ndarray, " length"] | None = None
 
     @property
     def places(self) -> Int32[np.ndarray, " rows"]:
@@ -78,6 +85,7 @@ class PromptRules:
         on_broken: whether a prompt that cannot be used is refused or left out.
         template_date: the day that a chat template takes for today; None: the present one.
         extract: which tokens have rows, and the overlap of windows.
+        system, template_values: as in ChatSettings.
     """
 
     seq_len: int
@@ -86,11 +94,26 @@ class PromptRules:
     on_broken: OnBroken = OnBroken.refuse
     template_date: date | None = None
     extract: ExtractConfig = field(default_factory=lambda: ExtractConfig(positions=Positions.all))
+    system: str | None = None
+    template_values: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(config: JobConfig, vocab: int | None = None, template_date: date | None = None) -> "PromptRules":
-        extract = config.extract
-        return PromptRules(extract.seq_len, extract.too_long, vocab, config.tasks.on_broken, template_date, extract)
+        extract, tasks = config.extract, config.tasks
+        return PromptRules(
+            extract.seq_len,
+            extract.too_long,
+            vocab,
+            tasks.on_broken,
+            template_date,
+            extract,
+            tasks.system,
+            tasks.template_values,
+        )
+
+    @property
+    def chat_settings(self) -> ChatSettings:
+        return ChatSettings(self.template_date, self.system, self.template_values, self.extract.wants_roles)
 
     @property
     def drops(self) -> bool:
@@ -102,6 +125,12 @@ class PromptRules:
         """Whether a token's place in its prompt can differ from that in its document."""
         return self.too_long in (TooLong.tail, TooLong.split)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of PROMPT_COLUMNS that the rows table has."""
+        windows, role = PROMPT_COLUMNS[:2], PROMPT_COLUMNS[2:]
+        return (windows if self.windowed else ()) + (role if self.extract.wants_roles else ())
+
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -109,14 +138,14 @@ class Tokenized:
 
     Attributes:
         samples: how many samples the prompts are of.
-        drops, windowed: those of the rules.
+        drops, columns: those of the rules.
     """
 
     prompts: list[Prompt]
     skipped: list[BrokenTask]
     samples: int = 0
     drops: bool = False
-    windowed: bool = False
+    columns: tuple[str, ...] = ()
 
 
 def joined(parts: Sequence[Tokenized]) -> Tokenized:
@@ -126,5 +155,5 @@ def joined(parts: Sequence[Tokenized]) -> Tokenized:
         skipped=[broken for part in parts for broken in part.skipped],
         samples=sum(part.samples for part in parts),
         drops=any(part.drops for part in parts),
-        windowed=any(part.windowed for part in parts),
+        columns=parts[0].columns if parts else (),
     )

@@ -1,19 +1,21 @@
 """Prompts to token ids, with the model's own tokenizer and chat template. No jax."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, Shaped
 
 from pod_job.config.extract import TooLong
 from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError, first_line
-from pod_job.prompts.chat import render_chats
+from pod_job.prompts.chat import ChatSettings, Rendered, render_chats
 from pod_job.prompts.prompt import Prompt as Prompt
 from pod_job.prompts.prompt import PromptRules as PromptRules
 from pod_job.prompts.prompt import Tokenized as Tokenized
+from pod_job.prompts.roles import RoleTokens, tokens_with_roles
 from pod_job.prompts.row_choice import chosen_rows
 from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
 from pod_job.prompts.special import special_ids, special_tokens
@@ -53,25 +55,41 @@ def usable_prompts(tokenizer: Tokenizer, samples: Sequence[Sample], rules: Promp
     """
     prompts, skipped = [], []
     ends, special = text_ends(tokenizer), special_ids(tokenizer)
-    for sample, encoded in zip(samples, encode(tokenizer, samples, rules.template_date), strict=True):
+    for sample, encoded in zip(samples, encode(tokenizer, samples, rules.chat_settings), strict=True):
         try:
-            document, doubled = checked_ids(sample, encoded, ends, rules)
-            prompts += document_prompts(sample, document, ends, special, rules, doubled)
+            document = checked_document(sample, encoded, ends, rules)
+            prompts += document_prompts(sample, document, ends, special, rules)
         except BrokenTask as broken:
             if rules.on_broken is OnBroken.refuse:
                 raise JobError(f"{broken}; or leave such tasks out with tasks.on_broken=skip") from broken
             skipped.append(broken)
-    return Tokenized(prompts, skipped, len(samples) - len(skipped), rules.drops, rules.windowed)
+    return Tokenized(prompts, skipped, len(samples) - len(skipped), rules.drops, rules.columns)
 
 
-def checked_ids(
-    sample: Sample, encoded: Sequence[int] | BrokenTask, ends: TextEnds, rules: PromptRules
-) -> tuple[Integer[np.ndarray, " length"], bool]:
-    """Returns a document's ids, and whether an end that was there twice is there once; BrokenTask where not usable."""
+@dataclass(frozen=True)
+class Document:
+    """A sample's token ids, uncut, the role of each where roles are wanted, and whether an end was there twice."""
+
+    token_ids: Integer[np.ndarray, " length"]
+    roles: Shaped[np.ndarray, " length"] | None
+    doubled: bool
+
+
+def checked_document(
+    sample: Sample, encoded: Sequence[int] | RoleTokens | BrokenTask, ends: TextEnds, rules: PromptRules
+) -> Document:
+    """Returns a document of the ids that the tokenizer gave. BrokenTask for one that cannot be used.
+
+    Raises:
+        JobError: roles are wanted of a sample that is no chat.
+    """
     if isinstance(encoded, BrokenTask):
         raise encoded
     is_text = isinstance(sample.prompt, str)
-    given = np.asarray(encoded, np.int64)
+    if rules.extract.wants_roles and not isinstance(encoded, RoleTokens):
+        raise JobError(f"{sample} is no chat, so its tokens have no roles; use extract.roles=[] and no column role")
+    roles = encoded.roles if isinstance(encoded, RoleTokens) else None
+    given = np.asarray(encoded.token_ids if isinstance(encoded, RoleTokens) else encoded, np.int64)
     token_ids = ends.once(given) if is_text else given
     if len(token_ids) <= (len(ends.before) + len(ends.after) if is_text else 0):
         raise BrokenTask(f"{sample} has no token of its own; remove it from the tasks", Reason.blank)
@@ -87,49 +105,49 @@ def checked_ids(
             "extract.too_long=split, or head or tail to keep a part",
             Reason.too_long,
         )
-    return token_ids, len(token_ids) < len(given)
+    return Document(token_ids, roles, len(token_ids) < len(given))
 
 
 def document_prompts(
-    sample: Sample,
-    document: Integer[np.ndarray, " length"],
-    ends: TextEnds,
-    special: set[int],
-    rules: PromptRules,
-    doubled: bool,
+    sample: Sample, document: Document, ends: TextEnds, special: set[int], rules: PromptRules
 ) -> Iterator[Prompt]:
-    """Yields the prompts of a document, whose ids are given, with the choice of their rows."""
-    total = len(document)
-    if rules.too_long is TooLong.cut:
-        document = document[-rules.seq_len :]
-    marks = special_tokens(document, sample.is_chat, special)
-    begin = len(ends.before) if tuple(document[: len(ends.before)].tolist()) == ends.before else 0
-    origins = list(parts(len(document), begin, rules))
+    """Yields the prompts of a document, with the choice of their rows."""
+    total = len(document.token_ids)
+    kept = slice(-rules.seq_len if rules.too_long is TooLong.cut else 0, None)
+    token_ids, roles = document.token_ids[kept], None if document.roles is None else document.roles[kept]
+    marks = special_tokens(token_ids, sample.is_chat, special)
+    begin = len(ends.before) if tuple(token_ids[: len(ends.before)].tolist()) == ends.before else 0
+    origins = list(parts(len(token_ids), begin, rules))
     dropped = total - len(origins[0].positions) if rules.drops else 0
     for origin in origins:
         places = origin.positions
         candidates = np.ones(len(places), bool)
         candidates[origin.repeated.start : origin.repeated.stop] = False
+        if roles is not None and rules.extract.roles:
+            candidates &= np.isin(roles[places], rules.extract.roles)
         yield Prompt(
             sample,
-            document[places].astype(np.int32),
+            token_ids[places].astype(np.int32),
             dropped,
-            doubled and origin.window == 0,
+            document.doubled and origin.window == 0,
             marks[places],
             chosen_rows(sample, places, candidates, marks[places], rules.extract),
             origin if rules.windowed else None,
+            None if roles is None else roles[places],
         )
 
 
 def encode(
-    tokenizer: Tokenizer, samples: Sequence[Sample], template_date: date | None = None
-) -> list[Sequence[int] | BrokenTask]:
-    """Returns the token ids of each sample, uncut, or why it has none."""
+    tokenizer: Tokenizer, samples: Sequence[Sample], settings: ChatSettings
+) -> list[Sequence[int] | RoleTokens | BrokenTask]:
+    """Returns the token ids of each sample, uncut, or why it has none; with `settings.roles` the roles of a chat's."""
     prompts = (sample.prompt for sample in samples)
     encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
     chats = [i for i, sample in enumerate(samples) if sample.is_chat]
-    for i, text in zip(chats, render_chats(tokenizer, [samples[i] for i in chats], template_date), strict=True):
-        encoded[i] = text
+    for i, chat in zip(chats, render_chats(tokenizer, [samples[i] for i in chats], settings), strict=True):
+        encoded[i] = chat if isinstance(chat, BrokenTask) else chat.text
+        if settings.roles and isinstance(chat, Rendered):
+            encoded[i] = tokens_with_roles(tokenizer, samples[i], chat)
     written = set(chats)  # a template writes its own begin token
     for special in (True, False):
         group = [i for i, text in enumerate(encoded) if isinstance(text, str) and (i not in written) is special]

@@ -61,6 +61,13 @@ class GenerateIdentity(Record, frozen=True):
     end_tokens: list[int]
 
 
+class TemplateIdentity(Record, frozen=True, omit_defaults=True):
+    """Input of chat templates beside the chats: a system message for those without one, and values."""
+
+    system: str | None = None
+    values: dict[str, object] = msgspec.field(default_factory=dict)
+
+
 class RelativeErrors(Record, frozen=True):
     """Relative L2 errors of a tap's rows by their rounding to eight bits."""
 
@@ -99,7 +106,9 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     too_long: str | None = None
     overlap: Count | None = None
     sample_seed: Count | None = None
+    roles: list[str] | None = None
     columns: list[str] | None = None
+    chat_template: TemplateIdentity | None = None
     exclude: list[str] | None = None
     save_every_n_samples: Annotated[int, msgspec.Meta(ge=1)]
     generate: GenerateIdentity | None = None

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from local_run import run_here
 
+from pod_job.checking.consent import Consent
+from pod_job.checking.recompute import recompute
 from pod_job.checking.verify import verify
 from pod_job.config.load import load
 from pod_job.errors import JobError
@@ -63,16 +65,24 @@ def test_facts_are_hugging_faces(tmp_path: Path, name: str, monkeypatch: pytest.
     assert verify(tmp_path / "run").sound
 
 
-def test_facts_are_shuffled_with_their_rows(tmp_path: Path) -> None:
+def test_facts_and_roles_are_shuffled_with_their_rows(tmp_path: Path, torch_there: None) -> None:
     tasks = tmp_path / "tasks.jsonl"
-    tasks.write_text('{"text": "some text of a sample"}\n{"text": "and more of it"}\n')
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    tasks.write_text("".join(json.dumps({"text": messages}) + "\n" for messages in (chat, chat[:1] * 2, chat * 2)))
     model = write_tiny_model(tmp_path / "model", layers=1)
-    run_here(model, tmp_path / "run", tasks, {"extract.columns": "[logprob]", "extract.layers": "[0]"})
+    changes = {"extract.columns": "[logprob]", "extract.layers": "[0]", "extract.roles": "[assistant,user]"}
+    run_here(model, tmp_path / "run", tasks, changes | {"tasks.system": "be brief"})
+    rows = ActivationDataset(tmp_path / "run", 0).rows(slice(None))
+    assert (
+        rows["role"].tolist()
+        == ["user"] * 5 + ["assistant"] * 3 + ["user"] * 10 + (["user"] * 5 + ["assistant"] * 3) * 2
+    )
+    assert recompute(tmp_path / "run", 20, consent=Consent(follow_recorded=True))["layer_0"].largest < 1e-5
     shuffle(tmp_path / "run", tmp_path / "out", seed=1)
     before, after = (ActivationDataset(tmp_path / name, 0).rows(slice(None)) for name in ("run", "out"))
 
     def facts(rows: dict[str, np.ndarray]) -> list[tuple]:
-        names = ("task_id", "position", "logprob")
+        names = ("task_id", "position", "role", "logprob")
         return sorted(zip(*(np.nan_to_num(rows[n], nan=1) if n == "logprob" else rows[n] for n in names), strict=True))
 
     assert facts(before) == facts(after)

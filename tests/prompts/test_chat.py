@@ -7,7 +7,7 @@ import pytest
 
 from pod_job.errors import JobError
 from pod_job.prompts import chat
-from pod_job.prompts.chat import TemplateWorker, render_chats, uses_date
+from pod_job.prompts.chat import ChatSettings, Rendered, TemplateWorker, render_chats, uses_date
 from pod_job.prompts.sources.sample import BrokenTask, Message, Reason, Sample
 from pod_job.prompts.tokens import load_tokenizer
 from tools.tiny_model import write_tiny_model
@@ -33,8 +33,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def render(tokenizer: Any, template: Any, prompt: list[Message] = ASK, day: date | None = None, **values: Any) -> Any:
     tokenizer.chat_template = template
-    (text,) = render_chats(tokenizer, [Sample("a", 0, prompt, values)], day)
-    return text
+    (chat,) = render_chats(tokenizer, [Sample("a", 0, prompt, values)], ChatSettings(day))
+    return chat.text if isinstance(chat, Rendered) else chat
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -85,7 +85,7 @@ def test_chance_in_a_template_is_the_same_every_time(tokenizer: Any) -> None:
 def test_what_a_template_fails_on_is_one_line(tokenizer: Any, template: str, says: str) -> None:
     tokenizer.chat_template = template
     samples = [Sample("a\x1b", 3, ASK), Sample("b", 0, ASK)]
-    first, second = render_chats(tokenizer, samples, None)
+    first, second = render_chats(tokenizer, samples)
     assert isinstance(first, BrokenTask)
     assert isinstance(second, BrokenTask)
     assert first.reason is Reason.refused_by_template
