@@ -80,17 +80,17 @@ def halves(array: jax.Array) -> jax.Array:
     return array.reshape(*array.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(array.shape)
 
 
-def norm_in_bfloat16(arch: Arch, x: jax.Array, scale: jax.Array) -> jax.Array:
+def norm_in_bfloat16(arch: Arch, w: Weights, name: str, x: jax.Array) -> jax.Array:
     narrow = x.astype(jnp.bfloat16)
     normed = narrow * jax.lax.rsqrt(jnp.mean(narrow * narrow, axis=-1, keepdims=True) + jnp.bfloat16(arch.norm_eps))
-    return (normed * (scale + (1 if arch.norm_plus_one else 0)).astype(jnp.bfloat16)).astype(x.dtype)
+    return (normed * (w[name] + (1 if arch.norm_plus_one else 0)).astype(jnp.bfloat16)).astype(x.dtype)
 
 
-def layer_norm(arch: Arch, x: jax.Array, scale: jax.Array) -> jax.Array:
-    return right_norm(arch, x - x.mean(axis=-1, keepdims=True), scale)
+def layer_norm(arch: Arch, w: Weights, name: str, x: jax.Array) -> jax.Array:
+    return right_norm(arch, w, name, x - x.mean(axis=-1, keepdims=True))
 
 
-def angles_in_bfloat16(positions: jax.Array, frequencies: Any) -> tuple[jax.Array, jax.Array]:
+def angles_in_bfloat16(positions: jax.Array, frequencies: Any, *_: Any) -> tuple[jax.Array, jax.Array]:
     angles = positions[..., None].astype(jnp.bfloat16) * jnp.asarray(frequencies, jnp.bfloat16)
     cos, sin = jnp.cos(angles.astype(jnp.float32)), jnp.sin(angles.astype(jnp.float32))
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
@@ -110,7 +110,7 @@ def positions(change: Callable[[jax.Array], jax.Array]) -> dict[str, Any]:
     return {"tokens": lambda tokens: tokens._replace(positions=change(tokens.positions))}
 
 
-right_norm = decoder_layer.rms_norm
+right_norm = decoder_layer.norm
 zero, reverse = jnp.zeros_like, partial(jnp.flip, axis=2)
 previous_layer = partial(jnp.roll, shift=1, axis=0)
 eight_bits = lambda array: array.astype(jnp.float8_e4m3fn).astype(array.dtype)  # noqa: E731
@@ -155,8 +155,8 @@ FAULTS = [
     Fault("gemma3_text", "one rope for all layers", rope(theta=10_000.0)),
     Fault(LLAMA3, "rope not scaled", rope(kind="default")),
     Fault(LLAMA3, "rope factor 4 for 8", rope(factor=4.0)),
-    Fault("llama", "norms in bfloat16", **in_code(decoder_layer, "rms_norm", lambda _, *x: norm_in_bfloat16(*x))),
-    Fault("llama", "layer norms", **in_code(decoder_layer, "rms_norm", lambda _, *x: layer_norm(*x))),
+    Fault("llama", "norms in bfloat16", **in_code(decoder_layer, "norm", lambda _, *x: norm_in_bfloat16(*x))),
+    Fault("llama", "layer norms", **in_code(decoder_layer, "norm", lambda _, *x: layer_norm(*x))),
     Fault(
         "llama",
         "rotary angles in bfloat16",

@@ -1,4 +1,4 @@
-"""Writes docs/model-configs.md from pod_job/models/hf_config.py: what is done with each key of a `config.json`.
+"""Writes docs/model-configs.md from pod_job.models: what is done with each key of a `config.json`.
 
 `python -m tools.model_config_reference > docs/model-configs.md`, or `make docs`.
 """
@@ -7,32 +7,27 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
-from pod_job.models.hf_config import (
-    APPLIED,
-    COMPUTED,
-    FAMILIES,
-    INERT,
-    QUANTIZATION,
-    READ_AND_INERT,
-    VISION_KEYS,
-    VISION_MODEL,
-)
+from pod_job.models.families import FAMILIES
+from pod_job.models.families.family import COMMON_KEYS, Family
+from pod_job.models.hf_config import COMPUTED, INERT, QUANTIZATION, VISION_KEYS, VISION_MODEL
 
 
 def page() -> str:
     """Returns docs/model-configs.md."""
     families = [
-        f"| `{name}` | {listed(family.applied)} | {listed(READ_AND_INERT.get(name, ())) or 'none'} |"
-        for name, family in FAMILIES.items()
+        f"| `{name}` | {applied(family)} | {listed(family.inert) or 'none'} |" for name, family in FAMILIES.items()
     ]
-    computed = [f"| `{key}` | {', '.join(f'`{json.dumps(value)}`' for value in COMPUTED[key])} |" for key in COMPUTED]
+    computed = [computed_row(f"`{key}`", values) for key, values in COMPUTED.items()]
+    for name, family in FAMILIES.items():
+        computed += [computed_row(f"`{key}` (`{name}`)", values) for key, values in family.computed.items()]
     lines = [
         "# Keys of config.json, family by family",
         "",
         paragraph(
             "Which keys of a Hugging Face `config.json` are applied, inert or refused. Made by `make docs` from "
-            "`pod_job/models/hf_config.py`; do not edit."
+            "`pod_job/models/families` and `pod_job/models/hf_config.py`; do not edit."
         ),
         "",
         paragraph(
@@ -44,7 +39,7 @@ def page() -> str:
         "",
         "## Applied",
         "",
-        paragraph(f"In every family: {listed(APPLIED)}."),
+        paragraph(f"In every family that has no other name for it: {listed(COMMON_KEYS)}."),
         "",
         "| `model_type` | applied too | without effect in this family |",
         "|---|---|---|",
@@ -66,6 +61,17 @@ def page() -> str:
         paragraph(f"Nor on these beside `text_config`: {listed(VISION_KEYS - {'text_config'})}."),
     ]
     return "\n".join(lines) + "\n"
+
+
+def computed_row(key: str, values: Iterable[Any]) -> str:
+    return f"| {key} | {', '.join(f'`{json.dumps(value)}`' for value in values)} |"
+
+
+def applied(family: Family) -> str:
+    """Returns what a family applies beside the common keys, its own names of those, and those that it has not."""
+    parts = [listed(family.applied)] if family.applied else []
+    parts += [f"`{own}` for `{key}`" for key, own in sorted(family.renamed.items())]
+    return ", ".join(parts) + (f"; not {listed(family.without)}" if family.without else "")
 
 
 def paragraph(text: str) -> str:

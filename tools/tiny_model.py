@@ -20,15 +20,8 @@ from pod_job.checkpoints.random_model import (
 )
 from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
+from pod_job.models.families import FAMILIES
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
 # A window short enough that a test's prompts reach past it, caps low enough to bend scores and logits of order one.
 GEMMA_KEYS: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -39,11 +32,23 @@ GEMMA_KEYS: dict[str, Any] = {
 FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": False, "mlp_bias": False},
     "mistral": {"sliding_window": 8},
+    "gemma": {"hidden_act": "gelu_pytorch_tanh"},
     "gemma2": GEMMA_KEYS | {"attn_logit_softcapping": 2.0},
     "gemma3_text": GEMMA_KEYS,
+    "smollm3": {"no_rope_layer_interval": 2},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.5,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.2,
+    },
+    "olmo3": {"sliding_window": 8},
+    "gpt2": {"activation_function": "gelu_new"},
+    "gpt_neox": {"hidden_act": "gelu", "rotary_pct": 0.5},
+    "phi3": {"partial_rotary_factor": 0.75},
 }
 # Whose configurations mean a fixed head size where they name none, and not hidden // heads.
-HEAD_DIM_FAMILIES = ("qwen3", "gemma2", "gemma3_text")
+HEAD_DIM_FAMILIES = ("qwen3", "gemma", "gemma2", "gemma3_text")
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ class TinyModel:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.family not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
+        if self.family not in FAMILIES:
+            known = ", ".join(FAMILIES)
             raise JobError(f"family={self.family}: not a family of tiny models; use one of {known}")
         if self.head_dim is None and self.hidden % self.heads:
             rule = f"does not divide hidden={self.hidden}; change one of them or set head_dim"
@@ -93,9 +98,15 @@ class TinyModel:
 
     def config(self) -> dict[str, Any]:
         """Returns the model's config.json."""
+        family = FAMILIES[self.family]
+        common = self._common_keys() | self._rope_keys()
+        own = {family.own_name(key): value for key, value in common.items() if key not in family.without}
+        return own | FAMILY_KEYS.get(self.family, {})
+
+    def _common_keys(self) -> dict[str, Any]:
         named = {"head_dim": self.head_size} if self.head_dim or self.family in HEAD_DIM_FAMILIES else {}
         return {
-            "architectures": [ARCHITECTURES[self.family]],
+            "architectures": [FAMILIES[self.family].architecture],
             "model_type": self.family,
             "num_hidden_layers": self.layers,
             "hidden_size": self.hidden,
@@ -115,14 +126,12 @@ class TinyModel:
             "torch_dtype": "float32",
             # Not a Hugging Face key: two random models of one shape must not be taken for the same.
             "random_seed": self.seed,
-            **FAMILY_KEYS.get(self.family, {}),
             **named,
-            **self._rope_keys(),
         }
 
     def _rope_keys(self) -> dict[str, Any]:
-        """Gemma 3 rotates its sliding layers at a base of their own; here a tenth of the others'."""
-        two_bases, theta, scaling = self.family == "gemma3_text", self.rope_theta, self.rope_scaling
+        """Gemma 3 and OLMo 3 rotate sliding layers at a base of their own; here a tenth of the others'."""
+        two_bases, theta, scaling = FAMILIES[self.family].rope_of_layer_type, self.rope_theta, self.rope_scaling
         if self.old_rope_spelling:
             local = {"rope_local_base_freq": theta / 10} if two_bases else {}
             return {"rope_theta": theta, "rope_scaling": scaling, **local}
@@ -153,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line: sizes as options; prints the folder."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_model", description="Write a tiny random model.")
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--family", choices=sorted(ARCHITECTURES), default="qwen2")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2")
     for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab", "max_positions", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TinyModel, name))
     parser.add_argument("--rope-theta", type=float, default=TinyModel.rope_theta)

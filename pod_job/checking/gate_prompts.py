@@ -41,7 +41,7 @@ def first_length(arch: Arch) -> int:
     """Returns how many tokens show everything of a model that its positions change."""
     windows = [layer.window for layer in arch.attention if layer.window is not None]
     reachable = [window + PAST_WINDOW for window in windows if window <= LARGEST_WINDOW]
-    scaled = any(layer.rope.kind != "default" for layer in arch.attention)
+    scaled = any(layer.rope is not None and layer.rope.kind != "default" for layer in arch.attention)
     return max([TOKENS, *reachable, *([SCALED_TOKENS] if scaled else [])])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
 from pod_job.checking.relative_errors import relative_errors
 from pod_job.run_folder.layout import layer_number
 
@@ -42,8 +42,7 @@ def hf_taps(
         dtype: of the second pass, whose relative L2 errors of rows are returned.
     """
     model = load_reference(folder)
-    decoder: Any = model.model
-    decoder.layers = decoder.layers[: 1 + max(map(layer_number, names))]
+    keep_layers(model, 1 + max(map(layer_number, names)))
     truths = _concatenated(model, sequences, names)
     if dtype == "float32":
         return truths, {name: np.zeros(len(vectors)) for name, vectors in truths.items()}
@@ -89,7 +88,7 @@ def run_reference(
         if names is None or "logits" in names:
             taps["logits"] = model(input_ids=token_ids, use_cache=False).logits
         else:
-            model.model(input_ids=token_ids, use_cache=False)
+            text_decoder(model)(input_ids=token_ids, use_cache=False)
     # Copies, as arrays must own their memory.
     return {name: tap.float().numpy().copy() for name, tap in taps.items()}
 
@@ -99,9 +98,9 @@ def _recorded_taps(model: PreTrainedModel, names: Collection[str] | None) -> Ite
     """Yields a dict that forward passes fill with the taps of these names, or with all."""
     taps: dict[str, torch.Tensor] = {}
     hooks = [
-        _record_input(taps, module, name) if point is Point.input else _record_output(taps, module, name)
-        for module, point, name in _tap_points(model)
-        if names is None or name in names
+        (_record_input if place.point is Point.input else _record_output)(taps, place)
+        for place in tap_points(model)
+        if names is None or place.name in names
     ]
     try:
         yield taps
@@ -110,48 +109,15 @@ def _recorded_taps(model: PreTrainedModel, names: Collection[str] | None) -> Ite
             hook.remove()
 
 
-class Point(Enum):
-    """Place of a tap at its module."""
-
-    input = "input"
-    output = "output"
-
-
-def _tap_points(model: PreTrainedModel) -> Iterator[tuple[torch.nn.Module, Point, str]]:
-    """Yields the module, the place and the name of every tap."""
-    decoder: Any = model.model
-    yield decoder.embed_tokens, Point.output, "embed"
-    for i, layer in enumerate(decoder.layers):
-        tap, attention, mlp = f"layer_{i}", layer.self_attn, layer.mlp
-        post_norms = hasattr(layer, "post_feedforward_layernorm")
-        yield layer, Point.input, f"{tap}.resid_pre"
-        yield layer, Point.output, tap
-        yield attention, Point.input, f"{tap}.attn_in"
-        yield attention.q_proj, Point.output, f"{tap}.q"
-        yield attention.k_proj, Point.output, f"{tap}.k"
-        yield attention.v_proj, Point.output, f"{tap}.v"
-        yield attention.o_proj, Point.input, f"{tap}.z"
-        yield layer.post_attention_layernorm if post_norms else attention.o_proj, Point.output, f"{tap}.attn_out"
-        mlp_norm = layer.pre_feedforward_layernorm if post_norms else layer.post_attention_layernorm
-        yield mlp_norm, Point.input, f"{tap}.resid_mid"
-        yield mlp, Point.input, f"{tap}.mlp_in"
-        yield mlp.down_proj, Point.input, f"{tap}.mlp_act"
-        if post_norms:
-            yield attention.o_proj, Point.output, f"{tap}.attn_out_pre_norm"
-            yield mlp.down_proj, Point.output, f"{tap}.mlp_out_pre_norm"
-        yield layer.post_feedforward_layernorm if post_norms else mlp.down_proj, Point.output, f"{tap}.mlp_out"
-    yield decoder.norm, Point.output, f"layer_{len(decoder.layers)}_norm"
-
-
-def _record_input(taps: dict[str, torch.Tensor], module: torch.nn.Module, name: str) -> RemovableHandle:
+def _record_input(taps: dict[str, torch.Tensor], place: TapPoint) -> RemovableHandle:
     def record(_module: Any, args: Any, kwargs: Any) -> None:
-        taps[name] = (args[0] if args else kwargs["hidden_states"]).detach().clone()
+        taps[place.name] = place.take(args[0] if args else kwargs["hidden_states"]).detach().clone()
 
-    return module.register_forward_pre_hook(record, with_kwargs=True)
+    return place.module.register_forward_pre_hook(record, with_kwargs=True)
 
 
-def _record_output(taps: dict[str, torch.Tensor], module: torch.nn.Module, name: str) -> RemovableHandle:
+def _record_output(taps: dict[str, torch.Tensor], place: TapPoint) -> RemovableHandle:
     def record(_module: Any, _args: Any, output: Any) -> None:
-        taps[name] = (output[0] if isinstance(output, tuple) else output).detach().clone()
+        taps[place.name] = place.take(output[0] if isinstance(output, tuple) else output).detach().clone()
 
-    return module.register_forward_hook(record)
+    return place.module.register_forward_hook(record)

@@ -11,8 +11,6 @@ from pod_job.checkpoints.huggingface import TensorFiles, checkpoint_names, map_a
 from pod_job.checkpoints.orbax import Converted, fill_from_converted
 from pod_job.models.weight_table import Weight
 
-EMBEDDING = "model.embed_tokens.weight"
-
 
 @dataclass(frozen=True)
 class HfTensors:
@@ -36,10 +34,10 @@ class HfTensors:
         return np.stack(list(map_ahead(read, distinct.tolist()))).astype(np.float32)[places]
 
     def _row_reader(self) -> Callable[[int], np.ndarray]:
-        checkpoint = self.checkpoint
+        checkpoint, weight = self.checkpoint, self.table["embed"]
         if isinstance(checkpoint, TensorFiles):
-            return lambda token: checkpoint.read_rows(EMBEDDING, token, token + 1)[0]
-        weight, fill = self.table["embed"], fill_from_converted(checkpoint, "embed")
+            return lambda token: checkpoint.read_rows(weight.checkpoint_name, token, token + 1)[0]
+        fill = fill_from_converted(checkpoint, "embed")
 
         def read(token: int) -> np.ndarray:
             row = np.empty((1, weight.shape[1]), np.float32)

@@ -16,13 +16,17 @@ import numpy as np
 from jaxtyping import Float
 
 from pod_job.checking.hf_tensors import HfTensors
-from pod_job.checking.numpy_rotary import head_size, rotary_tables, window_of
+from pod_job.checking.numpy_rotary import head_size, rotary_tables, rotates, window_of
 from pod_job.checking.relative_errors import relative_errors
 from pod_job.run_folder.layout import layer_number
 
 Product = Callable[[Float[np.ndarray, "T i"], Float[np.ndarray, "o i"]], Float[np.ndarray, "T o"]]
 """Returns x times the transpose of a weight, in float32."""
-GEMMA = ("gemma2", "gemma3_text")
+GEMMA = ("gemma", "gemma2", "gemma3_text")
+OLMO = ("olmo2", "olmo3")
+POST_NORMS = ("gemma2", "gemma3_text", *OLMO)
+COVERED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", *GEMMA, *OLMO)
+"""Families that are written out here."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +58,38 @@ class Pass:
     def norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Returns the RMSNorm over the last dimension; Gemma's weight is added to one."""
         normed = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps))
-        if self.config.model_type in GEMMA:
-            return self.keep(normed * (1 + self.keep(weight)))
+        if self.config.model_type in (*GEMMA, *OLMO):
+            return self.keep(normed * (self.keep(weight) + (self.config.model_type in GEMMA)))
         return self.keep(self.keep(normed) * self.keep(weight))
 
     def embed(self, rows: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T D"]:
         scale = math.sqrt(self.config.hidden_size) if self.config.model_type in GEMMA else 1.0
+        scale *= getattr(self.config, "embedding_multiplier", 1.0)
         return self.keep(self.keep(rows) * self.keep(np.array(scale, np.float32)))
 
     def layer(
         self, i: int, x: Float[np.ndarray, "T D"], w: dict[str, np.ndarray]
     ) -> tuple[Float[np.ndarray, "T D"], dict[str, np.ndarray]]:
         """Returns the residual stream after layer i, and every site of the layer."""
-        config, post_norms = self.config, self.config.model_type in GEMMA
-        attn_in = self.norm(x, w["input_layernorm.weight"])
+        config, post_norms = self.config, self.config.model_type in POST_NORMS
+        pre_norms, multiplier = config.model_type not in OLMO, np.float32(getattr(config, "residual_multiplier", 1.0))
+        attn_in = self.norm(x, w["input_layernorm.weight"]) if pre_norms else x
         bias = bool(getattr(config, "attention_bias", False))
         qkv_bias = bias or config.model_type == "qwen2"
         q, k, v = (self.project(attn_in, w, f"self_attn.{name}_proj", qkv_bias) for name in "qkv")
         z = self.attention(i, q, k, v, w)
         attn_raw = self.project(z, w, "self_attn.o_proj", bias)
         attn_out = self.norm(attn_raw, w["post_attention_layernorm.weight"]) if post_norms else attn_raw
+        attn_out = self.keep(attn_out * multiplier)
         resid_mid = self.keep(x + attn_out)
         mlp_norm = "pre_feedforward_layernorm" if post_norms else "post_attention_layernorm"
-        mlp_in = self.norm(resid_mid, w[f"{mlp_norm}.weight"])
+        mlp_in = self.norm(resid_mid, w[f"{mlp_norm}.weight"]) if pre_norms else resid_mid
         mlp_bias = bool(getattr(config, "mlp_bias", False))
         gate, up = (self.project(mlp_in, w, f"mlp.{name}_proj", mlp_bias) for name in ("gate", "up"))
         mlp_act = self.keep(self.keep(activation(config, gate)) * up)
         mlp_raw = self.project(mlp_act, w, "mlp.down_proj", mlp_bias)
         mlp_out = self.norm(mlp_raw, w["post_feedforward_layernorm.weight"]) if post_norms else mlp_raw
+        mlp_out = self.keep(mlp_out * multiplier)
         resid_post = self.keep(resid_mid + mlp_out)
         sites = {
             **{"resid_pre": x, "attn_in": attn_in, "q": q, "k": k, "v": v, "z": z, "attn_out_pre_norm": attn_raw},
@@ -95,14 +103,17 @@ class Pass:
     ) -> Float[np.ndarray, "T NH"]:
         config = self.config
         H = head_size(config)
+        if config.model_type in OLMO:  # over all heads at once
+            q, k = self.norm(q, w["self_attn.q_norm.weight"]), self.norm(k, w["self_attn.k_norm.weight"])
         q, k, v = (x.reshape(len(x), -1, H) for x in (q, k, v))
-        if "self_attn.q_norm.weight" in w:
+        if config.model_type not in OLMO and "self_attn.q_norm.weight" in w:
             q, k = self.norm(q, w["self_attn.q_norm.weight"]), self.norm(k, w["self_attn.k_norm.weight"])
         z = np.empty_like(q)
         group, window = q.shape[1] // k.shape[1], window_of(config, i)
         for span in self.bounds:
             cos, sin = (self.keep(table) for table in rotary_tables(config, i, span.stop - span.start))
-            queries, keys = (self.rotate(x[span], cos, sin) for x in (q, k))
+            turned = (self.rotate(x[span], cos, sin) for x in (q, k))
+            queries, keys = turned if rotates(config, i) else (q[span], k[span])
             seen = visible(len(queries), window)
             for head in range(q.shape[1]):
                 z[span, head] = self.attend(queries[:, head], keys[:, head // group], v[span, head // group], seen)
@@ -112,6 +123,7 @@ class Pass:
         """Returns one head's output, with scores and their softmax in float32."""
         config = self.config
         scale = getattr(config, "query_pre_attn_scalar", head_size(config)) ** -0.5
+        scale = getattr(config, "attention_multiplier", scale)
         scores = np.float32(scale) * (q @ k.T)
         if config.model_type == "gemma2" and config.attn_logit_softcapping is not None:
             cap = np.float32(config.attn_logit_softcapping)
@@ -170,10 +182,11 @@ def numpy_taps(
 def tensor_names(config: Any) -> list[str]:
     """Returns the names of a layer's tensors, after `model.layers.{i}.`."""
     family, bias = config.model_type, bool(getattr(config, "attention_bias", False))
-    names = ["input_layernorm.weight", "post_attention_layernorm.weight"]
-    if family in GEMMA:
-        names += ["pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"]
-    if family in ("qwen3", "gemma3_text"):
+    names = ["post_attention_layernorm.weight", *(["input_layernorm.weight"] if family not in OLMO else [])]
+    if family in POST_NORMS:
+        names += ["post_feedforward_layernorm.weight"]
+        names += ["pre_feedforward_layernorm.weight"] if family not in OLMO else []
+    if family in ("qwen3", "gemma3_text", *OLMO):
         names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
     for projection in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
         names.append(f"{projection}.weight")
@@ -191,8 +204,14 @@ def visible(S: int, window: int | None) -> np.ndarray:
 
 def activation(config: Any, x: np.ndarray) -> np.ndarray:
     name = getattr(config, "hidden_activation", None) or config.hidden_act
-    if name == "silu":
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        if name in ("silu", "swish"):
             return x / (1 + np.exp(-x))
-    assert name == "gelu_pytorch_tanh", name
+        if name == "quick_gelu":
+            return x / (1 + np.exp(np.float32(-1.702) * x))
+    if name in ("relu", "relu2"):
+        return np.maximum(x, 0) ** (2 if name == "relu2" else 1)
+    if name in ("gelu", "gelu_python"):
+        return x * np.vectorize(math.erf, otypes=[np.float32])(x / np.float32(math.sqrt(2))) / 2 + x / 2
+    assert name.startswith("gelu_"), name
     return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))

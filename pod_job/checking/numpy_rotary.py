@@ -25,6 +25,12 @@ def window_of(config: Any, i: int) -> int | None:
     return None if layer_type(config, i) == "full_attention" or config.model_type == "llama" else window
 
 
+def rotates(config: Any, i: int) -> bool:
+    """Returns whether layer i has a rotary embedding; in `no_rope_layers` of SmolLM3 a 1 says that it has."""
+    rotated = getattr(config, "no_rope_layers", None)
+    return rotated is None or bool(rotated[i])
+
+
 def rotary_tables(config: Any, i: int, S: int) -> tuple[Float[np.ndarray, "S H"], Float[np.ndarray, "S H"]]:
     """Returns cosine and sine of layer i for positions 0 .. S - 1."""
     parameters = config.rope_parameters

@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from pod_job.checking.hf_tensors import HfTensors
+from pod_job.checking.numpy_decoder import COVERED, numpy_taps
 from pod_job.checking.shipped import Shipped
 from pod_job.checkpoints.checkpoint import Checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles
+from pod_job.errors import JobError
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.host_checks import available_memory
 from pod_job.planning.inputs import Inputs
@@ -74,6 +76,11 @@ def find_reference(
     if isinstance(shipped, Shipped):
         return Reference(SHIPPED, shipped.truths, shipped.errors, lengths)
     reason = f"{reason}, and none came with the run: {shipped}"
+    if inputs.arch.family not in COVERED:
+        raise JobError(
+            f"parity: no reference for {inputs.arch.family}, which {BUILT_IN} does not cover ({reason}); install torch "
+            "where the job is started, which ships a reference, or on host 0, or set parity.samples=0"
+        )
     log.warning("vectors are held against %s, not against Hugging Face's model: %s", BUILT_IN, reason)
     return Reference(BUILT_IN, *_built_in_taps(inputs, sequences, names), lengths, reason)
 
@@ -104,8 +111,6 @@ def _built_in_taps(
     inputs: Inputs, sequences: Sequence[np.ndarray], names: set[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     from transformers import AutoConfig
-
-    from pod_job.checking.numpy_decoder import numpy_taps
 
     config = AutoConfig.from_pretrained(str(inputs.model_dir)).get_text_config()
     tensors = HfTensors(inputs.checkpoint, inputs.table)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.huggingface import (
-    EMBEDDING,
-    HEAD,
     TensorFiles,
     check_tensors,
     read_tensor_files,
@@ -32,23 +30,28 @@ def read_checkpoint(folder: Path | Readable) -> Checkpoint:
     return read_converted(source) or read_tensor_files(source)
 
 
-def fitted(arch: Arch, checkpoint: Checkpoint, head: bool = True) -> tuple[Arch, dict[str, Weight]]:
-    """Returns architecture and weights as Hugging Face's loader makes them of this checkpoint; `head`: with logits.
+def fitted(arch: Arch, checkpoint: Checkpoint, head: bool | None = True) -> tuple[Arch, dict[str, Weight]]:
+    """Returns architecture and weights as Hugging Face's loader makes them of this checkpoint.
+
+    `head`: with the output matrix of logits; None: where the checkpoint has one.
 
     `tie_word_embeddings` is about what the checkpoint lacks: where it has an output matrix beside the embedding, both
     are used, and an output matrix alone is the embedding too.
     """
+    own_head = replace(arch, tied=False)
+    with_head = weight_table(own_head)
     if isinstance(checkpoint, Converted):
         has_head, has_embedding = "unembed" in checkpoint.manifest.weights, True
     else:
-        has_head, has_embedding = HEAD in checkpoint.tensors, EMBEDDING in checkpoint.tensors
+        has_head = with_head["unembed"].checkpoint_name in checkpoint.tensors
+        has_embedding = with_head["embed"].checkpoint_name in checkpoint.tensors
+    head = has_head if head is None else head
     if not (arch.tied and has_head):
         return arch, weight_table(arch, head)
     if has_embedding:
-        own_head = replace(arch, tied=False)
         return own_head, weight_table(own_head, head)
     table = weight_table(arch, head)
-    return arch, table | {"embed": replace(table["embed"], checkpoint_name=HEAD)}
+    return arch, table | {"embed": replace(table["embed"], checkpoint_name=with_head["unembed"].checkpoint_name)}
 
 
 def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> None:

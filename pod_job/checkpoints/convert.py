@@ -20,7 +20,7 @@ import orbax.checkpoint as orbax
 
 from pod_job.checkpoints.checkpoint import check_checkpoint, fingerprint, fitted, read_checkpoint, weights_content
 from pod_job.checkpoints.content import checksums
-from pod_job.checkpoints.huggingface import HEAD, TensorFiles, checkpoint_names
+from pod_job.checkpoints.huggingface import TensorFiles, checkpoint_names
 from pod_job.checkpoints.load import fill_from_tensors
 from pod_job.checkpoints.locate import find_model, local_small_files
 from pod_job.checkpoints.orbax import FORMAT, MANIFEST, Converted, Manifest, StoredWeight, read_converted
@@ -50,7 +50,7 @@ def convert(model: str, out_dir: str | Path, revision: str | None = None) -> Con
     source = read_checkpoint(files.weights)
     if not isinstance(source, TensorFiles):
         raise JobError(f"MODEL={model} is converted already; use it as model.path")
-    _, table = fitted(read_arch_file(files.directory / "config.json"), source, head=HEAD in source.tensors)
+    _, table = fitted(read_arch_file(files.directory / "config.json"), source, head=None)
     check_checkpoint(source, table)
     made_from = fingerprint(source), weights_content(source)
     if existing := read_converted(out):

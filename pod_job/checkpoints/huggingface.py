@@ -16,7 +16,7 @@ from pod_job.checkpoints.tensor_names import ADAPTER, DERIVED, canonical, quanti
 from pod_job.errors import JobError, NoWeights
 from pod_job.formats.json_text import parse_json
 from pod_job.formats.safetensors import TensorSpec, read_header
-from pod_job.models.weight_table import Weight
+from pod_job.models.weight_table import Part, Weight
 from pod_job.storage.folder import Readable, check_name
 
 T = TypeVar("T")
@@ -26,7 +26,6 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINT_BYTES = 4096
 MOST_INDEX_BYTES = 256 << 20
 """Size of an index: some hundred bytes for each tensor."""
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SOURCE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 READS_IN_FLIGHT = 16
 
@@ -54,13 +53,25 @@ class TensorFiles:
     folder: Readable
     tensors: dict[str, Tensor]
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Returns rows [start, stop) of a two-dimensional tensor; another one is a single row, [1, size]."""
+    def read_rows(self, name: str, start: int, stop: int, part: Part | None = None) -> np.ndarray:
+        """Returns rows [start, stop) of a two-dimensional tensor; another one is a single row, [1, size].
+
+        `part`: of a fused tensor that is meant; rows count within it.
+        """
+        if part is not None:
+            return self._read_part(name, start, stop, part)
         tensor = self.tensors[name]
         width = tensor.shape[1] if len(tensor.shape) == 2 else int(np.prod(tensor.shape))
         row_bytes = width * tensor.dtype.itemsize
         data = self._bytes(tensor, start * row_bytes, (stop - start) * row_bytes)
         return np.frombuffer(data, tensor.dtype).reshape(stop - start, width)
+
+    def _read_part(self, name: str, start: int, stop: int, part: Part) -> np.ndarray:
+        if not part.rows:
+            return self.read_rows(name, start, stop)[:, part.index]
+        index = part.index[start:stop]
+        runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+        return np.concatenate([self.read_rows(name, int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _bytes(self, tensor: Tensor, start: int, size: int) -> bytes:
         data = self.folder.read(tensor.file, tensor.spec.start + start, size)

@@ -104,7 +104,7 @@ def fill_from_tensors(checkpoint: TensorFiles) -> Fill:
         reads = [
             (layer, *piece) for layer in range(len(names)) for piece in pieces(spans, max(1, PIECE_BYTES // row_bytes))
         ]
-        read = map_ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:]), reads)
+        read = map_ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:], weight.part), reads)
         for (layer, start, stop), data in zip(reads, read, strict=True):
             for view in views:
                 view.take(layer, start, stop, data)
@@ -122,8 +122,8 @@ def pieces(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]
 
 
 def matrix_shape(weight: Weight) -> tuple[int, int]:
-    """Returns R, C of the checkpoint's tensor (of one layer's, where stacked)."""
-    shape = weight.checkpoint_shape
+    """Returns R, C of the checkpoint's tensor (of one layer's, where stacked), or of our part of it."""
+    shape = weight.part_shape
     return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
 
 
@@ -140,7 +140,7 @@ class View:
         if not weight.stacked:
             span, array = ((0, 1), *span), array[None]
         sizes = weight.shape[1:] if weight.stacked else weight.shape
-        at = leading_dims(weight)
+        at = weight.leading_dims
         first, second = flat_span(span[1 : 1 + at], sizes[:at]), flat_span(span[1 + at :], sizes[at:])
         matrix = array.reshape(len(array), first[1] - first[0], second[1] - second[0])
         if weight.linear:
@@ -153,14 +153,6 @@ class View:
         if begin < end:
             target = slice(begin - self.rows[0], end - self.rows[0])
             self.matrix[layer, target] = data[begin - start : end - start, slice(*self.columns)]
-
-
-def leading_dims(weight: Weight) -> int:
-    """Returns how many of our dimensions, the layers aside, make up the first one of the checkpoint's matrix."""
-    axes = weight.axes[1:] if weight.stacked else weight.axes
-    if weight.linear:
-        return len(axes) - 1 if axes[-1] == "embed" else 1
-    return 1 if len(weight.checkpoint_shape) == 2 else 0
 
 
 def flat_span(spans: Box, sizes: tuple[int, ...]) -> tuple[int, int]:
@@ -182,9 +174,9 @@ def split_column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
 def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
     """Returns our dimension that is split and makes up the checkpoint's columns."""
     split = [dim for dim, axis in enumerate(sharding.spec) if axis is not None]
-    if len(weight.checkpoint_shape) < 2 or not split:
+    if len(weight.part_shape) < 2 or not split:
         return None
-    first_of_rows = int(weight.stacked) + (leading_dims(weight) if weight.linear else 0)
+    first_of_rows = int(weight.stacked) + (weight.leading_dims if weight.linear else 0)
     return None if split[0] == first_of_rows else split[0]
 
 
@@ -198,7 +190,7 @@ def read_by_exchange(
     rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
 
     def read(name: str) -> Array:
-        tensor = Weight(matrix_shape(weight), (None, None), name)
+        tensor = Weight(matrix_shape(weight), (None, None), name, part=weight.part)
         return read_array(tensor, dtype, rows, fill_from_tensors(checkpoint))
 
     swap = exchange(sharding, axis, weight.shape, weight.stacked, weight.linear)

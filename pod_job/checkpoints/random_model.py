@@ -1,6 +1,7 @@
 """Weights and a tokenizer of a random model, for examples, tests and rehearsed pods."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pod_job.checkpoints.huggingface import checkpoint_names
 from pod_job.models.arch import read_arch
+from pod_job.models.families import FAMILIES
 from pod_job.models.weight_table import weight_table
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -23,16 +25,20 @@ def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray
     arch = read_arch(config)
     weights = {}
     for name, weight in weight_table(arch).items():
+        inputs = weight.checkpoint_shape[1 if weight.linear else 0]
         for checkpoint_name in checkpoint_names(weight):
+            if checkpoint_name in weights:  # of which this weight is a part
+                continue
             drawn = rng.standard_normal(weight.checkpoint_shape, dtype=np.float32)
             if name.endswith("norm"):
                 drawn = np.float32(0 if arch.norm_plus_one else 1) + np.float32(0.1) * drawn
             elif name.endswith("bias"):
                 drawn *= np.float32(0.5)
-            elif weight.linear:
-                drawn /= np.float32(math.sqrt(weight.checkpoint_shape[1]))
+            elif weight.linear or weight.in_by_out:
+                drawn /= np.float32(math.sqrt(inputs))
             weights[checkpoint_name] = drawn
-    return weights
+    prefix = FAMILIES[arch.family].prefix
+    return {re.sub("^model[.]", prefix, name): drawn for name, drawn in weights.items()}
 
 
 def byte_tokenizer() -> Tokenizer:

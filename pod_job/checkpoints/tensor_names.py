@@ -14,13 +14,15 @@ TEXT_PREFIXES = {
     "model.language_model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "language_model.": "model.",
+    "transformer.": "model.",
+    "gpt_neox.": "model.",
 }
-"""How the text model's tensors are called in a checkpoint with vision, and alone."""
+"""How the text model's tensors are called in a checkpoint with vision or of GPT-2 and GPT-NeoX, and elsewhere."""
 VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-BARE = ("layers.", "embed_tokens.", "norm.")
+BARE = ("layers.", "embed_tokens.", "norm.", "h.", "wte.", "wpe.", "ln_f.", "embed_in.", "final_layer_norm.")
 """How names begin where the model was saved without its head (`AutoModel`)."""
 
-DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
+DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.(attn|attention)\.(bias|masked_bias)")
 """Buffers that some checkpoints hold and no model reads."""
 
 SCHEMES = {

@@ -86,7 +86,7 @@ def export_sae_lens(
 
 def hook_of(tap: str, layers: int | None) -> str:
     """Returns TransformerLens' name of a tap of a model with this many layers (None: unknown, of an import)."""
-    place = None if layers is None else available(layers, post_norms=True).get(tap)
+    place = None if layers is None else available(layers).get(tap)
     if place is None or place.site not in HOOKS:
         raise JobError(f"layer={tap}: TransformerLens has no equal of it; name the column with hook_name=...")
     return HOOKS[place.site].format(layer=place.layer)

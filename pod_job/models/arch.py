@@ -13,25 +13,34 @@ from typing import Any
 from pod_job.errors import JobError, first_line
 from pod_job.formats.json_text import read_json_file
 from pod_job.models.config_values import number, optional_number, positive
-from pod_job.models.hf_config import FAMILIES, resolve
+from pod_job.models.families import FAMILIES
+from pod_job.models.families.family import Family
+from pod_job.models.hf_config import resolve
 from pod_job.models.rope import Rope, read_rope
 
 MAX_LAYERS = 10_000
 """More is a mistake: what is described here layer by layer must not fill the memory."""
-ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+ACTIVATIONS = (
+    *("silu", "swish", "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"),
+    *("quick_gelu", "relu", "relu2"),
+)
+"""Names in `config.json` of activations that are computed here."""
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """Window of a layer's queries (None: from the start of their segment) and its rotary embedding."""
+    """Window of a layer's queries (None: from the start of their segment) and its rotary embedding (None: none)."""
 
     window: int | None
-    rope: Rope
+    rope: Rope | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """A decoder's sizes (D hidden, N heads, K kv_heads, H head_dim, F mlp, V vocab, L layers) and its switches."""
+    """A decoder's sizes (D hidden, N heads, K kv_heads, H head_dim, F mlp, V vocab, L layers) and its switches.
+
+    Switches with a default are Llama's unless a family says otherwise (`models/families`).
+    """
 
     family: str
     layers: int
@@ -53,9 +62,19 @@ class Arch:
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
-    qk_norm: bool = False  # RMSNorm of each head's query and key before the rotation
-    post_norms: bool = False  # RMSNorm also of what attention and mlp add to the residual stream
+    rotated: int | None = None  # first dimensions of a head that are rotated, the others stay; None: all
+    qk_norm: bool = False  # RMSNorm of queries and keys before the rotation
+    qk_norm_of_heads: bool = True  # of each head by itself; else of all heads together
+    pre_norms: bool = True  # norm of what attention and mlp read
+    post_norms: bool = False  # norm of what attention and mlp add to the residual stream
     norm_plus_one: bool = False  # norms multiply by 1 + weight
+    norm_in_float32: bool = False  # norms multiply by their weight before they round to the model's dtype
+    layer_norm: bool = False  # norms subtract the mean, and have a bias
+    gated: bool = True  # the mlp multiplies its activation by a second projection
+    parallel: bool = False  # the mlp reads what attention reads
+    learned_positions: bool = False  # a table of them is added to the embedding
+    residual_scale: float = 1.0  # multiplies what attention and mlp add to the residual stream
+    logit_scale: float = 1.0
 
 
 def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
@@ -69,41 +88,62 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
             `hf_config.resolve`), a value that is missing or of the wrong type, sizes that do not fit.
     """
     check_layers(config, source)
-    family, values = resolve(config, source)
-    switches = FAMILIES[family]
+    name, values = resolve(config, source)
+    family = FAMILIES[name]
+    share, values = rotated_share(values, family)
     hidden, heads = positive(values, "hidden_size", source), positive(values, "num_attention_heads", source)
     head_dim = positive(values, "head_dim", source, default=hidden // heads)
+    switches = biases(values) | scales(values, family, hidden, head_dim, source) | dict(family.switches)
     arch = Arch(
-        family=family,
+        family=name,
         layers=positive(values, "num_hidden_layers", source),
         hidden=hidden,
         heads=heads,
         kv_heads=positive(values, "num_key_value_heads", source, default=heads),
         head_dim=head_dim,
-        mlp=positive(values, "intermediate_size", source),
+        mlp=positive(values, "intermediate_size", source, default=(family.mlp_of_hidden or 0) * hidden or None),
         vocab=positive(values, "vocab_size", source),
         norm_eps=number(values, "rms_norm_eps", source),
         attention=read_attention(values, source),
         max_positions=positive(values, "max_position_embeddings", source),
         tied=bool(values["tie_word_embeddings"]),
         activation=values.get("hidden_activation") or values.get("hidden_act") or "silu",
-        embed_scale=math.sqrt(hidden) if switches.embed_scale else 1.0,
-        query_scale=number(values, "query_pre_attn_scalar", source, default=head_dim) ** -0.5,
         attn_softcap=optional_number(values, "attn_logit_softcapping", source),
         logit_softcap=optional_number(values, "final_logit_softcapping", source),
-        **biases(family, values),
-        qk_norm=switches.qk_norm,
-        post_norms=switches.post_norms,
-        norm_plus_one=switches.norm_plus_one,
+        rotated=None if share == 1 else int(head_dim * share),
+        parallel=bool(values.get("use_parallel_residual")),
+        **switches,
     )
     check_arch(arch, source)
     return arch
 
 
-def biases(family: str, values: Mapping[str, Any]) -> dict[str, bool]:
+def rotated_share(values: dict[str, Any], family: Family) -> tuple[float, dict[str, Any]]:
+    """Returns the share of a head's dimensions that is rotated, and the values without it."""
+    parameters = values.get("rope_parameters")
+    if not family.partial_rotary or not isinstance(parameters, Mapping):
+        return 1.0, values
+    rest = {key: value for key, value in parameters.items() if key != "partial_rotary_factor"}
+    share = parameters.get("partial_rotary_factor")
+    return 1.0 if share is None else share, values | {"rope_parameters": rest}
+
+
+def biases(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of `Arch` that say which projections have a bias."""
     attention = bool(values.get("attention_bias"))
-    return {"qkv_bias": family == "qwen2" or attention, "out_bias": attention, "mlp_bias": bool(values.get("mlp_bias"))}
+    return {"qkv_bias": attention, "out_bias": attention, "mlp_bias": bool(values.get("mlp_bias"))}
+
+
+def scales(values: Mapping[str, Any], family: Family, hidden: int, head_dim: int, source: str) -> dict[str, Any]:
+    """Returns the fields of `Arch` that multiply embeddings, scores, what layers add, and logits."""
+    of_embedding = math.sqrt(hidden) if family.embedding_times_sqrt_hidden else 1.0
+    of_query = number(values, "query_pre_attn_scalar", source, default=head_dim) ** -0.5
+    return {
+        "embed_scale": number(values, "embedding_multiplier", source, default=of_embedding),
+        "query_scale": number(values, "attention_multiplier", source, default=of_query),
+        "residual_scale": number(values, "residual_multiplier", source, default=1.0),
+        "logit_scale": 1 / number(values, "logits_scaling", source, default=1.0),
+    }
 
 
 def check_layers(config: Mapping[str, Any], source: str) -> None:
@@ -122,8 +162,20 @@ def check_arch(arch: Arch, source: str) -> None:
         )
     if arch.head_dim % 2:
         raise JobError(f"{source}: a head size of {arch.head_dim} is odd; rotary embeddings need pairs")
+    if arch.rotated is not None and (arch.rotated % 2 or not 0 < arch.rotated <= arch.head_dim):
+        raise JobError(
+            f"{source}: {arch.rotated} of a head's {arch.head_dim} dimensions are to be rotated; rotary "
+            "embeddings need pairs, and no more than a head has"
+        )
+    rotated = arch.head_dim if arch.rotated is None else arch.rotated
+    for rope in {layer.rope for layer in arch.attention if layer.rope is not None and layer.rope.kind == "longrope"}:
+        if {len(rope.short_factors), len(rope.long_factors)} != {rotated // 2}:
+            raise JobError(
+                f"{source}: rope_parameters.short_factor and long_factor have {len(rope.short_factors)} and "
+                f"{len(rope.long_factors)} numbers; each needs {rotated // 2}, one for each rotated pair of a head"
+            )
     if arch.activation not in ACTIVATIONS:
-        raise JobError(f"{source}: hidden_act={arch.activation!r} is not supported; {' and '.join(ACTIVATIONS)} are")
+        raise JobError(f"{source}: hidden_act={arch.activation!r} is not supported; {', '.join(ACTIVATIONS)} are")
 
 
 def read_attention(values: Mapping[str, Any], source: str) -> tuple[LayerAttention, ...]:
@@ -137,14 +189,17 @@ def read_attention(values: Mapping[str, Any], source: str) -> tuple[LayerAttenti
             f"{source}: layer_types has {len(types)} entries ({shown}) for {layers} layers; "
             "each layer needs one of full_attention, sliding_attention"
         )
-    by_type = {
-        kind: LayerAttention(
-            positive(values, "sliding_window", source) if kind == "sliding_attention" else None,
-            read_rope(values, kind, source),
-        )
-        for kind in set(types)
+    windows = {
+        kind: positive(values, "sliding_window", source) if kind == "sliding_attention" else None for kind in types
     }
-    return tuple(by_type[kind] for kind in types)
+    ropes = {kind: read_rope(values, kind, source) if "rope_parameters" in values else None for kind in set(types)}
+    rotated = values.get("no_rope_layers") or [1] * layers  # 1: the layer rotates, despite the name
+    if len(rotated) < layers:
+        raise JobError(f"{source}: no_rope_layers has {len(rotated)} entries for {layers} layers; each needs one")
+    return tuple(
+        LayerAttention(windows[kind], ropes[kind] if turns else None)
+        for kind, turns in zip(types, rotated, strict=False)
+    )
 
 
 def read_arch_file(path: Path) -> Arch:

@@ -7,7 +7,7 @@ B rows, S positions, M selected positions of a row, D hidden, N query heads, V v
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.arch import Arch
 from pod_job.models.attention_settings import soft_cap
 from pod_job.models.cache import Cache
-from pod_job.models.decoder_layer import decoder_layer, rms_norm, swapped_projections, swaps_by_projection
+from pod_job.models.decoder_layer import decoder_layer, norm, swapped_projections, swaps_by_projection
 from pod_job.models.layer_attention import Tokens, stack_attention
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
@@ -77,7 +77,7 @@ class Request(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """A decoder (RMSNorm, rotary embedding, grouped-query attention, gated mlp) that returns its taps.
+    """A decoder (norms, rotary embedding, grouped-query attention, mlp: as `arch` says) that returns its taps.
 
     Attributes:
         arch: sizes and switches.
@@ -165,8 +165,7 @@ class Decoder(nn.Module):
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
             cache = None if cache is None else cache.begin(tokens.segment_ids)
             layer = self._layer(tokens, cache)
-            x = self.placement.look_up(self.weights["embed"], tokens.ids)
-            x = x * jnp.float32(self.arch.embed_scale).astype(self.dtype)
+            x = self._embed(tokens)
             head = request.logits or request.facts
             to_the_end = head or any(tap.site == "final_norm" for tap in request.taps)
             activations = request.site("embed", x)
@@ -176,7 +175,8 @@ class Decoder(nn.Module):
             activations |= tapped
             if not to_the_end:
                 return Output(None, activations), cache, None
-            normed = rms_norm(self.arch, x, self.placement.gather(self.weights["final_norm"]))
+            names = ("final_norm", "final_norm_bias")
+            normed = norm(self.arch, self._gathered(name for name in names if name in self.weights), "final_norm", x)
             activations |= request.site("final_norm", normed)
             if not head:
                 return Output(None, activations), cache, None
@@ -185,6 +185,16 @@ class Decoder(nn.Module):
                 facts = token_facts(normed, tokens, self.arch.vocab, self.placement, logits_of)
                 return Output(None, activations), cache, facts
             return Output(logits_of(normed if cache is None else normed[:, -1:]), activations), cache, None
+
+    def _embed(self, tokens: Tokens) -> Float[Array, "B S D"]:
+        x = self.placement.look_up(self.weights["embed"], tokens.ids)
+        x = x * jnp.float32(self.arch.embed_scale).astype(self.dtype)
+        if not self.arch.learned_positions:
+            return x
+        return x + self.placement.look_up(self.weights["positions"], tokens.positions)
+
+    def _gathered(self, names: Iterable[str]) -> dict[str, Array]:
+        return {name: self.placement.gather(self.weights[name]) for name in names}
 
     def _layer(self, tokens: Tokens, cache: Cache | None) -> Layer:
         """Returns the function that runs layer i of the stack over `tokens`."""
@@ -196,7 +206,7 @@ class Decoder(nn.Module):
         def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
             x, cache = carry
             weights = {name: placement.gather(stack[i]) for name, stack in stacks.items()}
-            weights |= swapped_projections(weights) if swaps else {}
+            weights |= swapped_projections(arch, weights) if swaps else {}
             attend = functools.partial(attention, i, cache=cache)
             return decoder_layer(arch, placement, weights, placement.row_major(x), attend)
 
@@ -208,7 +218,7 @@ class Decoder(nn.Module):
 
         def logits_of(normed: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
             logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
-            return soft_cap(logits, self.arch.logit_softcap)
+            return soft_cap(logits * self.arch.logit_scale, self.arch.logit_softcap)
 
         return logits_of
 

@@ -1,10 +1,10 @@
-"""One decoder layer: RMSNorm, attention, RMSNorm, gated mlp, each added to the residual stream.
+"""One decoder layer: norm, attention, norm, mlp, each added to the residual stream; `Arch` says what differs.
 
 B rows, S positions, D hidden, N query heads, K key/value heads, H head size, F mlp.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,21 @@ from pod_job.models.cache import Cache
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
 
-ACTIVATION_FUNCTIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+_gelu, _gelu_by_tanh = functools.partial(jax.nn.gelu, approximate=False), jax.nn.gelu
+
+ACTIVATION_FUNCTIONS = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": _gelu,
+    "gelu_python": _gelu,
+    "gelu_new": _gelu_by_tanh,
+    "gelu_fast": _gelu_by_tanh,
+    "gelu_pytorch_tanh": _gelu_by_tanh,
+    "gelu_python_tanh": _gelu_by_tanh,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
 """The function of each of `arch.ACTIVATIONS`, by the name that `config.json` gives it."""
 
 Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], Cache | None]]
@@ -30,16 +44,16 @@ def decoder_layer(
 
     Sites nobody uses cost nothing.
     """
-    attn_in = rms_norm(arch, x, w["attn_norm"])
+    attn_in = norm(arch, w, "attn_norm", x) if arch.pre_norms else x
     q, k, v, projections = project(arch, w, attn_in)
     z, cache = attention(projections)
-    attn_out = attn_out_pre_norm = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
-    if arch.post_norms:
-        attn_out = rms_norm(arch, attn_out_pre_norm, w["attn_post_norm"])
+    attn_out_pre_norm = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
+    attn_out = added(arch, w, "attn_post_norm", attn_out_pre_norm)
     resid_mid = x + attn_out
-    mlp_in = rms_norm(arch, resid_mid, w["mlp_norm"])
+    mlp_reads = x if arch.parallel else resid_mid
+    mlp_in = norm(arch, w, "mlp_norm", mlp_reads) if arch.pre_norms else mlp_reads
     mlp_act, mlp_out_pre_norm = mlp(arch, placement, w, mlp_in)
-    mlp_out = rms_norm(arch, mlp_out_pre_norm, w["mlp_post_norm"]) if arch.post_norms else mlp_out_pre_norm
+    mlp_out = added(arch, w, "mlp_post_norm", mlp_out_pre_norm)
     resid_post = resid_mid + mlp_out
     heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
     sites = {
@@ -68,30 +82,55 @@ def project(
     q, k, v = heads("q"), heads("k"), heads("v")
     queries, keys = q, k
     if arch.qk_norm:
-        queries, keys = rms_norm(arch, q, w["q_norm"]), rms_norm(arch, k, w["k_norm"])
+        queries, keys = norm(arch, w, "q_norm", q), norm(arch, w, "k_norm", k)
     if "q_swapped" in w:
         return q, k, v, Projections(queries, keys, v, heads("q_swapped"), heads("k_swapped"))
-    return q, k, v, Projections(queries, keys, v, swap_halves(queries), swap_halves(keys))
+    return q, k, v, Projections(queries, keys, v, swap_halves(queries, arch.rotated), swap_halves(keys, arch.rotated))
+
+
+def added(arch: Arch, w: dict[str, Array], post_norm: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """Returns what goes into the residual stream, of what attention or mlp gives."""
+    x = norm(arch, w, post_norm, x) if arch.post_norms else x
+    return x if arch.residual_scale == 1 else (x.astype(jnp.float32) * arch.residual_scale).astype(x.dtype)
 
 
 def mlp(
     arch: Arch, placement: Placement, w: dict[str, Array], normed: Float[Array, "B S D"]
 ) -> tuple[Float[Array, "B S F"], Float[Array, "B S D"]]:
     """Returns the input of the down projection, and its output."""
-    gate = jnp.einsum("bsd,df->bsf", normed, w["gate"]) + w.get("gate_bias", 0.0)
-    up = placement.isolate(jnp.einsum("bsd,df->bsf", normed, w["up"]) + w.get("up_bias", 0.0))
-    # float16 is too narrow for the sigmoid of a large negative gate; promoted with bfloat16 it becomes float32.
-    wide = gate.astype(jnp.promote_types(gate.dtype, jnp.bfloat16))
-    mlp_act = ACTIVATION_FUNCTIONS[arch.activation](wide).astype(gate.dtype) * up
+
+    def projection(name: str) -> Float[Array, "B S F"]:
+        return jnp.einsum("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
+
+    if arch.gated:
+        gate, up = projection("gate"), placement.isolate(projection("up"))
+        mlp_act = activate(arch, gate) * up
+    else:
+        mlp_act = activate(arch, projection("up"))
     return mlp_act, jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
 
 
-def rms_norm(arch: Arch, x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
-    """Returns x / sqrt(mean(x^2) + eps) in float32, times `scale` in x's dtype; (1 + scale) in float32 for Gemma."""
-    wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + arch.norm_eps)
-    if arch.norm_plus_one:
-        return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+def activate(arch: Arch, x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    """Returns the activation function of x."""
+    # float16 is too narrow for the sigmoid of a large negative x; promoted with bfloat16 it becomes float32.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.bfloat16))
+    return ACTIVATION_FUNCTIONS[arch.activation](wide).astype(x.dtype)
+
+
+def norm(arch: Arch, w: Mapping[str, Array], name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns x normed over the dimensions of the norm's weight, in float32, times the weight in x's dtype.
+
+    An RMSNorm is x / sqrt(mean(x^2) + eps); a LayerNorm subtracts the mean first, and adds a bias.
+    """
+    scale, wide = w[name], x.astype(jnp.float32)
+    dims = tuple(range(-scale.ndim, 0))
+    if arch.layer_norm:
+        wide = wide - jnp.mean(wide, axis=dims, keepdims=True)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=dims, keepdims=True) + arch.norm_eps)
+    if arch.layer_norm:
+        return (normed * scale.astype(jnp.float32) + w[f"{name}_bias"].astype(jnp.float32)).astype(x.dtype)
+    if arch.norm_plus_one or arch.norm_in_float32:
+        return (normed * (scale.astype(jnp.float32) + arch.norm_plus_one)).astype(x.dtype)
     return normed.astype(x.dtype) * scale
 
 
@@ -102,11 +141,13 @@ def swaps_by_projection(arch: Arch, placement: Placement) -> bool:
     than a second projection (Qwen2.5-0.5B on v5e: 7 ms of a 51 ms step). A norm between projection and rotation
     would need a second norm too.
     """
-    return placement.platform == "tpu" and arch.head_dim < LANES and not arch.qk_norm
+    return placement.platform == "tpu" and arch.head_dim < LANES and not (arch.qk_norm or arch.learned_positions)
 
 
-def swapped_projections(w: dict[str, Array]) -> dict[str, Array]:
+def swapped_projections(arch: Arch, w: dict[str, Array]) -> dict[str, Array]:
     """Returns a layer's weights whose projections are swapped queries and keys: the same columns in another order."""
     return {
-        f"{name[0]}_swapped{name[1:]}": swap_halves(w[name]) for name in ("q", "q_bias", "k", "k_bias") if name in w
+        f"{name[0]}_swapped{name[1:]}": swap_halves(w[name], arch.rotated)
+        for name in ("q", "q_bias", "k", "k_bias")
+        if name in w
     }

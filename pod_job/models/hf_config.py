@@ -9,33 +9,14 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pod_job.errors import JobError
 from pod_job.models.config_values import number, positive
-
-APPLIED = frozenset(
-    {
-        "model_type",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "head_dim",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "tie_word_embeddings",
-        "vocab_size",
-    }
-)
-"""Keys that are applied in every family."""
+from pod_job.models.families import FAMILIES
+from pod_job.models.families.family import Family, keys
 
 INERT = frozenset(
     {
@@ -131,53 +112,9 @@ SHARED_FOLDERS = ("integrations",)
 QUANTIZATION = ("quantization_config", "quantization", "compression_config")
 
 
-@dataclass(frozen=True)
-class Family:
-    """A `model_type`: the keys that are applied beyond APPLIED, and what its layers have beyond Llama's."""
-
-    applied: frozenset[str]
-    qk_norm: bool = False
-    post_norms: bool = False
-    norm_plus_one: bool = False
-    embed_scale: bool = False
-    rope_of_layer_type: bool = False  # two rotary embeddings, one for each layer type
-
-
-def _keys(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_GEMMA = "hidden_activation attention_bias query_pre_attn_scalar sliding_window layer_types final_logit_softcapping"
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(_keys("hidden_act attention_bias mlp_bias")),
-    "mistral": Family(_keys("hidden_act sliding_window")),
-    "qwen2": Family(_keys("hidden_act use_sliding_window sliding_window max_window_layers layer_types")),
-    "qwen3": Family(
-        _keys("hidden_act attention_bias use_sliding_window sliding_window max_window_layers layer_types"),
-        qk_norm=True,
-    ),
-    "gemma2": Family(_keys(f"{_GEMMA} attn_logit_softcapping"), post_norms=True, norm_plus_one=True, embed_scale=True),
-    "gemma3_text": Family(
-        _keys(f"{_GEMMA} sliding_window_pattern _sliding_window_pattern rope_local_base_freq"),
-        qk_norm=True,
-        post_norms=True,
-        norm_plus_one=True,
-        embed_scale=True,
-        rope_of_layer_type=True,
-    ),
-}
-
-READ_AND_INERT: Mapping[str, frozenset[str]] = {
-    # Gemma 2 writes the dead key `hidden_act`; Gemma 3 has a cap that its attention does not read.
-    "gemma2": frozenset({"hidden_act"}),
-    "gemma3_text": frozenset({"hidden_act", "attn_logit_softcapping"}),
-}
-"""Keys of a family that its model in transformers has and never reads."""
-
 VISION_MODEL = "gemma3"
 """A `model_type` whose text model is one of FAMILIES, described under `text_config`."""
-VISION_KEYS = _keys(
+VISION_KEYS = keys(
     "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id "
     "eoi_token_id image_token_id"
 )
@@ -196,28 +133,36 @@ def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]
     config = _text_config(config, source)
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise JobError(f"{source}: model_type={name!r} is not one of the families here: {', '.join(FAMILIES)}")
+        raise JobError(
+            f"{source}: model_type={name!r} is not one of the families here: {', '.join(FAMILIES)}; "
+            'docs/cookbook.md ("Add a model family") says how to add one'
+        )
     _refuse_quantized(config, source)
-    applied = APPLIED | FAMILIES[name].applied
+    family = FAMILIES[name]
+    applied = family.all_applied
     for key, value in config.items():
         _account_for(key, value, name, applied, source)
-    _check_numbers(config, source)
-    _check_rope(config, FAMILIES[name], source)
+        if value is None and key in family.without:  # its class takes the value, and its model fails on it
+            raise JobError(f"{source}: {key}=null is no key of {name}; remove it")
+    _check_numbers(config, family, source)
+    _check_rope(config, family, source)
     resolved = _resolved({key: value for key, value in config.items() if key in applied}, source)
-    if "head_dim" in config and resolved.head_dim is None:
+    if "head_dim" in config and getattr(resolved, "head_dim", None) is None:
         raise JobError(f"{source}: head_dim=null, and transformers' models of this family need it; remove the key")
-    return name, {key: getattr(resolved, key, None) for key in applied} | {"model_type": name}
+    values = {key: getattr(resolved, key, None) for key in applied}
+    return name, values | {key: getattr(resolved, own, None) for key, own in family.renamed.items()}
 
 
-def _check_numbers(config: Mapping[str, Any], source: str) -> None:
+def _check_numbers(config: Mapping[str, Any], family: Family, source: str) -> None:
     """Raises JobError for a size that is missing or no number, before transformers fills in a size of its own."""
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers"):
-        positive(config, key, source)
+    needed = ["hidden_size", "num_hidden_layers", *(["intermediate_size"] if family.mlp_of_hidden is None else [])]
+    for key in needed:
+        positive(config, family.own_name(key), source)
     for key in ("num_attention_heads", "vocab_size", "max_position_embeddings"):
-        if key in config:
-            positive(config, key, source)
-    if "rms_norm_eps" in config:
-        number(config, "rms_norm_eps", source)
+        if (own := family.own_name(key)) in config:
+            positive(config, own, source)
+    if (eps := family.own_name("rms_norm_eps")) in config:
+        number(config, eps, source)
 
 
 def _check_rope(config: Mapping[str, Any], family: Family, source: str) -> None:
@@ -253,12 +198,14 @@ def _refuse_quantized(config: Mapping[str, Any], source: str) -> None:
 
 def _account_for(key: str, value: Any, family: str, applied: frozenset[str], source: str) -> None:
     """Raises JobError for a key that may change the computation and has another value than is computed here."""
-    if key in applied or key in INERT or key in READ_AND_INERT.get(family, ()):
+    of_family = FAMILIES.get(family)  # None: the outer model of one with vision
+    if key in applied or key in INERT or (of_family is not None and key in of_family.inert):
         return
-    if key in COMPUTED:
-        if any(type(value) is type(known) and value == known for known in COMPUTED[key]):
+    values = COMPUTED if of_family is None else {**COMPUTED, **of_family.computed}
+    if key in values:
+        if any(type(value) is type(known) and value == known for known in values[key]):
             return
-        computed = " or ".join(map(json.dumps, COMPUTED[key]))
+        computed = " or ".join(map(json.dumps, values[key]))
         raise JobError(f"{source}: {key}={json.dumps(value)} is not supported; only {computed} is computed here")
     if value is None or _default(family, key) == value or not _occurs_in_transformers(key, family):
         return

@@ -19,8 +19,10 @@ _SCALED = _ALL | {"factor", "original_max_position_embeddings"}
 KINDS = {
     "default": _SCALED,  # which ignores what is of scaling alone
     "linear": _SCALED,
+    "dynamic": _SCALED,
     "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
     "yarn": _SCALED | {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
+    "longrope": _SCALED | {"short_factor", "long_factor", "attention_factor"},
 }
 """Rope types that are computed here, and the settings that each of them has in transformers."""
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -40,12 +42,19 @@ class Rope:
     beta_slow: float = 1.0
     whole_bounds: bool = True
     attention_factor: float = 1.0  # multiplies rotated queries and rotated keys
+    short_factors: tuple[float, ...] = ()  # longrope: of sequences up to `original_positions`
+    long_factors: tuple[float, ...] = ()  # and of longer ones
 
-    def frequencies(self, head_dim: int) -> Float[np.ndarray, "R"]:
-        """Returns radians per position for each pair of a head's dimensions, float32, as transformers does."""
+    def frequencies(self, head_dim: int, long: bool = False) -> Float[np.ndarray, "R"]:
+        """Returns radians per position for each pair of a head's dimensions, float32, as transformers does.
+
+        `long`: of a sequence of more than `original_positions`; it matters to longrope only.
+        """
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         base = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         match self.kind:
+            case "longrope":
+                return (base / np.array(self.long_factors if long else self.short_factors)).astype(np.float32)
             case "linear":
                 unscaled = np.zeros_like(base)
             case "llama3":
@@ -101,6 +110,11 @@ def read_rope(values: Mapping[str, Any], layer_type: str, source: str) -> Rope:
     match kind:
         case "default":
             return Rope(theta=theta)
+        case "dynamic":  # stretches only sequences of more than max_position_embeddings, which no run has
+            number(scaling, "factor", source)
+            return Rope(theta=theta)
+        case "longrope":
+            return read_longrope(values, scaling, theta, source)
         case "linear":
             return Rope(theta=theta, kind=kind, factor=number(scaling, "factor", source))
         case "llama3":
@@ -115,6 +129,32 @@ def read_rope(values: Mapping[str, Any], layer_type: str, source: str) -> Rope:
         case "yarn":
             return read_yarn(scaling, theta, source)
     raise AssertionError(kind)
+
+
+def read_longrope(values: Mapping[str, Any], scaling: Mapping[str, Any], theta: float, source: str) -> Rope:
+    """Reads LongRoPE (arXiv:2402.13753); its attention factor defaults to sqrt(1 + ln(factor) / ln(original))."""
+    original = positive(scaling, "original_max_position_embeddings", source)
+    most = positive(values, "max_position_embeddings", source)
+    factor = number(scaling, "factor", source, default=most / original)
+    growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    factors = {}
+    for key in ("short_factor", "long_factor"):
+        numbers = scaling.get(key)
+        if not isinstance(numbers, list) or not numbers or not all(is_number(value) and value > 0 for value in numbers):
+            raise JobError(f"{source}: rope_parameters.{key}={numbers!r} is not a list of positive numbers")
+        factors[f"{key}s"] = tuple(map(float, numbers))
+    return Rope(
+        theta=theta,
+        kind="longrope",
+        factor=factor,
+        original_positions=original,
+        attention_factor=number(scaling, "attention_factor", source, default=growth),
+        **factors,
+    )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_yarn(scaling: Mapping[str, Any], theta: float, source: str) -> Rope:

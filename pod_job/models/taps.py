@@ -15,8 +15,9 @@ from pod_job.models.arch import Arch
 # Sites of one layer, in the order in which the layer computes them. attn_in and mlp_in are what attention and mlp read,
 # after their norm. q, k and v are the projections with bias, before any norm (Qwen3, Gemma 3) or rotary embedding; z is
 # the heads' output before the output projection; mlp_act the input of the down projection. attn_out and mlp_out are
-# what is added to the residual stream: with post norms (Gemma 2 and 3) these norms' outputs, so that resid_pre +
-# attn_out = resid_mid and resid_mid + mlp_out = resid_post in every family; there *_pre_norm are these norms' inputs.
+# what is added to the residual stream: with post norms (Gemma 2 and 3, OLMo) these norms' outputs, with a multiplier
+# (Granite) its products, so that resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post in every family;
+# *_pre_norm are the post norms' inputs. Where attention and mlp are added at once (GPT-NeoX), there is no resid_mid.
 LAYER_SITES = (
     "resid_pre",
     "attn_in",
@@ -36,6 +37,8 @@ LAYER_SITES = (
 INNER_SITES = tuple(site for site in LAYER_SITES if site not in ("resid_pre", "resid_post"))
 POST_NORM_SITES = ("attn_out_pre_norm", "mlp_out_pre_norm")
 """Sites that only families with post norms have."""
+SERIAL_SITES = ("resid_mid",)
+"""Sites that families whose mlp reads what attention reads do not have."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,14 @@ class Tap:
         }.get(self.site, arch.hidden)
 
 
-def available(layers: int, post_norms: bool) -> dict[str, Tap]:
-    """Returns every tap of a model with this many layers, by name, in the order of computation."""
-    sites = [site for site in LAYER_SITES if post_norms or site not in POST_NORM_SITES]
+def sites_of(arch: Arch) -> tuple[str, ...]:
+    """Returns the sites that each layer of a model has."""
+    without = (() if arch.post_norms else POST_NORM_SITES) + (SERIAL_SITES if arch.parallel else ())
+    return tuple(site for site in LAYER_SITES if site not in without)
+
+
+def available(layers: int, sites: Sequence[str] = LAYER_SITES) -> dict[str, Tap]:
+    """Returns every tap of a model with this many layers of these sites, by name, in the order of computation."""
     taps = [Tap("embed", 0)]
     taps += [Tap(site, layer) for layer in range(layers) for site in sites]
     taps.append(Tap("final_norm", layers))
@@ -85,7 +93,7 @@ def resolve(layers: Sequence[int] | None, patterns: Sequence[str], arch: Arch) -
     Raises:
         JobError: a layer or a site the model lacks, or a pattern that matches nothing (with near misses).
     """
-    by_name = available(arch.layers, arch.post_norms)
+    by_name = available(arch.layers, sites_of(arch))
     if layers is None:
         layers = () if patterns else range(arch.layers)
     chosen = set()
@@ -105,10 +113,15 @@ def resolve(layers: Sequence[int] | None, patterns: Sequence[str], arch: Arch) -
 
 def no_match(pattern: str, by_name: Collection[str], arch: Arch) -> str:
     """Returns why no tap of the model has such a name."""
-    if fnmatch.filter(available(arch.layers, post_norms=True), pattern):
+    if elsewhere := fnmatch.filter(available(arch.layers), pattern):
+        if any(name.endswith(POST_NORM_SITES) for name in elsewhere):
+            return (
+                f"extract.taps: {pattern!r} is of models with a norm after attention and mlp, and {arch.family} has "
+                "none; use attn_out and mlp_out, which no norm changes there"
+            )
         return (
-            f"extract.taps: {pattern!r} is of models with a norm after attention and mlp, and {arch.family} has none; "
-            "use attn_out and mlp_out, which no norm changes there"
+            f"extract.taps: {pattern!r} is of models whose mlp reads the sum of the residual stream and attention, and "
+            f"{arch.family} adds both at once; use resid_pre, attn_out and mlp_out"
         )
     near = difflib.get_close_matches(pattern, by_name, n=3, cutoff=0.0)
     return f"extract.taps: {pattern!r} matches no tap; the nearest are {', '.join(near)}"

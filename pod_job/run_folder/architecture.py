@@ -1,7 +1,8 @@
 """The architecture in a run's identity: every size and switch of the decoder, as transformers resolved config.json.
 
 Fields are those of `models.arch.Arch` by name: one that is missing here is an error at the first start. All are
-optional, since runs of other versions have others.
+optional, since runs of other versions have others; a field that runs of 0.1.0 have not is left out where its value is
+the one that their models have.
 """
 
 from dataclasses import asdict
@@ -25,6 +26,8 @@ class RopeRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     beta_slow: float | None = None
     whole_bounds: bool | None = None
     attention_factor: float | None = None
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 class AttentionRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,6 +64,16 @@ class ArchRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     qk_norm: bool | None = None
     post_norms: bool | None = None
     norm_plus_one: bool | None = None
+    rotated: Count | None = None
+    qk_norm_of_heads: bool = True
+    pre_norms: bool = True
+    norm_in_float32: bool = False
+    layer_norm: bool = False
+    gated: bool = True
+    parallel: bool = False
+    learned_positions: bool = False
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
 
 def arch_record(arch: Arch) -> ArchRecord:

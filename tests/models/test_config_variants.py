@@ -18,7 +18,7 @@ from test_models import apply, error, load
 
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch
-from pod_job.models.hf_config import FAMILIES
+from pod_job.models.families import FAMILIES
 
 LIMIT = 1e-5
 SEQ = 12
@@ -43,6 +43,11 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 6, "attn_logit_softcapping": 2.0},
     "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 6, "sliding_window_pattern": 2},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.4, "logits_scaling": 3.0},
+    "olmo3": {"sliding_window": 4},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "phi3": {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 8},
 }
 REMOVED = "(removed)"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -52,6 +57,12 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.2, 1.5, 2.0],
+    "long_factor": [2.0, 2.5, 3.0, 4.0],
+    "original_max_position_embeddings": 8,
 }
 LAYERED = {
     "full_attention": {"rope_type": "default", "rope_theta": 77.0},
@@ -132,12 +143,51 @@ CHANGES: list[dict[str, Any]] = [
     {"residual_multiplier": 0.2, "embedding_multiplier": 12.0},
     {"attention_dropout": 0.5, "initializer_range": 1.0, "use_cache": False, "pretraining_tp": 4},
     {"made_by": "somebody", "epochs": 3},
+    *({"hidden_act": name} for name in ("gelu", "gelu_new", "gelu_fast", "quick_gelu", "swish", "relu2", "gelu_10")),
+    {"activation_function": "relu"},
+    {"no_rope_layers": [0, 1, 0]},
+    {"no_rope_layers": [0, 1]},
+    {"no_rope_layers": [1, 1, 1, 0]},
+    {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 4},
+    {"use_sliding_window": False, "sliding_window": 4, "layer_types": ["sliding_attention"] * 3},
+    {"embedding_multiplier": 12},
+    {"attention_multiplier": 0.1},
+    {"logits_scaling": 8.0},
+    {"residual_multiplier": -1.0},
+    {"rotary_pct": 1.0},
+    {"rotary_pct": 0.25, "rotary_emb_base": 77},
+    {"rope_scaling": {"type": "linear", "factor": 2.0}, "rotary_pct": 0.25},
+    {"use_parallel_residual": False},
+    {"attention_bias": False},
+    {"n_inner": 40},
+    {"n_inner": None},
+    {"layer_norm_epsilon": 0.1, "layer_norm_eps": 0.1},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"reorder_and_upcast_attn": True},
+    {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "hidden_dropout": 0.5, "summary_type": "mean"},
+    {"rope_scaling": LONGROPE, "partial_rotary_factor": 1.0},
+    {"rope_scaling": LONGROPE, "partial_rotary_factor": 1.0, "original_max_position_embeddings": 16},
+    {"rope_scaling": LONGROPE | {"short_factor": [1.0] * 3}, "partial_rotary_factor": 1.0},
+    {"rope_scaling": LONGROPE | {"long_factor": "big"}, "partial_rotary_factor": 1.0},
+    {"rope_scaling": {"type": "su", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}},
+    {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0], "factor": 3.0}},
+    {"partial_rotary_factor": 0.4},
 ]
-VARIANTS = [(family, change) for family in FAMILIES for change in CHANGES]
+OF_FEW_FAMILIES = 31
+FIRST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+VARIANTS = [(family, change) for family in FIRST_FAMILIES for change in CHANGES]
+# Of the others every eighth for each, and all that is of few families.
+VARIANTS += [
+    (family, change)
+    for number, family in enumerate(sorted(FAMILIES.keys() - set(FIRST_FAMILIES)))
+    for change in CHANGES[number % 8 : -OF_FEW_FAMILIES : 8] + CHANGES[-OF_FEW_FAMILIES:]
+]
 
 
 def variant(family: str, change: dict[str, Any]) -> dict[str, Any]:
-    config = {"model_type": family} | BASE | OF_FAMILY.get(family, {}) | copy.deepcopy(change)
+    own = {FAMILIES[family].own_name(key): value for key, value in BASE.items() if key not in FAMILIES[family].without}
+    config = {"model_type": family} | own | OF_FAMILY.get(family, {}) | copy.deepcopy(change)
     return {key: value for key, value in config.items() if value != REMOVED}
 
 

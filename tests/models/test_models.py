@@ -17,7 +17,7 @@ from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.models import create_model_with_hooks, decoder, layer_loop
 from pod_job.models.decoder import Decoder
-from pod_job.models.hf_config import FAMILIES
+from pod_job.models.families import FAMILIES
 from pod_job.models.rope import Rope
 from pod_job.models.taps import INNER_SITES, Tap
 from pod_job.models.weight_table import weight_table

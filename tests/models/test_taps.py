@@ -8,8 +8,9 @@ from conftest import GOLDENS
 
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch
-from pod_job.models.hf_config import FAMILIES
+from pod_job.models.families import FAMILIES
 from pod_job.models.taps import Tap, available, resolve
+from tools.tiny_model import TinyModel
 
 
 def model_of(layers: int, golden: str = "qwen2_full") -> Arch:
@@ -35,14 +36,13 @@ def test_wildcards_choose_by_name_and_add_to_layers() -> None:
 
 
 def test_every_tap_is_found_by_its_own_name_alone() -> None:
-    for name, tap in available(4, post_norms=True).items():
+    for name, tap in available(4).items():
         assert resolve(None, [name], model_of(4, "gemma2_grouped")) == (tap,)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_inputs_of_post_norms_are_taps_of_the_families_that_have_such_norms(family: str) -> None:
-    golden = next(path.name for path in sorted(GOLDENS.iterdir()) if path.name.startswith(family.partition("_")[0]))
-    model = model_of(2, golden)
+    model = read_arch(TinyModel(family, layers=2).config())
     for site in ("attn_out_pre_norm", "mlp_out_pre_norm"):
         if model.post_norms:
             assert names(resolve(None, [f"layer_*.{site}"], model)) == [f"layer_0.{site}", f"layer_1.{site}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pod_job.checkpoints.huggingface import HEAD, TensorFiles
+from pod_job.checkpoints.huggingface import TensorFiles
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
@@ -89,7 +89,9 @@ def test_needs_are_what_the_run_writes_and_holds(job: tuple[JobConfig, Inputs, l
     needs = machine_needs(inputs, tokens)
     assert needs.disk[tmp_path / "run"] == 4000 * row_bytes
     assert isinstance(inputs.checkpoint, TensorFiles)
-    read = {name: tensor for name, tensor in inputs.checkpoint.tensors.items() if name != HEAD}  # prefill: no logits
+    read = {
+        name: tensor for name, tensor in inputs.checkpoint.tensors.items() if name != "lm_head.weight"
+    }  # prefill: no logits
     parameters = sum(math.prod(tensor.shape) for tensor in read.values())
     assert needs.weights == pytest.approx(4 * parameters * 4, rel=0.01)  # a copy on each of 4 devices
     assert needs.batches == 2 * 3000 * row_bytes * (config.storage.writers + 2)

@@ -66,7 +66,9 @@ def other(value: Any) -> Any:
         case str():
             return f"{value}_2"
         case None:
-            return 17.0
+            return 17
+        case tuple():
+            return (*value, 2.0)
     return value
 
 

@@ -1,0 +1,9 @@
+"""Model families: one table file for each, from which everything that differs between them is read. No jax."""
+
+from collections.abc import Mapping
+
+from pod_job.models.families import gemma, gpt, llama, olmo, phi
+from pod_job.models.families.family import Family
+
+FAMILIES: Mapping[str, Family] = llama.FAMILIES | gemma.FAMILIES | olmo.FAMILIES | gpt.FAMILIES | phi.FAMILIES
+"""By the `model_type` of a config.json."""
