@@ -93,7 +93,7 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     share, values = rotated_share(values, family)
     hidden, heads = positive(values, "hidden_size", source), positive(values, "num_attention_heads", source)
     head_dim = positive(values, "head_dim", source, default=hidden // heads)
-    switches = biases(values) | scales(values, family, hidden, head_dim, source) | dict(family.switches)
+    switches = {**biases(values), **scales(values, family, hidden, head_dim, source), **family.switches}
     arch = Arch(
         family=name,
         layers=positive(values, "num_hidden_layers", source),
@@ -118,23 +118,23 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     return arch
 
 
-def rotated_share(values: dict[str, Any], family: Family) -> tuple[float, dict[str, Any]]:
+def rotated_share(values: Mapping[str, Any], family: Family) -> tuple[float, Mapping[str, Any]]:
     """Returns the share of a head's dimensions that is rotated, and the values without it."""
     parameters = values.get("rope_parameters")
     if not family.partial_rotary or not isinstance(parameters, Mapping):
         return 1.0, values
     rest = {key: value for key, value in parameters.items() if key != "partial_rotary_factor"}
     share = parameters.get("partial_rotary_factor")
-    return 1.0 if share is None else share, values | {"rope_parameters": rest}
+    return 1.0 if share is None else share, {**values, "rope_parameters": rest}
 
 
-def biases(values: Mapping[str, Any]) -> dict[str, Any]:
+def biases(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the fields of `Arch` that say which projections have a bias."""
     attention = bool(values.get("attention_bias"))
     return {"qkv_bias": attention, "out_bias": attention, "mlp_bias": bool(values.get("mlp_bias"))}
 
 
-def scales(values: Mapping[str, Any], family: Family, hidden: int, head_dim: int, source: str) -> dict[str, Any]:
+def scales(values: Mapping[str, Any], family: Family, hidden: int, head_dim: int, source: str) -> Mapping[str, float]:
     """Returns the fields of `Arch` that multiply embeddings, scores, what layers add, and logits."""
     of_embedding = math.sqrt(hidden) if family.embedding_times_sqrt_hidden else 1.0
     of_query = number(values, "query_pre_attn_scalar", source, default=head_dim) ** -0.5
