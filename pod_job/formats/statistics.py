@@ -200,12 +200,15 @@ def to_record(statistics: TapStatistics) -> StatisticsRecord:
 
 def from_record(record: StatisticsRecord) -> TapStatistics:
     """Inverse of `to_record`. ValueError where a text in the record is not one that `to_record` makes."""
+    mean, squared_deviations = _decoded(record.mean), _decoded(record.squared_deviations)
+    if len(mean) != len(squared_deviations):
+        raise ValueError(f"means and deviations of different widths, {len(mean)} and {len(squared_deviations)}")
     lowest, highest = record.norm_range or (np.inf, 0.0)
     return TapStatistics(
         count=record.count,
         nonfinite=record.nonfinite,
-        mean=_decoded(record.mean),
-        squared_deviations=_decoded(record.squared_deviations),
+        mean=mean,
+        squared_deviations=squared_deviations,
         norm_sum=record.norm_sum,
         norm_min=lowest,
         norm_max=highest,

@@ -8,7 +8,7 @@ in the next one. Nothing that a pickle names is called.
 import gzip
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from pod_job.errors import JobError
 from pod_job.formats.records import Count, convert, read_file
 from pod_job.interop.pickle_reader import StoredArray, load_plain
 from pod_job.run_folder.layout import layer_number
+from pod_job.storage.folder import is_name
 from pod_job.storage.open import open_folder
 
 MOST_EXPANDED = 16
@@ -111,8 +112,9 @@ def read_shard_metadata(folder: Path) -> ShardMetadata:
     except FileNotFoundError:
         return ShardMetadata()
     for entry in metadata.shards:
-        if PurePosixPath(entry.filename).name != entry.filename or not (folder / entry.filename).is_file():
-            raise JobError(f"{path}: {entry.filename!r} is not a shard beside it; copy it there, or import without it")
+        name = entry.filename
+        if not is_name(name) or "/" in name or not (folder / name).is_file():
+            raise JobError(f"{path}: {name!r:.100} is not a shard beside it; copy it there, or import without it")
     return metadata
 
 

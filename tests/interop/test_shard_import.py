@@ -145,7 +145,7 @@ def listed(**entry: Any) -> Callable[[Path], Any]:
         (lambda folder: os.truncate(folder / "shard_0002.pkl.gz", 200), "shard_0002.pkl.gz: cannot be read"),
         (
             lambda folder: (folder / "shard_0002.pkl.gz").write_bytes(gzip.compress(bytes(SMALL_BYTES + 9))),
-            "expands to more than 50 times its size",
+            "expands to more than 16 times its size",
         ),
         (reshard(lambda content: content.update({15: Hostile()})), r"it names .*\.system, which such a file"),
         (reshard(lambda content: content.update(other=[])), "tap 'other' names no layer"),

@@ -7,10 +7,19 @@ from typing import Any
 
 from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 
+EXTREMES = [
+    number.to_bytes(size, order)
+    for size in (1, 2, 4, 8)
+    for number in (1, 2 ** (8 * size - 1) - 1, 2 ** (8 * size - 1), 2 ** (8 * size) - 1)
+    for order in ("little", "big")
+]
+"""Numbers in place of which lengths and counts are most likely to be wrong."""
+
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Returns another content: bits, cuts, repetitions, garbage, or, where it is JSON, values of other kinds."""
+    """Returns another content: bits, cuts, repetitions, garbage, extreme numbers, depth, or other values in JSON."""
     at, length = rng.randrange(len(data)), rng.choice((1, 4, 64, 1024))
+    extreme = rng.choice(EXTREMES)
     ways: list[Callable[[], bytes]] = [
         lambda: data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :],
         lambda: data[:at],
@@ -19,6 +28,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         lambda: data[:at] + rng.randbytes(length) + data[at + length :],
         lambda: data[:at] + bytes(length) + data[at + length :],
         lambda: data + rng.randbytes(length),
+        lambda: data[:at] + extreme + data[at + len(extreme) :],
+        lambda: data[:at] + rng.choice((b"[", b"(", b'{"a":')) * 5000 + data[at:],
     ]
     try:
         content = json.loads(data)
