@@ -19,6 +19,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.template_date import template_date
+from pod_job.prompts.concat import joined
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import PromptRules, usable_prompts
@@ -140,7 +141,9 @@ def row_prompts(
         row = f"{dataset.folder.url}: row {chosen[i]} of batch {batch}"
         if key not in by_key:
             raise JobError(f"{row} is of task {key[0]}, sample {key[1]}, which is not in that batch")
-        prompts = {prompt.window: prompt for prompt in usable_prompts(tokenizer, [by_key[key]], rules).prompts}
+        together = read if config.tasks.concat else [by_key[key]]
+        tokenized = joined([usable_prompts(tokenizer, together, rules)])
+        prompts = {prompt.window: prompt for prompt in tokenized.prompts}
         completed = {
             (text.task_id, text.sample_idx): text.token_ids for text in read_completions(dataset.folder, batch)
         }

@@ -138,6 +138,8 @@ class JobConfig:
 
     def _check_mode(self) -> None:
         extract = self.extract
+        if self.tasks.concat:
+            self._check_concat()
         if self.mode is Mode.prefill:
             if extract.positions is Positions.generated:
                 raise JobError(
@@ -158,4 +160,20 @@ class JobConfig:
             raise JobError(
                 "extract.too_long=split needs mode=prefill, as every window would be continued; with mode=generate use "
                 "tail"
+            )
+
+    def _check_concat(self) -> None:
+        extract = self.extract
+        if self.mode is Mode.generate:
+            raise JobError("tasks.concat=true needs mode=prefill; with mode=generate each prompt is continued alone")
+        if extract.positions.one_per_prompt:
+            raise JobError(
+                f"extract.positions={extract.positions.value} is one vector per prompt, and tasks.concat=true joins "
+                "prompts; use all, every or sample"
+            )
+        if extract.too_long.drops or extract.overlap:
+            name, value = ("overlap", extract.overlap) if extract.overlap else ("too_long", extract.too_long.value)
+            raise JobError(
+                f"extract.{name}={value} does not go with tasks.concat=true, which continues a long document in the "
+                "next row; leave it out"
             )

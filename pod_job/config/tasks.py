@@ -52,6 +52,18 @@ class Augment(Enum):
     both = "both"
 
 
+class Separator(Enum):
+    """Token between documents that `tasks.concat` joins.
+
+    `eos`: the end token after each document, as TransformerLens does; `bos`: the begin token before each document that
+    does not begin a row, as SAELens does; `none`: no token. Every row begins with the begin token, where there is one.
+    """
+
+    eos = "eos"
+    bos = "bos"
+    none = "none"
+
+
 @dataclass(kw_only=True)
 class ArcConfig:
     prompt: ArcPrompt = ArcPrompt.plain
@@ -93,11 +105,15 @@ class TasksConfig:
     dtype: str | None = None  # tokens in a .bin file: uint16, int32, ...
     row_tokens: int | None = None  # tokens of a sample, in a .bin file or a one-dimensional array
     arc: ArcConfig = dataclasses.field(default_factory=ArcConfig)
+    concat: bool = False  # joins documents into full rows, with attention across them, batch by batch
+    separator: Separator = Separator.eos
     system: str | None = None  # chats that have no system message get this one
     template_kwargs: Any = None  # values for the chat template: {enable_thinking: false}
 
     def __post_init__(self) -> None:
         self._check_template_kwargs()
+        if self.separator is not Separator.eos and not self.concat:
+            raise JobError(f"tasks.separator={self.separator.value} is between joined documents; set tasks.concat=true")
         for name in ("limit", "max_tokens", "row_tokens"):
             value = getattr(self, name)
             if value is not None:

@@ -17,6 +17,7 @@ from pod_job.formats.records import now
 from pod_job.formats.rows_table import from_columns
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.prompts.prompt import PROMPT_COLUMNS, Prompt, Tokenized
+from pod_job.prompts.sources.sample import Sample
 from pod_job.run_folder.commit import Batch, PromptCounts
 from pod_job.storage.buffers import Pool
 
@@ -82,14 +83,32 @@ def row_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         return np.concatenate([nothing, *(of_prompt[at] for of_prompt, at in zip(values, places, strict=True))])
 
     return {
-        "task_id": np.repeat(np.array([prompt.sample.task_id for prompt in prompts], object), counts),
-        "sample_idx": np.repeat(np.array([prompt.sample.sample_idx for prompt in prompts], np.int32), counts),
+        **sample_columns(prompts, places),
         "position": joined([prompt.positions for prompt in prompts]),
         "token_id": joined([prompt.token_ids for prompt in prompts]),
         "special": joined([prompt.special_marks for prompt in prompts]).astype(bool),
         "role": joined([no_roles(prompt) if prompt.roles is None else prompt.roles for prompt in prompts]),
         "window": np.repeat(np.array([prompt.window for prompt in prompts], np.int32), counts),
         "window_position": np.concatenate([nothing, *places]),
+    }
+
+
+def sample_columns(prompts: Sequence[Prompt], places: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the columns that name the sample of each row."""
+    samples: list[Sample] = []
+    numbers = [np.zeros(0, np.int64)]
+    for prompt, at in zip(prompts, places, strict=True):
+        of = prompt.origin
+        if of is None or of.sample_of is None:
+            numbers.append(np.full(len(at), len(samples)))
+            samples.append(prompt.sample)
+        else:
+            numbers.append(len(samples) + of.sample_of[at])
+            samples += of.samples
+    at = np.concatenate(numbers)
+    return {
+        "task_id": np.array([sample.task_id for sample in samples], object)[at],
+        "sample_idx": np.array([sample.sample_idx for sample in samples], np.int32)[at],
     }
 
 
@@ -115,7 +134,7 @@ def prompt_counts(tokenized: Tokenized) -> PromptCounts:
     """Returns what the commit record tells of a batch's prompts."""
     skipped = Counter(broken.reason.value for broken in tokenized.skipped)
     doubled = sum(prompt.doubled_bos for prompt in tokenized.prompts)
-    dropped = sum(prompt.dropped for prompt in tokenized.prompts)
+    dropped = tokenized.dropped_tokens
     read = sum(len(prompt.token_ids) for prompt in tokenized.prompts)
     return PromptCounts(
         skipped=dict(sorted(skipped.items())),

@@ -20,7 +20,7 @@ from pod_job.extraction.read_ahead import read_ahead
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.prompt import Prompt, Tokenized
+from pod_job.prompts.prompt import Tokenized
 
 T = TypeVar("T")
 InputT = TypeVar("InputT")
@@ -99,14 +99,14 @@ class Feeder(ABC, Generic[InputT, BatchT]):
                     self.open[number] = batch
                 else:
                     self._without_prompts.append(batch)
-                self.reporter.add(samples=tokenized.samples, **dropped(prompts))
+                self.reporter.add(samples=tokenized.samples, **dropped(tokenized))
             yield from (Queued(number, index, prompt) for index, prompt in enumerate(prompts))
 
 
-def dropped(prompts: Sequence[Prompt]) -> dict[str, int]:
+def dropped(tokenized: Tokenized) -> dict[str, int]:
     """Returns the counters of tokens that no prompt has."""
-    tokens = [prompt.dropped for prompt in prompts]
-    return {"cut_samples": sum(count > 0 for count in tokens), "dropped_tokens": sum(tokens)}
+    cut = sum(prompt.dropped > 0 for prompt in tokenized.prompts)
+    return {"cut_samples": cut, "dropped_tokens": tokenized.dropped_tokens}
 
 
 class Prefetch(Iterator[T]):

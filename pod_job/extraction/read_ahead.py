@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.prompt import Tokenized, joined
+from pod_job.prompts.concat import joined
+from pod_job.prompts.prompt import Tokenized
 
 T = TypeVar("T")
 

@@ -35,6 +35,7 @@ from pod_job.planning.identity import (
 )
 from pod_job.planning.template_date import date_to_record, template_date
 from pod_job.prompts.chat import check_values
+from pod_job.prompts.concat import joined
 from pod_job.prompts.sources.sample import BrokenTask, Sample
 from pod_job.prompts.tasks import Tasks, read_tasks
 from pod_job.prompts.text_ends import check_ends
@@ -102,7 +103,7 @@ class Inputs(Outline):
 
     def prompts(self, batch: int) -> Tokenized:
         """Returns the tokenized prompts of a batch (from 1): its `samples`, tokenized."""
-        return self.tokenize(self.samples(batch))
+        return joined([self.tokenize(self.samples(batch))])
 
     def samples(self, batch: int) -> list[Sample | BrokenTask]:
         """Returns the samples of a batch (from 1), read from the source; for any thread.
@@ -311,6 +312,7 @@ def run_identity(inputs: Inputs) -> Identity:
         roles=extract.roles or None,
         columns=sorted(column.value for column in set(extract.columns)) or None,
         chat_template=template_identity(config),
+        concat=config.tasks.separator.value if config.tasks.concat else None,
         exclude=sorted({kind.value for kind in extract.exclude}),
         save_every_n_samples=extract.save_every_n_samples,
         generate=generate_identity(config, inputs.model_dir),

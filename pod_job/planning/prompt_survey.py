@@ -78,7 +78,7 @@ class PromptSurvey(Struct):
         if config.mode is Mode.prefill:  # with mode=generate rows depend on what is generated
             self.without_rows += sum(not len(prompt.places) for prompt in tokenized.prompts)
         self.doubled_bos += sum(prompt.doubled_bos for prompt in tokenized.prompts)
-        self.dropped_tokens += sum(prompt.dropped for prompt in tokenized.prompts)
+        self.dropped_tokens += tokenized.dropped_tokens
         return sum(lengths)
 
     def __str__(self) -> str:
@@ -183,9 +183,16 @@ def survey_until_a_row(inputs: Inputs) -> PromptSurvey:
 
 def check_rows(survey: PromptSurvey, config: JobConfig) -> None:
     """Raises JobError where none of the prompts looked at gives a row."""
+    extract = config.extract
+    if survey.has_rows and config.tasks.concat:
+        tokens = survey.tokens / survey.prompts * extract.save_every_n_samples
+        if tokens < extract.seq_len:
+            raise JobError(
+                f"tasks.concat=true: a batch of {extract.save_every_n_samples} samples has {tokens:,.0f} tokens on "
+                f"average, which fill no row of extract.seq_len={extract.seq_len}; raise extract.save_every_n_samples"
+            )
     if survey.has_rows:
         return
-    extract = config.extract
     if survey.prompts:
         raise JobError(no_rows(survey.prompts, extract))
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(survey.skipped).most_common())

@@ -1,6 +1,6 @@
 """Prompt: the tokens of one forward pass, which of them get a row, and where in a document they come from. No jax."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32, Shaped
 
 from pod_job.config.extract import ExtractConfig, Positions, TooLong
 from pod_job.config.schema import JobConfig
-from pod_job.config.tasks import OnBroken
+from pod_job.config.tasks import OnBroken, Separator
 from pod_job.prompts.chat import ChatSettings
 from pod_job.prompts.sources.sample import BrokenTask, Sample
 
@@ -26,11 +26,15 @@ class Origin:
         window: number of the prompt among those of its sample, from 0.
         positions: of each token, its place in the document as tokenized whole; 0 is the begin token, where it has one.
         repeated: places in the prompt of tokens that an earlier window has too, as context.
+        samples: with tasks.concat=true, the samples that the prompt has tokens of, and `sample_of` which of them each
+            token is of.
     """
 
     window: int
     positions: Int32[np.ndarray, " length"]
     repeated: range = range(0)
+    samples: tuple[Sample, ...] = ()
+    sample_of: Int32[np.ndarray, " length"] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class PromptRules:
         template_date: the day that a chat template takes for today; None: the present one.
         extract: which tokens have rows, and the overlap of windows.
         system, template_values: as in ChatSettings.
+        concat: the separator of documents that are joined into full rows; None: they are not joined.
     """
 
     seq_len: int
@@ -96,6 +101,7 @@ class PromptRules:
     extract: ExtractConfig = field(default_factory=lambda: ExtractConfig(positions=Positions.all))
     system: str | None = None
     template_values: Mapping[str, Any] = field(default_factory=dict)
+    concat: Separator | None = None
 
     @staticmethod
     def of(config: JobConfig, vocab: int | None = None, template_date: date | None = None) -> "PromptRules":
@@ -109,6 +115,7 @@ class PromptRules:
             extract,
             tasks.system,
             tasks.template_values,
+            tasks.separator if tasks.concat else None,
         )
 
     @property
@@ -118,12 +125,12 @@ class PromptRules:
     @property
     def drops(self) -> bool:
         """Whether tokens of samples may be in no prompt."""
-        return self.too_long.drops
+        return self.too_long.drops or self.concat is not None
 
     @property
     def windowed(self) -> bool:
         """Whether a token's place in its prompt can differ from that in its document."""
-        return self.too_long in (TooLong.tail, TooLong.split)
+        return self.too_long in (TooLong.tail, TooLong.split) or self.concat is not None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -133,12 +140,24 @@ class PromptRules:
 
 
 @dataclass(frozen=True)
+class ConcatRules:
+    """How documents are joined: the begin token of each row and the separator between documents, where there are."""
+
+    kind: Separator
+    begin: int | None
+    separator: int | None
+    extract: ExtractConfig
+
+
+@dataclass(frozen=True)
 class Tokenized:
     """Prompts, in the order of their samples, and what is wrong with the samples that were left out.
 
     Attributes:
         samples: how many samples the prompts are of.
         drops, columns: those of the rules.
+        concat: the prompts are documents, still to be joined; None: they are not, or no longer.
+        remainder: tokens of documents that did not fill a row.
     """
 
     prompts: list[Prompt]
@@ -146,14 +165,10 @@ class Tokenized:
     samples: int = 0
     drops: bool = False
     columns: tuple[str, ...] = ()
+    concat: ConcatRules | None = None
+    remainder: int = 0
 
-
-def joined(parts: Sequence[Tokenized]) -> Tokenized:
-    """Returns the prompts of all parts of a batch, in their order."""
-    return Tokenized(
-        prompts=[prompt for part in parts for prompt in part.prompts],
-        skipped=[broken for part in parts for broken in part.skipped],
-        samples=sum(part.samples for part in parts),
-        drops=any(part.drops for part in parts),
-        columns=parts[0].columns if parts else (),
-    )
+    @property
+    def dropped_tokens(self) -> int:
+        """Tokens of the samples that no prompt has."""
+        return self.remainder + sum(prompt.dropped for prompt in self.prompts)

@@ -11,7 +11,8 @@ from jaxtyping import Integer, Shaped
 from pod_job.config.extract import TooLong
 from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError, first_line
-from pod_job.prompts.chat import ChatSettings, Rendered, render_chats
+from pod_job.prompts.chat import Rendered, render_chats
+from pod_job.prompts.concat import concat_rules
 from pod_job.prompts.prompt import Prompt as Prompt
 from pod_job.prompts.prompt import PromptRules as PromptRules
 from pod_job.prompts.prompt import Tokenized as Tokenized
@@ -47,15 +48,16 @@ def usable_prompts(tokenizer: Tokenizer, samples: Sequence[Sample], rules: Promp
     """Returns token ids as the model expects them (with its begin token, where it has one), within `rules.seq_len`.
 
     Text is tokenized, chats are rendered by the model's template first, token ids stay as they are. With
-    `too_long=split` a sample may become several prompts, which follow each other.
+    `too_long=split` a sample may become several prompts, which follow each other. With `concat` prompts are whole
+    documents, without begin token, which `joined` makes rows of.
 
     Raises:
         JobError: under `on_broken=refuse`, a prompt that is too long, that has no token of its own or one that the
             model has no embedding for, or that the tokenizer or the template refuses; or a template without an end.
     """
-    prompts, skipped = [], []
-    ends, special = text_ends(tokenizer), special_ids(tokenizer)
-    for sample, encoded in zip(samples, encode(tokenizer, samples, rules.chat_settings), strict=True):
+    prompts, skipped, special = [], [], special_ids(tokenizer)
+    ends = TextEnds((), ()) if rules.concat is not None else text_ends(tokenizer)
+    for sample, encoded in zip(samples, encode(tokenizer, samples, rules), strict=True):
         try:
             document = checked_document(sample, encoded, ends, rules)
             prompts += document_prompts(sample, document, ends, special, rules)
@@ -63,7 +65,8 @@ def usable_prompts(tokenizer: Tokenizer, samples: Sequence[Sample], rules: Promp
             if rules.on_broken is OnBroken.refuse:
                 raise JobError(f"{broken}; or leave such tasks out with tasks.on_broken=skip") from broken
             skipped.append(broken)
-    return Tokenized(prompts, skipped, len(samples) - len(skipped), rules.drops, rules.columns)
+    concat = None if rules.concat is None else concat_rules(tokenizer, rules.concat, rules.extract)
+    return Tokenized(prompts, skipped, len(samples) - len(skipped), rules.drops, rules.columns, concat)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def checked_document(
             "another model's, or has tokens that were added to it alone",
             Reason.token_out_of_vocabulary,
         )
-    if len(token_ids) > rules.seq_len and rules.too_long is TooLong.refuse:
+    if len(token_ids) > rules.seq_len and rules.too_long is TooLong.refuse and rules.concat is None:
         raise BrokenTask(
             f"{sample} has {len(token_ids)} tokens, more than extract.seq_len={rules.seq_len}; raise it, or set "
             "extract.too_long=split, or head or tail to keep a part",
@@ -138,9 +141,10 @@ def document_prompts(
 
 
 def encode(
-    tokenizer: Tokenizer, samples: Sequence[Sample], settings: ChatSettings
+    tokenizer: Tokenizer, samples: Sequence[Sample], rules: PromptRules
 ) -> list[Sequence[int] | RoleTokens | BrokenTask]:
-    """Returns the token ids of each sample, uncut, or why it has none; with `settings.roles` the roles of a chat's."""
+    """Returns the token ids of each sample, uncut, or why it has none; the roles of a chat's where they are wanted."""
+    settings = rules.chat_settings
     prompts = (sample.prompt for sample in samples)
     encoded: list[Any] = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in prompts]
     chats = [i for i, sample in enumerate(samples) if sample.is_chat]
@@ -151,7 +155,9 @@ def encode(
     written = set(chats)  # a template writes its own begin token
     for special in (True, False):
         group = [i for i, text in enumerate(encoded) if isinstance(text, str) and (i not in written) is special]
-        for i, ids in zip(group, encode_texts(tokenizer, [encoded[i] for i in group], special), strict=True):
+        for i, ids in zip(
+            group, encode_texts(tokenizer, [encoded[i] for i in group], special and rules.concat is None), strict=True
+        ):
             encoded[i] = ids if isinstance(ids, list) else refused_by_tokenizer(samples[i], ids)
     return encoded
 

@@ -18,6 +18,9 @@ def parts(length: int, begin: int, rules: PromptRules) -> Iterator[Origin]:
     Raises:
         JobError: a row has no room for a token besides those that are repeated.
     """
+    if rules.concat is not None:
+        yield Origin(0, np.arange(length, dtype=np.int32))
+        return
     S, overlap = rules.seq_len, rules.extract.overlap
     if length <= S or rules.too_long is TooLong.head:
         yield Origin(0, np.arange(min(length, S), dtype=np.int32))

@@ -109,6 +109,7 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     roles: list[str] | None = None
     columns: list[str] | None = None
     chat_template: TemplateIdentity | None = None
+    concat: str | None = None
     exclude: list[str] | None = None
     save_every_n_samples: Annotated[int, msgspec.Meta(ge=1)]
     generate: GenerateIdentity | None = None
