@@ -5,6 +5,7 @@ The page is report/index.html in the run folder; with --out it is that file, her
 
 import importlib.util
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from pod_job.commands.command_line import DONE, Command, add_inputs, add_json, add_run_dir, consent_of
@@ -37,16 +38,26 @@ def run_report(options: Namespace) -> int:
     overview = read_overview(options.run_dir)
     report = make_report(overview, options.rows, consent, progress_bar)
     folder, name = page_place(overview.folder, options.out)
-    prefix = name.removesuffix("index.html") if name.endswith("index.html") else f"{name.removesuffix('.html')}_"
-    for picture, data in report.pictures.items():
-        folder.replace(f"{prefix}{picture}.png", data)
-    folder.replace(name, report.html.encode())
+    write_page(folder, name, report.html, report.pictures)
     if options.json:
         print(encode(report.facts, indent=1).decode())
     else:
         print(f"{folder.url}/{name}")
-        print(f"{folder.url}/{prefix}*.png: {len(report.pictures)} figures")
+        print(f"{folder.url}/{picture_file(name, '*')}: {len(report.pictures)} figures")
     return DONE
+
+
+def write_page(folder: Folder, name: str, html: str, pictures: Mapping[str, bytes]) -> None:
+    """Writes the figures and then the page, each whole: a reader never sees half of one."""
+    for picture, data in pictures.items():
+        folder.replace(picture_file(name, picture), data)
+    folder.replace(name, html.encode())
+
+
+def picture_file(page: str, picture: str) -> str:
+    """Returns the name of a figure beside the page."""
+    prefix = page.removesuffix("index.html") if page.endswith("index.html") else f"{page.removesuffix('.html')}_"
+    return f"{prefix}{picture}.png"
 
 
 def page_place(run: Folder, out: Path | None) -> tuple[Folder, str]:

@@ -1,4 +1,8 @@
-"""A stranger's model runs no code here, and nobody is asked whether it may; pickled weights are not opened."""
+"""A stranger's model runs no code here, and nobody is asked whether it may; pickled weights are not opened.
+
+They were seen to fail: with `trust_remote_code=True`, or without the argument, in `prompts/tokenizer.py`; with it in
+`checking/hf_reference.py`; and, of pickled weights, pytorch_model.bin with `use_safetensors=None` there.
+"""
 
 import io
 import json
@@ -97,8 +101,9 @@ def test_pickled_weights_are_refused(name: str, tmp_path: Path, torch_there: Non
 
     model = write_tiny_model(tmp_path / "model")
     (model / "model.safetensors").unlink()
-    (model / name).write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    (model / name).write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % bytes(tmp_path / "ran"))
     with pytest.raises(JobError, match=r"has neither model\.safetensors nor .*convert it to safetensors"):
         read_checkpoint(model)
     with pytest.raises(OSError, match="safetensors"):
         load_reference(model)
+    assert not (tmp_path / "ran").exists()

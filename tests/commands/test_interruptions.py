@@ -18,6 +18,8 @@ from sample_runs import finished_run
 from pod_job.checking.verify import verify
 from pod_job.commands import export, export_sae_lens, import_pickles, merge, shuffle
 from pod_job.commands import verify as verify_command
+from pod_job.commands.report import picture_file, write_page
+from pod_job.errors import JobError
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.storage import local
 from pod_job.storage.open import open_folder
@@ -91,6 +93,34 @@ def outcome(command: str, top: Path) -> Any:
         files = [path for path in sorted((top / "OUT").iterdir()) if path.suffix != ".arrow"]
         return names, [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return names, content(open_folder(top / "RUN"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Killed()], ids=["full", "killed"])
+@pytest.mark.parametrize("page", ["report/index.html", "page.html"])
+def test_a_report_leaves_the_earlier_page_or_the_new_one(page: str, error: BaseException, tmp_path: Path) -> None:
+    """The page has its figures in it; those beside it are whole, too, wherever the command ends."""
+    earlier, new = (
+        ("<p>1</p>" * 1000, {"a": b"1" * 9000, "b": b"1" * 9}),
+        ("<p>2</p>" * 1000, {"a": b"2", "b": b"2" * 9}),
+    )
+    for after in itertools.count():
+        folder = open_folder(tmp_path / str(after))
+        write_page(folder, page, *earlier)
+        with failing(after, error) as left, contextlib.suppress(JobError, Killed):
+            write_page(folder, page, *new)
+        names = {page: None, picture_file(page, "a"): "a", picture_file(page, "b"): "b"}
+        assert set(folder.names("")) == set(names)
+        states = []
+        for name, picture in names.items():
+            contents = [(made[1][picture] if picture else made[0].encode()) for made in (earlier, new)]
+            states.append(contents.index(folder.read(name)))
+        assert states[0] <= min(states[1:])  # the page is replaced last
+        if left[0] >= 0:
+            assert states == [1, 1, 1]
+            break
+        write_page(folder, page, *new)
+        assert folder.read(page) == new[0].encode()
+    assert after > 9
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Killed()], ids=["full", "killed"])

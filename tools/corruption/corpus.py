@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import msgspec
 from pod_job.checking.verify import store, verify
 from pod_job.checkpoints.random_model import byte_tokenizer
 from pod_job.config.load import load, to_json
+from pod_job.config.schema import ConfigValues
 from pod_job.finishing.compact import compact
 from pod_job.finishing.merge import merge
 from pod_job.formats.records import encode
@@ -85,7 +86,7 @@ def write_run(folder: Folder, first: int = 1, model: str = "random") -> None:
     merge(folder)
 
 
-def recorded(words: Sequence[str]) -> Mapping[str, object]:
+def recorded(words: Sequence[str]) -> ConfigValues:
     """Returns the configuration of a start with these overrides, as run.json has it."""
     return to_json(load(words))
 
