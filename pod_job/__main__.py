@@ -1,7 +1,8 @@
 """`python -m pod_job experiment=NAME key=value ...`: the entrypoint on every host.
 
 Exit status: 0 done or stopped as asked, 2 an end that one line explains (bad input, or another host that failed),
-1 anything else (traceback). People start it by `pod-job run`.
+1 anything else (traceback); an engine that starts jobs again may name another for ends after which a restart may do,
+POD_JOB_RESTART_STATUS. People start it by `pod-job run`.
 """
 
 import logging
@@ -28,6 +29,8 @@ def run_logged(overrides: list[str]) -> int:
     """Runs the job with its log on stdout; returns the exit status."""
     from pod_job.config.load import load
     from pod_job.errors import JobError
+    from pod_job.host.host_end import host_end_of, restart_status
+    from pod_job.run_folder.status import EndKind
     from pod_job.terminal import LineFormatter, one_line
 
     handler = logging.StreamHandler(sys.stdout)
@@ -37,14 +40,14 @@ def run_logged(overrides: list[str]) -> int:
         config = load(overrides)
         from pod_job.job import run  # jax, only once the configuration is sound
 
-        run(config)
+        complete = run(config)
     except JobError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 2
-    except Exception:
+        return restart_status(host_end_of(error).kind) or 2
+    except Exception as error:
         traceback.print_exc()
-        return 1
-    return 0
+        return restart_status(host_end_of(error).kind) or 1
+    return 0 if complete else restart_status(EndKind.stopped) or 0
 
 
 def run_to_exit(overrides: list[str]) -> None:

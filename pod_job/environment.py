@@ -8,11 +8,18 @@ RUN = "POD_JOB_RUN"  # the run folder: on a TPU VM it tells a job of this run fr
 HOST = "POD_JOB_HOST"  # this host's index, 0 .. pod.hosts - 1
 LEFT_S = "POD_JOB_LEFT_S"  # seconds after which the run has cost what it may; the host then stops
 LIMIT = "POD_JOB_LIMIT"  # that limit, for people: cloud.max_hours=2 is reached
+RESTART_STATUS = "POD_JOB_RESTART_STATUS"  # exit status that asks an engine, such as JobSet, for another start
 COORDINATOR = "POD_JOB_COORDINATOR"  # host 0's address:port
 STORAGE_EMULATOR = "STORAGE_EMULATOR_HOST"  # google-cloud-storage's own: an endpoint in place of GCS
 TENSORSTORE_EMULATOR = "TENSORSTORE_GCS_HTTP_URL"  # the same for tensorstore, which reads converted checkpoints
 TENSORSTORE_TOKEN = "GOOGLE_AUTH_TOKEN_FOR_TESTING"  # tensorstore's: what it shows in place of credentials
 METADATA_SERVER = "GCE_METADATA_IP"  # Google's own: host:port in place of the metadata server
+JAX_COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # jax's own: host 0's address:port
+JAX_PORT = "JAX_COORDINATOR_PORT"  # jax's own, where it finds host 0 by itself
+KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"  # set by Kubernetes on the pods of an indexed job
+SKYPILOT_RANK = "SKYPILOT_NODE_RANK"  # set by SkyPilot
+SKYPILOT_ADDRESSES = "SKYPILOT_NODE_IPS"  # set by SkyPilot: a line for each host
+SKYPILOT_TASK = "SKYPILOT_TASK_ID"  # set by SkyPilot: the same on all hosts of a task, after a recovery too
 TPU_WORKER = "TPU_WORKER_ID"  # set on TPU VMs by Google: the index of this VM in its slice
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # NumPy's own: 1, as writers are threads already and BLAS threads wait in loops
 

@@ -50,8 +50,11 @@ from pod_job.run_folder.tokenizer import store_tokenizer
 log = logging.getLogger("pod_job")
 
 
-def run(config: JobConfig) -> None:
+def run(config: JobConfig) -> bool:
     """Runs this host's part; returns when every batch of the run that fell to it is committed.
+
+    Returns:
+        False where it was asked to stop before that.
 
     Raises:
         JobError: bad input, found before any weight is loaded.
@@ -76,7 +79,7 @@ def run(config: JobConfig) -> None:
         if pending:
             with explaining_memory(inputs):
                 compute(inputs, pending, host, reporter, stop)
-        finish(inputs, reporter, stop)
+        return finish(inputs, reporter, stop)
 
 
 def listen(stop: StopRequest, config: JobConfig) -> None:
@@ -162,15 +165,15 @@ def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feedin
         return Generator(programs, params, part, ending, config.extract.positions)
 
 
-def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
-    """Writes metadata.json if no batch is missing, and before it what was predicted.
+def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> bool:
+    """Writes metadata.json if no batch is missing, and before it what was predicted; False after a stop before that.
 
     Every host tries as it ends, so the last one in succeeds.
     """
     complete = len(committed(inputs.folder)) >= inputs.total_batches
     if stop and not complete:
         reporter.phase(Phase.stopped, error=stop.reason, end=EndKind.stopped)
-        return
+        return False
     reporter.phase(Phase.merging)
     if complete:
         if inputs.config.mode is Mode.generate:
@@ -181,6 +184,7 @@ def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
             )
         merge(inputs.folder)
     reporter.phase(Phase.done)
+    return True
 
 
 def log_skipped(tasks: Tasks, reporter: Reporter) -> None:

@@ -55,6 +55,7 @@ LAYERS = {
         "view",
         "local_job",
         "cloud",
+        "manifests",
         "job_config",
         "verbs",
         "dispatch",

@@ -3,9 +3,11 @@
 The launcher decides on the kind alone: `bad_machine` costs the pod, `lost_peer` another start, the others end the run.
 """
 
+import os
 import re
 from dataclasses import dataclass
 
+from pod_job import environment
 from pod_job.errors import JobError
 from pod_job.run_folder.status import EndKind, Phase
 
@@ -29,6 +31,15 @@ LOST_PEER = re.compile(
     r"|connection refused|gloo|barrier|another task|preempt",
     re.IGNORECASE,
 )
+
+MAY_PASS = {EndKind.stopped, EndKind.lost_peer, EndKind.bad_machine}
+"""Kinds of end after which another start may do."""
+
+
+def restart_status(kind: EndKind | None) -> int | None:
+    """Returns the exit status by which an engine knows that another start may do; None where it has named none."""
+    status = os.environ.get(environment.RESTART_STATUS, "")
+    return int(status) if status.isdecimal() and kind in MAY_PASS else None
 
 
 class PeerEnded(JobError):

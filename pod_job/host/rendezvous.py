@@ -5,8 +5,10 @@ and a host that is missing or has failed is named before jax is started.
 """
 
 import os
+import re
 import socket
 import time
+import zlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,10 +16,10 @@ import jax
 from jaxlib import _jax as jaxlib_module  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
 from pod_job import environment
-from pod_job.config.schema import PodConfig
+from pod_job.config.schema import PodConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.host.host_end import PeerEnded
-from pod_job.host.tpu_slice import listed_workers
+from pod_job.host.tpu_slice import is_tpu_vm, listed_workers, this_tpu_worker
 from pod_job.run_folder.status import Phase, read_status
 from pod_job.storage.folder import Folder
 
@@ -33,6 +35,7 @@ class Host:
     """Place of this process in the pod. `attempt` is the same on every host of one start.
 
     `coordinator`: host 0's address:port, where this process was told it; `port`: that on a TPU VM, 0 for the usual one.
+    `local`: all hosts are processes on this machine.
     """
 
     index: int
@@ -40,25 +43,77 @@ class Host:
     attempt: str
     coordinator: str | None
     port: int = 0
+    local: bool = False
+
+
+INDEXES = (environment.HOST, environment.TPU_WORKER, environment.KUBERNETES_INDEX, environment.SKYPILOT_RANK)
+"""Variables with this host's index: of the launcher, of Google, of Kubernetes and of SkyPilot; the first that is set
+counts. The order of TPU VMs is the slice's own, which need not be that of an engine's ranks."""
 
 
 def this_host(pod: PodConfig) -> Host:
-    """Returns this host's place, from the variables that the launcher sets, or on a TPU VM from its own.
+    """Returns this host's place, from the variables that the launcher, an engine, or Google on TPU VMs sets.
 
     Raises:
         JobError: a variable is missing or out of range.
     """
-    text = os.environ.get(environment.HOST, os.environ.get(environment.TPU_WORKER, "0"))
-    if not text.isdigit() or int(text) >= pod.hosts:
-        raise JobError(
-            f"{environment.HOST}={text} is not a host of this pod; use 0..{pod.hosts - 1} (pod.hosts={pod.hosts})"
-        )
+    name, text = host_index(pod)
+    if not text.isdecimal() or int(text) >= pod.hosts:
+        raise JobError(f"{name}={text} is not a host of this pod; use 0..{pod.hosts - 1} (pod.hosts={pod.hosts})")
     return Host(
         index=int(text),
         count=pod.hosts,
-        attempt=os.environ.get(environment.ATTEMPT, "by-hand"),
-        coordinator=os.environ.get(environment.COORDINATOR),
+        attempt=this_attempt(),
+        coordinator=os.environ.get(environment.COORDINATOR) or engine_coordinator(pod),
         port=pod.port,
+        local=environment.COORDINATOR in os.environ,
+    )
+
+
+def host_index(pod: PodConfig) -> tuple[str, str]:
+    """Returns the index of this host as text, and the variable that has it. JobError where one of several has none."""
+    worker = this_tpu_worker() if pod.kind is PodKind.tpu and environment.HOST not in os.environ else None
+    if worker is not None and worker.count == pod.hosts:
+        return environment.TPU_WORKER, str(worker.index)
+    name = next((name for name in INDEXES if os.environ.get(name)), None)
+    if name is not None:
+        return name, os.environ[name]
+    if pod.hosts > 1:
+        raise JobError(
+            f"none of {', '.join(INDEXES)} is set, so this host of pod.hosts={pod.hosts} does not know which it is; "
+            f"start it by `pod-job run`, or set {environment.HOST}"
+        )
+    return environment.HOST, "0"
+
+
+def this_attempt() -> str:
+    """Returns the token of this start, which all hosts have: the launcher's, or one made from what SkyPilot sets."""
+    if attempt := os.environ.get(environment.ATTEMPT):
+        return attempt
+    task = os.environ.get(environment.SKYPILOT_TASK)
+    if task is None:
+        return "by-hand"
+    # A task that was recovered keeps its name, on other machines.
+    machines = zlib.crc32(os.environ.get(environment.SKYPILOT_ADDRESSES, "").encode())
+    return f"{re.sub(r'[^A-Za-z0-9-]', '-', task)}-{machines:08x}"
+
+
+def engine_coordinator(pod: PodConfig) -> str | None:
+    """Returns host 0's address:port as an engine gives it; None where it is to be asked of a TPU VM's metadata server.
+
+    The workers of a slice, which GKE lists, come before an engine's hosts: its order may be another.
+    """
+    if pod.hosts == 1:
+        return None
+    if address := os.environ.get(environment.JAX_COORDINATOR):
+        return address
+    workers = listed_workers() if pod.kind is PodKind.tpu else None
+    if workers is None and pod.kind is PodKind.tpu and is_tpu_vm():
+        return None
+    addresses = (workers or os.environ.get(environment.SKYPILOT_ADDRESSES, "").replace("\n", ",")).split(",")
+    name = addresses[0].partition(":")[0].strip()  # which TPU_PROCESS_ADDRESSES has with libtpu's own port
+    return (
+        f"{name}:{os.environ.get(environment.JAX_PORT) or pod.port or environment.COORDINATOR_PORT}" if name else None
     )
 
 
@@ -98,20 +153,21 @@ def start(host: Host) -> None:
     """
     if host.coordinator is None:
         if host.count > 1:
-            os.environ.setdefault("JAX_COORDINATOR_PORT", str(host.port or environment.COORDINATOR_PORT))
+            os.environ.setdefault(environment.JAX_PORT, str(host.port or environment.COORDINATOR_PORT))
             # Named, so that nothing else jax might detect on the machine (Slurm, Open MPI) is taken for the pod.
             jax.distributed.initialize(
-                cluster_detection_method="gketpu" if listed_workers() else "gcetpu",
+                cluster_detection_method="gcetpu",
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
                 shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
             )
         return
-    if host.index == 0:
+    if host.index == 0 and host.local:
         check_port_free(host.coordinator)
-    stay_on_this_machine()
+    if host.local:
+        stay_on_this_machine()
     jax.distributed.initialize(
         coordinator_address=host.coordinator,
-        coordinator_bind_address=host.coordinator,
+        coordinator_bind_address=host.coordinator if host.local else None,
         num_processes=host.count,
         process_id=host.index,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from pod_job.host.departure import PEERS_EVERY_S, POLL_S, Departure, first_departure, report_end
-from pod_job.host.host_end import HostEnd
+from pod_job.host.host_end import HostEnd, restart_status
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
@@ -69,7 +69,8 @@ class Watchdog:
                     log.error("host %d %s: %s", departure.host, departure.end, departure.reason)
                     return self._leave(departure.host_end)
                 if not threading.main_thread().is_alive():  # it waits at its exit
-                    self.exit_now(0 if phase is not Phase.failed else 1)
+                    ended = restart_status(self.reporter.status.end)
+                    self.exit_now(ended or (0 if phase is not Phase.failed else 1))
 
     def _departure_of_another(self) -> Departure | None:
         try:
@@ -89,4 +90,4 @@ class Watchdog:
         sys.stdout.flush()
         sys.stderr.flush()
         # As where the main thread sees the other host's end first: a reason in one line, no traceback.
-        self.exit_now(0 if end.phase is Phase.stopped else 2)
+        self.exit_now(restart_status(end.kind) or (0 if end.phase is Phase.stopped else 2))

@@ -1,0 +1,67 @@
+"""Writes a manifest with which another engine starts the job: JobSet on GKE (as xpk makes them), or SkyPilot.
+
+It has the slice's topology, the node selectors, the environment of the hosts, and which ends are started again. The
+engine owns the slice and its cost: `watch`, `gc` and `down` do not see it; `status`, `logs` and `verify` take the run
+folder as ever.
+"""
+
+from argparse import ArgumentParser, Namespace
+
+import yaml
+
+from launch.job_config import config_to_start
+from launch.manifests.job_facts import job_facts
+from launch.manifests.jobset import SECRET, jobset
+from launch.manifests.skypilot import skypilot
+from launch.verbs.arguments import add_accept_identity, start_overrides
+from pod_job.commands.command_line import DONE, Command, add_overrides
+from pod_job.errors import JobError
+
+EXAMPLES = (
+    "--for jobset --image europe-docker.pkg.dev/p/r/pod-job experiment=v5e64 storage.run_dir=gs://my-bucket/qwen",
+    "--for skypilot experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'",
+)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as such."""
+
+
+def block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+Dumper.add_representer(str, block)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_overrides(parser)
+    parser.add_argument("--for", dest="engine", choices=("jobset", "skypilot"), required=True, help="the engine")
+    parser.add_argument("--image", help="with jobset: the image made from tools/docker/Dockerfile, in a registry")
+    parser.add_argument("--service-account", help="with jobset: of Kubernetes, which may read and write the bucket")
+    add_accept_identity(parser)
+
+
+def manifest(options: Namespace) -> int:
+    """Prints the manifest. Raises JobError for a job that the engine could not run."""
+    overrides = start_overrides(options)
+    job = job_facts(config_to_start(overrides), overrides)
+    secrets = job.config.cloud.secrets
+    if options.engine == "jobset":
+        if options.image is None:
+            raise JobError("--image is not given; build tools/docker/Dockerfile, push it, and give its name")
+        values = jobset(job, options.image, options.service_account)
+        literals = " ".join(f"--from-literal={name}=$" + name for name in secrets)
+        before = [f"kubectl create secret generic {SECRET} {literals}"] if secrets else []
+        steps = [*before, "kubectl apply -f FILE"]
+    else:
+        if options.image or options.service_account:
+            raise JobError("--image and --service-account are for jobset; leave them out")
+        values = skypilot(job)
+        steps = [" ".join(["sky jobs launch", *(f"--secret {name}" for name in secrets), "FILE"])]
+    print(*(f"# {step}" for step in steps), sep="\n")
+    print(yaml.dump(values, Dumper=Dumper, sort_keys=False, width=1000), end="")
+    return DONE
+
+
+COMMAND = Command("manifest", __doc__, EXAMPLES, add_arguments, manifest)
