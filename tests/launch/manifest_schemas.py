@@ -145,7 +145,7 @@ class JobSet(Strict):
 
 
 class StrictSnake(msgspec.Struct, forbid_unknown_fields=True):
-    """The same with the names as they are."""
+    """A mapping with no other keys, whose names are as they stand here."""
 
 
 class AcceleratorArgs(StrictSnake):
