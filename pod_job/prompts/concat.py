@@ -124,6 +124,6 @@ def cut_rows(documents: Sequence[Prompt], rules: ConcatRules) -> Iterator[Row]:
 def stream(documents: Sequence[Prompt], number: int, rules: ConcatRules) -> Int32[np.ndarray, " length"]:
     """Returns the tokens of a document, and of any but the last the separator that ends it."""
     ids = documents[number].token_ids
-    if rules.kind is not Separator.eos or number == len(documents) - 1:
+    if rules.kind is not Separator.eos or rules.separator is None or number == len(documents) - 1:
         return ids
     return np.append(ids, np.int32(rules.separator))

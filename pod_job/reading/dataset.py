@@ -51,7 +51,7 @@ class ActivationDataset:
         as_: arrays to return: `numpy`, `torch` or `jax`.
         exclude: flags of rows to leave out: `special` (tokens that are not part of the text), `sink` (attention sinks,
             whose norms dwarf all others), `nonfinite`. The others are renumbered; all rows tables are read at once.
-        positions: positions that the caller expects (`last`, `all` or `generated`).
+        positions: positions that the caller expects, as in metadata.json: `last`, `all`, `every=8`, ...
         dtype: `bfloat16`, `float16` or `float32`, to convert to; `raw` returns vectors as stored.
         check: `first`: every byte is held against its file's checksum before it is returned; of rows by number, when
             it is needed for the first time. `never` trusts disk and network.

@@ -13,6 +13,7 @@ from pod_job.report.overview import Overview, open_tap
 from pod_job.report.row_texts import row_texts
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import read_record
+from pod_job.run_folder.metadata import Metadata
 from pod_job.run_folder.timeline import Timeline
 
 INSPECTED_DIMENSIONS = 8
@@ -34,6 +35,7 @@ def run_facts(overview: Overview) -> Facts:
         "batches": f"{done} of {described.total_batches}, of {identity.save_every_n_samples} samples",
         "rows": described.rows,
         "positions": identity.positions,
+        **dropped(described),
         "dtype": described.dtype,
         "bytes": sum(file.size for file in described.batches),
         "created": overview.run.created,
@@ -50,6 +52,15 @@ def run_facts(overview: Overview) -> Facts:
             if timeline.host == 0 and timeline.points and timeline.phases
         ],
     }
+
+
+def dropped(described: Metadata) -> Facts:
+    """Returns the share of the samples' tokens that the model did not read; nothing where none can be dropped."""
+    counts = described.prompts
+    if counts is None or not counts.tokens:
+        return {}
+    share = counts.dropped_tokens / counts.tokens
+    return {"dropped tokens": f"{counts.dropped_tokens:,} of {counts.tokens:,} ({share:.1%})"}
 
 
 def tap_line(overview: Overview, tap: str) -> Facts:

@@ -17,6 +17,7 @@ from pod_job.checking.verify import verify
 from pod_job.errors import JobError
 from pod_job.prompts.tokens import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
+from pod_job.report.run_facts import dropped
 from pod_job.run_folder import layout
 from tools.tiny_model import write_tiny_model
 
@@ -138,6 +139,8 @@ def test_a_mean_is_that_of_the_rows_that_would_be_stored(
     assert counts is not None
     assert counts.tokens == sum(map(len, documents.values()))
     assert counts.dropped_tokens == sum(max(0, len(ids) - S) for ids in documents.values())
+    share = counts.dropped_tokens / counts.tokens
+    assert dropped(data.metadata)["dropped tokens"] == f"{counts.dropped_tokens} of {counts.tokens} ({share:.1%})"
 
 
 def test_chosen_rows_are_those_of_all_in_another_packing(model: Path, tasks: Path, tmp_path: Path) -> None:
@@ -160,3 +163,19 @@ def test_chosen_rows_are_those_of_all_in_another_packing(model: Path, tasks: Pat
 def test_a_new_run_does_not_drop_begin_tokens(model: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"extract\.too_long=cut drops the begin token .* use tail, head or split"):
         run_here(model, tmp_path, tasks, {"extract.too_long": "cut", "extract.seq_len": S})
+
+
+def test_a_run_that_was_begun_with_cut_goes_on_with_it(
+    model: Path, tasks: Path, tmp_path: Path, documents: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"extract.too_long": "cut", "extract.seq_len": S}
+    with monkeypatch.context() as before:
+        before.setattr("pod_job.planning.inputs.check_too_long", lambda *_: None)
+        run_here(model, tmp_path, tasks, changes)
+    (tmp_path / layout.METADATA).unlink()
+    (tmp_path / layout.commit_file(2)).unlink()
+    run_here(model, tmp_path, tasks, changes)
+    rows = ActivationDataset(tmp_path, 1).rows(slice(None))
+    for task, ids in documents.items():
+        assert rows["token_id"][rows["task_id"] == task].tolist() == ids[-S:]
+        assert rows["position"][rows["task_id"] == task].tolist() == list(range(len(ids[-S:])))
