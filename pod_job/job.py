@@ -23,9 +23,10 @@ from pod_job.extraction.writers import Writers
 from pod_job.finishing.merge import merge
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
-from pod_job.generation.generate import WaveFeeder, generate
+from pod_job.generation.generate import PromptFeeder, generate
 from pod_job.generation.generator import Generator
 from pod_job.generation.predictions import write_predictions
+from pod_job.generation.shape import shape_for
 from pod_job.host.chips import free_chips
 from pod_job.host.compile_cache import compile_cache
 from pod_job.host.departure import clear_departure, reporting_failure
@@ -123,7 +124,7 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
     log.info("%d batches here", len(batches))
 
     reporter.phase(Phase.weights, batches_total=len(batches) if part.writes else 0)
-    make_feeder = PackedFeeder if config.mode is Mode.prefill else WaveFeeder
+    make_feeder = PackedFeeder if config.mode is Mode.prefill else PromptFeeder
     feeder = make_feeder(batches, inputs, part, reporter, stop)  # reads ahead from here on
     model, params = load_model(inputs, mesh)
 
@@ -139,7 +140,7 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
         match program, feeder:
             case Step(), PackedFeeder():
                 extract(program, feeder, writers, reporter)
-            case Generator(), WaveFeeder():
+            case Generator(), PromptFeeder():
                 generate(program, feeder, writers, reporter)
 
 
@@ -161,8 +162,10 @@ def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feedin
         if config.mode is Mode.prefill:
             return Step(compile_step(model, params, part.rows, config.extract), params, part, config.extract.positions)
         ending = Ending(config.generate, inputs.end_tokens, inputs.tokenizer)
-        programs = compile_generation(model, params, part.rows, config.extract, ending)
-        return Generator(programs, params, part, ending, config.extract.positions)
+        shape = shape_for(part.rows, config.extract)
+        programs = compile_generation(model, params, shape, config.extract, config.generate)
+        prefill = feeding(shape.prefill_rows, jax.process_index())
+        return Generator(programs, params, part, prefill, ending, config.extract.positions)
 
 
 def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> bool:

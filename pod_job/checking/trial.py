@@ -13,8 +13,8 @@ from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.packing import Placed, Queued, make_step
 from pod_job.extraction.step import Step
 from pod_job.extraction.transfer import local_rows
-from pod_job.generation.generator import Generator, stored_range
-from pod_job.generation.waves import make_wave
+from pod_job.generation.admission import Waiting
+from pod_job.generation.generator import Generator, Progress, Result, stored_range
 from pod_job.prompts.tokens import Prompt
 
 
@@ -88,17 +88,16 @@ def fill_rows(queued: Sequence[Queued], rows: int, seq_len: int, most: int) -> l
 
 
 def try_generation(generator: Generator, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:
-    """Runs prefill and the first call of decode, one prompt a row."""
-    rows, ending = generator.feeding.feeder_rows, generator.ending
+    """Runs prefill and, for each prompt, one call of decode."""
+    ending = generator.ending
     short = replace(ending.generate, max_new_tokens=generator.programs.call_tokens)
-    queued = [Queued(1, index, prompt) for index, prompt in enumerate(prompts[:rows])]
-    wave = make_wave(queued, rows, config.seq_len, config.save_every_n_samples, {})
-    result = replace(generator, ending=replace(ending, generate=short)).run(wave, more=False)
+    once = replace(generator, ending=replace(ending, generate=short))
+    waiting = [Waiting(Queued(1, index, prompt), index) for index, prompt in enumerate(prompts)]
 
-    def trial(row: int, prompt: Prompt) -> Trial:
-        new, _ = result.ends[row]
-        positions = stored_range(config.positions, len(prompt.token_ids), new)
-        token_ids = np.concatenate([prompt.token_ids, result.tokens[row, :new]])
-        return Trial(token_ids, positions, result.vectors(row, len(prompt.token_ids), new))
+    def trial(result: Result) -> Trial:
+        prompt, new = result.queued.prompt, result.completion.token_ids
+        positions = stored_range(config.positions, len(prompt.token_ids), len(new))
+        return Trial(np.concatenate([prompt.token_ids, new]), positions, result.vectors)
 
-    return [trial(row, item.prompt) for row, item in enumerate(queued)]
+    results = sorted(once.run(iter(waiting), Progress()), key=lambda result: result.queued.index)
+    return [trial(result) for result in results]

@@ -31,6 +31,10 @@ class GenerateConfig:
 
 
 CALL_TOKENS = 16
+PREFILL_POSITIONS = 1024
+"""Positions that a device reads in one prefill where rows are that short: enough to keep a TPU's matrix units busy."""
+PREFILL_PROMPTS = 16
+"""Most prompts of a device in one prefill; each costs a copy of a row of the cache."""
 
 
 def call_tokens(max_new_tokens: int) -> int:
@@ -42,3 +46,14 @@ def cache_slots(seq_len: int, max_new_tokens: int) -> int:
     """Returns the cache slots of a row: the longest prompt, and whole calls of decode."""
     T = call_tokens(max_new_tokens)
     return seq_len + -(-max_new_tokens // T) * T
+
+
+def prefill_rows(rows_per_device: int, seq_len: int) -> int:
+    """Returns the rows of `seq_len` positions that prefill reads on each device."""
+    return max(1, min(rows_per_device, PREFILL_POSITIONS // seq_len))
+
+
+def prefill_prompts(rows_per_device: int, seq_len: int, prompts_per_row: int) -> int:
+    """Returns how many prompts are packed at most into one of those rows."""
+    rows = prefill_rows(rows_per_device, seq_len)
+    return max(1, min(prompts_per_row, rows_per_device // rows, PREFILL_PROMPTS // rows))

@@ -48,6 +48,9 @@ class Feeder(ABC, Generic[InputT, BatchT]):
     `open` holds the batches under assembly, where this host keeps the results (`writes`).
     """
 
+    ahead = STEPS_AHEAD
+    """Inputs that may wait for the devices."""
+
     def __init__(
         self, batches: Iterable[int], inputs: Inputs, feeding: Feeding, reporter: Reporter, stop: StopRequest
     ) -> None:
@@ -56,16 +59,12 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         self.reporter, self.stop = reporter, stop
         self.open: dict[int, BatchT] = {}
         self._without_prompts: deque[BatchT] = deque()
-        self._steps = Prefetch(self.make_inputs(self._queue_prompts(batches)), STEPS_AHEAD)
+        self._steps = Prefetch(self.make_inputs(self._queue_prompts(batches)), self.ahead)
         self._ahead: deque[InputT] = deque()
 
     @abstractmethod
     def make_inputs(self, queued: Iterator[Queued]) -> Iterator[InputT]:
         """Yields step inputs that hold the prompts."""
-
-    @abstractmethod
-    def empty_input(self) -> InputT:
-        """Returns a step input without a prompt."""
 
     @abstractmethod
     def open_batch(self, number: int, tokenized: Tokenized) -> BatchT:
@@ -77,8 +76,14 @@ class Feeder(ABC, Generic[InputT, BatchT]):
         return len(self._ahead) > n
 
     def take(self) -> InputT:
-        """Returns the next step input, or an empty one when there is none left."""
-        return self._ahead.popleft() if self.has(0) else self.empty_input()
+        """Returns the next step input; there must be one."""
+        assert self.has(0)
+        return self._ahead.popleft()
+
+    def take_all(self) -> Iterator[InputT]:
+        """Yields all step inputs."""
+        while self.has(0):
+            yield self.take()
 
     @property
     def waited_s(self) -> float:

@@ -38,9 +38,10 @@ class PackedFeeder(Feeder[StepInput, OpenBatch]):
         extract = self.inputs.config.extract
         return pack_steps(queued, self.rows, extract.seq_len, extract.prompts_per_row)
 
-    def empty_input(self) -> StepInput:
+    def take(self) -> StepInput:
+        """Returns the next step input, or one without a prompt when there is none left."""
         extract = self.inputs.config.extract
-        return make_step([], self.rows, extract.seq_len, extract.prompts_per_row)
+        return super().take() if self.has(0) else make_step([], self.rows, extract.seq_len, extract.prompts_per_row)
 
     def open_batch(self, number: int, tokenized: Tokenized) -> OpenBatch:
         return OpenBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, self.pool)

@@ -1,1 +1,1 @@
-"""mode=generate: waves of prompts, prefill and decode with a cache, completions and ARC predictions."""
+"""mode=generate: prompts into free rows of a cache, decode over all rows, completions and ARC predictions."""

@@ -1,200 +1,269 @@
-"""The two programs of generation: prefill, which reads prompts into a cache, and decode, which adds tokens to it.
+"""The two programs of generation: prefill, which reads prompts into rows of a cache, and decode, which adds tokens.
 
-Prompts are aligned at their ends, so that every row writes the same slot of the cache and both programs have one
-static shape. A call of decode adds some tokens to every row; between calls the host looks for stop strings.
+Prompts are packed for prefill, as in extraction, and each is then put into a free row of the cache so that it ends
+where the next token of every row goes. Decode adds some tokens to every row in a call; between calls the host looks
+where completions end, and their rows are free again.
 
-B rows of all hosts, S positions of the longest prompt, T tokens of a call, V vocabulary.
+B rows of the cache of all hosts, P rows of prefill, S positions of one, M prompts in one, T tokens of a call, V
+vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from pod_job.config.generate import GenerateConfig, cache_slots, call_tokens
 from pod_job.config.schema import ExtractConfig, Positions
-from pod_job.extraction.feeding import StepRows
 from pod_job.extraction.quantize import as_stored
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.generation.completions import Ending
-from pod_job.models.cache import Cache, empty_cache
+from pod_job.generation.shape import GenerationShape
+from pod_job.models.cache import Cache, KeyValues, empty_cache
 from pod_job.models.decoder import Decoder, Output, Params
 
-Extended = tuple[Output, Cache]
-
 FREE = -1
-"""In `forced`: the model chooses this token."""
+"""In `forced`: the model chooses this token. In `target`: no prompt is here."""
 
 
-class Progress(NamedTuple):
-    """State of all rows. `token` is the last one chosen, at `position`; the model has not read it yet."""
+class Rows(NamedTuple):
+    """State of all rows of the cache. `token` is the last one chosen, at `position`; the model has not read it yet."""
 
     cache: Cache
     token: Int[Array, " B"]
     position: Int[Array, " B"]
     number: Int[Array, " B"]  # of the row's sample among all samples of the run
-    done: Bool[Array, " B"]  # its last token was read
-    read: Int[Array, ""]  # new tokens, by the model
+    read: Int[Array, " B"]  # new tokens, by the model
 
 
-class PrefillInput(NamedTuple):
-    """Prompts, aligned at their ends. `forced` is FREE, or the first new token; `more`: a feeder has another wave."""
+class PackedPrompts(NamedTuple):
+    """Prompts to read. `forced` is FREE, or the first new token.
 
-    token_ids: Int[Array, "B S"]
-    segment_ids: Int[Array, "B S"]
-    positions: Int[Array, "B S"]
-    number: Int[Array, " B"]  # of the row's sample among all samples of the run
-    forced: Int[Array, " B"]
-    more: Int[Array, " B"]
+    Attributes:
+        last: position of each prompt's last token in its row of prefill.
+        target: row of the cache that takes the prompt, among those of the same device; FREE where no prompt is.
+        number: of the prompt's sample among all samples of the run.
+    """
+
+    token_ids: Int[Array, "P S"]
+    segment_ids: Int[Array, "P S"]
+    positions: Int[Array, "P S"]
+    last: Int[Array, "P M"]
+    target: Int[Array, "P M"]
+    number: Int[Array, "P M"]
+    forced: Int[Array, "P M"]
 
 
 class Generated(NamedTuple):
     """Result of either program on the devices.
 
     Attributes:
-        taps: of prefill [B, S or 1, width] of the prompts, of decode [B, T, width] of the tokens read.
-        tokens: of prefill [B], the first new ones; of decode [B, T], those chosen after each token read.
-        going: of prefill whether any `more` was true, of decode whether any row goes on.
+        taps: of prefill [P, S or M, width] of the prompts, of decode [B, T, width] of the tokens read.
+        tokens: of prefill [P, M], the first new ones; of decode [B, T], those chosen after each token read.
     """
 
-    progress: Progress
+    rows: Rows
     taps: dict[str, Shaped[Array, "B _ _"]]
-    tokens: Int[Array, "B *T"]
-    going: Shaped[Array, ""]
+    tokens: Int[Array, "B _"]
 
 
-Prefill = Callable[[Params, PrefillInput], Generated]
-Decode = Callable[[Params, Progress, Bool[Array, " B"], Int[Array, "B T"]], Generated]
-"""Takes the rows that the host has stopped, and the forced tokens (or FREE) after each token read."""
+Prefill = Callable[[Params, Rows, PackedPrompts], Generated]
+Decode = Callable[[Params, Rows, Int[Array, "B T"]], Generated]
+"""Takes the forced tokens (or FREE) after each token read. Rows without a prompt are computed too, for nothing."""
 
 
 @dataclass(frozen=True)
 class Programs:
-    """Both programs, compiled for one shape; a call of decode adds `call_tokens` tokens."""
+    """All programs, compiled for one shape.
 
+    Attributes:
+        begin: gives rows without prompts.
+        call_tokens: tokens that a call of decode adds.
+        seq_len: positions of a row of prefill.
+        prompts_per_row: most prompts in one of those.
+    """
+
+    begin: jax.stages.Compiled
     prefill: jax.stages.Compiled
     decode: jax.stages.Compiled
     call_tokens: int
+    seq_len: int
+    prompts_per_row: int
 
 
 def compile_generation(
-    model: Decoder, params: Params, rows: StepRows, extract: ExtractConfig, ending: Ending
+    model: Decoder, params: Params, shape: GenerationShape, extract: ExtractConfig, generate: GenerateConfig
 ) -> Programs:
-    """Compiles both programs for `rows.count` prompts of at most `extract.seq_len` tokens."""
-    S, T = extract.seq_len, call_tokens(ending.generate.max_new_tokens)
-    split, everywhere = rows.sharding, NamedSharding(rows.sharding.mesh, PartitionSpec())
+    """Compiles the programs for prompts of at most `extract.seq_len` tokens."""
+    S, T, M = extract.seq_len, call_tokens(generate.max_new_tokens), shape.prompts_per_row
+    split = shape.rows.sharding
 
-    def argument(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows.count, *shape), dtype, sharding=split)
+    def argument(rows: int, size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, size), jnp.int32, sharding=split)
 
-    progress = progress_shardings(model, rows)
-    prompt_taps = {tap.name: split for tap in model.taps if extract.positions is not Positions.generated}
-    prefill = jax.jit(
-        prefill_function(model, extract, ending.generate),
-        out_shardings=Generated(progress, prompt_taps, split, everywhere),  # type: ignore[arg-type]
-    ).lower(params, PrefillInput(argument(S), argument(S), argument(S), argument(), argument(), argument()))  # type: ignore[arg-type]
-    shapes = jax.tree.map(
+    slots, shardings = cache_slots(S, generate.max_new_tokens), row_state_shardings(model, split)
+    begin = jax.jit(lambda: no_prompts(model, shape.rows.count, slots), out_shardings=shardings).lower()  # type: ignore[arg-type]
+    rows = jax.tree.map(
         lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
-        prefill.out_info.progress,
-        progress,
+        begin.out_info,
+        shardings,
     )
-    token_taps = {tap.name: split for tap in model.taps}
-    decode = jax.jit(
-        decode_function(model, extract, ending),
+    taps = {tap.name: split for tap in model.taps}
+    prompt_taps = {} if extract.positions is Positions.generated else taps
+    prompts, packed = argument(shape.prefill_rows.count, S), argument(shape.prefill_rows.count, M)
+    prefill = jax.jit(
+        prefill_function(model, extract, generate),
         donate_argnums=1,
-        out_shardings=Generated(progress, token_taps, split, everywhere),  # type: ignore[arg-type]
-    ).lower(params, shapes, argument(dtype=bool), argument(T))
+        out_shardings=Generated(shardings, prompt_taps, split),  # type: ignore[arg-type]
+    ).lower(params, rows, PackedPrompts(prompts, prompts, prompts, packed, packed, packed, packed))  # type: ignore[arg-type]
+    decode = jax.jit(
+        decode_function(model, extract, generate),
+        donate_argnums=1,
+        out_shardings=Generated(shardings, taps, split),  # type: ignore[arg-type]
+    ).lower(params, rows, argument(shape.rows.count, T))
     options = model.placement.compiler_options
-    return Programs(prefill.compile(options), decode.compile(options), T)
+    return Programs(begin.compile(options), prefill.compile(options), decode.compile(options), T, S, M)
 
 
-def progress_shardings(model: Decoder, rows: StepRows) -> Progress:
-    """Returns the sharding of each array of Progress, in its place."""
-    mesh, split = rows.sharding.mesh, rows.sharding
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    keys = NamedSharding(mesh, PartitionSpec(None, model.placement.rows, None, model.placement.heads))
-    cache = Cache(keys, keys, split, everywhere)  # type: ignore[arg-type]
-    return Progress(cache, split, split, split, split, everywhere)  # type: ignore[arg-type]
+def row_state_shardings(model: Decoder, split: NamedSharding) -> Rows:
+    """Returns the sharding of each array of Rows, in its place."""
+    mesh = split.mesh
+    kept = NamedSharding(mesh, cache_spec(model))
+    cache = Cache(KeyValues(kept, kept), NamedSharding(mesh, PartitionSpec()))  # type: ignore[arg-type]
+    return Rows(cache, split, split, split, split)  # type: ignore[arg-type]
+
+
+def cache_spec(model: Decoder) -> PartitionSpec:
+    """Returns how keys and values of all layers are split: their rows, and with sharding=tensor their heads."""
+    return PartitionSpec(None, model.placement.rows, model.placement.heads)
+
+
+def no_prompts(model: Decoder, rows: int, slots: int) -> Rows:
+    """Returns rows without prompts."""
+    zeros = jnp.zeros(rows, jnp.int32)
+    return Rows(empty_cache(model.arch, rows, slots, model.dtype), zeros, zeros, zeros, zeros)
 
 
 def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Prefill:
-    """Returns the program that reads prompts into a new cache and chooses the first new tokens."""
-    slots = cache_slots(extract.seq_len, generate.max_new_tokens)
+    """Returns the program that reads prompts into free rows of the cache and chooses the first new tokens."""
     dtype = DTYPE_OF[extract.dtype.value]
 
-    def prefill(params: Params, prompts: PrefillInput) -> Generated:
-        token_ids, segment_ids, positions, number, forced, more = prompts
-        B, S = token_ids.shape
+    def prefill(params: Params, rows: Rows, prompts: PackedPrompts) -> Generated:
         applied = model.apply(
             params,
-            token_ids,
-            empty_cache(model.arch, B, slots, model.dtype),
-            positions=positions,
-            segment_ids=segment_ids,
-            select=jnp.full((B, 1), S - 1) if extract.positions is Positions.last else None,
+            prompts.token_ids,
+            prompts.last,
+            rows.cache.slots,
+            positions=prompts.positions,
+            segment_ids=prompts.segment_ids,
+            select=prompts.last if extract.positions is Positions.last else None,
             return_activations=extract.positions is not Positions.generated,
-            method="extend",
+            method="read",
         )
-        (logits, activations), cache = cast(Extended, applied)
+        (logits, activations), kept = cast(tuple[Output, KeyValues], applied)
         assert logits is not None
-        token = choose(logits[:, 0], number, jnp.int32(0), forced, generate)
-        progress = Progress(cache, token, positions[:, -1] + 1, number, segment_ids[:, -1] == 0, jnp.int32(0))
+        token = choose(logits, prompts.number, jnp.zeros_like(prompts.number), prompts.forced, generate)
         taps = {name: as_stored(value, dtype) for name, value in activations.items()}
-        return Generated(progress, taps, token, jnp.max(more))
+        return Generated(put_prompts(model, rows, prompts, token, kept), taps, token)
 
     return prefill
 
 
-def decode_function(model: Decoder, extract: ExtractConfig, ending: Ending) -> Decode:
-    """Returns the program that reads the last token of every row and chooses the next, T times."""
-    generate, dtype = ending.generate, DTYPE_OF[extract.dtype.value]
-    T, end_tokens = call_tokens(generate.max_new_tokens), jnp.array(ending.end_tokens, jnp.int32)
+def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: KeyValues) -> Rows:
+    """Returns the rows with every prompt in its target, its last token in the slot before the next one."""
+    placement = model.placement
 
-    def decode(params: Params, progress: Progress, stopped: Bool[Array, " B"], forced: Int[Array, "B T"]) -> Generated:
-        def read(progress: Progress, forced: Int[Array, " B"]) -> tuple[Progress, tuple[dict[str, Array], Array]]:
+    def put(rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: KeyValues) -> Rows:
+        P, M = prompts.last.shape
+        slot = rows.cache.slot
+
+        def put_one(i: Array, caches: KeyValues) -> KeyValues:
+            at, m = i // M, i % M
+            target, shift = prompts.target[at, m], slot - 1 - prompts.last[at, m]
+
+            def turned(cache: Array, new: Array) -> Array:
+                row = jnp.roll(jax.lax.dynamic_slice_in_dim(new, at, 1, axis=1), shift, axis=-1)
+                earlier = jax.lax.dynamic_slice_in_dim(cache, target, 1, axis=1)
+                row = jnp.where(target == FREE, earlier, row)
+                return jax.lax.dynamic_update_slice_in_dim(cache, row, target, axis=1)
+
+            return jax.tree.map(turned, caches, kept)
+
+        caches = jax.lax.fori_loop(0, P * M, put_one, rows.cache.kept)
+        target = jnp.where(prompts.target == FREE, len(rows.token), prompts.target)  # past the end: dropped
+        position = jnp.take_along_axis(prompts.positions, prompts.last, axis=1) + 1
+
+        def into(old: Array, new: Array | int) -> Array:
+            return old.at[target].set(new, mode="drop")
+
+        return Rows(
+            Cache(caches, slot),
+            into(rows.token, token),
+            into(rows.position, position),
+            into(rows.number, prompts.number),
+            into(rows.read, 0),
+        )
+
+    # Every device puts the prompts that it read into rows of its own.
+    split = PartitionSpec(placement.rows)
+    caches = KeyValues(cache_spec(model), cache_spec(model))  # type: ignore[arg-type]
+    state = Rows(Cache(caches, PartitionSpec()), *[split] * 4)  # type: ignore[arg-type]
+    packed = PackedPrompts(*[split] * len(PackedPrompts._fields))  # type: ignore[arg-type]
+    return jax.shard_map(
+        put, mesh=placement.mesh, in_specs=(state, packed, split, caches), out_specs=state, check_vma=False
+    )(rows, prompts, token, kept)
+
+
+def decode_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Decode:
+    """Returns the program that reads the last token of every row and chooses the next, T times."""
+    dtype, T = DTYPE_OF[extract.dtype.value], call_tokens(generate.max_new_tokens)
+
+    def decode(params: Params, rows: Rows, forced: Int[Array, "B T"]) -> Generated:
+        def read(rows: Rows, forced: Int[Array, " B"]) -> tuple[Rows, tuple[dict[str, Array], Array]]:
             applied = model.apply(
                 params,
-                progress.token[:, None],
-                progress.cache,
-                positions=progress.position[:, None],
+                rows.token[:, None],
+                rows.cache,
+                positions=rows.position[:, None],
                 return_activations=True,
                 method="extend",
             )
-            (logits, activations), cache = cast(Extended, applied)
+            (logits, activations), cache = cast(tuple[Output, Cache], applied)
             assert logits is not None
-            count = progress.read + 1
-            ended = jnp.isin(progress.token, end_tokens) | (count >= generate.max_new_tokens)
-            token = choose(logits[:, 0], progress.number, count, forced, generate)
-            moved = Progress(cache, token, progress.position + 1, progress.number, progress.done | ended, count)
+            token = choose(logits[:, 0], rows.number, rows.read + 1, forced, generate)
+            moved = Rows(cache, token, rows.position + 1, rows.number, rows.read + 1)
             return moved, ({name: as_stored(value[:, 0], dtype) for name, value in activations.items()}, token)
 
-        begun = progress._replace(done=progress.done | stopped)
-        progress, (taps, tokens) = jax.lax.scan(read, begun, forced.T, length=T)
-        taps = {name: value.swapaxes(0, 1) for name, value in taps.items()}
-        return Generated(progress, taps, tokens.T, jnp.any(~progress.done))
+        rows, (taps, tokens) = jax.lax.scan(read, rows, forced.T, length=T)
+        return Generated(rows, {name: value.swapaxes(0, 1) for name, value in taps.items()}, tokens.T)
 
     return decode
 
 
 def choose(
-    logits: Float[Array, "B V"],
-    number: Int[Array, " B"],
-    count: Int[Array, ""],
-    forced: Int[Array, " B"],
+    logits: Float[Array, "*B V"],
+    number: Int[Array, "*B"],
+    count: Int[Array, "*B"],
+    forced: Int[Array, "*B"],
     generate: GenerateConfig,
-) -> Int[Array, " B"]:
+) -> Int[Array, "*B"]:
     """Returns the next token of every row: the one it is forced to, else the likeliest, else a draw at `temperature`.
 
-    A draw depends on the seed, the sample's number and the token's only, so it is the same on any mesh.
+    A draw depends on the seed, the sample's number and the token's only, so it is the same on any mesh, in any row.
     """
     if generate.temperature == 0:
         free = jnp.argmax(logits, axis=-1)
     else:
         key = jax.random.key(generate.seed)
-        keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), count))(number)
-        free = jax.vmap(jax.random.categorical)(keys, logits / generate.temperature)
+
+        def draw(logits: Array, number: Array, count: Array) -> Array:
+            own = jax.random.fold_in(jax.random.fold_in(key, number), count)
+            return jax.random.categorical(own, logits / generate.temperature)
+
+        vocabulary = logits.shape[-1]
+        drawn = jax.vmap(draw)(logits.reshape(-1, vocabulary), number.reshape(-1), count.reshape(-1))
+        free = drawn.reshape(number.shape)
     return jnp.where(forced == FREE, free, forced).astype(jnp.int32)

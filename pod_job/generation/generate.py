@@ -1,9 +1,8 @@
-"""Generation as every host runs it: waves of prompts through prefill and decode, completions and vectors to commits."""
+"""Generation as every host runs it: prompts to the generator, completions and vectors to commits."""
 
 import statistics
 import time
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,19 +10,21 @@ from jaxtyping import Int
 
 from pod_job.config.extract import Exclude, ExtractConfig
 from pod_job.extraction.assembly import make_batch, row_columns
-from pod_job.extraction.feeder import Feeder, on_any_host
+from pod_job.extraction.feeder import Feeder
 from pod_job.extraction.packing import Queued
-from pod_job.extraction.pipeline import STEPS_TIMED
 from pod_job.extraction.writers import Writers
 from pod_job.formats.quantized import from_rows, transfer_layout
 from pod_job.formats.safetensors import DTYPE_OF
-from pod_job.generation.generator import Generator, stored_range
-from pod_job.generation.waves import Wave, make_wave, make_waves
+from pod_job.generation.admission import Waiting
+from pod_job.generation.generator import Generator, Progress, stored_range
 from pod_job.host.reporter import Reporter
 from pod_job.prompts.prompt import Prompt, Tokenized
 from pod_job.prompts.special import special_ids
 from pod_job.run_folder.commit import Batch
 from pod_job.run_folder.completions import Completion, read_completions
+
+PROMPTS_AHEAD = 1024
+"""Prompts that may wait for free rows."""
 
 
 class GeneratedBatch:
@@ -77,65 +78,55 @@ class GeneratedBatch:
         return replace(prompt, token_ids=tokens, special=special, rows=places[at], origin=None), at
 
 
-class WaveFeeder(Feeder[Wave, GeneratedBatch]):
-    """Feeder of `generate`: one prompt a row, and the tokens that earlier attempts at its batch have decided."""
+class PromptFeeder(Feeder[Waiting, GeneratedBatch]):
+    """Feeder of `generate`: prompt by prompt, with the tokens that earlier attempts at its batch have decided."""
 
-    def make_inputs(self, queued: Iterator[Queued]) -> Iterator[Wave]:
-        extract, decided = self.inputs.config.extract, {}
-        prompts = self._note_decided(queued, decided)
-        return make_waves(prompts, self.rows, extract.seq_len, extract.save_every_n_samples, decided)
+    ahead = PROMPTS_AHEAD
 
-    def empty_input(self) -> Wave:
-        extract = self.inputs.config.extract
-        return make_wave([], self.rows, extract.seq_len, extract.save_every_n_samples, {})
+    def make_inputs(self, queued: Iterator[Queued]) -> Iterator[Waiting]:
+        per_batch, batch, decided = self.inputs.config.extract.save_every_n_samples, None, []
+        for item in queued:
+            if item.batch != batch:
+                batch = item.batch
+                decided = [completion.token_ids for completion in read_completions(self.inputs.folder, batch)]
+            number = (item.batch - 1) * per_batch + item.index
+            yield Waiting(item, number, decided[item.index] if decided else ())
 
     def open_batch(self, number: int, tokenized: Tokenized) -> GeneratedBatch:
         special = special_ids(self.inputs.tokenizer)
         return GeneratedBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, special)
 
-    def _note_decided(
-        self, queued: Iterator[Queued], decided: dict[tuple[int, int], Sequence[int]]
-    ) -> Iterator[Queued]:
-        """Passes prompts on; before the first one of a batch, notes the tokens of its completions that are stored."""
-        batch = None
-        for item in queued:
-            if item.batch != batch:
-                batch = item.batch
-                for index, completion in enumerate(read_completions(self.inputs.folder, batch)):
-                    decided[batch, index] = completion.token_ids
-            yield item
 
-
-def commit_empty(feeder: WaveFeeder, writers: Writers) -> None:
+def commit_empty(feeder: PromptFeeder, writers: Writers) -> None:
     """Commits the batches of which no prompt can be used."""
     for batch in feeder.take_empty():
         writers.commit(*batch.finish())
 
 
-def generate(generator: Generator, feeder: WaveFeeder, writers: Writers, reporter: Reporter) -> None:
-    """Runs waves until no feeder has prompts left."""
-    going, started = on_any_host([feeder.has(0)])[0], time.monotonic()
-    prefills, tokens = deque[float](maxlen=STEPS_TIMED), deque[float](maxlen=STEPS_TIMED)
-    waited_s = 0.0
-    while going:
-        wave, more = feeder.take(), feeder.has(0)
-        reporter.waited(feeder.waited_s > waited_s, feeder.waited_s - waited_s)
-        waited_s = feeder.waited_s
-        result = generator.run(wave, more)
-        prefills.append(result.prefill_s)
-        tokens.append(result.decode_s / result.read)
-        reporter.set(step_s=statistics.median(prefills), token_s=statistics.median(tokens))
-        going = result.more
+def generate(generator: Generator, feeder: PromptFeeder, writers: Writers, reporter: Reporter) -> None:
+    """Generates until no feeder has prompts left."""
+    started, progress = time.monotonic(), Progress()
+    for result in generator.run(feeder.take_all(), progress):
         if feeder.writes:
-            for row, item in enumerate(wave.queued):
-                completion = result.completion(row, item.prompt, generator.ending)
-                vectors = result.vectors(row, completion.prompt_tokens, len(completion.token_ids))
-                if feeder.open[item.batch].put(item.index, completion, vectors):
-                    writers.commit(*feeder.open.pop(item.batch).finish())
-                reporter.add(tokens=completion.prompt_tokens + len(completion.token_ids))
-            reporter.add(steps=1, positions=wave.token_ids.size + result.read * len(wave.token_ids))
-        commit_empty(feeder, writers)
+            batch, completion = result.queued.batch, result.completion
+            if feeder.open[batch].put(result.queued.index, completion, result.vectors):
+                writers.commit(*feeder.open.pop(batch).finish())
+            reporter.add(tokens=completion.prompt_tokens + len(completion.token_ids))
+            commit_empty(feeder, writers)
+        report_progress(progress, reporter, feeder)
         reporter.set(seconds=time.monotonic() - started)
     commit_empty(feeder, writers)
     writers.finish()
     reporter.set(seconds=time.monotonic() - started)
+
+
+def report_progress(progress: Progress, reporter: Reporter, feeder: PromptFeeder) -> None:
+    """Reports the progress, with the median times."""
+    counts = {"steps": progress.prefills, "positions": progress.positions} if feeder.writes else {}
+    reporter.set(
+        step_s=statistics.median(progress.prefill_s),
+        token_s=statistics.median(progress.token_s) if progress.token_s else 0.0,
+        waited_steps=progress.waited,
+        waited_s=round(feeder.waited_s, 3),
+        **counts,
+    )

@@ -1,21 +1,43 @@
-"""One wave through prefill and decode, and its results on the host."""
+"""Generation on one host: prompts through prefill into free rows, decode over all rows, completions out.
 
+All hosts run the same programs in the same order; which runs next they decide together before each.
+"""
+
+import itertools
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from pod_job.config.schema import Positions
 from pod_job.extraction.feeding import Feeding
+from pod_job.extraction.packing import Queued
 from pod_job.extraction.transfer import local_rows, put_rows, start_copy
+from pod_job.generation.admission import (
+    FeederShape,
+    Outlook,
+    Seat,
+    Waiting,
+    admit,
+    outlook,
+    packed_prompts,
+    should_prefill,
+)
 from pod_job.generation.completions import Ending, completed_text, find_end
-from pod_job.generation.decoding import Generated, PrefillInput, Programs
-from pod_job.generation.waves import Wave
+from pod_job.generation.decoding import FREE, Generated, PackedPrompts, Programs, Rows
 from pod_job.models.decoder import Params
-from pod_job.prompts.tokens import Prompt
 from pod_job.run_folder.completions import Completion
+
+STEPS_TIMED = 256
+"""Latest runs of each program of which the median is reported."""
+WAIT_S = 0.001
+"""Seconds for which prompts are asked for, past which devices waited for them."""
 
 
 def stored_range(positions: Positions, prompt_tokens: int, new_tokens: int) -> range:
@@ -29,115 +51,216 @@ def stored_range(positions: Positions, prompt_tokens: int, new_tokens: int) -> r
             return range(prompt_tokens, prompt_tokens + new_tokens)
 
 
-@dataclass(frozen=True)
-class WaveResult:
-    """A wave on the host.
+@dataclass
+class Row:
+    """A prompt in a row of the cache, with its new tokens and the vectors of it that have arrived from the devices.
 
     Attributes:
-        positions: the positions of a sample that are stored.
-        tokens: new tokens of each row [R, read + 1].
-        ends: for each row with a prompt, how many of the tokens make the completion, and why it ends there.
-        of_prompts: {tap name: [R, S or 1, width]}.
-        of_tokens: {tap name: [R, read, width]}.
-        read: how many new tokens the model has read.
-        more: whether any feeder has another wave.
-        prefill_s: seconds that prefill took.
-        decode_s: seconds that all calls of decode took together.
+        tokens: new ones; the model has read all but the last.
+        outputs: of programs, that hold vectors of it; `vectors` are those that have arrived, in their order.
+        end: how many of the tokens make the completion, and why it ends there.
     """
 
-    positions: Positions
-    tokens: np.ndarray
-    ends: list[tuple[int, str]]
-    of_prompts: dict[str, np.ndarray]
-    of_tokens: dict[str, np.ndarray]
-    read: int
-    more: bool
-    prefill_s: float
-    decode_s: float
+    waiting: Waiting
+    tokens: list[int]
+    outputs: int = 0
+    vectors: list[dict[str, np.ndarray]] = field(default_factory=list)
+    end: tuple[int, str] | None = None
 
-    def completion(self, row: int, prompt: Prompt, ending: Ending) -> Completion:
-        count, reason = self.ends[row]
-        tokens = self.tokens[row, :count].tolist()
-        text = completed_text(tokens, ending)
-        return Completion(prompt.sample.task_id, prompt.sample.sample_idx, len(prompt.token_ids), tokens, text, reason)
+    @property
+    def complete(self) -> bool:
+        return self.end is not None and len(self.vectors) == self.outputs
 
-    def vectors(self, row: int, prompt_tokens: int, new_tokens: int) -> dict[str, np.ndarray]:
-        """Returns the stored positions' vectors, {tap name: [positions, width]}.
 
-        Those of the prompt are at the end of its row, those of new tokens follow.
-        """
-        stored = stored_range(self.positions, prompt_tokens, new_tokens)
-        of_prompt = max(0, prompt_tokens - stored.start)
-        vectors = {name: new[row, : len(stored) - of_prompt] for name, new in self.of_tokens.items()}
-        if not of_prompt:
-            return vectors
-        return {name: np.concatenate([self.of_prompts[name][row, -of_prompt:], new]) for name, new in vectors.items()}
+class Arrival(NamedTuple):
+    """Vectors on their way from the devices: those of each row are in `span` of row `at` of the output."""
+
+    taps: dict[str, Array]
+    parts: list[tuple[Row, int, slice]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A prompt with its completion, and the vectors of its stored positions, {tap name: [positions, width]}."""
+
+    queued: Queued
+    completion: Completion
+    vectors: dict[str, np.ndarray]
+
+
+@dataclass
+class Progress:
+    """Progress of a run: runs of prefill, positions computed, and seconds of the latest runs.
+
+    Attributes:
+        waited: runs of prefill before which prompts had to be waited for.
+        prefill_s: of prefill.
+        token_s: of decode, for one more token of every row.
+    """
+
+    prefills: int = 0
+    waited: int = 0
+    positions: int = 0
+    prefill_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_TIMED))
+    token_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_TIMED))
 
 
 @dataclass(frozen=True)
 class Generator:
-    """Both programs, the weights they run on, this host's part in feeding them, and where completions end."""
+    """Both programs, the weights they run on, this host's part in feeding them, and where completions end.
+
+    Attributes:
+        rows: this host's part of the cache's rows.
+        prefill_rows: its part of the rows that prompts are packed into.
+    """
 
     programs: Programs
     params: Params
-    feeding: Feeding
+    rows: Feeding
+    prefill_rows: Feeding
     ending: Ending
     positions: Positions
 
-    def run(self, wave: Wave, more: bool) -> WaveResult:
-        """Runs prefill, then calls of decode until every row of every host has ended.
-
-        Args:
-            more: this host's feeder has another wave.
-        """
-        began = time.monotonic()
-        started = self._prefill(wave, more)
-        start_copy((started.taps, started.tokens))
-        first = gather_rows(started.tokens)[:, None]
-        prefilled = time.monotonic()
-        tokens, ends, of_tokens = self._decode(wave, started, first)
-        return WaveResult(
-            positions=self.positions,
-            tokens=tokens,
-            ends=ends,
-            of_prompts=jax.tree.map(gather_rows, started.taps),
-            of_tokens=of_tokens,
-            read=tokens.shape[1] - 1,
-            more=bool(started.going),
-            prefill_s=prefilled - began,
-            decode_s=time.monotonic() - prefilled,
+    @property
+    def shape(self) -> FeederShape:
+        """Sizes of this host's part."""
+        shards = len(self.rows.row_starts)
+        return FeederShape(
+            shards=shards,
+            rows=self.rows.feeder_rows // shards,
+            packed_rows=self.prefill_rows.feeder_rows // shards,
+            prompts_per_row=self.programs.prompts_per_row,
+            seq_len=self.programs.seq_len,
         )
 
-    def _prefill(self, wave: Wave, more: bool) -> Generated:
-        flags, forced = np.full(len(wave.token_ids), more, np.int32), wave.force(0, 1)[:, 0]
-        arrays = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, forced, flags)
-        return self.programs.prefill(self.params, PrefillInput(*put_rows(arrays, self.feeding)))
+    def run(self, prompts: Iterator[Waiting], progress: Progress) -> Iterator[Result]:
+        """Yields the results of this host's prompts as they are finished, until all hosts' are."""
+        return Run(self, prompts, progress).results()
 
-    def _decode(
-        self, wave: Wave, started: Generated, tokens: np.ndarray
-    ) -> tuple[np.ndarray, list[tuple[int, str]], dict[str, np.ndarray]]:
-        """Returns the fields `tokens`, `ends` and `of_tokens` of the result; copies overlap the next call."""
-        ends: list[tuple[int, str] | None] = [None] * len(wave.queued)
-        progress, call_taps, read, going = started.progress, [], 0, True
-        while going:
-            stopped = np.array([end is not None for end in ends] + [True] * (len(tokens) - len(ends)))
-            forced = wave.force(read + 1, self.programs.call_tokens)
-            called = self.programs.decode(self.params, progress, *put_rows((stopped, forced), self.feeding))
-            start_copy((called.taps, called.tokens))
-            if call_taps:
-                call_taps[-1] = jax.tree.map(gather_rows, call_taps[-1])
-            call_taps.append(called.taps)
-            progress, read = called.progress, read + self.programs.call_tokens
-            tokens = np.concatenate([tokens, gather_rows(called.tokens)], axis=1)
-            for row, end in enumerate(ends):
+
+class Run:
+    """One run of a generator over some prompts."""
+
+    def __init__(self, generator: Generator, prompts: Iterator[Waiting], progress: Progress) -> None:
+        self.generator, self.shape, self.prompts, self.progress = generator, generator.shape, prompts, progress
+        self.state: Rows = generator.programs.begin()
+        self.rows: list[Row | None] = [None] * (self.shape.shards * self.shape.rows)
+        self.waiting: list[Waiting] = []
+        self.more, self.waited = True, False
+        self.arrivals: deque[Arrival] = deque()
+
+    def results(self) -> Iterator[Result]:
+        while True:
+            self._take_prompts()
+            free = [at for at, row in enumerate(self.rows) if row is None]
+            seats = admit(self.waiting, free, self.shape)
+            active = len(self.rows) - len(free)
+            outlooks = everywhere(outlook(seats, len(self.waiting), self.more, active, self.shape))
+            if should_prefill(outlooks):
+                self._prefill(seats)
+            elif any(other.active for other in outlooks):
+                self._decode()
+            else:
+                break
+            yield from self._arrived(keep=1)
+        yield from self._arrived(keep=0)
+
+    def _take_prompts(self) -> None:
+        most = len(self.rows) + self.generator.programs.prompts_per_row
+        asked = time.monotonic()
+        taken = list(itertools.islice(self.prompts, most - len(self.waiting)))
+        self.more = len(self.waiting) + len(taken) == most
+        self.waiting += taken
+        self.waited |= time.monotonic() - asked > WAIT_S
+
+    def _prefill(self, seats: Sequence[Seat]) -> None:
+        generator, began = self.generator, time.monotonic()
+        packed = put_rows(packed_prompts(seats, self.shape), generator.prefill_rows)
+        output = generator.programs.prefill(generator.params, self.state, PackedPrompts(*packed))
+        first = self._started(output)
+        seated = {id(seat.waiting) for seat in seats}
+        self.waiting = [item for item in self.waiting if id(item) not in seated]
+        parts = []
+        for seat in seats:
+            row = Row(seat.waiting, [int(first[seat.packed_row, seat.slot])])
+            self.rows[seat.row] = row
+            if generator.positions is Positions.last:
+                parts.append((row, seat.packed_row, slice(seat.slot, seat.slot + 1)))
+            elif generator.positions is Positions.all:
+                parts.append((row, seat.packed_row, slice(seat.start, seat.start + seat.waiting.length)))
+        self._await(output, parts)
+        self.progress.prefills += 1
+        self.progress.waited += self.waited
+        self.waited = False
+        self.progress.positions += self.shape.shards * self.shape.packed_rows * self.shape.seq_len
+        self.progress.prefill_s.append(time.monotonic() - began)
+
+    def _decode(self) -> None:
+        generator, began, T = self.generator, time.monotonic(), self.generator.programs.call_tokens
+        forced = np.full((len(self.rows), T), FREE, np.int32)
+        for at, row in enumerate(self.rows):
+            if row is not None:
+                decided = row.waiting.decided[len(row.tokens) : len(row.tokens) + T]
+                forced[at, : len(decided)] = decided
+        output = generator.programs.decode(generator.params, self.state, *put_rows((forced,), generator.rows))
+        tokens = self._started(output)
+        parts = []
+        for at, row in enumerate(self.rows):
+            if row is not None:
+                row.tokens += tokens[at].tolist()
+                parts.append((row, at, slice(0, T)))
                 # The last token chosen was not read yet, so no vector belongs to it.
-                ends[row] = end or find_end(tokens[row, :read].tolist(), self.ending)
-            going = bool(called.going)
-        call_taps[-1] = jax.tree.map(gather_rows, call_taps[-1])
-        of_tokens = {name: np.concatenate([taps[name] for taps in call_taps], axis=1) for name in call_taps[0]}
-        return tokens, [end for end in ends if end is not None], of_tokens
+                row.end = find_end(row.tokens[:-1], generator.ending)
+                if row.end is not None:
+                    self.rows[at] = None
+        self._await(output, parts)
+        self.progress.positions += len(self.rows) * T
+        self.progress.token_s.append((time.monotonic() - began) / T)
+
+    def _started(self, output: Generated) -> np.ndarray:
+        """Keeps the state, lets the vectors come, and returns this host's new tokens."""
+        self.state = output.rows
+        start_copy((output.taps, output.tokens))
+        return np.concatenate(local_rows(output.tokens))
+
+    def _await(self, output: Generated, parts: list[tuple[Row, int, slice]]) -> None:
+        for row, _, _ in parts:
+            row.outputs += 1
+        self.arrivals.append(Arrival(output.taps, parts))
+
+    def _arrived(self, keep: int) -> Iterator[Result]:
+        """Takes the vectors of all outputs but the latest `keep`, which come while the next program runs."""
+        while len(self.arrivals) > keep:
+            taps, parts = self.arrivals.popleft()
+            arrays = {name: np.concatenate(local_rows(array)) for name, array in taps.items()} if parts else {}
+            for row, at, span in parts:
+                # A copy, or a few of its rows would keep the whole output in memory.
+                row.vectors.append({name: array[at, span].copy() for name, array in arrays.items()})
+                if row.complete:
+                    yield self._result(row)
+
+    def _result(self, row: Row) -> Result:
+        assert row.end is not None
+        count, reason = row.end
+        prompt, tokens = row.waiting.queued.prompt, row.tokens[:count]
+        length = len(stored_range(self.generator.positions, row.waiting.length, count))
+        vectors = {name: np.concatenate([part[name] for part in row.vectors])[:length] for name in row.vectors[0]}
+        completion = Completion(
+            prompt.sample.task_id,
+            prompt.sample.sample_idx,
+            row.waiting.length,
+            tokens,
+            completed_text(tokens, self.generator.ending),
+            reason,
+        )
+        return Result(row.waiting.queued, completion, vectors)
 
 
-def gather_rows(array: Array) -> np.ndarray:
-    """Returns this host's rows of an output."""
-    return np.concatenate(local_rows(array))
+def everywhere(own: Outlook) -> list[Outlook]:
+    """Returns the outlooks of all hosts."""
+    if jax.process_count() == 1:
+        return [own]
+    gathered = multihost_utils.process_allgather(np.array(own, np.float32))
+    return [
+        Outlook(float(filled), float(seated), int(active), bool(beyond)) for filled, seated, active, beyond in gathered
+    ]

@@ -4,7 +4,7 @@ One interface: JAX's splash attention kernel where the program is lowered for TP
 neither does a score reach memory, nor is a key or value repeated), blocks for a mesh of CPUs, plain XLA elsewhere
 and for shapes that a kernel does not take.
 
-B rows, S positions, C keys and values where they are not as many, N query heads, K key/value heads, H head size.
+B rows, S positions, C slots of a cache, N query heads, K key/value heads, H head size.
 """
 
 from collections.abc import Callable
@@ -86,17 +86,7 @@ def attend_xla(
     settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
     """Computes `attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
-    return attend_masked(q, k, v, segment_mask(segment_ids, settings.window), settings)
-
-
-def attend_masked(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B C K H"],
-    v: Float[Array, "B C K H"],
-    mask: Bool[Array, "B S C"],
-    settings: AttentionSettings,
-) -> Float[Array, "B S N H"]:
-    """Attends to the C keys and values that `mask` lets each query see; the window is in the mask already."""
+    mask = segment_mask(segment_ids, settings.window)
     B, S, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(B, S, K, N // K, H)
@@ -105,6 +95,36 @@ def attend_masked(
         jnp.where(mask[:, None, None], soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min), axis=-1
     )
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
+
+
+def attend_cached(
+    q: Float[Array, "B 1 N H"],
+    own: tuple[Float[Array, "B 1 K H"], Float[Array, "B 1 K H"]],
+    cached: tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]],
+    visible: Bool[Array, "B C"],
+    settings: AttentionSettings,
+) -> Float[Array, "B 1 N H"]:
+    """Attends from one position of each row to its `own` key and value, and to those `cached` slots that it sees.
+
+    The own ones are scored beside the cache, so that the loop over layers only reads it.
+    """
+    B, _, N, H = q.shape
+    (own_k, own_v), (k, v) = own, cached
+    K = k.shape[1]
+    grouped = q.reshape(B, K, N // K, H)
+
+    def scores(equation: str, keys: Array) -> Array:
+        products = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
+        return soft_cap(settings.scale * products, settings.softcap)
+
+    others = jnp.where(visible[:, None, None], scores("bkgh,bkhc->bkgc", k), jnp.finfo(jnp.float32).min)
+    itself = scores("bkgh,bkh->bkg", own_k[:, 0])[..., None]
+    most = jnp.maximum(others.max(axis=-1, keepdims=True), itself)
+    others, itself = jnp.exp(others - most), jnp.exp(itself - most)
+    total = others.sum(axis=-1, keepdims=True) + itself
+    z = jnp.einsum("bkgc,bkhc->bkgh", others.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    z = (z + itself * own_v[:, 0][:, :, None].astype(jnp.float32)) / total
+    return z.astype(v.dtype).reshape(B, 1, N, H)
 
 
 def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:

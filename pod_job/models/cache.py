@@ -13,40 +13,55 @@ from jaxtyping import Array, Bool, Float, Int
 from pod_job.models.arch import Arch
 
 
-class Cache(NamedTuple):
-    """Slots below `slot` are written. All rows write the same slots, so prompts end, and not begin, together."""
+class KeyValues(NamedTuple):
+    """Rotated keys, and values. Positions are innermost: a head narrower than a TPU's 128 lanes is not padded."""
 
-    k: Float[Array, "L B C K H"]
-    v: Float[Array, "L B C K H"]
-    segment_ids: Int[Array, "B C"]
+    k: Float[Array, "L B K H S"]
+    v: Float[Array, "L B K H S"]
+
+    def write(self, layer: Int[Array, ""] | int, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]) -> "KeyValues":
+        """Returns these with the keys and values of one layer."""
+
+        def put(stack: Array, x: Array) -> Array:
+            return jax.lax.dynamic_update_slice(stack, x.transpose(0, 2, 3, 1)[None], (layer, 0, 0, 0, 0))
+
+        return KeyValues(put(self.k, k), put(self.v, v))
+
+
+class Cache(NamedTuple):
+    """A ring of slots per row. All rows write the slot `slot % C` next, so that one update serves them all.
+
+    A row's latest tokens are in the slots before `slot`; what lies further back than its tokens is of an earlier
+    sequence in this row, or nothing.
+    """
+
+    kept: KeyValues
     slot: Int[Array, ""]
 
-    def write(self, layer: Int[Array, ""] | int, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]) -> "Cache":
-        """Returns the cache with this layer's rotated keys, and values, in the next slots."""
-        at = (layer, 0, self.slot, 0, 0)
-        return self._replace(
-            k=jax.lax.dynamic_update_slice(self.k, k[None], at), v=jax.lax.dynamic_update_slice(self.v, v[None], at)
-        )
+    @property
+    def slots(self) -> int:
+        """Slots of a row."""
+        return self.kept.k.shape[-1]
 
-    def begin(self, segment_ids: Int[Array, "B S"]) -> "Cache":
-        """Returns the cache with the segments of the next slots noted, before any layer writes them."""
-        noted = jax.lax.dynamic_update_slice(self.segment_ids, segment_ids.astype(jnp.int32), (0, self.slot))
-        return self._replace(segment_ids=noted)
+    def visible(self, before: Int[Array, " B"], window: int | None) -> Bool[Array, "B C"]:
+        """Returns True at the slots that the next position of each row sees, which has `before` tokens before it."""
+        back = (self.slot - jnp.arange(self.slots)) % self.slots
+        reach = before if window is None else jnp.minimum(before, window - 1)
+        return (back > 0) & (back <= reach[:, None])
 
-    def advance(self, count: int) -> "Cache":
-        """Returns the cache once all layers have written `count` slots."""
-        return self._replace(slot=self.slot + count)
+    def append(self, new: KeyValues) -> "Cache":
+        """Returns the cache with the keys and values [L B K H 1] of the next position of every row."""
+        at = (0, 0, 0, 0, self.slot % self.slots)
+        kept = jax.tree.map(lambda stack, x: jax.lax.dynamic_update_slice(stack, x, at), self.kept, new)
+        return Cache(kept, self.slot + 1)
 
-    def mask(self, window: int | None) -> Bool[Array, "B 1 C"]:
-        """Returns True at the slots that the one position at `slot` sees: up to its own, in its window and segment."""
-        back = self.slot - jnp.arange(self.segment_ids.shape[1])
-        near = back >= 0 if window is None else (back >= 0) & (back < window)
-        own = jax.lax.dynamic_slice_in_dim(self.segment_ids, self.slot, 1, axis=1)
-        return (near & (self.segment_ids == own))[:, None]
+
+def no_key_values(arch: Arch, rows: int, positions: int, dtype: np.dtype | type) -> KeyValues:
+    """Returns zeros for so many positions of all layers."""
+    shape = (arch.layers, rows, arch.kv_heads, arch.head_dim, positions)
+    return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def empty_cache(arch: Arch, rows: int, slots: int, dtype: np.dtype | type) -> Cache:
     """Returns a cache in which nothing is written."""
-    shape = (arch.layers, rows, slots, arch.kv_heads, arch.head_dim)
-    keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
-    return Cache(keys, values, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((), jnp.int32))
+    return Cache(no_key_values(arch, rows, slots, dtype), jnp.zeros((), jnp.int32))

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch
 from pod_job.models.attention_settings import soft_cap
-from pod_job.models.cache import Cache
+from pod_job.models.cache import Cache, KeyValues, no_key_values
 from pod_job.models.decoder_layer import decoder_layer, norm, swapped_projections, swaps_by_projection
-from pod_job.models.layer_attention import Tokens, stack_attention
+from pod_job.models.layer_attention import ToCache, Tokens, WithinRows
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.taps import Tap
@@ -58,18 +58,17 @@ class Means(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Results wanted of a forward pass: taps, at the positions `select` of each row (None: all), and logits."""
+    """Results wanted of a forward pass: taps at the positions `select` of each row (None: all), logits likewise."""
 
     taps: tuple[Tap, ...]
     select: Int[Array, "B M"] | Means | None
     logits: bool
     facts: bool = False
+    logits_at: Int[Array, "B M"] | None = None
 
     def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
         """Returns x at the selected positions, or its means."""
-        if isinstance(self.select, Means):
-            return self.select.of(x)
-        return x if self.select is None else jnp.take_along_axis(x, self.select[..., None], axis=1)
+        return self.select.of(x) if isinstance(self.select, Means) else at_positions(x, self.select)
 
     def site(self, site: str, x: Float[Array, "B S width"]) -> Activations:
         """Returns the taps at a site that is not in a layer, whose value is x."""
@@ -139,52 +138,75 @@ class Decoder(nn.Module):
             facts = TokenFacts(*(jnp.take_along_axis(fact, select, axis=1) for fact in facts))
         return output, facts
 
-    def extend(
+    def read(
         self,
         input_ids: Int[Array, "B S"],
-        cache: Cache,
+        last: Int[Array, "B M"],
+        slots: int,
         *,
         positions: Int[Array, "B S"] | None = None,
         segment_ids: Int[Array, "B S"] | None = None,
         select: Int[Array, "B M"] | None = None,
         return_activations: bool = False,
-    ) -> tuple[Output, Cache]:
-        """Runs one forward pass over the positions after those in the cache, and returns the cache with them in it.
+    ) -> tuple[Output, KeyValues]:
+        """Runs one forward pass, and returns its keys and values too, [L, B, K, H, slots] of which S are written.
 
-        A call of one position attends to all that is in the cache; one of several must be the first. Logits are those
-        of the last position only, [B, 1, V]. The other arguments are as in `__call__`.
+        Args:
+            last: positions whose logits are returned, [B, M, V].
+            slots: S or more. The other arguments are as in `__call__`.
         """
-        request = Request(self.taps if return_activations else (), select, logits=True)
-        output, extended, _ = self._forward(with_defaults(input_ids, positions, segment_ids), request, cache)
-        assert extended is not None
-        return output, extended
+        request = Request(self.taps if return_activations else (), select, logits=True, logits_at=last)
+        tokens = with_defaults(input_ids, positions, segment_ids)
+        output, kept, _ = self._forward(tokens, request, self._nothing_kept(tokens, slots))
+        assert kept is not None
+        return output, kept
+
+    def extend(
+        self,
+        input_ids: Int[Array, "B 1"],
+        cache: Cache,
+        *,
+        positions: Int[Array, "B 1"],
+        return_activations: bool = False,
+    ) -> tuple[Output, Cache]:
+        """Runs one forward pass over the next position of every row, and returns the cache with it.
+
+        Args:
+            positions: from 0, so that each is also the number of tokens that its row has in the cache.
+        """
+        request = Request(self.taps if return_activations else (), None, logits=True)
+        tokens = with_defaults(input_ids, positions, None)
+        output, kept, _ = self._forward(tokens, request, self._nothing_kept(tokens, 1), cache)
+        assert kept is not None
+        return output, cache.append(kept)
+
+    def _nothing_kept(self, tokens: Tokens, slots: int) -> KeyValues:
+        return no_key_values(self.arch, len(tokens.ids), slots, self.dtype)
 
     def _forward(
-        self, tokens: Tokens, request: Request, cache: Cache | None
-    ) -> tuple[Output, Cache | None, TokenFacts | None]:
+        self, tokens: Tokens, request: Request, kept: KeyValues | None, cache: Cache | None = None
+    ) -> tuple[Output, KeyValues | None, TokenFacts | None]:
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
-            cache = None if cache is None else cache.begin(tokens.segment_ids)
             layer = self._layer(tokens, cache)
             x = self._embed(tokens)
             head = request.logits or request.facts
             to_the_end = head or any(tap.site == "final_norm" for tap in request.taps)
             activations = request.site("embed", x)
             taps = tuple(tap for tap in request.taps if tap.site not in ("embed", "final_norm"))
-            (x, cache), tapped = run_layers(layer, (x, cache), self.arch.layers, taps, request.positions_of, to_the_end)
-            cache = None if cache is None else cache.advance(tokens.ids.shape[1])
+            (x, kept), tapped = run_layers(layer, (x, kept), self.arch.layers, taps, request.positions_of, to_the_end)
             activations |= tapped
             if not to_the_end:
-                return Output(None, activations), cache, None
+                return Output(None, activations), kept, None
             names = ("final_norm", "final_norm_bias")
             normed = norm(self.arch, self._gathered(name for name in names if name in self.weights), "final_norm", x)
             activations |= request.site("final_norm", normed)
             if not head:
-                return Output(None, activations), cache, None
+                return Output(None, activations), kept, None
             logits_of = self._head()
             if request.facts:
                 facts = token_facts(normed, tokens, self.arch.vocab, self.placement, logits_of)
-                return Output(None, activations), cache, facts
-            return Output(logits_of(normed if cache is None else normed[:, -1:]), activations), cache, None
+                return Output(None, activations), kept, facts
+            return Output(logits_of(at_positions(normed, request.logits_at)), activations), kept, None
 
     def _embed(self, tokens: Tokens) -> Float[Array, "B S D"]:
         x = self.placement.look_up(self.weights["embed"], tokens.ids)
@@ -199,15 +221,15 @@ class Decoder(nn.Module):
     def _layer(self, tokens: Tokens, cache: Cache | None) -> Layer:
         """Returns the function that runs layer i of the stack over `tokens`."""
         arch, placement = self.arch, self.placement
-        attention = stack_attention(arch, placement, tokens, cache)
+        attention = WithinRows(arch, placement, tokens) if cache is None else ToCache(arch, tokens, cache)
         stacks = {name: self.weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
-        swaps = tokens.ids.shape[1] > 1 and swaps_by_projection(arch, placement)
+        swaps = cache is None and swaps_by_projection(arch, placement)
 
         def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
-            x, cache = carry
+            x, kept = carry
             weights = {name: placement.gather(stack[i]) for name, stack in stacks.items()}
             weights |= swapped_projections(arch, weights) if swaps else {}
-            attend = functools.partial(attention, i, cache=cache)
+            attend = functools.partial(attention, i, kept=kept)
             return decoder_layer(arch, placement, weights, placement.row_major(x), attend)
 
         return layer
@@ -221,6 +243,11 @@ class Decoder(nn.Module):
             return soft_cap(logits * self.arch.logit_scale, self.arch.logit_softcap)
 
         return logits_of
+
+
+def at_positions(x: Float[Array, "B S width"], select: Int[Array, "B M"] | None) -> Float[Array, "B _ width"]:
+    """Returns x at the selected positions of each row; None: all."""
+    return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
 
 
 def with_defaults(

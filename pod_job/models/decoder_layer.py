@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES
-from pod_job.models.cache import Cache
+from pod_job.models.cache import KeyValues
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
 
@@ -33,20 +33,20 @@ ACTIVATION_FUNCTIONS = {
 }
 """The function of each of `arch.ACTIVATIONS`, by the name that `config.json` gives it."""
 
-Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], Cache | None]]
-"""A layer's attention: the heads' outputs, and the cache with the layer's keys and values in it."""
+Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], KeyValues | None]]
+"""A layer's attention: the heads' outputs, and the keys and values that are kept, with the layer's among them."""
 
 
 def decoder_layer(
     arch: Arch, placement: Placement, w: dict[str, Array], x: Float[Array, "B S D"], attention: Attention
-) -> tuple[tuple[Float[Array, "B S D"], Cache | None], dict[str, Array]]:
-    """Returns the residual stream after the layer, the cache that `attention` gives, and every site by name.
+) -> tuple[tuple[Float[Array, "B S D"], KeyValues | None], dict[str, Array]]:
+    """Returns the residual stream after the layer, the keys and values that are kept, and every site by name.
 
     Sites nobody uses cost nothing.
     """
     attn_in = norm(arch, w, "attn_norm", x) if arch.pre_norms else x
     q, k, v, projections = project(arch, w, attn_in)
-    z, cache = attention(projections)
+    z, kept = attention(projections)
     attn_out_pre_norm = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
     attn_out = added(arch, w, "attn_post_norm", attn_out_pre_norm)
     resid_mid = x + attn_out
@@ -68,7 +68,7 @@ def decoder_layer(
         "mlp_out": mlp_out,
         "resid_post": resid_post,
     }
-    return (resid_post, cache), heads | sites
+    return (resid_post, kept), heads | sites
 
 
 def project(

@@ -1,12 +1,12 @@
 """Attention as the loop over layers calls it: rotary embedding, cache, and what differs from layer to layer.
 
-B rows, S positions, C slots of the cache, N query heads, K key/value heads, H head size, R = H/2 rotary pairs.
+B rows, S positions, N query heads, K key/value heads, H head size, R = H/2 rotary pairs.
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch, LayerAttention
-from pod_job.models.attention import attend, attend_masked
+from pod_job.models.attention import attend, attend_cached
 from pod_job.models.attention_settings import AttentionSettings
-from pod_job.models.cache import Cache
+from pod_job.models.cache import Cache, KeyValues
 from pod_job.models.placement import Placement
 from pod_job.models.rope import Rope
 
-Attend = Callable[[Float[Array, "B S N H"], Float[Array, "B C K H"], Float[Array, "B C K H"]], Float[Array, "B S N H"]]
+Attend = Callable[[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]], Float[Array, "B S N H"]]
 """Attention over rotated queries, rotated keys, and values."""
 
 
@@ -42,59 +42,96 @@ class Projections(NamedTuple):
     swapped_k: Float[Array, "B S K H"]
 
 
-@dataclass(frozen=True)
-class LayerStackAttention:
+class LayerStackAttention(ABC):
     """Attention of every layer of a decoder, for one forward pass.
 
     Layers differ in their window and rotary embedding, and few kinds of them alternate: the angles of all kinds are
-    computed once, and the loop's body holds one branch per kind, so that a kernel's window stays static.
-
-    Attributes:
-        kind_of_layer: index into the other fields for each layer.
-        tables: cosine and sine as from `rotary_tables`, for each kind; None where no layer has a rotary embedding.
-        branches: attention of each kind.
-        from_cache: attend to what is in the cache, and not only to the keys of this call.
+    computed once.
     """
 
-    kind_of_layer: tuple[int, ...]
-    tables: tuple[Float[Array, "kinds B S H"], Float[Array, "kinds B S H"]] | None
-    branches: tuple[Attend, ...]
-    from_cache: bool
+    def __init__(self, arch: Arch, tokens: Tokens) -> None:
+        self.kinds = tuple(dict.fromkeys(arch.attention))
+        self.kind_of_layer = tuple(self.kinds.index(kind) for kind in arch.attention)
+        self.tables = stack_tables(arch, self.kinds, tokens)
+        self.scales = [arch.query_scale * factor_in_scale(arch, kind) for kind in self.kinds]
+        self.softcap = arch.attn_softcap
 
     def __call__(
-        self, i: Int[Array, ""] | int, projections: Projections, cache: Cache | None
-    ) -> tuple[Float[Array, "B S N H"], Cache | None]:
-        """Returns the heads' outputs of layer `i`, a number or a loop counter, and the cache with its keys."""
-        like = 0 if len(self.branches) == 1 else i  # where there is one kind, every layer is like the first
+        self, i: Int[Array, ""] | int, projections: Projections, kept: KeyValues | None
+    ) -> tuple[Float[Array, "B S N H"], KeyValues | None]:
+        """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values."""
+        like = 0 if len(self.kinds) == 1 else i  # where there is one kind, every layer is like the first
         kind = self.kind_of_layer[like] if isinstance(like, int) else jnp.asarray(self.kind_of_layer)[like]
         q, k, v, swapped_q, swapped_k = projections
         if self.tables is not None:
             cos, sin = (table[kind] for table in self.tables)
             q, k = rotate(q, swapped_q, cos, sin), rotate(k, swapped_k, cos, sin)
-        if cache is not None:
-            cache = cache.write(i, k, v)
-            k, v = (cache.k[i], cache.v[i]) if self.from_cache else (k, v)
-        z = self.branches[kind](q, k, v) if isinstance(kind, int) else jax.lax.switch(kind, self.branches, q, k, v)
-        return z, cache
+        return self.attend(i, kind, q, k, v), None if kept is None else kept.write(i, k, v)
+
+    @abstractmethod
+    def attend(
+        self,
+        i: Int[Array, ""] | int,
+        kind: Int[Array, ""] | int,
+        q: Float[Array, "B S N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+    ) -> Float[Array, "B S N H"]:
+        """Returns the heads' outputs of layer `i`, which is of this kind, for rotated queries and keys."""
 
 
-def stack_attention(arch: Arch, placement: Placement, tokens: Tokens, cache: Cache | None) -> LayerStackAttention:
-    """Prepares the attention of all layers over `tokens`; a single position attends to all that is in the cache."""
-    kinds = tuple(dict.fromkeys(arch.attention))
-    from_cache = cache is not None and tokens.ids.shape[1] == 1
+class WithinRows(LayerStackAttention):
+    """Attention among the positions of one call; one branch per kind, so that a kernel's window stays static."""
 
-    def branch(kind: LayerAttention) -> Attend:
-        # YaRN's factor multiplies queries and keys alike, hence their products by its square.
-        in_scale = 1.0 if kind.rope is None or arch.rotated is not None else kind.rope.attention_factor**2
-        scale = arch.query_scale * in_scale
-        settings = AttentionSettings(scale, arch.attn_softcap, kind.window)
-        if cache is not None and from_cache:
-            return functools.partial(attend_masked, mask=cache.mask(kind.window), settings=settings)
-        return functools.partial(attend, segment_ids=tokens.segment_ids, settings=settings, placement=placement)
+    def __init__(self, arch: Arch, placement: Placement, tokens: Tokens) -> None:
+        super().__init__(arch, tokens)
 
-    kind_of_layer = tuple(kinds.index(kind) for kind in arch.attention)
-    tables = stack_tables(arch, kinds, tokens)
-    return LayerStackAttention(kind_of_layer, tables, tuple(map(branch, kinds)), from_cache)
+        def branch(kind: LayerAttention, scale: float) -> Attend:
+            settings = AttentionSettings(scale, self.softcap, kind.window)
+            return functools.partial(attend, segment_ids=tokens.segment_ids, settings=settings, placement=placement)
+
+        self.branches = tuple(map(branch, self.kinds, self.scales))
+
+    def attend(
+        self,
+        i: Int[Array, ""] | int,
+        kind: Int[Array, ""] | int,
+        q: Float[Array, "B S N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+    ) -> Float[Array, "B S N H"]:
+        if isinstance(kind, int):
+            return self.branches[kind](q, k, v)
+        return jax.lax.switch(kind, self.branches, q, k, v)
+
+
+class ToCache(LayerStackAttention):
+    """Attention from one new position of each row to itself and to what is in the cache, which is only read."""
+
+    def __init__(self, arch: Arch, tokens: Tokens, cache: Cache) -> None:
+        super().__init__(arch, tokens)
+        self.kept = cache.kept
+        self.visible = jnp.stack([cache.visible(tokens.positions[:, 0], kind.window) for kind in self.kinds])
+
+    def attend(
+        self,
+        i: Int[Array, ""] | int,
+        kind: Int[Array, ""] | int,
+        q: Float[Array, "B 1 N H"],
+        k: Float[Array, "B 1 K H"],
+        v: Float[Array, "B 1 K H"],
+    ) -> Float[Array, "B 1 N H"]:
+        scale = self.scales[kind] if isinstance(kind, int) else jnp.asarray(self.scales, jnp.float32)[kind]
+        settings = AttentionSettings(cast(float, scale), self.softcap, None)
+        return attend_cached(q, (k, v), (self.kept.k[i], self.kept.v[i]), self.visible[kind], settings)
+
+
+def factor_in_scale(arch: Arch, kind: LayerAttention) -> float:
+    """Returns what the rotary embedding contributes to the scale of queries.
+
+    YaRN's factor multiplies queries and keys alike, hence their products by its square.
+    """
+    return 1.0 if kind.rope is None or arch.rotated is not None else kind.rope.attention_factor**2
 
 
 def stack_tables(arch: Arch, kinds: Sequence[LayerAttention], tokens: Tokens) -> tuple[Array, Array] | None:

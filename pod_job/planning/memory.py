@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pod_job.config.generate import Mode, cache_slots, call_tokens
+from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_rows
 from pod_job.config.schema import JobConfig, Positions, Sharding
 from pod_job.errors import JobError, first_line
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.sharding import rules
 from pod_job.planning.inputs import Inputs, Outline
-from pod_job.planning.model_cost import generation_positions, step_positions, stored_rows, vector_bytes
+from pod_job.planning.model_cost import prefill_positions, step_positions, stored_rows, vector_bytes
 from pod_job.units import GB, MB
 
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
@@ -49,23 +49,25 @@ def run_memory(run: Outline) -> RunMemory:
         for weight in run.table.values()
     )
     slots = cache_slots(extract.seq_len, config.generate.max_new_tokens) if config.mode is Mode.generate else 0
+    rows = extract.rows_per_device + prefill_rows(extract.rows_per_device, extract.seq_len)  # those being read, too
     heads = arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
-    cache = 2 * arch.layers * heads * arch.head_dim * item * slots * extract.rows_per_device
+    cache = 2 * arch.layers * heads * arch.head_dim * item * slots * rows
     vector = vector_bytes(arch, run.taps, extract)
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     return RunMemory(
         weights=weights,
         cache=cache,
-        vectors=2 * computed_positions(config) * extract.rows_per_device * vector,
+        vectors=2 * computed_positions(config) * vector,
         batches=batches_in_flight(config) * batch,
     )
 
 
 def computed_positions(config: JobConfig) -> int:
-    """Returns the positions of a row whose vectors one step gives; of generation, prefill and one call of decode."""
+    """Returns the positions of a device whose vectors one step gives; of generation, prefill and a call of decode."""
+    rows = config.extract.rows_per_device
     if config.mode is Mode.prefill:
-        return step_positions(config.extract)
-    return generation_positions(config.extract) + call_tokens(config.generate.max_new_tokens)
+        return rows * step_positions(config.extract)
+    return prefill_positions(config.extract) + rows * call_tokens(config.generate.max_new_tokens)
 
 
 def stored_positions(config: JobConfig) -> int:

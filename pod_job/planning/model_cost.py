@@ -5,6 +5,7 @@ S positions of a row, C slots of the cache, W window.
 
 import math
 
+from pod_job.config.generate import prefill_prompts, prefill_rows
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.formats.quantized import row_bytes
 from pod_job.formats.safetensors import DTYPE_OF
@@ -58,6 +59,8 @@ def stored_rows(config: ExtractConfig, prompts: int, tokens: int) -> int:
     return prompts
 
 
-def generation_positions(config: ExtractConfig) -> int:
-    """Returns the positions of a row whose vectors the prefill of mode=generate sends; a row is one prompt."""
-    return {Positions.last: 1, Positions.all: config.seq_len}.get(config.positions, 0)
+def prefill_positions(config: ExtractConfig) -> int:
+    """Returns the positions of a device whose vectors a full prefill of mode=generate sends to the host."""
+    own, S = config.rows_per_device, config.seq_len
+    of_row = {Positions.last: prefill_prompts(own, S, config.prompts_per_row), Positions.all: S}
+    return prefill_rows(own, S) * of_row.get(config.positions, 0)

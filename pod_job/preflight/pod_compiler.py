@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.topologies import get_topology_desc
 
-from pod_job.config.generate import Mode, cache_slots
+from pod_job.config.generate import Mode, cache_slots, prefill_rows
 from pod_job.config.schema import Sharding
 from pod_job.errors import JobError
 from pod_job.extraction.feeding import step_rows
 from pod_job.extraction.step import compile_step
-from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
+from pod_job.generation.shape import shape_for
 from pod_job.models.attention import LANES, products_computed
 from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.taps import Tap
 from pod_job.planning.inputs import needed_weights
-from pod_job.planning.model_cost import generation_positions, step_flops, step_positions, token_flops, vector_bytes
+from pod_job.planning.model_cost import prefill_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.compiled_text import Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
@@ -145,23 +145,23 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     }
     model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings))
     split = step_rows(config, mesh)
-    rows = split.count
-    position_bytes, prompts = vector_bytes(arch, taps, extract), rows * extract.seq_len
+    rows, position_bytes = split.count, vector_bytes(arch, taps, extract)
     if config.mode is Mode.prefill:
         step = compile_step(model, {"params": params}, split, extract)
         layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
         head_flops = 0.0
         if extract.token_facts:
-            layers, head_flops = arch.layers, 2.0 * prompts * arch.hidden * arch.vocab
+            layers, head_flops = arch.layers, 2.0 * rows * extract.seq_len * arch.hidden * arch.vocab
         flops = head_flops + step_flops(arch, layers, rows, extract.seq_len)
-        return [Program("step", step, flops, prompts, stored, layers)]
-    ending = Ending(config.generate, job.end_tokens, None)
-    made = compile_generation(model, {"params": params}, split, extract, ending)
+        return [Program("step", step, flops, rows * extract.seq_len, stored, layers)]
+    shape = shape_for(split, extract)
+    made = compile_generation(model, {"params": params}, shape, extract, config.generate)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens
-    flops = step_flops(arch, arch.layers, rows, extract.seq_len), new * token_flops(arch, slots)
-    stored = rows * generation_positions(extract) * position_bytes
+    read = shape.prefill_rows.count
+    flops = step_flops(arch, arch.layers, read, extract.seq_len), new * token_flops(arch, slots)
+    stored = len(devices) * prefill_positions(extract) * position_bytes
     return [
-        Program("prefill", made.prefill, flops[0], prompts, stored, arch.layers),
+        Program("prefill", made.prefill, flops[0], read * extract.seq_len, stored, arch.layers),
         Program("decode", made.decode, flops[1], new, new * position_bytes, arch.layers, made.call_tokens),
     ]
 
@@ -206,7 +206,8 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
         return 0.0
     config, arch = job.config, job.arch
     split = config.mesh.model if config.sharding is Sharding.tensor and arch.kv_heads % config.mesh.model == 0 else 1
-    S = config.extract.seq_len
+    S, rows = config.extract.seq_len, config.extract.rows_per_device
+    rows = rows if config.mode is Mode.prefill else prefill_rows(rows, S)
     products = sum(products_computed(S, layer.window) for layer in arch.attention[:layers])
-    flops = 4 * products * arch.head_dim * (arch.heads // split) * config.extract.rows_per_device
+    flops = 4 * products * arch.head_dim * (arch.heads // split) * rows
     return flops / (job.pod.chip.peak_flops * min(1.0, arch.head_dim / LANES))

@@ -30,14 +30,10 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
     config, pod = job.config, job.pod
     samples = read_tasks(config.tasks).samples
     tokens = estimated_tokens(samples, model_dir, config)
-    new_tokens, first = 0, forecasts[0]
-    if config.mode is Mode.generate:
-        new_tokens = len(samples) * config.generate.max_new_tokens
-        steps = math.ceil(len(samples) * config.extract.seq_len / first.tokens)
-        seconds = steps * wave_seconds(config, forecasts)
-    else:
-        steps = math.ceil(tokens / (PACKED * first.tokens))
-        seconds = steps * first.step_s
+    first = forecasts[0]
+    new_tokens = len(samples) * config.generate.max_new_tokens if config.mode is Mode.generate else 0
+    steps = math.ceil(tokens / (PACKED * first.tokens))
+    seconds = steps * first.step_s + decode_seconds(config, forecasts, new_tokens)
     rows = {
         Positions.last: new_tokens or len(samples),
         Positions.all: tokens + new_tokens,
@@ -61,10 +57,13 @@ def dollars(seconds: float, pod: Slice, usd_hour: float | None) -> float | None:
     return None if usd_hour is None else seconds / 3600 * pod.chips / pod.chip.devices * usd_hour
 
 
-def wave_seconds(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
-    """Returns the seconds of one prefill and as many calls of decode as the longest completion takes."""
-    prefill, decode = forecasts
-    return prefill.step_s + math.ceil(config.generate.max_new_tokens / decode.tokens_in_turn) * decode.step_s
+def decode_seconds(config: JobConfig, forecasts: Sequence[Forecast], new_tokens: int) -> float:
+    """Returns the seconds in which all rows add so many tokens, a row that ends being taken by the next prompt."""
+    if config.mode is not Mode.generate:
+        return 0.0
+    decode = forecasts[1]
+    longest = math.ceil(config.generate.max_new_tokens / decode.tokens_in_turn)
+    return max(longest, math.ceil(new_tokens / decode.tokens)) * decode.step_s
 
 
 def tokens_per_s(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
@@ -73,8 +72,11 @@ def tokens_per_s(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
         return 0.0
     if config.mode is not Mode.generate:
         return forecasts[0].tokens_per_s
-    rows = forecasts[0].tokens // config.extract.seq_len
-    return rows * config.generate.max_new_tokens / wave_seconds(config, forecasts)
+    prefill, decode = forecasts
+    rows = decode.tokens // decode.tokens_in_turn
+    prefills = math.ceil(rows * config.extract.seq_len / prefill.tokens)
+    new_tokens = rows * config.generate.max_new_tokens
+    return new_tokens / (prefills * prefill.step_s + decode_seconds(config, forecasts, new_tokens))
 
 
 def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConfig) -> int:

@@ -13,22 +13,24 @@ from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, StoredDtype
-from pod_job.extraction.feeding import StepRows
+from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
+from pod_job.generation.admission import Waiting
 from pod_job.generation.completions import Ending
-from pod_job.generation.decoding import PrefillInput, Programs, compile_generation
-from pod_job.generation.waves import FREE, make_wave
+from pod_job.generation.decoding import compile_generation
+from pod_job.generation.generator import Generator, Progress, Result
+from pod_job.generation.shape import shape_for
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.tokens import Prompt, load_tokenizer
 from tools.tiny_model import write_tiny_model
 
-S, NEW, ROWS = 12, 21, 8
-LENGTHS = (12, 5, 1, 8, 9, 3)
+S, NEW = 12, 21
+LENGTHS = (12, 5, 1, 8, 9, 3, 11, 2, 12, 6)
 TAPS = ("layer_0", "layer_2.z", "layer_3", "layer_4_norm")
 END = (256,)
 
@@ -39,51 +41,46 @@ def prompts(vocab: int) -> list[np.ndarray]:
 
 
 def build(
-    folder: Path, generate: GenerateConfig, mesh_config: MeshConfig, sharding: Sharding, positions: Positions
-) -> tuple[Any, Programs, Decoder]:
+    folder: Path,
+    generate: GenerateConfig,
+    mesh_config: MeshConfig,
+    sharding: Sharding = Sharding.replicated,
+    positions: Positions = Positions.all,
+    per_device: int = 1,
+) -> tuple[Any, Generator, Decoder]:
     mesh, arch = make_mesh(mesh_config), read_arch_file(folder / "config.json")
     table = weight_table(arch)
     shardings = weight_shardings(mesh, sharding, table)
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
-    taps = resolve([], TAPS, arch)
-    model = Decoder(arch, taps, jnp.float32, placement(mesh, sharding, shardings))
-    extract = ExtractConfig(seq_len=S, dtype=StoredDtype.float32, positions=positions)
-    rows = StepRows(ROWS, row_sharding(mesh, sharding))
-    return params, compile_generation(model, params, rows, extract, Ending(generate, END, None)), model
+    model = Decoder(arch, resolve([], TAPS, arch), jnp.float32, placement(mesh, sharding, shardings))
+    extract = ExtractConfig(seq_len=S, rows_per_device=per_device, dtype=StoredDtype.float32, positions=positions)
+    split = row_sharding(mesh, sharding)
+    shards = 8 // split.shard_shape((8,))[0]
+    shape = shape_for(StepRows(shards * per_device, split), extract)
+    programs = compile_generation(model, params, shape, extract, generate)
+    ending = Ending(generate, END, load_tokenizer(folder))
+    parts = feeding(shape.rows, 0), feeding(shape.prefill_rows, 0)
+    return params, Generator(programs, params, *parts, ending, positions), model
 
 
-def run(
-    folder: Path,
-    generate: GenerateConfig,
-    mesh: MeshConfig,
-    sharding: Sharding = Sharding.replicated,
-    positions: Positions = Positions.all,
-    decided: dict[tuple[int, int], Sequence[int]] | None = None,
-) -> tuple[list[list[int]], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """New tokens of each prompt up to the end token, taps of the prompts [R, S, width], of new tokens [R, n, width]."""
-    params, programs, model = build(folder, generate, mesh, sharding, positions)
-    queued = [
-        Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(prompts(model.arch.vocab))
+def run(generator: Generator, model: Decoder, decided: dict[int, Sequence[int]] | None = None) -> list[Result]:
+    """Results of all prompts in their order."""
+    waiting = [
+        Waiting(Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)), i, (decided or {}).get(i, ()))
+        for i, ids in enumerate(prompts(model.arch.vocab))
     ]
-    wave = make_wave(queued, ROWS, S, 100, decided or {})
-    arguments = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, wave.force(0, 1)[:, 0])
-    rows = row_sharding(jax.make_mesh((mesh.data, mesh.model), ("data", "model")), sharding)
-    placed = [jax.device_put(a, rows) for a in (*arguments, np.zeros(ROWS, np.int32))]
-    progress, of_prompts, first, _ = programs.prefill(params, PrefillInput(*placed))
-    tokens, of_tokens = [np.asarray(first)[:, None]], []
-    stopped = jax.device_put(np.zeros(ROWS, bool), rows)
-    going, read = True, 0
-    while going:
-        forced = jax.device_put(wave.force(read + 1, programs.call_tokens), rows)
-        progress, taps, chosen, going = programs.decode(params, progress, stopped, forced)
-        tokens.append(np.asarray(chosen))
-        of_tokens.append(jax.tree.map(np.asarray, taps))
-        read += programs.call_tokens
-    together = {name: np.concatenate([part[name] for part in of_tokens], axis=1) for name in of_tokens[0]}
-    found = []
-    for row in np.concatenate(tokens, axis=1)[: len(LENGTHS), :NEW].tolist():
-        found.append(row[: row.index(END[0]) + 1] if END[0] in row else row)
-    return found, jax.tree.map(np.asarray, of_prompts), together
+    return sorted(generator.run(iter(waiting), Progress()), key=lambda result: result.queued.index)
+
+
+def tokens(results: Sequence[Result]) -> list[list[int]]:
+    return [result.completion.token_ids for result in results]
+
+
+def assert_same(found: Sequence[Result], expected: Sequence[Result]) -> None:
+    assert tokens(found) == tokens(expected)
+    for one, other in zip(found, expected, strict=True):
+        for name, vectors in other.vectors.items():
+            np.testing.assert_allclose(one.vectors[name], vectors, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -96,46 +93,49 @@ ONE = MeshConfig(data=8)
 
 
 @pytest.fixture(scope="module")
-def greedy(model: Path) -> tuple[list[list[int]], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return run(model, GREEDY, ONE)
+def greedy_programs(model: Path) -> tuple[Any, Generator, Decoder]:
+    """Fewer rows than prompts, so that rows are taken again."""
+    return build(model, GREEDY, ONE)
+
+
+@pytest.fixture(scope="module")
+def greedy(greedy_programs: tuple[Any, Generator, Decoder]) -> list[Result]:
+    return run(*greedy_programs[1:])
 
 
 def hf_tokens(folder: Path, prompts: list[np.ndarray]) -> list[list[int]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
+    reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    made = []
     for ids in prompts:
-        made = reference.generate(
+        completed = reference.generate(
             torch.tensor(ids[None]).long(), do_sample=False, max_new_tokens=NEW, eos_token_id=END[0], pad_token_id=0
         )
-        found.append(made[0, len(ids) :].tolist())
-    return found
+        made.append(completed[0, len(ids) :].tolist())
+    return made
 
 
 @pytest.mark.usefixtures("torch_there")
 @pytest.mark.slow
 def test_greedy_tokens_past_a_window_are_those_of_hugging_face(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path, family="gemma3_text", layers=4)
-    found, _, _ = run(folder, GREEDY, ONE)
-    assert found == hf_tokens(folder, prompts(read_arch_file(folder / "config.json").vocab))
+    _, generator, decoder = build(folder, GREEDY, ONE)
+    assert tokens(run(generator, decoder)) == hf_tokens(folder, prompts(decoder.arch.vocab))
 
 
-def test_activations_are_those_of_one_clean_pass_over_prompt_and_completion(
-    model: Path, greedy: tuple[list[list[int]], dict[str, np.ndarray], dict[str, np.ndarray]]
-) -> None:
-    found, of_prompts, of_tokens = greedy
-    params, _, generating = build(model, GREEDY, ONE, Sharding.replicated, Positions.generated)
+def test_activations_are_those_of_one_clean_pass_over_prompt_and_completion(model: Path, greedy: list[Result]) -> None:
+    params, _, generating = build(model, GREEDY, ONE)
     decoder = Decoder(generating.arch, generating.taps, generating.dtype)  # which is told of no mesh
     clean = jax.jit(lambda ids: decoder.apply(params, ids, return_activations=True, return_logits=False)[1])
-    for row, (ids, new) in enumerate(zip(prompts(decoder.arch.vocab), found, strict=True)):
-        whole = np.zeros((1, S + NEW), np.int32)
-        whole[0, : len(ids) + len(new)] = [*ids, *new]
+    assert len(greedy) == len(LENGTHS)
+    for ids, result in zip(prompts(decoder.arch.vocab), greedy, strict=True):
+        whole, length = np.zeros((1, S + NEW), np.int32), len(ids) + len(result.completion.token_ids)
+        whole[0, :length] = [*ids, *result.completion.token_ids]
         for name, expected in clean(whole).items():
-            np.testing.assert_allclose(of_prompts[name][row, S - len(ids) :], expected[0, : len(ids)], atol=1e-4)
-            new_rows = np.asarray(expected)[0, len(ids) : len(ids) + len(new)]
-            np.testing.assert_allclose(of_tokens[name][row, : len(new)], new_rows, atol=1e-4)
+            assert len(result.vectors[name]) == length
+            np.testing.assert_allclose(result.vectors[name], expected[0, :length], atol=1e-4)
 
 
 MESHES: list[tuple[MeshConfig, Sharding]] = [
@@ -146,36 +146,31 @@ MESHES: list[tuple[MeshConfig, Sharding]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.pod), 1.0])
-def test_the_same_tokens_on_any_mesh(model: Path, temperature: float) -> None:
+def test_the_same_tokens_on_any_mesh_in_any_row(model: Path, temperature: float) -> None:
     generate = GenerateConfig(max_new_tokens=NEW, temperature=temperature, seed=7)
-    alone = run(model, generate, ONE)
-    for mesh, sharding in MESHES:
-        found = run(model, generate, mesh, sharding)
-        assert found[0] == alone[0]
-        for name, expected in alone[2].items():
-            for row, tokens in enumerate(alone[0]):
-                np.testing.assert_allclose(
-                    found[2][name][row, : len(tokens)], expected[row, : len(tokens)], rtol=1e-4, atol=1e-4
-                )
+    alone = run(*build(model, generate, ONE)[1:])
+    # On 4 and 8 devices with 2 rows each and one, prompts are read and rows are taken in other orders.
+    for (mesh, sharding), per_device in zip(MESHES, (2, 1), strict=True):
+        assert_same(run(*build(model, generate, mesh, sharding, per_device=per_device)[1:]), alone)
 
 
 @pytest.mark.slow
 def test_draws_differ_between_seeds_and_samples(model: Path) -> None:
     def draws(seed: int) -> list[list[int]]:
         generate = GenerateConfig(max_new_tokens=NEW, temperature=5.0, seed=seed)
-        return run(model, generate, ONE, positions=Positions.generated)[0]
+        return tokens(run(*build(model, generate, ONE, positions=Positions.generated)[1:]))
 
     first, other = draws(1), draws(2)
     assert first != other
-    assert len({tuple(tokens) for tokens in first}) == len(first)
+    assert len({tuple(drawn) for drawn in first}) == len(first)
 
 
 def test_decided_tokens_are_repeated_and_the_rest_goes_on_from_them(
-    model: Path, greedy: tuple[list[list[int]], dict[str, np.ndarray], dict[str, np.ndarray]]
+    greedy_programs: tuple[Any, Generator, Decoder], greedy: list[Result]
 ) -> None:
-    decided = {(1, 0): [3, 1, 4, 1, 5], (1, 3): greedy[0][3][:7]}
-    found, _, _ = run(model, GREEDY, ONE, decided=decided)
-    assert found[0][:5] == [3, 1, 4, 1, 5]
-    assert found[1:] == greedy[0][1:]
-    assert found[0] != greedy[0][0]
-    assert FREE not in found[0]
+    expected = tokens(greedy)
+    repeated = tokens(run(*greedy_programs[1:], decided={0: [3, 1, 4, 1, 5], 3: expected[3][:7]}))
+    assert repeated[0][:5] == [3, 1, 4, 1, 5]
+    assert repeated[1:] == expected[1:]
+    assert repeated[0] != expected[0]
+    assert min(repeated[0]) >= 0

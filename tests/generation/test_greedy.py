@@ -16,10 +16,11 @@ from pod_job.config.generate import GenerateConfig
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, StoredDtype
 from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
+from pod_job.generation.admission import Waiting
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
-from pod_job.generation.generator import Generator
-from pod_job.generation.waves import make_wave
+from pod_job.generation.generator import Generator, Progress
+from pod_job.generation.shape import shape_for
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -47,24 +48,21 @@ Generated = list[tuple[list[int], str, dict[str, np.ndarray]]]
 
 
 def generated(folder: Path, prompts: Sequence[np.ndarray], ending: Ending) -> Generated:
-    """Per prompt its new tokens, why they end, and the vectors of all its positions: what a wave of the job gives."""
-    arch, seq_len, count = read_arch_file(folder / "config.json"), max(map(len, prompts)), len(prompts)
+    """Per prompt its new tokens, why they end, and the vectors of all its positions: what a job gives."""
+    arch, seq_len, count = read_arch_file(folder / "config.json"), max(map(len, prompts)), 3  # fewer than the prompts
     mesh, table = make_mesh(MeshConfig(), jax.devices()[:1]), weight_table(arch)
     rows = StepRows(count, row_sharding(mesh, Sharding.replicated))
     shardings = weight_shardings(mesh, Sharding.replicated, table)
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     taps = resolve([arch.layers // 2, arch.layers - 1], [], arch)
     model = Decoder(arch, taps, jnp.float32, placement(mesh, Sharding.replicated, shardings))
-    extract = ExtractConfig(seq_len=seq_len, dtype=StoredDtype.float32, positions=Positions.all)
-    programs = compile_generation(model, params, rows, extract, ending)
-    queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(prompts)]
-    wave = make_wave(queued, count, seq_len, count, {})
-    result = Generator(programs, params, feeding(rows, 0), ending, Positions.all).run(wave, more=False)
-    found = []
-    for row, item in enumerate(queued):
-        made = result.completion(row, item.prompt, ending)
-        found.append((made.token_ids, made.ended, result.vectors(row, made.prompt_tokens, len(made.token_ids))))
-    return found
+    extract = ExtractConfig(seq_len=seq_len, rows_per_device=count, dtype=StoredDtype.float32, positions=Positions.all)
+    shape = shape_for(rows, extract)
+    programs = compile_generation(model, params, shape, extract, ending.generate)
+    generator = Generator(programs, params, feeding(rows, 0), feeding(shape.prefill_rows, 0), ending, extract.positions)
+    waiting = [Waiting(Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)), i) for i, ids in enumerate(prompts)]
+    results = sorted(generator.run(iter(waiting), Progress()), key=lambda result: result.queued.index)
+    return [(result.completion.token_ids, result.completion.ended, result.vectors) for result in results]
 
 
 def hugging_face(model: Any, prompt: np.ndarray, ending: Ending) -> list[int]:

@@ -28,7 +28,7 @@ ATTEMPTS = 3
 def config(tmp_path: Path) -> TasksConfig:
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps(TASKS))
-    return TasksConfig(path=str(path), arc=ArcConfig(predictions=ATTEMPTS))
+    return TasksConfig(path=str(path), format=TaskFormat.arc, arc=ArcConfig(predictions=ATTEMPTS))
 
 
 def answer(config: TasksConfig, task_id: str, test: int, attempt: int, grid: list[list[int]] | None) -> Completion:

@@ -13,7 +13,7 @@ from pod_job.models import attention, attention_blocks
 from pod_job.models.arch import read_arch
 from pod_job.models.attention_settings import AttentionSettings
 from pod_job.models.decoder_layer import decoder_layer, swapped_projections
-from pod_job.models.layer_attention import Tokens, stack_attention
+from pod_job.models.layer_attention import Tokens, WithinRows
 from pod_job.models.placement import Placement
 from pod_job.models.weight_table import weight_table
 
@@ -146,7 +146,7 @@ def test_swapped_projections_rotate_alike() -> None:
     }
     positions = jnp.tile(jnp.arange(40), (2, 1))
     tokens = Tokens(jnp.zeros((2, 40), jnp.int32), positions, jnp.ones((2, 40), jnp.int32))
-    attend = functools.partial(stack_attention(arch, Placement(), tokens, None), 0, cache=None)
+    attend = functools.partial(WithinRows(arch, Placement(), tokens), 0, kept=None)
     x = jnp.asarray(rng.normal(size=(2, 40, 64)), jnp.float32)
 
     @jax.jit

@@ -176,10 +176,12 @@ def test_a_preflight_covers_generation(generation: tuple[list[str], Path, dict[s
     assert decode["stored_bytes"] == decode["tokens"] * 2 * 64 * 2
     assert decode["seconds"]["hbm"] > prefill["seconds"]["hbm"]
     run = report["run"]
-    assert (run["steps"], run["new_tokens"], run["rows"]) == (2, 8 * 20, 8 * 20)  # waves of 4 rows
-    wave_s = prefill["step_s"] + 2 * decode["step_s"]
-    assert run["hours"] == pytest.approx(2 * wave_s / 3600)
-    assert report["tokens_per_s"] == pytest.approx(4 * 20 / wave_s)
+    assert (run["new_tokens"], run["rows"]) == (8 * 20, 8 * 20)
+    assert run["steps"] == math.ceil(run["tokens"] / (0.98 * prefill["tokens"]))
+    calls = math.ceil(8 * 20 / decode["tokens"])
+    assert run["hours"] == pytest.approx((run["steps"] * prefill["step_s"] + calls * decode["step_s"]) / 3600)
+    full = math.ceil(4 * 128 / prefill["tokens"]) * prefill["step_s"] + math.ceil(4 * 20 / 64) * decode["step_s"]
+    assert report["tokens_per_s"] == pytest.approx(4 * 20 / full)
 
 
 @pytest.mark.pod

@@ -5,7 +5,6 @@ programs, one for each length, are compiled before, which the document leaves to
 the token that ours chose.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from pod_job.config.schema import ExtractConfig, Positions, StoredDtype
 from pod_job.config.tasks import TasksConfig
 from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
-from pod_job.extraction.transfer import put_rows
+from pod_job.generation.admission import Waiting
 from pod_job.generation.completions import Ending
-from pod_job.generation.decoding import PrefillInput, compile_generation
-from pod_job.generation.generator import Generator
-from pod_job.generation.waves import Wave, make_wave
+from pod_job.generation.decoding import compile_generation
+from pod_job.generation.generator import Generator, Progress, Result
+from pod_job.generation.shape import shape_for
 from pod_job.job import load_model
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.mesh import make_mesh, row_sharding
@@ -60,7 +59,8 @@ def make_inputs(options: Options, inputs: Path) -> None:
     prompts = [ids[: options.prompt] for ids in encoded if len(ids) >= options.prompt][: options.rows]
     np.save(inputs / "prompts.npy", np.array(prompts, np.int32))
     bench = Bench(options, inputs)
-    np.save(inputs / "chosen.npy", bench.generation(bench.four_taps)().tokens[:, : options.new])
+    results = sorted(bench.generation(bench.four_taps)(), key=lambda result: result.queued.index)
+    np.save(inputs / "chosen.npy", np.array([result.completion.token_ids for result in results], np.int32))
 
 
 def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
@@ -88,24 +88,33 @@ class Bench:
         self.options, self.prompts = options, np.load(inputs / "prompts.npy")
         overrides = [f"model.path='{options.model}'", "model.dtype=float32", f"tasks.path='{options.tasks}'"]
         job = read_inputs(load([*overrides, "mode=generate", f"storage.run_dir='{inputs}/run'"]))
-        mesh = make_mesh(job.config.mesh)
+        mesh, self.tokenizer = make_mesh(job.config.mesh), job.tokenizer
         self.model, self.params = load_model(job, mesh)
         self.four_taps = resolve_four(job.arch)
         self.feeding = feeding(StepRows(len(self.prompts), row_sharding(mesh, job.config.sharding)), 0)
 
-    def compiled(self, taps: tuple[Tap, ...], new: int) -> tuple[Generator, Wave]:
+    def generator(self, taps: tuple[Tap, ...], new: int) -> Generator:
         rows, length = self.prompts.shape
-        ending = Ending(GenerateConfig(max_new_tokens=new), (), None)
-        extract = ExtractConfig(seq_len=length, dtype=StoredDtype.float32, positions=Positions.generated)
-        programs = compile_generation(self.model.clone(taps=taps), self.params, self.feeding.rows, extract, ending)
-        generator = Generator(programs, self.params, self.feeding, ending, extract.positions)
-        queued = [Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)) for i, ids in enumerate(self.prompts)]
-        return generator, make_wave(queued, rows, length, rows, {})
+        extract = ExtractConfig(
+            seq_len=length, rows_per_device=rows, dtype=StoredDtype.float32, positions=Positions.generated
+        )
+        shape, ending = (
+            shape_for(self.feeding.rows, extract),
+            Ending(GenerateConfig(max_new_tokens=new), (), self.tokenizer),
+        )
+        programs = compile_generation(self.model.clone(taps=taps), self.params, shape, extract, ending.generate)
+        prefill = feeding(shape.prefill_rows, 0)
+        return Generator(programs, self.params, self.feeding, prefill, ending, extract.positions)
 
-    def generation(self, taps: tuple[Tap, ...]) -> Callable[[], Any]:
+    def waiting(self) -> list[Waiting]:
+        return [
+            Waiting(Queued(1, i, Prompt(Sample(str(i), 0, ids), ids, False)), i) for i, ids in enumerate(self.prompts)
+        ]
+
+    def generation(self, taps: tuple[Tap, ...]) -> Callable[[], list[Result]]:
         """Returns a function that generates as the job does, until the vectors are on the host."""
-        generator, wave = self.compiled(taps, self.options.new)
-        return lambda: generator.run(wave, more=False)
+        generator = self.generator(taps, self.options.new)
+        return lambda: list(generator.run(iter(self.waiting()), Progress()))
 
     def steps(self, taps: tuple[Tap, ...]) -> Step:
         """Returns the document's step on our model."""
@@ -122,23 +131,13 @@ class Bench:
 
     def calls(self) -> Callable[[], Metrics]:
         """Returns a function that times the calls that end with tokens EARLY and LONG: seconds for a token of a row."""
-        generator, wave = self.compiled(self.four_taps, LONG)
-        programs = generator.programs
+        generator = self.generator(self.four_taps, LONG)
 
         def run() -> Metrics:
-            flags, seconds = np.zeros(len(wave.token_ids), np.int32), Metrics()
-            arrays = (wave.token_ids, wave.segment_ids, wave.positions, wave.numbers, wave.force(0, 1)[:, 0], flags)
-            progress, *_ = programs.prefill(self.params, PrefillInput(*put_rows(arrays, self.feeding)))
-            steering = put_rows((flags > 0, wave.force(0, programs.call_tokens)), self.feeding)
-            for read in range(programs.call_tokens, LONG + 1, programs.call_tokens):
-                jax.block_until_ready(progress)
-                started = time.perf_counter()
-                progress, *outputs = programs.decode(self.params, progress, *steering)
-                jax.block_until_ready(outputs)
-                if read in (EARLY, LONG):
-                    passed = time.perf_counter() - started
-                    seconds[f"token_{read}_s"] = passed / programs.call_tokens / len(wave.token_ids)
-            return seconds
+            progress = Progress()
+            list(generator.run(iter(self.waiting()), progress))
+            calls = {read: progress.token_s[read // generator.programs.call_tokens - 1] for read in (EARLY, LONG)}
+            return Metrics({f"token_{read}_s": seconds / len(self.prompts) for read, seconds in calls.items()})
 
         return run
 

@@ -1,0 +1,29 @@
+"""Static sizes of the programs of generation."""
+
+from dataclasses import dataclass
+
+from pod_job.config.generate import prefill_prompts, prefill_rows
+from pod_job.config.schema import ExtractConfig
+from pod_job.extraction.feeding import StepRows
+
+
+@dataclass(frozen=True)
+class GenerationShape:
+    """Sizes of both programs.
+
+    Attributes:
+        rows: of the cache, one prompt and its completion in each.
+        prefill_rows: rows of `extract.seq_len` positions that prompts are packed into.
+        prompts_per_row: most prompts in one of those.
+    """
+
+    rows: StepRows
+    prefill_rows: StepRows
+    prompts_per_row: int
+
+
+def shape_for(rows: StepRows, extract: ExtractConfig) -> GenerationShape:
+    """Returns the shape for these rows of the cache, `extract.rows_per_device` of each device."""
+    own, S = extract.rows_per_device, extract.seq_len
+    count = rows.count // own * prefill_rows(own, S)
+    return GenerationShape(rows, StepRows(count, rows.sharding), prefill_prompts(own, S, extract.prompts_per_row))
