@@ -24,6 +24,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.shape import GenerationShape
 from pod_job.models.cache import Cache, KeyValues, empty_cache
 from pod_job.models.decoder import Decoder, Output, Params
+from pod_job.models.layer_attention import Tokens
 
 FREE = -1
 """In `forced`: the model chooses this token. In `target`: no prompt is here."""
@@ -154,11 +155,9 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
     def prefill(params: Params, rows: Rows, prompts: PackedPrompts) -> Generated:
         applied = model.apply(
             params,
-            prompts.token_ids,
+            Tokens(prompts.token_ids, prompts.positions, prompts.segment_ids),
             prompts.last,
             rows.cache.slots,
-            positions=prompts.positions,
-            segment_ids=prompts.segment_ids,
             select=prompts.last if extract.positions is Positions.last else None,
             return_activations=extract.positions is not Positions.generated,
             method="read",

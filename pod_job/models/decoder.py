@@ -140,12 +140,10 @@ class Decoder(nn.Module):
 
     def read(
         self,
-        input_ids: Int[Array, "B S"],
+        tokens: Tokens,
         last: Int[Array, "B M"],
         slots: int,
         *,
-        positions: Int[Array, "B S"] | None = None,
-        segment_ids: Int[Array, "B S"] | None = None,
         select: Int[Array, "B M"] | None = None,
         return_activations: bool = False,
     ) -> tuple[Output, KeyValues]:
@@ -156,7 +154,6 @@ class Decoder(nn.Module):
             slots: S or more. The other arguments are as in `__call__`.
         """
         request = Request(self.taps if return_activations else (), select, logits=True, logits_at=last)
-        tokens = with_defaults(input_ids, positions, segment_ids)
         output, kept, _ = self._forward(tokens, request, self._nothing_kept(tokens, slots))
         assert kept is not None
         return output, kept

@@ -153,6 +153,6 @@ def test_swapped_projections_rotate_alike() -> None:
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
         return decoder_layer(arch, Placement(), weights, x, attend)[0][0]
 
-    swapped = swapped_projections(weights)
+    swapped = swapped_projections(arch, weights)
     assert set(swapped) == {"q_swapped", "q_swapped_bias", "k_swapped", "k_swapped_bias"}
     np.testing.assert_allclose(layer(weights | swapped), layer(weights), rtol=1e-5, atol=1e-5)
