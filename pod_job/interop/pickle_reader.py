@@ -45,6 +45,10 @@ def read_pickle(path: str | Path, crc32c: str | None = None) -> PickleContent:
         data = Path(path).read_bytes()
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error.strerror})") from error
+    except MemoryError:
+        raise JobError(
+            f"{path}: its {Path(path).stat().st_size:,} bytes do not fit into memory; copy it again"
+        ) from None
     if crc32c is not None and checksum([data]).crc32c != crc32c:
         raise JobError(f"{path}: is not the file that metadata.json describes: its crc32c differs; copy it again")
     stored = convert(load_plain(str(path), data), _Content, str(path), "it is not an activation pickle")

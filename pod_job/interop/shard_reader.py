@@ -141,8 +141,9 @@ def expanded(path: Path) -> bytes:
         most = max(SMALL_BYTES, MOST_EXPANDED * path.stat().st_size)
         with gzip.open(path) as file:
             data = file.read(most + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise JobError(f"{path}: cannot be read ({error}); copy it again") from error
+    except (OSError, EOFError, MemoryError, zlib.error) as error:
+        reason = str(error) or "it does not fit into memory"
+        raise JobError(f"{path}: cannot be read ({reason}); copy it again") from error
     if len(data) > most:
         raise JobError(f"{path}: expands to more than {MOST_EXPANDED} times its size, which no activations do")
     return data
