@@ -4,6 +4,7 @@ A batch's samples depend on the data and the configuration only; who computes it
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pod_job.errors import JobError
 from pod_job.run_folder.layout import MAX_BATCHES
@@ -31,5 +32,6 @@ def batch_samples(batch: int, samples: int, save_every_n_samples: int) -> range:
 
 
 def assign_batches(pending: Sequence[int], feeders: int) -> list[list[int]]:
-    """Returns each feeder's batches, round robin, so that all feeders advance through the data together."""
-    return [list(pending[i::feeders]) for i in range(feeders)]
+    """Returns each feeder's batches, consecutive ones, so that a host reads its part of the data and no more."""
+    edges = [len(pending) * i // feeders for i in range(feeders + 1)]
+    return [list(pending[start:stop]) for start, stop in pairwise(edges)]

@@ -14,6 +14,7 @@ from pod_job.config.extract import ExtractConfig, Positions
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
+from pod_job.planning.batches import assign_batches
 from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
 from pod_job.planning.template_date import start_date
 from pod_job.prompts.tokens import (
@@ -142,7 +143,7 @@ def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
         JobError: a prompt that cannot be used, or none of the whole run with a row.
     """
     survey = PromptSurvey()
-    share = range(1 + host, inputs.total_batches + 1, hosts)
+    share = assign_batches(range(1, inputs.total_batches + 1), hosts)[host]
     batches = spread(share, max(BATCHES, ALL_UP_TO // inputs.config.extract.save_every_n_samples))
     tokens = []
     for batch in batches:

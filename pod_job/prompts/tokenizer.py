@@ -69,6 +69,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def plain_backend(tokenizer: Any) -> Any | None:
+    """Returns the tokenizer of the package tokenizers within one whose class adds nothing of its own; None for others.
+
+    It must have been called before, which clears truncation and padding that tokenizer.json may ask for.
+    """
+    from transformers import PreTrainedTokenizerFast  # imports for seconds, where no tokenizer was loaded
+
+    def calls(kind: type) -> list[Any]:
+        return [getattr(kind, name, None) for name in ("__call__", "_encode_plus", "_batch_encode_plus")]
+
+    plain = isinstance(tokenizer, PreTrainedTokenizerFast) and calls(type(tokenizer)) == calls(PreTrainedTokenizerFast)
+    return tokenizer.backend_tokenizer if plain else None
+
+
 def tokenizer_fingerprint(folder: Path) -> str:
     """Returns the SHA-256 over the files of the tokenizer and its chat template."""
     digest = hashlib.sha256()

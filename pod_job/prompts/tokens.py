@@ -27,6 +27,7 @@ from pod_job.prompts.tokenizer import check_template as check_template
 from pod_job.prompts.tokenizer import end_tokens as end_tokens
 from pod_job.prompts.tokenizer import has_vocabulary as has_vocabulary
 from pod_job.prompts.tokenizer import load_tokenizer as load_tokenizer
+from pod_job.prompts.tokenizer import plain_backend
 from pod_job.prompts.tokenizer import tokenizer_fingerprint as tokenizer_fingerprint
 from pod_job.prompts.windows import parts
 
@@ -167,6 +168,8 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[
     if not texts:
         return []
     try:
+        if (backend := plain_backend(tokenizer)) is not None:  # without offsets, which take a quarter of the time
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=special)]
         return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
     except (KeyboardInterrupt, SystemExit):
         raise

@@ -1,6 +1,7 @@
 """Prompts to token ids: texts, chats through the model's template, ids as they are; and a model without a template."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError
 from pod_job.prompts.sources.sample import Message, Sample
 from pod_job.prompts.text_ends import check_ends
-from pod_job.prompts.tokenizer import VOCABULARIES
+from pod_job.prompts.tokenizer import VOCABULARIES, plain_backend
 from pod_job.prompts.tokens import (
     PromptRules,
     TokenizerFolder,
     check_template,
+    encode_texts,
     load_tokenizer,
     tokenize,
     tokenizer_fingerprint,
@@ -216,3 +218,34 @@ def test_prompts_that_cannot_be_used_are_left_out_with_the_reason(model: Path) -
         assert str(sample) in str(broken)
         with pytest.raises(JobError, match=rf"^task {sample.task_id}, sample 0.*tasks\.on_broken=skip$"):
             usable_prompts(tokenizer, [sample], replace(rules, on_broken=OnBroken.refuse))
+
+
+TEXTS = ["", " two  spaces", "a" * 300, "tabs\tand\nlines", "<|im_end|>", "\U0001f600 \u00fc \u6587", "plain"]
+
+
+def test_texts_have_the_tokens_of_a_call_of_the_tokenizer_from_any_thread(model: Path) -> None:
+    """Whatever truncation and padding its file asks for, and though its own class may be a Python one."""
+    file = model / "tokenizer.json"
+    cutting = {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}}
+    cutting |= {
+        "padding": {
+            "strategy": {"Fixed": 8},
+            **{"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"},
+        }
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | cutting))
+    tokenizer = load_tokenizer(model)
+    assert plain_backend(tokenizer) is not None
+
+    class Own(type(tokenizer)):
+        def _encode_plus(self, text, **options):
+            return super()._encode_plus([word.lower() for word in text], **options)
+
+    own = Own.from_pretrained(model)
+    assert plain_backend(own) is None
+    assert encode_texts(own, ["ABC"], True) == encode_texts(tokenizer, ["abc"], True)
+    for special in (True, False):
+        called = tokenizer(TEXTS, add_special_tokens=special)["input_ids"]
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda _, special=special: encode_texts(tokenizer, TEXTS, special), range(32)))
+        assert found == [called] * 32

@@ -113,6 +113,7 @@ LOADS = [
 MEMORY_SIZES = {"writer": (4, 8, 16), "reader": (4, 8, 16), "shuffle": (4, 8, 16), "merge": (1_000, 4_000, 100_000)}
 MEMORY = [f"{name} {size}" for name, sizes in MEMORY_SIZES.items() for size in sizes]
 STEPS = ("Qwen2.5-0.5B, replicated", "Qwen2.5-0.5B, 80 layers", "Qwen2.5-7B, fsdp")
+DOCUMENTS = (1_000, 100_000, 10_000_000)
 GROWTH = Figure("10 N prompts / N prompts", "10 N", "peak_bytes", "1 N", at_most=1.1)
 
 CASES = [
@@ -165,6 +166,36 @@ CASES = [
             Figure("four taps / no taps", "four taps", "wall_s", "no taps", at_most=1.05),
             Figure("four taps / no taps, CPU seconds", "four taps", "cpu_s", "no taps"),
         ),
+    ),
+    Case(
+        *("input", "documents read, tokenized and packed on one core and on two, beside datasets as a stream", "input"),
+        *("million tokens", [f"{way}, {cores}" for way in ("ours", "datasets") for cores in ("1 core", "2 cores")]),
+        figures=(
+            Figure("datasets / ours, CPU seconds of a token", "datasets, 1 core", "cpu_s", "ours, 1 core", at_least=1),
+            Figure("one core / two", "ours, 1 core", "wall_s", "ours, 2 cores", at_least=1.7),
+            Figure("padding", "ours, 1 core", "padding", at_most=0.02),
+        ),
+    ),
+    Case(
+        *("input-start", "opening a run of few and of many documents, the first time and again", "input", "start"),
+        [f"{way} {count:,} documents" for way in ("start", "again") for count in DOCUMENTS],
+        figures=(
+            Figure("bytes held, 10,000,000 documents", "again 10,000,000 documents", "grown_bytes", at_most=200e6),
+            Figure("seconds, 10,000,000 documents again", "again 10,000,000 documents", "wall_s", at_most=5),
+        ),
+        rounds=1,
+        limit_s=900,
+    ),
+    Case(
+        *(
+            "input-bytes",
+            "bytes that a host reads over its share of the documents' bytes, the worst host",
+            "input",
+            "GB",
+        ),
+        *([f"{hosts} hosts" for hosts in (1, 4, 16)], {"documents": 12_000}),
+        figures=[Figure(f"of {n} hosts", f"{n} hosts", "of_share", at_most=1.1) for n in (1, 4, 16)],
+        rounds=1,
     ),
     Case(
         *("load", "loading 2 GB on one host, and on four that share it; the worst host of each", "loading", "load"),
