@@ -1,5 +1,7 @@
 """Pods that a run has had, as `launch` records them in the run folder; reports count from them what a run has cost."""
 
+import math
+
 import msgspec
 
 from pod_job.formats.records import read_file
@@ -16,6 +18,10 @@ class PodRecord(msgspec.Struct, frozen=True):
     capacity: str
     created: float
     ended: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.created) or (self.ended is not None and not math.isfinite(self.ended)):
+            raise ValueError("a time is not finite")
 
     @property
     def key(self) -> str:

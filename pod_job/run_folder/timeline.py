@@ -3,6 +3,8 @@
 One small file per start and host, `timeline/ATTEMPT_host_03.json`. Nothing depends on it: reports read it.
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -33,6 +35,8 @@ class Timeline(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         if any(len(point) != 1 + len(self.counters) for point in self.points):
             raise ValueError(f"points are not a time and {len(self.counters)} counters each")
+        if not all(map(math.isfinite, itertools.chain(self.phases.values(), *self.points))):
+            raise ValueError("a time or a counter is not finite")
 
     def enter(self, phase: Phase, now: float) -> None:
         self.phases.setdefault(phase.value, now)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pod_job.run_folder.layout import status_file, timeline_file
+from pod_job.errors import JobError
+from pod_job.run_folder.layout import pod_file, status_file, timeline_file
 from pod_job.run_folder.pods import read_pods
 from pod_job.run_folder.status import (
     EndKind,
@@ -108,3 +109,18 @@ def test_a_status_of_gigabytes_counts_as_not_reported(folder: Folder, caplog: py
     assert most < 16 << 20
     assert "host_00.json: is larger than 1 MiB, which no such file is" in caplog.text
     assert latest_attempt(folder, 1) is None
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), float("-inf")])
+def test_a_pod_of_no_time_is_refused_and_such_a_timeline_left_out(folder: Folder, time: float) -> None:
+    pod = {"name": "n", "zone": "z", "accelerator_type": "v5e", "capacity": "spot", "created": 1.0}
+    for key in ("created", "ended"):
+        folder.replace(pod_file("1_z_n", "created"), json.dumps(pod | {key: time}).encode())
+        with pytest.raises(JobError, match=r"1_z_n_created\.json: a time is not finite"):
+            read_pods(folder)
+    timeline = {"host": 0, "attempt": "a", "phases": {"weights": 1.0}, "points": [[1.0, *[0] * len(COUNTERS)]]}
+    for damage in ({"phases": {"weights": time}}, {"points": [[time, *[0] * len(COUNTERS)]]}):
+        folder.replace(timeline_file("a", 0), json.dumps(timeline | damage).encode())
+        assert list(read_timelines(folder)) == []
+    folder.replace(timeline_file("a", 0), json.dumps(timeline).encode())
+    assert len(list(read_timelines(folder))) == 1
