@@ -54,9 +54,11 @@ def load(overrides: Sequence[str]) -> JobConfig:
 
 
 def with_number(override: str) -> list[str]:
-    """Returns an override that gives a choice and its number, `extract.positions=every=8`, as one for each field."""
-    if match := re.fullmatch(r"(\+{0,2}extract\.)positions=['\"]?(every|sample)=([^'\"]*)['\"]?", override):
-        return [f"{match[1]}positions={match[2]}", f"{match[1]}{match[2]}={match[3]}"]
+    """Returns an override that gives a choice and its value, `extract.positions=every=8`, as one for each field."""
+    match = re.fullmatch(r"(\+{0,2}extract\.)positions=['\"]?(every|sample|roles)=([^'\"]*)['\"]?", override)
+    if match:
+        positions = "all" if match[2] == "roles" else match[2]
+        return [f"{match[1]}positions={positions}", f"{match[1]}{match[2]}={match[3]}"]
     return [override]
 
 

@@ -69,6 +69,8 @@ def test_a_choice_and_its_number_are_one_override() -> None:
         extract = load([*given, f"extract.positions={override}"]).extract
         assert (extract.positions.value, getattr(extract, field)) == (field, value)
         assert recorded_positions(extract) == f"{field}={value}"
+    extract = load([*given, "extract.positions=roles=[assistant]"]).extract
+    assert (extract.positions, extract.roles) == (Positions.all, ["assistant"])
 
 
 @pytest.mark.parametrize(
