@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from pod_job.models.families import FAMILIES
+from pod_job.models.families import FAMILIES, TOWERS
 from pod_job.models.families.family import COMMON_KEYS, Family
-from pod_job.models.hf_config import COMPUTED, INERT, QUANTIZATION, VISION_KEYS, VISION_MODEL
+from pod_job.models.hf_config import COMPUTED, INERT, QUANTIZATION
 
 
 def page() -> str:
@@ -33,8 +33,8 @@ def page() -> str:
         paragraph(
             "The configuration class of the family in transformers fills in defaults. A key that is not on this page "
             "is passed over if it is null, has the family's default, or occurs nowhere in the sources of the family's "
-            f"model in transformers; else it is refused by name. Of a model with vision (`{VISION_MODEL}`), "
-            "`text_config` is read as `gemma3_text`."
+            "model in transformers; else it is refused by name. Of a model with vision the text model is read: "
+            f"{', '.join(f'`{tower.family}` of `{name}`' for name, tower in TOWERS.items())}."
         ),
         "",
         "## Applied",
@@ -58,7 +58,9 @@ def page() -> str:
         "",
         paragraph(f"No vector depends on these, whatever their value: {listed(INERT)}."),
         "",
-        paragraph(f"Nor on these beside `text_config`: {listed(VISION_KEYS - {'text_config'})}."),
+        "Nor on these beside `text_config`:",
+        "",
+        *(paragraph(f"- `{name}`: {listed(tower.inert)}") for name, tower in TOWERS.items()),
     ]
     return "\n".join(lines) + "\n"
 

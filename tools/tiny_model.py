@@ -20,7 +20,7 @@ from pod_job.checkpoints.random_model import (
 )
 from pod_job.commands.command_line import exit_status
 from pod_job.errors import JobError
-from pod_job.models.families import FAMILIES
+from pod_job.models.families import CAUSAL, FAMILIES
 
 # A window short enough that a test's prompts reach past it, caps low enough to bend scores and logits of order one.
 GEMMA_KEYS: dict[str, Any] = {
@@ -77,8 +77,8 @@ class TinyModel:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            known = ", ".join(FAMILIES)
+        if self.family not in CAUSAL:
+            known = ", ".join(CAUSAL)
             raise JobError(f"family={self.family}: not a family of tiny models; use one of {known}")
         if self.head_dim is None and self.hidden % self.heads:
             rule = f"does not divide hidden={self.hidden}; change one of them or set head_dim"
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line: sizes as options; prints the folder."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_model", description="Write a tiny random model.")
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2")
+    parser.add_argument("--family", choices=sorted(CAUSAL), default="qwen2")
     for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab", "max_positions", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TinyModel, name))
     parser.add_argument("--rope-theta", type=float, default=TinyModel.rope_theta)

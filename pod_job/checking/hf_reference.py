@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
@@ -21,7 +27,9 @@ def load_reference(folder: Path) -> PreTrainedModel:
     """Returns the folder's model in float32 with plain ("eager") attention, ready for `run_reference`."""
     torch.set_float32_matmul_precision("highest")
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    loader = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+    return loader.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",

@@ -18,7 +18,9 @@ TEXT_PREFIXES = {
     "gpt_neox.": "model.",
 }
 """How the text model's tensors are called in a checkpoint with vision or of GPT-2 and GPT-NeoX, and elsewhere."""
-VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+VISION_PREFIXES = tuple(
+    f"{prefix}{name}." for prefix in ("", "model.") for name in ("vision_tower", "multi_modal_projector", "visual")
+)
 BARE = ("layers.", "embed_tokens.", "norm.", "h.", "wte.", "wpe.", "ln_f.", "embed_in.", "final_layer_norm.")
 """How names begin where the model was saved without its head (`AutoModel`)."""
 

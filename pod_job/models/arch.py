@@ -76,6 +76,12 @@ class Arch:
     residual_scale: float = 1.0  # multiplies what attention and mlp add to the residual stream
     logit_scale: float = 1.0
 
+    @property
+    def one_rope(self) -> int:
+        """Length up to which a sequence is rotated the same way however long it gets: longrope changes past it."""
+        ropes = [layer.rope for layer in self.attention if layer.rope is not None and layer.rope.kind == "longrope"]
+        return min([self.max_positions, *(rope.original_positions for rope in ropes)])
+
 
 def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     """Returns the decoder that a Hugging Face configuration describes; of a model with vision, its text model.
@@ -119,12 +125,13 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
 
 
 def rotated_share(values: Mapping[str, Any], family: Family) -> tuple[float, Mapping[str, Any]]:
-    """Returns the share of a head's dimensions that is rotated, and the values without it."""
+    """Returns the share of a head's dimensions that is rotated, and the values without it and what has no effect."""
     parameters = values.get("rope_parameters")
-    if not family.partial_rotary or not isinstance(parameters, Mapping):
+    if not isinstance(parameters, Mapping):
         return 1.0, values
-    rest = {key: value for key, value in parameters.items() if key != "partial_rotary_factor"}
-    share = parameters.get("partial_rotary_factor")
+    left_out = family.inert_rope | ({"partial_rotary_factor"} if family.partial_rotary else set())
+    share = parameters.get("partial_rotary_factor") if family.partial_rotary else None
+    rest = {key: value for key, value in parameters.items() if key not in left_out}
     return 1.0 if share is None else share, {**values, "rope_parameters": rest}
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from pod_job.errors import JobError
 from pod_job.models.config_values import number, positive
-from pod_job.models.families import FAMILIES
-from pod_job.models.families.family import Family, keys
+from pod_job.models.families import FAMILIES, TOWERS, Family
 
 INERT = frozenset(
     {
@@ -112,14 +111,6 @@ SHARED_FOLDERS = ("integrations",)
 QUANTIZATION = ("quantization_config", "quantization", "compression_config")
 
 
-VISION_MODEL = "gemma3"
-"""A `model_type` whose text model is one of FAMILIES, described under `text_config`."""
-VISION_KEYS = keys(
-    "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id "
-    "eoi_token_id image_token_id"
-)
-
-
 def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]]:
     """Returns the family and the resolved value of every applied key of it.
 
@@ -134,7 +125,7 @@ def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise JobError(
-            f"{source}: model_type={name!r} is not one of the families here: {', '.join(FAMILIES)}; "
+            f"{source}: model_type={name!r} is not one of the families here: {', '.join([*FAMILIES, *TOWERS])}; "
             'docs/cookbook.md ("Add a model family") says how to add one'
         )
     _refuse_quantized(config, source)
@@ -175,15 +166,23 @@ def _check_rope(config: Mapping[str, Any], family: Family, source: str) -> None:
 
 
 def _text_config(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    text = config.get("text_config")
-    if config.get("model_type") != VISION_MODEL or not isinstance(text, Mapping):
+    """Returns the configuration of the text model; of a model without vision, its own."""
+    name = config.get("model_type")
+    tower, text = TOWERS.get(name) if isinstance(name, str) else None, config.get("text_config")
+    if name is None or tower is None or not (isinstance(text, Mapping) or tower.flat):
         return config
     _refuse_quantized(config, source)
-    for key, value in config.items():
-        if key not in VISION_KEYS | {"model_type", "tie_word_embeddings"}:
-            _account_for(key, value, VISION_MODEL, frozenset(), source)
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
-    return {**text, "model_type": "gemma3_text", "tie_word_embeddings": tied}
+    outer = {key: value for key, value in config.items() if key != "text_config"}
+    if not isinstance(text, Mapping):
+        text = {key: outer.pop(key) for key in list(outer) if key not in tower.inert | {"tie_word_embeddings"}}
+    for key, value in outer.items():
+        if key not in tower.inert | {"model_type", "tie_word_embeddings"}:
+            _account_for(key, value, name, frozenset(), source)
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", tower.tied))
+    family = text.get("model_type", tower.family)
+    if family not in (name, tower.family):
+        raise JobError(f"{source}: text_config.model_type={family!r} is not {tower.family!r}, which {name} has here")
+    return {**text, "model_type": tower.family, "tie_word_embeddings": tied}
 
 
 def _refuse_quantized(config: Mapping[str, Any], source: str) -> None:

@@ -15,6 +15,8 @@ from pod_job.models.arch import Arch
 from pod_job.models.families import FAMILIES
 
 Axes = tuple[str | None, ...]
+Dims = tuple[tuple[int, ...], Axes]
+"""Shape and logical axes of a weight of one layer."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
     return table
 
 
-def layer_matrices(arch: Arch) -> dict[str, tuple[tuple[int, ...], Axes]]:
+def layer_matrices(arch: Arch) -> dict[str, Dims]:
     """Returns shape and axes of each matrix of a layer."""
     D, N, K, H, F = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp
     kv, mlp = ("embed", "kv_heads", "head"), ((D, F), ("embed", "mlp"))
@@ -130,11 +132,11 @@ def layer_matrices(arch: Arch) -> dict[str, tuple[tuple[int, ...], Axes]]:
     }
 
 
-def layer_norms(arch: Arch) -> dict[str, tuple[tuple[int, ...], Axes]]:
+def layer_norms(arch: Arch) -> dict[str, Dims]:
     """Returns shape and axes of each norm of a layer, and of its bias where it has one."""
     D, N, K, H = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim
-    hidden = ((D,), ("embed",))
-    norms = dict.fromkeys(("attn_norm", "mlp_norm"), hidden) if arch.pre_norms else {}
+    hidden: Dims = ((D,), ("embed",))
+    norms: dict[str, Dims] = dict.fromkeys(("attn_norm", "mlp_norm"), hidden) if arch.pre_norms else {}
     if arch.qk_norm and arch.qk_norm_of_heads:
         norms |= dict.fromkeys(("q_norm", "k_norm"), ((H,), ("head",)))
     elif arch.qk_norm:
@@ -143,7 +145,7 @@ def layer_norms(arch: Arch) -> dict[str, tuple[tuple[int, ...], Axes]]:
     return norms | {f"{name}_bias": of_norm for name, of_norm in norms.items() if arch.layer_norm}
 
 
-def layer_biases(arch: Arch) -> dict[str, tuple[tuple[int, ...], Axes]]:
+def layer_biases(arch: Arch) -> dict[str, Dims]:
     """Returns shape and axes of the biases of a layer's matrices."""
     D, N, K, H, F = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp
     kv, hidden, mlp = ((K, H), ("kv_heads", "head")), ((D,), ("embed",)), ((F,), ("mlp",))

@@ -244,9 +244,15 @@ def check_context(config: JobConfig, arch: Arch) -> None:
             f"{seq_len + config.generate.max_new_tokens} in sum, more than the model's max_position_embeddings={most}; "
             "lower one of them"
         )
-    if seq_len > most:
+    if config.mode is Mode.generate and seq_len + config.generate.max_new_tokens > (most := arch.one_rope):
         raise JobError(
-            f"extract.seq_len={seq_len} is more than the model's max_position_embeddings={most}; use at most {most}"
+            f"extract.seq_len={seq_len} and generate.max_new_tokens={config.generate.max_new_tokens} are more than "
+            f"{most} in sum, past which longrope changes the rotation of {arch.family} keys in the cache; lower one"
+        )
+    if seq_len > arch.max_positions:
+        raise JobError(
+            f"extract.seq_len={seq_len} is more than the model's max_position_embeddings={arch.max_positions}; "
+            f"use at most {arch.max_positions}"
         )
 
 

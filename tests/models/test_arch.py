@@ -8,7 +8,7 @@ import pytest
 from pod_job.errors import JobError
 from pod_job.models.arch import ACTIVATIONS, read_arch
 from pod_job.models.decoder_layer import ACTIVATION_FUNCTIONS
-from pod_job.models.families import FAMILIES
+from pod_job.models.families import FAMILIES, TOWERS
 from pod_job.models.rope import Rope
 
 QWEN: dict[str, Any] = {
@@ -107,7 +107,7 @@ def test_a_window_that_is_named_and_not_used_is_not_used() -> None:
     [
         (
             {"model_type": "mamba"},
-            f"model_type='mamba' is not one of the families here: {', '.join(FAMILIES)}; docs/cookbook.md",
+            f"model_type='mamba' is not one of the families here: {', '.join([*FAMILIES, *TOWERS])}; docs/cookbook.md",
         ),
         ({"hidden_size": None}, "hidden_size is missing; it is needed to size the model"),
         ({"num_hidden_layers": "24"}, "num_hidden_layers='24' is not a positive whole number"),

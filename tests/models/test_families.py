@@ -1,5 +1,6 @@
 """Every family against Hugging Face's torch model: taps, built-in reference, packing, meshes and generation."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from test_models import apply, error, load
 
-from pod_job.models.families import FAMILIES
+from pod_job.config.schema import Sharding
+from pod_job.models import layer_loop
+from pod_job.models.families import CAUSAL
 from tools.tiny_model import write_tiny_model
 
 LIMIT = 1e-5
@@ -46,7 +49,7 @@ def far(found: dict[str, np.ndarray], expected: dict[str, Any]) -> dict[str, flo
     return {name: off for name in found if not (off := error(found[name], expected[name])) <= LIMIT}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CAUSAL)
 def test_every_tap_and_the_logits_equal_hugging_face(family: str, tiny, truth) -> None:
     ids, expected = truth(family)
     model, params = load(tiny(family), taps=["*"])
@@ -56,7 +59,7 @@ def test_every_tap_and_the_logits_equal_hugging_face(family: str, tiny, truth) -
     assert far(found, expected) == {}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CAUSAL)
 def test_the_built_in_decoder_equals_hugging_face(family: str, tiny, truth) -> None:
     from transformers import AutoConfig
 
@@ -74,3 +77,38 @@ def test_the_built_in_decoder_equals_hugging_face(family: str, tiny, truth) -> N
     found, _ = numpy_taps(config, tensors, list(ids), names, np.dtype("float32"), lambda x, w: x @ w.T)
     assert found.keys() == names
     assert far({name: taps.reshape(2, SEQ, -1) for name, taps in found.items()}, expected) == {}
+
+
+def test_longrope_is_chosen_for_each_packed_sequence_by_its_own_length(tmp_path: Path, torch_there: None) -> None:
+    """The rotation changes after 8 tokens; sequences of 13 and 7 are rotated as Hugging Face rotates each alone."""
+    from pod_job.checking.hf_reference import load_reference, run_reference
+
+    scaling = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [3.0, 4.0, 5.0], "factor": 4.0}
+    folder = write_tiny_model(tmp_path / "phi3", "phi3", hidden=48, heads=6, rope_scaling=scaling)
+    config = json.loads((folder / "config.json").read_text()) | {"original_max_position_embeddings": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    ids = np.random.default_rng(0).integers(0, 256, (2, SEQ)).astype(np.int32)
+    reference = load_reference(folder)
+    parts = [run_reference(reference, part) for part in (ids[:, :13], ids[:, 13:])]
+    expected = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    model, params = load(folder, taps=["*"])
+    packed = {
+        "positions": np.repeat([[*range(13), *range(7)]], 2, axis=0),
+        "segment_ids": np.repeat([[1] * 13 + [2] * 7], 2, axis=0),
+    }
+    with jax.disable_jit():
+        found = apply(model, params, ids, **packed)
+    assert far(found, expected) == {}
+    assert model.arch.one_rope == 8
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("family", sorted({*CAUSAL} - {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"}))
+def test_packed_and_generated_vectors_equal_hugging_face_on_a_mesh(
+    family: str, torch_there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All meshes: `python -m tools.family_parity`, whose table is in docs/models.md."""
+    from tools.family_parity import parity
+
+    monkeypatch.setattr(layer_loop, "MOST_PIECES", 0)  # one loop: the smaller program, the quicker to compile
+    assert {place: off for place, off in parity(family, [Sharding.tensor]).items() if off > LIMIT} == {}

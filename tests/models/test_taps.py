@@ -8,7 +8,7 @@ from conftest import GOLDENS
 
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch
-from pod_job.models.families import FAMILIES
+from pod_job.models.families import CAUSAL
 from pod_job.models.taps import Tap, available, resolve
 from tools.tiny_model import TinyModel
 
@@ -40,7 +40,7 @@ def test_every_tap_is_found_by_its_own_name_alone() -> None:
         assert resolve(None, [name], model_of(4, "gemma2_grouped")) == (tap,)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CAUSAL)
 def test_the_inputs_of_post_norms_are_taps_of_the_families_that_have_such_norms(family: str) -> None:
     model = read_arch(TinyModel(family, layers=2).config())
     for site in ("attn_out_pre_norm", "mlp_out_pre_norm"):

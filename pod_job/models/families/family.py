@@ -46,9 +46,11 @@ class Family:
     """A `model_type` of `config.json`.
 
     Attributes:
-        architecture: the class in transformers that its checkpoints name.
+        architecture: the class in transformers that its checkpoints name; None where it is only a part of models with
+            vision.
         applied: keys that are applied beside COMMON_KEYS.
         inert: keys that its model in transformers has, and no vector depends on.
+        inert_rope: settings of its rotary embedding that no vector depends on.
         computed: keys of which only these values are computed here.
         without: keys of COMMON_KEYS that its model does not read.
         renamed: its own names of Llama's keys.
@@ -64,9 +66,10 @@ class Family:
         partial_rotary: only a part of each head is rotated where the configuration says so.
     """
 
-    architecture: str
+    architecture: str | None
     applied: frozenset[str] = frozenset()
     inert: frozenset[str] = frozenset()
+    inert_rope: frozenset[str] = frozenset()
     computed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)

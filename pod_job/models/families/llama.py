@@ -15,6 +15,17 @@ FAMILIES = {
         applied=keys(f"hidden_act attention_bias {_WINDOWS}"),
         switches={"qk_norm": True},
     ),
+    **{
+        # The text models of Qwen2-VL and Qwen2.5-VL: for text alone, their three positions of a token are one.
+        f"{name}_text": Family(
+            architecture=None,
+            applied=keys(f"hidden_act {_WINDOWS}"),
+            inert_rope=keys("mrope_section"),
+            without=keys("head_dim"),
+            switches={"qkv_bias": True},
+        )
+        for name in ("qwen2_vl", "qwen2_5_vl")
+    },
     "smollm3": Family(
         architecture="SmolLM3ForCausalLM",
         applied=keys(
