@@ -129,7 +129,7 @@ def bombed(bomb: Callable[[bytes, random.Random], bytes]) -> Change:
 def edited(place: Place, edit: Callable[[Any], Any]) -> None:
     """Changes a JSON record, whose checksum then fits it, where it has one."""
     data = place.path.read_bytes()
-    checksummed = f'"{KEY}"'.encode() in data[-40:]
+    checksummed = f',\n"{KEY}":"'.encode() in data[-40:]
     lines = data.splitlines() if place.path.suffix == ".jsonl" else [data]
     at = place.rng.randrange(len(lines))
     text = json.dumps(edit(json.loads(read_checksummed(data, "") if checksummed else lines[at]))).encode()

@@ -198,7 +198,7 @@ def states(folder: Path) -> dict[str, Any]:
             path = Path(directory) / name
             status = path.lstat()
             small = stat.S_ISREG(status.st_mode) and status.st_size < 1 << 26
-            if path.is_dir() and not path.is_symlink():
+            if (path.is_dir() and not path.is_symlink()) or name.endswith(".tmp"):  # merging sweeps the abandoned
                 continue
             content = os.readlink(path) if path.is_symlink() else path.read_bytes() if small else status.st_size * small
             found[str(path.relative_to(folder))] = stat.S_IFMT(status.st_mode), content
