@@ -17,6 +17,7 @@ from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.inputs import read_inputs
 from pod_job.planning.prompt_survey import survey_run
+from pod_job.planning.task_index import ESTIMATED
 from pod_job.run_folder.metadata import read_any
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
@@ -68,7 +69,7 @@ def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json
 def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary:
     """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
     started = time.monotonic()
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, reading=ESTIMATED)
     survey_run(inputs)
     attempt = new_attempt()
     logs = LOGS / attempt

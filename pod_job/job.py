@@ -42,6 +42,8 @@ from pod_job.planning.host_checks import check_machine
 from pod_job.planning.inputs import Inputs, claim_run, open_run_folder, read_inputs
 from pod_job.planning.memory import explaining_memory
 from pod_job.planning.prompt_survey import survey_share
+from pod_job.planning.shared_work import Share
+from pod_job.planning.task_index import Counting, TaskReading
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokens import has_vocabulary
 from pod_job.run_folder.layout import committed
@@ -70,7 +72,8 @@ def run(config: JobConfig) -> bool:
         Watchdog(folder, host, stop, reporter),
     ):
         listen(stop, config)
-        inputs = read_inputs(config, folder)
+        reading = TaskReading(Counting.hosts, Share(host.index, host.count))
+        inputs = read_inputs(config, folder, reading)
         log_skipped(inputs.tasks, reporter)
         check_machine(inputs, survey_share(inputs, host.index, host.count))
         join_hosts(inputs, host, reporter)

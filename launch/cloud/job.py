@@ -27,6 +27,7 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.prompt_survey import survey_run
+from pod_job.planning.task_index import ESTIMATED
 from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.metadata import read_any
 from pod_job.run_folder.status import latest_attempt
@@ -38,7 +39,7 @@ KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 
 def read_job(config: JobConfig) -> Inputs:
     """Reads and checks what the job starts from, with a look at the prompts of a run that is not finished."""
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, reading=ESTIMATED)
     if not complete(inputs):
         survey_run(inputs)
     return inputs

@@ -29,6 +29,7 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
 from pod_job.planning.prompt_survey import survey_run
+from pod_job.planning.task_index import ESTIMATED
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
@@ -191,7 +192,7 @@ def bucket_location(bucket: str) -> str:
 
 
 def check_inputs(config: JobConfig) -> str:
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, reading=ESTIMATED)
     survey_run(inputs)
     return f"{inputs.arch.family}, {len(inputs.tasks.samples):,} samples in {inputs.total_batches:,} batches"
 

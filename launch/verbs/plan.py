@@ -22,6 +22,7 @@ from pod_job.formats.records import encode
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import RunMemory, described, run_memory
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run
+from pod_job.planning.task_index import ESTIMATED
 from pod_job.preflight.lines import lines as preflight_lines
 from pod_job.preflight.records import PreflightReport
 from pod_job.terminal import SafeConsole
@@ -92,9 +93,9 @@ def plan(options: Namespace) -> int:
 def inputs_or_outline(config: JobConfig) -> Inputs | Outline:
     """Returns the inputs, or for a model without weights their outline, from config.json alone."""
     try:
-        return read_inputs(config)
+        return read_inputs(config, reading=ESTIMATED)
     except NoWeights:
-        return read_outline(config)
+        return read_outline(config, ESTIMATED)
 
 
 def no_preflight_reason(config: JobConfig, unwanted: bool) -> str | None:

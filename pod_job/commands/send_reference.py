@@ -18,8 +18,9 @@ def send_reference(options: Namespace) -> int:
     from pod_job.checking.shipping import ship_reference
     from pod_job.config.load import load
     from pod_job.planning.inputs import read_inputs
+    from pod_job.planning.task_index import ESTIMATED
 
-    print(ship_reference(read_inputs(load(options.overrides))))
+    print(ship_reference(read_inputs(load(options.overrides), reading=ESTIMATED)))
     return DONE
 
 

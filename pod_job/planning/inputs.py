@@ -4,7 +4,7 @@ In: the configuration. Out: `Inputs`, or one JobError. No jax: the launcher call
 starts, and every host calls it again for itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -33,11 +33,14 @@ from pod_job.planning.identity import (
     token_probe,
     tokenizer_files,
 )
+from pod_job.planning.task_index import COUNTED_HERE, TaskReading, find_tasks
 from pod_job.planning.template_date import date_to_record, template_date
+from pod_job.planning.token_budget import TokenCounter
 from pod_job.prompts.chat import check_values
 from pod_job.prompts.concat import joined
+from pod_job.prompts.samples import without_broken
 from pod_job.prompts.sources.sample import BrokenTask, Sample
-from pod_job.prompts.tasks import Tasks, read_tasks
+from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.text_ends import check_ends
 from pod_job.prompts.tokens import (
     Prompt,
@@ -129,17 +132,17 @@ class Inputs(Outline):
         depend on that sample alone: a batch may be tokenized in parts, `joined` afterwards.
         """
         rules = PromptRules.of(self.config, self.arch.vocab, self.template_date)
-        broken = [sample for sample in samples if isinstance(sample, BrokenTask)]
-        usable = [sample for sample in samples if isinstance(sample, Sample)]
+        usable, broken = without_broken(samples)
         tokenized = usable_prompts(self.tokenizer, usable, rules)
         return replace(tokenized, skipped=[*broken, *tokenized.skipped])
 
 
-def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
+def read_inputs(config: JobConfig, folder: Folder | None = None, reading: TaskReading = COUNTED_HERE) -> Inputs:
     """Reads config.json, checkpoint headers and tasks; the run folder must be writable, and empty or this run's.
 
     Args:
         folder: the run folder, where it is open already.
+        reading: who counts the samples of a large source.
     Raises:
         JobError: in one line, the first thing that is missing, malformed or does not fit together.
         NoWeights: where no weights are found but the rest is sound.
@@ -147,7 +150,7 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     files = find_model(config.model.path, config.model.revision)
     tokenizer_folder = TokenizerFolder(files.directory)
     recorded = find_run(folder or open_folder(config.storage.run_dir))
-    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded)
+    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded, reading)
     checkpoint = read_checkpoint(files.weights)
     arch, table = fitted(outline.arch, checkpoint, head=needs_head(config))
     check_divides(table, config.mesh, config.sharding)
@@ -174,11 +177,11 @@ def read_inputs(config: JobConfig, folder: Folder | None = None) -> Inputs:
     return inputs
 
 
-def read_outline(config: JobConfig) -> Outline:
+def read_outline(config: JobConfig, reading: TaskReading = COUNTED_HERE) -> Outline:
     """Reads config.json and tasks, and checks all that can be checked without weights. JobError as `read_inputs`."""
     tokenizer_folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
     recorded = find_run(open_folder(config.storage.run_dir))
-    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded)
+    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded, reading)
     open_run_folder(config)
     check_compile_cache(config)
     check_too_long(config, recorded)
@@ -186,7 +189,7 @@ def read_outline(config: JobConfig) -> Outline:
 
 
 def read_sizes_and_tasks(
-    config: JobConfig, tokenizer_folder: TokenizerFolder, recorded: RunRecord | None = None
+    config: JobConfig, tokenizer_folder: TokenizerFolder, recorded: RunRecord | None, reading: TaskReading
 ) -> Outline:
     extract = config.extract
     arch = read_arch_file(tokenizer_folder.path / "config.json")
@@ -197,7 +200,7 @@ def read_sizes_and_tasks(
     counter = None
     if config.tasks.max_tokens is not None:
         counter = token_counter(config, tokenizer_folder, template_date(recorded))
-    tasks = read_tasks(config.tasks, arch.vocab, counter)
+    tasks = find_tasks(config.tasks, arch.vocab, counter, open_folder(config.storage.run_dir), reading)
     batches = total_batches(len(tasks.samples), extract.save_every_n_samples)
     return Outline(config, arch, taps, table, tasks, batches)
 
@@ -278,16 +281,11 @@ def check_tokenizer(outline: Outline, tokenizer_folder: TokenizerFolder) -> None
 
 def token_counter(
     config: JobConfig, tokenizer_folder: TokenizerFolder, template_date: date | None = None
-) -> Callable[[Sample], int] | None:
+) -> TokenCounter | None:
     """Returns what counts the tokens of a sample that the job computes; None where no budget asks for it."""
     if config.tasks.max_tokens is None:
         return None
-    tokenizer, rules = tokenizer_folder.tokenizer, PromptRules.of(config, template_date=template_date)
-
-    def count(sample: Sample) -> int:
-        return sum(len(prompt.token_ids) for prompt in usable_prompts(tokenizer, [sample], rules).prompts)
-
-    return count
+    return TokenCounter(tokenizer_folder.tokenizer, PromptRules.of(config, template_date=template_date))
 
 
 def run_identity(inputs: Inputs) -> Identity:

@@ -1,9 +1,10 @@
 """Looks at prompts before anything is computed: how long they are, which cannot be used, and which give no row."""
 
 import logging
-import random
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from pod_job.errors import JobError
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
 from pod_job.planning.template_date import start_date
+from pod_job.prompts.samples import ALL_UP_TO, without_broken
 from pod_job.prompts.tokens import (
     PromptRules,
     Tokenized,
@@ -30,16 +32,14 @@ T = TypeVar("T")
 
 log = logging.getLogger("pod_job")
 
-ALL_UP_TO = 1000
-"""Prompts that are all looked at; of more, the first, the last and random ones."""
-ENDS = 100
-"""First and last prompts that are looked at, of many."""
 CHUNK = 100
 BATCHES = 8
 """Batches of a host's share that are looked at at least; more where they are small."""
 MOST_TOKENS = 5_000_000
 """Tokens after which no more prompts of a sample are looked at: some seconds of work."""
 NAMED = 20
+DEVIATIONS = 1.96
+"""Standard errors on either side of a mean: 95% of the time the truth is within."""
 
 
 class PromptSurvey(Struct):
@@ -52,6 +52,8 @@ class PromptSurvey(Struct):
         without_rows: prompts of which every row is excluded.
         doubled_bos: texts that have the tokenizer's begin token themselves.
         dropped_tokens: tokens of samples longer than a row that no prompt has.
+        samples: all that were looked at, and `all_looked_at` whether these are all of the run.
+        squares: sum of the squares of the tokens of a sample.
     """
 
     prompts: int = 0
@@ -61,6 +63,27 @@ class PromptSurvey(Struct):
     without_rows: int = 0
     doubled_bos: int = 0
     dropped_tokens: int = 0
+    samples: int = 0
+    all_looked_at: bool = True
+    squares: float = 0.0
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Tokens of a sample on average, of broken ones too."""
+        return self.tokens / max(1, self.samples)
+
+    def tokens_of(self, samples: int) -> float:
+        """Returns the tokens that so many samples have at least, about."""
+        return self.tokens_per_sample * samples * (1 - self.tokens_error)
+
+    @property
+    def tokens_error(self) -> float:
+        """The part of `tokens_per_sample` by which the run's may differ, with 95% certainty."""
+        if self.all_looked_at or not self.tokens:
+            return 0.0
+        mean = self.tokens_per_sample
+        variance = max(0.0, self.squares / self.samples - mean**2)
+        return min(1.0, DEVIATIONS * math.sqrt(variance / self.samples) / mean)
 
     @property
     def has_rows(self) -> bool:
@@ -74,6 +97,11 @@ class PromptSurvey(Struct):
             self.skipped[broken.reason.value] = self.skipped.get(broken.reason.value, 0) + 1
         lengths = [len(prompt.token_ids) for prompt in tokenized.prompts]
         self.prompts += len(lengths)
+        of_sample = Counter[int]()
+        for prompt, length in zip(tokenized.prompts, lengths, strict=True):
+            of_sample[id(prompt.sample)] += length
+        self.samples += len(of_sample) + len(tokenized.skipped)
+        self.squares += sum(tokens**2 for tokens in of_sample.values())
         self.tokens += sum(lengths)
         self.longest = max([self.longest, *lengths])
         if config.mode is Mode.prefill:  # with mode=generate rows depend on what is generated
@@ -92,7 +120,10 @@ class PromptSurvey(Struct):
         if self.doubled_bos:
             notes.append(f"{self.doubled_bos} with a begin token of their own, which is kept once")
         mean = self.tokens / max(1, self.prompts)
-        return "; ".join([f"{self.prompts:,} of {mean:,.0f} tokens on average, {self.longest:,} at most", *notes])
+        within = f" (+-{self.tokens_error:.0%})" if self.tokens_error else ""
+        return "; ".join(
+            [f"{self.prompts:,} of {mean:,.0f}{within} tokens on average, {self.longest:,} at most", *notes]
+        )
 
 
 def survey_run(run: Inputs | Outline) -> PromptSurvey | None:
@@ -112,24 +143,17 @@ def survey_sample(run: Outline, tokenizer: Tokenizer, template_date: date, seed:
     Raises:
         JobError: what a host would refuse: a prompt that cannot be used, or none with a row.
     """
-    survey, samples = PromptSurvey(), run.tasks.samples
+    survey, looked_at = PromptSurvey(), run.tasks.samples.survey(seed)
     rules = PromptRules.of(run.config, run.arch.vocab, template_date)
-    chosen = sample_indices(len(samples), seed)
-    for start in range(0, len(chosen), CHUNK):
-        part = [samples[i] for i in chosen[start : start + CHUNK]]
-        survey.add(usable_prompts(tokenizer, part, rules), run.config)
+    for start in range(0, len(looked_at), CHUNK):
+        part, broken = without_broken(looked_at[start : start + CHUNK])
+        tokenized = usable_prompts(tokenizer, part, rules)
+        survey.add(replace(tokenized, skipped=[*broken, *tokenized.skipped]), run.config)
         if survey.tokens > MOST_TOKENS:
             break
+    survey.all_looked_at = survey.samples == len(run.tasks.samples)
     check_rows(survey, run.config)
     return survey
-
-
-def sample_indices(count: int, seed: int) -> Sequence[int]:
-    """Returns indices below `count`: all, or the first and the last ones and others drawn by `seed`."""
-    if count <= ALL_UP_TO:
-        return range(count)
-    drawn = random.Random(seed).sample(range(ENDS, count - ENDS), ALL_UP_TO - 2 * ENDS)
-    return [*range(ENDS), *range(count - ENDS, count), *sorted(drawn)]
 
 
 def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
@@ -137,15 +161,27 @@ def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
 
     So most of what is wrong is said before any weight is loaded. Of a large batch some prompts are looked at, and its
     tokens estimated. Where none of them gives a row, the whole run is looked at until one does: all hosts come to one
-    conclusion.
+    conclusion. Of an indexed source all hosts look at the same prompts, where they cost little to reach.
 
     Raises:
         JobError: a prompt that cannot be used, or none of the whole run with a row.
     """
-    survey = PromptSurvey()
-    share = assign_batches(range(1, inputs.total_batches + 1), hosts)[host]
+    if not inputs.tasks.whole:
+        survey = survey_sample(inputs, inputs.tokenizer, inputs.template_date)
+        tokens = [round(survey.tokens_of(len(inputs.tasks.samples)) / inputs.total_batches)]
+    else:
+        share = assign_batches(range(1, inputs.total_batches + 1), hosts)[host]
+        survey, tokens = survey_batches(inputs, share)
+    log.info("prompts that were looked at: %s", survey)
+    if survey.without_rows:
+        log.warning("%d prompts give no row: extract.exclude leaves all of them out", survey.without_rows)
+    return tokens
+
+
+def survey_batches(inputs: Inputs, share: Sequence[int]) -> tuple[PromptSurvey, list[int]]:
+    """Looks at prompts of some batches of a share; returns the tokens of these batches. JobError as `survey_share`."""
+    survey, tokens = PromptSurvey(), []
     batches = spread(share, max(BATCHES, ALL_UP_TO // inputs.config.extract.save_every_n_samples))
-    tokens = []
     for batch in batches:
         samples = inputs.samples(batch)
         chosen = spread(samples, -(-ALL_UP_TO // len(batches)))
@@ -156,13 +192,10 @@ def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:
         tokens.append(round(seen * len(samples) / max(1, len(chosen))))
         if survey.tokens > MOST_TOKENS:
             break
-    log.info("prompts of this host that were looked at: %s", survey)
     if not survey.has_rows:
         survey = survey_until_a_row(inputs)
     check_rows(survey, inputs.config)
-    if survey.without_rows:
-        log.warning("%d prompts give no row: extract.exclude leaves all of them out", survey.without_rows)
-    return tokens
+    return survey, tokens
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, Positions
+from pod_job.planning.inputs import token_counter
 from pod_job.planning.model_cost import stored_rows, vector_bytes
+from pod_job.planning.task_index import ESTIMATED, find_tasks
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import WholeRun
 from pod_job.preflight.tpu_facts import Slice
-from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import PromptRules, has_vocabulary, load_tokenizer, usable_prompts
+from pod_job.prompts.samples import Samples, without_broken
+from pod_job.prompts.tokens import PromptRules, TokenizerFolder, has_vocabulary, load_tokenizer, usable_prompts
+from pod_job.storage.open import open_folder
 
 TOKENIZED_SAMPLES = 256
 CHARACTERS_PER_TOKEN = 4
@@ -28,7 +30,9 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
     Tokens are estimated from TOKENIZED_SAMPLES samples; from their characters where the model has no tokenizer.
     """
     config, pod = job.config, job.pod
-    samples = read_tasks(config.tasks).samples
+    folder = open_folder(config.storage.run_dir)
+    counter = token_counter(config, TokenizerFolder(model_dir)) if has_vocabulary(model_dir) else None
+    samples = find_tasks(config.tasks, counter=counter, folder=folder, reading=ESTIMATED).samples
     tokens = estimated_tokens(samples, model_dir, config)
     first = forecasts[0]
     new_tokens = len(samples) * config.generate.max_new_tokens if config.mode is Mode.generate else 0
@@ -79,13 +83,13 @@ def tokens_per_s(config: JobConfig, forecasts: Sequence[Forecast]) -> float:
     return new_tokens / (prefills * prefill.step_s + decode_seconds(config, forecasts, new_tokens))
 
 
-def estimated_tokens(samples: Sequence[Sample], model_dir: Path, config: JobConfig) -> int:
+def estimated_tokens(samples: Samples, model_dir: Path, config: JobConfig) -> int:
     """Returns the number of tokens of all samples, as prompts, from a part of them at even distances."""
-    step = max(1, len(samples) // TOKENIZED_SAMPLES)
-    chosen = [samples[number] for number in range(0, len(samples), step)]
+    looked_at, _ = without_broken(samples.survey())
+    chosen = looked_at[:: max(1, len(looked_at) // TOKENIZED_SAMPLES)]
     if has_vocabulary(model_dir):
         prompts = usable_prompts(load_tokenizer(model_dir), chosen, PromptRules.of(config)).prompts
         lengths = [len(prompt.token_ids) for prompt in prompts]
     else:
         lengths = [min(len(sample.content()) // CHARACTERS_PER_TOKEN, config.extract.seq_len) for sample in chosen]
-    return max(1, round(sum(lengths) / len(chosen) * len(samples)))
+    return max(1, round(sum(lengths) / max(1, len(chosen)) * len(samples)))

@@ -5,133 +5,29 @@ Of a larger one there is an index: its documents are read when their batch is, a
 the batch.
 """
 
-import hashlib
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
 import numpy as np
-from jaxtyping import Int64
 
-from pod_job.config.tasks import OnBroken, TaskFormat, TasksConfig
+from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
+from pod_job.prompts.samples import AT_A_TIME, EstimatedSamples, SampleRules, Samples
+from pod_job.prompts.scan import Scan, Skipped, repeated_name, repeats, usable
 from pod_job.prompts.sources.arc_source import ArcDocuments
-from pod_job.prompts.sources.blocks import changed
 from pod_job.prompts.sources.documents import Documents, Read, count_source
+from pod_job.prompts.sources.estimate import Estimate
 from pod_job.prompts.sources.index import TaskIndex
 from pod_job.prompts.sources.listing import Listing, list_source
 from pod_job.prompts.sources.order import Order, OrderRules
-from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample, check_tokens
-from pod_job.terminal import one_line
+from pod_job.prompts.sources.sample import Sample
 
-SKIPPED_NAMED = 100
-"""Most reasons that are recorded; beyond them skipped tasks are only counted."""
-AT_A_TIME = 256
-"""Samples that are read together."""
 SEEN = 32
 """Samples of an indexed source that tell which kinds of prompts it has."""
+TOKENIZED = 256
+"""Samples whose tokens are counted for an estimate."""
 
 CountTokens = Callable[[Sample], int]
-
-
-class Samples(Sequence[Sample]):
-    """Samples that are loaded when they are asked for, from any thread.
-
-    `rows` are their rows in the documents, or the order that gives them. `contents`: their `content_hash`es, where
-    they were read before: whoever asks for one that is another now gets a JobError that names it.
-    """
-
-    def __init__(
-        self,
-        documents: Documents,
-        rows: Int64[np.ndarray, " n"] | Order,
-        count: int,
-        contents: Int64[np.ndarray, " n"] | None = None,
-        rules: "SampleRules | None" = None,
-    ) -> None:
-        self.documents, self.rows, self.total, self.contents = documents, rows, count, contents
-        self.rules = rules or SampleRules()
-
-    def __len__(self) -> int:
-        return self.total
-
-    @overload
-    def __getitem__(self, at: int) -> Sample: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Sample]: ...
-    def __getitem__(self, at: int | slice) -> Sample | list[Sample]:
-        if isinstance(at, slice):
-            return [sample for sample in self.load(range(self.total)[at]) if isinstance(sample, Sample)]
-        [sample] = self.load([range(self.total)[at]])
-        if isinstance(sample, BrokenTask):
-            raise JobError(str(sample))
-        return sample
-
-    def __iter__(self) -> Iterator[Sample]:
-        for start in range(0, self.total, AT_A_TIME):
-            yield from self[start : start + AT_A_TIME]
-
-    def load(self, indices: Sequence[int]) -> list[Read]:
-        """Returns the samples at these indices, or for a broken one what is wrong with it.
-
-        Raises:
-            JobError: a file was changed or cannot be read; under `tasks.on_broken=refuse`, a broken sample.
-        """
-        chosen = np.asarray(indices, np.int64)
-        rows = self.rows.rows(chosen) if isinstance(self.rows, Order) else self.rows[chosen]
-        loaded = self.documents.load(rows)
-        if self.contents is not None:
-            for sample, content in zip(loaded, self.contents[chosen].tolist(), strict=True):
-                if isinstance(sample, BrokenTask):
-                    raise JobError(changed_text(f"what was a sample ({sample})"))
-                if content_hash(sample) != content:
-                    raise JobError(changed_text(one_line(str(sample))))
-            return loaded
-        return self.rules.checked(loaded)
-
-
-def changed_text(what: str) -> str:
-    return str(changed(what))
-
-
-@dataclass(frozen=True)
-class SampleRules:
-    """Rules by which a document of an indexed source is a sample, or broken."""
-
-    vocab: int = 2**31
-    on_broken: OnBroken = OnBroken.refuse
-
-    def checked(self, loaded: Sequence[Read]) -> list[Read]:
-        """Returns the documents with what is wrong in place of those that are none; JobError where that is refused."""
-        results: list[Read] = []
-        names: set[tuple[str, int]] = set()
-        for document in loaded:
-            result = self._checked(document, names)
-            if isinstance(result, BrokenTask):
-                refuse(result, self.on_broken)
-            results.append(result)
-        return results
-
-    def _checked(self, document: Read, names: set[tuple[str, int]]) -> Read:
-        if isinstance(document, BrokenTask):
-            return document
-        name = document.task_id, document.sample_idx
-        if name in names:
-            return BrokenTask(f"{document} is twice in one batch; give each prompt another sample_idx", Reason.repeated)
-        names.add(name)
-        try:
-            check_tokens(document, self.vocab)
-        except BrokenTask as broken:
-            return broken
-        return document
-
-
-def refuse(broken: BrokenTask, on_broken: OnBroken) -> None:
-    """Raises JobError under `on_broken=refuse`."""
-    if on_broken is OnBroken.refuse:
-        raise JobError(f"{broken}; fix it, or leave such tasks out with tasks.on_broken=skip") from broken
 
 
 @dataclass(frozen=True)
@@ -177,7 +73,7 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: CountToken
     if listing.small or listing.kind == "arc":
         return whole_tasks(listing, config, vocab, count_tokens)
     index = count_source(listing, config)
-    tasks = indexed_tasks(index, listing, config, vocab)
+    tasks = indexed_tasks(index, config, vocab)
     return tasks if count_tokens is None else within_tokens(tasks, tasks_in_budget(tasks, config, count_tokens))
 
 
@@ -215,9 +111,9 @@ def whole_tasks(listing: Listing, config: TasksConfig, vocab: int, count_tokens:
     )
 
 
-def indexed_tasks(index: TaskIndex, listing: Listing, config: TasksConfig, vocab: int) -> Tasks:
+def indexed_tasks(index: TaskIndex, config: TasksConfig, vocab: int) -> Tasks:
     """Returns the samples of an indexed source, which are read later. JobError for an empty source."""
-    documents = Documents(index, listing.parts, config)
+    documents = Documents(index, config)
     order = make_order(documents, config)
     count = min(order.samples, config.limit or order.samples)
     if not count:
@@ -225,21 +121,41 @@ def indexed_tasks(index: TaskIndex, listing: Listing, config: TasksConfig, vocab
     samples = Samples(documents, order, count, rules=SampleRules(vocab, config.on_broken))
     rules: dict[str, object] = {
         "field": config.field,
-        "parts": [[part.name, part.start, part.stop] for part in listing.parts],
+        "parts": [[part.name, part.start, part.stop] for part in index.parts],
         "sample": config.sample,
         "shuffle": config.shuffle,
         "dtype": config.dtype,
         "row_tokens": config.row_tokens,
     }
     seen = samples.documents.load(order.rows(np.arange(min(SEEN, count))))
-    return Tasks(
-        samples,
-        index.fingerprint(rules),
-        format_of(listing, config),
-        text=any(isinstance(sample, Sample) and isinstance(sample.prompt, str) for sample in seen),
-        chat=any(isinstance(sample, Sample) and sample.is_chat for sample in seen),
-        whole=False,
-    )
+    fingerprint, format = index.fingerprint(rules), format_of(Listing(index.kind, []), config)
+    return Tasks(samples, fingerprint, format, text=has_text(seen), chat=has_chat(seen), whole=False)
+
+
+def estimated_tasks(
+    listing: Listing, config: TasksConfig, estimated: Estimate, count_tokens: CountTokens | None, vocab: int = 2**31
+) -> Tasks:
+    """Returns about how many samples a source has that nobody has counted yet, and some of them."""
+    drawn = [sample for sample in estimated.drawn[:TOKENIZED] if isinstance(sample, Sample)]
+    count = max(1, round(estimated.samples * (config.sample or 1)))
+    error = estimated.error
+    if config.max_tokens is not None and count_tokens is not None and drawn:
+        mean = sum(map(count_tokens, drawn)) / len(drawn)
+        within = max(1, round(config.max_tokens / max(1.0, mean)))
+        count, error = min(count, within), error if count < within else max(error, 1 / len(drawn) ** 0.5)
+    if config.limit is not None and config.limit <= count:
+        count, error = config.limit, error if estimated.samples * (1 - error) < config.limit else 0.0
+    samples = EstimatedSamples(estimated.drawn, count, error, SampleRules(vocab, config.on_broken))
+    format = format_of(listing, config)
+    return Tasks(samples, "", format, text=has_text(estimated.drawn), chat=has_chat(estimated.drawn), whole=False)
+
+
+def has_text(samples: Sequence[Read]) -> bool:
+    return any(isinstance(sample, Sample) and isinstance(sample.prompt, str) for sample in samples)
+
+
+def has_chat(samples: Sequence[Read]) -> bool:
+    return any(isinstance(sample, Sample) and sample.is_chat for sample in samples)
 
 
 def format_of(listing: Listing, config: TasksConfig) -> TaskFormat:
@@ -250,7 +166,7 @@ def open_documents(listing: Listing, config: TasksConfig) -> Documents:
     """Returns the documents of a source, counted here."""
     if listing.kind == "arc":
         return ArcDocuments(listing, config)
-    return Documents(count_source(listing, config), listing.parts, config)
+    return Documents(count_source(listing, config), config)
 
 
 def make_order(documents: Documents, config: TasksConfig) -> Order:
@@ -286,89 +202,6 @@ def within_tokens(tasks: Tasks, count: int) -> Tasks:
     samples = tasks.samples
     shorter = Samples(samples.documents, samples.rows, count, samples.contents, samples.rules)
     return Tasks(**{**vars(tasks), "samples": shorter})
-
-
-@dataclass
-class Scan:
-    """Findings of reading a source whole: the rows that are samples, their names and contents, and kinds of prompts."""
-
-    rows: array = field(default_factory=lambda: array("q"))
-    names: array = field(default_factory=lambda: array("q"))
-    contents: array = field(default_factory=lambda: array("q"))
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    tokens: int = 0
-    text: bool = False
-    chat: bool = False
-
-    def add(self, row: int, sample: Sample) -> None:
-        self.rows.append(row)
-        self.names.append(name_hash(sample))
-        self.contents.append(content_hash(sample))
-        self.digest.update(sample.content())
-        self.text |= isinstance(sample.prompt, str)
-        self.chat |= sample.is_chat
-
-
-@dataclass
-class Skipped:
-    """Tasks left out so far: how many for each reason, and what was wrong with the first ones."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    messages: list[str] = field(default_factory=list)
-
-    def note(self, broken: BrokenTask, on_broken: OnBroken) -> None:
-        """Counts a task that is left out; under `on_broken=refuse` it is refused by JobError instead."""
-        refuse(broken, on_broken)
-        self.counts[broken.reason.value] += 1
-        if len(self.messages) < SKIPPED_NAMED:
-            self.messages.append(str(broken))
-
-
-def usable(
-    documents: Documents, order: Order, vocab: int, skipped: Skipped, on_broken: OnBroken
-) -> Iterator[tuple[int, Sample]]:
-    """Yields the samples and their rows; a broken one is refused by JobError, or left out and noted in `skipped`."""
-    for start in range(0, order.samples, AT_A_TIME):
-        rows = order.rows(np.arange(start, min(start + AT_A_TIME, order.samples)))
-        for row, sample in zip(rows.tolist(), documents.load(rows), strict=True):
-            try:
-                if isinstance(sample, BrokenTask):
-                    raise sample
-                check_tokens(sample, vocab)
-            except BrokenTask as broken:
-                skipped.note(broken, on_broken)
-            else:
-                yield row, sample
-
-
-def name_hash(sample: Sample) -> int:
-    """Returns 64 bits of task_id and sample_idx, the same in every process."""
-    return _hash(f"{sample.sample_idx} {sample.task_id}".encode())
-
-
-def content_hash(sample: Sample) -> int:
-    """Returns 64 bits of all that a sample is, the same in every process."""
-    return _hash(sample.content())
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
-
-
-def repeats(names: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
-    """Returns the indices, ascending, of the values that an earlier index has too."""
-    order = np.argsort(names, kind="stable")
-    again = np.diff(names[order]) == 0
-    return np.sort(order[1:][again])
-
-
-def repeated_name(sample: str, config: TasksConfig) -> BrokenTask:
-    """Returns what is wrong with a sample of which an earlier one has the name."""
-    return BrokenTask(
-        f"tasks.path={config.path}: {sample} is there twice, so that rows could not be told apart: give each prompt of "
-        "a task another sample_idx",
-        Reason.repeated,
-    )
 
 
 def nothing_left(config: TasksConfig, skipped: Skipped, tokens: int) -> str:

@@ -15,8 +15,8 @@ from pod_job.checking.recompute import row_prompts
 from pod_job.checkpoints.locate import find_model
 from pod_job.errors import JobError
 from pod_job.planning.inputs import token_counter
+from pod_job.planning.task_index import find_tasks
 from pod_job.planning.template_date import template_date
-from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokens import TokenizerFolder, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
@@ -94,7 +94,8 @@ def texts_from_prompts(
     """
     config = config_to_read(run, consent, MODEL, TASKS)
     folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
-    samples = read_tasks(config.tasks, count_tokens=token_counter(config, folder, template_date(find_run(run)))).samples
+    counter = token_counter(config, folder, template_date(find_run(run)))
+    samples = find_tasks(config.tasks, counter=counter).samples
     tokenizer = folder.tokenizer
     decode = decoder(tokenizer)
     found = row_prompts(config, samples, tokenizer, dataset, rows)

@@ -21,6 +21,7 @@ OUTPUTS = "outputs/"
 COMPACTION = "compaction/record.json"
 TIMELINE = "timeline/"
 REPORT = "report/"
+INDEX = "index/"
 TOKENIZER = "tokenizer/tokenizer.json"
 START = "launcher/start.json"
 VERIFIED = "verify/report.json"
@@ -35,6 +36,26 @@ MAX_BATCHES = 1_000_000
 def accepted_file(key: str) -> str:
     """Returns the name of a record of accepted differences; `key` follows from its content."""
     return f"{ACCEPTED}{key}.json"
+
+
+def index_file(key: str) -> str:
+    """Returns the name of the index of a task source; `key` stands for what the configuration asks for."""
+    return f"{INDEX}{key}.json"
+
+
+def index_part(key: str, content: str, number: int) -> str:
+    """Returns the name of a part of an index, from 1; `content` stands for the files that were listed."""
+    return f"{INDEX}{key}/{content}/part_{number:06d}.json"
+
+
+def budget_file(key: str) -> str:
+    """Returns the name of the record of what tasks.max_tokens has room for."""
+    return f"{INDEX}tokens_{key}.json"
+
+
+def budget_part(key: str, number: int) -> str:
+    """Returns the name of a record of the tokens of some samples, from 1."""
+    return f"{INDEX}tokens_{key}/part_{number:06d}.json"
 
 
 def activations_file(tap: str, batch: int) -> str:

@@ -32,3 +32,4 @@ def test_every_pending_batch_is_assigned_to_one_feeder_that_has_its_neighbours(
     assigned = assign_batches(pending, feeders)
     assert [batch for batches in assigned for batch in batches] == pending
     assert max(map(len, assigned)) - min(map(len, assigned)) <= 1
+    assert [batch for batches in assigned for batch in batches] == pending  # neighbors

@@ -15,7 +15,8 @@ from pod_job.errors import JobError
 from pod_job.formats.records import encode
 from pod_job.planning import prompt_survey
 from pod_job.planning.inputs import Inputs, read_inputs
-from pod_job.planning.prompt_survey import ALL_UP_TO, PromptSurvey, sample_indices, survey_run, survey_share
+from pod_job.planning.prompt_survey import PromptSurvey, survey_run, survey_share
+from pod_job.prompts.samples import ALL_UP_TO, sample_indices
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tokens import Tokenized
 from pod_job.run_folder.identity import RunRecord, claim
@@ -62,7 +63,8 @@ def test_a_prompt_that_cannot_be_used_is_refused_or_counted(model: Path, bad: in
         with pytest.raises(JobError, match=rf"task t{bad}, sample 0 has 41 tokens, more than extract.seq_len=40"):
             look()
     skipping = inputs(model, prompts, "tasks.on_broken=skip")
-    assert survey_run(skipping) == PromptSurvey(prompts=3, skipped={"too_long": 1}, tokens=15, longest=5)
+    counts = {"prompts": 3, "tokens": 15, "longest": 5, "samples": 4, "squares": 75.0}
+    assert survey_run(skipping) == PromptSurvey(skipped={"too_long": 1}, **counts)
     assert [survey_share(skipping, host, 2) for host in (0, 1)] == [[5 if bad == 0 else 10], [10 if bad == 0 else 5]]
 
 

@@ -59,6 +59,9 @@ class ArrayReader(FileReader):
         self.config = config or TasksConfig(path=entry.url)
         super().__init__(file, entry, cache, alone)
 
+    def rows_at_a_glance(self) -> int:
+        return self.rows_of(self.arrays()["tokens"])
+
     def count(self) -> Counted:
         arrays = self.arrays()
         checksum = self.entry.checksum or crc32c_of(self.file, self.entry.size)

@@ -97,9 +97,18 @@ class FileReader(ABC):
     def head(self, count: int) -> Iterator[Sample | BrokenTask]:
         """Yields the first samples of the file, at most `count`, without an index."""
 
+    def rows_at_a_glance(self) -> int:
+        """Returns about how many samples the file has, without reading it."""
+        return 1
+
     def entry_block(self, block: int) -> int:
         """Returns the last block up to `block` at which reading can begin."""
         return block
+
+    def entry_row(self, row: int) -> int:
+        """Returns the last row up to `row` at which reading can begin."""
+        block = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return int(self.starts[self.entry_block(block)])
 
     def opened(self, block: Any) -> Any:
         """Returns a block in the form in which `sample` takes it."""

@@ -15,7 +15,7 @@ from pod_job.prompts.sources.arrays import ArrayReader
 from pod_job.prompts.sources.blocks import BlockCache, FileReader, changed
 from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex
 from pod_job.prompts.sources.lines import LinesReader
-from pod_job.prompts.sources.listing import Listing
+from pod_job.prompts.sources.listing import Listing, source_key
 from pod_job.prompts.sources.places import FileState, crc32c_of, open_file
 from pod_job.prompts.sources.sample import BrokenTask, Sample
 from pod_job.prompts.sources.split import SplitPart
@@ -46,9 +46,9 @@ def make_reader(
 class Documents:
     """All documents of the parts of a source; safe to share between threads."""
 
-    def __init__(self, index: TaskIndex, parts: Sequence[SplitPart], config: TasksConfig) -> None:
+    def __init__(self, index: TaskIndex, config: TasksConfig) -> None:
         self.index, self.config, self._cache = index, config, BlockCache()
-        segments = segments_of(index.files, parts)
+        segments = segments_of(index.files, index.parts)
         self._files = np.array([file for file, _ in segments], np.int64)
         self._firsts = np.array([rows.start for _, rows in segments], np.int64)
         self.starts: Int64[np.ndarray, " n"] = np.cumsum([0, *(len(rows) for _, rows in segments)]).astype(np.int64)
@@ -95,6 +95,13 @@ class Documents:
                     self._readers.popitem(last=False)
             self._readers.move_to_end(file)
             return self._readers[file]
+
+    def entry_row(self, row: int) -> int:
+        """Returns the last row up to this one, of its file, at which reading can begin."""
+        segment = int(np.searchsorted(self.starts, row, side="right")) - 1
+        start, first = int(self.starts[segment]), int(self._firsts[segment])
+        entry = self.reader(int(self._files[segment])).entry_row(row - start + first)
+        return start + max(0, entry - first)
 
     def check(self, file: int) -> None:
         """Raises JobError that names the file, where its content is no longer what was counted.
@@ -165,7 +172,7 @@ def count_source(listing: Listing, config: TasksConfig) -> TaskIndex:
     """Returns the index of a source, all of whose files are counted here."""
     check_columns(listing, config)
     files = [counted(listing.kind, entry, config) for entry in listing.files]
-    return TaskIndex(FORMAT, listing.kind, listing.key(config), files)
+    return TaskIndex(FORMAT, listing.kind, source_key(config), files, list(listing.parts))
 
 
 def check_columns(listing: Listing, config: TasksConfig) -> None:

@@ -9,10 +9,12 @@ import json
 import zlib
 from typing import Literal
 
+import msgspec
 import numpy as np
 from jaxtyping import Int64
 
 from pod_job.formats.records import Count, Record
+from pod_job.prompts.sources.split import SplitPart
 
 FORMAT: Literal[1] = 1
 
@@ -40,19 +42,23 @@ class FileEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TaskIndex(Record, frozen=True):
-    """The files of a source in their order, counted; `kind` is that of all of them, `source` the key of its listing."""
+    """The files of a source in their order, counted.
+
+    `kind` is that of all of them, `source` the key of what was asked for; `parts` of their splits are used: none, all.
+    """
 
     format: Literal[1]
     kind: str
     source: str
     files: list[FileEntry]
+    parts: list[SplitPart] = msgspec.field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         return sum(entry.size for entry in self.files)
 
     def fingerprint(self, rules: dict[str, object]) -> str:
-        """Returns the SHA-256 over the files' names, sizes and checksums, and the rules by which samples are made.
+        """Returns the SHA-256 over the files' names, sizes and checksums, and the rules by which samples are chosen.
 
         The name of a single file does not count: a copy of it is the same source.
         """

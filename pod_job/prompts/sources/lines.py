@@ -40,11 +40,16 @@ def codec_of(url: str) -> str | None:
 def pieces_of(file: DataFile, size: int, checksum: RunningChecksum | None = None) -> Iterator[bytes]:
     """Yields the content of a file in pieces, decompressed. JobError for a compressed file that is cut or damaged."""
     raw = ChecksummedFile(file, size, checksum)
-    codec = codec_of(file.url)
-    if codec is None:
-        while piece := raw.read(PIECE_BYTES):
-            yield piece
+    if codec_of(file.url) is not None:
+        yield from decompressed(raw, file.url)
         return
+    while piece := raw.read(PIECE_BYTES):
+        yield piece
+
+
+def decompressed(raw: RangedFile, url: str) -> Iterator[bytes]:
+    """Yields the content of a compressed file, and reads that to its end. JobError where it is cut or damaged."""
+    codec, size = codec_of(url), raw.size
     buffered = io.BufferedReader(raw, PIECE_BYTES)
     try:
         stream = pa.CompressedInputStream(pa.PythonFile(buffered, "r"), codec)
@@ -53,7 +58,7 @@ def pieces_of(file: DataFile, size: int, checksum: RunningChecksum | None = None
         if size == 0:
             raise OSError("it is empty")
     except (OSError, pa.ArrowInvalid) as error:
-        raise unreadable(file.url, f"cut short or damaged: {first_line(error)}; copy it again") from error
+        raise unreadable(url, f"cut short or damaged: {first_line(error)}; copy it again") from error
     buffered.read()  # what follows the compressed content counts too
 
 
@@ -181,10 +186,15 @@ class LinesReader(FileReader):
         for number, line in islice(numbered, count):
             yield self.attempt(line, number)
 
-    def around(self, offset: int, size: int) -> list[Sample | BrokenTask]:
-        """Returns the samples of the lines that begin in `size` bytes from `offset`; their numbers are not known."""
-        lines = self.file.read(offset, size).split(b"\n")[1:-1]
-        return [self.attempt(line, None) for line in lines if line.strip()]
+    def around(self, offset: int, size: int) -> tuple[list[Sample | BrokenTask], int]:
+        """Returns the samples of the whole lines in `size` bytes from `offset`, and the bytes of those lines.
+
+        The numbers of the lines are not known. Where all of it is one line, it counts as one.
+        """
+        first, *lines = self.file.read(offset, size).split(b"\n")
+        lines = lines[:-1] if offset else [first, *lines[:-1]]
+        documents = [self.attempt(line, None) for line in lines if line.strip()]
+        return documents, sum(map(len, lines)) + len(lines) if lines else size
 
     def attempt(self, line: bytes, number: int | None) -> Sample | BrokenTask:
         try:

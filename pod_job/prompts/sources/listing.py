@@ -68,11 +68,17 @@ class Listing:
         factor = {True: 4, False: 1}
         return sum(entry.size * factor[is_compressed(entry.url)] for entry in self.files) <= SMALL_BYTES
 
-    def key(self, config: TasksConfig) -> str:
-        """Returns a name for what was listed, in which an index of it is kept."""
-        rules = [self.kind, [dataclasses.astuple(part) for part in self.parts], config.field, config.row_tokens]
-        asked = [config.paths, config.subset, config.split, config.dtype, *rules]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    @property
+    def content(self) -> str:
+        """A name for these files: their names, sizes and, where a listing has them, checksums."""
+        files = [[entry.name, entry.size, entry.checksum, entry.split] for entry in self.files]
+        return hashlib.sha256(json.dumps([self.kind, files]).encode()).hexdigest()[:16]
+
+
+def source_key(config: TasksConfig) -> str:
+    """Returns a name for the files that a configuration asks for, and how they are read."""
+    asked = [config.paths, config.format.value, config.subset, config.split, config.field]
+    return hashlib.sha256(json.dumps([*asked, config.dtype, config.row_tokens]).encode()).hexdigest()[:16]
 
 
 def list_source(config: TasksConfig) -> Listing:
@@ -152,6 +158,8 @@ def of_one_kind(config: TasksConfig, path: str, base: str, listed: list[Listed])
     wanted = OF_FORMAT[config.format]
     is_file = len(listed) == 1 and below(listed[0].url, base) == path.rstrip("/").rpartition("/")[2]
     if is_file or (listed and WILDCARDS.search(path)):  # a person named these very files
+        if not is_file:
+            check_shards(path, base, listed)
         kinds = {kind_of(entry.url): entry.url for entry in listed}
         if config.format not in (TaskFormat.auto, TaskFormat.dataset, TaskFormat.tokens):
             return wanted[0], listed

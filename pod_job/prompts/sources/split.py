@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from pod_job.formats.records import Record
 
 PART = re.compile(r"(?P<name>\w+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
-@dataclass(frozen=True)
-class SplitPart:
+class SplitPart(Record, frozen=True):
     """Rows of a split from `start` to `stop`: numbers, negative ones from its end, or percentages; "": none."""
 
     name: str

@@ -42,8 +42,11 @@ class TableReader(FileReader):
         """Returns the names and types of the columns."""
 
     @abstractmethod
+    def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of the file from the first on."""
+
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yields the rows from the first on."""
+        return self.batches_of(self.raw())
 
     def counted(self, marks: np.ndarray) -> Counted:
         """Returns the samples of marks whose first column is the first row of each part, the last their number."""
@@ -55,7 +58,14 @@ class TableReader(FileReader):
         names = (self.config.field, self.config.field.split(".")[0], *RECORD_FIELDS)
         return [name for name in self.schema().names if name in names]
 
-    def raw(self) -> io.RawIOBase:
+    def rows_at_a_glance(self) -> int:
+        raw = self.raw()
+        with self.errors():
+            batch = next(iter(self.batches_of(raw)), None)
+        rows = 0 if batch is None else batch.num_rows
+        return round(rows * self.entry.size / max(1, raw.tell()))
+
+    def raw(self) -> RangedFile:
         return RangedFile(self.file, self.entry.size)
 
     @contextmanager
@@ -90,8 +100,8 @@ class TableReader(FileReader):
 class ParquetReader(TableReader):
     """A Parquet file: counted by its footer, read from the start of a row group on."""
 
-    def open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.raw(), buffer_size=BUFFER_BYTES, pre_buffer=False)
+    def open(self, raw: RangedFile | None = None) -> pq.ParquetFile:
+        return pq.ParquetFile(raw or self.raw(), buffer_size=BUFFER_BYTES, pre_buffer=False)
 
     def schema(self) -> pa.Schema:
         with self.errors():
@@ -123,8 +133,12 @@ class ParquetReader(TableReader):
             batches = file.iter_batches(ROWS, row_groups=[group], columns=self.columns())
             yield from cut(batches, sizes)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        return self.open().iter_batches(ROWS, columns=self.columns())
+    def rows_at_a_glance(self) -> int:
+        with self.errors():
+            return self.open().metadata.num_rows
+
+    def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
+        return self.open(raw).iter_batches(ROWS, columns=self.columns())
 
 
 def cut(batches: Iterator[pa.RecordBatch], sizes: list[int]) -> Iterator[pa.RecordBatch]:
@@ -141,8 +155,8 @@ def cut(batches: Iterator[pa.RecordBatch], sizes: list[int]) -> Iterator[pa.Reco
 class ArrowReader(TableReader):
     """An Arrow file, in the format of streams, as `datasets` saves them, or with a footer: its batches are blocks."""
 
-    def source(self) -> pa.NativeFile:
-        raw = self.raw()
+    def source(self, raw: RangedFile | None = None) -> pa.NativeFile:
+        raw = raw or self.raw()
         if self.file.read(0, 6) == b"ARROW1":
             raw.seek(8)  # behind the magic, what follows is a stream
         return pa.PythonFile(io.BufferedReader(raw, BUFFER_BYTES), "r")
@@ -150,6 +164,14 @@ class ArrowReader(TableReader):
     def schema(self) -> pa.Schema:
         with self.errors():
             return pa.ipc.read_schema(pa.ipc.read_message(self.source()))
+
+    def rows_at_a_glance(self) -> int:
+        with self.errors():
+            source = self.source()
+            schema = pa.ipc.read_schema(pa.ipc.read_message(source))
+            start = source.tell()
+            rows = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema).num_rows
+            return round(rows * (self.entry.size - start) / max(1, source.tell() - start))
 
     def count(self) -> Counted:
         marks, rows = [], 0
@@ -185,9 +207,9 @@ class ArrowReader(TableReader):
                 message = pa.ipc.read_message(pa.py_buffer(self.file.read(start, end - start)))
                 yield pa.ipc.read_record_batch(message, schema).select(names)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
         names = self.columns()
-        for batch in pa.ipc.open_stream(self.source()):
+        for batch in pa.ipc.open_stream(self.source(raw)):
             yield batch.select(names)
 
 
@@ -196,10 +218,10 @@ class CsvReader(TableReader):
 
     sequential = True
 
-    def parsed(self) -> pyarrow.csv.CSVStreamingReader:
+    def parsed(self, raw: RangedFile | None = None) -> pyarrow.csv.CSVStreamingReader:
         options = pyarrow.csv.ReadOptions(block_size=BUFFER_BYTES, use_threads=False)
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        return pyarrow.csv.open_csv(self.raw(), read_options=options, parse_options=parse)
+        return pyarrow.csv.open_csv(raw or self.raw(), read_options=options, parse_options=parse)
 
     def schema(self) -> pa.Schema:
         with self.errors():
@@ -220,9 +242,9 @@ class CsvReader(TableReader):
         with self.errors():
             yield from self.batches()
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
         names = self.columns()
-        for batch in self.parsed():
+        for batch in self.parsed(raw):
             yield batch.select(names)
 
 

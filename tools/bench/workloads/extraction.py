@@ -75,7 +75,7 @@ def make_inputs(options: Options, inputs: Path) -> None:
             f"tasks.arc.predictions={-(-options.prompts // SAMPLE)}",
         ]
     )
-    tokenized = tokenize(load_tokenizer(model), read_tasks(config.tasks).samples, SEQ_LEN, TooLong.refuse)
+    tokenized = tokenize(load_tokenizer(model), list(read_tasks(config.tasks).samples), SEQ_LEN, TooLong.refuse)
     prompts = [prompt.token_ids.tolist() for prompt in tokenized]
     (inputs / "prompts.json").write_text(json.dumps(prompts))
     (inputs / "tasks.jsonl").write_text("".join(json.dumps({"input_ids": prompt}) + "\n" for prompt in prompts))

@@ -1,0 +1,181 @@
+"""The index of a large source: counted by all hosts together, kept, and read instead of the source."""
+
+import dataclasses
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pod_job.config.extract import TooLong
+from pod_job.config.tasks import TasksConfig
+from pod_job.errors import JobError
+from pod_job.planning import shared_work, task_index, token_budget
+from pod_job.planning.shared_work import Piece, Share, share_work
+from pod_job.planning.task_index import ESTIMATED, Counting, TaskReading, find_tasks, read_index
+from pod_job.planning.token_budget import TokenCounter
+from pod_job.prompts.prompt import PromptRules
+from pod_job.prompts.sources import listing
+from pod_job.prompts.sources.documents import counted
+from pod_job.prompts.tokens import load_tokenizer
+from pod_job.run_folder.layout import RUN
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
+from tools.tiny_model import write_tiny_model
+
+FILES, ROWS = 6, 40
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TasksConfig:
+    """A source of six files, each of which is a part of the index."""
+    monkeypatch.setattr(listing, "SMALL_BYTES", -1)
+    monkeypatch.setattr(task_index, "PIECE_FILES", 1)
+    monkeypatch.setattr(shared_work, "POLL_S", 0.01)
+    (tmp_path / "data").mkdir()
+    for number in range(FILES):
+        rows = [{"text": f"{number} {row} " + "x" * row} for row in range(ROWS)]
+        (tmp_path / "data" / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TasksConfig(path=str(tmp_path / "data"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Folder:
+    return open_folder(tmp_path / "run")
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was counted."""
+    times = Counter[str]()
+
+    def count(kind: str, entry: Any, config: TasksConfig) -> Any:
+        times[entry.name] += 1
+        return counted(kind, entry, config)
+
+    monkeypatch.setattr(task_index, "counted", count)
+    return times
+
+
+def of_host(host: int, hosts: int) -> TaskReading:
+    return TaskReading(Counting.hosts, Share(host, hosts))
+
+
+def test_hosts_count_each_file_once_and_later_starts_none(
+    config: TasksConfig, run: Folder, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(3) as hosts:
+        tasks = list(hosts.map(lambda host: find_tasks(config, folder=run, reading=of_host(host, 3)), range(3)))
+    assert counts == {f"{number}.jsonl": 1 for number in range(FILES)}
+    assert {len(each.samples) for each in tasks} == {FILES * ROWS}
+    assert len({each.fingerprint for each in tasks}) == 1
+    assert str(tasks[0].samples[ROWS]) == "task 1.jsonl:line_1, sample 0"
+    run.create(RUN, [b"{}"])
+    monkeypatch.setattr(task_index, "list_source", None)  # nothing is listed or counted again
+    later = find_tasks(config, folder=run, reading=of_host(0, 1))
+    assert later.fingerprint == tasks[0].fingerprint
+    assert later.samples.load(range(100)) == tasks[1].samples.load(range(100))
+    assert find_tasks(config, folder=run, reading=ESTIMATED).samples.error == 0  # a workstation reads it too
+
+
+def test_parts_of_a_lost_host_are_done_by_others(
+    config: TasksConfig, run: Folder, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_index, "PATIENCE_S", 0.05)
+    tasks = find_tasks(config, folder=run, reading=of_host(1, 3))
+    assert len(tasks.samples) == FILES * ROWS
+    assert set(counts.values()) == {1}
+
+
+def test_a_workstation_counts_nothing(config: TasksConfig, run: Folder, counts: Counter[str]) -> None:
+    tasks = find_tasks(config, folder=run, reading=ESTIMATED)
+    assert len(tasks.samples) == pytest.approx(FILES * ROWS, rel=0.2)
+    assert not counts
+    assert read_index(run, config) is None
+    assert tasks.samples.load(range(3))[0] == find_tasks(config).samples.load([0])[0]
+    limited = find_tasks(dataclasses.replace(config, limit=50), folder=run, reading=ESTIMATED)
+    assert (len(limited.samples), limited.samples.error) == (50, 0)
+
+
+@pytest.mark.parametrize("change", ["content", "removed", "touched"])
+def test_a_file_that_was_changed_since_it_was_indexed_is_refused_by_name(
+    config: TasksConfig, run: Folder, change: str
+) -> None:
+    first = find_tasks(config, folder=run, reading=of_host(0, 1))
+    run.create(RUN, [b"{}"])
+    path = Path(config.path) / "3.jsonl"
+    content = path.read_bytes()
+    path.unlink()
+    if change != "removed":
+        path.write_bytes(content if change == "touched" else content.replace(b"x", b"y"))
+    if change == "touched":  # copied: equal content with another time
+        assert find_tasks(config, folder=run, reading=of_host(0, 1)).fingerprint == first.fingerprint
+        return
+    with pytest.raises(JobError, match=r"3\.jsonl was changed"):
+        find_tasks(config, folder=run, reading=of_host(0, 1))
+
+
+def test_before_anything_is_stored_a_changed_source_is_counted_again(
+    config: TasksConfig, run: Folder, tmp_path: Path
+) -> None:
+    find_tasks(config, folder=run, reading=of_host(0, 1))
+    (tmp_path / "data" / "6.jsonl").write_text('{"text": "more"}\n')
+    assert len(find_tasks(config, folder=run, reading=of_host(0, 1)).samples) == FILES * ROWS + 1
+
+
+def test_an_index_is_not_followed_where_a_stranger_may_have_made_it(config: TasksConfig, run: Folder) -> None:
+    find_tasks(config, folder=run, reading=of_host(0, 1))
+    index = read_index(run, config)
+    assert index is not None
+    (name,) = [name for name in run.names("index/") if name.count("/") == 1]
+    run.replace(name, b"{}")
+    assert len(find_tasks(config, folder=run).samples) == FILES * ROWS
+    with pytest.raises(JobError, match=rf"{name}: format is missing"):
+        find_tasks(config, folder=run, reading=of_host(0, 1))
+
+
+def test_a_copy_elsewhere_is_the_same_source(config: TasksConfig, tmp_path: Path) -> None:
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = dataclasses.replace(config, path=str(tmp_path / "moved"))
+    (tmp_path / "data").symlink_to(tmp_path / "moved")
+    assert find_tasks(moved).fingerprint == find_tasks(config).fingerprint
+    for rules in ({"shuffle": 1}, {"sample": 0.5}, {"field": "other"}):
+        assert find_tasks(dataclasses.replace(moved, **rules)).fingerprint != find_tasks(config).fingerprint
+
+
+def test_a_budget_of_tokens_is_counted_together_and_once(
+    config: TasksConfig, run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_budget, "PIECE", 16)
+    tokenizer = load_tokenizer(write_tiny_model(tmp_path / "model", layers=1))
+    counter = TokenCounter(tokenizer, PromptRules(1024, TooLong.refuse))
+    budgeted = dataclasses.replace(config, max_tokens=1500)
+    expected = find_tasks(budgeted, counter=counter).samples
+    lengths = np.cumsum(counter.counts(find_tasks(config).samples.load(range(FILES * ROWS))))
+    assert len(expected) == np.searchsorted(lengths, 1500, side="right") > 16
+    with ThreadPoolExecutor(2) as hosts:
+        read = hosts.map(
+            lambda host: find_tasks(budgeted, counter=counter, folder=run, reading=of_host(host, 2)), (0, 1)
+        )
+        assert [len(tasks.samples) for tasks in read] == [len(expected)] * 2
+    monkeypatch.setattr(token_budget, "count_tokens", None)
+    again = find_tasks(budgeted, counter=counter, folder=run, reading=of_host(0, 1))
+    assert len(again.samples) == len(expected)
+    tiny = dataclasses.replace(config, max_tokens=1)
+    monkeypatch.undo()
+    monkeypatch.setattr(listing, "SMALL_BYTES", -1)
+    with pytest.raises(JobError, match=r"tasks\.max_tokens=1 is less than the \d+ tokens of the first sample"):
+        find_tasks(tiny, counter=counter, folder=run, reading=of_host(0, 1))
+
+
+def test_results_that_are_enough_end_the_work(run: Folder) -> None:
+    made: list[int] = []
+
+    def piece(number: int) -> Piece:
+        return Piece(f"work/{number}", lambda: made.append(number) or b"x", 10.0)
+
+    results = share_work(run, [piece(number) for number in range(100)], Share(), lambda results: len(results) >= 3)
+    assert sorted(results) == made == [0, 1, 2]

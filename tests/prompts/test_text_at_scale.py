@@ -1,0 +1,307 @@
+"""Large sources: indexed, read in blocks, ordered by a seed; whatever the format, the same documents."""
+
+import bz2
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pod_job.config.tasks import OnBroken, TaskFormat, TasksConfig
+from pod_job.errors import JobError
+from pod_job.prompts.samples import without_broken
+from pod_job.prompts.sources import estimate as estimates
+from pod_job.prompts.sources import lines, listing
+from pod_job.prompts.sources.estimate import estimate
+from pod_job.prompts.sources.index import pack_marks, unpack_marks
+from pod_job.prompts.sources.lines import scan_lines
+from pod_job.prompts.sources.listing import list_source
+from pod_job.prompts.sources.order import Order, OrderRules
+from pod_job.prompts.sources.sample import BrokenTask, Sample
+from pod_job.prompts.tasks import Tasks, read_tasks
+
+ROWS = 1000
+
+
+@pytest.fixture(autouse=True)
+def every_source_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "SMALL_BYTES", -1)
+
+
+def records(count: int = ROWS, start: int = 0) -> list[dict[str, Any]]:
+    return [{"text": f"document {number} " + "x" * (number % 37)} for number in range(start, start + count)]
+
+
+def json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=300)
+
+
+def write_arrow(path: Path, rows: list[dict[str, Any]], footer: bool = False) -> None:
+    table = pa.Table.from_pylist(rows)
+    make = pa.ipc.new_file if footer else pa.ipc.new_stream
+    with make(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], object]] = {
+    "t.jsonl": lambda path, rows: path.write_bytes(json_lines(rows)),
+    "crlf.jsonl": lambda path, rows: path.write_bytes(json_lines(rows).replace(b"\n", b"\r\n")),
+    "t.jsonl.gz": lambda path, rows: path.write_bytes(gzip.compress(json_lines(rows))),
+    "members.jsonl.gz": lambda path, rows: path.write_bytes(
+        gzip.compress(json_lines(rows[:99])) + gzip.compress(json_lines(rows[99:]))
+    ),
+    "t.jsonl.zst": lambda path, rows: path.write_bytes(zstd(json_lines(rows))),
+    "t.ndjson.bz2": lambda path, rows: path.write_bytes(bz2.compress(json_lines(rows))),
+    "t.parquet": write_parquet,
+    "stream.arrow": write_arrow,
+    "file.arrow": lambda path, rows: write_arrow(path, rows, footer=True),
+    "t.csv": lambda path, rows: pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path),
+}
+
+
+def read(path: Any, **fields: Any) -> Tasks:
+    return read_tasks(TasksConfig(path=path if isinstance(path, list) else str(path), **fields))
+
+
+def texts(tasks: Tasks, indices: Any = None) -> list[Any]:
+    loaded = tasks.samples.load(range(len(tasks.samples)) if indices is None else indices)
+    return [sample.prompt for sample in without_broken(loaded)[0]]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_any_document_is_found_in_any_order(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "PIECE_BYTES", 5000)
+    rows = records()
+    WRITERS[name](tmp_path / name, rows)
+    tasks = read(tmp_path / name)
+    assert texts(tasks) == [row["text"] for row in rows]
+    chosen = np.random.default_rng(0).permutation(ROWS)[:50].tolist()
+    tasks.samples.documents.forget()
+    assert texts(tasks, chosen) == [rows[number]["text"] for number in chosen]
+    assert [str(tasks.samples[number]) for number in (0, ROWS - 1)] == [
+        f"task {kind}, sample 0"
+        for kind in (("line_1", f"line_{ROWS}") if "json" in name else ("row_0", f"row_{ROWS - 1}"))
+    ]
+
+
+def test_blank_lines_are_no_samples_but_have_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [json.dumps(row) for row in records(200)]
+    blanks = ["", " ", "\t\r", " " * 70]
+    path.write_text("\n\n" + "".join(f"{row}\n{blanks[i % 4]}\n" for i, row in enumerate(rows)) + '{"text": "last"}')
+    tasks = read(path)
+    assert len(tasks.samples) == 201
+    assert [tasks.samples[i].task_id for i in (0, 1, 150, 200)] == ["line_3", "line_5", "line_303", "line_403"]
+
+
+@given(st.lists(st.sampled_from([b"", b" ", b"a", b'{"x": 1}', b"\r", b"y" * 50]), max_size=300), st.integers(1, 64))
+def test_lines_are_counted_whatever_the_pieces(parts: list[bytes], size: int) -> None:
+    data = b"\n".join(parts)
+    rows, marks = scan_lines("x", iter([data[i : i + size] for i in range(0, len(data), size)]))
+    filled = [number for number, line in enumerate(data.split(b"\n")) if line.strip()]
+    assert rows == len(filled)
+    assert marks[:-1, 1].tolist() == filled[:: lines.BLOCK]
+    for offset, number in marks[:-1].tolist():
+        assert data[:offset].count(b"\n") == number
+    assert unpack_marks(pack_marks(marks), 2).tolist() == marks.tolist()
+
+
+def test_files_of_a_folder_a_glob_and_a_list_are_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("b/2.jsonl", "a.jsonl", "b/1.jsonl")):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(json_lines(records(3, 10 * number)))
+    (tmp_path / "d" / "README.md").write_text("no")
+    (tmp_path / "d" / ".hidden").mkdir()
+    (tmp_path / "d" / ".hidden" / "x.jsonl").write_text("no")
+    folder = read("d")
+    assert [sample.task_id for sample in folder.samples][:4] == [
+        *(f"a.jsonl:line_{i}" for i in (1, 2, 3)),
+        "b/1.jsonl:line_1",
+    ]
+    assert texts(folder) == [row["text"] for start in (10, 20, 0) for row in records(3, start)]
+    for same in ("d/**/*.jsonl", "./d", ["d/a.jsonl", "d/b"], str(tmp_path / "d")):
+        assert texts(read(same)) == texts(folder)
+        assert read(same).fingerprint == folder.fingerprint
+    assert len(read("d/b/[1].jsonl").samples) == 3
+    assert len(read(["d/a.jsonl", "d/b/*"]).samples) == 9
+
+
+def test_a_nested_field_is_read(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hello"}]
+    rows = [{"conversation": {"messages": chat}, "a.b": "flat", "id": number} for number in range(3)]
+    (tmp_path / "t.jsonl").write_bytes(json_lines(rows))
+    write_parquet(tmp_path / "t.parquet", rows)
+    for name in ("t.jsonl", "t.parquet"):
+        assert texts(read(tmp_path / name, field="conversation.messages")) == [chat] * 3
+        assert texts(read(tmp_path / name, field="a.b")) == ["flat"] * 3
+    with pytest.raises(JobError, match=r'must be an object with the field "conversation\.text"'):
+        texts(read(tmp_path / "t.jsonl", field="conversation.text"))
+
+
+def test_flat_arrays_are_cut_into_samples(tmp_path: Path) -> None:
+    ids = np.arange(1000, dtype=np.uint16)
+    ids.tofile(tmp_path / "t.bin")
+    np.save(tmp_path / "t.npy", ids)
+    np.savez(tmp_path / "t.npz", tokens=ids.reshape(10, 100))
+    for name, fields in (("t.bin", {"dtype": "uint16", "row_tokens": 300}), ("t.npy", {"row_tokens": 300})):
+        tasks = read(tmp_path / name, **fields)
+        assert [prompt.tolist() for prompt in texts(tasks)] == [ids[i : i + 300].tolist() for i in range(0, 1000, 300)]
+    assert [
+        prompt.tolist()
+        for prompt in texts(
+            read(tmp_path / "t.npz"),
+        )
+    ] == ids.reshape(10, 100).tolist()
+    with pytest.raises(JobError, match=r"t\.bin: a \.bin file does not tell what is in it; give tasks\.dtype"):
+        read(tmp_path / "t.bin")
+    with pytest.raises(JobError, match=r"tokens is uint16 \[1000\]; .* or tasks\.row_tokens=1024"):
+        read(tmp_path / "t.npy")
+
+
+def test_a_text_may_be_a_line(tmp_path: Path) -> None:
+    (tmp_path / "t.txt.gz").write_bytes(gzip.compress("one\r\n\ntwo\nthr\u00e9e".encode()))
+    assert texts(read(tmp_path / "t.txt.gz", format=TaskFormat.lines)) == ["one", "two", "thr\u00e9e"]
+    assert texts(read(tmp_path / "t.txt.gz")) == ["one\n\ntwo\nthr\u00e9e"]
+
+
+def test_a_broken_document_has_its_place_in_the_batch(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(json_lines(records(3)) + b"{\n" + json_lines([{"text": ""}, {"text": "a", "task_id": "line_1"}]))
+    tasks = read(path, on_broken=OnBroken.skip)
+    loaded = tasks.samples.load(range(6))
+    kinds = [item.reason.value if isinstance(item, BrokenTask) else "" for item in loaded]
+    assert kinds == ["", "", "", "broken", "blank", "repeated"]
+    refusing = read(path)
+    assert len(refusing.samples.load(range(3))) == 3
+    with pytest.raises(JobError, match=r"t\.jsonl, line 4 is not JSON .*tasks\.on_broken=skip"):
+        refusing.samples.load(range(3, 6))
+
+
+@pytest.mark.parametrize("whole_files", [False, True])
+@pytest.mark.parametrize("sample", [None, 0.3, 0.01])
+@pytest.mark.parametrize("shuffle", [None, 5])
+def test_the_order_takes_each_document_once(shuffle: int | None, sample: float | None, whole_files: bool) -> None:
+    rows = 100_003
+    starts = tuple(range(0, rows, 7001))
+    rules = OrderRules(rows, starts, 20_000.0, sample, shuffle, whole_files)
+    order = Order(rules)
+    chosen = order.rows(np.arange(order.samples))
+    assert order.samples == int(rows * (sample or 1))
+    assert len(np.unique(chosen)) == order.samples
+    assert 0 <= chosen.min() <= chosen.max() < rows
+    np.testing.assert_array_equal(Order(rules).rows(np.arange(500, 700)), chosen[500:700])
+    if shuffle is None:
+        assert (np.diff(chosen) > 0).all()
+    else:
+        other = Order(OrderRules(rows, starts, 20_000.0, sample, shuffle + 1, whole_files))
+        assert (other.rows(np.arange(200)) != chosen[:200]).any()
+        files = chosen // 7001
+        if whole_files:
+            assert (np.diff(files[:: rules.window]) < 0).any() or order.samples < 3 * rules.window
+        else:  # the documents of a window come from all over the source
+            assert len(np.unique(files[: rules.window])) > 8
+    if sample is not None:
+        step = rows / order.samples
+        assert np.abs(np.sort(chosen) - np.arange(order.samples) * step).max() <= step + 1
+
+
+def test_limit_and_sample_select_documents(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(json_lines(records()))
+    tenth = read(tmp_path / "t.jsonl", sample=0.1)
+    assert len(tenth.samples) == 100
+    assert len(read(tmp_path / "t.jsonl", sample=0.1, limit=7).samples) == 7
+    shuffled = read(tmp_path / "t.jsonl", shuffle=3)
+    assert sorted(texts(shuffled)) == sorted(row["text"] for row in records())
+    assert texts(shuffled) != [row["text"] for row in records()]
+    assert len({read(tmp_path / "t.jsonl", **f).fingerprint for f in ({}, {"shuffle": 1}, {"sample": 0.1})}) == 3
+
+
+def test_a_budget_of_tokens_is_exact(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(json_lines(records()))
+    config = TasksConfig(path=str(tmp_path / "t.jsonl"), max_tokens=5000)
+    tasks = read_tasks(config, count_tokens=lambda sample: len(sample.prompt))
+    lengths = np.cumsum([len(row["text"]) for row in records()])
+    assert len(tasks.samples) == np.searchsorted(lengths, 5000, side="right")
+
+
+@pytest.mark.parametrize(
+    ("names", "path", "says"),
+    [
+        (["a.parquet", "b.parquet", "c.other.parquet"], "d", 'c.other.parquet has no column "text"; it has other'),
+        (
+            ["a.parquet", "b.ids.parquet"],
+            "d",
+            r'column "text" is list<.*int64> in .*b.ids.parquet, but string in .*a.p',
+        ),
+        (["a.jsonl", "b.parquet"], "d", r"has files of several kinds, .*b\.parquet and .*a\.jsonl; name those of one"),
+        (["a.jsonl"], "d/*.parquet", r"d/\*\.parquet matches no file"),
+        (["a.jsonl"], "d/none.jsonl", r"none\.jsonl does not exist"),
+        (["t-00000-of-00003.jsonl", "t-00002-of-00003.jsonl"], "d", "shard .*t-00001-of-00003.jsonl is missing"),
+        (["t-00000-of-00002.parquet"], "d/*.parquet", "shard .*t-00001-of-00002.parquet is missing"),
+        (["cut.jsonl.gz"], "d", r"cut\.jsonl\.gz cannot be read \(cut short or damaged"),
+        (["cut.jsonl.zst"], "d", r"cut\.jsonl\.zst cannot be read \(cut short or damaged"),
+        (["cut.parquet"], "d", r"cut\.parquet cannot be read \(damaged"),
+        (["cut.arrow"], "d", r"cut\.arrow cannot be read \(damaged"),
+        (["cut.npy"], "d", r"cut\.npy cannot be read \(tokens is .* but the file ends before"),
+        (["a.xyz"], "d/a.xyz", r"a\.xyz: its name does not tell what it is; set tasks\.format"),
+        (["a.xyz"], "d", "has no file that can be read"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_file(tmp_path: Path, names: list[str], path: str, says: str) -> None:
+    (tmp_path / "d").mkdir()
+    for name in names:
+        file = tmp_path / "d" / name
+        rows: list[dict[str, Any]] = records(20)
+        if ".other." in name:
+            rows = [{"other": "x"}]
+        if ".ids." in name:
+            rows = [{"text": [1, 2]}]
+        if name.endswith(".npy"):
+            np.save(file, np.ones((40, 40), np.int64))
+        else:
+            suffix = name.partition(".")[2].removeprefix("other.").removeprefix("ids.")
+            known = {"parquet": "t.parquet", "arrow": "stream.arrow"}
+            WRITERS.get(known.get(suffix, f"t.{suffix}"), lambda path, rows: path.write_text("?"))(file, rows)
+        if name.startswith("cut"):
+            os.truncate(file, file.stat().st_size * 2 // 3)
+    with pytest.raises(JobError, match=says) as refused:
+        texts(read(tmp_path / path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_part_of_the_shards_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "t-00000-of-00002.jsonl").write_bytes(json_lines(records(2)))
+    assert len(read(f"{tmp_path}/t-0000[0]-of-00002.jsonl").samples) == 2
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.parquet", "stream.arrow"])
+def test_a_large_source_is_estimated_by_a_few_looks(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "PLACE_BYTES", 4000)
+    for number in range(20):
+        WRITERS[name](tmp_path / f"{number}_{name}", records(500, 500 * number))
+    config = TasksConfig(path=str(tmp_path))
+    estimated = estimate(list_source(config), config)
+    assert estimated.samples == pytest.approx(10_000, rel=max(0.1, 2 * estimated.error))
+    assert estimated.error < 0.3
+    assert isinstance(estimated.drawn[0], Sample)
+    assert [item.prompt for item in estimated.drawn[:3] if isinstance(item, Sample)] == [
+        row["text"] for row in records(3)
+    ]
