@@ -77,7 +77,7 @@ class Samples:
         last = len(self.documents) - 1
         if self.rows.rules.shuffle is None:
             last = int(self.rows.rows(np.array([len(self) - 1]))[0])
-        return self.rules.checked(self.documents.load(places(self.documents, last + 1, seed)))
+        return self.rules.checked(self.documents.load(places(self.documents, last + 1, seed)), of_a_batch=False)
 
     def load(self, indices: Sequence[int]) -> list[Read]:
         """Returns the samples at these indices, or for a broken one what is wrong with it.
@@ -105,12 +105,16 @@ class SampleRules:
     vocab: int = 2**31
     on_broken: OnBroken = OnBroken.refuse
 
-    def checked(self, loaded: Sequence[Read]) -> list[Read]:
-        """Returns the documents with what is wrong in place of those that are none; JobError where that is refused."""
+    def checked(self, loaded: Sequence[Read], of_a_batch: bool = True) -> list[Read]:
+        """Returns the documents with what is wrong in place of those that are none; JobError where that is refused.
+
+        Args:
+            of_a_batch: they are stored together, so that no two may have one name.
+        """
         results: list[Read] = []
         names: set[tuple[str, int]] = set()
         for document in loaded:
-            result = self._checked(document, names)
+            result = self._checked(document, names if of_a_batch else set())
             if isinstance(result, BrokenTask):
                 refuse(result, self.on_broken)
             results.append(result)
@@ -154,11 +158,12 @@ class EstimatedSamples(Samples):
         return self._error
 
     def survey(self, seed: int = 0) -> list[Read]:
-        return self.rules.checked(self.drawn)
+        return self.rules.checked(self.drawn, of_a_batch=False)
 
     def load(self, indices: Sequence[int]) -> list[Read]:
         """Returns the first documents of the source, or others in place of those that nobody has looked for."""
-        return self.rules.checked([self.drawn[index % len(self.drawn)] for index in indices])
+        drawn = [self.drawn[index % len(self.drawn)] for index in indices]
+        return self.rules.checked(drawn, of_a_batch=False)
 
 
 def sample_indices(count: int, seed: int) -> Sequence[int]:

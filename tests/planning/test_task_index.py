@@ -96,6 +96,7 @@ def test_a_workstation_counts_nothing(config: TasksConfig, run: Folder, counts: 
     assert not counts
     assert read_index(run, config) is None
     assert tasks.samples.load(range(3))[0] == find_tasks(config).samples.load([0])[0]
+    assert len(tasks.samples.survey()) > FILES  # documents of many places, none of which is taken for another
     limited = find_tasks(dataclasses.replace(config, limit=50), folder=run, reading=ESTIMATED)
     assert (len(limited.samples), limited.samples.error) == (50, 0)
 

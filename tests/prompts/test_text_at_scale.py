@@ -305,3 +305,16 @@ def test_a_large_source_is_estimated_by_a_few_looks(tmp_path: Path, name: str, m
     assert [item.prompt for item in estimated.drawn[:3] if isinstance(item, Sample)] == [
         row["text"] for row in records(3)
     ]
+
+
+def test_documents_of_an_estimate_have_places_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "PLACE_BYTES", 2000)
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(json_lines(records()))
+    config = TasksConfig(path=str(path))
+    drawn = [item for item in estimate(list_source(config), config).drawn if isinstance(item, Sample)]
+    placed = [sample for sample in drawn if sample.task_id.startswith("byte_")]
+    assert len(placed) > 100
+    for sample in placed:
+        line = path.read_bytes()[int(sample.task_id.removeprefix("byte_")) :].partition(b"\n")[0]
+        assert json.loads(line)["text"] == sample.prompt

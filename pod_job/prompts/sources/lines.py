@@ -6,7 +6,7 @@ compressed file can only be read from its start on.
 
 import io
 from collections.abc import Iterator
-from itertools import islice
+from itertools import accumulate, islice
 
 import numpy as np
 import pyarrow as pa
@@ -193,18 +193,25 @@ class LinesReader(FileReader):
         """
         first, *lines = self.file.read(offset, size).split(b"\n")
         lines = lines[:-1] if offset else [first, *lines[:-1]]
-        documents = [self.attempt(line, None) for line in lines if line.strip()]
+        places = accumulate((len(line) + 1 for line in lines), initial=offset + (len(first) + 1 if offset else 0))
+        numbered = zip(lines, places, strict=False)
+        documents = [self.attempt(line, f"byte {place}") for line, place in numbered if line.strip()]
         return documents, sum(map(len, lines)) + len(lines) if lines else size
 
-    def attempt(self, line: bytes, number: int | None) -> Sample | BrokenTask:
+    def attempt(self, line: bytes, number: int | str) -> Sample | BrokenTask:
         try:
             return self.parse(line, number)
         except BrokenTask as broken:
             return broken
 
-    def parse(self, line: bytes, number: int | None) -> Sample:
-        """Returns the sample of a line. BrokenTask for one that has none."""
-        where, task_id = f"{self.where}, line {number or '?'}", self.task_id(f"line_{number or '?'}")
+    def parse(self, line: bytes, number: int | str) -> Sample:
+        """Returns the sample of a line. BrokenTask for one that has none.
+
+        Args:
+            number: of the line; where that is not known, its place as text: `byte 1234`.
+        """
+        label = f"line {number}" if isinstance(number, int) else number
+        where, task_id = f"{self.where}, {label}", self.task_id(label.replace(" ", "_"))
         if self.config is None:
             try:
                 return checked(where, Sample(task_id, 0, line.removesuffix(b"\r").decode()))
