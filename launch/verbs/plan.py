@@ -13,6 +13,7 @@ from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
+from launch.reference import expected_reference
 from launch.verbs.arguments import add_accept_identity, add_no_preflight, start_overrides
 from launch.view.facts import show_facts
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
@@ -31,7 +32,7 @@ EXAMPLES = ("experiment=demo", "experiment=v5e64 storage.run_dir=gs://my-bucket/
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A run on paper; `commands` has one entry per host, in order.
+    """A run on paper; `commands` has one entry per host, in order, and `reference` is that of the parity gate.
 
     `preflight` is what compiling for the pod has shown; where nothing was compiled, `no_preflight` is the reason.
     """
@@ -55,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True):
     prompts: PromptSurvey | None  # None where the model has no tokenizer
     weights_found: bool  # and their headers checked; False: the plan is made from config.json alone
     memory: RunMemory
+    reference: str
     commands: list[HostCommand]
     preflight: PreflightReport | None = None
     no_preflight: str | None = None
@@ -131,6 +133,7 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         prompts=prompts,
         weights_found=isinstance(inputs, Inputs),
         memory=run_memory(inputs),
+        reference=expected_reference(inputs),
         commands=commands,
     )
 
@@ -150,6 +153,7 @@ def show(job_plan: Plan, console: Console) -> None:
         ("rows", f"positions {job_plan.positions}, {job_plan.dtype}"),
         ("run folder", job_plan.run_dir),
         ("memory", described(job_plan.memory)),
+        ("reference", job_plan.reference),
         ("host 0 runs", str(first)),
     ]
     if not job_plan.weights_found:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pod_job.config.generate import Mode
 from pod_job.models.arch import Arch
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.prompt import Prompt
@@ -16,7 +17,7 @@ TOKENS, OTHER_TOKENS = 64, 32
 """Length of the first prompt and of every other one."""
 PAST_WINDOW = 32
 LARGEST_WINDOW = 1024
-"""A larger one would cost too much to reach."""
+"""A larger one would cost too much to reach, see `windows_not_reached`."""
 SCALED_TOKENS = 256
 """Length at which the angles of scaled rotary embeddings have moved apart from those without scaling."""
 SAMPLES_READ = 16
@@ -43,6 +44,14 @@ def first_length(arch: Arch) -> int:
     reachable = [window + PAST_WINDOW for window in windows if window <= LARGEST_WINDOW]
     scaled = any(layer.rope is not None and layer.rope.kind != "default" for layer in arch.attention)
     return max([TOKENS, *reachable, *([SCALED_TOKENS] if scaled else [])])
+
+
+def windows_not_reached(inputs: Inputs, longest: int) -> list[int]:
+    """Returns the sliding windows that prompts of the run can be longer than, and the gate's `longest` one is not."""
+    config = inputs.config
+    most = config.extract.seq_len + (config.generate.max_new_tokens if config.mode is Mode.generate else 0)
+    windows = {layer.window for layer in inputs.arch.attention if layer.window is not None}
+    return sorted(window for window in windows if longest <= window < most)
 
 
 def long_prompt(prompts: list[Prompt], length: int) -> Prompt:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pod_job.checking.gate_prompts import gate_prompts
+from pod_job.checking.gate_prompts import gate_prompts, windows_not_reached
 from pod_job.checking.limits import RowRounding, excess, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import Reference, find_reference
 from pod_job.checking.relative_errors import relative_errors
@@ -91,6 +91,13 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
     count = sum(trial.rows for trial in trials)
     shown = f"relative error {errors[worst].largest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
     log.info("parity with %s: %d rows, %s", reference.name, count, shown)
+    longest = max(map(len, sequences))
+    if not_reached := windows_not_reached(inputs, longest):
+        log.warning(
+            "parity does not show what a sliding window of %s does: its prompts have at most %d tokens",
+            " and ".join(f"{window:,}" for window in not_reached),
+            longest,
+        )
     return ParityRecord(
         attempt=host.attempt,
         reference=reference.name,
@@ -106,6 +113,7 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
         limits=tap_limits,
         rounding=rounding,
         why_built_in=reference.why_built_in,
+        windows_not_reached=not_reached,
     )
 
 

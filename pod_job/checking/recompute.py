@@ -25,8 +25,9 @@ from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokens import PromptRules, usable_prompts
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.completions import read_completions
-from pod_job.run_folder.identity import find_run
+from pod_job.run_folder.identity import find_run, read_run
 from pod_job.run_folder.parity import TapErrors, read_all_parity
+from pod_job.run_folder.start import read_start
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -35,7 +36,8 @@ from pod_job.storage.open import open_folder
 class Deviation:
     """Relative L2 errors of one tap's rows against the float32 reference; rounding explains at most `limit`.
 
-    `median_limit`: for their median, where there is one; reports of older versions have none.
+    `median_limit`: for their median, where there is one; reports of older versions have none. `unused_limit`:
+    `parity.limit` of the run's own configuration, which does not count here.
     """
 
     reference: str
@@ -44,15 +46,18 @@ class Deviation:
     largest: float
     limit: float
     median_limit: float | None = None
+    unused_limit: float | None = None
 
     @property
     def too_far(self) -> bool:
         return not (self.largest <= self.limit and (self.median_limit is None or self.median <= self.median_limit))
 
     def __str__(self) -> str:
+        unused = self.unused_limit
+        note = "" if unused is None else f"; parity.limit={unused:g} of the run is not used, add it to use it"
         return (
             f"{self.rows} rows computed again: relative error {self.median:.2g} (median), "
-            f"{self.largest:.2g} (largest), limit {self.limit:.2g}; {self.reference}"
+            f"{self.largest:.2g} (largest), limit {self.limit:.2g}; {self.reference}{note}"
         )
 
 
@@ -60,7 +65,8 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
     """Returns the deviation of `count` random rows, by tap.
 
     Args:
-        consent: whether the recorded model and tasks are opened, and where they are now.
+        consent: whether the recorded model and tasks are opened, and where they are now; its `parity.limit`, where
+            there is one, is the limit. The run's own is not: whoever wrote the run chose it.
     Raises:
         JobError: inputs are missing or no longer those of the run, or a row's token is not its prompt's.
     """
@@ -81,6 +87,7 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
     at = [reference.rows(numbers[prompt], range(1)).start + of_row for prompt, of_row in places]
     recorded, deviations = recorded_limits(inputs), {}
+    unused = limit_on_record(inputs.folder) if config.parity.limit is None else None
     for tap, dataset in datasets.items():
         means = [mean_row(reference.truths[tap][rows], reference.errors[tap][rows]) for rows in at]
         truth, computed = (np.concatenate(values) for values in zip(*means, strict=True))
@@ -90,7 +97,7 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
             limit = TapErrors(config.parity.limit, config.parity.limit)
         errors = summary(relative_errors(dataset[chosen], truth))
         deviations[tap] = Deviation(
-            reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median
+            reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median, unused
         )
     return deviations
 
@@ -99,6 +106,14 @@ def recorded_config(folder: Folder, consent: Consent) -> JobConfig:
     """Returns the configuration of the run, with one process and one device. JobError as `config_to_read`."""
     config = config_to_read(folder, consent, MODEL, TASKS)
     return replace(config, sharding=Sharding.replicated, mesh=MeshConfig(), pod=PodConfig())
+
+
+def limit_on_record(folder: Folder) -> float | None:
+    """Returns `parity.limit` of the run's configuration; None where it set none."""
+    recorded = read_start(folder) or read_run(folder).config or {}
+    section = recorded.get("parity")
+    limit = section.get("limit") if isinstance(section, dict) else None
+    return float(limit) if isinstance(limit, int | float) and not isinstance(limit, bool) else None
 
 
 def recorded_limits(inputs: Inputs) -> dict[str, TapErrors]:

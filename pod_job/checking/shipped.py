@@ -18,6 +18,7 @@ from pod_job.planning.inputs import Inputs
 from pod_job.run_folder import layout
 from pod_job.run_folder.reference import ReferenceRecord, read_reference_record
 from pod_job.storage.checksums import Stored, checksum
+from pod_job.units import GB
 
 MOST_BYTES = 1 << 30
 """Larger ones are not shipped: host 0 holds one in memory."""
@@ -51,9 +52,11 @@ def write_shipped(inputs: Inputs, sequences: Sequence[np.ndarray], shipped: Ship
     inputs.folder.replace(layout.REFERENCE, encode(record))
 
 
-def shipped_bytes(inputs: Inputs, tokens: int) -> int:
-    """Returns the size of the vectors of so many tokens."""
-    return 4 * tokens * sum(width + 1 for width in inputs.widths.values())
+def why_too_large(inputs: Inputs, sequences: Sequence[np.ndarray]) -> str | None:
+    """Returns why vectors of these tokens are not shipped; None where they are."""
+    tokens = sum(map(len, sequences))
+    size = 4 * tokens * sum(width + 1 for width in inputs.widths.values())
+    return f"{size / GB:.1f} GB are too many; take fewer taps" if size > MOST_BYTES else None
 
 
 def read_shipped(inputs: Inputs, sequences: Sequence[np.ndarray]) -> Shipped | str:

@@ -6,9 +6,8 @@ import numpy as np
 
 from pod_job.checking.gate_prompts import gate_prompts
 from pod_job.checking.hf_reference import hf_taps
-from pod_job.checking.shipped import MOST_BYTES, Shipped, read_shipped, shipped_bytes, write_shipped
+from pod_job.checking.shipped import Shipped, read_shipped, why_too_large, write_shipped
 from pod_job.planning.inputs import Inputs
-from pod_job.units import GB
 
 
 def ship_reference(inputs: Inputs) -> str:
@@ -16,13 +15,13 @@ def ship_reference(inputs: Inputs) -> str:
     sequences = distinct([prompt.token_ids for prompt in gate_prompts(inputs)])
     if isinstance(read_shipped(inputs, sequences), Shipped):
         return "vectors of Hugging Face's model are in the run folder already"
-    tokens = sum(map(len, sequences))
-    if (size := shipped_bytes(inputs, tokens)) > MOST_BYTES:
-        return f"no vectors of Hugging Face's model are sent along: {size / GB:.1f} GB are too many; take fewer taps"
+    if reason := why_too_large(inputs, sequences):
+        return f"no vectors of Hugging Face's model are sent along: {reason}"
     started = time.monotonic()
     names = {tap.name for tap in inputs.taps}
     taken = Shipped(*hf_taps(inputs.model_dir, sequences, names, inputs.config.model.dtype.value))
     write_shipped(inputs, sequences, taken)
+    tokens = sum(map(len, sequences))
     return f"{tokens} positions by Hugging Face's model in {time.monotonic() - started:.1f} s, stored in the run folder"
 
 

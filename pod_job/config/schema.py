@@ -109,6 +109,8 @@ class ParityConfig:
 
     def __post_init__(self) -> None:
         at_least("parity.samples", self.samples, 0)
+        if self.limit is not None and not self.limit > 0:
+            raise JobError(f"parity.limit={self.limit} is not above 0; use null, or the largest error to allow")
 
 
 @dataclass(kw_only=True)

@@ -1,5 +1,7 @@
 """Records in parity/: how far one start's vectors were from the float32 reference."""
 
+import msgspec
+
 from pod_job.formats.records import Count, Record, read_file
 from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder
@@ -17,7 +19,8 @@ class ParityRecord(Record, frozen=True, omit_defaults=True):
 
     `limit` is that of the tap that came nearest to its own, or `parity.limit` where the user set it. Optional, as old
     records lack them: `rounding`, the reference's own errors in the run's dtypes, the `limits` that follow from them,
-    and `why_built_in`, where the reference is not Hugging Face's.
+    and `why_built_in`, where the reference is not Hugging Face's. `windows_not_reached`: sliding windows, in tokens,
+    that act on the run's prompts and not on the shorter ones that were compared.
     """
 
     attempt: str
@@ -34,6 +37,7 @@ class ParityRecord(Record, frozen=True, omit_defaults=True):
     limits: dict[str, TapErrors] | None = None
     rounding: dict[str, TapErrors] | None = None
     why_built_in: str | None = None
+    windows_not_reached: list[Count] = msgspec.field(default_factory=list)
 
 
 def read_parity(folder: Folder, attempt: str) -> ParityRecord:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,14 @@ from pod_job.checking import reference
 from pod_job.checking.limits import FLOAT32
 from pod_job.checking.parity import check_parity
 from pod_job.checking.relative_errors import relative_errors
+from pod_job.checking.trial import Trial
 from pod_job.checking.verify import verify
 from pod_job.config.load import load
 from pod_job.finishing.merge import merge
 from pod_job.host.rendezvous import Host
 from pod_job.models.arch import read_arch_file
 from pod_job.planning.inputs import Inputs
+from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.tokens import TokenizerFolder
 from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
@@ -119,7 +122,7 @@ def test_the_result_of_an_earlier_start_of_the_same_name_is_removed_first(tmp_pa
     arch, tasks = read_arch_file(tokenizer_folder.path / "config.json"), SimpleNamespace(samples=[])
     vars(inputs).update(folder=folder, config=config, arch=arch, tasks=tasks, tokenizer_folder=tokenizer_folder)
 
-    def try_out(prompts: list) -> list:
+    def try_out(prompts: Sequence[Prompt]) -> list[Trial]:
         assert folder.stat(layout.parity_file("by-hand")) is None
         raise Tried
 

@@ -21,6 +21,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.commit import read_record
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import committed
+from pod_job.run_folder.start import StartRecord, read_start
 from pod_job.storage.checksums import checksum
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
@@ -70,7 +71,7 @@ def test_the_command_reports_it(finished: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["recomputed"]["layer_1"]["rows"] == 5
 
 
-def test_changed_vectors_are_too_far(finished: Path, tmp_path: Path) -> None:
+def test_changed_vectors_are_too_far_whatever_limit_the_run_sets_itself(finished: Path, tmp_path: Path) -> None:
     copied = tmp_path / "run"
     copied.mkdir()
     for path in finished.rglob("*.*"):
@@ -81,9 +82,16 @@ def test_changed_vectors_are_too_far(finished: Path, tmp_path: Path) -> None:
         data[4096:] = data[4096 + 128 :] + data[4096 : 4096 + 128]  # every row moved up by one
         path.write_bytes(data)
     record_checksums(copied, "layer_1")
+    start = read_start(open_folder(copied)) or {}
+    config = start | {"parity": {"samples": 0, "limit": 1e9}}
+    (copied / layout.START).write_bytes(encode(StartRecord(config)))
     deviations = recompute(copied, 10, consent=FOLLOW)
     assert deviations["layer_1"].too_far
     assert not deviations["layer_2.q"].too_far
+    assert "parity.limit=1e+09 of the run is not used" in str(deviations["layer_1"])
+    allowed = recompute(copied, 10, consent=Consent(["parity.limit=10"], True))["layer_1"]
+    assert not allowed.too_far
+    assert (allowed.limit, allowed.unused_limit) == (10, None)
 
 
 def record_checksums(run_dir: Path, tap: str) -> None:
@@ -97,6 +105,7 @@ def record_checksums(run_dir: Path, tap: str) -> None:
         ]
         name = layout.commit_file(number)
         (run_dir / name).write_bytes(with_checksum(encode(replace(record, files=files))))
+    folder.remove(layout.METADATA)
     merge(folder)
 
 

@@ -16,7 +16,11 @@ import pytest
 from rehearsal import OTHER_ZONE, PER_BATCH, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
 
 from launch.cloud.observe import SILENT_S
+from pod_job.checking.reference import BUILT_IN, SHIPPED, torch_installed
 from pod_job.reading.dataset import ActivationDataset
+from pod_job.run_folder.layout import REFERENCE
+from pod_job.run_folder.parity import read_all_parity
+from pod_job.storage.open import open_folder
 from tools.bucket import bucket_available
 from tools.fakepod import fakepod_available
 from tools.fakepod.cloud import CAPACITY
@@ -43,9 +47,12 @@ def quoted(text: str) -> str:
 
 
 def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str]) -> None:
-    """16 workers, from nothing. The first zone has no capacity, and an ssh breaks during the start."""
+    """16 workers, from nothing. The first zone has no capacity, and an ssh breaks during the start.
+
+    The reference comes with the run: workers have no torch.
+    """
     hosts = 16
-    job = stage.job("calm", hosts, f"model.revision={quoted(HOSTILE)}")
+    job = stage.job("calm", hosts, f"model.revision={quoted(HOSTILE)}", "parity.send_reference=true")
     stage.world.cloud.refuse(ZONE, CAPACITY)
     began = time.time()
     starter = stage.start("run", *job, "--json")
@@ -54,6 +61,7 @@ def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str
     out, said = starter.communicate(timeout=240)
     assert starter.returncode == 0, said
     assert f"{ZONE}: {CAPACITY}" in said
+    assert torch_installed() == ("by Hugging Face's model in" in said) == (stage.folder("calm") / REFERENCE).is_file()
     assert stage.world.cloud.created == [ZONE, OTHER_ZONE]
     assert json.loads(out)["hosts"] == hosts
     assert [len(list(home.glob(".pod_job/attempts/*"))) for home in machines.homes] == [1] * hosts
@@ -70,6 +78,8 @@ def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str
     assert not stage.world.cloud.nodes
     assert not stage.world.cloud.queued
     assert len(ActivationDataset(str(stage.folder("calm")), layer=1)) == PROMPTS
+    [parity] = read_all_parity(open_folder(stage.folder("calm")))
+    assert (parity.reference, parity.passed) == (SHIPPED if torch_installed() else BUILT_IN, True)
     assert [host["phase"] for host in status["hosts"]] == ["done"] * hosts
     logs = stage.launch("logs", *job)[0].splitlines()
     assert {int(line[:2]) for line in logs if line.endswith("INFO done")} == set(range(hosts))
