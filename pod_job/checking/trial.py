@@ -51,7 +51,7 @@ def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> li
     rows = fill_rows(queued, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     item = make_step(rows, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     output = step(item, more=False)
-    taps = {name: np.concatenate(local_rows(array)) for name, array in output.activations.items()}
+    taps = {name: [row for shard in local_rows(array) for row in shard] for name, array in output.activations.items()}
 
     def trial(placed: Placed) -> Trial:
         positions = range(placed.length)
@@ -62,8 +62,8 @@ def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> li
             positions = positions[-1:]
         if config.positions is Positions.first:
             positions = positions[:1]
-        token_ids, vectors = prompts[placed.index].token_ids, {name: of[placed.row, at] for name, of in taps.items()}
-        return Trial(token_ids, positions, vectors, averaged=config.positions is Positions.mean)
+        vectors = {name: rows[placed.row][at].copy() for name, rows in taps.items()}  # and not the whole rows
+        return Trial(prompts[placed.index].token_ids, positions, vectors, averaged=config.positions is Positions.mean)
 
     return [trial(placed) for placed in item.placed]
 
