@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pod_job.checking.hf_tensors import EMBEDDING, HfTensors
+from pod_job.checking.hf_tensors import HfTensors
 from pod_job.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from pod_job.checkpoints.convert import convert
 from pod_job.models.arch import read_arch_file
@@ -34,7 +34,7 @@ def test_each_tensor_is_that_of_the_file(tmp_path: Path, family: str, form: str)
         assert found.dtype == np.float32, name
         np.testing.assert_array_equal(found, tensor, err_msg=name)
     token_ids = np.array([7, 0, 319, 7])
-    np.testing.assert_array_equal(tensors.embedding(token_ids), truth[EMBEDDING][token_ids])
+    np.testing.assert_array_equal(tensors.embedding(token_ids), truth[table["embed"].checkpoint_name][token_ids])
 
 
 def test_a_tensor_that_no_weight_has_is_an_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What vectors will be held against is known before a pod is paid for."""
+"""The reference that vectors will be compared with is known before a pod is paid for."""
 
 import re
 from dataclasses import replace

@@ -52,7 +52,7 @@ def test_a_key_left_out_means_what_transformers_means_by_that(family: str) -> No
         left_out += 1
         written = CONFIG_MAPPING[family].from_dict(copy.deepcopy(config)).to_dict()
         assert arch == read_arch({name: value for name, value in written.items() if name in applied}), key
-        if key == "tie_word_embeddings":
+        if key == "tie_word_embeddings" and key in written:  # text models of Qwen2-VL leave it to the whole model
             assert arch.tied is written[key]
     assert left_out >= 5
 
