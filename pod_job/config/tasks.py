@@ -122,7 +122,7 @@ class TasksConfig:
             at_least("tasks.shuffle", self.shuffle, 0)
         if self.sample is not None and not 0 < self.sample <= 1:
             raise JobError(f"tasks.sample={self.sample} is no part of the documents; use more than 0, at most 1")
-        if not self.paths or not all(isinstance(path, str) and path for path in self.paths):
+        if self.path != "" and not (self.paths and all(isinstance(path, str) and path for path in self.paths)):
             raise JobError(f"tasks.path={self.path!r:.100} is neither a path nor a list of paths")
         if self.dtype is not None and self.dtype not in TOKEN_DTYPES:
             raise JobError(f"tasks.dtype={self.dtype} is no dtype of token ids; use one of {', '.join(TOKEN_DTYPES)}")
