@@ -82,6 +82,7 @@ def restore(folder: Folder) -> None:
     assert [name for name in folder.names("") if name.startswith("joining/")] == []
     joined_names = names(folder)
     folder.remove(layout.COMPACTION)
+    folder.remove(layout.METADATA)
     for number, count in enumerate(SMALL, 1):
         commit_batch(folder, batch(number, count, taps=ONE_TAP), host=0)
     for name in joined_names:
