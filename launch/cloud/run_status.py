@@ -10,8 +10,6 @@ from launch.cloud.request import pod_name
 from launch.view.status_view import PodHours, PodStatus, RunStatus
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.batches import total_batches
-from pod_job.planning.inputs import read_inputs
-from pod_job.planning.task_index import ESTIMATED
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
@@ -27,6 +25,9 @@ def pods_of(config: JobConfig) -> list[Pod]:
 def planned_batches(config: JobConfig, folder: Folder) -> int:
     """Returns the number of batches that the run is planned to have: by run.json, or by the inputs before a start."""
     if folder.stat(RUN) is None:
+        from pod_job.planning.inputs import read_inputs  # tables of tasks, which a started run does not need
+        from pod_job.planning.task_index import ESTIMATED
+
         return read_inputs(config, reading=ESTIMATED).total_batches
     identity = read_run(folder).identity
     return total_batches(identity.tasks.samples, identity.save_every_n_samples)
