@@ -4,13 +4,11 @@ import hashlib
 import json
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, UInt64
+from jaxtyping import Bool, Float, Int, Int32
 
 from pod_job.config.extract import Exclude, ExtractConfig, Positions
 from pod_job.prompts.sources.sample import Sample
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""Step of splitmix64 (https://prng.di.unimi.it/splitmix64.c)."""
+from pod_job.prompts.sources.splitmix import STEP, splitmix64
 
 
 def chosen_rows(
@@ -49,14 +47,5 @@ def draws(sample: Sample, positions: Int[np.ndarray, " length"], seed: int) -> F
     """Returns a number in [0, 1) for each position of a sample: the same in every run, however it is packed."""
     name = hashlib.blake2b(json.dumps([seed, sample.task_id, sample.sample_idx]).encode(), digest_size=8).digest()
     with np.errstate(over="ignore"):
-        states = np.frombuffer(name, "<u8") + positions.astype(np.uint64) * GOLDEN
-    return (mixed(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def mixed(x: UInt64[np.ndarray, "*n"]) -> UInt64[np.ndarray, "*n"]:
-    """Returns splitmix64's output for these states."""
-    with np.errstate(over="ignore"):
-        x = x + GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+        states = np.frombuffer(name, "<u8") + positions.astype(np.uint64) * STEP
+    return (splitmix64(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53

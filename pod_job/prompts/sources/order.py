@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
+
+from pod_job.prompts.sources.splitmix import STEP, splitmix64
 
 WINDOW_BYTES = 32 << 20
 """Bytes of the documents of a window, about; it is held in memory."""
@@ -69,7 +71,11 @@ class Order:
         if self.rules.sample is None or self.samples == self.rules.rows:
             return numbers
         low, high = (self._bound(numbers + step) for step in (0, 1))
-        return low + (mixed(numbers, self._seed) % (high - low).astype(np.uint64)).astype(np.int64)
+        return low + (self._draws(numbers) % (high - low).astype(np.uint64)).astype(np.int64)
+
+    def _draws(self, numbers: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+        with np.errstate(over="ignore"):
+            return splitmix64(numbers.astype(np.uint64) + np.uint64(self._seed) * STEP)
 
     def _bound(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         rows, samples = self.rules.rows, self.samples
@@ -110,12 +116,3 @@ def first_from(order: Order, row: int) -> int:
         else:
             high = middle
     return low
-
-
-def mixed(numbers: Int64[np.ndarray, " n"], seed: int) -> np.ndarray:
-    """Returns a random number for each of the numbers (splitmix64)."""
-    with np.errstate(over="ignore"):
-        z = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
