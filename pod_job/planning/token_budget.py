@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import msgspec
 import numpy as np
+from jaxtyping import Int64
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
-from pod_job.formats.records import Count, Record, decode, encode
+from pod_job.formats.records import DAMAGED, Count, Record, decode, encode
 from pod_job.planning.shared_work import Piece, Share, share_work
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.samples import AT_A_TIME, without_broken
@@ -95,7 +95,7 @@ def count_within_budget(tasks: Tasks, config: TasksConfig, counter: TokenCounter
     parts = share_work(folder, pieces, share, enough=lambda results: room(results, budget)[1])
     samples, _ = room(parts, budget)
     if not samples:
-        first = int(decoded(parts[0])[0])
+        first = int(decoded(parts, 0)[0])
         raise JobError(nothing_left(config, Skipped(), first))
     try:
         folder.create(name, [encode(TokenBudget(1, budget, samples))])
@@ -112,8 +112,14 @@ def count_tokens(tasks: Tasks, start: int, counter: TokenCounter) -> bytes:
     return encode(TokenCounts(1, zlib.compress(np.array(counts, "<u4").tobytes())))
 
 
-def decoded(part: bytes) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(msgspec.json.decode(part, type=TokenCounts).counts), "<u4")
+def decoded(parts: Mapping[int, bytes], number: int) -> Int64[np.ndarray, " n"]:
+    """Returns the counts of a part. JobError where it is damaged, or holds more than a part has."""
+    name = f"part {number + 1} of the token counts of tasks.max_tokens"
+    try:
+        content = zlib.decompressobj().decompress(decode(parts[number], TokenCounts, name).counts, 4 * PIECE)
+        return np.frombuffer(content, "<u4").astype(np.int64)
+    except (zlib.error, ValueError) as error:
+        raise JobError(f"{name}: {DAMAGED}") from error
 
 
 def room(parts: Mapping[int, bytes], budget: int) -> tuple[int, bool]:
@@ -122,7 +128,7 @@ def room(parts: Mapping[int, bytes], budget: int) -> tuple[int, bool]:
     for number in range(len(parts)):
         if number not in parts:
             break
-        sums = tokens + np.cumsum(decoded(parts[number]).astype(np.int64))
+        sums = tokens + np.cumsum(decoded(parts, number))
         inside = int(np.searchsorted(sums, budget, side="right"))
         samples += inside
         if inside < len(sums):

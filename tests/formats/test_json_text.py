@@ -35,7 +35,6 @@ DECODERS = {
     "pod_job/formats/json_text.py": "the place itself",
     "pod_job/formats/records.py": "records",
     "pod_job/generation/predictions.py": "its own texts",
-    "pod_job/planning/token_budget.py": "its own counts",
     "pod_job/prompts/chat.py": "answers of its own process",
     "pod_job/prompts/template_worker.py": "requests of its own parent",
     "pod_job/checkpoints/content.py": "its own cache",
