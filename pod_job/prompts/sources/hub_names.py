@@ -40,10 +40,7 @@ def list_dataset(config: TasksConfig, name: str, readable: Sequence[str]) -> lis
     if not any(splits.values()):
         repo = name.partition("@")[0]
         files, splits = converted(config, f"{HUB}{repo}@{CONVERTED}")
-    try:
-        parts = chosen_parts(config.split, list(splits))
-    except ValueError as error:
-        raise JobError(f"tasks.path={name}, split={config.split} cannot be opened ({error})") from error
+    parts = chosen_parts(name, config.split, list(splits))
     return [(part, [files[file] for file in splits[part.name]]) for part in parts]
 
 

@@ -173,7 +173,7 @@ class LinesReader(FileReader):
         return self.parse(line, int(self.numbers[(row - index) // BLOCK]) + offset + 1)
 
     def head(self, count: int) -> Iterator[Sample | BrokenTask]:
-        rest, number = b"", 0
+        rest = b""
 
         def lines() -> Iterator[bytes]:
             nonlocal rest

@@ -123,10 +123,7 @@ def expand(config: TasksConfig, path: str) -> list[tuple[SplitPart | None, str, 
     names = [name for name in files if name.endswith(endings(TaskFormat.dataset))] or list(files)
     single = len(files) == 1 and WILDCARDS.search(path) is None and not local.is_dir()
     splits = {"train": names} if single else by_name(dataclasses.replace(config, subset=None), names)
-    try:
-        parts = chosen_parts(config.split, list(splits))
-    except ValueError as error:
-        raise JobError(f"{FIELD}={path}, split={config.split} cannot be opened ({error})") from error
+    parts = chosen_parts(path, config.split, list(splits))
     return [(part, base, [files[name] for name in splits[part.name]]) for part in parts]
 
 

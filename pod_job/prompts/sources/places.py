@@ -72,36 +72,39 @@ class LocalFile:
         return FileState(status.st_size, str(status.st_mtime_ns)) if stat.S_ISREG(status.st_mode) else None
 
 
-class StoredFile:
-    """A file in a bucket."""
+class FolderFile:
+    """A file of a folder that is not on this machine's disks."""
 
-    def __init__(self, url: str) -> None:
-        folder, _, self.name = url.rpartition("/")
-        self.url, self.folder = url, bucket_folder(folder)
+    def __init__(self, url: str, folder: Readable, name: str) -> None:
+        self.url, self.folder, self.name = url, folder, name
 
     def read(self, start: int, size: int) -> bytes:
         try:
             return self.folder.read(self.name, start, size)
         except FileNotFoundError:
             raise unreadable(self.url, "nothing has this name") from None
+
+
+class StoredFile(FolderFile):
+    """A file in a bucket."""
+
+    folder: Folder
+
+    def __init__(self, url: str) -> None:
+        folder, _, name = url.rpartition("/")
+        super().__init__(url, bucket_folder(folder), name)
 
     def state(self) -> FileState | None:
         stored = self.folder.stat(self.name)
         return None if stored is None else FileState(stored.size, stored.crc32c)
 
 
-class HubFile:
+class HubFile(FolderFile):
     """A file of a dataset on the hub at one commit, which never changes."""
 
     def __init__(self, url: str) -> None:
-        repo, commit, self.name = hub_parts(url)
-        self.url, self.folder = url, hub_folder(repo, commit)
-
-    def read(self, start: int, size: int) -> bytes:
-        try:
-            return self.folder.read(self.name, start, size)
-        except FileNotFoundError:
-            raise unreadable(self.url, "nothing has this name") from None
+        repo, commit, name = hub_parts(url)
+        super().__init__(url, hub_folder(repo, commit), name)
 
     def state(self) -> FileState | None:
         return None

@@ -39,10 +39,7 @@ def saved_parts(
         splits = saved_splits(files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, error) from error
-    try:
-        parts = chosen_parts(config.split, list(splits))
-    except ValueError as error:
-        raise JobError(f"tasks.path={path}, split={config.split} cannot be opened ({error})") from error
+    parts = chosen_parts(path, config.split, list(splits))
     if missing := next((name for part in parts for name in splits[part.name] if name not in files), None):
         raise JobError(f"tasks.path={path}: {missing} is missing; copy the dataset again")
     return [(part, [files[name] for name in splits[part.name]]) for part in parts]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from pod_job.errors import JobError
 from pod_job.formats.records import Record
 
 PART = re.compile(r"(?P<name>\w+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
@@ -40,16 +41,21 @@ def split_parts(text: str) -> list[SplitPart]:
     return parts
 
 
-def chosen_parts(text: str, names: Sequence[str]) -> list[SplitPart]:
-    """Returns the parts of a split expression, for a dataset that has the splits `names`; `all` is every one of them.
+def chosen_parts(path: str, text: str, names: Sequence[str]) -> list[SplitPart]:
+    """Returns the parts of a split expression for the dataset at `path`, which has the splits `names`.
+
+    `all` is every one of them.
 
     Raises:
-        ValueError: it is no split expression, or names a split that is not there.
+        JobError: it is no split expression, or names a split that is not there.
     """
     if text == "all" and "all" not in names:
         return [SplitPart(name) for name in names]
-    parts = split_parts(text)
-    for part in parts:
-        if part.name not in names:
-            raise ValueError(f"it has no split {part.name!r}; it has {', '.join(names)}")
+    try:
+        parts = split_parts(text)
+        for part in parts:
+            if part.name not in names:
+                raise ValueError(f"it has no split {part.name!r}; it has {', '.join(names)}")
+    except ValueError as error:
+        raise JobError(f"tasks.path={path}, split={text} cannot be opened ({error})") from error
     return parts

@@ -1,4 +1,4 @@
-"""splitmix64 (https://prng.di.unimi.it/splitmix64.c): random numbers that depend on nothing but their place and a seed."""
+"""Random numbers that follow from a place and a seed alone: splitmix64 (https://prng.di.unimi.it/splitmix64.c)."""
 
 import numpy as np
 from jaxtyping import UInt64

@@ -79,9 +79,6 @@ class TableReader(FileReader):
                 raise changed(self.entry.url) from error
             raise unreadable(self.entry.url, f"damaged, or not what its name says: {first_line(error)}") from error
 
-    def opened(self, block: pa.RecordBatch) -> pa.RecordBatch:
-        return block
-
     def sample(self, block: pa.RecordBatch, index: int, row: int) -> Sample:
         where = f"{self.where}, row {row}"
         try:
