@@ -45,7 +45,7 @@ from pod_job.planning.prompt_survey import survey_share
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import Counting, TaskReading
 from pod_job.prompts.tasks import Tasks
-from pod_job.prompts.tokens import has_vocabulary
+from pod_job.prompts.tokenizer import has_vocabulary
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.status import EndKind, Phase
 from pod_job.run_folder.tokenizer import store_tokenizer

@@ -13,7 +13,8 @@ from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
 from pod_job.planning.batches import batch_samples, total_batches
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import load_tokenizer, tokenize
+from pod_job.prompts.tokenizer import load_tokenizer
+from pod_job.prompts.tokens import tokenize
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.identity import Identity, ModelIdentity, TasksIdentity, claim

@@ -24,7 +24,7 @@ from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError, Stopped
 from pod_job.interop.pickle_export import export_pickles
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from tools.bucket import bucket_available, bucket_server
 from tools.demo_model import write_demo_model

@@ -27,7 +27,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.prompt import Prompt
 from pod_job.run_folder import layout
 from pod_job.run_folder.parity import ParityRecord, TapErrors, read_parity
 from pod_job.run_folder.status import Phase, read_status

@@ -20,9 +20,10 @@ from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.template_date import template_date
 from pod_job.prompts.concat import joined
+from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import Samples
-from pod_job.prompts.tokens import PromptRules, usable_prompts
+from pod_job.prompts.tokens import usable_prompts
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.completions import read_completions
 from pod_job.run_folder.identity import find_run, read_run

@@ -15,7 +15,7 @@ from pod_job.extraction.step import Step
 from pod_job.extraction.transfer import local_rows
 from pod_job.generation.admission import Waiting
 from pod_job.generation.generator import Generator, Progress, Result, stored_range
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

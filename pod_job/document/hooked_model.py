@@ -12,7 +12,7 @@ from pod_job.checkpoints.locate import find_model
 from pod_job.models import create_model_with_hooks
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 
 
 class LoadedModel(NamedTuple):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32
 
-from pod_job.prompts.tokens import Prompt
+from pod_job.prompts.prompt import Prompt
 
 # Rows' worth of prompts that are held back to choose from: the more, the fuller the rows.
 CHOICE_ROWS = 64

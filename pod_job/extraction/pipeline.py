@@ -19,7 +19,7 @@ from pod_job.extraction.writers import Writers
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.inputs import Inputs
-from pod_job.prompts.tokens import Tokenized
+from pod_job.prompts.prompt import Tokenized
 from pod_job.storage.buffers import Pool
 
 STEPS_TIMED = 256  # the last ones, of which the median is reported

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pod_job.config.generate import GenerateConfig
-from pod_job.prompts.tokens import Tokenizer
+from pod_job.prompts.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig
 from pod_job.config.tasks import OnBroken
 from pod_job.models.arch import Arch
+from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.special import special_ids
 from pod_job.prompts.tasks import Samples, Tasks
-from pod_job.prompts.tokens import PromptRules, TokenizerFolder, end_tokens, has_vocabulary, usable_prompts
+from pod_job.prompts.tokenizer import TokenizerFolder, end_tokens, has_vocabulary
+from pod_job.prompts.tokens import usable_prompts
 from pod_job.run_folder.architecture import arch_record
 from pod_job.run_folder.identity import GenerateIdentity, ModelIdentity, TasksIdentity, TemplateIdentity
 

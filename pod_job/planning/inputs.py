@@ -38,21 +38,13 @@ from pod_job.planning.template_date import date_to_record, template_date
 from pod_job.planning.token_budget import TokenCounter
 from pod_job.prompts.chat import check_values
 from pod_job.prompts.concat import joined
+from pod_job.prompts.prompt import Prompt, PromptRules, Tokenized
 from pod_job.prompts.samples import without_broken
 from pod_job.prompts.sources.sample import BrokenTask, Sample
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.text_ends import check_ends
-from pod_job.prompts.tokens import (
-    Prompt,
-    PromptRules,
-    Tokenized,
-    Tokenizer,
-    TokenizerFolder,
-    check_template,
-    end_tokens,
-    tokenizer_fingerprint,
-    usable_prompts,
-)
+from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder, check_template, end_tokens, tokenizer_fingerprint
+from pod_job.prompts.tokens import usable_prompts
 from pod_job.run_folder.accepted import check_acceptable
 from pod_job.run_folder.identity import Identity, RunRecord, claim, confirm, find_run
 from pod_job.storage.folder import Folder

@@ -18,15 +18,10 @@ from pod_job.errors import JobError
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
 from pod_job.planning.template_date import start_date
+from pod_job.prompts.prompt import PromptRules, Tokenized
 from pod_job.prompts.samples import ALL_UP_TO, without_broken
-from pod_job.prompts.tokens import (
-    PromptRules,
-    Tokenized,
-    Tokenizer,
-    TokenizerFolder,
-    has_vocabulary,
-    usable_prompts,
-)
+from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder, has_vocabulary
+from pod_job.prompts.tokens import usable_prompts
 
 T = TypeVar("T")
 

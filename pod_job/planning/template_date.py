@@ -8,7 +8,7 @@ from pod_job import environment
 from pod_job.errors import JobError
 from pod_job.prompts.chat import uses_date
 from pod_job.prompts.tasks import Tasks
-from pod_job.prompts.tokens import TokenizerFolder
+from pod_job.prompts.tokenizer import TokenizerFolder
 from pod_job.run_folder.identity import RunRecord
 from pod_job.run_folder.layout import RUN
 

@@ -22,7 +22,7 @@ from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import PreflightReport, Rates
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, PRICES_FROM, Slice, read_accelerator_type
 from pod_job.preflight.whole_run import tokens_per_s, whole_run
-from pod_job.prompts.tokens import end_tokens
+from pod_job.prompts.tokenizer import end_tokens
 from pod_job.storage.open import open_folder
 from pod_job.units import GB
 

@@ -13,8 +13,10 @@ from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.records import WholeRun
 from pod_job.preflight.tpu_facts import Slice
+from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.samples import Samples, without_broken
-from pod_job.prompts.tokens import PromptRules, TokenizerFolder, has_vocabulary, load_tokenizer, usable_prompts
+from pod_job.prompts.tokenizer import TokenizerFolder, has_vocabulary, load_tokenizer
+from pod_job.prompts.tokens import usable_prompts
 from pod_job.storage.open import open_folder
 
 TOKENIZED_SAMPLES = 256

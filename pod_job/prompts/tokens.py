@@ -13,22 +13,13 @@ from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError, first_line
 from pod_job.prompts.chat import Rendered, render_chats
 from pod_job.prompts.concat import concat_rules
-from pod_job.prompts.prompt import Prompt as Prompt
-from pod_job.prompts.prompt import PromptRules as PromptRules
-from pod_job.prompts.prompt import Tokenized as Tokenized
+from pod_job.prompts.prompt import Prompt, PromptRules, Tokenized
 from pod_job.prompts.roles import RoleTokens, tokens_with_roles
 from pod_job.prompts.row_choice import chosen_rows
 from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
 from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.text_ends import TextEnds, text_ends
-from pod_job.prompts.tokenizer import Tokenizer as Tokenizer
-from pod_job.prompts.tokenizer import TokenizerFolder as TokenizerFolder
-from pod_job.prompts.tokenizer import check_template as check_template
-from pod_job.prompts.tokenizer import end_tokens as end_tokens
-from pod_job.prompts.tokenizer import has_vocabulary as has_vocabulary
-from pod_job.prompts.tokenizer import load_tokenizer as load_tokenizer
-from pod_job.prompts.tokenizer import plain_backend
-from pod_job.prompts.tokenizer import tokenizer_fingerprint as tokenizer_fingerprint
+from pod_job.prompts.tokenizer import Tokenizer, plain_backend
 from pod_job.prompts.windows import parts
 
 

@@ -17,7 +17,7 @@ from pod_job.errors import JobError
 from pod_job.planning.inputs import token_counter
 from pod_job.planning.task_index import find_tasks
 from pod_job.planning.template_date import template_date
-from pod_job.prompts.tokens import TokenizerFolder, load_tokenizer
+from pod_job.prompts.tokenizer import TokenizerFolder, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.overview import Overview
 from pod_job.run_folder.identity import find_run

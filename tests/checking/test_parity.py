@@ -24,7 +24,7 @@ from pod_job.host.rendezvous import Host
 from pod_job.models.arch import read_arch_file
 from pod_job.planning.inputs import Inputs
 from pod_job.prompts.prompt import Prompt
-from pod_job.prompts.tokens import TokenizerFolder
+from pod_job.prompts.tokenizer import TokenizerFolder
 from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model

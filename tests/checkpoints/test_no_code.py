@@ -16,7 +16,7 @@ from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.convert import convert
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from tools.tiny_model import write_tiny_model
 
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nPath({ran!r}).touch()\nclass Own: pass\n"

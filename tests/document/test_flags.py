@@ -13,10 +13,10 @@ from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.packing import Placed
 from pod_job.finishing.merge import merge
 from pod_job.formats import rows_table
+from pod_job.prompts.prompt import Prompt, Tokenized
 from pod_job.prompts.row_choice import chosen_rows
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.special import special_ids, special_tokens
-from pod_job.prompts.tokens import Prompt, Tokenized
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import commit_batch

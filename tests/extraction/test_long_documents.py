@@ -15,7 +15,7 @@ from pod_job.checking.consent import Consent
 from pod_job.checking.recompute import recompute
 from pod_job.checking.verify import verify
 from pod_job.errors import JobError
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.report.run_facts import dropped
 from pod_job.run_folder import layout

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_job.extraction.packing import CHOICE_ROWS, PATIENCE_CHOICES, Queued, StepInput, pack, pack_evenly, pack_steps
+from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Prompt
 
 
 def queue(lengths: list[int], per_batch: int = 16) -> list[Queued]:

@@ -21,7 +21,7 @@ from pod_job.interop.pickle_metadata import read_pickle_metadata
 from pod_job.interop.shard_reader import read_shard_metadata
 from pod_job.models.arch import read_arch_file
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import end_tokens
+from pod_job.prompts.tokenizer import end_tokens
 from pod_job.run_folder import layout
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.metadata import read_any

@@ -19,8 +19,8 @@ from pod_job.generation.admission import (
     should_prefill,
 )
 from pod_job.generation.decoding import FREE, PackedPrompts
+from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Prompt
 
 
 def waiting(lengths: list[int]) -> list[Waiting]:

@@ -15,7 +15,7 @@ from pod_job.checking.recompute import recompute
 from pod_job.config.generate import GenerateConfig
 from pod_job.errors import JobError
 from pod_job.generation.completions import Ending, completed_text, find_end
-from pod_job.prompts.tokens import end_tokens, load_tokenizer
+from pod_job.prompts.tokenizer import end_tokens, load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.completions import Completion, read_completions, store_completions

@@ -26,8 +26,9 @@ from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
+from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Prompt, end_tokens, load_tokenizer
+from pod_job.prompts.tokenizer import end_tokens, load_tokenizer
 from tools.tiny_model import write_tiny_model
 
 SMOLLM2 = Path("runs/models/SmolLM2-135M-Instruct")

@@ -24,7 +24,7 @@ from pod_job.planning import identity as identifying
 from pod_job.planning import inputs as inputs_module
 from pod_job.planning.identity import tokenizer_files
 from pod_job.planning.inputs import Inputs, claim_run, read_inputs
-from pod_job.prompts.tokens import tokenizer_fingerprint
+from pod_job.prompts.tokenizer import tokenizer_fingerprint
 from pod_job.run_folder.accepted import check_acceptable
 from pod_job.run_folder.architecture import arch_record
 from pod_job.run_folder.differences import differences

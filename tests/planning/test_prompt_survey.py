@@ -16,9 +16,9 @@ from pod_job.formats.records import encode
 from pod_job.planning import prompt_survey
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run, survey_share
+from pod_job.prompts.prompt import Tokenized
 from pod_job.prompts.samples import ALL_UP_TO, sample_indices
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Tokenized
 from pod_job.run_folder.identity import RunRecord, claim
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.open import open_folder

@@ -20,7 +20,7 @@ from pod_job.planning.token_budget import TokenCounter
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources import listing
 from pod_job.prompts.sources.documents import counted
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder

@@ -9,7 +9,7 @@ from pod_job.errors import JobError
 from pod_job.prompts import chat
 from pod_job.prompts.chat import ChatSettings, Rendered, TemplateWorker, render_chats, uses_date
 from pod_job.prompts.sources.sample import BrokenTask, Message, Reason, Sample
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from tools.tiny_model import write_tiny_model
 
 ASK: list[Message] = [{"role": "user", "content": "hello"}]

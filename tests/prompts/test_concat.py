@@ -20,7 +20,8 @@ from pod_job.errors import JobError
 from pod_job.prompts.concat import joined
 from pod_job.prompts.prompt import PromptRules, Tokenized
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import load_tokenizer, usable_prompts
+from pod_job.prompts.tokenizer import load_tokenizer
+from pod_job.prompts.tokens import usable_prompts
 from pod_job.reading.dataset import ActivationDataset
 from tools.tiny_model import write_tiny_model
 

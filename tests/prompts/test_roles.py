@@ -12,7 +12,8 @@ from pod_job.errors import JobError
 from pod_job.prompts.chat import check_values
 from pod_job.prompts.prompt import Prompt, PromptRules
 from pod_job.prompts.sources.sample import Message, Sample
-from pod_job.prompts.tokens import load_tokenizer, usable_prompts
+from pod_job.prompts.tokenizer import load_tokenizer
+from pod_job.prompts.tokens import usable_prompts
 from tools.tiny_model import write_tiny_model
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}

@@ -15,19 +15,18 @@ from pod_job.checkpoints.locate import small_files
 from pod_job.config.schema import TooLong
 from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError
+from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources.sample import Message, Sample
 from pod_job.prompts.text_ends import check_ends
-from pod_job.prompts.tokenizer import VOCABULARIES, plain_backend
-from pod_job.prompts.tokens import (
-    PromptRules,
+from pod_job.prompts.tokenizer import (
+    VOCABULARIES,
     TokenizerFolder,
     check_template,
-    encode_texts,
     load_tokenizer,
-    tokenize,
+    plain_backend,
     tokenizer_fingerprint,
-    usable_prompts,
 )
+from pod_job.prompts.tokens import encode_texts, tokenize, usable_prompts
 from tools.tiny_model import write_tiny_model
 
 ASK: list[Message] = [{"role": "user", "content": "hello"}]

@@ -11,7 +11,8 @@ from pod_job.config.extract import Exclude, ExtractConfig, Positions, TooLong
 from pod_job.errors import JobError
 from pod_job.prompts.prompt import Prompt, PromptRules
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import load_tokenizer, usable_prompts
+from pod_job.prompts.tokenizer import load_tokenizer
+from pod_job.prompts.tokens import usable_prompts
 from tools.tiny_model import write_tiny_model
 
 

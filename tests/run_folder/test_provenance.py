@@ -12,7 +12,7 @@ import pytest
 from job_processes import finish, start
 
 from pod_job.formats.rows_table import COLUMNS
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from tools.tiny_model import SPECIAL_TOKENS, byte_tokenizer, write_tiny_model
 

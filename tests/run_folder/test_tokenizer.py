@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pod_job.errors import JobError
-from pod_job.prompts.tokens import load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.run_folder import tokenizer as tokenizer_file
 from pod_job.run_folder.layout import TOKENIZER
 from pod_job.run_folder.tokenizer import read_decoder, store_tokenizer

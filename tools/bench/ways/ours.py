@@ -24,8 +24,8 @@ from pod_job.host.stop_request import StopRequest
 from pod_job.job import load_model
 from pod_job.models.mesh import make_mesh
 from pod_job.planning.inputs import read_inputs
+from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
-from pod_job.prompts.tokens import Prompt
 from pod_job.storage.open import open_folder
 from tools.bench.workloads.extraction import SEQ_LEN, Options
 

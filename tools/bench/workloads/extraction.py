@@ -15,7 +15,8 @@ from pod_job.config.schema import TooLong
 from pod_job.models.arch import read_arch_file
 from pod_job.planning.model_cost import layer_flops
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import load_tokenizer, tokenize
+from pod_job.prompts.tokenizer import load_tokenizer
+from pod_job.prompts.tokens import tokenize
 from tools.bench.cases import FORWARD, LARGE_MODEL
 from tools.bench.work import Work, size_of
 from tools.tiny_model import write_tiny_model

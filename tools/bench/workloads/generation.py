@@ -30,9 +30,10 @@ from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.mesh import make_mesh, row_sharding
 from pod_job.models.taps import Tap, resolve
 from pod_job.planning.inputs import read_inputs
+from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
-from pod_job.prompts.tokens import Prompt, load_tokenizer
+from pod_job.prompts.tokenizer import load_tokenizer
 from tools.bench.work import Metrics, Work
 
 LONG, EARLY = 256, 16  # tokens whose single calls are timed
