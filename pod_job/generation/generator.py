@@ -18,6 +18,7 @@ from jaxtyping import Array
 from pod_job.config.schema import Positions
 from pod_job.extraction.feeding import Feeding
 from pod_job.extraction.packing import Queued
+from pod_job.extraction.pipeline import STEPS_TIMED
 from pod_job.extraction.transfer import local_rows, put_rows, start_copy
 from pod_job.generation.admission import (
     FeederShape,
@@ -34,8 +35,6 @@ from pod_job.generation.decoding import FREE, Generated, PackedPrompts, Programs
 from pod_job.models.decoder import Params
 from pod_job.run_folder.completions import Completion
 
-STEPS_TIMED = 256
-"""Latest runs of each program of which the median is reported."""
 WAIT_S = 0.001
 """Seconds for which prompts are asked for, past which devices waited for them."""
 

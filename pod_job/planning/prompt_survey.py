@@ -20,6 +20,7 @@ from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
 from pod_job.planning.template_date import start_date
 from pod_job.prompts.prompt import PromptRules, Tokenized
 from pod_job.prompts.samples import ALL_UP_TO, without_broken
+from pod_job.prompts.sources.estimate import DEVIATIONS
 from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder, has_vocabulary
 from pod_job.prompts.tokens import usable_prompts
 
@@ -33,8 +34,6 @@ BATCHES = 8
 MOST_TOKENS = 5_000_000
 """Tokens after which no more prompts of a sample are looked at: some seconds of work."""
 NAMED = 20
-DEVIATIONS = 1.96
-"""Standard errors on either side of a mean: 95% of the time the truth is within."""
 
 
 class PromptSurvey(Struct):

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from pod_job.errors import JobError, first_line
+from pod_job.errors import JobError
 from pod_job.prompts.chat import Rendered
-from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
+from pod_job.prompts.sources.sample import BrokenTask, Sample
+from pod_job.prompts.tokenizer import refused_by_tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ def tokens_with_roles(tokenizer: Any, sample: Sample, chat: Rendered) -> RoleTok
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the tokenizers package is no Exception
-        reason = f"{sample}: the model's tokenizer fails on it ({first_line(error)}); change its text"
-        return BrokenTask(reason, Reason.refused_by_tokenizer)
+        return refused_by_tokenizer(sample, error)
     starts, stops = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2).T
     roles = np.full(len(starts), "", object)
     for start, stop, role, marked in chat.spans:

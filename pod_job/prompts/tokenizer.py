@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.formats.json_text import read_json_file
+from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
 from pod_job.prompts.text_ends import PROBE
 
 FILES = ("tokenizer*", "chat_template*")
@@ -81,6 +82,14 @@ def plain_backend(tokenizer: Any) -> Any | None:
 
     plain = isinstance(tokenizer, PreTrainedTokenizerFast) and calls(type(tokenizer)) == calls(PreTrainedTokenizerFast)
     return tokenizer.backend_tokenizer if plain else None
+
+
+def refused_by_tokenizer(sample: Sample, error: BaseException) -> BrokenTask:
+    """Returns what the tokenizer says to a text that it fails on."""
+    return BrokenTask(
+        f"{sample}: the model's tokenizer fails on it ({first_line(error)}); change its text",
+        Reason.refused_by_tokenizer,
+    )
 
 
 def tokenizer_fingerprint(folder: Path) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Integer, Shaped
 
 from pod_job.config.extract import TooLong
 from pod_job.config.tasks import OnBroken
-from pod_job.errors import JobError, first_line
+from pod_job.errors import JobError
 from pod_job.prompts.chat import Rendered, render_chats
 from pod_job.prompts.concat import concat_rules
 from pod_job.prompts.prompt import Prompt, PromptRules, Tokenized
@@ -19,7 +19,7 @@ from pod_job.prompts.row_choice import chosen_rows
 from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
 from pod_job.prompts.special import special_ids, special_tokens
 from pod_job.prompts.text_ends import TextEnds, text_ends
-from pod_job.prompts.tokenizer import Tokenizer, plain_backend
+from pod_job.prompts.tokenizer import Tokenizer, plain_backend, refused_by_tokenizer
 from pod_job.prompts.windows import parts
 
 
@@ -168,11 +168,3 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str], special: bool) -> list[
         if len(texts) == 1:
             return [error]
     return [ids for text in texts for ids in encode_texts(tokenizer, [text], special)]
-
-
-def refused_by_tokenizer(sample: Sample, error: BaseException) -> BrokenTask:
-    """Returns what the tokenizer says to a text that it fails on."""
-    return BrokenTask(
-        f"{sample}: the model's tokenizer fails on it ({first_line(error)}); change its text",
-        Reason.refused_by_tokenizer,
-    )
