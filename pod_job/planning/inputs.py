@@ -141,21 +141,23 @@ def read_inputs(config: JobConfig, folder: Folder | None = None, reading: TaskRe
     """
     files = find_model(config.model.path, config.model.revision)
     tokenizer_folder = TokenizerFolder(files.directory)
-    recorded = find_run(folder or open_folder(config.storage.run_dir))
-    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded, reading)
+    run_folder = folder or open_folder(config.storage.run_dir)
+    recorded = find_run(run_folder)
+    outline = read_sizes_and_tasks(config, tokenizer_folder, run_folder, recorded, reading)
     checkpoint = read_checkpoint(files.weights)
     arch, table = fitted(outline.arch, checkpoint, head=needs_head(config))
     check_divides(table, config.mesh, config.sharding)
     check_checkpoint(checkpoint, table)
     outline = replace(outline, arch=arch, table=table)
     check_tokenizer(outline, tokenizer_folder)
-    folder = folder or open_run_folder(config)
+    if folder is None:
+        run_folder.check_writable()
     check_compile_cache(config)
     check_too_long(config, recorded)
     check_acceptable(config.storage.accept_identity)
     inputs = Inputs(
         **vars(outline),
-        folder=folder,
+        folder=run_folder,
         model_name=files.name,
         model_dir=files.directory,
         checkpoint=checkpoint,
@@ -165,23 +167,28 @@ def read_inputs(config: JobConfig, folder: Folder | None = None, reading: TaskRe
         recorded=recorded,
     )
     if recorded is not None:
-        confirm(folder.url, recorded, inputs.identity, config.storage.accept_identity, package_versions())
+        confirm(run_folder.url, recorded, inputs.identity, config.storage.accept_identity, package_versions())
     return inputs
 
 
 def read_outline(config: JobConfig, reading: TaskReading = COUNTED_HERE) -> Outline:
     """Reads config.json and tasks, and checks all that can be checked without weights. JobError as `read_inputs`."""
     tokenizer_folder = TokenizerFolder(find_model(config.model.path, config.model.revision).directory)
-    recorded = find_run(open_folder(config.storage.run_dir))
-    outline = read_sizes_and_tasks(config, tokenizer_folder, recorded, reading)
-    open_run_folder(config)
+    folder = open_folder(config.storage.run_dir)
+    recorded = find_run(folder)
+    outline = read_sizes_and_tasks(config, tokenizer_folder, folder, recorded, reading)
+    folder.check_writable()
     check_compile_cache(config)
     check_too_long(config, recorded)
     return outline
 
 
 def read_sizes_and_tasks(
-    config: JobConfig, tokenizer_folder: TokenizerFolder, recorded: RunRecord | None, reading: TaskReading
+    config: JobConfig,
+    tokenizer_folder: TokenizerFolder,
+    folder: Folder,
+    recorded: RunRecord | None,
+    reading: TaskReading,
 ) -> Outline:
     extract = config.extract
     arch = read_arch_file(tokenizer_folder.path / "config.json")
@@ -192,7 +199,7 @@ def read_sizes_and_tasks(
     counter = None
     if config.tasks.max_tokens is not None:
         counter = token_counter(config, tokenizer_folder, template_date(recorded))
-    tasks = find_tasks(config.tasks, arch.vocab, counter, open_folder(config.storage.run_dir), reading)
+    tasks = find_tasks(config.tasks, arch.vocab, counter, folder, reading)
     batches = total_batches(len(tasks.samples), extract.save_every_n_samples)
     return Outline(config, arch, taps, table, tasks, batches)
 

@@ -7,7 +7,7 @@ for what the configuration asks for, CONTENT for the files that were there.
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Literal
@@ -130,13 +130,12 @@ def read_index(folder: Folder, config: TasksConfig) -> TaskIndex | None:
 def index_together(listing: Listing, config: TasksConfig, folder: Folder, share: Share) -> TaskIndex:
     """Counts this host's share of the files, waits for the others', and keeps the index in the run folder."""
     started, key = time.monotonic(), source_key(config)
-    check_columns(listing, config)
     groups = grouped(listing.files)
     log.info("counting %d files, %.1f GB, in %d parts", len(listing.files), total(listing.files) / 1e9, len(groups))
     pieces = [
         Piece(
             index_part(key, listing.content, number),
-            partial(count_part, listing.kind, group, config),
+            partial(count_part, listing, group, config),
             PATIENCE_S + total(group) / SLOWEST_BYTES_S,
         )
         for number, group in enumerate(groups, start=1)
@@ -169,7 +168,9 @@ def total(files: list[FileEntry]) -> int:
     return sum(entry.size for entry in files)
 
 
-def count_part(kind: str, files: list[FileEntry], config: TasksConfig) -> bytes:
-    """Returns the record of some files, counted."""
+def count_part(listing: Listing, files: list[FileEntry], config: TasksConfig) -> bytes:
+    """Returns the record of some files, counted, whose columns are as those of the first file of all."""
+    first = listing.files[:1] if files[0] != listing.files[0] else []
+    check_columns(replace(listing, files=[*first, *files]), config)
     with ThreadPoolExecutor(THREADS) as threads:
-        return encode(IndexPart(FORMAT, list(threads.map(lambda entry: counted(kind, entry, config), files))))
+        return encode(IndexPart(FORMAT, list(threads.map(lambda entry: counted(listing.kind, entry, config), files))))
