@@ -24,7 +24,7 @@ TPU_WORKER = "TPU_WORKER_ID"  # set on TPU VMs by Google: the index of this VM i
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # NumPy's own: 1, as writers are threads already and BLAS threads wait in loops
 
 COORDINATOR_PORT = 8476
-"""Of host 0 on a TPU VM: one that the firewall rule which Google makes for TPUs opens; jax's own, 8482, is not."""
+"""Port of host 0 on a TPU VM, which the firewall rule that Google makes for TPUs opens; jax's own, 8482, stays shut."""
 
 
 def local_host(host: int, devices: int, coordinator: str, attempt: str) -> dict[str, str]:

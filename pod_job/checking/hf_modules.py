@@ -1,4 +1,4 @@
-"""Where in Hugging Face's torch models each tap is: the module, its input or output, and which part of it. Needs torch.
+"""Places of the taps in Hugging Face's torch models: module, input or output, and which part of it. Needs torch.
 
 Written from transformers' `modeling_*.py`, independently of the tables in `models/families` that it is held against.
 """

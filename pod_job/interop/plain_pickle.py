@@ -17,7 +17,7 @@ CONTAINER_BYTES, PLACE_BYTES = 64, 100
 """Memory of an empty container, and of a place in the memo."""
 
 Names = Mapping[str, Any]
-"""What stands for each name that a pickle may use: a function, a type, or a value."""
+"""The function, type or value that stands for each name that a pickle may use."""
 
 
 def most_bytes(size: int) -> int:

@@ -102,7 +102,7 @@ PATHS: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], Any]]] = {
     "compact": ((VECTORS, ROWS), lambda run, *_: compact(open_folder(run))),
     "report": ((VECTORS, ROWS), lambda run, *_: command(report, run)),
 }
-"""What each path reads of the data, and the path: a function of the run and an empty folder."""
+"""Kinds of files that each path reads, and the path: a function of the run and an empty folder."""
 
 
 def files(run: Path, kind: str) -> list[Path]:

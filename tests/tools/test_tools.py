@@ -19,7 +19,11 @@ from tools.tiny_model import byte_tokenizer, write_tiny_model
 ARC_SAMPLE = Path(__file__).parent.parent / "data" / "arc" / "arc_sample.json"
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+# Families whose configuration names key and value heads, by Llama's key.
+WITH_KEY_VALUE_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+
+
+@pytest.mark.parametrize("family", WITH_KEY_VALUE_HEADS)
 def test_transformers_opens_a_tiny_model(tmp_path, family):
     folder = write_tiny_model(tmp_path / "m", family, layers=2, hidden=48, heads=6, kv_heads=3, vocab=300)
     config = AutoConfig.from_pretrained(folder)
@@ -75,7 +79,7 @@ def test_sizes_that_do_not_fit_get_one_line_and_leave_nothing(tmp_path, sizes, m
 @pytest.mark.skipif(
     importlib.util.find_spec("torch") is None and not os.environ.get("CI"), reason="torch is not installed"
 )
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("family", WITH_KEY_VALUE_HEADS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_torch_finds_every_weight_of_a_tiny_model_and_no_other(tmp_path, family, tied):
     from transformers import AutoModelForCausalLM
