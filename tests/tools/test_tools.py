@@ -63,7 +63,7 @@ def test_equal_seeds_give_equal_bytes_and_a_model_is_never_overwritten(tmp_path)
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"family": "gpt2"}, "family=gpt2: .* use one of llama, mistral, qwen2"),
+        ({"family": "mamba"}, "family=mamba: .* use one of llama, mistral, qwen2"),
         ({"heads": 5}, "heads=5: does not divide hidden=64"),
         ({"kv_heads": 3}, "kv_heads=3: does not divide heads=4"),
         ({"head_dim": 7}, "head_dim=7: .*even"),
