@@ -83,7 +83,7 @@ def check_paths(config: JobConfig) -> str:
     """Refuses what hosts would look for and not find: a folder of this machine that is not in cloud.shared_folders."""
     if config.pod.kind is not PodKind.tpu:
         return "all on this machine"
-    model, tasks, run_dir = config.model.path, config.tasks.path, config.storage.run_dir
+    model, run_dir = config.model.path, config.storage.run_dir
     there = "list it in cloud.shared_folders where every host has it mounted at this path"
     if not run_dir.startswith("gs://") and not shared(run_dir, config):
         raise JobError(
@@ -95,11 +95,12 @@ def check_paths(config: JobConfig) -> str:
             f"model.path={model} is a folder of this machine, which hosts do not see; give a hub name "
             f"(org/model), or copy it, gcloud storage cp -r {model} gs://bucket/, and give that, or {there}"
         )
-    if leaves_folder(tasks) and not shared(tasks, config):
-        raise JobError(
-            f"tasks.path={tasks} is a path of this machine, which hosts do not see; give it relative to the "
-            f"working directory, then it is sent along, or as gs://bucket/file, or {there}"
-        )
+    for tasks in config.tasks.paths:
+        if leaves_folder(tasks) and not shared(tasks, config):
+            raise JobError(
+                f"tasks.path={tasks} is a path of this machine, which hosts do not see; give it relative to the "
+                f"working directory, then it is sent along, or as gs://bucket/file, or {there}"
+            )
     return "hosts find model, tasks and run folder"
 
 

@@ -34,6 +34,7 @@ def config(*more: str) -> JobConfig:
         (["model.path='~/qwen'"], r"model\.path=~/qwen is a folder"),
         (["tasks.path=/data/arc.json"], r"tasks\.path=/data/arc\.json is a path of this machine.*relative"),
         (["tasks.path=../arc.json"], r"tasks\.path=\.\./arc\.json is a path"),
+        (["tasks.path=[gs://bucket/a.json,/data/b.json]"], r"tasks\.path=/data/b\.json is a path"),
         (["storage.run_dir=runs/x"], r"storage\.run_dir=runs/x is a folder of this machine.*gs://bucket/prefix"),
         (["storage.run_dir=/mnt/x", "cloud.shared_folders=[/mnt/y]"], r"storage\.run_dir=/mnt/x is a folder"),
     ],
@@ -49,6 +50,7 @@ def test_what_a_pod_would_not_take_is_refused(changes: list[str], error: str) ->
         [],
         ["model.path=gs://bucket/qwen", "tasks.path=gs://bucket/arc.json"],
         ["model.path=/mnt/nfs/qwen", "tasks.path=/mnt/nfs/a.json", "cloud.shared_folders=[/mnt/nfs]"],
+        ["tasks.path=[gs://bucket/a.json,b.json]"],
         ["storage.run_dir=/mnt/nfs/run", "cloud.shared_folders=[/mnt/nfs/]"],
         ["pod.accelerator_type=v9-64"],  # not known here
         ["pod.runtime_version=tpu-ubuntu2204-base"],
