@@ -25,9 +25,10 @@ from pod_job.checkpoints.load import load_params
 from pod_job.config.schema import MeshConfig, Sharding
 from pod_job.models import layer_loop
 from pod_job.models.arch import read_arch_file
-from pod_job.models.cache import Cache, empty_cache
+from pod_job.models.cache import Cache, KeyValues
 from pod_job.models.decoder import Activations, Decoder, Output, Params
 from pod_job.models.families import CAUSAL
+from pod_job.models.layer_attention import Tokens
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
@@ -94,18 +95,24 @@ def packed(model: Decoder, params: Params, ids: np.ndarray, rows: jax.sharding.S
 
 def generated(model: Decoder, params: Params, ids: np.ndarray, rows: jax.sharding.Sharding) -> dict[str, np.ndarray]:
     """Returns every tap of rows of one sequence: its beginning by one call, then token by token from the cache."""
+    length = ids.shape[1]
+
+    def read(params: Params, ids: Array) -> tuple[Activations, Cache]:
+        positions = jnp.broadcast_to(jnp.arange(PROMPT), ids.shape)
+        tokens, last = Tokens(ids, positions, jnp.ones_like(ids)), jnp.full((ROWS, 1), PROMPT - 1)
+        begun = model.apply(params, tokens, last, length, return_activations=True, method="read")
+        output, kept = cast(tuple[Output, KeyValues], begun)
+        return output.activations, Cache(kept, jnp.int32(PROMPT))
 
     def extend(params: Params, ids: Array, positions: Array, cache: Cache) -> tuple[Activations, Cache]:
         extended = model.apply(params, ids, cache, positions=positions, return_activations=True, method="extend")
         output, cache = cast(tuple[Output, Cache], extended)
         return output.activations, cache
 
-    program = jax.jit(extend, compiler_options=OPTIONS)
-    length, found = ids.shape[1], []
-    cache = empty_cache(model.arch, ROWS, length, np.float32)
-    for start, stop in [(0, PROMPT), *((at, at + 1) for at in range(PROMPT, length))]:
-        positions = np.repeat([np.arange(start, stop)], ROWS, axis=0).astype(np.int32)
-        arrays = [jax.device_put(array, rows) for array in (ids[:, start:stop], positions)]
+    taps, cache = jax.jit(read, compiler_options=OPTIONS)(params, jax.device_put(ids[:, :PROMPT], rows))
+    program, found = jax.jit(extend, compiler_options=OPTIONS), [as_numpy(taps)]
+    for at in range(PROMPT, length):
+        arrays = [jax.device_put(array, rows) for array in (ids[:, at : at + 1], np.full((ROWS, 1), at, np.int32))]
         taps, cache = program(params, *arrays, cache)
         found.append(as_numpy(taps))
     return {tap: np.concatenate([part[tap] for part in found], axis=1) for tap in found[0]}

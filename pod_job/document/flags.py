@@ -14,6 +14,7 @@ from pod_job.generation.predictions import PREDICTIONS, SUBMISSION, SUMMARY, Arc
 from pod_job.host.tpu_slice import use_cpu_without_accelerator
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_metadata import PickleMetadata
+from pod_job.interop.pickle_writer import AnotherExport, remove_export
 from pod_job.run_folder.layout import METADATA, OUTPUTS
 from pod_job.run_folder.metadata import read_any
 from pod_job.storage.folder import Folder
@@ -112,11 +113,20 @@ def run_here(overrides: Sequence[str], run_dir: str, options: Namespace, also_in
             print("this worker is done; the last one to finish writes the pickle files")
             return
         places = [place for place in (options.activations_dir, also_in) if place is not None]
-        written = [export_pickles(run_dir, place, model_name=options.model_path) for place in places]
+        written = [export_over(run_dir, place, options.model_path) for place in places]
         if options.max_tokens > 0:
             copy_predictions(folder, options.output_dir)
     show_summary(written[0], places, folder, options)
     print(f"run          {run_dir}, {time.monotonic() - began:,.1f} s")
+
+
+def export_over(run_dir: str, place: str, model_name: str) -> PickleMetadata:
+    """Exports the run in the place of whatever export is there, as the document's commands write their files again."""
+    try:
+        return export_pickles(run_dir, place, model_name=model_name)
+    except AnotherExport:
+        remove_export(open_folder(place))
+        return export_pickles(run_dir, place, model_name=model_name)
 
 
 def copy_predictions(run: Folder, output_dir: str) -> None:

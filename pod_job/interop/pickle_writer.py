@@ -4,6 +4,7 @@ A file has a number of activations of one layer; each is a sample to the documen
 """
 
 import pickle
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -15,6 +16,10 @@ from pod_job.interop.pickle_metadata import PickleEntry, PickleMetadata
 from pod_job.run_folder.layout import layer_number
 from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder, NameTaken
+
+METADATA = "metadata.json"
+PICKLE = re.compile(r"[^/]+_batch_\d{6,}\.pkl")
+"""Names that `file_name` gives."""
 
 Item = dict[str, str | int | Float32[np.ndarray, " D"]]
 """One activation: `task_id`, `sample_idx`, `activation`, `timestamp`, as the document has them."""
@@ -51,7 +56,7 @@ class PickleWriter:
             total_samples=max((self.count(tap) for tap in taps), default=0),
             batches=sorted(self.entries, key=lambda entry: (entry.batch_id, taps.index(entry.layer))),
         )
-        self.out.replace("metadata.json", encode(described, indent=2))
+        self.out.replace(METADATA, encode(described, indent=2))
         return described
 
     def count(self, tap: str) -> int:
@@ -85,8 +90,20 @@ def create(out: Folder, name: str, data: bytes) -> None:
         raise of_another_export(out, name) from None
 
 
-def of_another_export(out: Folder, name: str) -> JobError:
-    return JobError(f"OUT={out.url}: holds {name} of another export; delete that export or name another folder")
+class AnotherExport(JobError):
+    """The folder to export into holds another export."""
+
+
+def of_another_export(out: Folder, name: str) -> AnotherExport:
+    return AnotherExport(f"OUT={out.url}: holds {name} of another export; delete that export or name another folder")
+
+
+def remove_export(out: Folder) -> None:
+    """Removes an export: its metadata.json first, so that what is left of it is never taken for a whole one."""
+    out.remove(METADATA)
+    for name in out.names(""):
+        if PICKLE.fullmatch(name):
+            out.remove(name)
 
 
 def new_item(task_id: str, sample_idx: int, activation: Float[np.ndarray, " D"]) -> Item:

@@ -102,11 +102,13 @@ def attend_cached(
     own: tuple[Float[Array, "B 1 K H"], Float[Array, "B 1 K H"]],
     cached: tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]],
     visible: Bool[Array, "B C"],
-    settings: AttentionSettings,
+    scale: Float[Array, ""] | float,
+    softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
     """Attends from one position of each row to its `own` key and value, and to those `cached` slots that it sees.
 
-    The own ones are scored beside the cache, so that the loop over layers only reads it.
+    The own ones are scored beside the cache, so that the loop over layers only reads it. `scale` and `softcap` are as
+    in AttentionSettings.
     """
     B, _, N, H = q.shape
     (own_k, own_v), (k, v) = own, cached
@@ -115,7 +117,7 @@ def attend_cached(
 
     def scores(equation: str, keys: Array) -> Array:
         products = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
-        return soft_cap(settings.scale * products, settings.softcap)
+        return soft_cap(scale * products, softcap)
 
     others = jnp.where(visible[:, None, None], scores("bkgh,bkhc->bkgc", k), jnp.finfo(jnp.float32).min)
     itself = scores("bkgh,bkh->bkg", own_k[:, 0])[..., None]

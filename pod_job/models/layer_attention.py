@@ -6,7 +6,7 @@ B rows, S positions, N query heads, K key/value heads, H head size, R = H/2 rota
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +122,8 @@ class ToCache(LayerStackAttention):
         v: Float[Array, "B 1 K H"],
     ) -> Float[Array, "B 1 N H"]:
         scale = self.scales[kind] if isinstance(kind, int) else jnp.asarray(self.scales, jnp.float32)[kind]
-        settings = AttentionSettings(cast(float, scale), self.softcap, None)
-        return attend_cached(q, (k, v), (self.kept.k[i], self.kept.v[i]), self.visible[kind], settings)
+        cached = self.kept.k[i], self.kept.v[i]
+        return attend_cached(q, (k, v), cached, self.visible[kind], scale, self.softcap)
 
 
 def factor_in_scale(arch: Arch, kind: LayerAttention) -> float:

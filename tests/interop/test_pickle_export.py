@@ -16,6 +16,7 @@ from pod_job.commands.export import main
 from pod_job.errors import JobError
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_reader import read_pickle
+from pod_job.interop.pickle_writer import remove_export
 from pod_job.run_folder import layout
 from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
@@ -120,6 +121,19 @@ def test_an_export_never_mixes_with_another(tmp_path: Path, capsys: pytest.Captu
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
     }
+
+
+def test_an_export_is_removed_whole_and_its_description_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_run(open_folder(tmp_path / "run"), [8, 8])
+    export_pickles(tmp_path / "run", tmp_path / "out")
+    (tmp_path / "out" / "notes.pkl").write_bytes(b"of the reader")
+    out, removed = open_folder(tmp_path / "out"), list[str]()
+    remove = type(out).remove
+    monkeypatch.setattr(type(out), "remove", lambda folder, name: (removed.append(name), remove(folder, name))[1])
+    remove_export(out)
+    assert removed[0] == "metadata.json"
+    assert len(removed) > 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.pkl"]
 
 
 def test_the_default_is_the_runs_own_number(tmp_path: Path) -> None:
