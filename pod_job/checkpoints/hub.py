@@ -8,18 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from pod_job.checkpoints.content import cached, git_sha1, sha256
 from pod_job.checkpoints.huggingface import INDEX, WHOLE, weight_files
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.storage.folder import Readable, check_name
 from pod_job.storage.local import LocalFolder
 
 ALGORITHMS = {64: "sha256", 40: "git-sha1"}
 """Algorithm of the hub's checksums by their number of digits: of large files, and of those in git itself."""
 PARTIAL_CONTENT, RANGE_BEYOND_END = 206, 416
+LOGIN = "export HF_TOKEN, and give it to a pod by cloud.secrets=[HF_TOKEN]"
+
+
+def hub_reason(error: Exception) -> str:
+    """Returns why the hub did not give what it was asked for, in one line; its own first line tells only a number."""
+    if isinstance(error, GatedRepoError):
+        return f"its owner grants access on its page at {constants.ENDPOINT}; then {LOGIN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub has no repository of this name; if it is private, {LOGIN}"
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision"
+    return first_line(error)
 
 
 def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> tuple[Path, Readable]:
@@ -31,10 +51,9 @@ def fetch_model(repo: str, revision: str | None, small_files: Sequence[str]) -> 
     try:
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=[*small_files, INDEX]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise JobError(
-            f"model.path={repo} is no local folder and cannot be had from the hub ({reason}); without a network, "
-            "give a folder that holds config.json and weights (for a plan, config.json alone)"
+            f"model.path={repo} is no local folder and cannot be had from the hub ({hub_reason(error)}); without "
+            "a network, give a folder that holds config.json and weights (for a plan, config.json alone)"
         ) from error
     local = CachedSnapshot(str(snapshot), "model.path", follow_links=True)
     # Other programs leave whole models in the cache.
@@ -97,5 +116,4 @@ class HubFolder:
         return None
 
     def _error(self, name: str, error: Exception) -> JobError:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return JobError(f"{self.field}={self.repo}: {name}: {reason}")
+        return JobError(f"{self.field}={self.repo}: {name} at {self.commit}: {hub_reason(error)}")

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from pod_job.errors import JobError, first_line
+from pod_job.errors import JobError
 from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalFile, bucket_folder, hub_parts
 
 IRREGULAR = FileState(0, "irregular")
@@ -88,6 +88,8 @@ def list_hub(url: str) -> list[Listed]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
+    from pod_job.checkpoints.hub import hub_reason
+
     repo, revision, path = hub_parts(url)
     try:
         api = HfApi()
@@ -95,7 +97,7 @@ def list_hub(url: str) -> list[Listed]:
         tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     except Exception as error:  # the HTTP library beneath the hub's, and its errors, change with its version
-        raise JobError(f"{FIELD}={url} cannot be listed ({first_line(error)})") from error
+        raise JobError(f"{FIELD}={url} cannot be listed ({hub_reason(error)})") from error
     path = path.strip("/")
     inside = [name for name in sorted(files) if not path or name == path or name.startswith(f"{path}/")]
     entries = []

@@ -71,8 +71,8 @@ def declared(config: TasksConfig, metadata: Mapping[str, Any], names: Sequence[s
     if subset is None and len(by_subset) == 1:
         subset = next(iter(by_subset))
     if subset not in by_subset:
-        missing = "is not set" if subset is None else f"={subset} is not there"
-        raise JobError(f"tasks.subset {missing}; {config.path} has {', '.join(list(by_subset)[:20])}")
+        missing = " is not set" if subset is None else f"={subset} is not there"
+        raise JobError(f"tasks.subset{missing}; {config.path} has {', '.join(list(by_subset)[:20])}")
     given = by_subset[subset]["data_files"]
     if isinstance(given, str) or all(isinstance(pattern, str) for pattern in given):
         given = [{"split": "train", "path": given}]
