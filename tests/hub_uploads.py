@@ -1,4 +1,4 @@
-"""What is written to the fake hub: repositories are made, objects uploaded, commits made of them."""
+"""Writing to the fake hub: repositories are made, objects uploaded, commits made of them."""
 
 import base64
 import hashlib
