@@ -57,13 +57,7 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
         NoAnswer: hosts that cannot be reached.
         Refused: a host that cannot be prepared, or that runs an earlier start than others.
     """
-    bundle = make_bundle(config.tasks)
-    values = patiently(lambda: place_bundle(bundle, reach, config.pod.hosts, folder), log) | common_values(
-        config, bundle
-    )
-    prepared = prepare(reach, config.pod.hosts, script("prepare", values), log)
-    made = sum(answer.detail == "made" for answer in prepared.values())
-    log(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
+    bundle = install(config, reach, folder, log)
     if config.cloud.secrets:
         send_secrets(config, reach)
         log(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
@@ -79,6 +73,16 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
         older = min(host for host, answer in answers.items() if answer.detail != start.attempt)
         raise Refused(older, "still runs an earlier start; `pod-job stop` first", earlier=True)
     return attempts.pop()
+
+
+def install(config: JobConfig, reach: Reach, folder: Folder, log: Log) -> Bundle:
+    """Brings the code and its environment to every host; returns the code. NoAnswer, Refused as `deploy`."""
+    bundle, hosts = make_bundle(config.tasks), config.pod.hosts
+    values = patiently(lambda: place_bundle(bundle, reach, hosts, folder), log) | common_values(config, bundle)
+    prepared = prepare(reach, hosts, script("prepare", values), log)
+    made = sum(answer.detail == "made" for answer in prepared.values())
+    log(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
+    return bundle
 
 
 def prepare(reach: Reach, hosts: int, text: str, log: Log) -> Mapping[int, Answer]:

@@ -55,8 +55,9 @@ def results_text(forecast: Forecast, report: PreflightReport) -> str:
     """Returns the size of one run's results and the rates at which they leave the chips and the hosts."""
     rates, size = report.rates, forecast.stored_bytes
     host_note, bucket_note = (", assumed" if name in rates.assumed else "" for name in ("host_gb_s", "bucket_gb_s"))
+    bucket_note = f", {rates.bucket_origin}" if rates.bucket_origin else bucket_note
     host = f"{size / forecast.chips / MB:,.1f} MB from each chip at {rates.host_gb_s:g} GB/s{host_note}"
-    bucket = f"{size / report.hosts / MB:,.1f} MB from each host at {rates.bucket_gb_s:g} GB/s{bucket_note}"
+    bucket = f"{size / report.hosts / MB:,.1f} MB from each host at {rates.bucket_gb_s:.3g} GB/s{bucket_note}"
     return f"results {size / GB:.2f} GB from all chips: {host}; {bucket}"
 
 

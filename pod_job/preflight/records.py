@@ -70,11 +70,17 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """GB/s from a chip to its host and from a host to the bucket; `assumed` has those the configuration leaves open."""
+    """GB/s from a chip to its host and from a host to the bucket.
+
+    Attributes:
+        assumed: those that the configuration leaves open and nobody has measured.
+        bucket_origin: who has measured the bucket's rate and when; "" where it was not measured.
+    """
 
     host_gb_s: float
     bucket_gb_s: float
     assumed: list[str]
+    bucket_origin: str = ""
 
 
 class PreflightReport(msgspec.Struct, frozen=True, kw_only=True):

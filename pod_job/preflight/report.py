@@ -5,11 +5,13 @@ does not fit or waits for its results to leave, the report has changes that were
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pod_job.checkpoints.locate import find_model
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
+from pod_job.formats.records import DamagedRecord
 from pod_job.models.arch import read_arch_file
 from pod_job.models.sharding import check_divides, sharding_line
 from pod_job.models.taps import resolve
@@ -23,6 +25,7 @@ from pod_job.preflight.records import PreflightReport, Rates
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, PRICES_FROM, Slice, read_accelerator_type
 from pod_job.preflight.whole_run import tokens_per_s, whole_run
 from pod_job.prompts.tokenizer import end_tokens
+from pod_job.run_folder.bucket_rate import BucketRate, read_rate
 from pod_job.storage.open import open_folder
 from pod_job.units import GB
 
@@ -37,6 +40,8 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
     """
     config = load(overrides)
     pod = pod_slice(config)
+    measured_rate = find_rate(config, pod)
+    config = with_rate(config, measured_rate)
     model_dir = find_model(config.model.path, config.model.revision).directory
     arch = read_arch_file(model_dir / "config.json")
     taps = resolve(config.extract.layers, config.extract.taps, arch)
@@ -60,7 +65,7 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
         changes=checked_changes(job, deciding, lambda changed: cached(changed, compile_programs)[0]),
         run=whole_run(job, model_dir, forecasts) if deciding.fits else None,
         measured=measure(open_folder(run_dir), config, forecasts) if run_dir and deciding.fits else None,
-        rates=rates(config, pod),
+        rates=rates(config, pod, measured_rate),
         prices=PRICES_FROM,
     )
 
@@ -71,13 +76,39 @@ def compile_programs(job: PlannedJob) -> list[Forecast]:
     return forecasts(job)
 
 
-def rates(config: JobConfig, pod: Slice) -> Rates:
+def find_rate(config: JobConfig, pod: Slice) -> BucketRate | None:
+    """Returns the bucket's rate as hosts of such a kind have measured it; None where nobody has, or none is needed.
+
+    Raises:
+        DamagedRecord: the record is there and cannot be read.
+    """
+    if config.preflight.bucket_gb_s is not None:
+        return None
+    try:
+        rate = read_rate(open_folder(config.storage.run_dir))
+        measured_on = None if rate is None else read_accelerator_type(rate.accelerator_type)
+    except DamagedRecord:
+        raise
+    except JobError:  # the folder cannot be read from here, which a preflight does not need
+        return None
+    same_hosts = measured_on and (measured_on.chip, measured_on.chips_per_host) == (pod.chip, pod.chips_per_host)
+    return rate if same_hosts else None
+
+
+def with_rate(config: JobConfig, rate: BucketRate | None) -> JobConfig:
+    if rate is None:
+        return config
+    return replace(config, preflight=replace(config.preflight, bucket_gb_s=rate.write_bytes_s / GB))
+
+
+def rates(config: JobConfig, pod: Slice, measured_rate: BucketRate | None) -> Rates:
     """Returns the rates of the host link and the bucket; those that the configuration leaves open are assumptions."""
     host, bucket = config.preflight.host_gb_s, config.preflight.bucket_gb_s
     return Rates(
         host_gb_s=host or pod.chip.host_bytes_s / GB,
         bucket_gb_s=bucket or BUCKET_BYTES_S / GB,
         assumed=[name for name, rate in (("host_gb_s", host), ("bucket_gb_s", bucket)) if rate is None],
+        bucket_origin=measured_rate.origin if measured_rate else "",
     )
 
 

@@ -24,6 +24,7 @@ REPORT = "report/"
 INDEX = "index/"
 TOKENIZER = "tokenizer/tokenizer.json"
 START = "launcher/start.json"
+BUCKET_RATE = "launcher/bucket_rate.json"
 VERIFIED = "verify/report.json"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
@@ -99,6 +100,11 @@ def log_file(host: int) -> str:
 def code_file(name: str) -> str:
     """Returns the name of the code that ran; `name` follows from its content. Hosts fetch it by this name."""
     return f"code/{name}.tar.gz"
+
+
+def measurement_place(host: int) -> str:
+    """Returns the prefix of the objects that a host writes to measure a rate, and removes."""
+    return f"measurement/host_{host:02d}/"
 
 
 def spill_file(number: int) -> str:

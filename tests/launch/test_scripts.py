@@ -1,5 +1,6 @@
 """The scripts of a host, run by a real bash with a real metadata server and real uv and pip; only ssh is left out."""
 
+import fcntl
 import getpass
 import io
 import os
@@ -18,8 +19,11 @@ import pytest
 
 from launch.cloud.remote import Answer, command, read_answers, script
 from launch.shell import Finished
+from pod_job.formats.records import decode
+from pod_job.run_folder.bucket_rate import HostRate
 from tools.fakepod.metadata import MetadataServer
 
+ROOT = Path(__file__).parent.parent.parent
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 UV = shutil.which("uv", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
 PYPROJECT = """\
@@ -159,3 +163,21 @@ def test_versions_of_python_and_jax_are_told(machine: Machine) -> None:
     found = machine.answer("versions", {"PYTHON": sys.executable, "ENVIRONMENT": ""})
     assert found == Answer(0, "VERSIONS", f"{sys.version.split()[0]} {metadata.version('jax')}")
     assert machine.answer("versions", {"PYTHON": "", "ENVIRONMENT": "none"}).word == "UNKNOWN"
+
+
+def test_the_rate_to_the_run_folder_is_measured_unless_a_job_runs(machine: Machine, tmp_path: Path) -> None:
+    values = machine.send("greeting==1.0\n") | {"PYTHON": sys.executable}
+    assert machine.answer("prepare", values).word == "READY"
+    bundle = machine.home / ".pod_job" / "bundles" / values["BUNDLE"]
+    (bundle / "pod_job").symlink_to(ROOT / "pod_job")
+    run = tmp_path / "run with 'quotes' $(touch stolen)"
+    values |= {"RUN": str(run), "WRITERS": "2", "OBJECTS": "1"}
+    measured = machine.answer("bandwidth", values)
+    assert measured.word == "MEASURED", measured
+    assert decode(measured.detail, HostRate, "answer").bytes == 64 << 20
+    assert [path for path in run.rglob("*") if path.is_file()] == []
+    assert not list(tmp_path.rglob("stolen"))
+    assert machine.answer("bandwidth", values | {"RUN": "/proc/run"}).word == "FAILED"
+    with open(machine.home / ".pod_job" / "alive", "w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        assert machine.answer("bandwidth", values).word == "BUSY"

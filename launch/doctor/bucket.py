@@ -1,0 +1,36 @@
+"""Checks of the run folder's bucket: it can be written, lies near the hosts, and lets them in."""
+
+import json
+
+from launch.cloud import gcloud
+from launch.cloud.iam import check_access
+from launch.shell import call
+from pod_job.config.schema import JobConfig
+from pod_job.storage.open import open_folder
+
+
+def check_bucket(config: JobConfig) -> str:
+    folder = open_folder(config.storage.run_dir)
+    if not folder.url.startswith("gs://"):
+        return f"{folder.url}: a folder, which every host must have mounted at this path"
+    folder.check_writable()
+    where = bucket_location(folder.url.removeprefix("gs://").partition("/")[0])
+    regions = {zone.rpartition("-")[0] for zone in config.cloud.zones}
+    far = [region for region in sorted(regions) if where and where not in (region, region.split("-")[0])]
+    near = f"; not in {', '.join(far)}: traffic between regions is slow and costs; use a bucket there" if far else ""
+    return f"{folder.url} can be written" + (f", it lies in {where}{near}" if where else "")
+
+
+def bucket_location(bucket: str) -> str:
+    """Returns the bucket's region or multi-region in lower case; empty where gcloud may not read it."""
+    done = call(gcloud.describe_bucket(bucket), timeout_s=60)
+    return json.loads(done.out).get("location", "").lower() if done.code == 0 else ""
+
+
+def check_access_of_hosts(config: JobConfig) -> str:
+    """Asks IAM whether the hosts' service account can read and write the run's bucket."""
+    if not config.storage.run_dir.startswith("gs://"):
+        return "no bucket"
+    project = config.cloud.project or json.loads(call(gcloud.settings()).out).get("core", {}).get("project")
+    bucket = config.storage.run_dir.removeprefix("gs://").partition("/")[0]
+    return check_access(bucket, config.cloud.service_account, project)
