@@ -34,6 +34,7 @@ LAYERS = {
         "extraction",
         "generation",
         "reading",
+        "training",
         "finishing",
         "checking",
         "preflight",

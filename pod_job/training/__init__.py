@@ -1,0 +1,1 @@
+"""Training of sparse autoencoders, transcoders and crosscoders on the devices that hold their input."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders as pure functions: one file per architecture, `kinds.py` chooses among them."""

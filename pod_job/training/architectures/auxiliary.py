@@ -1,0 +1,39 @@
+"""AuxK: dead latents learn to reconstruct what the living ones leave.
+
+Gao et al., "Scaling and evaluating sparse autoencoders" (arXiv:2406.04093), appendix A.2. As in SAELens and in
+EleutherAI's sparsify, the loss shrinks with the number of dead latents while there are fewer of them than AuxK uses.
+As in OpenAI's code, a dead latent takes part where it is positive; SAELens takes negative ones too.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from pod_job.training.architectures.parts import Batch, Params, Scalar, product, squared_error
+from pod_job.training.architectures.selection import largest_per_row
+from pod_job.training.architectures.shape import SaeShape
+
+
+def auxiliary_loss(
+    shape: SaeShape,
+    params: Params,
+    batch: Batch,
+    output: Float[Array, "N O"],
+    activations: tuple[Float[Array, "N F"], Bool[Array, "F"]],
+    dtype: DTypeLike,
+) -> Scalar:
+    """Returns the squared error with which the dead latents reconstruct the residual, mean over the valid rows.
+
+    Args:
+        output: reconstruction by the chosen latents.
+        activations: relu of all pre-activations, and which latents are dead.
+    """
+    positive, dead = activations
+    residual = lax.stop_gradient(batch.targets - output)
+    count = jnp.sum(dead, dtype=jnp.int32)
+    candidates = jnp.where(dead, positive, 0.0)
+    chosen = largest_per_row(candidates, jnp.minimum(count, shape.auxiliary_k))
+    reconstruction = product(jnp.where(chosen, candidates, 0.0), params["decoder"], dtype)
+    share = jnp.minimum(count / shape.auxiliary_k, 1.0)
+    return share * squared_error(reconstruction, residual, batch.weights)

@@ -1,0 +1,61 @@
+"""BatchTopK SAE with AuxK.
+
+Bussmann, Leask and Nanda, "BatchTopK Sparse Autoencoders" (arXiv:2412.06410): k latents per row on average over the
+batch; at inference those above a threshold, the mean over batches of the smallest active value. SAELens: `batchtopk`,
+which it stores as `jumprelu`.
+"""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from pod_job.training.architectures import relu
+from pod_job.training.architectures.auxiliary import auxiliary_loss
+from pod_job.training.architectures.parts import (
+    Batch,
+    Coefficients,
+    Metrics,
+    Params,
+    Scalar,
+    Terms,
+    decode,
+    measured,
+    squared_error,
+)
+from pod_job.training.architectures.selection import largest_of_batch
+from pod_job.training.architectures.shape import SaeShape
+
+
+def encode(
+    shape: SaeShape, params: Params, rows: Float[Array, "N D"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "N F"]:
+    """Returns the latents above `threshold`, the others as 0."""
+    positive = relu.encode(shape, params, rows, dtype)
+    return jnp.where(positive > params["threshold"], positive, 0.0)
+
+
+def chosen_latents(
+    positive: Float[Array, "N F"], valid: Bool[Array, "N"], coefficients: Coefficients
+) -> Float[Array, "N F"]:
+    """Returns the k N largest latents of the N valid rows, the others as 0."""
+    count = jnp.floor(coefficients.k * jnp.sum(valid)).astype(jnp.int32)
+    candidates = jnp.where(valid[:, None], positive, 0.0)
+    return jnp.where(largest_of_batch(candidates, count), candidates, 0.0)
+
+
+def loss(
+    shape: SaeShape,
+    params: Params,
+    batch: Batch,
+    coefficients: Coefficients,
+    dead: Bool[Array, "F"],
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Scalar, Metrics]:
+    """Returns squared error + auxiliary * AuxK."""
+    positive = relu.encode(shape, params, batch.rows, dtype)
+    latents = chosen_latents(positive, batch.valid, coefficients)
+    output = decode(shape, params, latents, batch.rows, dtype)
+    error = squared_error(output, batch.targets, batch.weights)
+    auxiliary = auxiliary_loss(shape, params, batch, output, (positive, dead), dtype)
+    terms = Terms(jnp.float32(0), auxiliary)
+    return measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)

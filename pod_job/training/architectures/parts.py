@@ -1,0 +1,183 @@
+"""Pieces that the architectures are made of.
+
+N rows, D input width, O output width, F latents, T taps of a crosscoder.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from pod_job.training.architectures.shape import SaeShape
+
+Params = dict[str, jax.Array]
+"""Parameters by name, in float32: encoder [D, F], encoder_bias [F], decoder [F, O], decoder_bias [O]; and
+
+gated: gate_bias [F] and gate_scale [F] (`encoder_bias` is that of the magnitudes); jump_relu: log_threshold [F];
+batch_topk and matryoshka: threshold [], which no gradient changes; with skip: skip [D, O].
+"""
+Scalar = Float[Array, ""]
+
+
+class Batch(NamedTuple):
+    """Rows of one training step.
+
+    Attributes:
+        targets: what is reconstructed: `rows` themselves, unless for a transcoder.
+        valid: rows that count; the others change nothing.
+    """
+
+    rows: Float[Array, "N D"]
+    targets: Float[Array, "N O"]
+    valid: Bool[Array, "N"]
+
+    @property
+    def weights(self) -> Float[Array, "N"]:
+        """Weight of each row in a mean over the valid rows."""
+        valid = self.valid.astype(jnp.float32)
+        return valid / jnp.maximum(jnp.sum(valid), 1.0)
+
+
+class Coefficients(NamedTuple):
+    """Numbers of a loss that differ between SAEs of one shape, or over time.
+
+    Attributes:
+        sparsity: factor of the sparsity loss (relu, gated, jump_relu).
+        auxiliary: factor of AuxK (topk, batch_topk, matryoshka); 1/32 in Gao et al. 2024, 1 in SAELens.
+        k: active latents per row; starts from `SaeShape.k`, may differ from it and need not be whole with batch_topk.
+        bandwidth: width of the kernel that estimates the gradient of jump_relu's thresholds.
+    """
+
+    sparsity: Scalar
+    auxiliary: Scalar
+    k: Scalar
+    bandwidth: Scalar
+
+
+class Metrics(NamedTuple):
+    """Measurements of a loss over the valid rows of one batch.
+
+    Attributes:
+        loss: what is minimized.
+        squared_error: |target - output|^2, mean over rows.
+        deviation: |target - mean target|^2, mean over rows.
+        sparsity, auxiliary: the other terms of the loss, before their coefficients.
+        l0: active latents per row.
+        fired: number of rows in which each latent was active.
+        lowest: smallest active value; infinite if no latent was active.
+    """
+
+    loss: Scalar
+    squared_error: Scalar
+    deviation: Scalar
+    sparsity: Scalar
+    auxiliary: Scalar
+    l0: Scalar
+    fired: Float[Array, "F"]
+    lowest: Scalar
+
+    @property
+    def explained_variance(self) -> Scalar:
+        return 1.0 - self.squared_error / self.deviation
+
+
+class Terms(NamedTuple):
+    """Terms of a loss beside its reconstruction, means over the valid rows."""
+
+    sparsity: Scalar
+    auxiliary: Scalar
+
+
+def product(left: Float[Array, "N K"], right: Float[Array, "K M"], dtype: DTypeLike) -> Float[Array, "N M"]:
+    """Returns the matrix product in float32, of factors rounded to `dtype`; so are its gradients' factors."""
+    return rounded_gradient(
+        jnp.matmul(left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32), jnp.dtype(dtype).name
+    )
+
+
+@jax.custom_vjp
+def _identity(values: Float[Array, "N M"]) -> Float[Array, "N M"]:
+    return values
+
+
+def _identity_forward(values: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], None]:
+    return values, None
+
+
+def _identity_backward(_: None, gradient: Float[Array, "N M"]) -> tuple[Float[Array, "N M"]]:
+    return (gradient.astype(jnp.bfloat16).astype(jnp.float32),)
+
+
+_identity.defvjp(_identity_forward, _identity_backward)
+
+
+def rounded_gradient(values: Float[Array, "N M"], dtype: str) -> Float[Array, "N M"]:
+    """Returns `values`, whose gradient is rounded to bfloat16 if that is `dtype`: it is a factor of two products."""
+    return _identity(values) if dtype == "bfloat16" else values
+
+
+def pre_activations(
+    shape: SaeShape, params: Params, rows: Float[Array, "N D"], dtype: DTypeLike
+) -> Float[Array, "N F"]:
+    """Returns rows @ encoder, of rows from which the decoder's bias is subtracted where the shape says so.
+
+    The gradient of that bias comes from a product with one row, which is zero: through all rows it would cost a
+    sixth of the step.
+    """
+    if not shape.centered:
+        return product(rows, params["encoder"], dtype)
+    bias = params["decoder_bias"]
+    zero = stop_gradient(bias) - bias
+    centered = rows - stop_gradient(bias)
+    return product(centered, params["encoder"], dtype) + product(zero[None], params["encoder"], dtype)
+
+
+def decode(
+    shape: SaeShape,
+    params: Params,
+    latents: Float[Array, "N F"],
+    rows: Float[Array, "N D"],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "N O"]:
+    """Returns latents @ decoder + decoder_bias; with a skip connection plus rows @ skip."""
+    output = product(latents, params["decoder"], dtype) + params["decoder_bias"]
+    return output + product(rows, params["skip"], dtype) if shape.skip else output
+
+
+def decoder_norms(shape: SaeShape, decoder: Float[Array, "F O"]) -> Float[Array, "F"]:
+    """Returns the norm of each latent's decoder row; for a crosscoder the sum of its norms in all taps.
+
+    The sum is that of the sparsity loss of Lindsey et al., "Sparse Crosscoders for Cross-Layer Features and Model
+    Diffing" (transformer-circuits.pub, 2024).
+    """
+    by_tap = decoder.reshape(decoder.shape[0], shape.taps, -1)
+    return jnp.sum(jnp.sqrt(jnp.sum(by_tap**2, axis=2)), axis=1)
+
+
+def squared_error(output: Float[Array, "N O"], targets: Float[Array, "N O"], weights: Float[Array, "N"]) -> Scalar:
+    """Returns the squared distance, summed over dimensions, mean over the valid rows."""
+    return jnp.sum(jnp.sum((targets - output) ** 2, axis=1) * weights)
+
+
+def measured(
+    loss: Scalar, error: Scalar, terms: Terms, latents: Float[Array, "N F"], batch: Batch
+) -> tuple[Scalar, Metrics]:
+    """Returns the loss with its metrics, which carry no gradient."""
+    weights = batch.weights
+    mean = jnp.sum(batch.targets * weights[:, None], axis=0)
+    active = (latents > 0) & batch.valid[:, None]
+    fired = jnp.sum(active, axis=0, dtype=jnp.float32)
+    metrics = Metrics(
+        loss=loss,
+        squared_error=error,
+        deviation=squared_error(jnp.broadcast_to(mean, batch.targets.shape), batch.targets, weights),
+        sparsity=terms.sparsity,
+        auxiliary=terms.auxiliary,
+        l0=jnp.sum(fired) / jnp.maximum(jnp.sum(batch.valid), 1),
+        fired=fired,
+        lowest=jnp.min(jnp.where(active, latents, jnp.inf)),
+    )
+    return loss, stop_gradient(metrics)

@@ -1,0 +1,47 @@
+"""ReLU SAE with an L1 penalty.
+
+Bricken et al., "Towards Monosemanticity" (transformer-circuits.pub, 2023), with the penalty of "Update on how we train
+SAEs" (April 2024): each latent counts times the norm of its decoder row. SAELens: `standard`, with its lp_norm of 1.
+"""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from pod_job.training.architectures.parts import (
+    Batch,
+    Coefficients,
+    Metrics,
+    Params,
+    Scalar,
+    Terms,
+    decode,
+    decoder_norms,
+    measured,
+    pre_activations,
+    squared_error,
+)
+from pod_job.training.architectures.shape import SaeShape
+
+
+def encode(
+    shape: SaeShape, params: Params, rows: Float[Array, "N D"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "N F"]:
+    """Returns relu((rows - decoder_bias) @ encoder + encoder_bias)."""
+    return jnp.maximum(pre_activations(shape, params, rows, dtype) + params["encoder_bias"], 0.0)
+
+
+def loss(
+    shape: SaeShape,
+    params: Params,
+    batch: Batch,
+    coefficients: Coefficients,
+    dead: Bool[Array, "F"],
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Scalar, Metrics]:
+    """Returns squared error + sparsity * sum of latents times decoder norms; dead latents are revived by resampling."""
+    latents = encode(shape, params, batch.rows, dtype)
+    error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
+    penalty = jnp.sum(jnp.sum(latents * batch.weights[:, None], axis=0) * decoder_norms(shape, params["decoder"]))
+    terms = Terms(penalty, jnp.float32(0))
+    return measured(error + coefficients.sparsity * penalty, error, terms, latents, batch)

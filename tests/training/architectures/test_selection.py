@@ -1,0 +1,51 @@
+"""The largest values are chosen exactly, whatever the values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pod_job.training.architectures.selection import kth_largest, largest_of_batch, largest_per_row
+
+ROWS = jax.jit(largest_per_row)
+BATCH = jax.jit(largest_of_batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    # Few different values: ties everywhere. Denormal numbers are flushed to 0 by the devices.
+    arrays(np.float32, (4, 13), elements=st.sampled_from([-1.0, 0.0, 1e-30, 0.5, 0.5000001, 1.0, 2.0, 3e38])),
+    st.integers(0, 13),
+)
+def test_a_row_keeps_its_first_k_largest_positive_values(values: np.ndarray, k: int) -> None:
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    expected = np.zeros_like(values, bool)
+    np.put_along_axis(expected, order, True, axis=1)
+    np.testing.assert_array_equal(ROWS(values, jnp.int32(k)), expected & (values > 0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300, 4000])
+def test_a_batch_keeps_its_largest_values(count: int) -> None:
+    values = np.random.default_rng(3).normal(size=(64, 50)).astype(np.float32) * 10.0 ** np.arange(-25, 25)
+    expected = np.zeros(values.size, bool)
+    expected[np.argsort(-values, axis=None)[:count]] = True
+    np.testing.assert_array_equal(BATCH(values, jnp.int32(count)), expected.reshape(values.shape) & (values > 0))
+
+
+def test_k_differs_between_saes_that_run_together() -> None:
+    values = np.abs(np.random.default_rng(4).normal(size=(3, 8, 30))).astype(np.float32)
+    values[1] = 1.0  # one SAE full of ties, beside others without any
+    chosen = jax.vmap(largest_per_row)(jnp.array(values), jnp.array([2, 5, 30], jnp.int32))
+    np.testing.assert_array_equal(np.sum(chosen, axis=2), np.repeat([[2], [5], [30]], 8, axis=1))
+    assert chosen[1, :, :5].all()
+
+
+def test_the_kth_largest_is_exact_to_the_last_bit() -> None:
+    values = np.abs(np.random.default_rng(5).normal(size=(5, 1000))).astype(np.float32)
+    expected = np.sort(values, axis=1)[:, -17]
+    np.testing.assert_array_equal(
+        kth_largest(jnp.array(values), jnp.full((5, 1), 17, jnp.int32), axis=1)[:, 0], expected
+    )
