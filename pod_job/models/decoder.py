@@ -23,6 +23,7 @@ from pod_job.models.decoder_layer import decoder_layer, norm, swapped_projection
 from pod_job.models.layer_attention import ToCache, Tokens, WithinRows
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
+from pod_job.models.splice import NOTHING, Replaced, splice_at
 from pod_job.models.taps import Tap
 from pod_job.models.token_facts import TokenFacts, token_facts
 from pod_job.models.weight_table import weight_table
@@ -65,6 +66,7 @@ class Request(NamedTuple):
     logits: bool
     facts: bool = False
     logits_at: Int[Array, "B M"] | None = None
+    replaced: Replaced = NOTHING
 
     def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
         """Returns x at the selected positions, or its means."""
@@ -138,6 +140,15 @@ class Decoder(nn.Module):
             facts = TokenFacts(*(jnp.take_along_axis(fact, select, axis=1) for fact in facts))
         return output, facts
 
+    def score_spliced(self, tokens: Tokens, replaced: Replaced) -> TokenFacts:
+        """Returns the facts of all tokens where the values at some taps are replaced, as by an SAE's reconstructions.
+
+        Keys and values are of the replaced pass too: a token sees the replaced values of those before it.
+        """
+        _, _, facts = self._forward(tokens, Request((), None, logits=False, facts=True, replaced=replaced), None)
+        assert facts is not None
+        return facts
+
     def read(
         self,
         tokens: Tokens,
@@ -184,8 +195,8 @@ class Decoder(nn.Module):
         self, tokens: Tokens, request: Request, kept: KeyValues | None, cache: Cache | None = None
     ) -> tuple[Output, KeyValues | None, TokenFacts | None]:
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
-            layer = self._layer(tokens, cache)
-            x = self._embed(tokens)
+            layer = self._layer(tokens, cache, request.replaced)
+            x = splice_at(request.replaced, 0)("embed", self._embed(tokens))
             head = request.logits or request.facts
             to_the_end = head or any(tap.site == "final_norm" for tap in request.taps)
             activations = request.site("embed", x)
@@ -196,6 +207,7 @@ class Decoder(nn.Module):
                 return Output(None, activations), kept, None
             names = ("final_norm", "final_norm_bias")
             normed = norm(self.arch, self._gathered(name for name in names if name in self.weights), "final_norm", x)
+            normed = splice_at(request.replaced, self.arch.layers)("final_norm", normed)
             activations |= request.site("final_norm", normed)
             if not head:
                 return Output(None, activations), kept, None
@@ -215,19 +227,19 @@ class Decoder(nn.Module):
     def _gathered(self, names: Iterable[str]) -> dict[str, Array]:
         return {name: self.placement.gather(self.weights[name]) for name in names}
 
-    def _layer(self, tokens: Tokens, cache: Cache | None) -> Layer:
+    def _layer(self, tokens: Tokens, cache: Cache | None, replaced: Replaced) -> Layer:
         """Returns the function that runs layer i of the stack over `tokens`."""
         arch, placement = self.arch, self.placement
         attention = WithinRows(arch, placement, tokens) if cache is None else ToCache(arch, tokens, cache)
         stacks = {name: self.weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
-        swaps = cache is None and swaps_by_projection(arch, placement)
+        swaps = cache is None and not replaced and swaps_by_projection(arch, placement)
 
         def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
             x, kept = carry
             weights = {name: placement.gather(stack[i]) for name, stack in stacks.items()}
             weights |= swapped_projections(arch, weights) if swaps else {}
             attend = functools.partial(attention, i, kept=kept)
-            return decoder_layer(arch, placement, weights, placement.row_major(x), attend)
+            return decoder_layer(arch, placement, weights, placement.row_major(x), attend, splice_at(replaced, i))
 
         return layer
 

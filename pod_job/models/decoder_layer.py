@@ -15,6 +15,7 @@ from pod_job.models.attention import LANES
 from pod_job.models.cache import KeyValues
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
+from pod_job.models.splice import Splice, unchanged
 
 _gelu, _gelu_by_tanh = functools.partial(jax.nn.gelu, approximate=False), jax.nn.gelu
 
@@ -38,23 +39,31 @@ Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], KeyValues | N
 
 
 def decoder_layer(
-    arch: Arch, placement: Placement, w: dict[str, Array], x: Float[Array, "B S D"], attention: Attention
+    arch: Arch,
+    placement: Placement,
+    w: dict[str, Array],
+    x: Float[Array, "B S D"],
+    attention: Attention,
+    splice: Splice = unchanged,
 ) -> tuple[tuple[Float[Array, "B S D"], KeyValues | None], dict[str, Array]]:
     """Returns the residual stream after the layer, the keys and values that are kept, and every site by name.
 
     Sites nobody uses cost nothing.
     """
-    attn_in = norm(arch, w, "attn_norm", x) if arch.pre_norms else x
-    q, k, v, projections = project(arch, w, attn_in)
+    x = splice("resid_pre", x)
+    attn_in = splice("attn_in", norm(arch, w, "attn_norm", x) if arch.pre_norms else x)
+    q, k, v, projections = project(arch, w, attn_in, splice)
     z, kept = attention(projections)
-    attn_out_pre_norm = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
-    attn_out = added(arch, w, "attn_post_norm", attn_out_pre_norm)
-    resid_mid = x + attn_out
+    z = splice("z", z)
+    attn_out_pre_norm = splice("attn_out_pre_norm", jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0))
+    attn_out = splice("attn_out", added(arch, w, "attn_post_norm", attn_out_pre_norm))
+    resid_mid = splice("resid_mid", x + attn_out)
     mlp_reads = x if arch.parallel else resid_mid
-    mlp_in = norm(arch, w, "mlp_norm", mlp_reads) if arch.pre_norms else mlp_reads
-    mlp_act, mlp_out_pre_norm = mlp(arch, placement, w, mlp_in)
-    mlp_out = added(arch, w, "mlp_post_norm", mlp_out_pre_norm)
-    resid_post = resid_mid + mlp_out
+    mlp_in = splice("mlp_in", norm(arch, w, "mlp_norm", mlp_reads) if arch.pre_norms else mlp_reads)
+    mlp_act, mlp_out_pre_norm = mlp(arch, placement, w, mlp_in, splice)
+    mlp_out_pre_norm = splice("mlp_out_pre_norm", mlp_out_pre_norm)
+    mlp_out = splice("mlp_out", added(arch, w, "mlp_post_norm", mlp_out_pre_norm))
+    resid_post = splice("resid_post", resid_mid + mlp_out)
     heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
     sites = {
         "resid_pre": x,
@@ -72,14 +81,14 @@ def decoder_layer(
 
 
 def project(
-    arch: Arch, w: dict[str, Array], normed: Float[Array, "B S D"]
+    arch: Arch, w: dict[str, Array], normed: Float[Array, "B S D"], splice: Splice = unchanged
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"], Projections]:
     """Returns queries, keys and values before any norm of theirs, and what attention takes."""
 
     def heads(name: str) -> Float[Array, "B S _ H"]:
         return jnp.einsum("bsd,dnh->bsnh", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
-    q, k, v = heads("q"), heads("k"), heads("v")
+    q, k, v = (splice(name, heads(name)) for name in ("q", "k", "v"))
     queries, keys = q, k
     if arch.qk_norm:
         queries, keys = norm(arch, w, "q_norm", q), norm(arch, w, "k_norm", k)
@@ -95,7 +104,7 @@ def added(arch: Arch, w: dict[str, Array], post_norm: str, x: Float[Array, "B S 
 
 
 def mlp(
-    arch: Arch, placement: Placement, w: dict[str, Array], normed: Float[Array, "B S D"]
+    arch: Arch, placement: Placement, w: dict[str, Array], normed: Float[Array, "B S D"], splice: Splice = unchanged
 ) -> tuple[Float[Array, "B S F"], Float[Array, "B S D"]]:
     """Returns the input of the down projection, and its output."""
 
@@ -107,6 +116,7 @@ def mlp(
         mlp_act = activate(arch, gate) * up
     else:
         mlp_act = activate(arch, projection("up"))
+    mlp_act = splice("mlp_act", mlp_act)
     return mlp_act, jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
 
 
