@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array
 
 from pod_job.checking.hf_reference import load_reference, run_reference
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.schema import MeshConfig, Sharding
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.models import layer_loop
 from pod_job.models.arch import read_arch_file
 from pod_job.models.cache import Cache, KeyValues

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
-from pod_job.checking.relative_errors import relative_errors
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.run_folder.layout import layer_number
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.formats.quantized import from_rows
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.run_folder.parity import TapErrors
 
 COMPUTED = TapErrors(median=2.0, largest=4.0)

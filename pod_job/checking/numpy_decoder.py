@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from pod_job.checking.hf_tensors import HfTensors
 from pod_job.checking.numpy_rotary import head_size, rotary_tables, rotates, window_of
-from pod_job.checking.relative_errors import relative_errors
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.run_folder.layout import layer_number
 
 Product = Callable[[Float[np.ndarray, "T i"], Float[np.ndarray, "o i"]], Float[np.ndarray, "T o"]]

@@ -16,13 +16,13 @@ from jax.experimental import multihost_utils
 from pod_job.checking.gate_prompts import gate_prompts, windows_not_reached
 from pod_job.checking.limits import RowRounding, excess, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import Reference, find_reference
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.checking.shipped import Shipped, read_shipped
 from pod_job.checking.trial import Trial
 from pod_job.config.generate import Mode
 from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.records import encode, now
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host

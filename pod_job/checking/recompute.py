@@ -11,10 +11,10 @@ from jaxtyping import Int32
 from pod_job.checking.consent import MODEL, NO_CONSENT, TASKS, Consent, config_to_read
 from pod_job.checking.limits import RowRounding, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import find_reference
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.config.extract import Positions
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs, read_inputs

@@ -2,13 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Int
 
 from pod_job.config.extract import Exclude, ExtractConfig
+from pod_job.errors import JobError
 from pod_job.extraction.assembly import make_batch, row_columns
 from pod_job.extraction.feeder import Feeder
 from pod_job.extraction.packing import Queued
@@ -21,7 +22,8 @@ from pod_job.host.reporter import Reporter
 from pod_job.prompts.prompt import Prompt, Tokenized
 from pod_job.prompts.special import special_ids
 from pod_job.run_folder.commit import Batch
-from pod_job.run_folder.completions import Completion, read_completions
+from pod_job.run_folder.completions import REPAIR, Completion, read_completions
+from pod_job.run_folder.layout import outputs_file
 
 PROMPTS_AHEAD = 1024
 """Prompts that may wait for free rows."""
@@ -88,9 +90,19 @@ class PromptFeeder(Feeder[Waiting, GeneratedBatch]):
         for item in queued:
             if item.batch != batch:
                 batch = item.batch
-                decided = [completion.token_ids for completion in read_completions(self.inputs.folder, batch)]
+                decided = read_completions(self.inputs.folder, batch)
             number = (item.batch - 1) * per_batch + item.index
-            yield Waiting(item, number, decided[item.index] if decided else ())
+            yield Waiting(item, number, self.decided_tokens(item, decided))
+
+    def decided_tokens(self, item: Queued, decided: Sequence[Completion]) -> Sequence[int]:
+        """Returns the tokens that an earlier attempt decided for a prompt. JobError where they are another prompt's."""
+        if not decided:
+            return ()
+        sample = item.prompt.sample.task_id, item.prompt.sample.sample_idx
+        if item.index >= len(decided) or (decided[item.index].task_id, decided[item.index].sample_idx) != sample:
+            name = f"{self.inputs.folder.url}/{outputs_file(item.batch)}"
+            raise JobError(f"{name}: line {item.index + 1} is not of task {sample[0]}, sample {sample[1]}; {REPAIR}")
+        return decided[item.index].token_ids
 
     def open_batch(self, number: int, tokenized: Tokenized) -> GeneratedBatch:
         special = special_ids(self.inputs.tokenizer)

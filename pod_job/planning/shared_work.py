@@ -1,7 +1,8 @@
 """Work that hosts share before they are joined: each piece is done by one of them, and its result kept in the folder.
 
-No host waits for another that is lost: whoever has done its own pieces does those that do not come. Results are
-create-only and equal whoever made them, so that nothing is wrong when two do the same.
+No host waits for another that is lost: whoever has done its own pieces does those that do not come. Results are JSON
+objects with a checksum, create-only and equal whoever made them, so that nothing is wrong when two do the same. What is
+damaged is made again.
 """
 
 import logging
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pod_job.errors import JobError
+from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 from pod_job.storage.folder import Folder, NameTaken
 
 POLL_S = 0.5
@@ -70,19 +73,34 @@ def share_work(
 
 
 def collect(folder: Folder, pieces: Sequence[Piece], results: dict[int, bytes]) -> None:
-    """Adds the results that are in the folder to `results`."""
+    """Adds the results that are in the folder to `results`; a damaged one does not count."""
     prefix = pieces[0].name.rpartition("/")[0] if pieces else ""
     names = set(folder.names(f"{prefix}/"))
     for number, piece in enumerate(pieces):
-        if number not in results and piece.name in names:
-            results[number] = folder.read(piece.name)
+        if number not in results and piece.name in names and (result := kept(folder, piece.name)) is not None:
+            results[number] = result
+
+
+def kept(folder: Folder, name: str) -> bytes | None:
+    """Returns a result that the folder has; None where it has none, or a damaged one."""
+    try:
+        return read_checksummed(folder.read(name), f"{folder.url}/{name}")
+    except (FileNotFoundError, JobError):
+        return None
 
 
 def done(folder: Folder, piece: Piece) -> bytes:
-    """Returns the result of a piece, which is in the folder then; another host's where that was first."""
+    """Returns the result of a piece, which is in the folder then."""
     result = piece.make()
-    try:
-        folder.create(piece.name, [result])
-    except NameTaken:
-        return folder.read(piece.name)
+    keep(folder, piece.name, result)
     return result
+
+
+def keep(folder: Folder, name: str, result: bytes) -> None:
+    """Stores a result; one that is there is equal, as every host makes the same, or damaged and gives way."""
+    try:
+        folder.create(name, [with_checksum(result)])
+    except NameTaken:
+        if kept(folder, name) is None:
+            log.warning("%s/%s: was damaged; it is counted again", folder.url, name)
+            folder.replace(name, with_checksum(result))

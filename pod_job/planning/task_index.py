@@ -13,8 +13,9 @@ from functools import partial
 from typing import Literal
 
 from pod_job.config.tasks import TasksConfig
+from pod_job.formats.checksummed_json import with_checksum
 from pod_job.formats.records import Record, decode, encode
-from pod_job.planning.shared_work import Piece, Share, share_work
+from pod_job.planning.shared_work import Piece, Share, kept, share_work
 from pod_job.planning.token_budget import TokenCounter, count_within_budget
 from pod_job.prompts.sources.documents import check_columns, count_source, counted
 from pod_job.prompts.sources.estimate import estimate
@@ -118,13 +119,10 @@ def listing_of(index: TaskIndex) -> Listing:
 
 
 def read_index(folder: Folder, config: TasksConfig) -> TaskIndex | None:
-    """Returns the index of the source in the run folder, if it has one."""
+    """Returns the index of the source in the run folder, if it has one that is not damaged."""
     name = index_file(source_key(config))
-    try:
-        data = folder.read(name)
-    except FileNotFoundError:
-        return None
-    return decode(data, TaskIndex, f"{folder.url}/{name}")
+    data = kept(folder, name)
+    return None if data is None else decode(data, TaskIndex, f"{folder.url}/{name}")
 
 
 def index_together(listing: Listing, config: TasksConfig, folder: Folder, share: Share) -> TaskIndex:
@@ -148,7 +146,7 @@ def index_together(listing: Listing, config: TasksConfig, folder: Folder, share:
     ]
     index = TaskIndex(FORMAT, listing.kind, key, files, list(listing.parts))
     if read_index(folder, config) != index:
-        folder.replace(index_file(key), encode(index))
+        folder.replace(index_file(key), with_checksum(encode(index)))
     samples = sum(entry.samples or 0 for entry in files)
     log.info("counted %s samples in %.1f s", f"{samples:,}", time.monotonic() - started)
     return index

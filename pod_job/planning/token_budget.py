@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.formats.records import DAMAGED, Count, Record, decode, encode
-from pod_job.planning.shared_work import Piece, Share, share_work
+from pod_job.planning.shared_work import Piece, Share, keep, kept, share_work
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.samples import AT_A_TIME, without_broken
 from pod_job.prompts.scan import Skipped
@@ -24,7 +24,7 @@ from pod_job.prompts.tasks import Tasks, nothing_left
 from pod_job.prompts.tokenizer import Tokenizer
 from pod_job.prompts.tokens import usable_prompts
 from pod_job.run_folder.layout import budget_file, budget_part
-from pod_job.storage.folder import Folder, NameTaken
+from pod_job.storage.folder import Folder
 
 PIECE = 4096
 """Samples that are tokenized for one part."""
@@ -82,10 +82,8 @@ def count_within_budget(tasks: Tasks, config: TasksConfig, counter: TokenCounter
     budget = config.max_tokens or 0
     key = hashlib.sha256(f"{tasks.fingerprint} {budget} {counter.key}".encode()).hexdigest()[:16]
     name = budget_file(key)
-    try:
-        return decode(folder.read(name), TokenBudget, f"{folder.url}/{name}").samples
-    except FileNotFoundError:
-        pass
+    if (data := kept(folder, name)) is not None:
+        return decode(data, TokenBudget, f"{folder.url}/{name}").samples
     starts = range(0, len(tasks.samples), PIECE)
     pieces = [
         Piece(budget_part(key, number), partial(count_tokens, tasks, start, counter), PATIENCE_S)
@@ -97,10 +95,7 @@ def count_within_budget(tasks: Tasks, config: TasksConfig, counter: TokenCounter
     if not samples:
         first = int(decoded(parts, 0)[0])
         raise JobError(nothing_left(config, Skipped(), first))
-    try:
-        folder.create(name, [encode(TokenBudget(1, budget, samples))])
-    except NameTaken:
-        return decode(folder.read(name), TokenBudget, f"{folder.url}/{name}").samples
+    keep(folder, name, encode(TokenBudget(1, budget, samples)))
     return samples
 
 

@@ -1,11 +1,12 @@
 """Commits a batch to the run folder, exactly once: tap files, then the rows table, then the record by which it counts.
 
-Every object is create-only. A writer that finds a name taken adopts what is there after checking that it is the same
-batch's, so any number of writers, dying anywhere and in any order, leave one consistent batch.
+Every object is create-only. A writer that finds a name taken adopts what is there if it is whole and the same batch's
+(`adoption`), so any number of writers, dying anywhere and in any order, leave one consistent batch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -21,8 +22,9 @@ from pod_job.formats.records import DAMAGED, Count, Record, decode, encode, now,
 from pod_job.formats.rows_table import Rows
 from pod_job.formats.statistics import StatisticsRecord
 from pod_job.run_folder import layout
-from pod_job.run_folder.tap_file import tap_parts, vectors_in
-from pod_job.storage.checksums import WHOLE_BYTES, Part, Stored, checksum, marked, text_of_marks
+from pod_job.run_folder.adoption import adopted_rows, adopted_tap, create_or_adopt
+from pod_job.run_folder.tap_file import tap_parts
+from pod_job.storage.checksums import WHOLE_BYTES, Part, Stored, marked, text_of_marks
 from pod_job.storage.folder import Folder, NameTaken
 
 MOST_RECORD_BYTES = 512 << 20
@@ -168,11 +170,13 @@ def _store_tap(
         raise JobError(_nonfinite(batch, tap, int(np.flatnonzero(~np.isfinite(norms))[0])))
     name = layout.activations_file(tap, number)
     parts = tap_parts(vectors, tap, number)
-    try:
-        stored, described = folder.create(name, parts), vectors
-    except NameTaken as taken:
+    stored, described = create_or_adopt(
+        folder, number, name, parts, partial(adopted_tap, folder.url, number, tap, vectors)
+    )
+    if described is None:
+        described = vectors
+    else:
         # Another mesh rounds differently in the last bits. The first file stays, and the record describes that one.
-        stored, described = taken.stored, _adopt_tap(folder, name, vectors)
         measured, norms = statistics.measure(described)
         parts = tap_parts(described, tap, number)
     file = TapFile(
@@ -217,30 +221,9 @@ def _nonfinite(batch: Batch, tap: str, row: int) -> str:
     )
 
 
-def _adopt_tap(folder: Folder, name: str, vectors: Vectors) -> Vectors:
-    """Returns the vectors that are stored under the name. JobError where they cannot be those of this run's batch."""
-    stored = vectors_in(folder.read(name), f"{folder.url}/{name}")
-    if (stored.dtype, stored.shape) != (vectors.dtype, vectors.shape):
-        raise JobError(
-            f"{folder.url}/{name}: holds {stored.dtype} {list(stored.shape)}, this run makes {vectors.dtype} "
-            f"{list(vectors.shape)}; another run wrote it: use another storage.run_dir"
-        )
-    return stored
-
-
 def _store_rows(folder: Folder, number: int, rows: Rows) -> RowsFile:
     name, data = layout.rows_file(number), rows_table.to_parquet(rows)
-    try:
-        stored = folder.create(name, [data])
-    except NameTaken:
-        # The table carries its time, and its size may vary with the pyarrow version: what must agree is the rows.
-        data = folder.read(name)
-        stored = checksum([data])
-        if not rows_table.from_parquet(data, f"{folder.url}/{name}").describes_same(rows):
-            raise JobError(
-                f"{folder.url}/{name}: describes other rows than this run's batch {number}; "
-                "another run wrote it: use another storage.run_dir"
-            ) from None
+    stored, _ = create_or_adopt(folder, number, name, [data], partial(adopted_rows, folder.url, number, rows))
     return RowsFile(file=name, rows=len(rows), size=stored.size, crc32c=stored.crc32c)
 
 

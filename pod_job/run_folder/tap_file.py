@@ -6,7 +6,7 @@ from pod_job.errors import JobError
 from pod_job.formats.quantized import EightBit, Vectors, groups, is_eight_bit
 from pod_job.formats.safetensors import Header, TensorSpec, read_header, view_tensor, write_parts
 from pod_job.run_folder import layout
-from pod_job.storage.checksums import Part
+from pod_job.storage.checksums import Part, checksum
 
 TENSOR = "activations"
 SCALES = "scales"
@@ -16,10 +16,13 @@ SCALES = "scales"
 def tap_parts(vectors: Vectors, tap: str, batch: int) -> list[Part]:
     """Returns the file as a list of buffers; the values are the last of them.
 
-    Nothing here may vary between two writers of the batch (no time, no host): equal vectors make equal files.
+    Nothing here may vary between two writers of the batch (no time, no host): equal vectors make equal files. The
+    header has the checksum of what follows it, so that a file shows by itself whether it is whole.
     """
-    tensors = {TENSOR: vectors.values, SCALES: vectors.scales} if isinstance(vectors, EightBit) else {TENSOR: vectors}
-    metadata = {"format": str(layout.FORMAT), "tap": tap, "batch": str(batch)}
+    arrays = {TENSOR: vectors.values, SCALES: vectors.scales} if isinstance(vectors, EightBit) else {TENSOR: vectors}
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    data = checksum(write_parts(tensors)[1:])
+    metadata = {"format": str(layout.FORMAT), "tap": tap, "batch": str(batch), "crc32c": data.crc32c}
     return [*write_parts(tensors, metadata)]
 
 

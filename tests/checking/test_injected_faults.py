@@ -20,12 +20,12 @@ from pod_job.checking import reference
 from pod_job.checking.gate_prompts import gate_prompts
 from pod_job.checking.limits import RowRounding, excess, limits, stored_rounding, summary
 from pod_job.checking.reference import Reference, find_reference
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.checkpoints.hf_folder import HfModel, write_hf_folder
 from pod_job.checkpoints.load import load_params
 from pod_job.checkpoints.random_model import byte_tokenizer, byte_tokenizer_config, random_weights
 from pod_job.config.load import load
 from pod_job.config.schema import MeshConfig, Sharding
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.models.decoder import Decoder, Output
 from pod_job.models.layer_attention import Tokens
 from pod_job.models.mesh import make_mesh, placement, weight_shardings

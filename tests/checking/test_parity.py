@@ -15,11 +15,11 @@ import pytest
 from pod_job.checking import reference
 from pod_job.checking.limits import FLOAT32
 from pod_job.checking.parity import check_parity
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.checking.trial import Trial
 from pod_job.checking.verify import verify
 from pod_job.config.load import load
 from pod_job.finishing.merge import merge
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.host.rendezvous import Host
 from pod_job.models.arch import read_arch_file
 from pod_job.planning.inputs import Inputs

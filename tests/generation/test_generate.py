@@ -218,4 +218,12 @@ def test_other_completions_of_a_batch_are_never_written_over(tmp_path: Path) -> 
     with pytest.raises(JobError, match="another host stored other completions of batch 1 meanwhile; start"):
         store_completions(folder, 1, [Completion("a", 0, 3, [1, 3], "y", "length")])
     assert read_completions(folder, 1) == [one]
+    path = tmp_path / layout.outputs_file(1)
+    content = path.read_bytes()
+    for old, new in ((b"[1,2]", b"[1,6]"), (b'"x"', b'"y"'), (b"length", b"lengti"), (b'32c":"', b'32c":"A')):
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(JobError, match=r"line 1: damaged: its crc32c is not that of its content; copy the file"):
+            read_completions(folder, 1)
+    path.write_bytes(content)
     assert json.loads((tmp_path / layout.outputs_file(1)).read_text())["text"] == "x"

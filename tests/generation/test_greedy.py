@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pod_job.checking.relative_errors import relative_errors
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
 from pod_job.config.schema import ExtractConfig, MeshConfig, Positions, Sharding, StoredDtype
 from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.extraction.packing import Queued
+from pod_job.formats.relative_errors import relative_errors
 from pod_job.generation.admission import Waiting
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation

@@ -13,6 +13,7 @@ import pytest
 from pod_job.config.extract import TooLong
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
+from pod_job.formats.checksummed_json import with_checksum
 from pod_job.planning import shared_work, task_index, token_budget
 from pod_job.planning.shared_work import Piece, Share, share_work
 from pod_job.planning.task_index import ESTIMATED, Counting, TaskReading, find_tasks, read_index
@@ -58,6 +59,12 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(task_index, "counted", count)
     return times
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> TokenCounter:
+    tokenizer = load_tokenizer(write_tiny_model(tmp_path_factory.mktemp("model") / "model", layers=1))
+    return TokenCounter(tokenizer, PromptRules(1024, TooLong.refuse))
 
 
 def of_host(host: int, hosts: int) -> TaskReading:
@@ -132,10 +139,32 @@ def test_an_index_is_not_followed_where_a_stranger_may_have_made_it(config: Task
     index = read_index(run, config)
     assert index is not None
     (name,) = [name for name in run.names("index/") if name.count("/") == 1]
-    run.replace(name, b"{}")
+    run.replace(name, with_checksum(b'{"kind": "x"}'))
     assert len(find_tasks(config, folder=run).samples) == FILES * ROWS
     with pytest.raises(JobError, match=rf"{name}: format is missing"):
         find_tasks(config, folder=run, reading=of_host(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["index", "part", "budget", "budget part"])
+def test_a_record_of_counts_that_was_altered_is_counted_again(
+    config: TasksConfig, run: Folder, counter: TokenCounter, kind: str
+) -> None:
+    budgeted = dataclasses.replace(config, max_tokens=1500) if "budget" in kind else config
+    expected = find_tasks(budgeted, counter=counter, folder=run, reading=of_host(0, 1))
+    names = [name for name in run.names("index/") if ("tokens_" in name) == ("budget" in kind)]
+    assert names
+    (parts, whole) = [[name for name in names if ("part_" in name) == part] for part in (True, False)]
+    for name in parts if "part" in kind else whole:
+        data = bytearray(run.read(name))
+        digit = next(at for at in range(len(data) // 2, len(data)) if chr(data[at]).isdigit())
+        data[digit] = data[digit] ^ 1
+        run.replace(name, bytes(data))
+    if "part" in kind:
+        for name in whole:
+            run.remove(name)
+    again = find_tasks(budgeted, counter=counter, folder=run, reading=of_host(0, 1))
+    assert again.fingerprint == expected.fingerprint
+    assert again.samples.load(range(len(again.samples))) == expected.samples.load(range(len(expected.samples)))
 
 
 def test_a_copy_elsewhere_is_the_same_source(config: TasksConfig, tmp_path: Path) -> None:
@@ -148,11 +177,9 @@ def test_a_copy_elsewhere_is_the_same_source(config: TasksConfig, tmp_path: Path
 
 
 def test_a_budget_of_tokens_is_counted_together_and_once(
-    config: TasksConfig, run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TasksConfig, run: Folder, counter: TokenCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_budget, "PIECE", 16)
-    tokenizer = load_tokenizer(write_tiny_model(tmp_path / "model", layers=1))
-    counter = TokenCounter(tokenizer, PromptRules(1024, TooLong.refuse))
     budgeted = dataclasses.replace(config, max_tokens=1500)
     expected = find_tasks(budgeted, counter=counter).samples
     lengths = np.cumsum(counter.counts(find_tasks(config).samples.load(range(FILES * ROWS))))
@@ -176,7 +203,7 @@ def test_results_that_are_enough_end_the_work(run: Folder) -> None:
     made: list[int] = []
 
     def piece(number: int) -> Piece:
-        return Piece(f"work/{number}", lambda: made.append(number) or b"x", 10.0)
+        return Piece(f"work/{number}", lambda: made.append(number) or b'{"x":1}', 10.0)
 
     results = share_work(run, [piece(number) for number in range(100)], Share(), lambda results: len(results) >= 3)
     assert sorted(results) == made == [0, 1, 2]

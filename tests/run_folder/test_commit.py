@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from sample_runs import TAPS, WIDTH, batch, rewrite
 from pod_job.errors import JobError
 from pod_job.formats import rows_table, statistics
 from pod_job.formats.checksummed_json import with_checksum
-from pod_job.formats.safetensors import read_header, view_tensor
+from pod_job.formats.safetensors import read_header, view_tensor, write_parts
 from pod_job.run_folder import layout
-from pod_job.run_folder.commit import CommitRecord, TapFile, commit_batch, read_record
+from pod_job.run_folder.commit import Batch, CommitRecord, TapFile, commit_batch, read_record
 from pod_job.run_folder.layout import committed
 from pod_job.storage.checksums import Stored
 from pod_job.storage.folder import Folder
@@ -78,18 +79,68 @@ def test_files_of_another_run_are_refused(new_folder: Callable[[], Folder]) -> N
     for other, reason in [
         (batch(1, 21), r"holds bfloat16 \[20, 16\], this run makes bfloat16 \[21, 16\]"),
         (batch(1, 20, dtype=np.float16), "holds bfloat16 .* this run makes float16"),
-        (batch(1, 20, seed=1), "describes other rows than this run's batch 1"),
+        (batch(1, 20, seed=1), "its rows are .* off those that this run makes"),
+        (other_rows(batch(1, 20)), "describes other rows than this run's batch 1"),
         (batch(1, 20, taps=TAPS[:1]), "describes other files than are there"),
     ]:
         with pytest.raises(JobError, match=reason):
             commit_batch(folder, other, host=0)
 
 
-def test_a_damaged_file_is_not_adopted(tmp_path: Path) -> None:
+def other_rows(made: Batch) -> Batch:
+    """Returns the batch with the same vectors, of other tokens."""
+    return replace(made, rows=replace(made.rows, token_id=made.rows.token_id + 1))
+
+
+def places(size: int) -> list[int]:
+    """Returns places of a file: its ends, and some between them."""
+    return [0, size - 1, *range(7, size, max(1, size // 5))]
+
+
+FILES = [*(layout.activations_file(tap, 1) for tap in TAPS), layout.rows_file(1)]
+DAMAGES: dict[str, Callable[[bytes], list[bytes]]] = {
+    "a bit flipped": lambda data: [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in places(len(data))],
+    "cut": lambda data: [data[:at] for at in places(len(data))],
+    "longer": lambda data: [data + b"\0"],
+    "zeros": lambda data: [bytes(len(data))],
+    "another file": lambda data: [b"something else"],
+}
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_file_without_its_record_is_made_again(tmp_path: Path, name: str, kind: str) -> None:
+    commit_batch(open_folder(tmp_path), batch(1, 20), host=0)
+    whole = {name: (tmp_path / name).read_bytes() for name in FILES}
+    for damaged in DAMAGES[kind](whole[name]):
+        (tmp_path / layout.commit_file(1)).unlink()
+        (tmp_path / name).write_bytes(damaged)
+        folder = open_folder(tmp_path)
+        _assert_true(folder, commit_batch(folder, batch(1, 20), host=1))
+        assert {name: (tmp_path / name).read_bytes() for name in FILES} == whole
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_of_a_committed_batch_is_refused_and_stays(tmp_path: Path, name: str) -> None:
+    commit_batch(open_folder(tmp_path), batch(1, 20), host=0)
+    data = (tmp_path / name).read_bytes()
+    damaged = data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(JobError, match="is damaged, and batch 1 is committed"):
+        commit_batch(open_folder(tmp_path), batch(1, 20), host=1)
+    assert (tmp_path / name).read_bytes() == damaged
+
+
+@pytest.mark.parametrize("change", [lambda data: data, lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]])
+def test_a_file_of_a_version_without_checksums_in_it_is_made_again(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    made, name = batch(1, 20), layout.activations_file(TAPS[0], 1)
+    old = b"".join(write_parts({"activations": made.taps[TAPS[0]]}, {"format": "2", "tap": TAPS[0], "batch": "1"}))
     folder = open_folder(tmp_path)
-    folder.create(layout.activations_file("layer_6", 1), [b"something else"])
-    with pytest.raises(JobError, match=r"layer_6_batch_000001\.safetensors: not a usable safetensors file"):
-        commit_batch(folder, batch(1, 5), host=0)
+    folder.create(name, [change(old)])
+    _assert_true(folder, commit_batch(folder, made, host=0))
+    np.testing.assert_array_equal(_vectors(folder, read_record(folder, 1).files[0]), made.taps[TAPS[0]])
 
 
 def test_writers_at_the_same_time_leave_one_batch(new_folder: Callable[[], Folder]) -> None:
