@@ -111,6 +111,10 @@ class Cause:
         return self.kind in (EndKind.lost_peer, EndKind.bad_machine, None)
 
     @property
+    def asked(self) -> bool:
+        return self.kind is EndKind.stopped
+
+    @property
     def bad_machine(self) -> bool:
         """Returns whether another start may help, but on another pod only."""
         return self.kind is EndKind.bad_machine

@@ -19,6 +19,7 @@ from pod_job.planning.inputs import read_inputs
 from pod_job.planning.prompt_survey import survey_run
 from pod_job.planning.task_index import ESTIMATED
 from pod_job.run_folder.metadata import read_any
+from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
 from pod_job.terminal import SafeConsole
@@ -74,7 +75,8 @@ def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Sum
     attempt = new_attempt()
     logs = LOGS / attempt
     commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)
-    statuses = watch_hosts(commands, inputs.folder, inputs.total_batches, attempt, logs, screen)
+    reports = report_folder(inputs.folder, config.pod.slice)
+    statuses = watch_hosts(commands, reports, inputs.total_batches, attempt, logs, screen)
     metadata = read_any(inputs.folder)
     return summary.summarise(config, metadata, statuses, time.monotonic() - started, logs)
 
@@ -97,10 +99,15 @@ def watch_hosts(
             cause = first_cause(failed_hosts(ended, folder, attempt, pod.logs), running)
             raise HostFailed(cause, pod.logs[cause.host])
     final = [status for status in statuses() if status is not None]
-    if stopped := next((status for status in final if status.phase is Phase.stopped), None):
-        cause = Cause(stopped.host, f"was asked to stop ({stopped.error})", EndKind.stopped)
-        raise HostFailed(cause, pod.logs[stopped.host])
+    if cause := stopped_host(final):
+        raise HostFailed(cause, pod.logs[cause.host])
     return final
+
+
+def stopped_host(statuses: Sequence[HostStatus | None]) -> Cause | None:
+    """Returns the first host that was asked to stop before the run was done; None where none was."""
+    stopped = next((status for status in statuses if status is not None and status.phase is Phase.stopped), None)
+    return stopped and Cause(stopped.host, f"was asked to stop ({stopped.error})", EndKind.stopped)
 
 
 def failed_hosts(ended: Mapping[int, int], folder: Folder, attempt: str, logs: Sequence[Path]) -> list[HostExit]:
@@ -112,9 +119,9 @@ def failed_hosts(ended: Mapping[int, int], folder: Folder, attempt: str, logs: S
     ]
 
 
-def report_failure(failure: HostFailed, screen: Console) -> None:
+def report_failure(failure: HostFailed, screen: Console, where: str = "") -> None:
     """Prints the first cause in one line; for a bug, the end of the host's log below it; then the log's path."""
-    screen.print(f"error: {failure}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"error: {where}{failure}", highlight=False, markup=False, soft_wrap=True)
     if not failure.cause.user_error:
         for line in tail(failure.log)[-LINES_SHOWN:]:
             screen.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

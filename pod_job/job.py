@@ -16,11 +16,13 @@ from pod_job.checkpoints.checkpoint import unread
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
+from pod_job.extraction.batch_source import Assigned, LeasedBatches, Reporting
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
 from pod_job.extraction.pipeline import PackedFeeder, extract
 from pod_job.extraction.step import Step, compile_step
 from pod_job.extraction.writers import Writers
 from pod_job.finishing.merge import merge
+from pod_job.finishing.merge_once import takes_merge
 from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generate import PromptFeeder, generate
@@ -47,6 +49,8 @@ from pod_job.planning.task_index import Counting, TaskReading
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokenizer import has_vocabulary
 from pod_job.run_folder.layout import committed
+from pod_job.run_folder.leases import Blocks, Holder, Holders, Leases, agreed_blocks, per_block
+from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import EndKind, Phase
 from pod_job.run_folder.tokenizer import store_tokenizer
 
@@ -64,12 +68,13 @@ def run(config: JobConfig) -> bool:
     """
     host = this_host(config.pod)
     folder = open_run_folder(config)
-    clear_departure(folder, host.attempt)
+    reports = report_folder(folder, host.slice)
+    clear_departure(reports, host.attempt)
     with (
         StopRequest() as stop,
-        Reporter(folder, host) as reporter,
-        reporting_failure(reporter, folder, host),
-        Watchdog(folder, host, stop, reporter),
+        Reporter(reports, host) as reporter,
+        reporting_failure(reporter, reports, host),
+        Watchdog(reports, host, stop, reporter),
     ):
         listen(stop, config)
         reading = TaskReading(Counting.hosts, Share(host.index, host.count))
@@ -83,7 +88,7 @@ def run(config: JobConfig) -> bool:
         if pending:
             with explaining_memory(inputs):
                 compute(inputs, pending, host, reporter, stop)
-        return finish(inputs, reporter, stop)
+        return finish(inputs, host, reporter, stop)
 
 
 def listen(stop: StopRequest, config: JobConfig) -> None:
@@ -101,7 +106,7 @@ def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
         free_chips(config.storage.run_dir)
     _ = inputs.identity  # which may read weights whole: before others wait for this host
     reporter.phase(Phase.arrived)
-    await_hosts(inputs.folder, host, config.pod.arrival_timeout_s)
+    await_hosts(report_folder(inputs.folder, host.slice), host, config.pod.arrival_timeout_s)
     claim_run(inputs)
     if host.index == 0:
         keep_tokenizer(inputs)
@@ -123,12 +128,10 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
     config, mesh = inputs.config, make_mesh(inputs.config.mesh)
     rows = step_rows(config, mesh)
     part = feeding(rows, jax.process_index())
-    batches = assign_batches(pending, part.feeders)[part.feeder]
-    log.info("%d batches here", len(batches))
-
-    reporter.phase(Phase.weights, batches_total=len(batches) if part.writes else 0)
+    reporter.phase(Phase.weights)
+    source = batch_source(inputs, pending, host, part, Reporting(reporter, stop))
     make_feeder = PackedFeeder if config.mode is Mode.prefill else PromptFeeder
-    feeder = make_feeder(batches, inputs, part, reporter, stop)  # reads ahead from here on
+    feeder = make_feeder(source.batches(), inputs, part, reporter, stop)  # reads ahead from here on
     model, params = load_model(inputs, mesh)
 
     reporter.phase(Phase.compiling)
@@ -140,11 +143,36 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
     reporter.phase(Phase.extracting)
     on_nonfinite = config.extract.on_nonfinite
     with Writers(config.storage.writers, inputs.folder, host.index, reporter.committed, on_nonfinite) as writers:
-        match program, feeder:
-            case Step(), PackedFeeder():
-                extract(program, feeder, writers, reporter)
-            case Generator(), PromptFeeder():
-                generate(program, feeder, writers, reporter)
+        while True:
+            match program, feeder:
+                case Step(), PackedFeeder():
+                    extract(program, feeder, writers, reporter)
+                case Generator(), PromptFeeder():
+                    generate(program, feeder, writers, reporter)
+            if not source.more():
+                break
+            feeder = make_feeder(source.batches(), inputs, part, reporter, stop)
+
+
+def batch_source(
+    inputs: Inputs, pending: list[int], host: Host, part: Feeding, reporting: Reporting
+) -> Assigned | LeasedBatches:
+    """Returns where this host's batches come from: its share of the `pending` ones, or leases among several slices."""
+    if host.slice is None:
+        batches = assign_batches(pending, part.feeders)[part.feeder]
+        log.info("%d batches here", len(batches))
+        reporting.reporter.set(batches_total=len(batches) if part.writes else 0)
+        return Assigned(batches)
+    pod, total = inputs.config.pod, inputs.total_batches
+    blocks = agreed_blocks(inputs.folder, Blocks(total, per_block(total, part.feeders * pod.slices)))
+    log.info("slice %s takes batches by lease, %d at a time", host.slice, blocks.per_block)
+    return LeasedBatches(blocks, pending, *leases_of(inputs, host), part, reporting)
+
+
+def leases_of(inputs: Inputs, host: Host) -> tuple[Leases, Holders]:
+    """Returns the leases of the run as this host of a slice takes them, and its view of other holders."""
+    holder = Holder(host.slice or "", host.index, host.attempt)
+    return Leases(inputs.folder, holder), Holders(inputs.folder, inputs.config.pod.lease_timeout_s)
 
 
 def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
@@ -171,17 +199,17 @@ def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feedin
         return Generator(programs, params, part, prefill, ending, config.extract.positions)
 
 
-def finish(inputs: Inputs, reporter: Reporter, stop: StopRequest) -> bool:
+def finish(inputs: Inputs, host: Host, reporter: Reporter, stop: StopRequest) -> bool:
     """Writes metadata.json if no batch is missing, and before it what was predicted; False after a stop before that.
 
-    Every host tries as it ends, so the last one in succeeds.
+    Every host tries as it ends, so the last one in succeeds; of several slices, the first host of one.
     """
     complete = len(committed(inputs.folder)) >= inputs.total_batches
     if stop and not complete:
         reporter.phase(Phase.stopped, error=stop.reason, end=EndKind.stopped)
         return False
     reporter.phase(Phase.merging)
-    if complete:
+    if complete and (host.slice is None or (host.index == 0 and takes_merge(*leases_of(inputs, host), stop))):
         if inputs.config.mode is Mode.generate:
             summary = write_predictions(inputs.folder, inputs.total_batches, inputs.tasks_config)
             log.info(

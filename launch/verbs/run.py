@@ -15,9 +15,11 @@ from launch.cloud.checks import check_before_paid
 from launch.cloud.job import complete, finish, limit_of, planned, read_job, show_dataset, start, until_end
 from launch.cloud.owner import line_of_what_stays, owning
 from launch.job_config import config_to_start
-from launch.local_job import planned_commands, run_here
+from launch.local_job import run_here
+from launch.local_slices import planned_here, run_slices_here
 from launch.preflight import preflight_first
 from launch.reference import send_reference
+from launch.slices import has_slices
 from launch.verbs.arguments import add_accept_identity, add_dry_run, add_follow, add_no_preflight, start_overrides
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
@@ -49,9 +51,10 @@ def run(options: Namespace) -> int:
     if config.pod.kind is PodKind.tpu:
         return run_in_cloud(config, overrides, options)
     if options.dry_run:
-        print(*planned_commands(config, overrides), sep="\n")
+        print(*planned_here(config, overrides), sep="\n")
         return DONE
-    return run_here(config, overrides, failures=0, as_json=options.json)
+    run_local = run_slices_here if has_slices(config) else run_here
+    return run_local(config, overrides, failures=0, as_json=options.json)
 
 
 def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace) -> int:

@@ -35,9 +35,11 @@ from launch.cloud.pods import Pod, find_pods
 from launch.cloud.remote import NoAnswer, Refused
 from launch.cloud.request import pod_name, reach
 from launch.job_config import config_to_start
-from launch.local_job import planned_commands, run_here
+from launch.local_job import run_here
+from launch.local_slices import planned_here, run_slices_here
 from launch.preflight import preflight_first
 from launch.reference import send_reference
+from launch.slices import has_slices
 from launch.verbs.arguments import add_accept_identity, add_dry_run, add_no_preflight, start_overrides
 from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
@@ -64,10 +66,11 @@ def watch(options: Namespace) -> int:
     overrides = start_overrides(options)
     config = config_to_start(overrides)
     if options.dry_run:
-        print(*(planned(config) if config.pod.kind is PodKind.tpu else planned_commands(config, overrides)), sep="\n")
+        print(*(planned(config) if config.pod.kind is PodKind.tpu else planned_here(config, overrides)), sep="\n")
         return DONE
     if config.pod.kind is PodKind.local:
-        return run_here(config, overrides, config.cloud.failures, options.json)
+        run_local = run_slices_here if has_slices(config) else run_here
+        return run_local(config, overrides, config.cloud.failures, options.json)
     began = clock.monotonic()
     log = timed_log(began)
     check_before_paid(config, log)

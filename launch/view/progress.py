@@ -1,7 +1,7 @@
 """Progress of a job on a screen: the hosts' statuses in, one bar per phase of the whole pod out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +15,7 @@ PLAIN_EVERY_S = 10.0
 WAITED_SHOWN = 0.01
 """Share of steps that waited for input, from which on it is shown beside the bar."""
 ORDER = list(Phase)
+BATCHES = "batches"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,20 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
         Bar("hosts arrived", past(Phase.checking), hosts),
         Bar("weights", past(Phase.weights), hosts),
         Bar("compile", past(Phase.compiling), hosts),
-        Bar("batches", done, total, pace(reported, assigned)),
+        Bar(BATCHES, done, total, pace(reported, assigned)),
         Bar("merge", int(past(Phase.merging) == hosts), 1),
     ]
+
+
+def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before: int) -> list[Bar]:
+    """Returns the bars of several slices: no host knows how many of the `batches` will fall to it.
+
+    Args:
+        statuses: of the hosts of all slices.
+        done_before: batches of earlier starts.
+    """
+    done = min(batches, done_before + sum(status.batches for status in statuses if status is not None))
+    return [replace(bar, done=done, total=batches) if bar.name == BATCHES else bar for bar in bars(statuses, batches)]
 
 
 def pace(reported: Sequence[HostStatus], assigned: int) -> str:

@@ -23,6 +23,7 @@ class Summary:
     """
 
     hosts: int
+    slices: int
     mesh: dict[str, int]
     prompts: int
     complete: bool
@@ -51,6 +52,7 @@ def summarise(
     seconds = max((status.seconds for status in statuses), default=0.0)
     return Summary(
         hosts=config.pod.hosts,
+        slices=config.pod.slices,
         mesh={"data": config.mesh.data, "model": config.mesh.model},
         prompts=metadata.total_samples,
         complete=metadata.complete,
@@ -73,7 +75,7 @@ def show(summary: Summary, console: Console) -> None:
     rows = set(summary.rows_per_tap.values())
     per_tap = f"{rows.pop():,}" if len(rows) == 1 else str(summary.rows_per_tap)
     facts = [
-        ("hosts", str(summary.hosts)),
+        ("hosts", f"{summary.hosts}{f' in each of {summary.slices} slices' if summary.slices > 1 else ''}"),
         ("mesh", " x ".join(f"{name} {size}" for name, size in summary.mesh.items())),
         ("prompts", f"{summary.prompts:,}{_of_this_attempt(summary)}"),
         ("rows", f"{per_tap} for each of {', '.join(summary.rows_per_tap)}"),

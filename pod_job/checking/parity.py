@@ -30,6 +30,7 @@ from pod_job.planning.inputs import Inputs
 from pod_job.prompts.prompt import Prompt
 from pod_job.run_folder import layout
 from pod_job.run_folder.parity import ParityRecord, TapErrors, read_parity
+from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import Phase, read_status
 
 log = logging.getLogger("pod_job")
@@ -143,11 +144,12 @@ def await_result(inputs: Inputs, host: Host) -> ParityRecord:
 
     Without a deadline, as host 0 may read a large model meanwhile; jax ends this process should host 0 die.
     """
+    reports = report_folder(inputs.folder, host.slice)
     while True:
         try:
             return read_parity(inputs.folder, host.attempt)
         except FileNotFoundError:
-            status = read_status(inputs.folder, 0, host.attempt)
+            status = read_status(reports, 0, host.attempt)
             if status is not None and status.phase is Phase.failed:
                 raise PeerEnded(0, f"host 0 failed: {status.error}") from None
             time.sleep(POLL_S)

@@ -4,6 +4,7 @@ Imports no jax: the launcher on a workstation and the job on every host compose 
 behind fields and the docstrings become docs/configuration.md.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -41,6 +42,9 @@ class Dtype(Enum):
     float32 = "float32"
 
 
+SLICE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
+
+
 class PodKind(Enum):
     """`local`: processes with CPU devices on this machine; `tpu`: a Cloud TPU pod slice."""
 
@@ -69,10 +73,15 @@ class PodConfig:
     runtime_version: str | None = None  # image of the TPU VM, see `gcloud compute tpus tpu-vm versions list`
     port: int = 0  # port of the coordinator on host 0; 0: a free one (local) or 8476 (tpu)
     arrival_timeout_s: int = 300  # longest wait for all hosts to arrive
+    slices: int = 1  # pods of this shape that compute the run together, each a cluster of its own
+    slice: str | None = None  # name of this pod among those of the run; the launcher gives one where slices > 1
+    lease_timeout_s: int = 90  # time without a sign of life after which the other slices take a slice's batches
 
     def __post_init__(self) -> None:
-        for name in ("hosts", "devices_per_host", "arrival_timeout_s"):
+        for name in ("hosts", "devices_per_host", "arrival_timeout_s", "slices", "lease_timeout_s"):
             at_least(f"pod.{name}", getattr(self, name), 1)
+        if self.slice is not None and not SLICE_NAME.fullmatch(self.slice):
+            raise JobError(f"pod.slice={self.slice} is no name of a slice; use up to 40 of a-z, 0-9 and -, as in a-1")
         if not 0 <= self.port <= 65535:
             raise JobError(f"pod.port={self.port} is not a port; use 0 (any free one) or 1024..65535")
 

@@ -54,7 +54,8 @@ def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Report
     waits for an answer: the flag of step k is read while step k + 1 runs.
     """
     wanted = deque(on_any_host([feeder.has(0), feeder.has(1)]))
-    started = before = time.monotonic()
+    before = time.monotonic()
+    started = before - reporter.status.seconds  # of the rounds before this one
     times: deque[float] = deque(maxlen=STEPS_TIMED)
     earlier: tuple[StepInput, StepOutput] | None = None
     waited_s = 0.0

@@ -116,8 +116,10 @@ def commit_empty(feeder: PromptFeeder, writers: Writers) -> None:
 
 
 def generate(generator: Generator, feeder: PromptFeeder, writers: Writers, reporter: Reporter) -> None:
-    """Generates until no feeder has prompts left."""
-    started, progress = time.monotonic(), Progress()
+    """Generates until no feeder has prompts left; after an earlier round, the status counts on."""
+    before = reporter.status
+    started = time.monotonic() - before.seconds
+    progress = Progress(before.steps, before.waited_steps or 0, before.positions)
     for result in generator.run(feeder.take_all(), progress):
         if feeder.writes:
             batch, completion = result.queued.batch, result.completion
@@ -125,20 +127,20 @@ def generate(generator: Generator, feeder: PromptFeeder, writers: Writers, repor
                 writers.commit(*feeder.open.pop(batch).finish())
             reporter.add(tokens=completion.prompt_tokens + len(completion.token_ids))
             commit_empty(feeder, writers)
-        report_progress(progress, reporter, feeder)
+        report_progress(progress, reporter, feeder, before.waited_s or 0.0)
         reporter.set(seconds=time.monotonic() - started)
     commit_empty(feeder, writers)
     writers.finish()
     reporter.set(seconds=time.monotonic() - started)
 
 
-def report_progress(progress: Progress, reporter: Reporter, feeder: PromptFeeder) -> None:
-    """Reports the progress, with the median times."""
+def report_progress(progress: Progress, reporter: Reporter, feeder: PromptFeeder, waited_s: float) -> None:
+    """Reports the progress, with the median times; `waited_s`: seconds of the rounds before this one."""
     counts = {"steps": progress.prefills, "positions": progress.positions} if feeder.writes else {}
     reporter.set(
         step_s=statistics.median(progress.prefill_s),
         token_s=statistics.median(progress.token_s) if progress.token_s else 0.0,
         waited_steps=progress.waited,
-        waited_s=round(feeder.waited_s, 3),
+        waited_s=round(waited_s + feeder.waited_s, 3),
         **counts,
     )

@@ -35,7 +35,7 @@ class Host:
     """Place of this process in the pod. `attempt` is the same on every host of one start.
 
     `coordinator`: host 0's address:port, where this process was told it; `port`: that on a TPU VM, 0 for the usual one.
-    `local`: all hosts are processes on this machine.
+    `local`: all hosts are processes on this machine. `slice`: name of this pod where several compute the run.
     """
 
     index: int
@@ -44,6 +44,7 @@ class Host:
     coordinator: str | None
     port: int = 0
     local: bool = False
+    slice: str | None = None
 
 
 INDEXES = (environment.HOST, environment.TPU_WORKER, environment.KUBERNETES_INDEX, environment.SKYPILOT_RANK)
@@ -57,6 +58,11 @@ def this_host(pod: PodConfig) -> Host:
     Raises:
         JobError: a variable is missing or out of range.
     """
+    if pod.slices > 1 and pod.slice is None:
+        raise JobError(
+            f"pod.slices={pod.slices}: this host does not know which slice it is of; start it by `pod-job run`, or "
+            "give the hosts of each slice a pod.slice=NAME of its own"
+        )
     name, text = host_index(pod)
     if not text.isdecimal() or int(text) >= pod.hosts:
         raise JobError(f"{name}={text} is not a host of this pod; use 0..{pod.hosts - 1} (pod.hosts={pod.hosts})")
@@ -67,6 +73,7 @@ def this_host(pod: PodConfig) -> Host:
         coordinator=os.environ.get(environment.COORDINATOR) or engine_coordinator(pod),
         port=pod.port,
         local=environment.COORDINATOR in os.environ,
+        slice=pod.slice,
     )
 
 

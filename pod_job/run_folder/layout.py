@@ -25,6 +25,9 @@ INDEX = "index/"
 TOKENIZER = "tokenizer/tokenizer.json"
 START = "launcher/start.json"
 BUCKET_RATE = "launcher/bucket_rate.json"
+SLICES = "slices/"
+LEASES = "leases/"
+BLOCKS = LEASES + "blocks.json"
 VERIFIED = "verify/report.json"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
@@ -91,6 +94,16 @@ def status_file(host: int) -> str:
 def departure_file(attempt: str) -> str:
     """Returns the name of the record of the first host that left an attempt before its end."""
     return f"status/departure_{attempt}.json"
+
+
+def lease_file(work: str, take: int) -> str:
+    """Returns the name of a lease; `take`: from 1, one more whenever the work is taken over."""
+    return f"{LEASES}{work}_take_{take:02d}.json"
+
+
+def trail_file(name: str, number: int) -> str:
+    """Returns the name, in a slice's folder, of what a feeder of several hosts has taken, from 1."""
+    return f"trail/{name}_{number:06d}.json"
 
 
 def log_file(host: int) -> str:

@@ -119,10 +119,10 @@ def write_status(folder: Folder, status: HostStatus) -> None:
     folder.replace(status_file(status.host), encode(msgspec.structs.replace(status, updated=time.time())))
 
 
-def read_status(folder: Folder, host: int, attempt: str) -> HostStatus | None:
-    """Returns a host's latest status in this attempt; None where there is none yet, or the file is damaged."""
+def read_status(folder: Folder, host: int, attempt: str | None = None) -> HostStatus | None:
+    """Returns a host's latest status in this attempt, or in any; None where there is none yet, or it is damaged."""
     status = _read(folder, host)
-    return status if status is not None and status.attempt == attempt else None
+    return status if status is not None and attempt in (None, status.attempt) else None
 
 
 def latest_attempt(folder: Folder, hosts: int) -> str | None:

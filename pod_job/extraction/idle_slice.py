@@ -1,0 +1,61 @@
+"""End of a run among slices: which blocks of others a slice takes over that has nothing to take.
+
+Those that nobody computes any more, and those of a slice that is so slow that the others would wait for it.
+"""
+
+from dataclasses import dataclass
+
+from pod_job.run_folder.layout import committed
+from pod_job.run_folder.leases import Blocks, Holders, Leases, block_name
+
+SLOW = 3.0
+"""A block counts as slow when none of its batches was committed for so many times as long as one takes here."""
+LEAST_PATIENCE_S = 10.0
+MOST_OVERDUE = 256
+"""Blocks that a slice takes over in one round."""
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A block that may be taken over, and the take that it is at."""
+
+    block: int
+    take: int
+
+
+class IdleSlice:
+    """View of a slice that has nothing to take, of what the others have unfinished."""
+
+    def __init__(self, blocks: Blocks, leases: Leases, holders: Holders) -> None:
+        self.blocks, self.leases, self.holders = blocks, leases, holders
+        self.unchanged: dict[int, tuple[tuple[int, int], float]] = {}  # block -> its take and batches left, since when
+
+    def look(self, batch_s: float | None) -> list[Overdue] | None:
+        """Returns the blocks to take over now, and None where every batch is committed.
+
+        Args:
+            batch_s: seconds that a batch takes here, where that is known.
+        """
+        done = committed(self.leases.folder)
+        unfinished = self.blocks.unfinished(done)
+        if not unfinished:
+            return None
+        self.leases.refresh()
+        patience_s = self.holders.silence_s if batch_s is None else max(LEAST_PATIENCE_S, SLOW * batch_s)
+        overdue = [block for block in unfinished if self._slow(block, done, patience_s) or self._left(block)]
+        return [Overdue(block, self.leases.takes.get(block_name(block), 0)) for block in overdue][:MOST_OVERDUE]
+
+    def _left(self, block: int) -> bool:
+        """Returns whether nobody computes the block: nobody of this slice does, which is idle."""
+        holder = self.leases.holder_of(block_name(block))
+        own = self.leases.holder
+        return (
+            holder is None or (holder.slice, holder.attempt) == (own.slice, own.attempt) or self.holders.ended(holder)
+        )
+
+    def _slow(self, block: int, done: set[int], patience_s: float) -> bool:
+        left = sum(batch not in done for batch in self.blocks.batches(block))
+        state, now = (self.leases.takes.get(block_name(block), 0), left), self.holders.clock()
+        if block not in self.unchanged or self.unchanged[block][0] != state:
+            self.unchanged[block] = state, now
+        return now - self.unchanged[block][1] > patience_s
