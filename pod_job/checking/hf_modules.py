@@ -22,12 +22,13 @@ class Point(Enum):
 
 
 class TapPoint(NamedTuple):
-    """A tap's name, and where its value is: `take` of a module's input or output."""
+    """A tap's name, and where its value is: `take` of a module's input or output; of several, of the one at `which`."""
 
     module: torch.nn.Module
     point: Point
     name: str
     take: Take
+    which: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def tap_points(model: PreTrainedModel) -> Iterator[TapPoint]:
     layers = getattr(decoder, names.layers)
     yield TapPoint(layers[0], Point.input, "embed", whole)
     for i, layer in enumerate(layers):
-        for module, point, site, take in layer_points(decoder.config, names, layer):
-            yield TapPoint(module, point, f"layer_{i}{site and '.'}{site}", take)
+        for place in layer_points(decoder.config, names, layer):
+            yield place._replace(name=f"layer_{i}{place.name and '.'}{place.name}")
     yield TapPoint(getattr(decoder, names.final_norm), Point.output, f"layer_{len(layers)}_norm", whole)
 
 
@@ -89,7 +90,8 @@ def layer_points(config: Any, names: Names, layer: Any) -> Iterator[TapPoint]:
         layer.mlp,
         hasattr(layer, "post_feedforward_layernorm"),
     )
-    o, down = getattr(attention, names.o), getattr(mlp, names.down)
+    o, router = getattr(attention, names.o), getattr(mlp, "router", getattr(mlp, "gate", None))
+    down = mlp if router is not None else getattr(mlp, names.down)
     multiplier = getattr(config, "residual_multiplier", 1.0)
 
     def multiplied(x: torch.Tensor) -> torch.Tensor:
@@ -102,7 +104,11 @@ def layer_points(config: Any, names: Names, layer: Any) -> Iterator[TapPoint]:
         yield TapPoint(module, Point.output, name, take)
     yield TapPoint(o, Point.input, "z", whole)
     yield TapPoint(mlp, Point.input, "mlp_in", whole)
-    yield TapPoint(down, Point.input, "mlp_act", whole)
+    if router is None:
+        yield TapPoint(down, Point.input, "mlp_act", whole)
+    else:
+        yield TapPoint(router, Point.output, "router_logits", whole)
+        yield TapPoint(router, Point.output, "expert_ids", whole, 2)
     if not getattr(config, "use_parallel_residual", False):
         pre_norm = getattr(layer, "pre_feedforward_layernorm", mlp if post_norms else getattr(layer, names.mlp_norm))
         yield TapPoint(pre_norm, Point.input, "resid_mid", whole)

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
-from pod_job.formats.relative_errors import relative_errors
+from pod_job.formats.relative_errors import tap_errors
 from pod_job.run_folder.layout import layer_number
 
 
@@ -56,7 +56,7 @@ def hf_taps(
         return truths, {name: np.zeros(len(vectors)) for name, vectors in truths.items()}
     _round_weights(model, getattr(torch, dtype))
     rounded = _concatenated(model, sequences, names)
-    return truths, {name: relative_errors(rounded[name], truth) for name, truth in truths.items()}
+    return truths, {name: tap_errors(name, rounded[name], truth) for name, truth in truths.items()}
 
 
 def _concatenated(
@@ -89,7 +89,8 @@ def run_reference(
         `layer_{i}` of each decoder layer and its sites `layer_{i}.SITE`: resid_pre, resid_mid, attn_in and mlp_in
         (inputs of attention and mlp), attn_out and mlp_out (what is added to the residual stream: with post norms,
         their outputs, and attn_out_pre_norm and mlp_out_pre_norm their inputs), mlp_act (input of down_proj), q, k, v
-        (projections with bias, before norm and rotation), z (input of o_proj).
+        (projections with bias, before norm and rotation), z (input of o_proj); of mixtures of experts no mlp_act, but
+        router_logits and expert_ids.
     """
     token_ids = torch.from_numpy(np.asarray(input_ids, np.int64))
     with _recorded_taps(model, names) as taps, torch.inference_mode():
@@ -98,7 +99,7 @@ def run_reference(
         else:
             text_decoder(model)(input_ids=token_ids, use_cache=False)
     # Copies, as arrays must own their memory.
-    return {name: tap.float().numpy().copy() for name, tap in taps.items()}
+    return {name: tap.float().numpy().reshape(*input_ids.shape, -1).copy() for name, tap in taps.items()}
 
 
 @contextmanager
@@ -126,6 +127,6 @@ def _record_input(taps: dict[str, torch.Tensor], place: TapPoint) -> RemovableHa
 
 def _record_output(taps: dict[str, torch.Tensor], place: TapPoint) -> RemovableHandle:
     def record(_module: Any, _args: Any, output: Any) -> None:
-        taps[place.name] = place.take(output[0] if isinstance(output, tuple) else output).detach().clone()
+        taps[place.name] = place.take(output[place.which] if isinstance(output, tuple) else output).detach().clone()
 
     return place.module.register_forward_hook(record)

@@ -1,5 +1,6 @@
 """A checkpoint's tensors by their Hugging Face names, in float32, whichever form it has. No jax."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class HfTensors:
         """Returns a tensor in float32, as the model of transformers has it."""
         if isinstance(self.checkpoint, TensorFiles):
             shape = self.checkpoint.tensors[name].shape
-            rows = shape[0] if len(shape) == 2 else 1
+            rows = math.prod(shape[:-1])
             return self.checkpoint.read_rows(name, 0, rows).astype(np.float32).reshape(shape)
         return self._read_converted(self.checkpoint, name)
 
@@ -50,10 +51,9 @@ class HfTensors:
         for key, weight in self.table.items():
             names = checkpoint_names(weight)
             if name in names:
-                layer = names.index(name)
-                spans = ((layer, layer + 1), *((0, size) for size in weight.shape[1:]))
-                if not weight.stacked:
-                    spans = tuple((0, size) for size in weight.shape)
+                whole = tuple((0, size) for size in weight.shape)
+                place = np.unravel_index(names.index(name), weight.stack) if weight.stack else ()
+                spans = (*((int(at), int(at) + 1) for at in place), *whole[len(place) :])
                 array = np.empty([stop - start for start, stop in spans], np.float32)
                 fill_from_converted(checkpoint, key)(weight, {spans: array})
                 shape = weight.checkpoint_shape

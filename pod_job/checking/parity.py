@@ -22,7 +22,7 @@ from pod_job.config.generate import Mode
 from pod_job.errors import JobError
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.records import encode, now
-from pod_job.formats.relative_errors import relative_errors
+from pod_job.formats.relative_errors import tap_errors
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host
@@ -83,7 +83,7 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
         rows = row_rounding(reference, trials, sequences, tap, DTYPE_OF[config.extract.dtype.value])
         vectors = np.concatenate([trial.vectors[tap] for trial in trials])
         stored = from_rows(vectors, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
-        errors[tap] = summary(relative_errors(np.asarray(stored), rows.truth))
+        errors[tap] = summary(tap_errors(tap, np.asarray(stored), rows.truth))
         rounding[tap], tap_limits[tap] = summary(rows.total), limits(rows)
     if config.parity.limit is not None:
         only = TapErrors(median=config.parity.limit, largest=config.parity.limit)
@@ -136,7 +136,7 @@ def row_rounding(
         pairs = [mean_row(*pair) for pair in pairs]
     truth = np.concatenate([truth for truth, _ in pairs])
     computed = np.concatenate([errors for _, errors in pairs])
-    return RowRounding(truth, computed, stored_rounding(truth, stored))
+    return RowRounding(truth, computed, stored_rounding(truth, stored), tap)
 
 
 def await_result(inputs: Inputs, host: Host) -> ParityRecord:

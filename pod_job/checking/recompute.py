@@ -14,7 +14,7 @@ from pod_job.checking.reference import find_reference
 from pod_job.config.extract import Positions
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
-from pod_job.formats.relative_errors import relative_errors
+from pod_job.formats.relative_errors import tap_errors
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs, read_inputs
@@ -93,10 +93,10 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
         means = [mean_row(reference.truths[tap][rows], reference.errors[tap][rows]) for rows in at]
         truth, computed = (np.concatenate(values) for values in zip(*means, strict=True))
         rounding = stored_rounding(truth, DTYPE_OF[config.extract.dtype.value])
-        limit = wider(limits(RowRounding(truth, computed, rounding)), recorded.get(tap))
+        limit = wider(limits(RowRounding(truth, computed, rounding, tap)), recorded.get(tap))
         if config.parity.limit is not None:
             limit = TapErrors(config.parity.limit, config.parity.limit)
-        errors = summary(relative_errors(dataset[chosen], truth))
+        errors = summary(tap_errors(tap, dataset[chosen], truth))
         deviations[tap] = Deviation(
             reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median, unused
         )

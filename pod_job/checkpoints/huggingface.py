@@ -53,25 +53,26 @@ class TensorFiles:
     folder: Readable
     tensors: dict[str, Tensor]
 
-    def read_rows(self, name: str, start: int, stop: int, part: Part | None = None) -> np.ndarray:
-        """Returns rows [start, stop) of a two-dimensional tensor; another one is a single row, [1, size].
+    def read_place(self, place: tuple[str, int], start: int, stop: int, part: Part | None = None) -> np.ndarray:
+        """Returns rows [start, stop) of a place as `Weight.places` has it; `part`: of a fused tensor that is meant."""
+        name, first = place
+        if part is None:
+            return self.read_rows(name, first + start, first + stop)
+        if not part.rows:
+            return self.read_rows(name, first + start, first + stop)[:, part.index]
+        index = first + part.index[start:stop]
+        if int(index[-1]) - int(index[0]) < 2 * len(index):  # close together: one read and not one for each
+            return self.read_rows(name, int(index[0]), int(index[-1]) + 1)[index - index[0]]
+        runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+        return np.concatenate([self.read_rows(name, int(run[0]), int(run[-1]) + 1) for run in runs])
 
-        `part`: of a fused tensor that is meant; rows count within it.
-        """
-        if part is not None:
-            return self._read_part(name, start, stop, part)
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Returns rows [start, stop) of a tensor, of which all dimensions but the last count rows."""
         tensor = self.tensors[name]
-        width = tensor.shape[1] if len(tensor.shape) == 2 else int(np.prod(tensor.shape))
+        width = tensor.shape[-1] if tensor.shape else 1
         row_bytes = width * tensor.dtype.itemsize
         data = self._bytes(tensor, start * row_bytes, (stop - start) * row_bytes)
         return np.frombuffer(data, tensor.dtype).reshape(stop - start, width)
-
-    def _read_part(self, name: str, start: int, stop: int, part: Part) -> np.ndarray:
-        if not part.rows:
-            return self.read_rows(name, start, stop)[:, part.index]
-        index = part.index[start:stop]
-        runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
-        return np.concatenate([self.read_rows(name, int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _bytes(self, tensor: Tensor, start: int, size: int) -> bytes:
         data = self.folder.read(tensor.file, tensor.spec.start + start, size)
@@ -145,9 +146,8 @@ def of_text_model(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
 
 
 def checkpoint_names(weight: Weight) -> list[str]:
-    if not weight.stacked:
-        return [weight.checkpoint_name]
-    return [weight.checkpoint_name.format(layer) for layer in range(weight.shape[0])]
+    """Returns the names of the tensors that a weight is made from, each once, in the order of its stack."""
+    return list(dict.fromkeys(name for name, _ in weight.places))
 
 
 def check_tensors(checkpoint: TensorFiles, table: Mapping[str, Weight]) -> None:

@@ -3,7 +3,8 @@
 A checkpoint's matrices lie row by row, so a slice of rows is one range of a file. Where the mesh splits columns among
 hosts, each host reads an equal part of the rows instead, and the devices exchange them (`read_by_exchange`).
 
-Letters: L layers, R rows and C columns of a tensor in the checkpoint (of a torch Linear: [out, in]).
+Letters: P places of a stack (layers, experts), R rows and C columns of a tensor in the checkpoint (of a torch Linear:
+[out, in]).
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from pod_job.checkpoints.checkpoint import Checkpoint
-from pod_job.checkpoints.huggingface import TensorFiles, checkpoint_names, map_ahead
+from pod_job.checkpoints.huggingface import TensorFiles, map_ahead
 from pod_job.checkpoints.orbax import Box, Converted, Fill, fill_from_converted
 from pod_job.models.weight_table import Weight
 from pod_job.storage.buffers import aligned_empty
@@ -93,21 +94,22 @@ def box(index: Any, shape: tuple[int, ...]) -> Box:
     return tuple((start, stop) for start, stop, _ in spans)
 
 
-def fill_from_tensors(checkpoint: TensorFiles) -> Fill:
-    """Returns a function that reads the rows any slice needs once, piece by piece, and casts them into the slices."""
+def fill_from_tensors(checkpoint: TensorFiles, of_stack: Sequence[tuple[str, int]] | None = None) -> Fill:
+    """Returns a function that reads the rows any slice needs once, piece by piece, and casts them into the slices.
+
+    `of_stack`: where the weight's rows lie, if not at `Weight.places`.
+    """
 
     def fill(weight: Weight, slices: Mapping[Box, np.ndarray]) -> None:
         views = [View.of(weight, slice_box, array) for slice_box, array in slices.items()]
-        spans = sorted({view.rows for view in views})
-        names = checkpoint_names(weight)
-        row_bytes = checkpoint.tensors[names[0]].dtype.itemsize * matrix_shape(weight)[1]
-        reads = [
-            (layer, *piece) for layer in range(len(names)) for piece in pieces(spans, max(1, PIECE_BYTES // row_bytes))
-        ]
-        read = map_ahead(lambda piece: checkpoint.read_rows(names[piece[0]], *piece[1:], weight.part), reads)
-        for (layer, start, stop), data in zip(reads, read, strict=True):
+        spans, wanted = sorted({view.rows for view in views}), sorted({at for view in views for at in view.places})
+        places = of_stack or weight.places
+        row_bytes = checkpoint.tensors[places[0][0]].dtype.itemsize * matrix_shape(weight)[1]
+        reads = [(at, *piece) for at in wanted for piece in pieces(spans, max(1, PIECE_BYTES // row_bytes))]
+        read = map_ahead(lambda piece: checkpoint.read_place(places[piece[0]], *piece[1:], weight.part), reads)
+        for (at, start, stop), data in zip(reads, read, strict=True):
             for view in views:
-                view.take(layer, start, stop, data)
+                view.take(at, start, stop, data)
 
     return fill
 
@@ -122,37 +124,41 @@ def pieces(spans: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]
 
 
 def matrix_shape(weight: Weight) -> tuple[int, int]:
-    """Returns R, C of the checkpoint's tensor (of one layer's, where stacked), or of our part of it."""
+    """Returns R, C of the checkpoint's tensor (of one place of the stack), or of our part of it."""
     shape = weight.part_shape
     return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
 
 
 @dataclass(frozen=True)
 class View:
-    """A slice of a weight as the checkpoint has it: `matrix` [L, rows, columns] is a view of the slice's memory."""
+    """A slice of a weight as the checkpoint has it: `matrix` [P, rows, columns] is a view of the slice's memory.
 
-    matrix: Shaped[np.ndarray, "L rows columns"]
+    `places` has for each place of the weight's stack that the slice holds where it is among them.
+    """
+
+    matrix: Shaped[np.ndarray, "P rows columns"]
+    places: Mapping[int, int]
     rows: tuple[int, int]
     columns: tuple[int, int]
 
     @classmethod
     def of(cls, weight: Weight, span: Box, array: np.ndarray) -> "View":
-        if not weight.stacked:
-            span, array = ((0, 1), *span), array[None]
-        sizes = weight.shape[1:] if weight.stacked else weight.shape
-        at = weight.leading_dims
-        first, second = flat_span(span[1 : 1 + at], sizes[:at]), flat_span(span[1 + at :], sizes[at:])
-        matrix = array.reshape(len(array), first[1] - first[0], second[1] - second[0])
+        stack, sizes = weight.stack, weight.shape[len(weight.stack) :]
+        numbers = np.arange(math.prod(stack)).reshape(stack)[tuple(slice(*of_dim) for of_dim in span[: len(stack)])]
+        span, at = span[len(stack) :], weight.leading_dims
+        first, second = flat_span(span[:at], sizes[:at]), flat_span(span[at:], sizes[at:])
+        matrix = array.reshape(numbers.size, first[1] - first[0], second[1] - second[0])
+        places = {int(number): at for at, number in enumerate(numbers.ravel())}
         if weight.linear:
-            return cls(matrix.swapaxes(1, 2), second, first)
-        return cls(matrix, first, second)
+            return cls(matrix.swapaxes(1, 2), places, second, first)
+        return cls(matrix, places, first, second)
 
-    def take(self, layer: int, start: int, stop: int, data: Shaped[np.ndarray, "R C"]) -> None:
-        """Copies the view's part of rows [start, stop)."""
+    def take(self, place: int, start: int, stop: int, data: Shaped[np.ndarray, "R C"]) -> None:
+        """Copies the view's part of rows [start, stop) of a place of the stack."""
         begin, end = max(start, self.rows[0]), min(stop, self.rows[1])
-        if begin < end:
+        if begin < end and place in self.places:
             target = slice(begin - self.rows[0], end - self.rows[0])
-            self.matrix[layer, target] = data[begin - start : end - start, slice(*self.columns)]
+            self.matrix[self.places[place], target] = data[begin - start : end - start, slice(*self.columns)]
 
 
 def flat_span(spans: Box, sizes: tuple[int, ...]) -> tuple[int, int]:
@@ -174,9 +180,9 @@ def split_column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
 def column_axis(weight: Weight, sharding: NamedSharding) -> int | None:
     """Returns our dimension that is split and makes up the checkpoint's columns."""
     split = [dim for dim, axis in enumerate(sharding.spec) if axis is not None]
-    if len(weight.part_shape) < 2 or not split:
+    if len(weight.part_shape) < 2 or not split or split[0] < len(weight.stack):
         return None
-    first_of_rows = int(weight.stacked) + (weight.leading_dims if weight.linear else 0)
+    first_of_rows = len(weight.stack) + (weight.leading_dims if weight.linear else 0)
     return None if split[0] == first_of_rows else split[0]
 
 
@@ -185,34 +191,34 @@ def read_by_exchange(
 ) -> Array:
     """Returns the weight, split along `axis`: devices get equal parts of the rows, and swap them for columns.
 
-    Goes layer by layer, so that the rows in flight are few beside the weight.
+    Goes by the places of its stack, so that the rows in flight are few beside the weight.
     """
     rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
 
-    def read(name: str) -> Array:
-        tensor = Weight(matrix_shape(weight), (None, None), name, part=weight.part)
-        return read_array(tensor, dtype, rows, fill_from_tensors(checkpoint))
+    def read(place: tuple[str, int]) -> Array:
+        tensor = Weight(matrix_shape(weight), (None, None), place[0], part=weight.part)
+        return read_array(tensor, dtype, rows, fill_from_tensors(checkpoint, [place]))
 
-    swap = exchange(sharding, axis, weight.shape, weight.stacked, weight.linear)
+    swap = exchange(sharding, axis, weight.shape, len(weight.stack), weight.linear)
     array = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(weight.shape, dtype)
-    for layer, block in enumerate(map_ahead(read, checkpoint_names(weight), LAYERS_AHEAD)):
-        array = jax.block_until_ready(swap(array, block, layer))
+    for at, block in enumerate(map_ahead(read, weight.places, LAYERS_AHEAD)):
+        array = jax.block_until_ready(swap(array, block, np.array(np.unravel_index(at, weight.stack), np.int32)))
     return array
 
 
 @functools.lru_cache
 def exchange(
-    sharding: NamedSharding, axis: int, shape: tuple[int, ...], stacked: bool, transposed: bool
-) -> Callable[[Array, Array, int], Array]:
-    """Returns the program that writes a layer, split over all devices by rows, into an array split along `axis`."""
+    sharding: NamedSharding, axis: int, shape: tuple[int, ...], stack_dims: int, transposed: bool
+) -> Callable[[Array, Array, Int[np.ndarray, " dims"]], Array]:
+    """Returns the program that writes a place, split over all devices by rows, into an array split along `axis`."""
     parts = sharding.mesh.shape["model"]
-    local = tuple(size // parts if at == axis else size for at, size in enumerate(shape))[int(stacked) :]
+    local = tuple(size // parts if at == axis else size for at, size in enumerate(shape))[stack_dims:]
 
-    def swap(array: Array, block: Array, layer: Array) -> Array:
+    def swap(array: Array, block: Array, place: Int[Array, " dims"]) -> Array:
         block = jax.lax.all_to_all(block, "model", split_axis=1, concat_axis=0, tiled=True)
         block = jax.lax.all_gather(block, "data", axis=0, tiled=True)
         block = (block.T if transposed else block).reshape(local)
-        return array.at[layer].set(block) if stacked else block
+        return array.at[tuple(place)].set(block) if stack_dims else block
 
     by_rows = PartitionSpec(sharding.mesh.axis_names)
     specs = (sharding.spec, by_rows, PartitionSpec())

@@ -1,4 +1,4 @@
-"""Relative errors of vectors, without jax. R rows, D columns."""
+"""Errors of vectors, without jax. R rows, D columns, K experts of a token."""
 
 import numpy as np
 from jaxtyping import Float
@@ -13,3 +13,10 @@ def relative_errors(vectors: Float[np.ndarray, "R D"], truth: Float[np.ndarray, 
     with np.errstate(invalid="ignore"):
         errors = np.linalg.norm(vectors - truth, axis=1) / np.maximum(np.linalg.norm(truth, axis=1), TINY)
     return np.where(np.isfinite(errors), errors, np.inf)
+
+
+def tap_errors(tap: str, vectors: Float[np.ndarray, "R D"], truth: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R"]:
+    """Returns the error of every row of a tap: the relative one; of expert_ids, the share of experts that differ."""
+    if not tap.endswith(".expert_ids"):
+        return relative_errors(vectors, truth)
+    return 1 - (vectors[:, :, None] == truth[:, None, :]).any(axis=1).mean(axis=1)

@@ -1,7 +1,7 @@
 """Sizes and switches of a decoder, read from a Hugging Face `config.json`. No jax, no weights.
 
 Shapes elsewhere are written with these letters: D hidden, N query heads, K key/value heads, H head size, F mlp,
-V vocabulary, L layers, R = H/2 rotary pairs.
+V vocabulary, L layers, E experts, R = H/2 rotary pairs.
 """
 
 import math
@@ -75,6 +75,10 @@ class Arch:
     learned_positions: bool = False  # a table of them is added to the embedding
     residual_scale: float = 1.0  # multiplies what attention and mlp add to the residual stream
     logit_scale: float = 1.0
+    experts: int = 0  # mlps of a layer, of which a router chooses for each token; 0: one mlp for all
+    experts_per_token: int = 0
+    shares_of_chosen: bool = True  # shares of the chosen experts add up to 1; else those of all experts do
+    router_bias: bool = False
 
     @property
     def one_rope(self) -> int:
@@ -99,7 +103,7 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     share, values = rotated_share(values, family)
     hidden, heads = positive(values, "hidden_size", source), positive(values, "num_attention_heads", source)
     head_dim = positive(values, "head_dim", source, default=hidden // heads)
-    switches = {**biases(values), **scales(values, family, hidden, head_dim, source), **family.switches}
+    switches = {**biases(values), **scales(values, family, hidden, head_dim, source), **experts(values, source)}
     arch = Arch(
         family=name,
         layers=positive(values, "num_hidden_layers", source),
@@ -118,7 +122,7 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
         logit_softcap=optional_number(values, "final_logit_softcapping", source),
         rotated=None if share == 1 else int(head_dim * share),
         parallel=bool(values.get("use_parallel_residual")),
-        **switches,
+        **{**switches, **family.switches},
     )
     check_arch(arch, source)
     return arch
@@ -151,6 +155,17 @@ def scales(values: Mapping[str, Any], family: Family, hidden: int, head_dim: int
         "residual_scale": number(values, "residual_multiplier", source, default=1.0),
         "logit_scale": 1 / number(values, "logits_scaling", source, default=1.0),
     }
+
+
+def experts(values: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Returns the fields of `Arch` about experts; none where the family has one mlp a layer."""
+    if "num_experts" not in values:
+        return {}
+    count, chosen = positive(values, "num_experts", source), positive(values, "num_experts_per_tok", source)
+    if chosen > count:
+        raise JobError(f"{source}: num_experts_per_tok={chosen} is more than the model has, {count}")
+    shares = bool(values.get("norm_topk_prob", True))
+    return {"experts": count, "experts_per_token": chosen, "shares_of_chosen": shares}
 
 
 def check_layers(config: Mapping[str, Any], source: str) -> None:

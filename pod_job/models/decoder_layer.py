@@ -3,36 +3,20 @@
 B rows, S positions, D hidden, N query heads, K key/value heads, H head size, F mlp.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pod_job.models.activations import activate
 from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES
 from pod_job.models.cache import KeyValues
+from pod_job.models.experts import mixture
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
-
-_gelu, _gelu_by_tanh = functools.partial(jax.nn.gelu, approximate=False), jax.nn.gelu
-
-ACTIVATION_FUNCTIONS = {
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "gelu": _gelu,
-    "gelu_python": _gelu,
-    "gelu_new": _gelu_by_tanh,
-    "gelu_fast": _gelu_by_tanh,
-    "gelu_pytorch_tanh": _gelu_by_tanh,
-    "gelu_python_tanh": _gelu_by_tanh,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-}
-"""The function of each of `arch.ACTIVATIONS`, by the name that `config.json` gives it."""
 
 Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], KeyValues | None]]
 """A layer's attention: the heads' outputs, and the keys and values that are kept, with the layer's among them."""
@@ -60,7 +44,7 @@ def decoder_layer(
     resid_mid = splice("resid_mid", x + attn_out)
     mlp_reads = x if arch.parallel else resid_mid
     mlp_in = splice("mlp_in", norm(arch, w, "mlp_norm", mlp_reads) if arch.pre_norms else mlp_reads)
-    mlp_act, mlp_out_pre_norm = mlp(arch, placement, w, mlp_in, splice)
+    mlp_out_pre_norm, mlp_sites = (mixture if arch.experts else mlp)(arch, placement, w, mlp_in, splice)
     mlp_out_pre_norm = splice("mlp_out_pre_norm", mlp_out_pre_norm)
     mlp_out = splice("mlp_out", added(arch, w, "mlp_post_norm", mlp_out_pre_norm))
     resid_post = splice("resid_post", resid_mid + mlp_out)
@@ -72,7 +56,7 @@ def decoder_layer(
         "attn_out": attn_out,
         "resid_mid": resid_mid,
         "mlp_in": mlp_in,
-        "mlp_act": mlp_act,
+        **mlp_sites,
         "mlp_out_pre_norm": mlp_out_pre_norm,
         "mlp_out": mlp_out,
         "resid_post": resid_post,
@@ -105,8 +89,8 @@ def added(arch: Arch, w: dict[str, Array], post_norm: str, x: Float[Array, "B S 
 
 def mlp(
     arch: Arch, placement: Placement, w: dict[str, Array], normed: Float[Array, "B S D"], splice: Splice = unchanged
-) -> tuple[Float[Array, "B S F"], Float[Array, "B S D"]]:
-    """Returns the input of the down projection, and its output."""
+) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+    """Returns the output of the down projection, and its input as the site it is."""
 
     def projection(name: str) -> Float[Array, "B S F"]:
         return jnp.einsum("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
@@ -117,14 +101,8 @@ def mlp(
     else:
         mlp_act = activate(arch, projection("up"))
     mlp_act = splice("mlp_act", mlp_act)
-    return mlp_act, jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
-
-
-def activate(arch: Arch, x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
-    """Returns the activation function of x."""
-    # float16 is too narrow for the sigmoid of a large negative x; promoted with bfloat16 it becomes float32.
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.bfloat16))
-    return ACTIVATION_FUNCTIONS[arch.activation](wide).astype(x.dtype)
+    mlp_out = jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
+    return mlp_out, {"mlp_act": mlp_act}
 
 
 def norm(arch: Arch, w: Mapping[str, Array], name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -138,7 +138,7 @@ def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]
     _check_numbers(config, family, source)
     _check_rope(config, family, source)
     resolved = _resolved({key: value for key, value in config.items() if key in applied}, source)
-    if "head_dim" in config and getattr(resolved, "head_dim", None) is None:
+    if "head_dim" in config and getattr(resolved, "head_dim", None) is None and not family.null_head_dim:
         raise JobError(f"{source}: head_dim=null, and transformers' models of this family need it; remove the key")
     values = {key: getattr(resolved, key, None) for key in applied}
     return name, values | {key: getattr(resolved, own, None) for key, own in family.renamed.items()}

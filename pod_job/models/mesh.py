@@ -44,6 +44,7 @@ def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedShardin
         rows=ROW_AXES[sharding],
         weights=weights["embed"].spec[1],
         heads=weights["k"].spec[2],
+        experts=weights["up"].spec[1] if "router" in weights else None,
     )
 
 

@@ -18,12 +18,14 @@ class Placement:
         weights: the axis over which weights are split along the hidden size and from which a layer's are gathered
             while it runs (fsdp); None: they stay where they are.
         heads: the axis that splits the heads of attention (tensor); None: every device has all heads of its rows.
+        experts: the axis that splits the experts of a mixture (tensor); None: every device has all of them.
     """
 
     mesh: Mesh | None = None
     rows: tuple[str, ...] = ()
     weights: str | None = None
     heads: str | None = None
+    experts: str | None = None
 
     @property
     def platform(self) -> str | None:

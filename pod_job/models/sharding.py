@@ -15,7 +15,7 @@ SPLIT: dict[Sharding, tuple[tuple[str, ...], ...]] = {
     # Every large weight has one `embed` axis: it is split over `model` and gathered layer by layer.
     Sharding.fsdp: (("embed",),),
     # Query heads stay with the key/value heads that they look at.
-    Sharding.tensor: (("heads", "kv_heads"), ("mlp",), ("vocab",)),
+    Sharding.tensor: (("heads", "kv_heads"), ("mlp",), ("expert",), ("vocab",)),
 }
 
 # Mesh axes over which a step's rows are split.
@@ -30,6 +30,7 @@ AXIS_NAMES = {
     "heads": "query heads",
     "kv_heads": "key/value heads",
     "mlp": "mlp size",
+    "expert": "experts",
     "vocab": "vocabulary",
 }
 
@@ -45,9 +46,16 @@ def rules(table: Mapping[str, Weight], parts: int, sharding: Sharding) -> dict[s
     A group of axes that `parts` does not divide stays whole on every device: the others are split all the same.
     """
     sizes = axis_sizes(table)
-    return {
-        axis: "model" for group in SPLIT[sharding] if all(sizes[axis] % parts == 0 for axis in group) for axis in group
-    }
+    return {axis: "model" for group in groups(sizes, sharding) if divides(parts, sizes, group) for axis in group}
+
+
+def groups(sizes: Mapping[str, int], sharding: Sharding) -> list[tuple[str, ...]]:
+    """Returns the groups of logical axes that a model has and the sharding splits."""
+    return [group for group in SPLIT[sharding] if all(axis in sizes for axis in group)]
+
+
+def divides(parts: int, sizes: Mapping[str, int], group: tuple[str, ...]) -> bool:
+    return all(sizes[axis] % parts == 0 for axis in group)
 
 
 def axis_sizes(table: Mapping[str, Weight]) -> dict[str, int]:
@@ -63,7 +71,7 @@ def axis_sizes(table: Mapping[str, Weight]) -> dict[str, int]:
 def sharding_line(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> str:
     """Returns one line for people: the axes that are split, and those that are whole on every device."""
     sizes, split = axis_sizes(table), rules(table, mesh.model, sharding)
-    axes = [axis for group in SPLIT[sharding] for axis in group]
+    axes = [axis for group in groups(sizes, sharding) for axis in group]
 
     def listed(chosen: list[str]) -> str:
         return ", ".join(f"{AXIS_NAMES[axis]} {sizes[axis]}" for axis in chosen) or "nothing"
@@ -74,12 +82,22 @@ def sharding_line(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Shard
 
 
 def check_divides(table: Mapping[str, Weight], mesh: MeshConfig, sharding: Sharding) -> None:
-    """Raises JobError where a mesh axis divides nothing of what it would split, with the sizes that do."""
-    if sharding is Sharding.replicated or rules(table, mesh.model, sharding):
-        return
+    """Raises JobError where a mesh axis divides nothing of what it would split, with the sizes that do.
+
+    Experts, nearly all of a model that has them, must be split where the sharding splits them.
+    """
     sizes = axis_sizes(table)
-    what = ", ".join(f"{AXIS_NAMES[axis]} {sizes[axis]}" for group in SPLIT[sharding] for axis in group)
-    fits = ", ".join(str(n) for n in range(1, mesh.model) if rules(table, n, sharding))
+    experts = ("expert",)
+
+    def fitting(parts: int) -> bool:
+        split = rules(table, parts, sharding)
+        return "expert" in split if experts in groups(sizes, sharding) else bool(split)
+
+    if sharding is Sharding.replicated or fitting(mesh.model):
+        return
+    must = [experts] if experts in groups(sizes, sharding) else groups(sizes, sharding)
+    what = ", ".join(f"{AXIS_NAMES[axis]} {sizes[axis]}" for group in must for axis in group)
+    fits = ", ".join(str(n) for n in range(1, mesh.model) if fitting(n))
     other = Sharding.fsdp if sharding is Sharding.tensor else Sharding.tensor
     elsewhere = other if rules(table, mesh.model, other) else Sharding.replicated
     raise JobError(

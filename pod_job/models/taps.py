@@ -17,7 +17,9 @@ from pod_job.models.arch import Arch
 # the heads' output before the output projection; mlp_act the input of the down projection. attn_out and mlp_out are
 # what is added to the residual stream: with post norms (Gemma 2 and 3, OLMo) these norms' outputs, with a multiplier
 # (Granite) its products, so that resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post in every family;
-# *_pre_norm are the post norms' inputs. Where attention and mlp are added at once (GPT-NeoX), there is no resid_mid.
+# *_pre_norm are the post norms' inputs. Of a mixture of experts, expert_ids are the numbers of the chosen experts, that
+# with the largest share first, and router_logits those of all before any softmax. Where attention and mlp are added at
+# once (GPT-NeoX), there is no resid_mid.
 LAYER_SITES = (
     "resid_pre",
     "attn_in",
@@ -29,6 +31,8 @@ LAYER_SITES = (
     "attn_out",
     "resid_mid",
     "mlp_in",
+    "router_logits",
+    "expert_ids",
     "mlp_act",
     "mlp_out_pre_norm",
     "mlp_out",
@@ -39,6 +43,12 @@ POST_NORM_SITES = ("attn_out_pre_norm", "mlp_out_pre_norm")
 """Sites that only families with post norms have."""
 SERIAL_SITES = ("resid_mid",)
 """Sites that families whose mlp reads what attention reads do not have."""
+EXPERT_SITES = ("router_logits", "expert_ids")
+"""Sites that only mixtures of experts have."""
+EXACT_BELOW = {"bfloat16": 257, "float16": 2049, "float32": 1 << 24}
+"""Numbers below which every whole one is exact, by dtype."""
+ONE_MLP_SITES = ("mlp_act",)
+"""Sites that mixtures of experts do not have."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,15 @@ class Tap:
             "v": arch.kv_heads * arch.head_dim,
             "z": arch.heads * arch.head_dim,
             "mlp_act": arch.mlp,
+            "router_logits": arch.experts,
+            "expert_ids": arch.experts_per_token,
         }.get(self.site, arch.hidden)
 
 
 def sites_of(arch: Arch) -> tuple[str, ...]:
     """Returns the sites that each layer of a model has."""
     without = (() if arch.post_norms else POST_NORM_SITES) + (SERIAL_SITES if arch.parallel else ())
+    without += ONE_MLP_SITES if arch.experts else EXPERT_SITES
     return tuple(site for site in LAYER_SITES if site not in without)
 
 
@@ -111,6 +124,21 @@ def resolve(layers: Sequence[int] | None, patterns: Sequence[str], arch: Arch) -
     return tuple(tap for name, tap in by_name.items() if name in chosen)
 
 
+def check_exact(taps: Sequence[Tap], arch: Arch, dtype: str, averaged: bool) -> None:
+    """Raises JobError for numbers of experts that would be stored in a dtype that rounds them, or averaged."""
+    if not any(tap.site == "expert_ids" for tap in taps):
+        return
+    if averaged:
+        raise JobError(
+            "extract.positions=mean: expert_ids are numbers of experts, which have no mean; use router_logits"
+        )
+    if arch.experts > EXACT_BELOW.get(dtype, 0):
+        raise JobError(
+            f"extract.dtype={dtype} rounds the numbers of {arch.experts} experts (expert_ids); use float32, or "
+            "router_logits"
+        )
+
+
 def no_match(pattern: str, by_name: Collection[str], arch: Arch) -> str:
     """Returns why no tap of the model has such a name."""
     if elsewhere := fnmatch.filter(available(arch.layers), pattern):
@@ -118,6 +146,13 @@ def no_match(pattern: str, by_name: Collection[str], arch: Arch) -> str:
             return (
                 f"extract.taps: {pattern!r} is of models with a norm after attention and mlp, and {arch.family} has "
                 "none; use attn_out and mlp_out, which no norm changes there"
+            )
+        if any(name.endswith(EXPERT_SITES) for name in elsewhere):
+            return f"extract.taps: {pattern!r} is of mixtures of experts, and {arch.family} has one mlp a layer"
+        if all(name.endswith(ONE_MLP_SITES) for name in elsewhere):
+            return (
+                f"extract.taps: {pattern!r} is of models with one mlp a layer, and {arch.family} has "
+                f"{arch.experts} experts; use router_logits, expert_ids and mlp_out"
             )
         return (
             f"extract.taps: {pattern!r} is of models whose mlp reads the sum of the residual stream and attention, and "

@@ -1,9 +1,11 @@
 """Every weight of a decoder, stated once: shape, logical axes, and its place in a Hugging Face checkpoint. No jax.
 
-Shapes: D hidden, N query heads, K key/value heads, H head size, F mlp, V vocabulary, P positions, L layers. A weight
-with a `layer` axis is stacked over all layers; its checkpoint name has one `{}` for the layer.
+Shapes: D hidden, N query heads, K key/value heads, H head size, F mlp, V vocabulary, P positions, L layers, E experts.
+A weight with a `layer` axis is stacked over all layers; its checkpoint name has one `{}` for the layer, and another for
+the expert where each expert has a tensor of its own.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -46,6 +48,7 @@ class Weight:
         linear: the checkpoint holds a torch Linear, [out, in]; ours is its transpose, split into heads.
         in_by_out: the checkpoint holds a matrix as ours, [in, out], but for the split into heads.
         part: of a fused tensor that ours is; None where the tensor is ours alone.
+        experts_fused: all experts of a layer are one tensor in the checkpoint, with a first dimension for them.
     """
 
     shape: tuple[int, ...]
@@ -54,23 +57,29 @@ class Weight:
     linear: bool = False
     in_by_out: bool = False
     part: Part | None = None
+    experts_fused: bool = False
 
     @property
     def stacked(self) -> bool:
         return self.axes[0] == "layer"
 
     @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the dimensions over which our array is stacked: layers, and experts in them."""
+        return self.shape[: int(self.stacked) + int(self.axes[1:2] == ("expert",))]
+
+    @property
     def leading_dims(self) -> int:
-        """How many of our dimensions, the layers aside, are a matrix's inputs, or the first of a table's two."""
-        axes = self.axes[1:] if self.stacked else self.axes
+        """How many of our dimensions, those of the stack aside, are a matrix's inputs, or the first of a table's."""
+        axes = self.axes[len(self.stack) :]
         if self.linear or self.in_by_out:
             return len(axes) - 1 if axes[-1] == "embed" else 1
         return 1 if len(self.part_shape) == 2 else 0
 
     @property
     def part_shape(self) -> tuple[int, ...]:
-        """Shape of ours in the checkpoint, of one layer where the weight is stacked."""
-        shape = self.shape[1:] if self.stacked else self.shape
+        """Shape of ours in the checkpoint, of one place of the stack."""
+        shape = self.shape[len(self.stack) :]
         if not (self.linear or self.in_by_out):
             return (math.prod(shape),) if "head" in self.axes else shape
         inputs, outputs = math.prod(shape[: self.leading_dims]), math.prod(shape[self.leading_dims :])
@@ -79,9 +88,21 @@ class Weight:
     @property
     def checkpoint_shape(self) -> tuple[int, ...]:
         """Shape of the tensor in the checkpoint, of one layer where the weight is stacked."""
-        if self.part is None:
-            return self.part_shape
-        return (self.part.whole, *self.part_shape[1:]) if self.part.rows else (*self.part_shape[:-1], self.part.whole)
+        shape, part = self.part_shape, self.part
+        if part is not None:
+            shape = (part.whole, *shape[1:]) if part.rows else (*shape[:-1], part.whole)
+        return (self.stack[-1], *shape) if self.experts_fused else shape
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Tensor of each place of the stack, in order, and the row at which the place begins in it."""
+        if not self.stack:
+            return [(self.checkpoint_name, 0)]
+        indices = itertools.product(*map(range, self.stack))
+        if not self.experts_fused:
+            return [(self.checkpoint_name.format(*index), 0) for index in indices]
+        rows = self.checkpoint_shape[1] if len(self.checkpoint_shape) > 2 else 1
+        return [(self.checkpoint_name.format(layer), expert * rows) for layer, expert in indices]
 
 
 def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
@@ -92,19 +113,22 @@ def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
 
     def matrix(name: str) -> Weight:
         shape, axes = matrices[name]
-        weight = Weight((L, *shape), ("layer", *axes), f"{family.module(name)}.weight", part=parts.get(name))
-        return replace(weight, in_by_out=True) if family.in_by_out else replace(weight, linear=True)
+        weight = Weight((L, *shape), ("layer", *axes), family.tensor(name), part=parts.get(name))
+        fused = family.experts_fused and "expert" in axes
+        in_by_out = fused or family.in_by_out
+        return replace(weight, linear=not in_by_out, in_by_out=in_by_out, experts_fused=fused)
 
     def vector(name: str) -> Weight:
         shape, axes = vectors[name]
-        of_module = f"{family.module(name.removesuffix('_bias'))}.{'bias' if name.endswith('_bias') else 'weight'}"
-        part = parts.get(name.removesuffix("_bias"))
-        return Weight((L, *shape), ("layer", *axes), of_module, part=part and replace(part, rows=False))
+        tensor = family.tensor(name.removesuffix("_bias"), bias=name.endswith("_bias"))
+        part, fused = parts.get(name.removesuffix("_bias")), family.experts_fused and "expert" in axes
+        part = part and replace(part, rows=False)
+        return Weight((L, *shape), ("layer", *axes), tensor, part=part, experts_fused=fused)
 
     table = {"embed": Weight((V, D), ("vocab", "embed"), f"{family.module('embed')}.weight")}
     if arch.learned_positions:
         table["positions"] = Weight((arch.max_positions, D), (None, "embed"), f"{family.module('positions')}.weight")
-    for name in ("attn_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down"):
+    for name in ("attn_norm", "q", "k", "v", "o", "mlp_norm", "router", "gate", "up", "down"):
         if name in matrices or name in vectors:
             table[name] = matrix(name) if name in matrices else vector(name)
     table["final_norm"] = Weight((D,), ("embed",), f"{family.module('final_norm')}.weight")
@@ -119,16 +143,22 @@ def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
 def layer_matrices(arch: Arch) -> dict[str, Dims]:
     """Returns shape and axes of each matrix of a layer."""
     D, N, K, H, F = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp
-    kv, mlp = ("embed", "kv_heads", "head"), ((D, F), ("embed", "mlp"))
+    kv, mlp, down = ("embed", "kv_heads", "head"), ((D, F), ("embed", "mlp")), ((F, D), ("mlp", "embed"))
+    router: dict[str, Dims] = {}
+    if E := arch.experts:
+        # Experts are split among devices, or each of them whole: hence another axis than that of a plain mlp.
+        mlp, down = ((E, D, F), ("expert", "embed", "expert_mlp")), ((E, F, D), ("expert", "expert_mlp", "embed"))
+        router = {"router": ((D, E), ("embed", None))}
     gate = {"gate": mlp} if arch.gated else {}
     return {
         "q": ((D, N, H), ("embed", "heads", "head")),
         "k": ((D, K, H), kv),
         "v": ((D, K, H), kv),
         "o": ((N, H, D), ("heads", "head", "embed")),
+        **router,
         **gate,
         "up": mlp,
-        "down": ((F, D), ("mlp", "embed")),
+        "down": down,
     }
 
 
@@ -147,14 +177,17 @@ def layer_norms(arch: Arch) -> dict[str, Dims]:
 
 def layer_biases(arch: Arch) -> dict[str, Dims]:
     """Returns shape and axes of the biases of a layer's matrices."""
-    D, N, K, H, F = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp
-    kv, hidden, mlp = ((K, H), ("kv_heads", "head")), ((D,), ("embed",)), ((F,), ("mlp",))
+    D, N, K, H, F, E = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp, arch.experts
+    kv, hidden = ((K, H), ("kv_heads", "head")), ((D,), ("embed",))
+    mlp: Dims = ((E, F), ("expert", "expert_mlp")) if E else ((F,), ("mlp",))
+    down: Dims = ((E, D), ("expert", "embed")) if E else hidden
     qkv = {"q_bias": ((N, H), ("heads", "head")), "k_bias": kv, "v_bias": kv} if arch.qkv_bias else {}
     gate = {"gate_bias": mlp} if arch.gated else {}
     return {
         **qkv,
         **({"o_bias": hidden} if arch.out_bias else {}),
-        **(gate | {"up_bias": mlp, "down_bias": hidden} if arch.mlp_bias else {}),
+        **({"router_bias": ((E,), (None,))} if arch.router_bias else {}),
+        **(gate | {"up_bias": mlp, "down_bias": down} if arch.mlp_bias else {}),
     }
 
 
@@ -168,8 +201,10 @@ def fused_parts(arch: Arch) -> Mapping[str, Part]:
         if len({family.module(name) for name in group}) > 1 or (group[0] == "gate" and not arch.gated):
             continue
         whole, start = sum(sizes[name] for name in group), 0
-        repeats = heads if family.fused_by_head else 1  # q, k and v of one head lie together
+        in_turns = arch.mlp if family.experts_fused and group[0] == "gate" else 1
+        repeats = heads if family.fused_by_head else in_turns  # q, k and v of one head lie together
+        rows = not (family.in_by_out or in_turns > 1)
         for name in group:
-            parts[name] = Part(start, sizes[name] // repeats, whole // repeats, whole, rows=not family.in_by_out)
+            parts[name] = Part(start, sizes[name] // repeats, whole // repeats, whole, rows=rows)
             start += sizes[name] // repeats
     return parts

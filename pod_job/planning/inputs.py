@@ -20,7 +20,7 @@ from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.sharding import check_divides
-from pod_job.models.taps import Tap, resolve
+from pod_job.models.taps import Tap, check_exact, resolve
 from pod_job.models.weight_table import Weight, weight_table
 from pod_job.planning.batches import batch_samples, total_batches
 from pod_job.planning.identity import (
@@ -193,6 +193,7 @@ def read_sizes_and_tasks(
     extract = config.extract
     arch = read_arch_file(tokenizer_folder.path / "config.json")
     taps = resolve(extract.layers, extract.taps, arch)
+    check_exact(taps, arch, extract.dtype.value, extract.positions is Positions.mean)
     check_context(config, arch)
     table = needed_weights(config, arch)
     check_divides(table, config.mesh, config.sharding)

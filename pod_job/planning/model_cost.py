@@ -26,9 +26,12 @@ def token_flops(arch: Arch, slots: int) -> float:
 
 
 def layer_flops(arch: Arch) -> int:
-    """Returns the FLOPs of a layer's weights for one position."""
+    """Returns the FLOPs of a layer's weights for one position; of experts, those of the chosen ones."""
     qkvo = 2 * arch.hidden * arch.head_dim * (arch.heads + arch.kv_heads)
-    return 2 * (qkvo + 3 * arch.hidden * arch.mlp)
+    mlp = (3 if arch.gated else 2) * arch.hidden * arch.mlp
+    if arch.experts:
+        mlp = arch.experts_per_token * mlp + arch.hidden * arch.experts
+    return 2 * (qkvo + mlp)
 
 
 def seen_pairs(S: int, window: int | None) -> int:

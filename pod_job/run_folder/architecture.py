@@ -74,6 +74,10 @@ class ArchRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     learned_positions: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    experts: Count = 0
+    experts_per_token: Count = 0
+    shares_of_chosen: bool = True
+    router_bias: bool = False
 
 
 def arch_record(arch: Arch) -> ArchRecord:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pod_job.errors import JobError
+from pod_job.models.activations import ACTIVATION_FUNCTIONS
 from pod_job.models.arch import ACTIVATIONS, read_arch
-from pod_job.models.decoder_layer import ACTIVATION_FUNCTIONS
 from pod_job.models.families import FAMILIES, TOWERS
 from pod_job.models.rope import Rope
 

@@ -48,6 +48,8 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "olmo3": {"sliding_window": 4},
     "gpt_neox": {"rotary_pct": 0.5},
     "phi3": {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 8},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 3},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
 }
 REMOVED = "(removed)"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -173,8 +175,15 @@ CHANGES: list[dict[str, Any]] = [
     {"rope_scaling": {"type": "su", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}},
     {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0], "factor": 3.0}},
     {"partial_rotary_factor": 0.4},
+    {"num_experts": 5, "num_experts_per_tok": 5},
+    {"num_local_experts": 3, "num_experts_per_tok": 4},
+    {"num_experts": 0},
+    {"num_experts_per_tok": 1, "norm_topk_prob": True},
+    {"decoder_sparse_step": 2},
+    {"mlp_only_layers": [1]},
+    {"router_jitter_noise": 0.5, "output_router_logits": True, "router_aux_loss_coef": 0.1},
 ]
-OF_FEW_FAMILIES = 31
+OF_FEW_FAMILIES = 38
 FIRST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 VARIANTS = [(family, change) for family in FIRST_FAMILIES for change in CHANGES]
 # Of the others every eighth for each, and all that is of few families.
@@ -222,8 +231,8 @@ def outcome(config: dict[str, Any], folder: Path, input_ids: np.ndarray) -> tupl
     if truth is None:
         return "computed, and refused by transformers", np.inf
     model, params = load(folder)
-    # Op by op: what is compiled for one variant serves all others of the same shapes.
-    with jax.disable_jit():
+    # Op by op: what is compiled for one variant serves all others of the same shapes. Experts run in a loop.
+    with jax.disable_jit(not model.arch.experts):
         found = apply(model, params, input_ids)
     return "computed", max(error(found[name], truth[name]) for name in found)
 

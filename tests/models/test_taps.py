@@ -9,7 +9,7 @@ from conftest import GOLDENS
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch
 from pod_job.models.families import CAUSAL
-from pod_job.models.taps import Tap, available, resolve
+from pod_job.models.taps import Tap, available, resolve, sites_of
 from tools.tiny_model import TinyModel
 
 
@@ -36,8 +36,9 @@ def test_wildcards_choose_by_name_and_add_to_layers() -> None:
 
 
 def test_every_tap_is_found_by_its_own_name_alone() -> None:
-    for name, tap in available(4).items():
-        assert resolve(None, [name], model_of(4, "gemma2_grouped")) == (tap,)
+    arch = model_of(4, "gemma2_grouped")
+    for name, tap in available(4, sites_of(arch)).items():
+        assert resolve(None, [name], arch) == (tap,)
 
 
 @pytest.mark.parametrize("family", CAUSAL)

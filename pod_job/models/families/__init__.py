@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
-from pod_job.models.families import gemma, gpt, llama, olmo, phi
+from pod_job.models.families import gemma, gpt, llama, mixture, olmo, phi
 from pod_job.models.families.family import Family
 from pod_job.models.families.towers import TOWERS
 
-FAMILIES: Mapping[str, Family] = llama.FAMILIES | gemma.FAMILIES | olmo.FAMILIES | gpt.FAMILIES | phi.FAMILIES
+FAMILIES: Mapping[str, Family] = (
+    llama.FAMILIES | gemma.FAMILIES | olmo.FAMILIES | gpt.FAMILIES | phi.FAMILIES | mixture.FAMILIES
+)
 """By the `model_type` of a config.json."""
 
 CAUSAL = tuple(name for name, family in FAMILIES.items() if family.architecture is not None)

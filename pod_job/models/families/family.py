@@ -64,6 +64,9 @@ class Family:
         embedding_times_sqrt_hidden: embeddings are multiplied by the square root of the hidden size.
         rope_of_layer_type: layers of each type have a rotary embedding of their own.
         partial_rotary: only a part of each head is rotated where the configuration says so.
+        null_head_dim: `head_dim: null` means the hidden size divided by the heads; elsewhere its model fails on it.
+        bare: weights whose tensor has the name of a module, without `.weight`.
+        experts_fused: all experts of a layer are one tensor, [expert, in, out], with outputs of gate and up in turns.
     """
 
     architecture: str | None
@@ -82,6 +85,9 @@ class Family:
     embedding_times_sqrt_hidden: bool = False
     rope_of_layer_type: bool = False
     partial_rotary: bool = False
+    null_head_dim: bool = False
+    bare: frozenset[str] = frozenset()
+    experts_fused: bool = False
 
     @property
     def all_applied(self) -> frozenset[str]:
@@ -96,3 +102,9 @@ class Family:
     def module(self, weight: str) -> str:
         """Returns the name of the module that holds one of our weights."""
         return self.modules.get(weight) or LLAMA_MODULES[weight]
+
+    def tensor(self, weight: str, bias: bool = False) -> str:
+        """Returns the name of the tensor that holds one of our weights, or the bias that goes with it."""
+        if weight in self.bare:
+            return self.module(weight) + ("_bias" if bias else "")
+        return self.module(weight) + (".bias" if bias else ".weight")

@@ -1,0 +1,33 @@
+"""Activation functions of an mlp, by the names that `config.json` gives them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pod_job.models.arch import Arch
+
+_gelu, _gelu_by_tanh = functools.partial(jax.nn.gelu, approximate=False), jax.nn.gelu
+
+ACTIVATION_FUNCTIONS = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": _gelu,
+    "gelu_python": _gelu,
+    "gelu_new": _gelu_by_tanh,
+    "gelu_fast": _gelu_by_tanh,
+    "gelu_pytorch_tanh": _gelu_by_tanh,
+    "gelu_python_tanh": _gelu_by_tanh,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+"""The function of each of `arch.ACTIVATIONS`, by the name that `config.json` gives it."""
+
+
+def activate(arch: Arch, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the activation function of x."""
+    # float16 is too narrow for the sigmoid of a large negative x; promoted with bfloat16 it becomes float32.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.bfloat16))
+    return ACTIVATION_FUNCTIONS[arch.activation](wide).astype(x.dtype)

@@ -1,0 +1,135 @@
+"""Mixture of experts: a router chooses a few of many mlps for each token; what they give is added up by shares.
+
+Tokens are sorted by expert, so that each expert multiplies only those that chose it: by ragged matrix products on TPU
+and GPU, block by block on a CPU. Where experts are split among devices, each device computes its own for all tokens of
+its rows, and the results are added over the mesh axis.
+
+B rows, S positions, D hidden, E experts (of a device), K experts of a token, F size of an expert, T tokens, R = T K
+(token, expert) pairs, Q pairs of a block.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from pod_job.models.activations import activate
+from pod_job.models.arch import Arch
+from pod_job.models.placement import Placement
+from pod_job.models.splice import Splice, unchanged
+
+EXPERT_WEIGHTS = ("gate", "gate_bias", "up", "up_bias", "down", "down_bias")
+LARGEST_BLOCK, SMALLEST_BLOCK = 128, 8
+"""Pairs of a block on a CPU: the more an expert has, the fewer times its weights are read."""
+
+Weights = dict[str, Float[Array, "E ..."]]
+Product = Callable[[Float[Array, "Q i"], str], Float[Array, "Q o"]]
+"""Product of rows with the expert's weight of this name, bias included."""
+
+
+class Routing(NamedTuple):
+    """Choice of experts for each token, by descending share; `logits` of all experts are in float32."""
+
+    logits: Float[Array, "B S E"]
+    ids: Int[Array, "B S K"]
+    shares: Float[Array, "B S K"]
+
+
+def mixture(
+    arch: Arch, placement: Placement, w: dict[str, Array], x: Float[Array, "B S D"], splice: Splice = unchanged
+) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+    """Returns the shares' sum of the chosen experts' outputs, and the router's sites."""
+    routing = choose(arch, splice("router_logits", router_logits(w, x)), splice)
+    weights = {name: w[name] for name in EXPERT_WEIGHTS if name in w}
+    axis = placement.experts
+
+    def of_device(x: Array, ids: Array, shares: Array, weights: Weights) -> Array:
+        first = 0 if axis is None else jax.lax.axis_index(axis) * len(weights["up"])
+        tokens, chosen = x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1]) - first
+        own = (chosen >= 0) & (chosen < len(weights["up"]))
+        run = by_ragged_products if placement.platform in ("tpu", "gpu") else by_blocks
+        pairs = run(arch, weights, tokens, jnp.where(own, chosen, len(weights["up"])).reshape(-1))
+        # Pairs of other devices' experts hold whatever was in memory.
+        pairs = jnp.where(own[..., None], pairs.reshape(*own.shape, -1), 0)
+        out = jnp.einsum("tkd,tk->td", pairs, shares.reshape(own.shape), preferred_element_type=jnp.float32)
+        out = out.astype(x.dtype).reshape(x.shape)
+        return out if axis is None else jax.lax.psum(out, axis)
+
+    if placement.mesh is not None:  # the partitioner would gather all rows to sort them
+        rows, experts = PartitionSpec(placement.rows), PartitionSpec(axis)
+        of_device = jax.shard_map(
+            of_device, mesh=placement.mesh, in_specs=(rows, rows, rows, experts), out_specs=rows, check_vma=False
+        )
+    out = of_device(x, routing.ids, routing.shares, weights)
+    return out, {"router_logits": routing.logits, "expert_ids": routing.ids.astype(jnp.float32)}
+
+
+def router_logits(w: dict[str, Array], x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
+    logits = jnp.einsum("bsd,de->bse", x, w["router"], preferred_element_type=jnp.float32)
+    return logits + w.get("router_bias", jnp.zeros(())).astype(jnp.float32)
+
+
+def choose(arch: Arch, logits: Float[Array, "B S E"], splice: Splice) -> Routing:
+    """Returns the experts with the largest logits, and the softmax of logits: over the chosen ones, or over all."""
+    ids = jax.lax.top_k(logits, arch.experts_per_token)[1]
+    ids = splice("expert_ids", ids.astype(jnp.float32)).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logits, ids, axis=-1)
+    if arch.shares_of_chosen:
+        return Routing(logits, ids, jax.nn.softmax(chosen, axis=-1))
+    return Routing(logits, ids, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)))
+
+
+def expert_mlp(arch: Arch, x: Float[Array, "Q D"], product: Product) -> Float[Array, "Q D"]:
+    """Returns the output of each row's expert."""
+    act = activate(arch, product(x, "gate")) * product(x, "up") if arch.gated else activate(arch, product(x, "up"))
+    return product(act, "down")
+
+
+def by_ragged_products(
+    arch: Arch, weights: Weights, tokens: Float[Array, "T D"], expert: Int[Array, " R"]
+) -> Float[Array, "R D"]:
+    """Returns the output of each pair; those whose expert is E, and not of this device, are undefined."""
+    E = len(weights["up"])
+    order = jnp.argsort(expert)
+    sizes = jnp.sum(expert[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
+    of_row = jnp.minimum(expert[order], E - 1)
+
+    def product(x: Float[Array, "R i"], name: str) -> Float[Array, "R o"]:
+        y = jax.lax.ragged_dot(x, weights[name], sizes, preferred_element_type=x.dtype)
+        return y + weights[f"{name}_bias"][of_row] if f"{name}_bias" in weights else y
+
+    out = expert_mlp(arch, tokens[order // (len(expert) // len(tokens))], product)
+    return out[jnp.argsort(order)]
+
+
+def by_blocks(
+    arch: Arch, weights: Weights, tokens: Float[Array, "T D"], expert: Int[Array, " R"]
+) -> Float[Array, "R D"]:
+    """Computes `by_ragged_products` block by block of pairs with one expert; an expert's last block may have gaps."""
+    E, R = len(weights["up"]), len(expert)
+    Q = min(max(R // E, SMALLEST_BLOCK), LARGEST_BLOCK)
+    of_expert = expert == jnp.arange(E)[:, None]
+    sizes = jnp.sum(of_expert, axis=1)
+    blocks = -(-sizes // Q)
+    ends = jnp.cumsum(blocks)
+    rank = jnp.take_along_axis(jnp.cumsum(of_expert, axis=1) - 1, jnp.minimum(expert, E - 1)[None], axis=0)[0]
+    place = jnp.where(expert < E, (ends - blocks)[jnp.minimum(expert, E - 1)] * Q + rank, -1)
+    most = -(-R // Q) + min(E, R)  # blocks, whatever the choice
+    pair_at = jnp.zeros(most * Q, jnp.int32).at[place].set(jnp.arange(R), mode="drop", wrap_negative_indices=False)
+
+    def run_block(block: Int[Array, ""] | int, out: Float[Array, "places D"]) -> Float[Array, "places D"]:
+        at = jnp.searchsorted(ends, block, side="right")
+        pairs = jax.lax.dynamic_slice_in_dim(pair_at, block * Q, Q)
+
+        def product(x: Float[Array, "Q i"], name: str) -> Float[Array, "Q o"]:
+            y = x @ weights[name][at]
+            return y + weights[f"{name}_bias"][at] if f"{name}_bias" in weights else y
+
+        done = expert_mlp(arch, tokens[pairs // (R // len(tokens))], product)
+        return jax.lax.dynamic_update_slice_in_dim(out, done, block * Q, 0)
+
+    out = jax.lax.fori_loop(0, ends[-1], run_block, jnp.zeros((most * Q, tokens.shape[1]), tokens.dtype))
+    return out[place]
