@@ -38,6 +38,7 @@ from tools.fakepod.cloud import ApiError, Cloud, Dropped, Record
 EPOCH = 1_800_000_000.0
 HOSTS, BATCHES, PER_BATCH = 2, 4, 8
 CALL_S = 1.5  # a command of gcloud
+CONNECT_S = 20.0  # until ssh gives up a host that does not answer
 SCRIPT_NAMES = ("prepare", "secrets", "start", "stop", "probe", "versions")
 # Seconds after the start of the job.
 PHASES = {Phase.checking: 0, Phase.arrived: 5, Phase.weights: 10, Phase.compiling: 20, Phase.extracting: 40}
@@ -321,12 +322,12 @@ class World:
         self.reach_stage({"prepare": "preparing", "start": "starting"}.get(name, name))
         machines = next(iter(self.machines), None)
         if machines is None or not machines.up or self.clock.time < self.unreachable_until:
-            self.clock.sleep(min(timeout_s, 20.0))
+            self.clock.sleep(min(timeout_s, CONNECT_S))
             return Finished(255, "", "ssh: connect to host 10.0.0.1 port 22: Connection timed out")
         values = dict(re.findall(r"^([A-Z_]+)='?([^'\n]*)'?$", script, re.MULTILINE))
         silent = any(host.silent for host in machines.hosts)
         if silent:
-            self.clock.sleep(min(timeout_s, 60.0))
+            self.clock.sleep(min(timeout_s, CONNECT_S))
         out = machines.answer(name, values) if name != "copy" else ""
         return Finished(255 if silent else 0, out, "ssh: connect to host: timed out" if silent else "")
 

@@ -159,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return error(412)
             del self.server.objects[name]
             return 204, {}, b""
-        return self._media(existing, fault) if match[1] != "storage" else as_json(existing.described(name))
+        media = match[1] != "storage" or query.get("alt") == "media"
+        return self._media(existing, fault) if media else as_json(existing.described(name))
 
     def _multipart(self, body: bytes, expected: str | None) -> Answer:
         boundary = self.headers["content-type"].partition("boundary=")[2].encode()

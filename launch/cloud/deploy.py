@@ -11,15 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from launch import clock
-from launch.cloud import gcloud
 from launch.cloud.bundle import HOST_PYTHON, Bundle, make_bundle
-from launch.cloud.calls import call_hosts, gcloud_error, patiently
+from launch.cloud.calls import patiently
+from launch.cloud.environment import object_path, place_environment
 from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit
-from launch.cloud.remote import Answer, NoAnswer, Refused, ask, ask_each, script
+from launch.cloud.remote import FIRST_CONTACT_S, Answer, Refused, ask, ask_each, copy, script
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
@@ -78,7 +77,8 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
 def install(config: JobConfig, reach: Reach, folder: Folder, log: Log) -> Bundle:
     """Brings the code and its environment to every host; returns the code. NoAnswer, Refused as `deploy`."""
     bundle, hosts = make_bundle(config.tasks), config.pod.hosts
-    values = patiently(lambda: place_bundle(bundle, reach, hosts, folder), log) | common_values(config, bundle)
+    values = patiently(lambda: place_bundle(bundle, reach, hosts, folder), log)
+    values |= patiently(lambda: place_environment(config, bundle, log), log) | common_values(config, bundle)
     prepared = prepare(reach, hosts, script("prepare", values), log)
     made = sum(answer.detail == "made" for answer in prepared.values())
     log(f"code {bundle.name[:12]} ({len(bundle.data):,} bytes) on {len(prepared)} hosts, environment made on {made}")
@@ -88,7 +88,7 @@ def install(config: JobConfig, reach: Reach, folder: Folder, log: Log) -> Bundle
 def prepare(reach: Reach, hosts: int, text: str, log: Log) -> Mapping[int, Answer]:
     """Returns the hosts' answers when all are prepared; what fails is tried again. Refused: in vain."""
     for _ in range(PREPARE_ROUNDS - 1):
-        answers = ask(reach, hosts, text)
+        answers = ask(reach, hosts, text, FIRST_CONTACT_S)
         failed = [answer for answer in answers.values() if answer.word != "READY"]
         if not failed:
             return answers
@@ -116,15 +116,11 @@ def place_bundle(bundle: Bundle, reach: Reach, hosts: int, folder: Folder) -> di
     if folder.url.startswith("gs://"):
         name = code_file(bundle.name)
         folder.create(name, [bundle.data])
-        bucket, _, prefix = folder.url.removeprefix("gs://").partition("/")
-        object_name = quote(f"{prefix}/{name}".lstrip("/"), safe="")
-        return {"BUNDLE_URL": f"/storage/v1/b/{bucket}/o/{object_name}?alt=media"}
+        return {"BUNDLE_URL": object_path(folder, name)}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / bundle.file
         path.write_bytes(bundle.data)
-        done = call_hosts(gcloud.scp(reach, str(path), f".pod_job-{bundle.file}"))
-    if done.code:
-        raise NoAnswer(range(hosts), hosts, f"the code could not be copied, {gcloud_error(done.err)}")
+        copy(reach, hosts, str(path), f".pod_job-{bundle.file}")
     return {"BUNDLE_URL": ""}
 
 

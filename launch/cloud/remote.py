@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch import clock
 from launch.cloud import gcloud
 from launch.cloud.calls import call_hosts, gcloud_error
 from launch.cloud.gcloud import Reach
@@ -21,6 +22,8 @@ from pod_job.errors import JobError
 SCRIPTS = Path(__file__).parent / "scripts"
 ANSWER = re.compile(r"^pod-job (\d+) ([A-Z_]+) ?(.*)$", re.MULTILINE)
 ROUNDS = 3  # for hosts that have not answered
+FIRST_CONTACT_S = 180.0  # from a pod's READY: its hosts may still be booting, or getting gcloud's key
+PAUSE_S = 5.0  # between rounds after the third
 STDIN_CALLS = 8  # at once; each is a gcloud process
 
 
@@ -80,22 +83,49 @@ def command(text: str) -> str:
     return f'bash -c "$(echo {base64.b64encode(text.encode()).decode()} | base64 -d)"'
 
 
-def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
+class Rounds:
+    """Rounds of asking the hosts that have not answered: ROUNDS of them, and as many as `patience_s` has room for."""
+
+    def __init__(self, patience_s: float) -> None:
+        self.deadline, self.done = clock.monotonic() + patience_s, 0
+
+    def another(self) -> bool:
+        """Returns whether another round is due, after a pause where one is needed."""
+        self.done += 1
+        if self.done < ROUNDS:
+            return True
+        if clock.monotonic() + PAUSE_S > self.deadline:
+            return False
+        clock.sleep(PAUSE_S)
+        return True
+
+
+def ask(reach: Reach, hosts: int, text: str, patience_s: float = 0.0) -> dict[int, Answer]:
     """Runs a script on every host; host -> answer.
 
+    Args:
+        patience_s: for how long hosts that do not answer are asked at least; FIRST_CONTACT_S on a new pod.
     Raises:
-        NoAnswer: some hosts gave no answer in ROUNDS rounds, with their indexes and what gcloud said last.
+        NoAnswer: some hosts gave no answer, with their indexes and what gcloud said last.
     """
     answers: dict[int, Answer] = {}
-    last_error = ""
-    for _ in range(ROUNDS):
+    rounds = Rounds(patience_s)
+    while True:
         workers = ",".join(map(str, missing(answers, hosts))) if answers else "all"
         done = call_hosts(gcloud.ssh(reach, workers, command(text)))
-        last_error = done.err
         answers |= read_answers([done])
         if len(answers) == hosts:
             return answers
-    raise no_answer(answers, hosts, last_error)
+        if not rounds.another():
+            raise no_answer(answers, hosts, done.err)
+
+
+def copy(reach: Reach, hosts: int, source: str, target: str) -> None:
+    """Copies the code into the home folder of every host, trying for FIRST_CONTACT_S. NoAnswer: not on all hosts."""
+    rounds = Rounds(FIRST_CONTACT_S)
+    while (done := call_hosts(gcloud.scp(reach, source, target))).code:
+        if not rounds.another():
+            raise NoAnswer(range(hosts), hosts, f"the code could not be copied, {gcloud_error(done.err)}")
 
 
 def ask_briefly(reach: Reach, text: str, timeout_s: float) -> dict[int, Answer]:

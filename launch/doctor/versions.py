@@ -35,7 +35,15 @@ def check_versions(config: JobConfig) -> str:
             f"{wrong[0]} {here[wrong[0]]} here, {pinned.get(wrong[0])} on the hosts: what is compiled here is not what "
             "runs there; pip install -c constraints.txt 'jax[tpu]'"
         )
-    return f"{this_machine}; hosts get Python {python} and jax {pinned['jax']} by uv, with constraints.txt"
+    return f"{this_machine}; hosts get Python {python} and jax {pinned['jax']} {origin(config)}"
+
+
+def origin(config: JobConfig) -> str:
+    """Returns where hosts take their environment from, and what they must be able to reach for it."""
+    if config.cloud.environments is not None:
+        return f"as an archive in {config.cloud.environments}"
+    way_out = "; without external addresses they need Cloud NAT for that, or cloud.environments=gs://bucket/folder"
+    return f"by uv, with constraints.txt{way_out if config.cloud.internal_ip else ''}"
 
 
 def host_versions(config: JobConfig, pod: Pod) -> dict[int, str]:

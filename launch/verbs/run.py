@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from launch import clock
 from launch.cloud.capacity import bring_up
 from launch.cloud.checks import check_before_paid
+from launch.cloud.environment import send_environment
 from launch.cloud.job import complete, finish, limit_of, planned, read_job, show_dataset, start, until_end
 from launch.cloud.owner import line_of_what_stays, owning
 from launch.job_config import config_to_start
@@ -75,6 +76,7 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
     if not options.no_preflight:
         preflight_first(overrides, log)
     send_reference(inputs, overrides, log)
+    send_environment(config, log)
     with owning(config, overrides, log):
         job = start(bring_up(config, log), config, overrides, inputs, log)
         outcome = until_end(config, job, log, began) if options.follow else None

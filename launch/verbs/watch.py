@@ -15,6 +15,7 @@ from launch.cloud.budgets import Step, budgets_of
 from launch.cloud.calls import PATIENCE_S
 from launch.cloud.capacity import bring_up, take_down
 from launch.cloud.checks import check_before_paid
+from launch.cloud.environment import send_environment
 from launch.cloud.job import (
     complete,
     describe,
@@ -79,6 +80,7 @@ def watch(options: Namespace) -> int:
         preflight_first(overrides, log)
     if not complete(inputs):
         send_reference(inputs, overrides, log)
+        send_environment(config, log)
     with owning(config, overrides, log):
         if complete(inputs):
             log(f"{config.storage.run_dir} is already complete")

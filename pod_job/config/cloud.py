@@ -49,6 +49,7 @@ class CloudConfig:
     ssh_flags: list[str] = field(default_factory=list)  # flags passed to ssh unchanged
     secrets: list[str] = field(default_factory=list)  # environment variables to send to hosts by name: HF_TOKEN
     python: str | None = None  # a Python on the hosts with all dependencies; null: uv makes an environment
+    environments: str | None = None  # gs:// folder of environments as archives, for hosts without a way out; null: uv
     preemptions: int = 50  # preemptions after which `watch` gives up
     bad_machines: int = 3  # pods with a machine that is bad or out of reach after which `watch` gives up
     failures: int = 2  # lost hosts after which `watch` gives up
@@ -68,6 +69,7 @@ class CloudConfig:
         matches("cloud.tags", self.tags, RESOURCE_NAME)
         matches("cloud.reservation", [self.reservation] if self.reservation is not None else [], RESERVATION)
         self.check_capacity()
+        self.check_environments()
         for name in ("zone_wait_s", "rounds", "stall_s"):
             at_least(f"cloud.{name}", getattr(self, name), 1)
         for name in ("preemptions", "bad_machines", "failures"):
@@ -95,6 +97,20 @@ class CloudConfig:
             )
         if not self.queued:
             raise JobError("cloud.queued=false: capacity=flex_start waits in a queue; use cloud.queued=true")
+
+    def check_environments(self) -> None:
+        """Raises JobError for archives that hosts could not fetch, or would not use."""
+        if self.environments is None:
+            return
+        if not re.fullmatch(r"gs://[^/]+(/.*)?", self.environments):
+            raise JobError(
+                f"cloud.environments={self.environments} is not in a bucket, from which hosts fetch it; use "
+                "gs://bucket/folder"
+            )
+        if self.python is not None:
+            raise JobError(
+                f"cloud.environments={self.environments} has no effect with cloud.python={self.python}; leave one out"
+            )
 
 
 def matches(name: str, values: list[str], rule: re.Pattern[str]) -> None:

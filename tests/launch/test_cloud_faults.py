@@ -64,6 +64,17 @@ def silence(world: World) -> None:
     world.machines[0].hosts[1].silent = True
 
 
+def answer_late(world: World) -> None:
+    """ssh reaches a host 150 s later than the others, as where its machine boots slowly."""
+    host, since = world.machines[0].hosts[1], world.clock.time
+    host.silent = True
+
+    def answer() -> None:
+        host.silent = host.silent and world.clock.time < since + 150
+
+    world.clock.ticks.append(answer)
+
+
 def sicken(world: World) -> None:
     """The node is UNHEALTHY, and one of its hosts no longer answers."""
     world.cloud.set_health(str(world.node), "UNHEALTHY_MAINTENANCE")
@@ -82,6 +93,7 @@ def lose_network(world: World) -> None:
 FAULTS = {
     "preemption": Fault(preempt, HAS_NODE, new_pod=True),
     "a worker never answers": Fault(silence, ("preparing", "starting", "running", "merging"), new_pod=True),
+    "a worker answers 150 s late": Fault(answer_late, ("preparing",)),
     "API 503 for 60 s": Fault(fail_api(ApiError(UNAVAILABLE, "The service is currently unavailable."))),
     "API 500 for 60 s": Fault(fail_api(ApiError(INTERNAL, "Internal error encountered"))),
     "API 429 for 60 s": Fault(fail_api(ApiError(RESOURCE_EXHAUSTED, RATE))),

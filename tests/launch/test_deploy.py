@@ -16,7 +16,7 @@ from pod_job.storage.open import open_folder
 def test_a_host_that_runs_an_earlier_start_is_named_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(reach: Reach, hosts: int, text: str) -> dict[int, Answer]:
+    def ask(reach: Reach, hosts: int, text: str, patience_s: float = 0.0) -> dict[int, Answer]:
         started = "ATTEMPT=" in text
         words = (
             ["LAUNCHED new", "ALREADY_RUNNING old", *["LAUNCHED new"] * (hosts - 2)]

@@ -91,6 +91,12 @@ def test_versions_here_and_on_the_hosts_must_agree(pods: list[Pod], monkeypatch:
     here: dict[str, Any] = {"jax": pinned_versions()["jax"], "libtpu": None}
     monkeypatch.setattr(versions, "installed", here.__getitem__)
     assert f"jax {here['jax']} by uv, with constraints.txt" in versions.check_versions(config())
+    assert "need Cloud NAT" not in versions.check_versions(config())
+    assert "need Cloud NAT for that, or cloud.environments=" in versions.check_versions(
+        config("cloud.internal_ip=true")
+    )
+    archive = config("cloud.internal_ip=true", "cloud.environments=gs://bucket/environments")
+    assert versions.check_versions(archive).endswith("as an archive in gs://bucket/environments")
     here["jax"] = "0.1"
     with pytest.raises(JobError, match=r"^jax 0\.1 here, .* on the hosts: .*pip install -c constraints\.txt"):
         versions.check_versions(config())

@@ -4,6 +4,7 @@ First a calm run on 16 workers, then all scenes at once on pods of four, since m
 """
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -129,12 +130,16 @@ def killed(stage: Rehearsal, tmp_path: Path) -> None:
 
 
 def hung(stage: Rehearsal, tmp_path: Path) -> None:
+    """Before it, ssh to worker 2 answers late, and to all workers for a while; nothing is replaced for that."""
+    stage.world.ssh_delay_s[stage.pod("hung")] = {0: 8.0, 1: 8.0, 2: 25.0, 3: 8.0}
     watcher = stage.start("watch", *stage.job("hung", HOSTS, ONE_EACH), "--json")
     stage.wait_for_records("hung", 1, watcher)
     stage.signal_job("hung", 1, signal.SIGSTOP)
     out, said = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, said
     assert "host 1: stopped answering" in said
+    assert "bad_machines" not in said
+    assert len(stage.commands_of(stage.pod("hung"), "create")) == 1
     assert json.loads(out)["complete"]
 
 
@@ -168,10 +173,10 @@ def absent(stage: Rehearsal, tmp_path: Path) -> None:
 
 def unreachable(stage: Rehearsal, tmp_path: Path) -> None:
     """Worker 1's machine never comes up: the pod is replaced, though it cannot be deleted at once."""
-    stage.world.missing[stage.pod("unreachable")] = {1}
+    stage.world.ssh_delay_s[stage.pod("unreachable")] = {1: math.inf}
     watcher = stage.start("watch", *stage.job("unreachable", HOSTS, "cloud.bad_machines=1"), "--json")
     first = stage.wait_for_hosts("unreachable")
-    stage.world.missing.clear()
+    del stage.world.ssh_delay_s[stage.pod("unreachable")]
     deadline = time.monotonic() + 300
     while stage.commands_of(stage.pod("unreachable"), "delete") == []:
         stage.world.cloud.refuse_deletion(stage.pod("unreachable"), 10)

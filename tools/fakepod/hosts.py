@@ -1,10 +1,12 @@
 """Hosts of a simulated node: each has a home folder, an address in 127.0.0.0/8, an sshd and a metadata server."""
 
 import contextlib
+import math
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,18 +43,24 @@ class Hosts:
         self.port, self.authorized_keys, self.env = port, authorized_keys, env
         self.sshds: dict[int, subprocess.Popen[bytes]] = {}
         self.metadata: dict[int, MetadataServer] = {}
-        self.absent: set[int] = set()
+        self.ssh_delay_s: dict[int, float] = {}
+        self.late: list[threading.Timer] = []
+        self.lock = threading.Lock()
 
     def start(self) -> None:
-        """Starts all hosts that are not in `absent`; returns when they accept connections."""
+        """Starts all hosts; returns when those accept connections that have no `ssh_delay_s`. One of inf never does."""
         for worker, home in enumerate(self.homes):
             home.mkdir(parents=True)
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{home}.key"], check=True)
             self.metadata[worker] = MetadataServer(self.addresses, worker)
-            if worker not in self.absent:
+            delay_s = self.ssh_delay_s.get(worker, 0.0)
+            if not delay_s:
                 self.sshds[worker] = self._start_sshd(worker)
+            elif delay_s < math.inf:
+                self.late.append(threading.Timer(delay_s, self._start_late, [worker]))
+                self.late[-1].start()
         deadline = time.monotonic() + START_TIMEOUT_S
-        for worker, sshd in self.sshds.items():
+        for worker, sshd in list(self.sshds.items()):
             log = Path(f"{self.homes[worker]}.sshd.log")
             while not log.exists() or "Server listening" not in log.read_text():
                 if sshd.poll() is not None or time.monotonic() > deadline:
@@ -61,6 +69,10 @@ class Hosts:
 
     def stop(self) -> None:
         """Kills every host, as a power cut does; their folders stay."""
+        with self.lock:
+            for timer in self.late:
+                timer.cancel()
+            self.late.clear()
         for worker in list(self.sshds):
             self.kill(worker)
         for server in self.metadata.values():
@@ -105,6 +117,11 @@ class Hosts:
     def drop_next_login(self, worker: int) -> None:
         """Breaks the connection of the next command on this host after the command has run."""
         (self.homes[worker] / "drop").touch()
+
+    def _start_late(self, worker: int) -> None:
+        with self.lock:
+            if self.late:  # not stopped meanwhile
+                self.sshds[worker] = self._start_sshd(worker)
 
     def _start_sshd(self, worker: int) -> subprocess.Popen[bytes]:
         home, address = self.homes[worker], self.addresses[worker]

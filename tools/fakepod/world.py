@@ -31,14 +31,14 @@ class World:
     Attributes:
         env: variables of the processes that use it.
         ssh_port: of every host.
-        missing: node -> workers that its next creations lack.
+        ssh_delay_s: node -> worker -> seconds after READY until its sshd answers, in its next creations; inf: never.
     """
 
     cloud: Cloud
     env: Mapping[str, str]
     ssh_port: int
     root: Path
-    missing: dict[str, set[int]]
+    ssh_delay_s: dict[str, dict[int, float]]
 
     def hosts(self, node_id: str) -> Hosts:
         """Returns the hosts of a node."""
@@ -66,9 +66,9 @@ def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) 
         bucket: address of a bucket server, for the workstation and the hosts.
     """
     emulator = {} if bucket is None else {environment.STORAGE_EMULATOR: bucket}
-    home, missing, ssh_port = root / "home", dict[str, set[int]](), free_port()
+    home, ssh_delay_s, ssh_port = root / "home", dict[str, dict[int, float]](), free_port()
     public_key = make_key(home / ".ssh" / "google_compute_engine")
-    cloud = Cloud(PROJECT, new_hosts(root, public_key, ssh_port, {**emulator, **host_env}, missing))
+    cloud = Cloud(PROJECT, new_hosts(root, public_key, ssh_port, {**emulator, **host_env}, ssh_delay_s))
     kind, key, *_ = public_key.read_text().split()
     user = getpass.getuser()
     handler = api_handler(cloud, f"{user}:{kind} {key} {user}", root / "api.log")
@@ -77,7 +77,7 @@ def fakepod(root: Path, host_env: Mapping[str, str], bucket: str | None = None) 
             env = gcloud_env(root, home, port)
             if bucket is not None:
                 env |= emulator | {"CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{bucket}/storage/v1/"}
-            yield World(cloud, env, ssh_port, root, missing)
+            yield World(cloud, env, ssh_port, root, ssh_delay_s)
     finally:
         with cloud.lock:  # hosts that are starting now are complete before they are stopped
             for machines in cloud.machines.values():
@@ -92,9 +92,9 @@ def make_key(path: Path) -> Path:
 
 
 def new_hosts(
-    root: Path, public_key: Path, ssh_port: int, env: Mapping[str, str], missing: Mapping[str, set[int]]
+    root: Path, public_key: Path, ssh_port: int, env: Mapping[str, str], ssh_delay_s: Mapping[str, Mapping[int, float]]
 ) -> Callable[[Record], Hosts]:
-    """Returns a function that makes the hosts of a node, without those in `missing`; hosts run jax on CPU devices."""
+    """Returns a function that makes the hosts of a node; hosts run jax on CPU devices."""
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PATH": os.environ["PATH"]}
 
     def make_hosts(node: Record) -> Hosts:
@@ -103,7 +103,7 @@ def new_hosts(
         # On its own address alone, as several pods are simulated on one machine; a VM takes any.
         coordinator = {"JAX_COORDINATOR_BIND_ADDRESS": f"{addresses[0]}:{environment.COORDINATOR_PORT}"}
         hosts = Hosts(root / f"node_{node['id']}", addresses, ssh_port, public_key, {**cpu, **coordinator, **env})
-        hosts.absent |= missing.get(node["name"].rpartition("/")[2], set())
+        hosts.ssh_delay_s |= ssh_delay_s.get(node["name"].rpartition("/")[2], {})
         return hosts
 
     return make_hosts
