@@ -51,7 +51,10 @@ def make_bundle(tasks: TasksConfig) -> Bundle:
     files = sources | tree(conf_dir(), "conf") | requirements
     files |= task_files(tasks)
     if sum(path.stat().st_size for path in files.values()) > MAX_BYTES:
-        raise JobError(f"tasks.path={tasks.path} is over {MAX_BYTES >> 20} MiB; put it where every host sees it")
+        raise JobError(
+            f"tasks.path={tasks.path} is over {MAX_BYTES >> 20} MiB and is uploaded to a bucket alone; use "
+            "storage.run_dir=gs://bucket/prefix or cloud.uploads=gs://bucket/folder"
+        )
     data = archive(files)
     installs = b"".join(path.read_bytes() for path in requirements.values()) + HOST_PYTHON.encode()
     return Bundle(hashlib.sha256(data).hexdigest(), data, hashlib.sha256(installs).hexdigest()[:16])
@@ -93,16 +96,17 @@ def tree(top: Path, name: str) -> dict[str, Path]:
 def task_files(tasks: TasksConfig) -> dict[str, Path]:
     """Returns name in the archive -> file, of exactly the files that the job reads of a relative `tasks.path`.
 
-    An absolute path is one that every host sees.
+    An absolute path is one that every host sees; what was uploaded is read there.
 
     Raises:
         JobError: a file among them that nobody would want to send: hidden, outside the folder, or of a run.
     """
     sent: dict[str, Path] = {}
-    for top in (Path(path) for path in tasks.paths if "://" not in path):
+    here = [path for path, place in zip(tasks.paths, tasks.places, strict=True) if path == place and "://" not in path]
+    for top in map(Path, here):
         if top.is_absolute():
             continue
-        files = source_files(dataclasses.replace(tasks, path=str(top)))
+        files = source_files(dataclasses.replace(tasks, path=str(top), uploaded=None))
         for path in files:
             place = Path(os.path.normpath(path))
             if reason := why_not_to_send(place, path, top):

@@ -16,8 +16,11 @@ from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.preflight.tpu_facts import PREFIXES, V5E, V5P, V6E, Slice, read_accelerator_type
+from pod_job.prompts.sources.file_lists import pattern_of
 
 KEY = Path("~/.ssh/google_compute_engine")
+UPLOADS = "pod-job-uploads"
+"""Folder of the run's bucket that uploads are in, unless cloud.uploads names another."""
 # https://cloud.google.com/tpu/docs/runtimes
 IMAGES = {"v2-alpha-tpuv5-lite": V5E, "v2-alpha-tpuv5": V5P, "v2-alpha-tpuv6e": V6E}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -80,7 +83,7 @@ def check_image(config: JobConfig) -> str:
 
 
 def check_paths(config: JobConfig) -> str:
-    """Refuses what hosts would look for and not find: a folder of this machine that is not in cloud.shared_folders."""
+    """Refuses what hosts would look for and not find: what lies elsewhere than here, in a bucket or a shared folder."""
     if config.pod.kind is not PodKind.tpu:
         return "all on this machine"
     model, run_dir = config.model.path, config.storage.run_dir
@@ -91,17 +94,46 @@ def check_paths(config: JobConfig) -> str:
             f"gs://bucket/prefix, or {there}"
         )
     if is_path(model) and not shared(model, config):
-        raise JobError(
-            f"model.path={model} is a folder of this machine, which hosts do not see; give a hub name "
-            f"(org/model), or copy it, gcloud storage cp -r {model} gs://bucket/, and give that, or {there}"
-        )
-    for tasks in config.tasks.paths:
-        if leaves_folder(tasks) and not shared(tasks, config):
+        check_model(Path(model).expanduser(), config, there)
+    for tasks, place in zip(config.tasks.paths, config.tasks.places, strict=True):
+        if tasks != place or not leaves_folder(tasks) or shared(tasks, config):
+            continue
+        if not (pattern_of(tasks) or os.path.exists(Path(tasks).expanduser())):
             raise JobError(
-                f"tasks.path={tasks} is a path of this machine, which hosts do not see; give it relative to the "
-                f"working directory, then it is sent along, or as gs://bucket/file, or {there}"
+                f"tasks.path={tasks} is not on this machine; correct it, or give gs://bucket/file, or {there}"
             )
-    return "hosts find model, tasks and run folder"
+        if uploads_folder(config) is None:
+            raise JobError(
+                f"tasks.path={tasks} is a path of this machine, which hosts do not see; {UPLOADED}; or give it "
+                f"relative to the working directory, then it is sent along, or {there}"
+            )
+    return "hosts find model, tasks and run folder, once a start has uploaded what only this machine has"
+
+
+UPLOADED = "with storage.run_dir=gs://bucket/prefix, or cloud.uploads=gs://bucket/folder, it is uploaded"
+
+
+def check_model(model: Path, config: JobConfig, there: str) -> None:
+    """Raises JobError for a folder of this machine that is no model, or cannot be uploaded. `there`: another way."""
+    path = config.model.path
+    if not (model / "config.json").is_file():
+        raise JobError(
+            f"model.path={path} is no folder of this machine with a config.json; give a model's folder, a hub name "
+            f"(org/model) or gs://bucket/folder, or {there}"
+        )
+    if uploads_folder(config) is None:
+        raise JobError(
+            f"model.path={path} is a folder of this machine, which hosts do not see; {UPLOADED}; or give a hub name "
+            f"(org/model), or {there}"
+        )
+
+
+def uploads_folder(config: JobConfig) -> str | None:
+    """Returns the folder in a bucket that files of this machine are uploaded to; None where the run has no bucket."""
+    if config.cloud.uploads is not None:
+        return config.cloud.uploads.rstrip("/")
+    run_dir = config.storage.run_dir
+    return "/".join([*run_dir.split("/")[:3], UPLOADS]) if run_dir.startswith("gs://") else None
 
 
 def is_path(model: str) -> bool:

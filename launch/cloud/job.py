@@ -19,6 +19,7 @@ from launch.cloud.pod_records import all_records, record_of
 from launch.cloud.pods import Pod
 from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_spec, reach
+from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import new_attempt
 from launch.view import progress, summary
 from launch.view.timed_log import Log
@@ -142,4 +143,5 @@ def planned(config: JobConfig) -> list[str]:
     scripts = ["prepare.sh", *(["secrets.sh"] if config.cloud.secrets else []), "start.sh"]
     commands = [create(spec, zone, config.cloud.project)]
     commands += [gcloud.ssh(pod_reach, "all", f"... # launch/cloud/scripts/{name}") for name in scripts]
-    return [shlex.join(command) for command in commands]
+    uploads = [f"# {upload_line(sources, config)}"] if (sources := to_upload(config)) else []
+    return uploads + [shlex.join(command) for command in commands]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from launch.cloud.checks import check_pod
 from launch.cloud.limits import price
+from launch.cloud.uploads import to_upload
 from pod_job import environment
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
@@ -52,6 +53,11 @@ def job_facts(config: JobConfig, overrides: list[str]) -> JobFacts:
         raise JobError(f"pod.kind={config.pod.kind.value} has no slice to ask for; use pod=v5e_64 or another TPU pod")
     sold = pod_slice(config)
     check_pod(config)
+    for source in to_upload(config):
+        raise JobError(
+            f"{source.field}={source.path} is on this machine alone, and an engine uploads nothing; gcloud storage cp "
+            f"-r {source.path} gs://bucket/, and give that"
+        )
     if not config.storage.run_dir.startswith("gs://"):
         raise JobError(f"storage.run_dir={config.storage.run_dir}: hosts of an engine share no folder; use gs://")
     cloud = config.cloud

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from launch.cloud.bundle import make_bundle
 from launch.cloud.checks import check_image, check_key, check_limits, check_paths, check_secrets, check_shape
+from launch.cloud.uploads import sent_along
 from launch.doctor.bucket import check_access_of_hosts, check_bucket
 from launch.doctor.bucket_rate import check_rate, measure_rate
 from launch.doctor.findings import Check, all_findings, each_cause_once
@@ -72,7 +73,7 @@ def check_inputs(config: JobConfig) -> str:
 
 
 def check_code(config: JobConfig) -> str:
-    return f"{len(make_bundle(config.tasks).data):,} bytes to send, sources, configuration and small task files"
+    return f"{len(make_bundle(sent_along(config)).data):,} bytes to send, sources, configuration and small task files"
 
 
 CHECKS = [

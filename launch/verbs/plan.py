@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 
 from launch.cloud.checks import check_pod
+from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
 from launch.local_job import planned_commands
@@ -58,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True):
     memory: RunMemory
     reference: str
     commands: list[HostCommand]
+    uploads: str | None = None  # what a start uploads first, and about how long that takes
     preflight: PreflightReport | None = None
     no_preflight: str | None = None
 
@@ -135,7 +137,13 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         memory=run_memory(inputs),
         reference=expected_reference(inputs),
         commands=commands,
+        uploads=uploads_of(config),
     )
+
+
+def uploads_of(config: JobConfig) -> str | None:
+    """Returns what a start uploads first, in one line; None where that is nothing."""
+    return upload_line(sources, config) if (sources := to_upload(config)) else None
 
 
 def show(job_plan: Plan, console: Console) -> None:
@@ -156,6 +164,8 @@ def show(job_plan: Plan, console: Console) -> None:
         ("reference", job_plan.reference),
         ("host 0 runs", str(first)),
     ]
+    if job_plan.uploads:
+        facts.insert(-1, ("first", f"{job_plan.uploads}; what is there already is left"))
     if not job_plan.weights_found:
         facts.insert(1, ("weights", "none at model.path: planned from config.json; a start reads and checks them"))
     if others:

@@ -15,6 +15,7 @@ from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
 from launch.cloud.job import complete, finish, limit_of, planned, read_job, show_dataset, start, until_end
 from launch.cloud.owner import line_of_what_stays, owning
+from launch.cloud.uploads import with_uploads
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import planned_here, run_slices_here
@@ -77,8 +78,9 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
         preflight_first(overrides, log)
     send_reference(inputs, overrides, log)
     send_environment(config, log)
+    placed = with_uploads(config, overrides, log)
     with owning(config, overrides, log):
-        job = start(bring_up(config, log), config, overrides, inputs, log)
+        job = start(bring_up(config, log), placed.config, placed.overrides, inputs, log)
         outcome = until_end(config, job, log, began) if options.follow else None
     if outcome is None:
         facts = {"pod": job.reach.name, "zone": job.reach.zone, "attempt": job.attempt, "hosts": config.pod.hosts}

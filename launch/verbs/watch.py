@@ -35,6 +35,7 @@ from launch.cloud.owner import owning
 from launch.cloud.pods import Pod, find_pods
 from launch.cloud.remote import NoAnswer, Refused
 from launch.cloud.request import pod_name, reach
+from launch.cloud.uploads import Placed, with_uploads
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import planned_here, run_slices_here
@@ -81,13 +82,14 @@ def watch(options: Namespace) -> int:
     if not complete(inputs):
         send_reference(inputs, overrides, log)
         send_environment(config, log)
+    placed = Placed(config, overrides) if complete(inputs) else with_uploads(config, overrides, log)
     with owning(config, overrides, log):
         if complete(inputs):
             log(f"{config.storage.run_dir} is already complete")
             delete_pods(config, log)
             return show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
         try:
-            job, outcome = run_to_the_end(config, overrides, inputs, log, began)
+            job, outcome = run_to_the_end(placed.config, placed.overrides, inputs, log, began)
         except JobError as error:
             log(f"giving up: {error}")
             delete_pods(config, log)

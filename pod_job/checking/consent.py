@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pod_job.config.load import from_json
+from pod_job.config.load import from_json, without_uploads
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.run_folder.identity import read_run
@@ -57,6 +57,8 @@ def config_to_read(folder: Folder, consent: Consent, *keys: str) -> JobConfig:
     merged = {**recorded, "storage": {"run_dir": folder.url}, "cloud": {}}
     if isinstance(parity := recorded.get("parity"), dict):
         merged["parity"] = {**parity, "limit": None}  # or whoever made the run would say how far it may be off
+    if not consent.follow_recorded:
+        merged = without_uploads(merged)
     for key in (MODEL, TASKS):
         section, content = key.split(".")[0], recorded.get(key.split(".")[0], {})
         if isinstance(content, dict):

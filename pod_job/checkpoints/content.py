@@ -77,8 +77,11 @@ def as_checksum(stored: Stored) -> str:
     return f"crc32c:{stored.crc32c} of {stored.size} bytes"
 
 
-def cached(path: Path, algorithm: Callable[[Path], str]) -> str:
-    """Returns `algorithm(path)`, from the cache where the file is as it was when that was computed."""
+def cached(path: Path, algorithm: Callable[[Path], str], field: str = "model.path") -> str:
+    """Returns `algorithm(path)`, from the cache where the file is as it was when that was computed.
+
+    `field`: the setting that named the file, for errors.
+    """
     path = path.resolve()
     entry = cache_entry(path, algorithm.__name__)
     before = state_of(path)
@@ -90,9 +93,9 @@ def cached(path: Path, algorithm: Callable[[Path], str]) -> str:
     try:
         checksum = algorithm(path)
     except OSError as error:
-        raise JobError(f"model.path: {path} cannot be read ({error.strerror})") from error
+        raise JobError(f"{field}: {path} cannot be read ({error.strerror})") from error
     if state_of(path) != before:
-        raise JobError(f"model.path: {path} was changed while it was read; start again")
+        raise JobError(f"{field}: {path} was changed while it was read; start again")
     if checked_at - max(before[2:]) > SETTLED_NS:
         # A home that cannot be written to costs time, never the run.
         with contextlib.suppress(OSError):

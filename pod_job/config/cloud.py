@@ -12,6 +12,7 @@ LABEL_KEY = re.compile(r"[a-z][-_a-z0-9]{0,62}")
 LABEL_VALUE = re.compile(r"[-_a-z0-9]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVATION = re.compile(r"(projects/[^/\s]+/(locations/[^/\s]+/)?reservations/)?[A-Za-z0-9-]+")
+UPLOADS = re.compile(r"gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/.*)?")
 MOST_FLEX_HOURS = 168
 
 
@@ -46,6 +47,9 @@ class CloudConfig:
     internal_ip: bool = False  # hosts without external addresses, reached by their internal ones
     iap: bool = False  # reach hosts through Identity-Aware Proxy, which needs the alpha component of gcloud
     shared_folders: list[str] = field(default_factory=list)  # folders that all hosts have mounted at the same path
+    uploads: str | None = (
+        None  # gs:// folder for local task files and models; null: pod-job-uploads in the run's bucket
+    )
     ssh_flags: list[str] = field(default_factory=list)  # flags passed to ssh unchanged
     secrets: list[str] = field(default_factory=list)  # environment variables to send to hosts by name: HF_TOKEN
     python: str | None = None  # a Python on the hosts with all dependencies; null: uv makes an environment
@@ -70,6 +74,8 @@ class CloudConfig:
         matches("cloud.reservation", [self.reservation] if self.reservation is not None else [], RESERVATION)
         self.check_capacity()
         self.check_environments()
+        if self.uploads is not None and not UPLOADS.fullmatch(self.uploads):
+            raise JobError(f"cloud.uploads={self.uploads} is not a place in a bucket; use gs://bucket/folder")
         for name in ("zone_wait_s", "rounds", "stall_s"):
             at_least(f"cloud.{name}", getattr(self, name), 1)
         for name in ("preemptions", "bad_machines", "failures"):

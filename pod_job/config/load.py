@@ -95,6 +95,8 @@ def from_json(recorded: ConfigValues, overrides: Sequence[str] = ()) -> JobConfi
         key = override.partition("=")[0]
         if override.startswith("~") or key in GROUPS:
             raise JobError(f"{override}: a recorded configuration takes single fields only, such as cloud.project=...")
+    if any(override.partition("=")[0].removeprefix("+") == "tasks.path" for override in overrides):
+        recorded = without_uploads(recorded)
     try:
         parts = [part for override in overrides for part in with_number(override)]
         given = OmegaConf.from_dotlist([part.removeprefix("+") for part in parts])
@@ -104,6 +106,14 @@ def from_json(recorded: ConfigValues, overrides: Sequence[str] = ()) -> JobConfi
         raise JobError(explain(error, overrides)) from error
     assert isinstance(config, JobConfig)
     return config
+
+
+def without_uploads(recorded: ConfigValues) -> ConfigValues:
+    """Returns a recorded configuration without the places that its own task files were uploaded to."""
+    tasks = recorded.get("tasks")
+    if not isinstance(tasks, dict):
+        return recorded
+    return {**recorded, "tasks": {key: value for key, value in tasks.items() if key != "uploaded"}}
 
 
 def _literal(value: Any) -> Any:

@@ -93,6 +93,7 @@ def check_json(name: str, value: object) -> None:
 class TasksConfig:
     format: TaskFormat = TaskFormat.auto
     path: Any = MISSING  # files: a path, folder, glob, gs:// or hf:// URL, a name on the hub, or a list of these
+    uploaded: Any = None  # set by `pod-job run`: for each path the gs:// URL that it was uploaded to, or null
     limit: int | None = None  # the first samples, at most this many
     max_tokens: int | None = None  # the first samples, with at most this many tokens in total
     sample: float | None = None  # part of the documents that is used, evenly from all of them: 0.01
@@ -124,6 +125,7 @@ class TasksConfig:
             raise JobError(f"tasks.sample={self.sample} is no part of the documents; use more than 0, at most 1")
         if self.path != "" and not (self.paths and all(isinstance(path, str) and path for path in self.paths)):
             raise JobError(f"tasks.path={self.path!r:.100} is neither a path nor a list of paths")
+        self._check_uploaded()
         if self.dtype is not None and self.dtype not in TOKEN_DTYPES:
             raise JobError(f"tasks.dtype={self.dtype} is no dtype of token ids; use one of {', '.join(TOKEN_DTYPES)}")
         self.check_format(self.format)
@@ -135,6 +137,17 @@ class TasksConfig:
             raise JobError(f"tasks.template_kwargs={self.template_kwargs!r:.100} must be {{name: value}}")
         check_json("tasks.template_kwargs", self.template_kwargs)
 
+    def _check_uploaded(self) -> None:
+        if self.uploaded is None:
+            return
+        places = self.uploaded if isinstance(self.uploaded, list | tuple) else []
+        good = [place is None or (isinstance(place, str) and place.startswith("gs://")) for place in places]
+        if len(places) != len(self.paths) or not all(good):
+            raise JobError(
+                f"tasks.uploaded={self.uploaded!r:.100} is not a gs:// URL, or null, for each path of tasks.path; "
+                "leave it out: `pod-job run` sets it"
+            )
+
     @property
     def template_values(self) -> Mapping[str, object]:
         """The values of `template_kwargs`."""
@@ -144,6 +157,12 @@ class TasksConfig:
     def paths(self) -> list[Any]:
         """The places of `path`, which may be one or a list."""
         return list(self.path) if isinstance(self.path, list | tuple) else [self.path]
+
+    @property
+    def places(self) -> list[str]:
+        """Where each of `paths` is read: at the path, or where it was uploaded to for hosts that do not see it."""
+        uploaded = self.uploaded or [None] * len(self.paths)
+        return [place or path for path, place in zip(self.paths, uploaded, strict=True)]
 
     def check_format(self, format: TaskFormat) -> None:
         """Raises JobError for fields that are set, though this format does not read them."""

@@ -88,7 +88,7 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> Summ
     """
     scores = None
     if config.format is TaskFormat.arc:
-        with local_path(config.paths[0]) as path:
+        with local_path(config.places[0]) as path:
             scores = ArcScores(config, read_arc(path))
     count = 0
     with tempfile.TemporaryFile() as lines:

@@ -11,7 +11,7 @@ from pod_job.formats.records import Record, encode, read_file
 from pod_job.run_folder.layout import START
 from pod_job.storage.folder import Folder, NameTaken
 
-PRIVATE = {"cloud": None, "storage": ("run_dir", "compile_cache")}
+PRIVATE = {"cloud": None, "storage": ("run_dir", "compile_cache"), "tasks": ("uploaded",)}
 """Sections of the configuration that run.json does not have: fields of them, or None for all."""
 PATHS = ("model", "tasks")
 """Sections whose `path` is in run.json only where it does not name a folder of one machine."""
@@ -49,9 +49,14 @@ def shareable(config: ConfigValues) -> ConfigValues:
             shared[section] = {key: value for key, value in content.items() if key not in fields}
     for section in PATHS:
         content = shared.get(section)
-        if isinstance(content, dict) and is_of_one_machine(str(content.get("path"))):
+        if isinstance(content, dict) and any(map(is_of_one_machine, texts(content.get("path")))):
             shared[section] = {key: value for key, value in content.items() if key != "path"}
     return shared
+
+
+def texts(value: object) -> list[str]:
+    """Returns one value, or those of a list, as texts."""
+    return [str(item) for item in (value if isinstance(value, list) else [value])]
 
 
 def is_of_one_machine(path: str) -> bool:

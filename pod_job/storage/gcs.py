@@ -151,12 +151,14 @@ class BucketFolder:
     def _join(self, name: str, head: bytes, sources: Sequence[str]) -> Stored:
         """Composes head and sources under the name, and returns what has the name now: another writer may be first."""
         scratch = f"{JOINING}{name}/{uuid.uuid4().hex}/"
-        self.create(f"{scratch}head", [head])
+        heads = [f"{scratch}head"] if head else []
+        for first in heads:
+            self.create(first, [head])
         with self._user_errors():
-            last, made = compose_in_tree(self._compose, [f"{scratch}head", *sources], scratch)
+            last, made = compose_in_tree(self._compose, [*heads, *sources], scratch)
             with contextlib.suppress(api.PreconditionFailed):
                 self._compose(name, last, if_generation_match=0)
-        for temporary in (f"{scratch}head", *made):
+        for temporary in (*heads, *made):
             self.remove(temporary)
         if stored := self.stat(name):
             return stored

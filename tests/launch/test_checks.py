@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from conftest import GOLDENS
 from omegaconf import OmegaConf
 
 from launch.__main__ import main
@@ -15,6 +16,9 @@ from pod_job.config.schema import JobConfig, PodConfig
 from pod_job.errors import JobError
 from pod_job.preflight.tpu_facts import V4, read_accelerator_type
 from pod_job.storage.open import open_folder
+
+MODEL = GOLDENS / "qwen2_full"
+SHARED_RUN = ("storage.run_dir=/mnt/nfs/run", "cloud.shared_folders=[/mnt/nfs]")
 
 
 def config(*more: str) -> JobConfig:
@@ -29,12 +33,15 @@ def config(*more: str) -> JobConfig:
         (["pod.accelerator_type=v6e-64"], r"is the image of v5e, but v6e-64 is v6e; use .*v2-alpha-tpuv6e"),
         (["pod.accelerator_type=v5p-128"], r"use pod\.runtime_version=v2-alpha-tpuv5$"),
         (["pod.accelerator_type=v5litepod-63"], "the nearest are"),
-        (["model.path=/models/qwen"], r"model\.path=/models/qwen is a folder of this machine.*gs://bucket/"),
-        (["model.path=launch"], r"model\.path=launch is a folder of this machine"),
-        (["model.path='~/qwen'"], r"model\.path=~/qwen is a folder"),
-        (["tasks.path=/data/arc.json"], r"tasks\.path=/data/arc\.json is a path of this machine.*relative"),
-        (["tasks.path=../arc.json"], r"tasks\.path=\.\./arc\.json is a path"),
-        (["tasks.path=[gs://bucket/a.json,/data/b.json]"], r"tasks\.path=/data/b\.json is a path"),
+        (["model.path=/models/qwen"], r"model\.path=/models/qwen is no folder of this machine.*gs://bucket/"),
+        (["model.path=launch"], r"model\.path=launch is no folder of this machine with a config\.json"),
+        (["model.path='~/qwen'"], r"model\.path=~/qwen is no folder"),
+        ([*SHARED_RUN, f"model.path={MODEL}"], r"qwen2_full is a folder of this machine, .*storage\.run_dir=gs://"),
+        (["tasks.path=/data/arc.json"], r"tasks\.path=/data/arc\.json is not on this machine; correct it"),
+        (["tasks.path=../arc.json"], r"tasks\.path=\.\./arc\.json is not on this machine"),
+        (["tasks.path=[gs://bucket/a.json,/data/b.json]"], r"tasks\.path=/data/b\.json is not on this machine"),
+        ([*SHARED_RUN, f"tasks.path={__file__}"], r"test_checks\.py is a path of this machine,.*cloud\.uploads=gs://"),
+        (["cloud.uploads=/data"], r"cloud\.uploads=/data is not a place in a bucket; use gs://"),
         (["storage.run_dir=runs/x"], r"storage\.run_dir=runs/x is a folder of this machine.*gs://bucket/prefix"),
         (["storage.run_dir=/mnt/x", "cloud.shared_folders=[/mnt/y]"], r"storage\.run_dir=/mnt/x is a folder"),
     ],
@@ -51,6 +58,8 @@ def test_what_a_pod_would_not_take_is_refused(changes: list[str], error: str) ->
         ["model.path=gs://bucket/qwen", "tasks.path=gs://bucket/arc.json"],
         ["model.path=/mnt/nfs/qwen", "tasks.path=/mnt/nfs/a.json", "cloud.shared_folders=[/mnt/nfs]"],
         ["tasks.path=[gs://bucket/a.json,b.json]"],
+        [f"tasks.path={__file__}", f"model.path={MODEL}"],  # uploaded
+        [*SHARED_RUN, f"tasks.path={__file__}", "cloud.uploads=gs://bucket/up"],
         ["storage.run_dir=/mnt/nfs/run", "cloud.shared_folders=[/mnt/nfs/]"],
         ["pod.accelerator_type=v9-64"],  # not known here
         ["pod.runtime_version=tpu-ubuntu2204-base"],
@@ -121,7 +130,7 @@ def test_verbs_refuse_before_anything_is_asked(
     monkeypatch.setattr("subprocess.Popen", None)
     words = ["experiment=v5e64", "storage.run_dir=gs://bucket/run", "cloud.zones=[us-west4-a]", "model.path=launch"]
     assert main([verb, *words]) == 2
-    assert "error: model.path=launch is a folder of this machine" in capsys.readouterr().err
+    assert "error: model.path=launch is no folder of this machine with a config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["gs:/bucket/run", "gs:bucket/run", "gs//bucket/run", "s3:/bucket", "GS:/b", "file:/x"])

@@ -27,7 +27,7 @@ class ArcDocuments(Documents):
     def __init__(self, listing: Listing, config: TasksConfig) -> None:
         """Raises JobError where there is no such file, or it is not a JSON object."""
         super().__init__(TaskIndex(FORMAT, listing.kind, "", listing.files), config)
-        self.path = config.paths[0]
+        self.path = config.places[0]
         with local_path(self.path) as path:
             self.tasks = NumberedTasks(read_arc(path))
         self.problems: dict[int, BrokenTask | None] = {}

@@ -20,9 +20,7 @@ def list_place(path: str) -> tuple[str, list[Listed]]:
     Raises:
         JobError: nothing is there, or the place cannot be listed.
     """
-    base = path.rstrip("/")
-    if pattern := WILDCARDS.search(path) if not os.path.exists(Path(path).expanduser()) else None:
-        base = path[: pattern.start()].rpartition("/")[0]
+    base, pattern = base_of(path), pattern_of(path)
     if path.startswith("gs://"):
         listed = list_bucket(base)
     elif path.startswith(HUB):
@@ -41,6 +39,16 @@ def list_place(path: str) -> tuple[str, list[Listed]]:
     if not listed and not Path(path).expanduser().is_dir():
         raise JobError(f"{FIELD}={path} does not exist; give a file, a folder or a pattern of task files")
     return base, listed
+
+
+def pattern_of(path: str) -> bool:
+    """Returns whether a path is a glob; one that exists under this very name is none."""
+    return WILDCARDS.search(path) is not None and not os.path.exists(Path(path).expanduser())
+
+
+def base_of(path: str) -> str:
+    """Returns the folder that the files of a path are in: the path itself, of a glob what lies before its wildcards."""
+    return WILDCARDS.split(path)[0].rpartition("/")[0] if pattern_of(path) else path.rstrip("/")
 
 
 def below(url: str, base: str) -> str:

@@ -20,7 +20,9 @@ def source_files(config: TasksConfig) -> list[Path]:
     ]
     if not paths or not all(here(path) or "*" in path or "?" in path for path in paths):
         return []
-    local = TasksConfig(**{**vars(config), "path": paths, "split": "all" if saved(paths) else config.split})
+    local = TasksConfig(
+        **{**vars(config), "uploaded": None, "path": paths, "split": "all" if saved(paths) else config.split}
+    )
     records = [Path(entry.url) for path in paths for entry in list_place(path)[1] if is_record(entry.url)]
     return sorted({*records, *(Path(entry.url) for entry in list_source(local).files)})
 

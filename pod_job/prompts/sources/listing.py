@@ -12,7 +12,7 @@ from pathlib import Path
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.formats.json_text import parse_json
-from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, below, list_place, matches
+from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, base_of, below, list_place, matches
 from pod_job.prompts.sources.hub_names import by_name, is_dataset_name, list_dataset
 from pod_job.prompts.sources.index import FileEntry
 from pod_job.prompts.sources.lines import CODECS
@@ -75,6 +75,25 @@ class Listing:
         return hashlib.sha256(json.dumps([self.kind, files]).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Files of one path, or of one part of its splits.
+
+    Attributes:
+        base: the folder that they are in, or the file.
+        named: what their names begin with instead, where they were uploaded from.
+    """
+
+    part: SplitPart | None
+    base: str
+    named: str
+    files: list[Listed]
+
+    def path_of(self, entry: Listed) -> str:
+        """Returns the URL of a file, or the path that it was uploaded from."""
+        return self.named + entry.url.removeprefix(self.base) if self.named != self.base else entry.url
+
+
 def source_key(config: TasksConfig) -> str:
     """Returns a name for the files that a configuration asks for, and how they are read."""
     asked = [config.paths, config.format.value, config.subset, config.split, config.field]
@@ -87,19 +106,19 @@ def list_source(config: TasksConfig) -> Listing:
     Raises:
         JobError: a place is empty or cannot be listed, files are of several kinds, or a shard is missing.
     """
-    groups: list[tuple[SplitPart | None, str, list[Listed]]] = []
+    groups: list[Group] = []
     kinds: dict[str, str] = {}
-    for path in config.paths:
-        for part, base, listed in expand(config, path):
-            kind, chosen = of_one_kind(config, path, base, listed)
+    for path, place in zip(config.paths, config.places, strict=True):
+        for part, base, listed in expand(config, place):
+            kind, chosen = of_one_kind(config, place, base, listed)
             if chosen:
                 kinds.setdefault(kind, chosen[0].url)
-            groups.append((part, base, chosen))
+            groups.append(Group(part, base, base if place == path else base_of(path), chosen))
     if len(kinds) > 1:
         raise JobError(f"{FIELD}: {' and '.join(kinds.values())} are of different kinds; use files of one kind")
     if not kinds:
         return Listing(config.format.value, [])
-    parts = [part for part, _, _ in groups if part is not None]
+    parts = [group.part for group in groups if group.part is not None]
     if parts and len(parts) < len(groups):
         parts = []  # whole files beside parts
     entries = named(config, groups)
@@ -121,7 +140,7 @@ def expand(config: TasksConfig, path: str) -> list[tuple[SplitPart | None, str, 
         return [(None, base, listed)]
     files = {below(entry.url, base): entry for entry in visible(base, listed)}
     names = [name for name in files if name.endswith(endings(TaskFormat.dataset))] or list(files)
-    single = len(files) == 1 and WILDCARDS.search(path) is None and not local.is_dir()
+    single = is_file(path, base, listed)
     splits = {"train": names} if single else by_name(dataclasses.replace(config, subset=None), names)
     parts = chosen_parts(path, config.split, list(splits))
     return [(part, base, [files[name] for name in splits[part.name]]) for part in parts]
@@ -153,9 +172,9 @@ def kind_of(url: str) -> str | None:
 def of_one_kind(config: TasksConfig, path: str, base: str, listed: list[Listed]) -> tuple[str, list[Listed]]:
     """Returns the files of the kind that is read, and the kind."""
     wanted = OF_FORMAT[config.format]
-    is_file = len(listed) == 1 and below(listed[0].url, base) == path.rstrip("/").rpartition("/")[2]
-    if is_file or (listed and WILDCARDS.search(path)):  # a person named these very files
-        if not is_file:
+    one_file = is_file(path, base, listed)
+    if one_file or (listed and WILDCARDS.search(path)):  # a person named these very files
+        if not one_file:
             check_shards(path, base, listed)
         kinds = {kind_of(entry.url): entry.url for entry in listed}
         if config.format not in (TaskFormat.auto, TaskFormat.dataset, TaskFormat.tokens):
@@ -184,6 +203,11 @@ def of_one_kind(config: TasksConfig, path: str, base: str, listed: list[Listed])
     return present[0], by_kind[present[0]]
 
 
+def is_file(path: str, base: str, listed: Sequence[Listed]) -> bool:
+    """Returns whether a path names one file, and not a folder or a glob."""
+    return len(listed) == 1 and below(listed[0].url, base) == path.rstrip("/").rpartition("/")[2]
+
+
 def check_shards(path: str, base: str, listed: Sequence[Listed]) -> None:
     """Raises JobError that names a shard that is missing of those that say how many there are: 00000-of-00010."""
     sets: dict[tuple[str, str, str], set[int]] = {}
@@ -199,15 +223,15 @@ def check_shards(path: str, base: str, listed: Sequence[Listed]) -> None:
                     raise JobError(f"{FIELD}={path}: the shard {name} is missing; copy it, or name the others")
 
 
-def named(config: TasksConfig, groups: Sequence[tuple[SplitPart | None, str, list[Listed]]]) -> list[FileEntry]:
-    """Returns the files as entries of an index, each once, by names that tell them apart."""
+def named(config: TasksConfig, groups: Sequence[Group]) -> list[FileEntry]:
+    """Returns the files as entries of an index, each once, by names that tell them apart wherever they lie."""
     entries: dict[str, FileEntry] = {}
     many = len(config.paths) > 1
-    base = common_folder([base for _, base, _ in groups]) if many else ""
-    for part, own_base, listed in groups:
-        for item in listed:
-            name = item.url.removeprefix(base) if many else below(item.url, own_base)
-            split = part.name if part is not None else ""
+    base = common_folder([group.named for group in groups]) if many else ""
+    for group in groups:
+        for item in group.files:
+            name = group.path_of(item).removeprefix(base) if many else below(item.url, group.base)
+            split = group.part.name if group.part is not None else ""
             state = item.state
             if state == IRREGULAR:
                 raise JobError(f"{FIELD}={item.url} is not a regular file; name the files that are to be read")
