@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rehearsal import OTHER_ZONE, PER_BATCH, PROMPTS, ZONE, Rehearsal, rehearsal, secret_seen
+from rehearsal import BUCKET, OTHER_ZONE, PER_BATCH, PROMPTS, ROOT, ZONE, Rehearsal, rehearsal, secret_seen
 
 from launch.cloud.observe import SILENT_S
 from pod_job.checking.reference import BUILT_IN, SHIPPED, torch_installed
@@ -50,10 +50,14 @@ def quoted(text: str) -> str:
 def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str]) -> None:
     """16 workers, from nothing. The first zone has no capacity, and an ssh breaks during the start.
 
-    The reference comes with the run: workers have no torch.
+    Model and tasks are uploaded, as workers share no folder; the reference comes with the run: they have no torch.
     """
     hosts = 16
-    job = stage.job("calm", hosts, f"model.revision={quoted(HOSTILE)}", "parity.send_reference=true")
+    tasks = stage.root / "own tasks" / "tasks.json"
+    tasks.parent.mkdir()
+    tasks.write_bytes((ROOT / "tests/data/arc/arc_sample.json").read_bytes())
+    own = ["cloud.shared_folders=[]", f"tasks.path={quoted(str(tasks))}"]
+    job = stage.job("calm", hosts, f"model.revision={quoted(HOSTILE)}", "parity.send_reference=true", *own)
     stage.world.cloud.refuse(ZONE, CAPACITY)
     began = time.time()
     starter = stage.start("run", *job, "--json")
@@ -62,6 +66,9 @@ def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str
     out, said = starter.communicate(timeout=240)
     assert starter.returncode == 0, said
     assert f"{ZONE}: {CAPACITY}" in said
+    assert f"tasks.path={tasks}: 0.00 GB uploaded to gs://{BUCKET}/pod-job-uploads/" in said
+    assert f"model.path={stage.model}: 0.00 GB uploaded" in said
+    assert list((stage.root / "buckets" / BUCKET / "pod-job-uploads").glob("*/model/model.safetensors"))
     assert torch_installed() == ("by Hugging Face's model in" in said) == (stage.folder("calm") / REFERENCE).is_file()
     assert stage.world.cloud.created == [ZONE, OTHER_ZONE]
     assert json.loads(out)["hosts"] == hosts
