@@ -100,7 +100,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
 def test_hosts_read_what_the_workstation_has(
     bucket: StrictBucket, data: Path, way: str, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same samples by the same names, with the same fingerprint, whatever the bucket is called."""
+    """Samples, their names and the fingerprint are equal, whatever the bucket is called."""
     monkeypatch.setattr(listing, "SMALL_BYTES", 1 << 20 if small else -1)
     bucket.store("other.jsonl", b'{"text": "other"}\n', None, None)
     config = job(WAYS[way](data))
