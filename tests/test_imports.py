@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -89,10 +90,17 @@ ENTRY_POINTS = {
 """Public addresses and `python -m pod_job.NAME`: imports of what lies in the layers, and nothing else."""
 
 
+@cache
+def syntax(path: Path) -> list[ast.AST]:
+    """Returns all nodes of a file's syntax tree; parsed once, since many tests walk all files."""
+    return list(ast.walk(ast.parse((ROOT / path).read_text())))
+
+
+@cache
 def imported(path: Path) -> set[str]:
     """Returns the dotted names of all modules that a file imports, at its top or inside functions."""
     names = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in syntax(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -190,7 +198,7 @@ def test_jax_distributed_is_started_in_one_place() -> None:
     callers = {
         path.as_posix()
         for path in SOURCES
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for node in syntax(path)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "jax.distributed.initialize"
     }
     assert callers == DISTRIBUTED
@@ -201,7 +209,7 @@ def test_subprocesses_are_started_in_two_places() -> None:
     starters = {
         path.as_posix()
         for path in SOURCES
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for node in syntax(path)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in {"subprocess.Popen", "subprocess.run", "subprocess.check_output", "os.system"}
     }

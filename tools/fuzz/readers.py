@@ -16,13 +16,13 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from pod_job.errors import JobError
+from tools.fuzz.memory import data_bytes, limited_data
 from tools.fuzz.mutate import mutate
 from tools.fuzz.reader_targets import TARGETS, Target
 
@@ -112,23 +112,6 @@ def try_slice(name: str, numbers: range, seed: int) -> Tried:
 
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def data_bytes() -> int:
-    """Returns the bytes of data of this process."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[5]) * resource.getpagesize()
-
-
-@contextmanager
-def limited_data(most: int) -> Iterator[None]:
-    """Makes allocations fail beyond this many bytes: as a MemoryError, which no reader should come to."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def fuzz(name: str, inputs: int, seed: int, workers: int = 2) -> Row:

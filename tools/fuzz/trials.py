@@ -1,7 +1,6 @@
 """One trial: a file is damaged, its readers are asked, and what they say is an outcome."""
 
 import random
-import resource
 import shutil
 import signal
 import tempfile
@@ -21,6 +20,7 @@ from pod_job.models.arch import read_arch_file
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
+from tools.fuzz.memory import data_bytes, limited_data
 from tools.fuzz.mutate import mutate, mutate_behind_checksum
 from tools.random_run import RunShape, make_run
 from tools.tiny_model import write_tiny_model
@@ -28,7 +28,7 @@ from tools.tiny_model import write_tiny_model
 SHAPE = RunShape(batches=2, rows=20, samples=4, width=16, taps=("layer_6", "layer_12"), distinct=True)
 HANG_S = 20
 MOST_MEMORY = 4 << 30
-"""Bytes that a process may take."""
+"""Bytes that a process may take above those that it has."""
 KINDS = {
     "tap file": f"run/{layout.ACTIVATIONS}layer*",
     "rows table": f"run/{layout.ACTIVATIONS}rows*",
@@ -167,10 +167,9 @@ def try_slice(numbers: range, seed: int) -> list[Trial]:
         raise TimeoutError(f"no answer within {HANG_S} s")
 
     signal.signal(signal.SIGALRM, hang)
-    # Past it an allocation fails as a MemoryError, which is a crash, and not this machine.
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     trials = []
-    with tempfile.TemporaryDirectory() as scratch:
+    # Past it an allocation fails as a MemoryError, which is a crash, and not this machine.
+    with tempfile.TemporaryDirectory() as scratch, limited_data(data_bytes() + MOST_MEMORY):
         bench = make_bench(Path(scratch))
         for number in numbers:
             signal.alarm(HANG_S)
