@@ -29,11 +29,15 @@ def auxiliary_loss(
         output: reconstruction by the chosen latents.
         activations: relu of all pre-activations, and which latents are dead.
     """
-    positive, dead = activations
+    dead = activations[1]
     residual = lax.stop_gradient(batch.targets - output)
     count = jnp.sum(dead, dtype=jnp.int32)
-    candidates = jnp.where(dead, positive, 0.0)
-    chosen = largest_per_row(candidates, jnp.minimum(count, shape.auxiliary_k))
-    reconstruction = product(jnp.where(chosen, candidates, 0.0), params["decoder"], dtype)
+
+    def error(positive: Float[Array, "N F"], decoder: Float[Array, "F O"]) -> Scalar:
+        candidates = jnp.where(dead, positive, 0.0)
+        chosen = largest_per_row(candidates, jnp.minimum(count, shape.auxiliary_k))
+        reconstruction = product(jnp.where(chosen, candidates, 0.0), decoder, dtype)
+        return squared_error(reconstruction, residual, batch.weights)
+
     share = jnp.minimum(count / shape.auxiliary_k, 1.0)
-    return share * squared_error(reconstruction, residual, batch.weights)
+    return share * lax.cond(batch.revive, error, lambda *_: jnp.float32(0), activations[0], params["decoder"])

@@ -27,12 +27,14 @@ class Batch(NamedTuple):
 
     Attributes:
         targets: what is reconstructed: `rows` themselves, unless for a transcoder.
-        valid: rows that count; the others change nothing.
+        valid: rows that count; the others change nothing, but must be finite.
+        revive: whether any latent of any SAE that runs together is dead; where none is, AuxK costs nothing.
     """
 
     rows: Float[Array, "N D"]
     targets: Float[Array, "N O"]
     valid: Bool[Array, "N"]
+    revive: Bool[Array, ""] | bool = True
 
     @property
     def weights(self) -> Float[Array, "N"]:

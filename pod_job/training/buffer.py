@@ -1,0 +1,71 @@
+"""Shuffle buffer on the devices: every row that enters leaves once, at a random later step.
+
+J slots, M rows of a step, D width. Row i of a step goes into a random slot of column i, and the row that lay there
+leaves in its place. No row moves to another device; a batch has rows of M random ages, J steps on average.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Shaped
+
+
+class Buffer(NamedTuple):
+    """Rows that wait, by tap, and which of them are rows at all."""
+
+    rows: dict[str, Shaped[Array, "J M _"]]
+    valid: Bool[Array, "J M"]
+
+
+Rows = tuple[Mapping[str, Shaped[Array, "M _"]], Bool[Array, "M"]]
+"""Rows of one step by tap, and which are valid."""
+
+
+def empty_buffer(widths: dict[str, int], rows: int, slots: int, dtype: str = "bfloat16") -> Buffer:
+    """Returns a buffer without rows. `rows`: of one step."""
+    arrays = {tap: jnp.zeros((slots, rows, width), dtype) for tap, width in widths.items()}
+    return Buffer(arrays, jnp.zeros((slots, rows), bool))
+
+
+def buffer_bytes(widths: dict[str, int], rows: int, slots: int, devices: int, dtype: str = "bfloat16") -> int:
+    """Returns the bytes that the buffer takes on each of the `devices` that rows are split over, for preflight."""
+    return slots * -(-rows // devices) * (sum(widths.values()) * jnp.dtype(dtype).itemsize + 1)
+
+
+def exchange(buffer: Buffer, arriving: Rows, key: jax.Array) -> tuple[Buffer, Rows]:
+    """Puts the valid rows into random slots and returns the rows that leave them; no other row enters.
+
+    A row that leaves is valid unless its slot was empty.
+    """
+    rows, valid = arriving
+    slots, count = buffer.valid.shape
+    slot = jax.random.randint(key, (count,), 0, slots)
+    return swap(buffer, (rows, valid), slot)
+
+
+def put(buffer: Buffer, arriving: Rows, slot: Int[Array, ""]) -> Buffer:
+    """Fills one slot of every column, before training starts."""
+    return swap(buffer, arriving, jnp.broadcast_to(slot, arriving[1].shape))[0]
+
+
+def take(buffer: Buffer, slot: Int[Array, ""]) -> tuple[Buffer, Rows]:
+    """Empties one slot of every column, when no more rows come."""
+    rows = {tap: held[slot] for tap, held in buffer.rows.items()}
+    return buffer._replace(valid=buffer.valid.at[slot].set(False)), (rows, buffer.valid[slot])
+
+
+def swap(buffer: Buffer, arriving: Rows, slot: Int[Array, "M"]) -> tuple[Buffer, Rows]:
+    """Exchanges each valid row with the one in its column's slot, by a choice over all slots.
+
+    A choice reads and writes the whole buffer, at the speed of memory; gathering rows would be slower on TPUs.
+    """
+    rows, valid = arriving
+    here = (jnp.arange(buffer.valid.shape[0])[:, None] == slot) & valid
+    leaving, held = {}, {}
+    for tap, stored in buffer.rows.items():
+        leaving[tap] = jnp.sum(jnp.where(here[:, :, None], stored, 0), axis=0, dtype=stored.dtype)
+        held[tap] = jnp.where(here[:, :, None], rows[tap].astype(stored.dtype), stored)
+    left = jnp.any(here & buffer.valid, axis=0)
+    return Buffer(held, buffer.valid | here), (leaving, left)

@@ -1,0 +1,112 @@
+"""One SAE's optimizer step: Adam, clipped gradients, decoder rows of norm 1, and dead latents drawn again.
+
+F latents, D input width, O output width, N rows.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from pod_job.training.architectures.kinds import decode, encode
+from pod_job.training.architectures.parts import Batch, Params, Scalar, decoder_norms
+from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.recipe import Recipe
+
+RESAMPLED_ENCODER = 0.2
+"""Norm of a resampled latent's encoder, in mean norms of the living ones' (Bricken et al. 2023)."""
+
+
+def schedule(step: Int[Array, ""] | int, recipe: Recipe) -> Scalar:
+    """Returns the factor of the learning rate at a step, from 0: up along a line, 1, and down along a line to 0.
+
+    As SAELens' `constant` schedule with warm-up and decay.
+    """
+    falling = (recipe.steps - step) / recipe.decay if recipe.decay else 1.0
+    return jnp.minimum(rising(step, recipe.warm_up_steps), falling)
+
+
+def rising(step: Int[Array, ""] | int, warm_up_steps: int) -> Scalar:
+    """Returns the factor that goes up along a line to 1: that of the sparsity coefficient."""
+    return jnp.minimum(jnp.float32(1), (step + 1) / max(warm_up_steps, 1))
+
+
+def adam(recipe: Recipe) -> optax.GradientTransformation:
+    """Returns clipping and Adam, without the learning rate, which differs between SAEs."""
+    return optax.chain(
+        optax.clip_by_global_norm(recipe.max_gradient_norm),
+        optax.scale_by_adam(recipe.beta1, recipe.beta2, recipe.epsilon),
+    )
+
+
+def without_growth(shape: SaeShape, params: Params, gradient: Params) -> Params:
+    """Returns the gradient without that part of the decoder's which changes only the norms of its rows.
+
+    Bricken et al. 2023, appendix; for a crosscoder the sum of a row's norms in all taps.
+    """
+    by_tap = params["decoder"].reshape(shape.latents, shape.taps, -1)
+    outward = by_tap / jnp.maximum(jnp.sqrt(jnp.sum(by_tap**2, axis=2, keepdims=True)), 1e-12)
+    outward = outward.reshape(shape.latents, -1) / shape.taps**0.5
+    along = jnp.sum(gradient["decoder"] * outward, axis=1, keepdims=True)
+    return gradient | {"decoder": gradient["decoder"] - along * outward}
+
+
+def with_unit_norms(shape: SaeShape, params: Params) -> Params:
+    """Returns parameters whose decoder rows have norm 1."""
+    norms = decoder_norms(shape, params["decoder"])
+    return params | {"decoder": params["decoder"] / jnp.maximum(norms, 1e-12)[:, None]}
+
+
+def resamples(shape: SaeShape) -> bool:
+    """Returns whether dead latents of this architecture are drawn again; the others have AuxK or nothing."""
+    return shape.architecture in (Architecture.relu, Architecture.gated)
+
+
+def resampled(
+    shape: SaeShape,
+    params: Params,
+    moments: optax.OptState,
+    batch: Batch,
+    dead: Bool[Array, "F"],
+    key: jax.Array,
+) -> tuple[Params, optax.OptState]:
+    """Draws the dead latents again from rows that are reconstructed badly (Bricken et al. 2023, appendix).
+
+    A row is chosen with a probability in proportion to its squared loss. Its direction becomes the latent's encoder,
+    and its target's the latent's decoder; bias and Adam's moments start again.
+    """
+    output = decode(shape, params, encode(shape, params, batch.rows), batch.rows)
+    losses = jnp.sum((batch.targets - output) ** 2, axis=1) * batch.valid
+    cumulated = jnp.cumsum(losses**2)
+    places = jax.random.uniform(key, (shape.latents,)) * cumulated[-1]
+    chosen = jnp.minimum(jnp.searchsorted(cumulated, places, side="right"), len(losses) - 1)
+    inputs, targets = batch.rows[chosen], batch.targets[chosen] - params["decoder_bias"]
+    inputs = inputs - params["decoder_bias"] if shape.centered else inputs
+    living = jnp.sum(jnp.linalg.norm(params["encoder"], axis=0) * ~dead) / jnp.maximum(jnp.sum(~dead), 1)
+    length = RESAMPLED_ENCODER * jnp.where(living > 0, living, 1.0)
+    decoder = targets / jnp.maximum(decoder_norms(shape, targets), 1e-12)[:, None]
+    fresh = {
+        name: jnp.zeros_like(params[name]) for name in ("encoder_bias", "gate_bias", "gate_scale") if name in params
+    }
+    fresh |= {"encoder": unit_columns(inputs) * length, "decoder": decoder}
+
+    def renewed(name: str, old: jax.Array, new: jax.Array | float) -> jax.Array:
+        return jnp.where(dead[:, None] if name == "decoder" else dead, new, old)
+
+    params = {name: renewed(name, old, fresh[name]) if name in fresh else old for name, old in params.items()}
+
+    def cleared(path: tuple, moment: jax.Array) -> jax.Array:
+        name = getattr(path[-1], "key", None)
+        return renewed(name, moment, 0.0) if name in fresh else moment
+
+    return params, jax.tree_util.tree_map_with_path(cleared, moments)
+
+
+def unit_columns(rows: Float[Array, "F D"]) -> Float[Array, "D F"]:
+    return (rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).T
+
+
+def followed(threshold: Scalar, lowest: Scalar, rate: float) -> Scalar:
+    """Returns the moving average of the smallest active value; batches without any leave it as it is."""
+    moved = jnp.where(threshold > 0, threshold + rate * (lowest - threshold), lowest)
+    return jnp.where(jnp.isfinite(lowest), moved, threshold)
