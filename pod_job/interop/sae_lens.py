@@ -16,18 +16,11 @@ import numpy as np
 
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
+from pod_job.models import hook_names
 from pod_job.models.taps import available
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.storage.new_directory import check_new, new_directory
 
-HOOKS = {
-    "resid_pre": "blocks.{layer}.hook_resid_pre",
-    "resid_mid": "blocks.{layer}.hook_resid_mid",
-    "resid_post": "blocks.{layer}.hook_resid_post",
-    "attn_out": "blocks.{layer}.hook_attn_out",
-    "mlp_out": "blocks.{layer}.hook_mlp_out",
-}
-"""TransformerLens' names of the sites that mean the same there."""
 PART_BYTES = 256 << 20
 """Vectors in memory, and in one file."""
 
@@ -87,9 +80,10 @@ def export_sae_lens(
 def hook_of(tap: str, layers: int | None) -> str:
     """Returns TransformerLens' name of a tap of a model with this many layers (None: unknown, of an import)."""
     place = None if layers is None else available(layers).get(tap)
-    if place is None or place.site not in HOOKS:
+    hook = place and hook_names.hook_of(place)
+    if hook is None:
         raise JobError(f"layer={tap}: TransformerLens has no equal of it; name the column with hook_name=...")
-    return HOOKS[place.site].format(layer=place.layer)
+    return hook
 
 
 def _parts(dataset: ActivationDataset, samples: int, context_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

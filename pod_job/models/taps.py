@@ -6,6 +6,7 @@
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -81,6 +82,17 @@ class Tap:
             "router_logits": arch.experts,
             "expert_ids": arch.experts_per_token,
         }.get(self.site, arch.hidden)
+
+
+def named_tap(name: str) -> Tap:
+    """Returns the tap of this name, whatever model it is of. JobError for what is no tap's name."""
+    if name == "embed":
+        return Tap("embed", 0)
+    if match := re.fullmatch(r"layer_(\d{1,5})(?:(_norm)|\.(\w+))?", name):
+        site = "final_norm" if match[2] else match[3] or "resid_post"
+        if site in (*LAYER_SITES, "final_norm") and Tap(site, int(match[1])).name == name:
+            return Tap(site, int(match[1]))
+    raise JobError(f"{name!r:.80} is no tap; names look like layer_6, layer_24_norm or layer_6.attn_out")
 
 
 def sites_of(arch: Arch) -> tuple[str, ...]:

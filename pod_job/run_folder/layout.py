@@ -29,12 +29,18 @@ SLICES = "slices/"
 LEASES = "leases/"
 BLOCKS = LEASES + "blocks.json"
 VERIFIED = "verify/report.json"
+SAES = "saes/"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
 REPAIR = "copy it again, or run again what made the run: the job, import or shuffle"
 """Advice about a lost file of a run: whoever makes the run again finds its other files and takes them."""
 MAX_BATCHES = 1_000_000
 """Batches of a run: their numbers and records are held in memory, and a run.json with more is damaged."""
+
+
+def sae_prefix(name: str) -> str:
+    """Returns what the names of a trained SAE's files begin with."""
+    return f"{SAES}{name}/"
 
 
 def accepted_file(key: str) -> str:

@@ -1,0 +1,188 @@
+"""SAEs come back from every layout as they were, and a damaged file is refused in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from sae_samples import KINDS, outputs, random_rows, random_sae, sae_shape
+
+from pod_job.errors import JobError
+from pod_job.formats.safetensors import map_tensors, write_parts
+from pod_job.run_folder.layout import sae_prefix
+from pod_job.storage.open import open_folder
+from pod_job.training.layouts import sae_lens
+from pod_job.training.layouts.circuit_tracer import write_transcoders
+from pod_job.training.layouts.dictionary_learning import write_dictionary
+from pod_job.training.layouts.read import read_saes
+from pod_job.training.saes import TrainedSae, folded
+
+FORMS = {
+    "sae": {},
+    "transcoder": {"transcoder": True},
+    "skip": {"transcoder": True, "skip": True},
+    "cross": {"taps": 2},
+}
+
+
+def assert_alike(sae: TrainedSae, other: TrainedSae) -> None:
+    rows = random_rows(sae.shape)
+    for values, others in zip(outputs(sae, rows), outputs(other, rows), strict=True):
+        assert np.any(values)
+        np.testing.assert_allclose(others, values, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_native_layout_keeps_every_sae(kind: str, form: str, tmp_path: Path) -> None:
+    sae = random_sae(sae_shape(kind, **FORMS[form]))
+    folder = open_folder(tmp_path)
+    sae_lens.write_sae(folder, sae_prefix("one"), sae)
+    saes = read_saes(tmp_path)
+    assert list(saes) == ["one"]
+    assert saes["one"].shape == sae.shape
+    assert saes["one"].origin.taps == sae.origin.taps
+    assert_alike(sae, saes["one"])
+
+
+NAMED = {"relu": "standard", "gated": "gated", "topk": "topk"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_native_layout_is_what_sae_lens_reads(kind: str, tmp_path: Path) -> None:
+    # `python -m tools.sae_peers.layouts` has SAELens itself read it.
+    sae_lens.write_sae(open_folder(tmp_path), "", random_sae(sae_shape(kind)))
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    stated = {name: config[name] for name in ("architecture", "d_in", "d_sae", "dtype", "apply_b_dec_to_input")}
+    assert stated == {
+        "architecture": NAMED.get(kind, "jumprelu"),
+        "d_in": 12,
+        "d_sae": 40,
+        "dtype": "float32",
+        "apply_b_dec_to_input": True,
+    }
+    assert config.get("k") == (5 if kind == "topk" else None)
+    assert config["metadata"]["hook_name"] == "blocks.0.hook_resid_post"
+    tensors = map_tensors(tmp_path / "sae_weights.safetensors")
+    biases = {"b_gate", "b_mag", "r_mag"} if kind == "gated" else {"b_enc"}
+    assert tensors.keys() == {"W_enc", "W_dec", "b_dec"} | biases | ({"threshold"} if kind not in NAMED else set())
+    assert (tensors["W_enc"].shape, tensors["W_dec"].shape) == ((12, 40), (40, 12))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dictionaries_keep_every_sae(kind: str, tmp_path: Path, torch_there: None) -> None:
+    sae = random_sae(sae_shape(kind))
+    write_dictionary(open_folder(tmp_path), "", sae)
+    assert_alike(sae, read_saes(tmp_path)["one"])
+
+
+@pytest.mark.parametrize("form", ["transcoder", "skip"])
+@pytest.mark.parametrize("kind", ["relu", "topk", "jump_relu"])
+def test_circuit_tracer_keeps_transcoders(kind: str, form: str, tmp_path: Path) -> None:
+    sae = random_sae(sae_shape(kind, **FORMS[form]))
+    assert write_transcoders(open_folder(tmp_path), [sae]) == [0, 1, 2]
+    tensors = map_tensors(tmp_path / "layer_3.safetensors")
+    assert tensors["W_enc"].shape == (40, 12)  # latents first, unlike SAELens'
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (config["feature_input_hook"], config["feature_output_hook"]) == ("mlp.hook_in", "hook_mlp_out")
+    [back] = read_saes(tmp_path).values()
+    assert (back.origin.taps, back.origin.target) == (sae.origin.taps, sae.origin.target)
+    assert_alike(sae, back)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_gemma_scope_is_read_without_centering(kind: str, tmp_path: Path) -> None:
+    sae = random_sae(sae_shape("jump_relu", transcoder=True))
+    tensors = sae_lens.tensors_of(sae)
+    if kind == "npz":
+        np.savez(tmp_path / "params.npz", **tensors)  # pyright: ignore[reportArgumentType]
+    else:
+        lower = {name.replace("W_", "w_"): values for name, values in tensors.items()}
+        (tmp_path / "params.safetensors").write_bytes(b"".join(write_parts(lower)))
+    [back] = read_saes(tmp_path).values()
+    assert_alike(sae, back)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_folding_takes_the_scale_of_training_into_the_weights(kind: str, form: str) -> None:
+    sae = random_sae(sae_shape(kind, **FORMS[form]))
+    rows, scale, target_scale = random_rows(sae.shape), 0.3, 0.3 if form in ("sae", "cross") else 5.0
+    latents, output = outputs(sae, rows * np.float32(scale))
+    raw = TrainedSae(sae.shape, folded(sae.shape, sae.parameters, scale, target_scale))
+    np.testing.assert_array_equal(raw.parameters["decoder"], sae.parameters["decoder"])
+    found = outputs(raw, rows)
+    np.testing.assert_allclose(found[0], latents / target_scale, atol=1e-5)
+    np.testing.assert_allclose(found[1], output / target_scale, atol=1e-5)
+
+
+def test_pre_activations_that_were_scaled_by_decoder_norms_are_folded(tmp_path: Path) -> None:
+    sae, rows = random_sae(sae_shape("topk")), random_rows(sae_shape("topk"))
+    sae_lens.write_sae(open_folder(tmp_path), "", sae)
+    config = json.loads((tmp_path / "cfg.json").read_text()) | {"rescale_acts_by_decoder_norm": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    found, _ = outputs(next(iter(read_saes(tmp_path).values())), rows)
+    centered = (rows - sae.parameters["decoder_bias"]) @ sae.parameters["encoder"] + sae.parameters["encoder_bias"]
+    scaled = centered * np.linalg.norm(sae.parameters["decoder"], axis=1)
+    expected = np.where(scaled >= np.sort(scaled)[:, -5:-4], np.maximum(scaled, 0), 0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def spoil_config(folder: Path, **fields: object) -> None:
+    path = folder / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "architecture": (lambda f: spoil_config(f, architecture="temporal"), "architecture=temporal is not known"),
+    "size": (lambda f: spoil_config(f, metadata={}, d_sae=41), "encoder is [12, 40], and the others are of [12, 41]"),
+    "huge": (lambda f: spoil_config(f, metadata={}, d_sae=1 << 60), "and the others are of"),
+    "type": (lambda f: spoil_config(f, d_in="12"), "d_in: expected `int`, got `str`"),
+    "norm": (lambda f: spoil_config(f, normalize_activations="layer_norm"), "normalize_activations=layer_norm"),
+    "tap": (lambda f: spoil_config(f, metadata={"pod_job": {"taps": 1}}), "taps: expected `array`"),
+    "cut": (lambda f: (f / "sae_weights.safetensors").write_bytes(b"123"), "only 3 bytes long"),
+    "gone": (lambda f: (f / "cfg.json").unlink(), "no SAE is there"),
+    "text": (lambda f: (f / "cfg.json").write_text("{" * 100), "cfg.json"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_spoiled_sae_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    spoil, message = SPOILED[case]
+    sae_lens.write_sae(open_folder(tmp_path), "", random_sae(sae_shape("relu")))
+    spoil(tmp_path)
+    with pytest.raises(JobError) as caught:
+        read_saes(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["pickled", "bomb", "nan", "shape"])
+def test_a_spoiled_npz_is_refused(case: str, tmp_path: Path) -> None:
+    tensors = sae_lens.tensors_of(random_sae(sae_shape("jump_relu")))
+    path = tmp_path / "params.npz"
+    if case == "pickled":
+        np.savez(path, W_enc=np.array([{}]), **{k: v for k, v in tensors.items() if k != "W_enc"})  # pyright: ignore[reportArgumentType]
+    elif case == "bomb":
+        np.savez_compressed(path, **tensors | {"W_enc": np.zeros((1 << 12, 1 << 10))})  # pyright: ignore[reportArgumentType]
+    else:
+        tensors["b_enc"] = np.full(40, np.nan, np.float32) if case == "nan" else np.zeros((), np.float32)
+        np.savez(path, **tensors)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(JobError, match=r"params\.npz"):
+        read_saes(tmp_path)
+
+
+def test_a_pickle_in_place_of_torch_weights_runs_nothing(tmp_path: Path, torch_there: None) -> None:
+    import torch
+
+    class Runs:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    write_dictionary(open_folder(tmp_path), "", random_sae(sae_shape("relu")))
+    torch.save({"encoder.weight": Runs()}, tmp_path / "ae.pt")
+    with pytest.raises(JobError, match=r"ae\.pt: not a usable file of torch"):
+        read_saes(tmp_path)
+    assert not (tmp_path / "ran").exists()
