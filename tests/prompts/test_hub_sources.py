@@ -17,6 +17,7 @@ from pod_job.errors import JobError
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import ESTIMATED, Counting, TaskReading, find_tasks
 from pod_job.prompts.sources import listing, places
+from pod_job.prompts.sources.file_lists import matches
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.open import open_folder
 
@@ -55,9 +56,12 @@ WAYS = {
 
 
 @pytest.mark.parametrize(
-    "path", ["hf://datasets/org/web/data", "hf://datasets/org/web@main/**/*", "org/web", "org/web@v1"]
+    ("path", "name"),
+    [
+        *((BASE + "/data", name) for name in WAYS),
+        *((path, "t.jsonl") for path in (BASE + "@main/**/*", "org/web", "org/web@v1")),
+    ],
 )
-@pytest.mark.parametrize("name", WAYS)
 def test_files_of_the_hub_are_read_like_files_of_a_disk(
     hub: FakeHub, large: None, name: str, path: str, tmp_path: Path
 ) -> None:
@@ -151,9 +155,9 @@ def test_content_names_a_source_of_the_hub(hub: FakeHub, large: None) -> None:
 
 
 def test_a_large_source_is_estimated(hub: FakeHub, large: None, tmp_path: Path) -> None:
-    hub.put(REPO, {f"{n}.jsonl": json_lines(records(300, n)) for n in range(20)})
+    hub.put(REPO, {f"{n}.jsonl": json_lines(records(300, n)) for n in range(6)})
     tasks = find_tasks(TasksConfig(path=BASE), folder=open_folder(tmp_path / "run"), reading=ESTIMATED)
-    assert len(tasks.samples) == pytest.approx(6000, rel=0.05)
+    assert len(tasks.samples) == pytest.approx(1800, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +191,22 @@ def test_bad_input_is_one_line_that_names_the_file(hub: FakeHub, large: None, pa
         texts(read(path))
     assert "\n" not in str(refused.value)
     assert re.match(r"tasks\.(path|format)", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("a/*.jsonl", ["a/x.jsonl"], ["a/b/x.jsonl", "x.jsonl", "a/x.jsonl.gz"]),
+        ("**/*.jsonl", ["x.jsonl", "a/b/x.jsonl"], ["x.json"]),
+        ("a/**", ["a/x", "a/b/x"], ["b/x"]),
+        ("a", ["a/x", "a/b/x"], ["ab/x"]),
+        ("**/[0-3]?.x", ["07.x", "a/b/3x.x"], ["4a.x", "a/0.x"]),
+        ("[!a]*/x", ["b/x", "bc/x"], ["a/x", "/x"]),
+        ("a[b].(x)+", ["ab.(x)+"], ["ab.x", "a[b].(x)+"]),
+        ("a[", ["a["], ["a"]),
+        ("[]x]", ["]", "x"], ["[]x]"]),
+        ("[[\\]", ["[", "\\"], ["x"]),
+    ],
+)
+def test_a_glob_of_names_is_that_of_a_shell(pattern: str, matching: list[str], others: list[str]) -> None:
+    assert [name for name in (*matching, *others) if matches(name, pattern)] == matching

@@ -1,13 +1,12 @@
 """Lists of the files at a place: on a disk, in a bucket, on the Hugging Face hub."""
 
-import fnmatch
 import glob
 import os
 import re
 from pathlib import Path
 
 from pod_job.errors import JobError
-from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalFile, bucket_folder, hub_parts
+from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalFile, bucket_folder, hub_parts, naming
 
 IRREGULAR = FileState(0, "irregular")
 """State of what is no regular file: a pipe, or a link to nothing."""
@@ -79,7 +78,8 @@ def list_bucket(url: str) -> list[Listed]:
 
     folder = bucket_folder(f"gs://{bucket}")
     assert isinstance(folder, BucketFolder)
-    stored = folder.listing(prefix)
+    with naming(url, folder):
+        stored = folder.listing(prefix)
     inside = {
         name: content
         for name, content in stored.items()
@@ -116,12 +116,21 @@ def list_hub(url: str) -> list[Listed]:
     return entries
 
 
+GLOB_WORDS = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])")
+
+
 def matches(name: str, pattern: str) -> bool:
     """Returns whether a name matches a glob; ** stands for any folders, and a folder for all that is in it."""
     if name.startswith(f"{pattern.rstrip('/')}/"):
         return True
-    translated = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
-    translated = translated.replace(r"\?", "[^/]")
-    if "[" in pattern or "{" in pattern:
-        return fnmatch.fnmatchcase(name, pattern)
-    return re.fullmatch(translated, name) is not None
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    words = GLOB_WORDS.split(pattern)
+    return re.fullmatch("".join(known.get(word) or char_class(word) for word in words), name) is not None
+
+
+def char_class(word: str) -> str:
+    """Returns a word of a glob that has no star: [abc] or [!abc], or characters that stand for themselves."""
+    if not (word.startswith("[") and word.endswith("]") and len(word) > 2):
+        return re.escape(word)
+    inside = word[1:-1].replace("\\", r"\\").replace("[", r"\[")
+    return f"[^/{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"

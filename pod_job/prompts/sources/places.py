@@ -3,6 +3,8 @@
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,8 +96,13 @@ class StoredFile(FolderFile):
         folder, _, name = url.rpartition("/")
         super().__init__(url, bucket_folder(folder), name)
 
+    def read(self, start: int, size: int) -> bytes:
+        with naming(self.url, self.folder):
+            return super().read(start, size)
+
     def state(self) -> FileState | None:
-        stored = self.folder.stat(self.name)
+        with naming(self.url, self.folder):
+            stored = self.folder.stat(self.name)
         return None if stored is None else FileState(stored.size, stored.crc32c)
 
 
@@ -113,6 +120,15 @@ class HubFile(FolderFile):
 def open_file(url: str) -> DataFile:
     """Returns the file at a path, or at a URL that `listing` gave."""
     return StoredFile(url) if url.startswith("gs://") else HubFile(url) if url.startswith(HUB) else LocalFile(url)
+
+
+@contextmanager
+def naming(url: str, folder: Readable) -> Iterator[None]:
+    """Makes an error that names a folder name the file, or what was to be listed in it."""
+    try:
+        yield
+    except JobError as error:
+        raise JobError(f"{FIELD}={url}{str(error).removeprefix(f'{FIELD}={folder.url}')}") from error
 
 
 def unreadable(url: str, reason: str) -> JobError:
