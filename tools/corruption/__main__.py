@@ -21,31 +21,32 @@ from pathlib import Path
 
 import msgspec
 
+from tools.corruption.commands import COMMANDS, HANG_OF_JOB_S
 from tools.corruption.corpus import make_corpus
-from tools.corruption.trials import HANG_S, TOKEN, Bench, Trial, try_one
+from tools.corruption.trials import TOKEN, Bench, Trial, try_one
 
 MOST_MEMORY = 3 << 30
 """Bytes that a process may take; the libraries alone take one GiB."""
 
 
-def try_here(numbers: Iterable[int], seed: int) -> Iterator[Trial]:
+def try_here(numbers: Iterable[int], seed: int, only: str = "") -> Iterator[Trial]:
     """Yields the trials of these numbers, tried in this process; one that hangs in a library ends the process."""
-    os.environ["HF_TOKEN"] = TOKEN
+    os.environ |= {"HF_TOKEN": TOKEN, "JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(make_corpus(Path(scratch) / "sound"))
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
         for number in numbers:
-            faulthandler.dump_traceback_later(2 * HANG_S, exit=True)
-            yield try_one(bench, number, seed)
+            faulthandler.dump_traceback_later(2 * HANG_OF_JOB_S, exit=True)
+            yield try_one(bench, number, seed, only)
             faulthandler.cancel_dump_traceback_later()
 
 
-def try_apart(numbers: Sequence[int], seed: int) -> list[Trial]:
+def try_apart(numbers: Sequence[int], seed: int, only: str = "") -> list[Trial]:
     """Returns the trials of these numbers, tried in a process of its own; where one ends it, another goes on."""
     trials: list[Trial] = []
     while left := numbers[len(trials) :]:
-        command = [sys.executable, "-m", "tools.corruption", "--seed", str(seed), "--try", *map(str, left)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "tools.corruption", "--seed", str(seed), "--command", only, "--try"]
+        ended = subprocess.run([*command, *map(str, left)], capture_output=True, text=True, check=False)
         trials += [msgspec.json.decode(line, type=Trial) for line in ended.stdout.splitlines()]
         if len(trials) < len(numbers):
             reason = " ".join(ended.stderr.split())[-600:]
@@ -77,16 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.corruption", description="Run commands on spoilt folders.")
     parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    names = sorted({command.name for command in COMMANDS})
+    parser.add_argument("--command", choices=["", *names], default="", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     parser.add_argument("--try", type=int, nargs="+", metavar="NUMBER", help="these only, in this process; as JSON")
     options = parser.parse_args(argv)
     if numbers := getattr(options, "try"):
-        for trial in try_here(numbers, options.seed):
+        for trial in try_here(numbers, options.seed, options.command):
             print(msgspec.json.encode(trial).decode(), flush=True)
         return 0
     shares = [range(start, options.runs, options.workers) for start in range(options.workers)]
     with ThreadPoolExecutor(options.workers) as pool:
-        trials = [*chain.from_iterable(pool.map(lambda share: try_apart(share, options.seed), shares))]
+        trials = [*chain.from_iterable(pool.map(lambda share: try_apart(share, options.seed, options.command), shares))]
     print(table(trials, "command"), table(trials, "damage"), sep="\n\n", end="\n\n")
     if os.geteuid() == 0:
         print("unreadable files are not tried: root reads them")

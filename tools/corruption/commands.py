@@ -9,7 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pod_job.commands.command_line import DONE, exit_status
-from tools.corruption.corpus import PICKLES, Content, file_content, pickle_content, run_content
+from tools.corruption.corpus import (
+    HALF_IMPORTED,
+    HALFWAY,
+    MODEL,
+    PICKLES,
+    SHARDS,
+    Content,
+    file_content,
+    job_words,
+    pickle_content,
+    run_content,
+    run_job,
+)
+
+HANG_S, HANG_OF_JOB_S = 20, 120
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,8 @@ class Command:
         on: the folder that it runs on, "" for every run.
         made: reads what it has made in `{out}`.
         writes: beginnings of the names of files in the run folder that it may change.
+        resumes: goes on with what lies in the folder.
+        most_s: seconds after which it hangs.
         share: how often it runs, beside others.
     """
 
@@ -28,10 +44,12 @@ class Command:
     on: str = ""
     made: Callable[[Path], Content] | None = None
     writes: tuple[str, ...] = ()
+    resumes: bool = False
+    most_s: int = HANG_S
     share: float = 1.0
 
 
-READ = "ActivationDataset"
+READ, RUN = "ActivationDataset", "run"
 COMMANDS = (
     Command("inspect", "{run}", share=0.5),
     Command("inspect", "{run} --batch 1", share=0.5),
@@ -48,12 +66,15 @@ COMMANDS = (
     Command("export", "{run} {out}", made=pickle_content),
     Command("export-sae-lens", "{run} {out} --layer 1 --context-size 4 --hook-name x", made=file_content, share=0.3),
     Command("import", "{run} {out}", on=PICKLES, made=run_content, share=2),
+    Command("import", "{run} {out}", on=SHARDS, made=run_content),
+    Command("import", f"{{sound}}/../{PICKLES} {{run}}", on=HALF_IMPORTED, writes=("",), resumes=True),
+    Command(RUN, "{run}", on=HALFWAY, writes=("",), resumes=True, most_s=HANG_OF_JOB_S, share=0.5),
     Command("status", "{run}", share=0.5),
     Command("status", "{run} --json", share=0.5),
     Command("logs", "{run}", share=0.5),
     Command(READ, "{run}", share=2),
 )
-"""READ stands for a trainer that reads the run."""
+"""READ stands for a trainer that reads the run, RUN for the job that is started again."""
 MODULES = {
     "status": "launch.verbs.status",
     "logs": "launch.verbs.logs",
@@ -76,6 +97,8 @@ class Ended:
 def run(command: Command, folder: Path, sound: Path, out: Path) -> Ended:
     """Runs the command in this process. Raises what it raises."""
     words = [word.format(run=folder, sound=sound, out=out) for word in command.words.split()]
+    if command.name == RUN:
+        words = job_words(sound.parent / MODEL, folder)
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,6 +111,8 @@ def run(command: Command, folder: Path, sound: Path, out: Path) -> Ended:
 
 def main_of(name: str) -> Callable[[Sequence[str]], int]:
     """Returns the command's main function."""
+    if name == RUN:
+        return run_job
     if name == READ:
         return lambda words: exit_status(lambda: (run_content(Path(words[0])), DONE)[1])
     return importlib.import_module(MODULES.get(name, f"pod_job.commands.{name}")).COMMAND.main

@@ -1,6 +1,11 @@
-"""Sound folders that are spoilt: runs of every kind and version with every kind of file, and pickles; their content."""
+"""Sound folders that are spoilt: runs of every kind, finished or killed halfway, pickles and shards; their content."""
 
+import contextlib
+import gzip
+import io
 import json
+import logging
+import pickle
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -9,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from pod_job.__main__ import main as job_main
 from pod_job.checking.verify import store, verify
 from pod_job.checkpoints.random_model import byte_tokenizer
 from pod_job.config.load import load, to_json
@@ -18,13 +25,14 @@ from pod_job.finishing.compact import compact
 from pod_job.finishing.merge import merge
 from pod_job.formats.records import encode
 from pod_job.interop.pickle_export import export_pickles
+from pod_job.interop.pickle_import import import_pickles
 from pod_job.interop.pickle_reader import read_pickle
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder.accepted import write_accepted
 from pod_job.run_folder.commit import Batch, commit_batch
 from pod_job.run_folder.completions import Completion, store_completions
-from pod_job.run_folder.identity import claim
+from pod_job.run_folder.identity import claim, read_run
 from pod_job.run_folder.metadata import read_any
 from pod_job.run_folder.parity import ParityRecord, TapErrors
 from pod_job.run_folder.pods import PodRecord
@@ -33,11 +41,20 @@ from pod_job.run_folder.timeline import COUNTERS, Timeline, write_timeline
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from tools.random_run import RunShape, identity, make_batch
+from tools.tiny_model import write_tiny_model
 
 OLD_RUNS = Path(__file__).parent.parent.parent / "tests/data/old_runs"
 SHAPE = RunShape(batches=3, rows=20, samples=4, width=16, taps=("layer_0", "layer_1"), distinct=True)
 ATTEMPT = "20261126T090000Z-0a1b2c"
-PICKLES = "pickles"
+PICKLES, SHARDS = "pickles", "shards"
+HALFWAY, HALF_IMPORTED = "halfway", "half_imported"
+"""A job and an import that were killed: some batches are committed, one has files and no record, one has none."""
+MODEL = "model"
+"""Folder of the model and the tasks of the job."""
+APART = (PICKLES, SHARDS, HALFWAY, HALF_IMPORTED, MODEL)
+"""Folders that are no finished runs."""
+KILLED_IN = 3
+"""Batch in which a killed job had begun to store files."""
 
 Content = object
 """Everything that a reader of a folder gets from it, as values that can be compared."""
@@ -51,7 +68,7 @@ class Corpus:
 
     @cached_property
     def runs(self) -> list[str]:
-        return sorted(path.name for path in self.root.iterdir() if path.name not in (PICKLES, "model"))
+        return sorted(path.name for path in self.root.iterdir() if path.name not in APART)
 
     @cached_property
     def content(self) -> dict[str, Content]:
@@ -71,7 +88,71 @@ def make_corpus(root: Path) -> Corpus:
     compact(open_folder(root / "joined"))
     write_run(open_folder(root / "other"), first=SHAPE.batches + 1, model="another")
     export_pickles(root / "full", root / PICKLES)
+    write_shards(root / SHARDS)
+    import_pickles(root / PICKLES, root / HALF_IMPORTED)
+    kill(root / HALF_IMPORTED)
+    write_tiny_model(root / MODEL, layers=2)
+    tasks = [json.dumps({"text": f"task {number} " + "x" * number}) for number in range(8)]
+    (root / MODEL / "tasks.jsonl").write_text("\n".join(tasks))
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        if run_job(job_words(root / MODEL, root / HALFWAY)):
+            raise RuntimeError(log.getvalue())
+    kill(root / HALFWAY)
     return Corpus(root)
+
+
+def job_words(model: Path | str, run: Path | str) -> list[str]:
+    """Returns the command line of the job that is killed and started again: four batches of two samples."""
+    extract = ["extract.layers=[0,1]", "extract.positions=all", "extract.seq_len=32", "extract.save_every_n_samples=2"]
+    places = [f"model.path={model}", f"tasks.path={model}/tasks.jsonl", f"storage.run_dir={run}"]
+    return [*places, *extract, "model.dtype=float32", "parity.samples=0"]
+
+
+def run_job(words: Sequence[str]) -> int:
+    """Runs the job in this process, its log on stdout; returns its exit status."""
+    logger = logging.getLogger()
+    before, level = logger.handlers, logger.level
+    logger.handlers = []  # for the stdout of this moment
+    try:
+        return job_main([*words])
+    finally:
+        logger.handlers, _ = before, logger.setLevel(level)
+
+
+def kill(run: Path) -> None:
+    """Removes from a finished run what a job that died while it stored batch KILLED_IN would not have written."""
+    folder = open_folder(run)
+    folder.remove(layout.METADATA)
+    last = last_tap(run)
+    for path in sorted(run.rglob("*batch_*")):
+        number = int(path.stem.rpartition("_")[2])
+        if number > KILLED_IN or (
+            number == KILLED_IN and (path.parent.name == "commits" or path.name.startswith(last))
+        ):
+            path.unlink()
+
+
+def last_tap(run: Path) -> str:
+    """Returns the name of the tap that is stored last."""
+    return read_run(open_folder(run)).identity.taps[-1]
+
+
+def write_shards(folder: Path) -> None:
+    """Writes two shards of two layers, one with gzip, as another program does, and their metadata.json."""
+    folder.mkdir(parents=True)
+    rng, entries = np.random.default_rng(0), []
+    for shard, name in enumerate(("shard_0001.pkl.gz", "shard_0002.pkl"), 1):
+        samples = {
+            layer: [
+                {"sample_idx": 3 * shard + at, "activation": rng.standard_normal((4, 8)).astype(np.float32)}
+                for at in range(3)
+            ]
+            for layer in (5, 6)
+        }
+        data = pickle.dumps(samples)
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        entries.append({"filename": name, "layers": [5, 6], "num_samples": 3})
+    (folder / "metadata.json").write_text(json.dumps({"shards": entries}))
 
 
 def write_run(folder: Folder, first: int = 1, model: str = "random") -> None:

@@ -18,15 +18,15 @@ from typing import Any
 import msgspec
 
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
+from pod_job.errors import JobError
 from pod_job.run_folder import layout
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.metadata import Metadata, read_any
 from pod_job.storage.open import open_folder
 from tools.corruption.commands import ANSWERS_NO, COMMANDS, READ, Command, Ended, run
-from tools.corruption.corpus import PICKLES, Content, Corpus, run_content
+from tools.corruption.corpus import PICKLES, SHARDS, Content, Corpus, run_content
 from tools.corruption.damage import SECRET, Damage, damage, file_kind
 
-HANG_S = 20
 MOST_LINE = 2000
 """Characters of an error: it may name a path and list some values."""
 TOKEN = "hf_token_of_the_reader"
@@ -67,10 +67,11 @@ class Bench:
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
-def try_one(bench: Bench, number: int, seed: int) -> Trial:
-    """Spoils a copy of a folder, and runs a command on it."""
+def try_one(bench: Bench, number: int, seed: int, only: str = "") -> Trial:
+    """Spoils a copy of a folder, and runs a command on it, or of that name `only`."""
     rng = random.Random(f"corruption/{seed}/{number}")
-    command = rng.choices(COMMANDS, [command.share for command in COMMANDS])[0]
+    commands = [command for command in COMMANDS if only in ("", command.name)]
+    command = rng.choices(commands, [command.share for command in commands])[0]
     name = command.on or rng.choice(bench.corpus.runs)
     with tempfile.TemporaryDirectory(dir=bench.corpus.root.parent) as scratch:
         folder, out = Path(scratch) / name, Path(scratch) / "out"
@@ -89,7 +90,7 @@ def outcome_of(bench: Bench, command: Command, damaged: Damage, folder: Path, ou
     before = states(folder)
     try:
         expected = result_of_sound(bench, command, sound)
-        with watched() as incidents:
+        with watched(command.most_s) as incidents:
             ended = run(command, folder, sound, out)
     except (Exception, Hang) as error:
         return f"CRASH {type(error).__name__}: {error}"
@@ -104,6 +105,9 @@ def outcome_of(bench: Bench, command: Command, damaged: Damage, folder: Path, ou
         return verdict
     try:
         return judge_data(command, damaged, result(command, ended, sound, folder, out), expected)
+    except JobError as error:
+        # Committed files are not read again by who goes on; readers meet the damage.
+        return "done, readers refuse" if command.resumes else f"UNREADABLE {error}"
     except Exception as error:
         return f"UNREADABLE {type(error).__name__}: {error}"
 
@@ -124,7 +128,7 @@ def result(command: Command, ended: Ended, sound: Path, folder: Path, out: Path)
     """Returns the data that a command which succeeded has shown or made."""
     if command.made:
         return command.made(out)
-    if command.name in ("verify", READ):
+    if command.resumes or command.name in ("verify", READ):
         return run_content(folder)
     if command.name == "merge":
         described = msgspec.to_builtins(read_any(open_folder(folder)))
@@ -167,7 +171,7 @@ def judge_data(command: Command, damaged: Damage, given: Content, expected: Cont
     """Returns `done` where a command that took the folder for sound gave the right data."""
     if given == expected:
         return "done"
-    if command.on == PICKLES or (damaged.lie and command.name != "verify"):  # pickles carry no checksums
+    if command.on in (PICKLES, SHARDS) or (damaged.lie and command.name != "verify"):  # pickles carry no checksums
         return "done, of a lie"
     return "WRONG DATA"
 
@@ -212,16 +216,16 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], command: Comman
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[str]]:
-    """Yields what happens beside the block's own result: exceptions of threads. Raises Hang after HANG_S."""
+def watched(most_s: int) -> Iterator[list[str]]:
+    """Yields what happens beside the block's own result: exceptions of threads. Raises Hang after `most_s`."""
     incidents: list[str] = []
 
     def hang(*_: object) -> None:
-        raise Hang(f"no answer within {HANG_S} s")
+        raise Hang(f"no answer within {most_s} s")
 
     before = signal.signal(signal.SIGALRM, hang), threading.excepthook
     threading.excepthook = lambda args: incidents.append(f"{args.exc_type.__name__}: {args.exc_value}")
-    signal.alarm(HANG_S)
+    signal.alarm(most_s)
     try:
         yield incidents
     finally:
