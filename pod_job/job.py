@@ -10,7 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pod_job.checking.gate_prompts import gate_prompts
 from pod_job.checking.parity import check_parity
+from pod_job.checking.short_rows import short_rows
 from pod_job.checking.trial import try_program
 from pod_job.checkpoints.checkpoint import unread
 from pod_job.checkpoints.load import load_params
@@ -18,7 +20,7 @@ from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.extraction.batch_source import Assigned, LeasedBatches, Reporting
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
-from pod_job.extraction.pipeline import PackedFeeder, extract
+from pod_job.extraction.pipeline import FirstStep, PackedFeeder, extract
 from pod_job.extraction.step import Step, compile_step
 from pod_job.extraction.writers import Writers
 from pod_job.finishing.merge import merge
@@ -136,9 +138,9 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
 
     reporter.phase(Phase.compiling)
     program = compile_program(inputs, model, params, part)
+    hold = None
     if config.parity.samples:
-        with_host_0 = part.feeder == feeding(rows, 0).feeder
-        check_parity(inputs, host, partial(try_program, program, config.extract), with_host_0)
+        hold = pass_gate(inputs, host, program, model, part)
 
     reporter.phase(Phase.extracting)
     on_nonfinite = config.extract.on_nonfinite
@@ -146,11 +148,12 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
         while True:
             match program, feeder:
                 case Step(), PackedFeeder():
-                    extract(program, feeder, writers, reporter)
+                    extract(program, feeder, writers, reporter, hold)
                 case Generator(), PromptFeeder():
                     generate(program, feeder, writers, reporter)
             if not source.more():
                 break
+            hold = None
             feeder = make_feeder(source.batches(), inputs, part, reporter, stop)
 
 
@@ -173,6 +176,24 @@ def leases_of(inputs: Inputs, host: Host) -> tuple[Leases, Holders]:
     """Returns the leases of the run as this host of a slice takes them, and its view of other holders."""
     holder = Holder(host.slice or "", host.index, host.attempt)
     return Leases(inputs.folder, holder), Holders(inputs.folder, inputs.config.pod.lease_timeout_s)
+
+
+def pass_gate(inputs: Inputs, host: Host, program: Step | Generator, model: Decoder, part: Feeding) -> FirstStep | None:
+    """Compares vectors with the reference; returns what the first step is held against, where one is needed.
+
+    Raises:
+        JobError: the vectors would be wrong.
+    """
+    extract = inputs.config.extract
+    with_host_0 = part.feeder == feeding(part.rows, 0).feeder
+    with compile_cache(inputs.config.storage.compile_cache):
+        short = short_rows(program, model, inputs, gate_prompts(inputs)) if isinstance(program, Step) else None
+    if short is None:
+        check_parity(inputs, host, partial(try_program, program, extract), with_host_0)
+        return None
+    tried = partial(try_program, short.step, short.extract)
+    result = check_parity(inputs, host, tried, with_host_0, short.extract.seq_len)
+    return partial(short.hold, parity=result)
 
 
 def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:

@@ -1,8 +1,8 @@
 """The parity gate: before a run stores anything, its very programs are compared with a float32 reference.
 
-The beginnings of the first prompts go through them on the whole mesh: through one packed step, or with mode=generate
-through prefill and some steps of decode. Host 0 compares its rows and stores the result in the run folder, where the
-other hosts wait for it and merge reads it for metadata.json.
+The beginnings of the first prompts go through them on the whole mesh: through one packed step (on CPUs one of short
+rows, see `short_rows`), or with mode=generate through prefill and some steps of decode. Host 0 compares its rows and
+stores the result in the run folder, where the other hosts wait for it and merge reads it for metadata.json.
 """
 
 import logging
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -40,13 +41,18 @@ POLL_S = 0.5
 
 
 def check_parity(
-    inputs: Inputs, host: Host, try_out: Callable[[Sequence[Prompt]], list[Trial]], with_host_0: bool
-) -> None:
-    """Runs the prompts of the gate, on every host, and returns if the vectors agree with the reference.
+    inputs: Inputs,
+    host: Host,
+    try_out: Callable[[Sequence[Prompt]], list[Trial]],
+    with_host_0: bool,
+    row_length: int | None = None,
+) -> ParityRecord:
+    """Runs the prompts of the gate, on every host; returns the result if the vectors agree with the reference.
 
     Args:
         try_out: runs the programs once.
         with_host_0: whether this host feeds the rows that host 0 sees; the others feed empty rows.
+        row_length: of the program, where it is not the run's own.
     Raises:
         JobError: a tap differs by more than rounding explains, or than `parity.limit`; the run must not go on.
     """
@@ -54,12 +60,13 @@ def check_parity(
     remove_earlier_result(inputs, host)
     trials = try_out(prompts if with_host_0 else [])
     if jax.process_index() == 0:
-        result = compare(inputs, host, trials)
+        result = msgspec.structs.replace(compare(inputs, host, trials), row_length=row_length)
         inputs.folder.replace(layout.parity_file(host.attempt), encode(result))
     else:
         result = await_result(inputs, host)
     if not result.passed:
         raise JobError(refusal(result))
+    return result
 
 
 def remove_earlier_result(inputs: Inputs, host: Host) -> None:

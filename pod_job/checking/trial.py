@@ -44,10 +44,7 @@ def try_program(program: Step | Generator, config: ExtractConfig, prompts: Seque
 
 def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> list[Trial]:
     """Runs one step, packed like every other; where prompts have one vector each, with beginnings of the prompts."""
-    queued = [Queued(1, index, prompt) for index, prompt in enumerate(prompts)]
-    if config.positions.one_per_prompt:
-        queued += [Queued(1, index, prompt) for index, prompt in beginnings(prompts)]
-    queued = [replace(item, prompt=with_gate_rows(item.prompt, config.positions)) for item in queued]
+    queued = queued_for_gate(config.positions, prompts)
     rows = fill_rows(queued, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     item = make_step(rows, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     output = step(item, more=False)
@@ -66,6 +63,14 @@ def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> li
         return Trial(prompts[placed.index].token_ids, positions, vectors, averaged=config.positions is Positions.mean)
 
     return [trial(placed) for placed in item.placed]
+
+
+def queued_for_gate(positions: Positions, prompts: Sequence[Prompt]) -> list[Queued]:
+    """Returns the prompts of a step of the gate; where each has one vector, some of their beginnings, too."""
+    queued = [Queued(1, index, prompt) for index, prompt in enumerate(prompts)]
+    if positions.one_per_prompt:
+        queued += [Queued(1, index, prompt) for index, prompt in beginnings(prompts)]
+    return [replace(item, prompt=with_gate_rows(item.prompt, positions)) for item in queued]
 
 
 def with_gate_rows(prompt: Prompt, positions: Positions) -> Prompt:

@@ -7,7 +7,7 @@ tokenize and pack (feeder thread) -> compute (devices) -> copy and assemble (thi
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pod_job.extraction.assembly import OpenBatch
 from pod_job.extraction.feeder import Feeder, on_any_host
@@ -47,7 +47,13 @@ class PackedFeeder(Feeder[StepInput, OpenBatch]):
         return OpenBatch(number, tokenized, self.inputs.config.extract, self.inputs.widths, self.pool)
 
 
-def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Reporter) -> None:
+FirstStep = Callable[[StepInput, StepOutput], None]
+"""Looks at the first step before anything of it is stored, on every host at once."""
+
+
+def extract(
+    step: Step, feeder: PackedFeeder, writers: Writers, reporter: Reporter, first_step: FirstStep | None = None
+) -> None:
     """Runs steps until no feeder has prompts left; results go to `writers` while the next step runs.
 
     Each step reports whether any feeder has a step two further on, so every host stops after the same one and none
@@ -65,6 +71,8 @@ def extract(step: Step, feeder: PackedFeeder, writers: Writers, reporter: Report
         idle = feeder.waited_s > waited_s and (earlier is None or is_computed(earlier[1]))
         output = step(item, more)
         start_copy(output)
+        if earlier is None and first_step is not None:
+            first_step(item, output)
         reporter.waited(idle, feeder.waited_s - waited_s)
         waited_s = feeder.waited_s
         if earlier is not None:

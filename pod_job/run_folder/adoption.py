@@ -24,6 +24,8 @@ FAR = 0.5
 MOST_COMPARED = 1024
 """Rows of a batch, evenly spaced, that are compared."""
 ATTEMPTS = 3
+MOST_TIMES, SPARE_BYTES = 4, 1 << 20
+"""A file is read if it has at most so many times the bytes of the one that is to be stored, and these."""
 
 log = logging.getLogger("pod_job")
 T = TypeVar("T")
@@ -44,7 +46,7 @@ def create_or_adopt(
         try:
             return folder.create(name, parts), None
         except NameTaken:
-            data = folder.read(name)
+            data = _read(folder, name, sum(memoryview(part).nbytes for part in parts))
             if (content := adopted(data)) is not None:
                 return checksum([data]), content
             if folder.stat(layout.commit_file(batch)) is not None:
@@ -55,6 +57,18 @@ def create_or_adopt(
             log.warning("%s/%s: is damaged and of no commit record; it is made again", folder.url, name)
             folder.remove(name)
     raise JobError(f"{folder.url}/{name}: comes out damaged each time it is written; use another disk")
+
+
+def _read(folder: Folder, name: str, size: int) -> bytes:
+    """Returns the content of a file in the place of one of this size. JobError where it is far larger."""
+    most = MOST_TIMES * size + SPARE_BYTES
+    data = folder.read(name, 0, most + 1)
+    if len(data) > most:
+        raise JobError(
+            f"{folder.url}/{name}: is larger than {most} bytes, where this run's has {size}; remove it, or use another "
+            "storage.run_dir if another run wrote it"
+        )
+    return data
 
 
 def adopted_tap(url: str, batch: int, tap: str, vectors: Vectors, data: bytes) -> Vectors | None:

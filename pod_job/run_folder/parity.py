@@ -20,7 +20,8 @@ class ParityRecord(Record, frozen=True, omit_defaults=True):
     `limit` is that of the tap that came nearest to its own, or `parity.limit` where the user set it. Optional, as old
     records lack them: `rounding`, the reference's own errors in the run's dtypes, the `limits` that follow from them,
     and `why_built_in`, where the reference is not Hugging Face's. `windows_not_reached`: sliding windows, in tokens,
-    that act on the run's prompts and not on the shorter ones that were compared.
+    that act on the run's prompts and not on the shorter ones that were compared. `row_length`: positions of a row of
+    the program that was compared, where that is not the run's own, which was then held against it; None otherwise.
     """
 
     attempt: str
@@ -38,6 +39,7 @@ class ParityRecord(Record, frozen=True, omit_defaults=True):
     rounding: dict[str, TapErrors] | None = None
     why_built_in: str | None = None
     windows_not_reached: list[Count] = msgspec.field(default_factory=list)
+    row_length: Count | None = None
 
 
 def read_parity(folder: Folder, attempt: str) -> ParityRecord:

@@ -41,7 +41,10 @@ def check_name(name: str, url: str) -> str:
 
 
 class NameTaken(Exception):
-    """Other content exists under the name given to `create` or `join`; it stays, and `stored` describes it."""
+    """Other content exists under the name given to `create` or `join`; it stays, and `stored` describes it.
+
+    Its checksum is "" where the content is so much larger than what was to be stored that it was not read.
+    """
 
     def __init__(self, name: str, stored: Stored) -> None:
         super().__init__(f"{name} exists already with other content ({stored.size} bytes, crc32c {stored.crc32c})")

@@ -23,6 +23,8 @@ from pod_job.storage.local_files import (
     write_temporary,
 )
 
+MOST_TIMES, SPARE_BYTES = 8, 64 << 20
+"""A file that is in the way of a new one is read if it has at most so many times the bytes of that, and these."""
 PIECE_BYTES = 1 << 20
 """Bytes in memory at a time while a file is copied or its checksum computed."""
 
@@ -200,6 +202,9 @@ class LocalFolder:
         try:
             give_name(temporary, path, name_new)
         except (FileExistsError, FileNotFoundError) as error:
+            size = path.lstat().st_size if path.exists() else 0
+            if size > MOST_TIMES * stored.size + SPARE_BYTES:  # it may be sparse, and of any size
+                raise NameTaken(name, Stored(size, "")) from None
             existing = self.stat(name)
             if existing is None:
                 raise JobError(f"{path}: is a folder, or was removed while it was being written; remove it") from error

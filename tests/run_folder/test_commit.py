@@ -120,6 +120,15 @@ def test_a_damaged_file_without_its_record_is_made_again(tmp_path: Path, name: s
         assert {name: (tmp_path / name).read_bytes() for name in FILES} == whole
 
 
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_file_of_a_terabyte_without_a_record_is_refused_and_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(JobError, match=r"is larger than \d+ bytes, where this run's has \d+; remove it"):
+        commit_batch(open_folder(tmp_path), batch(1, 20), host=0)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_of_a_committed_batch_is_refused_and_stays(tmp_path: Path, name: str) -> None:
     commit_batch(open_folder(tmp_path), batch(1, 20), host=0)

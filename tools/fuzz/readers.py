@@ -30,7 +30,7 @@ SLICE = 500
 """Inputs that one process tries."""
 SPARE_BYTES = 1 << 30
 """Memory that the readers of a process may take in all, beyond what it has when it begins."""
-HANG_S, HANG_CPU_S = 20, 30
+HANG_S, HANG_CPU_S = 120, 30
 """Seconds of one input after which Python is interrupted, and CPU time after which the process ends."""
 
 
