@@ -153,7 +153,6 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
                     generate(program, feeder, writers, reporter)
             if not source.more():
                 break
-            hold = None
             feeder = make_feeder(source.batches(), inputs, part, reporter, stop)
 
 
