@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launch.cloud.pods import MADE_BY, Pod, list_pods
-from launch.cloud.request import pod_name
+from launch.cloud.request import pod_name, pod_names
 from pod_job.config.load import from_json, load
 from pod_job.config.schema import ConfigValues, JobConfig, PodKind
 from pod_job.errors import JobError
@@ -62,7 +62,7 @@ def pods_of_run(words: Sequence[str]) -> tuple[JobConfig, list[Pod]]:
         names = {record.name for record in records}
     if config.pod.kind is not PodKind.tpu:
         return config, []
-    names |= {pod_name(config)}
+    names |= {*pod_names(config)}
     return config, [
         pod for pod in list_pods(config.cloud.project) if pod.name in names and labels.items() <= pod.labels.items()
     ]
@@ -89,10 +89,12 @@ def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> J
     unknown = {"model": {"path": UNKNOWN}, "tasks": {"path": UNKNOWN}, "storage": {"run_dir": run_dir}}
     complete = with_fields(with_fields(unknown, recorded), {"cloud": {"ssh_flags": []}})
     config = from_json(complete, overrides)
+    whole = replace(config, pod=replace(config.pod, slice=None))  # recorded by one slice
+    name = pod_name(whole if config.pod.slices > 1 else config)
     return replace(
-        config,
+        whole,
         storage=replace(config.storage, run_dir=run_dir),
-        cloud=replace(config.cloud, name=pod_name(config)),
+        cloud=replace(config.cloud, name=name),
     )
 
 

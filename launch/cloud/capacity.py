@@ -1,6 +1,6 @@
 """Creates the pod in the first zone that has capacity, and deletes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from launch import clock
@@ -38,6 +38,18 @@ class NoPod(Exception):
         self.for_good = for_good
 
 
+class NoCapacity(JobError):
+    """No zone has a pod for the job; `zones`: those that have refused."""
+
+    def __init__(self, message: str, zones: Collection[str]) -> None:
+        super().__init__(message)
+        self.zones = zones
+
+
+class NotWanted(Exception):
+    """Nobody wants the pod any more that was to be brought up; its request may exist."""
+
+
 def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
     """Deletes pods of a job: all that can be. Raises JobError for those that cannot."""
     errors = []
@@ -52,11 +64,19 @@ def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
     log(f"{pod_name(config)} is gone")
 
 
-def bring_up(config: JobConfig, log: Log) -> Pod:
+def always() -> bool:
+    return True
+
+
+def bring_up(config: JobConfig, log: Log, wanted: Callable[[], bool] = always) -> Pod:
     """Returns the pod of this job, READY: the existing one, else a new one in the first zone that has capacity.
 
+    Args:
+        wanted: asked before each request, and while the pod is waited for.
     Raises:
-        JobError: no zone had one within `cloud.rounds` rounds, with each zone's reason; or the request itself is wrong.
+        NoCapacity: no zone had one within `cloud.rounds` rounds, with each zone's reason.
+        NotWanted: it is no longer `wanted`.
+        JobError: the request itself is wrong.
     """
     spec = pod_spec(config)
     reasons: dict[str, str] = {}
@@ -70,7 +90,7 @@ def bring_up(config: JobConfig, log: Log) -> Pod:
         zones = [existing.zone] if existing else [zone for zone in config.cloud.zones if zone not in closed]
         for zone in zones:
             try:
-                pod = wait(config, zone, log) if existing else request(spec, zone, config, log)
+                pod = wait(config, zone, log, wanted) if existing else request(spec, zone, config, log, wanted)
             except NoPod as error:
                 reasons[zone] = str(error)
                 closed |= {zone} if error.for_good else set()
@@ -82,7 +102,8 @@ def bring_up(config: JobConfig, log: Log) -> Pod:
         if closed >= set(config.cloud.zones):
             break
     zone_reasons = "; ".join(f"{zone}: {reason}" for zone, reason in reasons.items())
-    raise JobError(f"cloud.zones: none has a {spec.accelerator_type} ({zone_reasons}); add zones, or try later")
+    message = f"cloud.zones: none has a {spec.accelerator_type} ({zone_reasons}); add zones, or try later"
+    raise NoCapacity(message, [*reasons])
 
 
 def delete_dead(pods: Sequence[Pod], config: JobConfig, log: Log) -> Pod | None:
@@ -113,13 +134,16 @@ def note(config: JobConfig, log: Log, write: Callable[[Folder], None]) -> None:
         log(f"what this pod costs will not be in `status`: {first_line(error)}")
 
 
-def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod:
+def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log, wanted: Callable[[], bool] = always) -> Pod:
     """Requests the pod in one zone; returns it once READY.
 
     Raises:
         NoPod: this zone has none.
+        NotWanted: as `bring_up`.
         JobError: the request is wrong, or the API cannot be reached.
     """
+    if not wanted():
+        raise NotWanted
     request_text = f"{spec.accelerator_type} ({spec.capacity.value}{', queued' if config.cloud.queued else ''})"
     log(f"asking {zone} for {spec.name}, {request_text}")
     create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
@@ -130,7 +154,7 @@ def request(spec: gcloud.PodSpec, zone: str, config: JobConfig, log: Log) -> Pod
         if passes_by_itself(done):
             raise JobError(f"{zone} gives no answer: {gcloud_error(done.err)}; run it again")
         raise_refusal(read_refusal(gcloud_error(done.err)), zone, spec.name)
-    return wait(config, zone, log)
+    return wait(config, zone, log, wanted)
 
 
 def raise_refusal(refusal: Refusal, zone: str, name: str) -> NoReturn:
@@ -140,17 +164,20 @@ def raise_refusal(refusal: Refusal, zone: str, name: str) -> NoReturn:
     raise NoPod(refusal.reason, for_good=refusal.scope is Scope.zone)
 
 
-def wait(config: JobConfig, zone: str, log: Log) -> Pod:
+def wait(config: JobConfig, zone: str, log: Log, wanted: Callable[[], bool] = always) -> Pod:
     """Waits for the pod in `zone`; returns it once READY.
 
     Raises:
         NoPod: it will not come; its request is deleted.
+        NotWanted: as `bring_up`.
         JobError: the request is wrong; it is deleted.
     """
     began = clock.monotonic()
     granted_at: float | None = None
     shown = ""
     while True:
+        if not wanted():
+            raise NotWanted
         pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.zone == zone), None)
         now = clock.monotonic()
         if pod is not None and pod.state != shown:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
@@ -12,13 +12,13 @@ from launch.cloud import gcloud
 from launch.cloud.deploy import Start, deploy
 from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit, nearest_limit
-from launch.cloud.observe import RunningJob, Statuses, follow, read_all
+from launch.cloud.observe import RunningJob, Statuses, follow, latest_statuses
 from launch.cloud.outcome import End, Outcome
 from launch.cloud.owner import deleting, staying
 from launch.cloud.pod_records import all_records, record_of
-from launch.cloud.pods import Pod
+from launch.cloud.pods import Pod, find_all
 from launch.cloud.remote import ask_briefly, script
-from launch.cloud.request import pod_spec, reach
+from launch.cloud.request import pod_name, pod_names, pod_spec, reach
 from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import new_attempt
 from launch.view import progress, summary
@@ -31,8 +31,9 @@ from pod_job.planning.prompt_survey import survey_run
 from pod_job.planning.task_index import ESTIMATED
 from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.metadata import read_any
-from pod_job.run_folder.status import latest_attempt
+from pod_job.run_folder.slices import report_folder
 from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
 
 KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
@@ -55,11 +56,17 @@ def limit_of(config: JobConfig, folder: Folder, pod: Pod | None) -> Limit | None
     """Returns the limit of the run that is reached first, if any is set. `pod`: its pod that lives."""
     if config.cloud.max_hours is None and config.cloud.max_usd is None:
         return None
-    attempt = latest_attempt(folder, config.pod.hosts)
-    statuses = read_all(folder, config.pod.hosts, attempt) if attempt else []
+    statuses = [status for latest in latest_statuses(folder, config).values() for status in latest]
     heard = max((status.updated for status in statuses if status is not None), default=0.0)
-    alive = record_of(pod, config.cloud.capacity).key if pod else None
-    return nearest_limit(config, all_records(folder, [pod] if pod else [], config), alive, heard, clock.now())
+    living = ([pod] if pod else []) if config.pod.slice is None else living_slices(config, pod)
+    alive = {record_of(one, config.cloud.capacity).key for one in living}
+    return nearest_limit(config, all_records(folder, living, config), alive, heard, clock.now())
+
+
+def living_slices(config: JobConfig, pod: Pod | None) -> list[Pod]:
+    """Returns the pods of all slices that are paid for now; `pod`: that of this slice, which may not be listed yet."""
+    others = set(pod_names(replace(config, pod=replace(config.pod, slice=None)))) - {pod_name(config)}
+    return [one for one in find_all(others, config.cloud.project) if one.ready] + ([pod] if pod else [])
 
 
 def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log) -> RunningJob:
@@ -79,7 +86,8 @@ def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs,
     attempt = deploy(config, overrides, pod_reach, inputs.folder, Start(new_attempt(), pod.resource, limit), log)
     ends_at = float("inf") if limit is None else clock.now() + limit.left_s
     stays = f"{staying([pod], config)}; {deleting(overrides)}"
-    return RunningJob(pod_reach, config.pod.hosts, inputs.folder, attempt, inputs.total_batches, limit, ends_at, stays)
+    reports = report_folder(inputs.folder, config.pod.slice)
+    return RunningJob(pod_reach, config.pod.hosts, reports, attempt, inputs.total_batches, limit, ends_at, stays)
 
 
 def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:
@@ -95,7 +103,8 @@ def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_
     if job is None or outcome.end is not End.done:
         show_outcome(outcome, SafeConsole(stderr=True))
         return BAD_INPUT if outcome.cause is not None and outcome.cause.user_error else FAILED
-    return show_dataset(config, job.folder, job.statuses(), elapsed_s, as_json)
+    folder = open_folder(config.storage.run_dir)
+    return show_dataset(config, folder, job.statuses(), elapsed_s, as_json)
 
 
 def show_dataset(config: JobConfig, folder: Folder, statuses: Statuses, elapsed_s: float, as_json: bool) -> int:

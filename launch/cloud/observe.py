@@ -18,8 +18,10 @@ from launch.cloud.outcome import End, NodeView, Outcome, judge
 from launch.cloud.pods import find_pods
 from launch.cloud.remote import Answer, ask_briefly, script
 from launch.view.timed_log import Log
+from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError, first_line
-from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
+from pod_job.run_folder.slices import report_folder, slice_names
+from pod_job.run_folder.status import EndKind, HostStatus, Phase, latest_start, read_status
 from pod_job.storage.folder import Folder
 
 POLL_S = 2.0
@@ -44,7 +46,7 @@ Statuses = Sequence[HostStatus | None]
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job on a pod: how its hosts are reached, where they report, and the batches that its run is planned to have.
+    """A job on a pod: how its hosts are reached, the folder in which they report, and the batches of its whole run.
 
     `ends_at`: Unix time at which the limit of the run is reached, if it has one. `stays`: what exists, its price and
     the command that deletes it, in one line.
@@ -67,6 +69,18 @@ def read_all(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None
     """Returns the hosts' latest statuses in this attempt, None for a host that has not reported."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda host: read_status(folder, host, attempt), range(hosts)))
+
+
+def latest_statuses(folder: Folder, config: JobConfig) -> dict[str | None, list[HostStatus | None]]:
+    """Returns slice -> the statuses of its latest start; None -> those of a run on one pod, or before any start."""
+    statuses: dict[str | None, list[HostStatus | None]] = {}
+    for name in slice_names(folder) or [None]:
+        reports = report_folder(folder, name)
+        latest = latest_start(reports, config.pod.hosts)
+        statuses[name] = (
+            [None] * config.pod.hosts if latest is None else read_all(reports, latest.hosts, latest.attempt)
+        )
+    return statuses
 
 
 def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], log: Log) -> Outcome:

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from launch.cloud.pods import Pod, find_pods
-from launch.cloud.request import pod_name
+from launch.cloud.pods import Pod, find_all
+from launch.cloud.request import pod_names
 from launch.local import stopped_by_signals
 from launch.shell import NotInstalled
 from launch.view.timed_log import Log
@@ -31,7 +31,7 @@ def owning(config: JobConfig, overrides: Sequence[str], log: Log) -> Iterator[No
 def line_of_what_stays(config: JobConfig, overrides: Sequence[str]) -> str:
     """Returns the pods of the job in one line; where the API gives no answer, those that may exist. Empty: none."""
     try:
-        pods = find_pods(pod_name(config), config.cloud.project, LOOK_S)
+        pods = find_all(pod_names(config), config.cloud.project, LOOK_S)
     except NotInstalled:
         return ""  # nothing was ever asked for
     except JobError as error:
@@ -58,7 +58,7 @@ def hourly(config: JobConfig) -> str:
 
 
 def maybe(config: JobConfig) -> str:
-    return f"{pod_name(config)} may exist in {', '.join(config.cloud.zones)}, at {hourly(config)}"
+    return f"{', '.join(pod_names(config))} may exist in {', '.join(config.cloud.zones)}, at {hourly(config)}"
 
 
 def deleting(overrides: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Pods in the cloud: gcloud's lists of nodes and queued resources in, one `Pod` for each name and zone out."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,6 +136,11 @@ def list_pods(project: str | None, patience_s: float = PATIENCE_S) -> list[Pod]:
 def find_pods(name: str, project: str | None, patience_s: float = PATIENCE_S) -> list[Pod]:
     """Returns the pods of that name, at most one a zone."""
     return [pod for pod in list_pods(project, patience_s) if pod.name == name]
+
+
+def find_all(names: Collection[str], project: str | None, patience_s: float = PATIENCE_S) -> list[Pod]:
+    """Returns the pods of these names."""
+    return [pod for pod in list_pods(project, patience_s) if pod.name in names]
 
 
 def delete_commands(pod: Pod, project: str | None) -> list[list[str]]:

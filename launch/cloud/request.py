@@ -4,16 +4,26 @@ import hashlib
 
 from launch.cloud.gcloud import PodSpec, Reach
 from launch.cloud.pods import MADE_BY
+from launch.slices import has_slices, slice_jobs
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.preflight.tpu_facts import TPU7X
 
 
 def pod_name(config: JobConfig) -> str:
-    """Returns `cloud.name`, else a name made from the run folder, so that a job finds its pod again."""
-    if config.cloud.name is not None:
-        return config.cloud.name
-    return f"extract-{hashlib.sha256(config.storage.run_dir.rstrip('/').encode()).hexdigest()[:8]}"
+    """Returns `cloud.name`, else a name made from the run folder, so that a job finds its pod again.
+
+    The name of a slice follows it.
+    """
+    run_dir = config.storage.run_dir.rstrip("/")
+    name = config.cloud.name or f"extract-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}"
+    return name if config.pod.slice is None else f"{name}-{config.pod.slice}"
+
+
+def pod_names(config: JobConfig) -> list[str]:
+    """Returns the names of the pods of all slices; of a run on one pod, the name of that."""
+    jobs = slice_jobs(config, []) if has_slices(config) else []
+    return [pod_name(job.config) for job in jobs] or [pod_name(config)]
 
 
 def pod_spec(config: JobConfig) -> PodSpec:

@@ -1,25 +1,28 @@
 """A run, its pods and what they cost at one moment: from the run folder and the API, without a login to any host."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from launch import clock
-from launch.cloud.observe import read_all
+from launch.cloud.observe import latest_statuses
 from launch.cloud.pod_records import all_records, record_of
-from launch.cloud.pods import Pod, find_pods
-from launch.cloud.request import pod_name
-from launch.view.status_view import PodHours, PodStatus, RunStatus
+from launch.cloud.pods import Pod, find_all
+from launch.cloud.request import pod_name, pod_names
+from launch.slices import has_slices, slice_jobs
+from launch.view.status_view import PodHours, PodStatus, RunStatus, SliceStatus
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.batches import total_batches
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
-from pod_job.run_folder.status import HostStatus, latest_start
+from pod_job.run_folder.status import HostStatus
 from pod_job.storage.folder import Folder
 
 
 def pods_of(config: JobConfig) -> list[Pod]:
     """Returns the pods of a job in the cloud; none of a job on this machine."""
-    return find_pods(pod_name(config), config.cloud.project) if config.pod.kind is PodKind.tpu else []
+    return find_all(pod_names(config), config.cloud.project) if config.pod.kind is PodKind.tpu else []
 
 
 def planned_batches(config: JobConfig, folder: Folder) -> int:
@@ -35,9 +38,24 @@ def planned_batches(config: JobConfig, folder: Folder) -> int:
 
 def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> RunStatus:
     """Returns the run as it is now; `batches`: its planned number."""
-    latest = latest_start(folder, config.pod.hosts)
-    hosts = [None] * config.pod.hosts if latest is None else read_all(folder, latest.hosts, latest.attempt)
-    return run_status(config, folder, batches, hosts, pods, clock.now())
+    statuses = latest_statuses(folder, config)
+    hosts = [status for of_slice in statuses.values() for status in of_slice]
+    run = run_status(config, folder, batches, hosts, pods, clock.now())
+    return msgspec.structs.replace(run, slices=slices_of(statuses, pods, config))
+
+
+def slices_of(
+    statuses: Mapping[str | None, list[HostStatus | None]], pods: Sequence[Pod], config: JobConfig
+) -> list[SliceStatus]:
+    """Returns the slices that have reported or are planned, with their pods; none of a run on one pod."""
+    planned = {job.name: job.config for job in slice_jobs(config, [])} if has_slices(config) else {}
+    by_name = {pod.name: pod for pod in pods}
+    slices = []
+    for name in sorted({*statuses, *planned} - {None}, key=lambda name: (len(name), name)):
+        pod = by_name.get(pod_name(planned[name])) if name in planned else None
+        place = (pod.zone, pod.state) if pod is not None else ("", "")
+        slices.append(SliceStatus(name, *place, statuses.get(name, [None] * config.pod.hosts)))
+    return slices
 
 
 def run_status(
@@ -62,7 +80,7 @@ def run_status(
     hourly = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
     expected = None
     if so_far is not None and hourly is not None and left_s is not None:
-        expected = so_far + hourly * left_s / 3600
+        expected = so_far + hourly * max(1, len(alive)) * left_s / 3600
     return RunStatus(
         run=config.storage.run_dir,
         batches_done=done,

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 from launch import clock
-from launch.cloud.observe import NODE_EVERY_S, POLL_S
+from launch.cloud.observe import NODE_EVERY_S, POLL_S, latest_statuses
 from launch.cloud.run_status import planned_batches, pods_of, read_run_status
 from launch.job_config import config_of_run
 from launch.verbs.arguments import add_follow, add_run
@@ -16,7 +16,6 @@ from pod_job.commands.command_line import DONE, Command, add_json
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
 from pod_job.run_folder.layout import RUN
-from pod_job.run_folder.status import latest_attempt
 from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
 
@@ -34,7 +33,7 @@ def status(options: Namespace) -> int:
     folder = open_folder(config.storage.run_dir)
     with ThreadPoolExecutor(1) as gcloud:  # which takes its seconds while the run folder is read
         asked = gcloud.submit(pods_of, config)
-        nothing = folder.stat(RUN) is None and latest_attempt(folder, config.pod.hosts) is None
+        nothing = folder.stat(RUN) is None and not any(map(any, latest_statuses(folder, config).values()))
         if nothing and not options.follow and not asked.result():
             raise JobError(f"storage.run_dir={config.storage.run_dir}: no run is there, and no pod of one; start it")
         batches = planned_batches(config, folder)

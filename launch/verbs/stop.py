@@ -27,19 +27,24 @@ def stop(options: Namespace) -> int:
     config, pods = pods_of_run(options.overrides)
     if config.pod.kind is not PodKind.tpu:
         raise JobError("pod.kind=local has no pod in the cloud; stop the job with Ctrl-C where it was started")
-    pod = next((pod for pod in pods if pod.ready), None)
-    if pod is None:
+    ready, text = [pod for pod in pods if pod.ready], script("stop", {"SIGNAL": "TERM"})
+    if not ready:
         raise JobError(f"{pod_name(config)} is not READY in any zone; there is nothing to stop")
-    hosts, text = replace(reach(config, pod.zone), name=pod.name), script("stop", {"SIGNAL": "TERM"})
+    places = [replace(reach(config, pod.zone), name=pod.name) for pod in ready]
     if options.dry_run:
-        print(shlex.join(gcloud.ssh(hosts, "all", f"... # {len(text)} characters: stop.sh")))
+        print(
+            *(shlex.join(gcloud.ssh(hosts, "all", f"... # {len(text)} characters: stop.sh")) for hosts in places),
+            sep="\n",
+        )
         return DONE
-    answers = ask(hosts, pod.workers, text)
-    if options.json:
-        print(json.dumps({host: answer.word for host, answer in sorted(answers.items())}))
-    else:
+    for pod, hosts in zip(ready, places, strict=True):
+        answers = ask(hosts, pod.workers, text)
+        if options.json:
+            print(json.dumps({host: answer.word for host, answer in sorted(answers.items())}))
+            continue
+        where = f"{pod.name} " if len(ready) > 1 else ""
         for host, answer in sorted(answers.items()):
-            print(f"host {host}: {answer.word} {answer.detail}".rstrip())
+            print(f"{where}host {host}: {answer.word} {answer.detail}".rstrip())
     return DONE
 
 

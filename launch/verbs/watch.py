@@ -4,38 +4,22 @@ A pod that was taken away, or has a machine that is bad or cannot be reached, is
 hosts is started again, as often as cloud.preemptions, cloud.bad_machines and cloud.failures allow. A host that reports
 a bug or bad input ends the job: the next start would fail too. The verb keeps no state: interrupted, it says what stays
 and what that costs; started again, it finds the pod, the job and the batches that are done. On this machine
-(pod.kind=local) it starts lost hosts again.
+(pod.kind=local) it starts lost hosts again. With pod.slices it does all of this for each slice, at the same time.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 
 from launch import clock
-from launch.cloud.budgets import Step, budgets_of
-from launch.cloud.calls import PATIENCE_S
-from launch.cloud.capacity import bring_up, take_down
+from launch.cloud.capacity import take_down
 from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
-from launch.cloud.job import (
-    complete,
-    describe,
-    finish,
-    kill,
-    limit_of,
-    planned,
-    read_job,
-    show_dataset,
-    show_outcome,
-    start,
-    until_end,
-)
-from launch.cloud.observe import RunningJob, node_view
-from launch.cloud.outcome import End, Outcome, not_started
+from launch.cloud.fleet import Fleet
+from launch.cloud.job import complete, finish, planned, read_job, show_dataset
 from launch.cloud.owner import owning
-from launch.cloud.pods import Pod, find_pods
-from launch.cloud.remote import NoAnswer, Refused
-from launch.cloud.request import pod_name, reach
+from launch.cloud.pods import find_all
+from launch.cloud.request import pod_names
 from launch.cloud.uploads import Placed, with_uploads
+from launch.cloud.watching import Watching
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import planned_here, run_slices_here
@@ -47,8 +31,6 @@ from launch.view.timed_log import Log, timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
-from pod_job.planning.inputs import Inputs
-from pod_job.terminal import SafeConsole
 
 EXAMPLES = (
     "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
@@ -89,7 +71,8 @@ def watch(options: Namespace) -> int:
             delete_pods(config, log)
             return show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
         try:
-            job, outcome = run_to_the_end(placed.config, placed.overrides, inputs, log, began)
+            watching = Fleet if has_slices(config) else Watching
+            job, outcome = watching(placed.config, placed.overrides, inputs, log, began).run_to_the_end()
         except JobError as error:
             log(f"giving up: {error}")
             delete_pods(config, log)
@@ -98,46 +81,9 @@ def watch(options: Namespace) -> int:
     return finish(config, job, outcome, clock.monotonic() - began, options.json)
 
 
-def run_to_the_end(
-    config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, began: float
-) -> tuple[RunningJob | None, Outcome]:
-    """Returns the last start, None where no job was started, and how it ended."""
-    budgets, outcome = budgets_of(config.cloud), None
-    while True:
-        limit = limit_of(config, inputs.folder, None)
-        if limit is not None and limit.reached:
-            return None, Outcome(End.limit, limit=limit.reason)
-        pod = bring_up(config, log)
-        job, outcome = run_once(pod, config, overrides, inputs, log, outcome)
-        if job is not None and outcome is None:
-            outcome = until_end(config, job, log, began)
-        assert outcome is not None
-        budgets, step = budgets.after(outcome)
-        if outcome.end is not End.done:
-            log("; ".join(filter(None, [describe(outcome), budgets.line(outcome)])))
-        if step is Step.end:
-            return job, outcome
-        if outcome.end is End.lost:
-            show_outcome(outcome, SafeConsole(stderr=True))
-        # A host where the job cannot be ended is lost for the next start too.
-        unended = step is Step.same_pod and not kill(reach(config, pod.zone), config.pod.hosts, log)
-        if unended or step is Step.new_pod:
-            delete_pods(config, log)
-
-
-def run_once(
-    pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, before: Outcome | None
-) -> tuple[RunningJob | None, Outcome | None]:
-    """Starts the job on a pod; returns it, or why hosts could not start it. `before`: how the start before it ended."""
-    try:
-        return start(pod, config, overrides, inputs, log), None
-    except (NoAnswer, Refused) as error:
-        return None, not_started(error, node_view(reach(config, pod.zone), PATIENCE_S), before)
-
-
 def delete_pods(config: JobConfig, log: Log) -> None:
-    """Deletes the pods of the job, as a rule one."""
-    take_down(find_pods(pod_name(config), config.cloud.project), config, log)
+    """Deletes the pods of the job, of all its slices."""
+    take_down(find_all(pod_names(config), config.cloud.project), config, log)
 
 
 COMMAND = Command("watch", __doc__, EXAMPLES, add_arguments, watch, "a bug or a lost host")

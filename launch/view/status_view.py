@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pod_job.run_folder.status import HostStatus, waited_share
+from pod_job.run_folder.status import HostStatus, Phase, waited_share
 
 
 class PodStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,10 +35,24 @@ class PodHours(msgspec.Struct, frozen=True):
     hours: float
 
 
+class SliceStatus(msgspec.Struct, frozen=True):
+    """A slice of the run: where its pod is, both "" without one, and the hosts of its latest start."""
+
+    name: str
+    zone: str
+    state: str
+    hosts: list[HostStatus | None]
+
+    @property
+    def phases(self) -> str:
+        """Phases of its hosts, each with their number."""
+        return phase_counts(self.hosts)
+
+
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run at one moment, as `status --json` prints it. Rates, times and costs (dollars) are None where unknown.
 
-    `hosts` is in the order of their index, None for one that has not reported.
+    `hosts` is in the order of their index, None for one that has not reported; with `slices`, slice after slice.
     """
 
     run: str
@@ -53,10 +67,13 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     pod_hours: list[PodHours]
     pods: list[PodStatus]
     hosts: list[HostStatus | None]
+    slices: list[SliceStatus] = []
 
     @property
     def ended(self) -> bool:
-        return all(host is not None and host.phase.ended for host in self.hosts)
+        """Returns whether nothing computes any more; a slice that is done has seen the end of the run."""
+        done = (all(host is not None and host.phase is Phase.done for host in one.hosts) for one in self.slices)
+        return any(done) or all(host is not None and host.phase.ended for host in self.hosts)
 
 
 class Live:
@@ -87,8 +104,7 @@ class Live:
 
 def line(run: RunStatus) -> str:
     """Returns the run in one line."""
-    phases = Counter("not heard of" if host is None else str(host.phase) for host in run.hosts)
-    parts = [progress(run), ", ".join(f"{count} {phase}" for phase, count in phases.items())]
+    parts = [progress(run), phase_counts(run.hosts)]
     parts += [pod_line(pod) for pod in run.pods]
     return "; ".join(parts)
 
@@ -96,7 +112,7 @@ def line(run: RunStatus) -> str:
 def table(run: RunStatus) -> RenderableType:
     """Returns a few lines for the run, one for each pod, and a row for each host."""
     lines = [("run", run.run), ("done", progress(run))]
-    lines += [("pod", pod_line(pod)) for pod in run.pods]
+    lines += [("pod", pod_line(pod)) for pod in run.pods if not run.slices or pod.symptoms or pod.maintenance]
     if run.cost_so_far is not None:
         count, time_h = len(run.pod_hours), sum(pod.hours for pod in run.pod_hours)
         left = run.left_s and run.cost_expected is not None
@@ -105,7 +121,13 @@ def table(run: RunStatus) -> RenderableType:
         lines.append(("cost", f"${run.cost_so_far:,.2f} for {time_h:.2f} h of {pods}{expected}"))
     width = max(len(name) for name, _ in lines) + 2
     texts = [Text.from_markup(f"[bold]{name:<{width}}[/]{escape(text)}") for name, text in lines]
-    return Group(*texts, host_table(run.hosts))
+    return Group(*texts, slice_table(run.slices) if run.slices else host_table(run.hosts))
+
+
+def phase_counts(hosts: Sequence[HostStatus | None]) -> str:
+    """Returns how many hosts are in which phase."""
+    phases = Counter("not heard of" if host is None else str(host.phase) for host in hosts)
+    return ", ".join(f"{count} {phase}" for phase, count in phases.items())
 
 
 def progress(run: RunStatus) -> str:
@@ -127,6 +149,20 @@ def pod_line(pod: PodStatus) -> str:
     if pod.maintenance:
         parts.append(f"maintenance from {pod.maintenance}")
     return ", ".join(filter(None, parts))
+
+
+def slice_table(slices: Sequence[SliceStatus]) -> Table:
+    """Returns a row for each slice: its place, its hosts, what they have done, and the first error among them."""
+    rows = Table("slice", "zone", "pod", "hosts", "batches", "tokens/s", "heard", "error", box=None)
+    for one in slices:
+        hosts = [host for host in one.hosts if host is not None]
+        seconds = max((host.seconds for host in hosts), default=0.0)
+        speed = f"{sum(host.tokens for host in hosts) / seconds:,.0f}" if seconds else ""
+        heard = f"{max(0.0, time.time() - min(host.updated for host in hosts)):.0f} s ago" if hosts else ""
+        error = next((host.error for host in hosts if host.error), "")
+        batches = str(sum(host.batches for host in hosts))
+        rows.add_row(one.name, one.zone, one.state, one.phases, batches, speed, heard, escape(error))
+    return rows
 
 
 def host_table(hosts: Sequence[HostStatus | None]) -> Table:

@@ -1,6 +1,5 @@
 """Cost of slices: dollars per hour, hours that pods were paid for, dollars spent."""
 
-import itertools
 from collections.abc import Collection, Iterable, Sequence
 
 from pod_job.config.cloud import Capacity
@@ -29,7 +28,7 @@ def hours(
 ) -> list[tuple[PodRecord, float]]:
     """Returns the records, in the order of creation, with the hours that each pod was paid for.
 
-    A pod that ended without a record of its end counts until `heard` or until the next pod was created.
+    A pod that ended without a record of its end counts until `heard` or until the next pod of its name was created.
 
     Args:
         alive: keys of the pods that exist now.
@@ -37,7 +36,8 @@ def hours(
         now: Unix time.
     """
     paid = []
-    for record, after in itertools.zip_longest(records, records[1:]):
+    for number, record in enumerate(records):
+        after = next((later for later in records[number + 1 :] if later.name == record.name), None)
         until = now if record.key in alive else min(heard, after.created) if after else heard
         paid.append((record, max(0.0, (record.ended or until) - record.created) / 3600))
     return paid

@@ -145,7 +145,7 @@ def test_the_nearest_limit_counts_every_pod() -> None:
     now = 11 * 3600.0
 
     def limit(*more: str) -> Limit | None:
-        return nearest_limit(load([*base, *more]), [earlier, living], living.key, heard=now, now=now)
+        return nearest_limit(load([*base, *more]), [earlier, living], [living.key], heard=now, now=now)
 
     assert limit() is None
     hours_left, dollars_left = limit("cloud.max_hours=3"), limit("cloud.max_usd=192")
@@ -160,7 +160,7 @@ def test_the_nearest_limit_counts_every_pod() -> None:
     assert over is not None
     assert over.reached
     with pytest.raises(JobError, match=r"^cloud\.max_usd=5: the price of .* is unknown; set cloud\.price_per_chip"):
-        nearest_limit(load([*base[:2], "cloud.max_usd=5", "pod.accelerator_type=v9-64"]), [], None, 0.0, now)
+        nearest_limit(load([*base[:2], "cloud.max_usd=5", "pod.accelerator_type=v9-64"]), [], [], 0.0, now)
 
 
 @pytest.mark.parametrize("value", HOSTILE)

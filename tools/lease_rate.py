@@ -1,0 +1,206 @@
+"""Operations of leases per second with many slices, on simulated time: `python -m tools.lease_rate`; a minute.
+
+Feeders take blocks as the job's do, by the same code, from a folder in memory that counts what a bucket would be asked:
+creates, and pages of 1000 names for each list; the table has the most in a second of each kind. Slices start within a
+minute, batches take a time of their own each, and one slice in three is lost when half of the run is done; what it held
+is taken over at the end.
+"""
+
+import argparse
+import heapq
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pod_job.extraction.batch_source import LeasedBatches, Reporting
+from pod_job.extraction.feeding import Feeding, StepRows
+from pod_job.extraction.idle_slice import IdleSlice
+from pod_job.host.rendezvous import Host
+from pod_job.host.reporter import Reporter
+from pod_job.host.stop_request import StopRequest
+from pod_job.run_folder.layout import commit_file
+from pod_job.run_folder.leases import Blocks, Holder, Holders, Leases, per_block
+from pod_job.storage.checksums import Part, Stored, checksum
+from pod_job.storage.folder import Folder, NameTaken
+
+PAGE = 1000
+START_S = 60.0
+SPREAD = 0.2  # of the time that a batch takes
+
+
+class CountingFolder:
+    """Objects in memory, and the number of requests by kind and second of the simulated time."""
+
+    def __init__(self) -> None:
+        self.url = "memory"
+        self.now = 0.0
+        self.objects: dict[str, bytes] = {}
+        self.requests: dict[str, Counter[int]] = {"creates": Counter(), "lists": Counter(), "reads": Counter()}
+
+    def create(self, name: str, parts: Sequence[Part]) -> Stored:
+        data = b"".join(map(bytes, parts))
+        self._count("creates")
+        if self.objects.setdefault(name, data) != data:
+            raise NameTaken(name, checksum([self.objects[name]]))
+        return checksum([data])
+
+    def names(self, prefix: str) -> list[str]:
+        names = sorted(name for name in self.objects if name.startswith(prefix))
+        self._count("lists", 1 + len(names) // PAGE)
+        return names
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        self._count("reads")
+        return self.objects[name]
+
+    def stat(self, name: str) -> Stored | None:
+        self._count("reads")
+        return checksum([self.objects[name]]) if name in self.objects else None
+
+    def commit(self, batch: int) -> None:
+        """Adds a commit record, which is no operation of leases."""
+        self.objects[commit_file(batch)] = b""
+
+    def _count(self, kind: str, requests: int = 1) -> None:
+        self.requests[kind][int(self.now)] += requests
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Sizes of a simulated run; `batch_s`: seconds that a feeder computes a batch."""
+
+    slices: int
+    feeders: int
+    batches: int
+    batch_s: float
+
+
+class Simulation:
+    """Slices that take and commit batches until none is left."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet, self.folder, self.random = fleet, CountingFolder(), random.Random(0)
+        self.blocks = Blocks(fleet.batches, per_block(fleet.batches, fleet.slices * fleet.feeders))
+        self.done: set[int] = set()
+        self.twice = 0
+        self.lost: set[int] = set()
+        self.idle: dict[int, tuple[IdleSlice, list[LeasedBatches]]] = {}
+        self.working: Counter[int] = Counter()
+        self.events: list[tuple[float, int, int, object]] = []
+        rows = StepRows(1, NamedSharding(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]), PartitionSpec()))
+        for number in range(fleet.slices):
+            sources = [self._source(number, feeder, rows) for feeder in range(fleet.feeders)]
+            self.idle[number] = sources[0].idle, sources
+            self._begin_round(number, self.random.uniform(0, START_S))
+
+    def run(self) -> float:
+        """Returns the seconds until every batch is committed."""
+        while self.events:
+            self.folder.now, _, number, event = heapq.heappop(self.events)
+            if len(self.done) * 2 > self.fleet.batches and not self.lost:
+                self.lost = set(range(0, self.fleet.slices, 3))
+            if number in self.lost:
+                continue
+            if event is None:
+                self._look(number)
+            else:
+                self._next_batch(number, *cast("tuple[Iterator[int], int | None]", event))
+        return self.folder.now
+
+    def _next_batch(self, number: int, stream: Iterator[int], computed: int | None) -> None:
+        if computed is not None:
+            self.twice += computed in self.done
+            self.done.add(computed)
+            self.folder.commit(computed)
+        batch = next(stream, None)
+        if batch is not None:
+            seconds = self.fleet.batch_s * self.random.uniform(1 - SPREAD, 1 + SPREAD)
+            return self._at(self.folder.now + seconds, number, (stream, batch))
+        self.working[number] -= 1
+        if not self.working[number]:
+            self._at(self.folder.now, number, None)
+
+    def _look(self, number: int) -> None:
+        """Has an idle slice look, which takes a twentieth of a second for each page of names."""
+        idle, sources = self.idle[number]
+        overdue = idle.look(self.fleet.batch_s)
+        if overdue:
+            for source in sources:
+                source.overdue = overdue
+            self._begin_round(number, self.folder.now)
+        elif overdue is not None:
+            look_s = 0.05 * (1 + len(self.done) // PAGE)
+            self._at(self.folder.now + look_s + max(2.0, 4 * look_s), number, None)
+
+    def _begin_round(self, number: int, at: float) -> None:
+        for source in self.idle[number][1]:
+            self.working[number] += 1
+            self._at(at, number, (iter(source.batches()), None))
+
+    def _at(self, when: float, number: int, event: object) -> None:
+        heapq.heappush(self.events, (when, self.random.getrandbits(48), number, event))
+
+    def _source(self, number: int, feeder: int, rows: StepRows) -> LeasedBatches:
+        folder = cast(Folder, self.folder)
+        leases = Leases(folder, Holder(str(number), feeder, "first"))
+        holders = SimulatedHolders(self, folder)
+        reporter = Reporter(folder, Host(feeder, self.fleet.feeders, "first", None, slice=str(number)))
+        pending = range(1, self.fleet.batches + 1)
+        feeding = Feeding(rows, feeder, self.fleet.feeders, True, (feeder,))
+        return LeasedBatches(self.blocks, pending, leases, holders, feeding, Reporting(reporter, StopRequest()))
+
+
+class SimulatedHolders(Holders):
+    """Sees a slice that was lost once it has been silent for long enough: by then it is, where others are idle."""
+
+    def __init__(self, simulation: Simulation, folder: Folder) -> None:
+        super().__init__(folder, 90.0, lambda: simulation.folder.now)
+        self.simulation = simulation
+
+    def ended(self, holder: Holder) -> bool:
+        self.simulation.folder.requests["reads"][int(self.simulation.folder.now)] += 1  # of its status
+        return int(holder.slice) in self.simulation.lost
+
+
+def report(fleet: Fleet) -> str:
+    """Returns a row of the table in docs/slices.md."""
+    simulation = Simulation(fleet)
+    seconds = simulation.run()
+    assert len(simulation.done) == fleet.batches
+    requests = simulation.folder.requests
+    peaks = [max(requests[kind].values(), default=0) for kind in ("creates", "lists", "reads")]
+    total = sum(sum(counts.values()) for counts in requests.values())
+    share = simulation.twice / fleet.batches
+    cells = [
+        f"{fleet.slices} x {fleet.feeders}",
+        f"{fleet.batches:,}",
+        str(simulation.blocks.per_block),
+        f"{seconds:,.0f}",
+        f"{total / seconds:.1f}",
+        *map(str, peaks),
+        f"{share:.2%}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.lease_rate", description=__doc__)
+    parser.add_argument("--batches", type=int, default=50_000)
+    parser.add_argument("--batch-s", type=float, default=10.0, help="seconds that a feeder computes a batch")
+    options = parser.parse_args()
+    print("| slices x feeders | batches | in a block | seconds | requests/s | creates/s | lists/s | reads/s | twice |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for slices, feeders in ((3, 2), (8, 8), (64, 16)):
+        print(report(Fleet(slices, feeders, options.batches, options.batch_s)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
