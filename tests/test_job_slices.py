@@ -1,4 +1,4 @@
-"""Slices of unlike shapes in real processes: one is killed, the others finish its batches, and the rows are the same."""
+"""Slices of unlike shapes in real processes: one is killed, the others do its batches, and the rows are the same."""
 
 import json
 import os

@@ -2,8 +2,8 @@
 
 The real `pod-job watch`, gcloud, ssh and sshd keep 4 slices of 2 hosts at work in 2 zones on one run in a bucket. Slice
 1 is preempted without notice once a fifth is done, slice 2 gets its pod late, slice 3 never. Then one slice does the
-same run undisturbed. Prints the times, the share of tokens that were computed twice, and whether the activation files are
-the same, byte for byte: each prompt has a row to itself here, so that its place in a step does not matter.
+same run undisturbed. Prints the times, the share of tokens that were computed twice, and whether the activation files
+are the same, byte for byte: each prompt has a row to itself here, so that its place in a step does not matter.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tools.tiny_model import write_tiny_model
 BUCKET, POD, HOSTS, SLICES = "rehearsal", "fleet", 2, 4
 ZONES = ("us-west4-a", "us-west4-b")
 PER_BATCH = 40
-LATE_S = 45.0
+LATE_S = 30.0
 """From the start until slice 2 can have a pod."""
 WORDS = ("the", "cat", "sat", "on", "mats", "and", "then", "left", "again")
 
@@ -167,7 +167,7 @@ def main() -> int:
     """Runs the command line; returns 0 if the result is the same."""
     parser = argparse.ArgumentParser(prog="python -m tools.fleet_rehearsal", description=__doc__)
     parser.add_argument("root", type=Path, help="folder for buckets, homes and logs; it is emptied first")
-    parser.add_argument("--prompts", type=int, default=20_000)
+    parser.add_argument("--prompts", type=int, default=10_000)
     options = parser.parse_args()
     batches = -(-options.prompts // PER_BATCH)
     with stage(options.root.absolute(), options.prompts) as here:

@@ -87,6 +87,7 @@ class Simulation:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet, self.folder, self.random = fleet, CountingFolder(), random.Random(0)
         self.blocks = Blocks(fleet.batches, per_block(fleet.batches, fleet.slices * fleet.feeders))
+        self.pending = frozenset(range(1, fleet.batches + 1))
         self.done: set[int] = set()
         self.twice = 0
         self.lost: set[int] = set()
@@ -151,9 +152,8 @@ class Simulation:
         leases = Leases(folder, Holder(str(number), feeder, "first"))
         holders = SimulatedHolders(self, folder)
         reporter = Reporter(folder, Host(feeder, self.fleet.feeders, "first", None, slice=str(number)))
-        pending = range(1, self.fleet.batches + 1)
         feeding = Feeding(rows, feeder, self.fleet.feeders, True, (feeder,))
-        return LeasedBatches(self.blocks, pending, leases, holders, feeding, Reporting(reporter, StopRequest()))
+        return LeasedBatches(self.blocks, self.pending, leases, holders, feeding, Reporting(reporter, StopRequest()))
 
 
 class SimulatedHolders(Holders):

@@ -6,13 +6,14 @@ that has given a pod last. What one start too many costs is paid from budgets th
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from launch import clock
 from launch.cloud.budgets import Budgets, Step, budgets_of
 from launch.cloud.calls import CREATE_TIMEOUT_S
 from launch.cloud.capacity import NoCapacity, NotWanted, bring_up
-from launch.cloud.job import limit_of
+from launch.cloud.job import limit_of, start
 from launch.cloud.observe import POLL_S, RunningJob, Statuses, follow
 from launch.cloud.outcome import End, Outcome
 from launch.cloud.pods import Pod
@@ -68,6 +69,19 @@ def zone_order(zones: Sequence[str], number: int, answers: Mapping[str, bool]) -
     start = number % max(1, len(zones))
     turned = [*zones[start:], *zones[:start]]
     return sorted(turned, key=lambda zone: {True: 0, None: 1, False: 2}[answers.get(zone)])
+
+
+def start_slices(config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log) -> list[RunningJob]:
+    """Starts the job on all slices for which there is a pod, and returns the starts.
+
+    Raises:
+        JobError: none could be started, or a request is wrong.
+    """
+    fleet = Fleet(config, overrides, inputs, log, clock.monotonic())
+    with ThreadPoolExecutor(len(fleet.watchings)) as pool:
+        starts = [pool.submit(one.start_once) for one in fleet.watchings]
+    jobs = [start.result() for start in starts if not isinstance(start.exception(), NoCapacity)]
+    return jobs or [starts[0].result()]
 
 
 class Fleet:
@@ -146,17 +160,27 @@ class SliceWatching(Watching):
             NotWanted: the run has ended.
         """
         while True:
-            zones = zone_order(self.config.cloud.zones, int(self.job.name), dict(self.fleet.answers))
-            config = replace(self.config, cloud=replace(self.config.cloud, zones=zones))
             try:
-                pod = bring_up(config, self.log, lambda: not self.fleet.over.is_set())
+                return self.bring_up_once()
             except NoCapacity as error:
-                self.fleet.answers |= dict.fromkeys(error.zones, False)
                 self.log(f"{error}; asking again while the others go on")
-            else:
-                self.zone = pod.zone
-                self.fleet.answers[pod.zone] = True
-                return pod
+
+    def bring_up_once(self) -> Pod:
+        """Returns a pod for the slice. NoCapacity, NotWanted, JobError as `capacity.bring_up`."""
+        zones = zone_order(self.config.cloud.zones, int(self.job.name), dict(self.fleet.answers))
+        config = replace(self.config, cloud=replace(self.config.cloud, zones=zones))
+        try:
+            pod = bring_up(config, self.log, lambda: not self.fleet.over.is_set())
+        except NoCapacity as error:
+            self.fleet.answers |= dict.fromkeys(error.zones, False)
+            raise
+        self.zone = pod.zone
+        self.fleet.answers[pod.zone] = True
+        return pod
+
+    def start_once(self) -> RunningJob:
+        """Starts the job on a pod for the slice. NoCapacity, JobError as `bring_up_once`; NoAnswer, Refused."""
+        return start(self.bring_up_once(), self.config, self.overrides, self.inputs, self.log)
 
     def follow(self, job: RunningJob) -> Outcome:
         """Returns how a start ended, once it has; the fleet shows its progress."""

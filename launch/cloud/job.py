@@ -21,6 +21,7 @@ from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_name, pod_names, pod_spec, reach
 from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import new_attempt
+from launch.slices import has_slices, slice_jobs
 from launch.view import progress, summary
 from launch.view.timed_log import Log
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
@@ -145,7 +146,9 @@ def kill(pod_reach: Reach, hosts: int, log: Log) -> bool:
 
 
 def planned(config: JobConfig) -> list[str]:
-    """Returns the gcloud commands of a start; scripts are named, not shown."""
+    """Returns the gcloud commands of a start, of all slices; scripts are named, not shown."""
+    if has_slices(config):
+        return [command for job in slice_jobs(config, []) for command in planned(job.config)]
     spec, zone = pod_spec(config), config.cloud.zones[0]
     create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
     pod_reach = reach(config, zone)

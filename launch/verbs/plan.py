@@ -12,7 +12,7 @@ from launch.cloud.checks import check_pod
 from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
-from launch.local_job import planned_commands
+from launch.local_slices import planned_here
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
 from launch.reference import expected_reference
 from launch.verbs.arguments import add_accept_identity, add_no_preflight, start_overrides
@@ -77,7 +77,7 @@ def plan(options: Namespace) -> int:
     config = config_to_start(overrides)
     check_pod(config)
     run = inputs_or_outline(config)
-    job_plan = make_plan(run, survey_run(run), planned_commands(config, overrides))
+    job_plan = make_plan(run, survey_run(run), planned_here(config, overrides))
     screen = SafeConsole()
     if not options.json:
         show(job_plan, screen)

@@ -13,7 +13,9 @@ from launch import clock
 from launch.cloud.capacity import bring_up
 from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
+from launch.cloud.fleet import start_slices
 from launch.cloud.job import complete, finish, limit_of, planned, read_job, show_dataset, start, until_end
+from launch.cloud.observe import RunningJob
 from launch.cloud.owner import line_of_what_stays, owning
 from launch.cloud.uploads import with_uploads
 from launch.job_config import config_to_start
@@ -66,6 +68,8 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
         return DONE
     began = clock.monotonic()
     log = timed_log(began)
+    if options.follow and has_slices(config):
+        raise JobError(f"--follow: one run of pod.slices={config.pod.slices} is followed by `pod-job watch`")
     check_before_paid(config, log)
     inputs = read_job(config)
     if complete(inputs):
@@ -79,16 +83,27 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
     send_reference(inputs, overrides, log)
     send_environment(config, log)
     placed = with_uploads(config, overrides, log)
+    if has_slices(config):
+        with owning(config, overrides, log):
+            return show_started(start_slices(placed.config, placed.overrides, inputs, log), overrides, options.json)
     with owning(config, overrides, log):
         job = start(bring_up(config, log), placed.config, placed.overrides, inputs, log)
         outcome = until_end(config, job, log, began) if options.follow else None
     if outcome is None:
-        facts = {"pod": job.reach.name, "zone": job.reach.zone, "attempt": job.attempt, "hosts": config.pod.hosts}
-        print(json.dumps(facts) if options.json else next_steps(overrides))
-        return DONE
+        return show_started([job], overrides, options.json)
     if line := line_of_what_stays(config, overrides):
         log(line)
     return finish(config, job, outcome, clock.monotonic() - began, options.json)
+
+
+def show_started(jobs: Sequence[RunningJob], overrides: Sequence[str], as_json: bool) -> int:
+    """Prints where the job runs now, with --json a line for each pod, or what to do next; returns DONE."""
+    for job in jobs if as_json else []:
+        facts = {"pod": job.reach.name, "zone": job.reach.zone, "attempt": job.attempt, "hosts": job.hosts}
+        print(json.dumps(facts))
+    if not as_json:
+        print(next_steps(overrides))
+    return DONE
 
 
 def next_steps(overrides: Sequence[str]) -> str:

@@ -15,9 +15,11 @@ from launch.cloud.pods import Pod
 from launch.cloud.request import pod_spec
 from launch.job_config import config_to_start
 from launch.preflight import preflight_first
+from launch.slices import has_slices
 from launch.verbs.arguments import add_dry_run, add_no_preflight
 from launch.view.timed_log import timed_log
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
+from pod_job.errors import JobError
 
 EXAMPLES = (
     "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
@@ -35,6 +37,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def up(options: Namespace) -> int:
     config = config_to_start(options.overrides)
     spec = pod_spec(config)
+    if has_slices(config):
+        raise JobError(
+            f"pod.slices={config.pod.slices}: `up` makes one pod; use run or watch, or give pod.slice=NAME too"
+        )
     if options.dry_run:
         create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
         print(*(shlex.join(create(spec, zone, config.cloud.project)) for zone in config.cloud.zones), sep="\n")

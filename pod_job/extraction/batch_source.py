@@ -9,9 +9,10 @@ blocks of slices that have ended or are slow are taken over, one round after the
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol
 
 import jax
@@ -91,13 +92,13 @@ class LeasedBatches:
     def __init__(
         self,
         blocks: Blocks,
-        pending: Sequence[int],
+        pending: Collection[int],
         leases: Leases,
         holders: Holders,
         feeding: Feeding,
         host: Reporting,
     ) -> None:
-        self.blocks, self.pending, self.leases, self.feeding = blocks, set(pending), leases, feeding
+        self.blocks, self.pending, self.leases, self.feeding = blocks, frozenset(pending), leases, feeding
         self.folder, self.reporter, self.stop = leases.folder, host.reporter, host.stop
         self.idle = IdleSlice(blocks, leases, holders)
         self.overdue: list[Overdue] | None = None  # in the first round, free blocks are taken
@@ -154,8 +155,12 @@ class LeasedBatches:
 
     def _free(self) -> set[int]:
         self.leases.refresh()
-        unfinished = {self.blocks.block_of(batch) for batch in self.pending}
-        return {block for block in unfinished if block_name(block) not in self.leases.takes}
+        return {block for block in self.unfinished if block_name(block) not in self.leases.takes}
+
+    @cached_property
+    def unfinished(self) -> frozenset[int]:
+        """Blocks that were not done when the job began."""
+        return frozenset(map(self.blocks.block_of, self.pending))
 
     def _take_over(self, overdue: Sequence[Overdue]) -> Iterator[list[int]]:
         """Takes over blocks; their batches come from the last one on, as whoever is slow comes from the first one."""
