@@ -124,7 +124,7 @@ def rounded_gradient(values: Float[Array, "N M"], dtype: str) -> Float[Array, "N
 def pre_activations(
     shape: SaeShape, params: Params, rows: Float[Array, "N D"], dtype: DTypeLike
 ) -> Float[Array, "N F"]:
-    """Returns rows @ encoder, of rows from which the decoder's bias is subtracted where the shape says so.
+    """Returns rows @ encoder in float32, of rows from which the decoder's bias is subtracted where the shape says so.
 
     The gradient of that bias comes from a product with one row, which is zero: through all rows it would cost a
     sixth of the step.
@@ -180,6 +180,6 @@ def measured(
         auxiliary=terms.auxiliary,
         l0=jnp.sum(fired) / jnp.maximum(jnp.sum(batch.valid), 1),
         fired=fired,
-        lowest=jnp.min(jnp.where(active, latents, jnp.inf)),
+        lowest=jnp.min(jnp.where(active, latents, jnp.inf)).astype(jnp.float32),
     )
     return loss, stop_gradient(metrics)

@@ -27,8 +27,8 @@ from pod_job.training.architectures.shape import SaeShape
 def encode(
     shape: SaeShape, params: Params, rows: Float[Array, "N D"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "N F"]:
-    """Returns relu((rows - decoder_bias) @ encoder + encoder_bias)."""
-    return jnp.maximum(pre_activations(shape, params, rows, dtype) + params["encoder_bias"], 0.0)
+    """Returns relu((rows - decoder_bias) @ encoder + encoder_bias), rounded to `dtype`."""
+    return jnp.maximum(pre_activations(shape, params, rows, dtype) + params["encoder_bias"], 0.0).astype(dtype)
 
 
 def loss(

@@ -43,9 +43,20 @@ def test_k_differs_between_saes_that_run_together() -> None:
     assert chosen[1, :, :5].all()
 
 
-def test_the_kth_largest_is_exact_to_the_last_bit() -> None:
-    values = np.abs(np.random.default_rng(5).normal(size=(5, 1000))).astype(np.float32)
+@pytest.mark.parametrize("width", [1, 3, 5, 15, 31])
+def test_the_kth_largest_is_exact_to_the_last_bit(width: int) -> None:
+    values = np.random.default_rng(5).integers(0, 2**width, (5, 1000)).astype(np.int32)
+    values[0] = 2**width - 1
     expected = np.sort(values, axis=1)[:, -17]
-    np.testing.assert_array_equal(
-        kth_largest(jnp.array(values), jnp.full((5, 1), 17, jnp.int32), axis=1)[:, 0], expected
-    )
+    chosen = jax.jit(kth_largest, static_argnums=(2, 3))(jnp.array(values), jnp.full((5, 1), 17, jnp.int32), 1, width)
+    np.testing.assert_array_equal(chosen[:, 0], expected)
+
+
+def test_rounded_values_are_chosen_by_value_then_by_place() -> None:
+    values = jnp.array(np.random.default_rng(6).normal(size=(16, 400)), jnp.bfloat16)
+    wide = np.asarray(values, np.float32)
+    assert len(np.unique(wide)) < wide.size / 2
+    chosen = np.asarray(ROWS(values, jnp.int32(32)))
+    expected = np.zeros_like(chosen)
+    np.put_along_axis(expected, np.argsort(-wide, axis=1, kind="stable")[:, :32], True, axis=1)
+    np.testing.assert_array_equal(chosen, expected)
