@@ -48,6 +48,8 @@ FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.75},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    # A limit low enough to clamp vectors of order one.
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "swiglu_limit": 0.7},
 }
 # Whose configurations mean a fixed head size where they name none, and not hidden // heads.
 HEAD_DIM_FAMILIES = ("qwen3", "gemma", "gemma2", "gemma3_text")

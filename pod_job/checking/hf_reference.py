@@ -28,6 +28,11 @@ def load_reference(folder: Path) -> PreTrainedModel:
     torch.set_float32_matmul_precision("highest")
     disable_progress_bar()
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if getattr(config, "quantization_config", None):  # its loader would need more packages, and kernels of a GPU
+        delattr(config, "quantization_config")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model.load_state_dict(_dequantized(folder), assign=False)
+        return model.eval()
     loader = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
     return loader.from_pretrained(
         folder,
@@ -37,6 +42,20 @@ def load_reference(folder: Path) -> PreTrainedModel:
         use_safetensors=True,
         local_files_only=True,
     ).eval()
+
+
+def _dequantized(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a model in MXFP4 as transformers dequantizes them."""
+    from safetensors.torch import load_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    for blocks in [name for name in tensors if name.endswith("_blocks")]:
+        name = blocks.removesuffix("_blocks")
+        tensors[name] = convert_moe_packed_tensors(tensors.pop(blocks), tensors.pop(f"{name}_scales"))
+    return tensors
 
 
 def hf_taps(
@@ -70,7 +89,8 @@ def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Makes the model one of `dtype`, as it would be loaded, with attention that keeps scores in float32."""
     for parameter in model.parameters():  # buffers, such as rotary frequencies, stay in float32 in any case
         parameter.data = parameter.data.to(dtype)
-    if getattr(model.config, "attn_logit_softcapping", None) is None:  # "sdpa" has no softcap
+    # "sdpa" has no softcap and no sinks.
+    if getattr(model.config, "attn_logit_softcapping", None) is None and model.config.model_type != "gpt_oss":
         model.set_attn_implementation("sdpa")
 
 

@@ -46,12 +46,20 @@ def fitted(arch: Arch, checkpoint: Checkpoint, head: bool | None = True) -> tupl
         has_head = with_head["unembed"].checkpoint_name in checkpoint.tensors
         has_embedding = with_head["embed"].checkpoint_name in checkpoint.tensors
     head = has_head if head is None else head
-    if not (arch.tied and has_head):
-        return arch, weight_table(arch, head)
-    if has_embedding:
-        return own_head, weight_table(own_head, head)
+    if arch.tied and has_head and has_embedding:
+        arch = own_head
     table = weight_table(arch, head)
-    return arch, table | {"embed": replace(table["embed"], checkpoint_name=with_head["unembed"].checkpoint_name)}
+    if arch.tied and has_head:
+        table |= {"embed": replace(table["embed"], checkpoint_name=with_head["unembed"].checkpoint_name)}
+    return arch, {name: as_stored(weight, checkpoint) for name, weight in table.items()}
+
+
+def as_stored(weight: Weight, checkpoint: Checkpoint) -> Weight:
+    """Returns the weight with the layout that the checkpoint has it in: MXFP4 lies [out, in] always."""
+    tensor = None if isinstance(checkpoint, Converted) else checkpoint.tensors.get(weight.places[0][0])
+    if tensor is None or tensor.scales is None or not weight.in_by_out:
+        return weight
+    return replace(weight, linear=True, in_by_out=False, part=weight.part and replace(weight.part, rows=True))
 
 
 def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> None:
@@ -80,7 +88,9 @@ def weights_content(checkpoint: Checkpoint) -> dict[str, str]:
     if isinstance(checkpoint, Converted):
         check_content(checkpoint)
         return checkpoint.manifest.source
-    return checksums(checkpoint.folder, sorted({tensor.file for tensor in checkpoint.tensors.values()}))
+    tensors = list(checkpoint.tensors.values())
+    tensors += [tensor.scales for tensor in tensors if tensor.scales is not None]
+    return checksums(checkpoint.folder, sorted({tensor.file for tensor in tensors}))
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pod_job.checkpoints import mxfp4
 from pod_job.checkpoints.tensor_names import ADAPTER, DERIVED, canonical, quantization
 from pod_job.errors import JobError, NoWeights
 from pod_job.formats.json_text import parse_json
@@ -32,10 +33,11 @@ READS_IN_FLIGHT = 16
 
 @dataclass(frozen=True)
 class Tensor:
-    """Place of a tensor: its file, and where in the file it lies."""
+    """Place of a tensor: its file, and where in the file it lies; of one in MXFP4, its blocks, and its `scales`."""
 
     file: str
     spec: TensorSpec
+    scales: "Tensor | None" = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,6 +72,13 @@ class TensorFiles:
         """Returns rows [start, stop) of a tensor, of which all dimensions but the last count rows."""
         tensor = self.tensors[name]
         width = tensor.shape[-1] if tensor.shape else 1
+        if tensor.scales is not None:
+            packed = width // mxfp4.BLOCK_NUMBERS * mxfp4.BLOCK_BYTES, width // mxfp4.BLOCK_NUMBERS
+            parts = (
+                np.frombuffer(self._bytes(part, start * size, (stop - start) * size), np.uint8).reshape(-1, size)
+                for part, size in zip((tensor, tensor.scales), packed, strict=True)
+            )
+            return mxfp4.dequantize(*parts)
         row_bytes = width * tensor.dtype.itemsize
         data = self._bytes(tensor, start * row_bytes, (stop - start) * row_bytes)
         return np.frombuffer(data, tensor.dtype).reshape(stop - start, width)
@@ -142,6 +151,9 @@ def of_text_model(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
             raise JobError(f"{where}: tensor {name} is there under another name too, {known_as}; keep one of them")
         if known_as is not None:
             renamed[known_as] = tensor
+    for name, blocks, scales in mxfp4.pairs(renamed):
+        if spec := mxfp4.spec_of(renamed[blocks].spec, renamed[scales].spec):
+            renamed[name] = Tensor(renamed.pop(blocks).file, spec, renamed.pop(scales))
     return renamed
 
 

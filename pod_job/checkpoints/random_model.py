@@ -25,7 +25,7 @@ def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray
     arch = read_arch(config)
     weights = {}
     for name, weight in weight_table(arch).items():
-        inputs = weight.checkpoint_shape[1 if weight.linear else 0]
+        inputs = weight.part_shape[1 if weight.linear else 0]
         for checkpoint_name in checkpoint_names(weight):
             if checkpoint_name in weights:  # of which this weight is a part
                 continue

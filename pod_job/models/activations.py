@@ -26,6 +26,16 @@ ACTIVATION_FUNCTIONS = {
 """The function of each of `arch.ACTIVATIONS`, by the name that `config.json` gives it."""
 
 
+def gated(arch: Arch, gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """Returns the activated gate times `up`; with a limit, gpt-oss' clamped SwiGLU."""
+    limit, wide = arch.glu_limit, jnp.promote_types(gate.dtype, jnp.bfloat16)
+    if limit is None:
+        return activate(arch, gate) * up
+    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+    sigmoid = jax.nn.sigmoid(gate.astype(wide) * arch.glu_alpha).astype(gate.dtype)
+    return gate * sigmoid * (up + 1)
+
+
 def activate(arch: Arch, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns the activation function of x."""
     # float16 is too narrow for the sigmoid of a large negative x; promoted with bfloat16 it becomes float32.

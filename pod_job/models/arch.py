@@ -79,6 +79,9 @@ class Arch:
     experts_per_token: int = 0
     shares_of_chosen: bool = True  # shares of the chosen experts add up to 1; else those of all experts do
     router_bias: bool = False
+    glu_limit: float | None = None  # a gated mlp's clamped SwiGLU: gate <= limit, |up| <= limit; None: `activation`
+    glu_alpha: float = 1.0  # and the factor in its sigmoid
+    sinks: bool = False  # each head has a score more in its softmax, without a value
 
     @property
     def one_rope(self) -> int:
@@ -164,8 +167,11 @@ def experts(values: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     count, chosen = positive(values, "num_experts", source), positive(values, "num_experts_per_tok", source)
     if chosen > count:
         raise JobError(f"{source}: num_experts_per_tok={chosen} is more than the model has, {count}")
-    shares = bool(values.get("norm_topk_prob", True))
-    return {"experts": count, "experts_per_token": chosen, "shares_of_chosen": shares}
+    fields = {"experts": count, "experts_per_token": chosen}
+    if "swiglu_limit" in values:
+        alpha = number(values, "swiglu_alpha", source, default=1.702)
+        return {**fields, "glu_limit": number(values, "swiglu_limit", source, default=7.0), "glu_alpha": alpha}
+    return {**fields, "shares_of_chosen": bool(values.get("norm_topk_prob", True))}
 
 
 def check_layers(config: Mapping[str, Any], source: str) -> None:

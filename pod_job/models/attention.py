@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.attention_blocks import attend_blocks
-from pod_job.models.attention_settings import AttentionSettings, soft_cap
+from pod_job.models.attention_settings import AttentionSettings, Heads, soft_cap
 from pod_job.models.placement import Placement
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
@@ -25,14 +25,12 @@ LARGEST_KERNEL_BLOCK = 512
 # The projections leave S innermost in memory, where a head narrower than LANES fills whole registers.
 S_INNERMOST = splash.QKVLayout.SEQ_MINOR
 
-Kernel = Callable[[Array, Array, Array, Array, AttentionSettings], Array]
-"""Attention for the rows and heads of one device: q, k, v, segment ids and settings, as `attend` takes them."""
+Kernel = Callable[[Heads, Array, AttentionSettings], Array]
+"""Attention for the rows and heads of one device: heads, segment ids and settings, as `attend` takes them."""
 
 
 def attend(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    heads: Heads,
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
     placement: Placement,
@@ -44,29 +42,32 @@ def attend(
     """
     kernel = None
     if placement.mesh is not None:
-        kernel = kernel_for(placement.mesh.devices.flat[0], q, settings.softcap)
+        kernel = kernel_for(placement.mesh.devices.flat[0], heads, settings.softcap)
     if placement.mesh is None or kernel is None:
-        return attend_xla(q, k, v, segment_ids, settings)
+        return attend_xla(heads, segment_ids, settings)
     # The partitioner cannot look into a kernel, nor split a loop: every device runs it on its own rows (and heads).
-    heads = PartitionSpec(placement.rows, None, placement.heads)
+    of_heads = PartitionSpec(placement.rows, None, placement.heads)
+    specs = Heads(of_heads, of_heads, of_heads, PartitionSpec(placement.heads))  # type: ignore[arg-type]
     return jax.shard_map(
-        lambda q, k, v, segment_ids: kernel(q, k, v, segment_ids, settings),
+        lambda heads, segment_ids: kernel(heads, segment_ids, settings),
         mesh=placement.mesh,
-        in_specs=(heads, heads, heads, PartitionSpec(placement.rows)),
-        out_specs=heads,
+        in_specs=(specs if heads.sinks is not None else specs._replace(sinks=None), PartitionSpec(placement.rows)),
+        out_specs=of_heads,
         check_vma=False,
-    )(q, k, v, segment_ids)
+    )(heads, segment_ids)
 
 
-def kernel_for(device: Any, q: Float[Array, "B S N H"], softcap: float | None) -> Kernel | None:
-    """Returns the implementation for a mesh of such devices that takes such queries; None: plain XLA."""
+def kernel_for(device: Any, heads: Heads, softcap: float | None) -> Kernel | None:
+    """Returns the implementation for a mesh of such devices that takes such heads; None: plain XLA."""
+    q = heads.q
     match device.platform:
         case "cpu":
             return attend_blocks
         case "tpu" if block_size(q.shape[1]) is not None:
             return attend_splash
-        case "gpu" if q.dtype.itemsize == 2 and softcap is None and q.shape[-1] <= largest_cudnn_head(device):
-            return attend_cudnn if q.shape[-1] % 8 == 0 else None
+        case "gpu" if q.dtype.itemsize == 2 and softcap is None and heads.sinks is None:
+            fits = q.shape[-1] <= largest_cudnn_head(device) and q.shape[-1] % 8 == 0
+            return attend_cudnn if fits else None
     return None
 
 
@@ -79,39 +80,39 @@ def largest_cudnn_head(gpu: Any) -> int:
 
 
 def attend_xla(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    heads: Heads,
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
     """Computes `attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
+    q, k, v, sinks = heads
     mask = segment_mask(segment_ids, settings.window)
     B, S, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(B, S, K, N // K, H)
     scores = settings.scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(
-        jnp.where(mask[:, None, None], soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min), axis=-1
-    )
+    scores = jnp.where(mask[:, None, None], soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min)
+    if sinks is not None:
+        of_sinks = sinks.astype(jnp.float32).reshape(1, K, N // K, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(of_sinks, (B, K, N // K, S, 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., :S]
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
 
 
 def attend_cached(
-    q: Float[Array, "B 1 N H"],
-    own: tuple[Float[Array, "B 1 K H"], Float[Array, "B 1 K H"]],
+    heads: Heads,
     cached: tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]],
     visible: Bool[Array, "B C"],
     scale: Float[Array, ""] | float,
     softcap: float | None,
 ) -> Float[Array, "B 1 N H"]:
-    """Attends from one position of each row to its `own` key and value, and to those `cached` slots that it sees.
+    """Attends from one position of each row to its own key and value, and to those `cached` slots that it sees.
 
     The own ones are scored beside the cache, so that the loop over layers only reads it. `scale` and `softcap` are as
     in AttentionSettings.
     """
+    (q, own_k, own_v, sinks), (k, v) = heads, cached
     B, _, N, H = q.shape
-    (own_k, own_v), (k, v) = own, cached
     K = k.shape[1]
     grouped = q.reshape(B, K, N // K, H)
 
@@ -122,8 +123,13 @@ def attend_cached(
     others = jnp.where(visible[:, None, None], scores("bkgh,bkhc->bkgc", k), jnp.finfo(jnp.float32).min)
     itself = scores("bkgh,bkh->bkg", own_k[:, 0])[..., None]
     most = jnp.maximum(others.max(axis=-1, keepdims=True), itself)
+    sink = 0.0
+    if sinks is not None:
+        of_sinks = sinks.astype(jnp.float32).reshape(1, K, N // K, 1)
+        most = jnp.maximum(most, of_sinks)
+        sink = jnp.exp(of_sinks - most)
     others, itself = jnp.exp(others - most), jnp.exp(itself - most)
-    total = others.sum(axis=-1, keepdims=True) + itself
+    total = others.sum(axis=-1, keepdims=True) + itself + sink
     z = jnp.einsum("bkgc,bkhc->bkgh", others.astype(v.dtype), v, preferred_element_type=jnp.float32)
     z = (z + itself * own_v[:, 0][:, :, None].astype(jnp.float32)) / total
     return z.astype(v.dtype).reshape(B, 1, N, H)
@@ -138,9 +144,7 @@ def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> B
 
 
 def attend_splash(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    heads: Heads,
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
     *,
@@ -150,6 +154,7 @@ def attend_splash(
 
     `interpret` runs it without a TPU, for tests.
     """
+    q, k, v, sinks = heads
     B, S, N, H = q.shape
     K = k.shape[2]
     block = block_size(S)
@@ -167,35 +172,32 @@ def attend_splash(
     )
     # The kernel knows no scale: the queries carry it.
     scaled = (q.astype(jnp.float32) * settings.scale).astype(q.dtype)
-    of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out = jax.vmap(of_each_group)(
+    of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks is None else 0))
+    out = jax.vmap(of_each_group, in_axes=(0, 0, 0, 0, None))(
         scaled.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4),
         k.transpose(0, 2, 1, 3),
         v.transpose(0, 2, 1, 3),
         splash.SegmentIds(segment_ids, segment_ids),
+        None if sinks is None else sinks.reshape(K, N // K),
     )
     return cast(Array, out).transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
 
 
 def attend_cudnn(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    heads: Heads,
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B S N H"]:
-    """Computes `attend` by cuDNN's flash attention in bfloat16 or float16, without a softcap; the mask is [B, 1, S, S].
+    """Computes `attend` by cuDNN's flash attention in bfloat16 or float16, without softcap and sinks.
 
-    `implementation="xla"` computes the same call without a GPU, for tests.
+    The mask is [B, 1, S, S]. `implementation="xla"` computes the same call without a GPU, for tests.
     """
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     behind_and_ahead = None if settings.window is None else (settings.window - 1, 0)
     return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
+        *heads[:3],
         mask=same_segment,
         scale=settings.scale,
         is_causal=True,

@@ -10,21 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pod_job.models.attention_settings import AttentionSettings, soft_cap
+from pod_job.models.attention_settings import AttentionSettings, Heads, soft_cap
 
 LARGEST_CPU_BLOCK = 128  # 256 is a third slower, 64 a tenth (AMD EPYC, 1 MiB of cache for a core)
 
 
 def attend_blocks(
-    q: Float[Array, "B S N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    heads: Heads,
     segment_ids: Int[Array, "B S"],
     settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
     """Computes `attend` row after row; the positions of a segment lie side by side."""
     first = first_visible(segment_ids, settings.window)
-    return jax.lax.map(lambda row: attend_row(row[0], row[1], row[2], row[3], settings), (q, k, v, first))
+    rows = heads._replace(sinks=None)
+    return jax.lax.map(lambda row: attend_row(row[0]._replace(sinks=heads.sinks), row[1], settings), (rows, first))
 
 
 def first_visible(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Array, "B S"]:
@@ -36,13 +35,12 @@ def first_visible(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Arr
 
 
 def attend_row(
-    q: Float[Array, "S N H"],
-    k: Float[Array, "S K H"],
-    v: Float[Array, "S K H"],
+    heads: Heads,
     first: Int[Array, " S"],
     settings: AttentionSettings,
 ) -> Float[Array, "S N H"]:
     """Attends within one row, block of queries by block of queries; `first` as from `first_visible`."""
+    q, k, v, sinks = heads
     S, N, H = q.shape
     K = k.shape[1]
     block = min(S, LARGEST_CPU_BLOCK)
@@ -65,7 +63,13 @@ def attend_row(
         nothing = jnp.zeros((K, N // K, block, 1))
         lowest = nothing + jnp.finfo(jnp.float32).min
         sums = (lowest, nothing, jnp.zeros((K, N // K, block, H)))
-        _, total, weighted = jax.lax.fori_loop(first[start] // block, (start + block - 1) // block + 1, add_keys, sums)
+        last = (start + block - 1) // block + 1
+        most, total, weighted = jax.lax.fori_loop(first[start] // block, last, add_keys, sums)
+        if sinks is not None:
+            of_sinks = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
+            higher = jnp.maximum(most, of_sinks)
+            total, weighted = total * jnp.exp(most - higher), weighted * jnp.exp(most - higher)
+            total = total + jnp.exp(of_sinks - higher)
         return jax.lax.dynamic_update_slice_in_dim(out, (weighted / total).astype(q.dtype), start, 2)
 
     out = jax.lax.fori_loop(0, -(-S // block), attend_block, jnp.zeros(queries.shape, q.dtype))

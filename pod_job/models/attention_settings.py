@@ -1,9 +1,22 @@
-"""Settings of one layer's attention that all implementations share. Static, so that each is compiled for them."""
+"""Arguments of one layer's attention that all implementations share; the settings are static.
+
+B rows, S positions, N query heads, K key/value heads, H head size.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+class Heads(NamedTuple):
+    """Rotated queries, rotated keys, and values; `sinks` are scores that are in a head's softmax and have no value."""
+
+    q: Float[Array, "B S N H"]
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    sinks: Float[Array, " N"] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pod_job.models.activations import activate
+from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES
 from pod_job.models.cache import KeyValues
@@ -77,8 +77,10 @@ def project(
     if arch.qk_norm:
         queries, keys = norm(arch, w, "q_norm", q), norm(arch, w, "k_norm", k)
     if "q_swapped" in w:
-        return q, k, v, Projections(queries, keys, v, heads("q_swapped"), heads("k_swapped"))
-    return q, k, v, Projections(queries, keys, v, swap_halves(queries, arch.rotated), swap_halves(keys, arch.rotated))
+        swapped = heads("q_swapped"), heads("k_swapped")
+    else:
+        swapped = swap_halves(queries, arch.rotated), swap_halves(keys, arch.rotated)
+    return q, k, v, Projections(queries, keys, v, *swapped, w.get("sinks"))
 
 
 def added(arch: Arch, w: dict[str, Array], post_norm: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
@@ -97,7 +99,7 @@ def mlp(
 
     if arch.gated:
         gate, up = projection("gate"), placement.isolate(projection("up"))
-        mlp_act = activate(arch, gate) * up
+        mlp_act = gated(arch, gate, up)
     else:
         mlp_act = activate(arch, projection("up"))
     mlp_act = splice("mlp_act", mlp_act)

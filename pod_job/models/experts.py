@@ -4,8 +4,8 @@ Tokens are sorted by expert, so that each expert multiplies only those that chos
 and GPU, block by block on a CPU. Where experts are split among devices, each device computes its own for all tokens of
 its rows, and the results are added over the mesh axis.
 
-B rows, S positions, D hidden, E experts (of a device), K experts of a token, F size of an expert, T tokens, R = T K
-(token, expert) pairs, Q pairs of a block.
+B rows, S positions, D hidden, E experts (of a device), K experts of a token, F size of an expert, T tokens, R = K T
+(expert, token) pairs, Q pairs of a block.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pod_job.models.activations import activate
+from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
@@ -48,13 +48,16 @@ def mixture(
 
     def of_device(x: Array, ids: Array, shares: Array, weights: Weights) -> Array:
         first = 0 if axis is None else jax.lax.axis_index(axis) * len(weights["up"])
-        tokens, chosen = x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1]) - first
+        tokens = x.reshape(-1, x.shape[-1])
+        chosen, shares = (of_token.reshape(len(tokens), -1).T for of_token in (ids - first, shares))
         own = (chosen >= 0) & (chosen < len(weights["up"]))
         run = by_ragged_products if placement.platform in ("tpu", "gpu") else by_blocks
-        pairs = run(arch, weights, tokens, jnp.where(own, chosen, len(weights["up"])).reshape(-1))
-        # Pairs of other devices' experts hold whatever was in memory.
-        pairs = jnp.where(own[..., None], pairs.reshape(*own.shape, -1), 0)
-        out = jnp.einsum("tkd,tk->td", pairs, shares.reshape(own.shape), preferred_element_type=jnp.float32)
+        done, places = run(arch, weights, tokens, jnp.where(own, chosen, len(weights["up"])).reshape(-1))
+        out = jnp.zeros(tokens.shape, jnp.float32)
+        # Choice by choice, whole rows at a time: a sum over the K of each token would move parts of a TPU's registers.
+        for pair, here, share in zip(done[places].reshape(len(own), *tokens.shape), own, shares, strict=True):
+            # Pairs of other devices' experts hold whatever was in memory.
+            out = out + jnp.where(here[:, None], pair.astype(jnp.float32), 0) * share[:, None]
         out = out.astype(x.dtype).reshape(x.shape)
         return out if axis is None else jax.lax.psum(out, axis)
 
@@ -84,14 +87,14 @@ def choose(arch: Arch, logits: Float[Array, "B S E"], splice: Splice) -> Routing
 
 def expert_mlp(arch: Arch, x: Float[Array, "Q D"], product: Product) -> Float[Array, "Q D"]:
     """Returns the output of each row's expert."""
-    act = activate(arch, product(x, "gate")) * product(x, "up") if arch.gated else activate(arch, product(x, "up"))
+    act = gated(arch, product(x, "gate"), product(x, "up")) if arch.gated else activate(arch, product(x, "up"))
     return product(act, "down")
 
 
 def by_ragged_products(
     arch: Arch, weights: Weights, tokens: Float[Array, "T D"], expert: Int[Array, " R"]
-) -> Float[Array, "R D"]:
-    """Returns the output of each pair; those whose expert is E, and not of this device, are undefined."""
+) -> tuple[Float[Array, "places D"], Int[Array, " R"]]:
+    """Returns outputs, and the place of each pair's among them; of pairs with expert E, of another device, any."""
     E = len(weights["up"])
     order = jnp.argsort(expert)
     sizes = jnp.sum(expert[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
@@ -101,13 +104,12 @@ def by_ragged_products(
         y = jax.lax.ragged_dot(x, weights[name], sizes, preferred_element_type=x.dtype)
         return y + weights[f"{name}_bias"][of_row] if f"{name}_bias" in weights else y
 
-    out = expert_mlp(arch, tokens[order // (len(expert) // len(tokens))], product)
-    return out[jnp.argsort(order)]
+    return expert_mlp(arch, tokens[order % len(tokens)], product), jnp.argsort(order)
 
 
 def by_blocks(
     arch: Arch, weights: Weights, tokens: Float[Array, "T D"], expert: Int[Array, " R"]
-) -> Float[Array, "R D"]:
+) -> tuple[Float[Array, "places D"], Int[Array, " R"]]:
     """Computes `by_ragged_products` block by block of pairs with one expert; an expert's last block may have gaps."""
     E, R = len(weights["up"]), len(expert)
     Q = min(max(R // E, SMALLEST_BLOCK), LARGEST_BLOCK)
@@ -128,8 +130,8 @@ def by_blocks(
             y = x @ weights[name][at]
             return y + weights[f"{name}_bias"][at] if f"{name}_bias" in weights else y
 
-        done = expert_mlp(arch, tokens[pairs // (R // len(tokens))], product)
+        done = expert_mlp(arch, tokens[pairs % len(tokens)], product)
         return jax.lax.dynamic_update_slice_in_dim(out, done, block * Q, 0)
 
     out = jax.lax.fori_loop(0, ends[-1], run_block, jnp.zeros((most * Q, tokens.shape[1]), tokens.dtype))
-    return out[place]
+    return out, place

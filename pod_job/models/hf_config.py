@@ -128,10 +128,12 @@ def resolve(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]
             f"{source}: model_type={name!r} is not one of the families here: {', '.join([*FAMILIES, *TOWERS])}; "
             'docs/cookbook.md ("Add a model family") says how to add one'
         )
-    _refuse_quantized(config, source)
     family = FAMILIES[name]
+    _refuse_quantized(config, source, family.dequantized)
     applied = family.all_applied
     for key, value in config.items():
+        if key in QUANTIZATION:
+            continue
         _account_for(key, value, name, applied, source)
         if value is None and key in family.without:  # its class takes the value, and its model fails on it
             raise JobError(f"{source}: {key}=null is no key of {name}; remove it")
@@ -185,13 +187,16 @@ def _text_config(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     return {**text, "model_type": tower.family, "tie_word_embeddings": tied}
 
 
-def _refuse_quantized(config: Mapping[str, Any], source: str) -> None:
+def _refuse_quantized(config: Mapping[str, Any], source: str, read: frozenset[str] = frozenset()) -> None:
+    """Raises JobError for weights that are quantized in another way than those that are `read`."""
     for key in QUANTIZATION:
         if scheme := config.get(key):
             method = scheme.get("quant_method") or scheme.get("fmt") if isinstance(scheme, Mapping) else scheme
+            if isinstance(method, str) and method in read:
+                continue
             raise JobError(
                 f"{source}: {key} says that the weights are quantized ({method or 'scheme not named'}); "
-                "use the model's bfloat16, float16 or float32 weights"
+                f"use the model's {', '.join([*sorted(read), 'bfloat16, float16'])} or float32 weights"
             )
 
 

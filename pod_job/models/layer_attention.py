@@ -15,13 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch, LayerAttention
 from pod_job.models.attention import attend, attend_cached
-from pod_job.models.attention_settings import AttentionSettings
+from pod_job.models.attention_settings import AttentionSettings, Heads
 from pod_job.models.cache import Cache, KeyValues
 from pod_job.models.placement import Placement
 from pod_job.models.rope import Rope
 
-Attend = Callable[[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]], Float[Array, "B S N H"]]
-"""Attention over rotated queries, rotated keys, and values."""
+Attend = Callable[[Heads], Float[Array, "B S N H"]]
+"""Attention of a layer's heads."""
 
 
 class Tokens(NamedTuple):
@@ -40,6 +40,7 @@ class Projections(NamedTuple):
     v: Float[Array, "B S K H"]
     swapped_q: Float[Array, "B S N H"]
     swapped_k: Float[Array, "B S K H"]
+    sinks: Float[Array, " N"] | None = None
 
 
 class LayerStackAttention(ABC):
@@ -62,22 +63,15 @@ class LayerStackAttention(ABC):
         """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values."""
         like = 0 if len(self.kinds) == 1 else i  # where there is one kind, every layer is like the first
         kind = self.kind_of_layer[like] if isinstance(like, int) else jnp.asarray(self.kind_of_layer)[like]
-        q, k, v, swapped_q, swapped_k = projections
+        q, k, v, swapped_q, swapped_k, sinks = projections
         if self.tables is not None:
             cos, sin = (table[kind] for table in self.tables)
             q, k = rotate(q, swapped_q, cos, sin), rotate(k, swapped_k, cos, sin)
-        return self.attend(i, kind, q, k, v), None if kept is None else kept.write(i, k, v)
+        return self.attend(i, kind, Heads(q, k, v, sinks)), None if kept is None else kept.write(i, k, v)
 
     @abstractmethod
-    def attend(
-        self,
-        i: Int[Array, ""] | int,
-        kind: Int[Array, ""] | int,
-        q: Float[Array, "B S N H"],
-        k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
-    ) -> Float[Array, "B S N H"]:
-        """Returns the heads' outputs of layer `i`, which is of this kind, for rotated queries and keys."""
+    def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
+        """Returns the heads' outputs of layer `i`, which is of this kind."""
 
 
 class WithinRows(LayerStackAttention):
@@ -92,17 +86,10 @@ class WithinRows(LayerStackAttention):
 
         self.branches = tuple(map(branch, self.kinds, self.scales))
 
-    def attend(
-        self,
-        i: Int[Array, ""] | int,
-        kind: Int[Array, ""] | int,
-        q: Float[Array, "B S N H"],
-        k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
-    ) -> Float[Array, "B S N H"]:
+    def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
         if isinstance(kind, int):
-            return self.branches[kind](q, k, v)
-        return jax.lax.switch(kind, self.branches, q, k, v)
+            return self.branches[kind](heads)
+        return jax.lax.switch(kind, self.branches, heads)
 
 
 class ToCache(LayerStackAttention):
@@ -113,17 +100,10 @@ class ToCache(LayerStackAttention):
         self.kept = cache.kept
         self.visible = jnp.stack([cache.visible(tokens.positions[:, 0], kind.window) for kind in self.kinds])
 
-    def attend(
-        self,
-        i: Int[Array, ""] | int,
-        kind: Int[Array, ""] | int,
-        q: Float[Array, "B 1 N H"],
-        k: Float[Array, "B 1 K H"],
-        v: Float[Array, "B 1 K H"],
-    ) -> Float[Array, "B 1 N H"]:
+    def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B 1 N H"]:
         scale = self.scales[kind] if isinstance(kind, int) else jnp.asarray(self.scales, jnp.float32)[kind]
         cached = self.kept.k[i], self.kept.v[i]
-        return attend_cached(q, (k, v), cached, self.visible[kind], scale, self.softcap)
+        return attend_cached(heads, cached, self.visible[kind], scale, self.softcap)
 
 
 def factor_in_scale(arch: Arch, kind: LayerAttention) -> float:

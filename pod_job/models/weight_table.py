@@ -176,7 +176,7 @@ def layer_norms(arch: Arch) -> dict[str, Dims]:
 
 
 def layer_biases(arch: Arch) -> dict[str, Dims]:
-    """Returns shape and axes of the biases of a layer's matrices."""
+    """Returns shape and axes of the biases of a layer's matrices, and of the sinks of its heads."""
     D, N, K, H, F, E = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp, arch.experts
     kv, hidden = ((K, H), ("kv_heads", "head")), ((D,), ("embed",))
     mlp: Dims = ((E, F), ("expert", "expert_mlp")) if E else ((F,), ("mlp",))
@@ -186,6 +186,7 @@ def layer_biases(arch: Arch) -> dict[str, Dims]:
     return {
         **qkv,
         **({"o_bias": hidden} if arch.out_bias else {}),
+        **({"sinks": ((N,), ("heads",))} if arch.sinks else {}),
         **({"router_bias": ((E,), (None,))} if arch.router_bias else {}),
         **(gate | {"up_bias": mlp, "down_bias": down} if arch.mlp_bias else {}),
     }

@@ -78,6 +78,9 @@ class ArchRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     experts_per_token: Count = 0
     shares_of_chosen: bool = True
     router_bias: bool = False
+    glu_limit: float | None = None
+    glu_alpha: float = 1.0
+    sinks: bool = False
 
 
 def arch_record(arch: Arch) -> ArchRecord:

@@ -11,7 +11,7 @@ import pytest
 
 from pod_job.models import attention, attention_blocks
 from pod_job.models.arch import read_arch
-from pod_job.models.attention_settings import AttentionSettings
+from pod_job.models.attention_settings import AttentionSettings, Heads
 from pod_job.models.decoder_layer import decoder_layer, swapped_projections
 from pod_job.models.layer_attention import Tokens, WithinRows
 from pod_job.models.placement import Placement
@@ -21,12 +21,14 @@ ROW = 256  # two blocks of the kernel's smallest size
 SEGMENTS = (100, 60, 90)  # and padding
 
 
-def inputs(heads: int, kv_heads: int, head_dim: int, rows: int = 2) -> dict[str, jax.Array]:
+def inputs(heads: int, kv_heads: int, head_dim: int, rows: int = 2, sinks: bool = False) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     segment_ids = np.repeat([1, 2, 3, 0], [*SEGMENTS, ROW - sum(SEGMENTS)])
     shapes = {"q": heads, "k": kv_heads, "v": kv_heads}
     arrays = {name: rng.normal(size=(rows, ROW, n, head_dim)).astype(np.float32) for name, n in shapes.items()}
-    return {name: jnp.asarray(a) for name, a in arrays.items()} | {"segment_ids": jnp.tile(segment_ids, (rows, 1))}
+    of_sinks = jnp.asarray(rng.normal(size=heads)) if sinks else None
+    of_heads = Heads(*(jnp.asarray(arrays[name]) for name in "qkv"), sinks=of_sinks)
+    return {"heads": of_heads, "segment_ids": jnp.tile(segment_ids, (rows, 1))}
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernel_equals_xla(
     heads: int, kv_heads: int, head_dim: int, window: int | None, softcap: float | None
 ) -> None:
-    """Packed segments, grouped heads, a window that cuts within and across blocks, soft caps."""
-    arrays = inputs(heads, kv_heads, head_dim)
+    """Packed segments, grouped heads, a window that cuts within and across blocks, soft caps, sinks."""
+    arrays = inputs(heads, kv_heads, head_dim, sinks=heads != 7)
     how = {"settings": AttentionSettings(head_dim**-0.5, softcap, window)}
     found = jax.jit(functools.partial(attention.attend_splash, interpret=True, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
@@ -56,11 +58,16 @@ def test_the_kernel_equals_xla(
     [(4, 2, None, None), (7, 1, 50, None), (2, 2, 129, 5.0), (3, 1, 1, None)],
 )
 def test_blocks_equal_xla(
-    monkeypatch: pytest.MonkeyPatch, heads: int, kv_heads: int, window: int | None, softcap: float | None, block: int
+    monkeypatch: pytest.MonkeyPatch,
+    heads: int,
+    kv_heads: int,
+    window: int | None,
+    softcap: float | None,
+    block: int,
 ) -> None:
     """Blocks that do and do not divide the row, one larger than it; segments that end within and between blocks."""
     monkeypatch.setattr(attention_blocks, "LARGEST_CPU_BLOCK", block)
-    arrays = inputs(heads, kv_heads, 16)
+    arrays = inputs(heads, kv_heads, 16, sinks=heads != 7)
     how = {"settings": AttentionSettings(0.25, softcap, window)}
     found = jax.jit(functools.partial(attention_blocks.attend_blocks, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
@@ -81,7 +88,7 @@ def test_each_device_has_its_kernel_and_plain_xla_takes_the_rest() -> None:
     def chosen(platform: str, dtype: str = "bfloat16", softcap: float | None = None, **how: Any) -> Any:
         device = SimpleNamespace(platform=platform, compute_capability=how.get("capability", ""))
         q = jnp.zeros((1, how.get("S", ROW), 4, how.get("head_dim", 64)), dtype)
-        return attention.kernel_for(device, q, softcap)
+        return attention.kernel_for(device, Heads(q, q, q, how.get("sinks")), softcap)
 
     assert chosen("cpu", "float32", 5.0) is attention.attend_blocks
     assert chosen("tpu", "float32", 5.0) is attention.attend_splash
@@ -92,6 +99,7 @@ def test_each_device_has_its_kernel_and_plain_xla_takes_the_rest() -> None:
     assert chosen("gpu", capability=ampere, head_dim=256) is None
     assert chosen("gpu", capability=hopper, head_dim=60) is None
     assert chosen("gpu", capability=volta) is chosen("gpu", capability=amd) is None
+    assert chosen("gpu", capability=hopper, sinks=jnp.zeros(4)) is None
     assert chosen("gpu", "float32", capability=hopper) is chosen("gpu", softcap=5.0, capability=hopper) is None
 
 

@@ -66,6 +66,7 @@ class Family:
         partial_rotary: only a part of each head is rotated where the configuration says so.
         null_head_dim: `head_dim: null` means the hidden size divided by the heads; elsewhere its model fails on it.
         bare: weights whose tensor has the name of a module, without `.weight`.
+        dequantized: kinds of quantized weights (`quant_method`) that are read, as numbers of more bits.
         experts_fused: all experts of a layer are one tensor, [expert, in, out], with outputs of gate and up in turns.
     """
 
@@ -87,6 +88,7 @@ class Family:
     partial_rotary: bool = False
     null_head_dim: bool = False
     bare: frozenset[str] = frozenset()
+    dequantized: frozenset[str] = frozenset()
     experts_fused: bool = False
 
     @property

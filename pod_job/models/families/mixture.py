@@ -1,4 +1,4 @@
-"""Mixtures of experts: Qwen3-MoE and Mixtral, whose layers are those of Qwen3 and Mistral but for the mlp."""
+"""Mixtures of experts: Qwen3-MoE and Mixtral, like Qwen3 and Mistral but for the mlp, and gpt-oss."""
 
 from pod_job.models.families.family import Family, keys
 
@@ -31,5 +31,21 @@ FAMILIES = {
             "down": "model.layers.{}.block_sparse_moe.experts.{}.w2",
         },
         null_head_dim=True,
+    ),
+    "gpt_oss": Family(
+        architecture="GptOssForCausalLM",
+        applied=keys(f"attention_bias sliding_window layer_types swiglu_alpha swiglu_limit {_EXPERTS}"),
+        inert=keys(f"hidden_act experts_per_token initial_context_length {_TRAINING}"),
+        switches={"mlp_bias": True, "router_bias": True, "sinks": True, "norm_in_float32": True},
+        modules={
+            "sinks": "model.layers.{}.self_attn.sinks",
+            "router": "model.layers.{}.mlp.router",
+            "gate": "model.layers.{}.mlp.experts.gate_up_proj",
+            "up": "model.layers.{}.mlp.experts.gate_up_proj",
+            "down": "model.layers.{}.mlp.experts.down_proj",
+        },
+        bare=keys("sinks gate up down"),
+        experts_fused=True,
+        dequantized=keys("mxfp4"),
     ),
 }
