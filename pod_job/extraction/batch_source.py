@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from itertools import islice
 from typing import Protocol
 
 import jax
@@ -112,11 +113,11 @@ class LeasedBatches:
             yield from self.trail.follow()
             return
         taken = self._take_free() if self.overdue is None else self._take_over(self.overdue)
-        for batches in taken:
-            self.reporter.add(batches_total=len(batches))
+        for batch in taken:
+            self.reporter.add(batches_total=1)
             if self.trail is not None:
-                self.trail.leave(batches)
-            yield from batches
+                self.trail.leave([batch])
+            yield batch
         if self.trail is not None:
             self.trail.leave([])
 
@@ -131,25 +132,26 @@ class LeasedBatches:
 
     def _agreed(self) -> tuple[Choice, float, list[Overdue]]:
         """Returns the choice of host 0, on every host, and the seconds until the next look."""
-        table = np.full((1 + MOST_OVERDUE, 2), -1, np.int32)
+        table = np.full((1 + MOST_OVERDUE, 3), -1, np.int32)
         if jax.process_index() == 0:
             began, status = time.monotonic(), self.reporter.status
             overdue = self.idle.look(status.seconds / status.batches if status.batches else None)
             choice = Choice.end if overdue is None else Choice.take_over if overdue else Choice.wait
             pause_s = max(POLL_S, LOOKING_SHARE * (time.monotonic() - began))
-            rows = [(choice, round(1000 * pause_s)), *((one.block, one.take) for one in overdue or [])]
-            table[: len(rows)] = rows
-        (choice, pause_ms), *rows = everywhere(table).tolist()
-        return Choice(choice), pause_ms / 1000, [Overdue(block, take) for block, take in rows if block >= 0]
+            table[0] = choice, round(1000 * pause_s), 0
+            for row, one in enumerate(overdue or [], 1):
+                table[row] = one
+        (choice, pause_ms, _), *rows = everywhere(table).tolist()
+        return Choice(choice), pause_ms / 1000, [Overdue(*row) for row in rows if row[0] >= 0]
 
-    def _take_free(self) -> Iterator[list[int]]:
+    def _take_free(self) -> Iterator[int]:
         start, last = first_block(self.leases.holder, self.blocks.count), None
         free = self._free()
         while not self.stop and (block := next_block(free, last, start)) is not None:
             if self.leases.take(block_name(block), 1):
                 free.remove(block)
                 last = block
-                yield [batch for batch in self.blocks.batches(block) if batch in self.pending]
+                yield from self._not_committed(self.blocks.batches(block))
             else:
                 free = self._free() - {block}
 
@@ -162,7 +164,13 @@ class LeasedBatches:
         """Blocks that were not done when the job began."""
         return frozenset(map(self.blocks.block_of, self.pending))
 
-    def _take_over(self, overdue: Sequence[Overdue]) -> Iterator[list[int]]:
+    def _not_committed(self, batches: Iterable[int]) -> Iterator[int]:
+        """Yields the batches that are not committed by then: a slice that is slow has been helped meanwhile."""
+        for batch in batches:
+            if batch in self.pending and self.folder.stat(commit_file(batch)) is None:
+                yield batch
+
+    def _take_over(self, overdue: Sequence[Overdue]) -> Iterator[int]:
         """Takes over blocks; their batches come from the last one on, as whoever is slow comes from the first one."""
         begin = self.feeding.feeder * len(overdue) // self.feeding.feeders
         for one in [*overdue[begin:], *overdue[:begin]]:
@@ -170,9 +178,7 @@ class LeasedBatches:
                 return
             if self.leases.take(block_name(one.block), one.take + 1):
                 log.info("took over block %d, take %d", one.block, one.take + 1)
-                for batch in reversed(self.blocks.batches(one.block)):
-                    if self.folder.stat(commit_file(batch)) is None:
-                        yield [batch]
+                yield from islice(self._not_committed(reversed(self.blocks.batches(one.block))), one.most)
 
 
 class Trail:

@@ -3,7 +3,7 @@
 Those that nobody computes any more, and those of a slice that is so slow that the others would wait for it.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.leases import Blocks, Holders, Leases, block_name
@@ -15,16 +15,20 @@ MOST_OVERDUE = 256
 """Blocks that a slice takes over in one round."""
 
 
-@dataclass(frozen=True)
-class Overdue:
-    """A block that may be taken over, and the take that it is at."""
+class Overdue(NamedTuple):
+    """A block that may be taken over, the take that it is at, and how many batches to take, from its end on."""
 
     block: int
     take: int
+    most: int
 
 
 class IdleSlice:
-    """View of a slice that has nothing to take, of what the others have unfinished."""
+    """View of a slice that has nothing to take, of what the others have unfinished.
+
+    It takes over what nobody computes, and blocks without progress; of a block that would take its holder long, though
+    that makes progress, the later half.
+    """
 
     def __init__(self, blocks: Blocks, leases: Leases, holders: Holders) -> None:
         self.blocks, self.leases, self.holders = blocks, leases, holders
@@ -42,10 +46,17 @@ class IdleSlice:
             return None
         self.leases.refresh()
         patience_s = self.holders.silence_s if batch_s is None else max(LEAST_PATIENCE_S, SLOW * batch_s)
-        overdue = [block for block in unfinished if self._slow(block, done, patience_s) or self._left(block)]
-        return [Overdue(block, self.leases.takes.get(block_name(block), 0)) for block in overdue][:MOST_OVERDUE]
+        overdue = []
+        for block in unfinished:
+            left = sum(batch not in done for batch in self.blocks.batches(block))
+            take = self.leases.takes.get(block_name(block), 0)
+            if self._unchanged_s(block, (take, left)) > patience_s or self._is_left(block):
+                overdue.append(Overdue(block, take, left))
+            elif batch_s is not None and left * batch_s > patience_s:
+                overdue.append(Overdue(block, take, left // 2))
+        return overdue[:MOST_OVERDUE]
 
-    def _left(self, block: int) -> bool:
+    def _is_left(self, block: int) -> bool:
         """Returns whether nobody computes the block: nobody of this slice does, which is idle."""
         holder = self.leases.holder_of(block_name(block))
         own = self.leases.holder
@@ -53,9 +64,9 @@ class IdleSlice:
             holder is None or (holder.slice, holder.attempt) == (own.slice, own.attempt) or self.holders.ended(holder)
         )
 
-    def _slow(self, block: int, done: set[int], patience_s: float) -> bool:
-        left = sum(batch not in done for batch in self.blocks.batches(block))
-        state, now = (self.leases.takes.get(block_name(block), 0), left), self.holders.clock()
+    def _unchanged_s(self, block: int, state: tuple[int, int]) -> float:
+        """Returns for how long the block's take and the number of batches left have been as they are now."""
+        now = self.holders.clock()
         if block not in self.unchanged or self.unchanged[block][0] != state:
             self.unchanged[block] = state, now
-        return now - self.unchanged[block][1] > patience_s
+        return now - self.unchanged[block][1]

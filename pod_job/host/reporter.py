@@ -35,6 +35,7 @@ class Reporter(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.folder = folder
         self.lines: list[str] = []
+        self.lines_written: int | None = None
         self.status = HostStatus(host=host.index, hosts=host.count, attempt=host.attempt, phase=Phase.checking)
         self.timeline = Timeline(host=host.index, attempt=host.attempt)
         self.changed = threading.Lock()
@@ -91,7 +92,10 @@ class Reporter(logging.Handler):
 
     def write(self) -> None:
         write_status(self.folder, self.status)
-        self.folder.replace(log_file(self.status.host), "".join(self.lines).encode())
+        lines = len(self.lines)
+        if lines != self.lines_written:  # a request less for each host every REFRESH_S
+            self.folder.replace(log_file(self.status.host), "".join(self.lines[:lines]).encode())
+            self.lines_written = lines
 
     def _mark(self, phase: Phase) -> None:
         with self.changed:

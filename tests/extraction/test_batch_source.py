@@ -34,7 +34,15 @@ ONE_HOST = Feeding(ROWS, 0, 1, True, (0,))
 class Slice:
     """A slice of one host, which computes a batch as soon as it takes it."""
 
-    def __init__(self, folder: Folder, name: str, now: list[float], attempt: str = "first", done: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        now: list[float],
+        attempt: str = "first",
+        done: int = 0,
+        blocks: Blocks = BLOCKS,
+    ) -> None:
         self.folder, self.stop = folder, StopRequest()
         self.reporter = Reporter(report_folder(folder, name), Host(0, 1, attempt, None, slice=name))
         self.reporter.write()
@@ -42,7 +50,7 @@ class Slice:
         self.holders = Holders(folder, SILENCE_S, lambda: now[0])
         pending = range(done + 1, BATCHES + 1)
         self.source = LeasedBatches(
-            BLOCKS, pending, self.leases, self.holders, ONE_HOST, Reporting(self.reporter, self.stop)
+            blocks, pending, self.leases, self.holders, ONE_HOST, Reporting(self.reporter, self.stop)
         )
 
     def compute(self, most: int = BATCHES, commits: bool = True) -> list[int]:
@@ -143,6 +151,24 @@ def test_a_slow_slice_that_makes_progress_is_left_alone(folder: Folder, now: lis
     assert idle.look(2.0) is None
 
 
+def test_a_long_block_is_halved_again_and_again_and_its_holder_skips_what_is_done(
+    folder: Folder, now: list[float]
+) -> None:
+    busy, idle = (Slice(folder, name, now, blocks=Blocks(BATCHES, BATCHES)) for name in ("busy", "idle"))
+    stream = busy.source.batches()
+    computed: list[int | None] = [next(stream)]
+    idle.reporter.set(seconds=34.0, batches=17)
+    helped = idle.compute()
+    assert helped == []
+    while (batch := computed[-1]) is not None:
+        folder.create(commit_file(batch), [b"{}"])
+        if idle.source.more():
+            helped += idle.compute()
+        computed.append(next(stream, None))
+    assert helped[:10] == [*range(20, 10, -1)]
+    assert sorted([*filter(None, computed), *helped]) == list(range(1, BATCHES + 1))
+
+
 def test_a_block_is_taken_over_by_one_and_not_computed_where_it_is_done(folder: Folder, now: list[float]) -> None:
     lost, first, second = (Slice(folder, name, now) for name in ("lost", "x", "y"))
     block = BLOCKS.block_of(lost.compute(1)[0])
@@ -152,7 +178,7 @@ def test_a_block_is_taken_over_by_one_and_not_computed_where_it_is_done(folder: 
     assert first.source.more()
     assert second.compute() == []
     assert second.source.more()
-    assert first.source.overdue == second.source.overdue == [Overdue(block, 1)]
+    assert first.source.overdue == second.source.overdue == [Overdue(block, 1, len(BLOCKS.batches(block)) - 1)]
     assert [first.compute(), second.compute()] == [[*BLOCKS.batches(block)][:0:-1], []]
     second.leases.refresh()
     assert second.leases.holder_of(block_name(block)) == first.leases.holder
@@ -198,9 +224,9 @@ def test_hosts_with_one_feeder_follow_what_the_first_of_them_takes(
     thread = threading.Thread(target=lambda: followed.extend(list(other.source.batches()) for _ in range(2)))
     thread.start()
     rounds = [list(first.source.batches())]
-    first.source.overdue = [Overdue(1, 1), Overdue(4, 1)]
+    first.source.overdue = [Overdue(1, 1, 3), Overdue(4, 1, 2)]
     rounds.append(list(first.source.batches()))
     thread.join(20)
     assert followed == rounds
     assert len(rounds[0]) == BATCHES
-    assert len(rounds[1]) == 6
+    assert rounds[1] == [6, 5, 4, 15, 14]
