@@ -22,7 +22,7 @@ from pod_job.run_folder.accepted import read_accepted, short
 from pod_job.run_folder.commit import CommitRecord, PromptCounts, read_record
 from pod_job.run_folder.compaction import place, read_compaction
 from pod_job.run_folder.differences import differences
-from pod_job.run_folder.identity import RelativeErrors
+from pod_job.run_folder.identity import Identity, RelativeErrors
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.metadata import Metadata
 from pod_job.run_folder.parity import read_all_parity
@@ -90,12 +90,8 @@ def contradiction(folder: Folder, earlier: Metadata, current: Metadata) -> str:
     Records are never changed, so they can only become more.
     """
     name = f"{folder.url}/{layout.METADATA}"
-    if differing := differences(msgspec.to_builtins(earlier.provenance), msgspec.to_builtins(current.provenance)):
-        field, was, is_now = differing[0]
-        return (
-            f"{name}: is not of the run in {layout.RUN}: {field} is {short(was)} here, {short(is_now)} there; copy "
-            f"both again, or remove {name} if it is the one that is wrong"
-        )
+    if problem := of_another_run(folder, earlier, current.provenance):
+        return problem
     before, after = _batch_contents(earlier), _batch_contents(current)
     absent = before.keys() - after.keys()
     if lost := sorted(absent - committed(folder) if absent else absent):  # not those committed in the meantime
@@ -114,6 +110,18 @@ def contradiction(folder: Folder, earlier: Metadata, current: Metadata) -> str:
             "merge again if what they describe was computed again, else copy them again: they are another run's"
         )
     return ""
+
+
+def of_another_run(folder: Folder, described: Metadata, identity: Identity) -> str:
+    """Returns in what metadata.json is not of the run with this identity, with the fix; "" where it is."""
+    differing = differences(msgspec.to_builtins(described.provenance), msgspec.to_builtins(identity))
+    if not differing:
+        return ""
+    (field, was, is_now), name = differing[0], f"{folder.url}/{layout.METADATA}"
+    return (
+        f"{name}: is not of the run in {layout.RUN}: {field} is {short(was)} here, {short(is_now)} there; copy "
+        f"both again, or remove {name} if it is the one that is wrong"
+    )
 
 
 def _batch_contents(metadata: Metadata) -> dict[int, list[tuple[str, int, str]]]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from pod_job.checking.verify import StoredReport, read_report
 from pod_job.config.schema import ConfigValues
-from pod_job.finishing.merge import gather
+from pod_job.errors import JobError
+from pod_job.finishing.merge import gather, of_another_run
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
@@ -75,13 +76,15 @@ def read_overview(run_dir: str | Path) -> Overview:
     An unfinished run has no metadata.json, or an old one: its present content is made from the commit records.
 
     Raises:
-        JobError: the folder holds no run, or its records are damaged.
+        JobError: the folder holds no run, or its records are damaged, or metadata.json and run.json are of two runs.
     """
     folder = open_folder(run_dir)
     run = read_run(folder)
     described = metadata_file.read_any(folder) if folder.names(layout.METADATA) else None
     if described is None or not described.complete:
         described = gather(folder)
+    if problem := of_another_run(folder, described, run.identity):
+        raise JobError(problem)
     return Overview(folder, run, described, read_report(folder), list(read_timelines(folder)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_runs import finished_run, folders
+from sample_runs import finished_run, folders, rewrite
 from text_runs import OUTLIER_DIMENSION, text_run
 
 from pod_job.commands import diff, inspect
@@ -95,6 +95,31 @@ def test_what_is_not_there_is_named(
     finished_run(open_folder(tmp_path), [5, 0, 7])
     assert inspect.main([str(tmp_path), *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"dtype": "bfloat16"', '"dtype": "float32"'), ('"samples": 16', '"samples": 17'), ("tiny", "other")],
+)
+@pytest.mark.parametrize("file", [layout.RUN, layout.METADATA])
+def test_metadata_that_contradicts_the_run_is_said(
+    tmp_path: Path, file: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [open_folder(tmp_path / name) for name in "ab"]
+    for run in runs:
+        finished_run(run, [5, 7])
+    claimed = json.loads((tmp_path / "a" / layout.RUN).read_text())
+    text = json.dumps(claimed, indent=1)
+    assert old in text
+    if file == layout.RUN:
+        (tmp_path / "a" / layout.RUN).write_text(text.replace(old, new))
+    else:
+        provenance = json.loads(text.replace(old, new))["identity"]
+        rewrite(tmp_path / "a" / layout.METADATA, lambda described: described.update(provenance=provenance))
+    a, b = (run.url for run in runs)
+    for command, arguments in ((inspect, [a]), (diff, [a, b]), (diff, [b, a])):
+        assert command.main(arguments) == 2
+        assert f"{layout.METADATA}: is not of the run in {layout.RUN}: " in capsys.readouterr().err
 
 
 def differing(capsys: pytest.CaptureFixture[str], a: Folder, b: Folder, status: int) -> list[tuple]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from tools.corruption.commands import COMMANDS, HANG_OF_JOB_S
+from tools.corruption.commands import COMMANDS, WAITED_S
 from tools.corruption.corpus import make_corpus
 from tools.corruption.trials import TOKEN, Bench, Trial, try_one
 
@@ -36,7 +36,7 @@ def try_here(numbers: Iterable[int], seed: int, only: str = "") -> Iterator[Tria
         bench = Bench(make_corpus(Path(scratch) / "sound"))
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
         for number in numbers:
-            faulthandler.dump_traceback_later(2 * HANG_OF_JOB_S, exit=True)
+            faulthandler.dump_traceback_later(2 * WAITED_S, exit=True)
             yield try_one(bench, number, seed, only)
             faulthandler.cancel_dump_traceback_later()
 

@@ -23,7 +23,8 @@ from tools.corruption.corpus import (
     run_job,
 )
 
-HANG_S, HANG_OF_JOB_S = 20, 120
+HANG_S, HANG_OF_JOB_S, WAITED_S = 20, 120, 240
+"""Seconds of CPU time, of a job, and by the clock, after which a command hangs: others may use the machine, too."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Command:
         made: reads what it has made in `{out}`.
         writes: beginnings of the names of files in the run folder that it may change.
         resumes: goes on with what lies in the folder.
-        most_s: seconds after which it hangs.
+        most_s: seconds of CPU time after which it hangs.
         share: how often it runs, beside others.
     """
 

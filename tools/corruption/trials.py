@@ -23,7 +23,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.metadata import Metadata, read_any
 from pod_job.storage.open import open_folder
-from tools.corruption.commands import ANSWERS_NO, COMMANDS, READ, Command, Ended, run
+from tools.corruption.commands import ANSWERS_NO, COMMANDS, READ, WAITED_S, Command, Ended, run
 from tools.corruption.corpus import PICKLES, SHARDS, Content, Corpus, run_content
 from tools.corruption.damage import SECRET, Damage, damage, file_kind
 
@@ -217,21 +217,28 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], command: Comman
 
 @contextlib.contextmanager
 def watched(most_s: int) -> Iterator[list[str]]:
-    """Yields what happens beside the block's own result: exceptions of threads. Raises Hang after `most_s`."""
+    """Yields what happens beside the block's own result: exceptions of threads.
+
+    Raises Hang after `most_s` of CPU time, or where it waits for something, after WAITED_S.
+    """
     incidents: list[str] = []
 
     def hang(*_: object) -> None:
-        raise Hang(f"no answer within {most_s} s")
+        raise Hang(f"no answer within {most_s} s of CPU time or {WAITED_S} s")
 
-    before = signal.signal(signal.SIGALRM, hang), threading.excepthook
+    handlers = {number: signal.signal(number, hang) for number in (signal.SIGALRM, signal.SIGPROF)}
+    hook = threading.excepthook
     threading.excepthook = lambda args: incidents.append(f"{args.exc_type.__name__}: {args.exc_value}")
-    signal.alarm(most_s)
+    signal.alarm(WAITED_S)
+    signal.setitimer(signal.ITIMER_PROF, most_s)
     try:
         yield incidents
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before[0])
-        threading.excepthook = before[1]
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        threading.excepthook = hook
 
 
 def restore_modes(scratch: Path) -> None:
