@@ -8,13 +8,14 @@ import numpy as np
 
 from pod_job.errors import JobError
 from pod_job.formats import rows_table
-from pod_job.formats.safetensors import TensorSpec, read_header, view_tensor
+from pod_job.formats.safetensors import Header, TensorSpec, read_header, view_tensor
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import CommitRecord, RowsFile, TapFile, read_record
 from pod_job.run_folder.compaction import full_name
 from pod_job.run_folder.tap_file import tap_tensors
 from pod_job.storage.checksums import Stored, checksum, marked, text_of_marks
 from pod_job.storage.folder import Folder, Readable
+from pod_job.terminal import one_line
 
 LARGE_ROWS = 1 << 20
 """Rows of a table that is read only if the vectors of its batch are sound: a few kilobytes can hold millions."""
@@ -89,7 +90,7 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
         report.nonfinite_rows += sum(nonfinite)
         recorded = (file.dtype, file.shape, file.offset, file.nonfinite)
         stored_values = (str(spec.dtype), list(spec.shape), spec.start, sum(nonfinite))
-        if problem := differing(stored, file):
+        if problem := differing(stored, file) or misplaced(header, file):
             report.problems.append(f"{name}: {problem}")
         elif file.marks not in ("", text_of_marks(marks)):
             report.problems.append(f"{name}: is whole, but the marks in its record are of other content")
@@ -97,6 +98,17 @@ def check_tap(folder: Readable, file: TapFile, report: BatchReport) -> None:
             report.problems.append(
                 f"{name}: has dtype, shape, offset, non-finite rows {stored_values}, its record says {recorded}"
             )
+
+
+def misplaced(header: Header, file: TapFile) -> str:
+    """Returns what a tap file by its own header is that its record says is another's; "" where both agree."""
+    number, described = layout.batch_of_file(file.file, [file.tap]), header.metadata
+    if described.get("tap", file.tap) == file.tap and described.get("batch", str(number)) == str(number):
+        return ""
+    return one_line(
+        f"is by its header of {described.get('tap')}, batch {described.get('batch')}, its record says {file.tap}, "
+        f"batch {number}"
+    )
 
 
 def pieces(

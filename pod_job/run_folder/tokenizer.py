@@ -22,6 +22,9 @@ MOST_TOKEN_CHARACTERS = 2000
 """Length of a token; vocabularies have runs of some hundred spaces."""
 DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "WordPiece", "BPEDecoder", "Strip", "CTC")
 """Steps of decoding that give at most a few characters for each character of a token."""
+REPLACED = {"BPEDecoder": "suffix", "CTC": "word_delimiter_token"}
+"""Texts that these steps replace by a space: one without a character is found between all others."""
+MOST_STEPS = 32
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -83,8 +86,12 @@ def check_decoder(step: Any) -> None:
     if step is None:
         return
     if step["type"] == "Sequence":
+        if len(step["decoders"]) > MOST_STEPS:
+            raise ValueError(f"its decoder has {len(step['decoders'])} steps")
         for inner in step["decoders"]:
             check_decoder(inner)
+    elif not step.get(REPLACED.get(step["type"], "type")):
+        raise ValueError(f"its decoder has a step {step['type']} that doubles a text")
     elif step["type"] == "Replace":
         pattern = step["pattern"].get("String")
         if not pattern or len(step["content"]) > len(pattern):

@@ -56,6 +56,15 @@ SPOILT: dict[str, Callable[[dict[str, Any]], object]] = {
     "deep inside": lambda file: file.update(
         decoder={"type": "Sequence", "decoders": [{"type": "Sequence", "decoders": [replaced({"String": "a"}, "bb")]}]}
     ),
+    "a text doubled again and again": lambda file: file.update(
+        decoder={"type": "Sequence", "decoders": [{"type": "BPEDecoder", "suffix": ""}] * 30}
+    ),
+    "a text doubled": lambda file: file.update(
+        decoder={"type": "CTC", "pad_token": "x", "word_delimiter_token": "", "cleanup": True}
+    ),
+    "thousands of steps": lambda file: file.update(
+        decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}] * 100_000}
+    ),
     "an unknown step": lambda file: file.update(decoder={"type": "Run", "content": "ls"}),
     "a step without a type": lambda file: file.update(decoder={"decoders": []}),
     "a long token": lambda file: file["model"]["vocab"].update({"a" * 100_000: 7}),
