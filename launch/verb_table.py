@@ -18,7 +18,9 @@ GROUPS = {
         "up": Verb("create the pod in the first zone that has one; wait until it is ready", "launch.verbs.up"),
         "run": Verb("start the job, or what is missing of it, creating the pod if need be", "launch.verbs.run"),
         "watch": Verb("run to the end through preemptions, then delete the pod", "launch.verbs.watch"),
-        "manifest": Verb("write the job as a manifest for JobSet on GKE, or for SkyPilot", "launch.verbs.manifest"),
+        "manifest": Verb(
+            "write the job for JobSet on GKE or SkyPilot, its watching for systemd", "launch.verbs.manifest"
+        ),
         "preflight": Verb("memory, time and cost on a TPU pod, by its compiler", "pod_job.commands.preflight"),
     },
     "a job that was started, by its run folder": {

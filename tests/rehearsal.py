@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from systemd_unit import Unit, read_unit
+
 from pod_job.run_folder import layout
 from tools.bucket import bucket_server
 from tools.fakepod import World, fakepod
@@ -85,6 +87,20 @@ class Rehearsal:
     def env(self) -> dict[str, str]:
         path = f"{self.root}:{os.environ['PATH']}"
         return {**os.environ, **self.world.env, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    @property
+    def variables_of_a_vm(self) -> dict[str, str]:
+        """Variables of a service on a machine in this cloud, without those of a person's shell."""
+        path = f"{self.root}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
+        return {**self.world.env, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    def unit(self, checkout: Path, job: Sequence[str]) -> Unit:
+        """Returns the unit that `manifest` writes for a job, with this program in `checkout`."""
+        program = checkout / ".venv" / "bin" / "pod-job"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m launch "$@"\n')
+        program.chmod(0o755)
+        return read_unit(self.launch("manifest", "--for", "systemd", "--checkout", str(checkout), *job)[0])
 
     def start(self, verb: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
         """Starts `python -m launch VERB ...` in a process of its own."""

@@ -1,1 +1,1 @@
-"""Manifests of other engines that start the job: JobSet on GKE, and SkyPilot."""
+"""Manifests of other engines: JobSet on GKE and SkyPilot, which start the job, and systemd, which watches it."""

@@ -152,7 +152,7 @@ def test_the_command_of_skypilot_has_the_overrides_as_they_are(
         ([*JOBSET, *JOB, "pod.hosts=8", "mesh=4x4", "pod.devices_per_host=2"], "is 16 hosts of 4 chips"),
         ([*JOBSET, *JOB, "tasks.path=conf/job.yaml"], r"tasks\.path=conf/job\.yaml is on this machine"),
         (["manifest", "--for", "jobset", *JOB], "--image is not given"),
-        ([*SKYPILOT, *JOB, "--image", "x"], "are for jobset"),
+        ([*SKYPILOT, *JOB, "--image", "x"], "--image: only for jobset"),
         ([*SKYPILOT, *JOB, *slice_words("tpu7x", 8)], "use --for jobset"),
         ([*SKYPILOT, *JOB, "cloud.capacity=reserved"], r"cloud\.capacity=reserved is not for SkyPilot"),
     ],

@@ -5,6 +5,7 @@ First a calm run on 16 workers, then all scenes at once on pods of four, since m
 
 import json
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -98,16 +99,18 @@ def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str
 
 
 def stormy(stage: Rehearsal, tmp_path: Path) -> str:
-    """The pod is taken away in mid-run, and so is the watcher; it comes back at other addresses."""
+    """The pod is taken away in mid-run, and so is the watcher, a unit of systemd: it comes back at other addresses."""
     job = stage.job("stormy", HOSTS, ONE_EACH)
-    watcher = stage.start("watch", *job)
+    unit = stage.unit(tmp_path, job)
+    watcher = unit.start(stage.variables_of_a_vm)
     stage.wait_for_records("stormy", 1, watcher)
     watcher.kill()
     watcher.communicate()
+    assert unit.starts_again(watcher.returncode)
     addresses = stage.hosts("stormy").addresses
     stage.world.cloud.preempt(stage.pod("stormy"))
     preempted = time.time()
-    watcher = stage.start("watch", *job, "--json")
+    watcher = unit.start(stage.variables_of_a_vm)
     while set(stage.wait_for_hosts("stormy").addresses) & set(addresses):
         time.sleep(0.05)
     before = stage.records("stormy")
@@ -115,8 +118,10 @@ def stormy(stage: Rehearsal, tmp_path: Path) -> str:
     again = stage.wait_for_records("stormy", before + 1, watcher) - preempted
     out, said = watcher.communicate(timeout=200)
     assert watcher.returncode == 0, said
-    assert json.loads(out)["complete"]
+    assert re.search(r"^metadata +gs://.*/metadata.json$", out, re.MULTILINE)
+    assert not unit.starts_again(watcher.returncode)
     status = json.loads(stage.launch("status", *job, "--json")[0])
+    assert (status["batches_done"], status["batches"]) == (PROMPTS, PROMPTS)
     assert len(status["pod_hours"]) == 2  # what both have cost
     return f"from the preemption to the next committed batch: {again:.1f} s"
 
