@@ -4,17 +4,27 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from pod_job.entry import check_python
 
+BUG = 70
+"""Exit status of an error of this program itself, EX_SOFTWARE of sysexits.h: a supervisor starts `watch` again."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb with its arguments; returns the exit status."""
+    """Runs a verb with its arguments, those of the command line by default; returns the exit status."""
     check_python()
     from launch.dispatch import dispatch  # what this imports needs the Python that was just checked
 
-    return dispatch(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return dispatch(argv)
+    try:
+        return dispatch(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        return BUG
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ class Rehearsal:
         program.parent.mkdir(parents=True)
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m launch "$@"\n')
         program.chmod(0o755)
+        (checkout / "tests").symlink_to(ROOT / "tests")  # where the sample tasks are
         return read_unit(self.launch("manifest", "--for", "systemd", "--checkout", str(checkout), *job)[0])
 
     def start(self, verb: str, *arguments: str, **env: str) -> subprocess.Popen[str]:

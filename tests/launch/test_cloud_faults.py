@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from simulated_cloud import HOSTS, World, job, world
+from simulated_cloud import World, job, world
+from simulated_hosts import HOSTS
 
 from launch.__main__ import main
 from pod_job.run_folder.layout import METADATA

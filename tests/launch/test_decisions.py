@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from simulated_cloud import HOSTS, World, job, world
+from simulated_cloud import World, job, world
+from simulated_hosts import HOSTS
 
 from launch import clock
 from launch.__main__ import main

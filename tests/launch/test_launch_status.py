@@ -88,7 +88,9 @@ def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
     assert [time_h for _, time_h in paid] == pytest.approx([2, 3, 1])
     heard_since = hours(records, alive, heard=NOW, now=NOW)  # by hosts of the living one
     assert [time_h for _, time_h in heard_since] == pytest.approx([2, 5, 1])
-    price = 64 * read_accelerator_type("v5litepod-64").chip.spot_usd_hour
+    chip = read_accelerator_type("v5litepod-64").chip
+    assert chip.spot_usd_hour is not None
+    price = 64 * chip.spot_usd_hour
     assert spent(paid, None) == pytest.approx(6 * price)
     assert spent(paid, 2.0) == pytest.approx(6 * 128)
 
@@ -102,6 +104,8 @@ def test_a_pod_that_lives_counts_noted_or_not(folder: Folder) -> None:
 
 def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
     chip = read_accelerator_type("v6e-16").chip
+    assert chip.spot_usd_hour is not None
+    assert chip.list_usd_hour is not None
     assert usd_per_hour("v6e-16", "spot", None) == pytest.approx(16 * chip.spot_usd_hour)
     assert usd_per_hour("v6e-16", "on_demand", None) == pytest.approx(16 * chip.list_usd_hour)
     assert usd_per_hour("v9-16", "spot", None) is None

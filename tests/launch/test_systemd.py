@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from systemd_unit import Unit, read_unit
 
-from launch.__main__ import main
+from launch import dispatch
+from launch.__main__ import BUG, main
 from pod_job.commands.command_line import BAD_INPUT, FAILED
 
 JOB = ["experiment=v5e64", "storage.run_dir=gs://bucket/run", "cloud.zones=[us-west4-a,us-east5-b]"]
@@ -70,7 +71,7 @@ def test_systemd_takes_the_unit(
     ("status", "again"),
     [
         *((0, False), (FAILED, False), (BAD_INPUT, False)),
-        *((-signal.SIGKILL, True), (-signal.SIGSEGV, True), (3, True), (128 + signal.SIGKILL, True)),
+        *((-signal.SIGKILL, True), (-signal.SIGSEGV, True), (BUG, True), (128 + signal.SIGKILL, True)),
     ],
 )
 def test_an_end_that_the_next_start_would_meet_too_is_the_last(
@@ -79,6 +80,19 @@ def test_an_end_that_the_next_start_would_meet_too_is_the_last(
     _, watcher = unit(capsys)
     assert watcher.starts_again(status) == again
     assert watcher.only("StartLimitIntervalSec") == "0"
+
+
+def test_an_error_of_the_program_itself_has_a_status_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(argv: list[str]) -> int:
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(dispatch, "dispatch", crash)
+    monkeypatch.setattr("sys.argv", ["pod-job", "watch"])
+    assert main() == BUG
+    assert "KeyError: 'no such thing'" in capsys.readouterr().err
+    assert BUG not in (FAILED, BAD_INPUT)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from simulated_cloud import SimHosts, World, job, world
+from simulated_cloud import World, job, world
+from simulated_hosts import SimHosts
 
 from launch.__main__ import main
 from launch.cause import Cause
@@ -177,7 +178,7 @@ EXPIRED = ApiError(UNAUTHENTICATED, "Request had invalid authentication credenti
 def test_expired_credentials_are_said_with_what_stays_and_a_login_goes_on(
     world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulated_cloud.DONE_S", 500)
+    monkeypatch.setattr("simulated_hosts.DONE_S", 500)
     monkeypatch.setattr("launch.cloud.observe.BLIND_S", 200.0)
     monkeypatch.setattr("launch.cloud.observe.POLL_S", 20.0)
     world.stages["running"] = lambda world: world.cloud.fail_requests(EXPIRED, 330)
