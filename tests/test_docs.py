@@ -154,7 +154,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["troubleshooting.md", "launching.md"])
 def test_messages_that_are_explained_exist(page: str) -> None:
-    sources = "".join(path.read_text() for package in LAYERS for path in sorted((ROOT / package).rglob("*.py")))
+    files = [path for package in LAYERS for kind in ("*.py", "*.sh") for path in sorted((ROOT / package).rglob(kind))]
+    sources = "".join(path.read_text() for path in files)
     strings = re.sub(r'"\s*f?"', "", sources)
     (table,) = re.findall(r"^\| message .*\n\|.*\n((?:\|.*\n)+)", (ROOT / "docs" / page).read_text(), re.MULTILINE)
     for message in re.findall(r"^\| [^|]*?`(.+?)`", table, re.MULTILINE):
