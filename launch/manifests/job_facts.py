@@ -53,14 +53,19 @@ def job_facts(config: JobConfig, overrides: list[str]) -> JobFacts:
         raise JobError(f"pod.kind={config.pod.kind.value} has no slice to ask for; use pod=v5e_64 or another TPU pod")
     sold = pod_slice(config)
     check_pod(config)
-    for source in to_upload(config):
-        raise JobError(
-            f"{source.field}={source.path} is on this machine alone, and an engine uploads nothing; gcloud storage cp "
-            f"-r {source.path} gs://bucket/, and give that"
-        )
+    check_elsewhere(config, "an engine uploads nothing")
     if not config.storage.run_dir.startswith("gs://"):
         raise JobError(f"storage.run_dir={config.storage.run_dir}: hosts of an engine share no folder; use gs://")
     cloud = config.cloud
     limits = [cloud.max_hours] if cloud.max_hours is not None else []
     limits += [cloud.max_usd / price(config)] if cloud.max_usd is not None else []
     return JobFacts(config, overrides, sold, round(3600 * min(limits)) if limits else None)
+
+
+def check_elsewhere(config: JobConfig, reason: str) -> None:
+    """Raises JobError for a model or tasks that only this machine has; `reason`: why they are needed elsewhere."""
+    for source in to_upload(config):
+        raise JobError(
+            f"{source.field}={source.path} is on this machine alone, and {reason}; gcloud storage cp -r {source.path} "
+            "gs://bucket/, and give that"
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.cloud.checks import check_pod
 from launch.cloud.request import pod_spec
+from launch.manifests.job_facts import check_elsewhere
 from pod_job.commands.command_line import BAD_INPUT, FAILED
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
@@ -33,10 +34,11 @@ def unit(config: JobConfig, overrides: list[str], watcher: Watcher) -> str:
     """Returns the unit's text.
 
     Raises:
-        JobError: no pod in the cloud is asked for, or its hosts would not find what they read.
+        JobError: no pod in the cloud is asked for, or the VM or its hosts would not find what they read.
     """
     spec = pod_spec(config)
     check_pod(config)
+    check_elsewhere(config, "the VM that watches does not have it")
     command = [str(watcher.checkout / ".venv/bin/pod-job"), "watch", "--no-preflight", *overrides]
     secrets = f"/etc/{spec.name}.env"
     return "\n".join(

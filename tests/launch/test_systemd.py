@@ -98,7 +98,8 @@ def test_an_error_of_the_program_itself_has_a_status_of_its_own(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["model.path=/home/anna/model"], "which hosts do not see"),
+        (["model.path=/home/anna/model"], "is no folder of this machine"),
+        ([f"tasks.path={Path(__file__).parent.parent}/data/arc"], "the VM that watches does not have it"),
         (["storage.run_dir=runs/here"], "which hosts do not see"),
         (["pod=local", "mesh=1x1"], "has no pod in the cloud"),
         (["--image", "x"], "--image: only for jobset"),
