@@ -3,6 +3,7 @@
 Starts nothing. For a TPU pod the preflight follows, which compiles: the plan is shown before it.
 """
 
+import math
 from argparse import ArgumentParser, Namespace
 
 import msgspec
@@ -24,6 +25,7 @@ from pod_job.formats.records import encode
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import RunMemory, described, run_memory
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run
+from pod_job.planning.reading import read_line
 from pod_job.planning.task_index import ESTIMATED
 from pod_job.preflight.lines import lines as preflight_lines
 from pod_job.preflight.records import PreflightReport
@@ -49,6 +51,9 @@ class Plan(msgspec.Struct, frozen=True):
     mesh: dict[str, int]
     sharding: str
     samples: int
+    samples_error: float  # the part of `samples` by which they may be wrong, with 95% certainty; 0: they were counted
+    tokens: int | None  # of all prompts, about; None where none were looked at
+    tokens_error: float
     batches: int
     taps: list[str]
     positions: str
@@ -60,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True):
     reference: str
     commands: list[HostCommand]
     uploads: str | None = None  # what a start uploads first, and about how long that takes
+    reading: str | None = None  # how often hosts read files that they share and cannot read in ranges
     preflight: PreflightReport | None = None
     no_preflight: str | None = None
 
@@ -115,6 +121,7 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
     """Returns the plan of checked inputs, without a preflight."""
     config = inputs.config
     pod, extract = config.pod, config.extract
+    samples, error = len(inputs.tasks.samples), inputs.tasks.samples.error
     return Plan(
         model=config.model.path,
         family=inputs.arch.family,
@@ -126,7 +133,10 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         devices=pod.devices,
         mesh={"data": config.mesh.data, "model": config.mesh.model},
         sharding=config.sharding.value,
-        samples=len(inputs.tasks.samples),
+        samples=samples,
+        samples_error=error,
+        tokens=None if prompts is None else round(prompts.tokens_per_sample * samples),
+        tokens_error=error if prompts is None else math.hypot(error, prompts.tokens_error),
         batches=inputs.total_batches,
         taps=[tap.name for tap in inputs.taps],
         positions=extract.positions.value,
@@ -138,12 +148,24 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         reference=expected_reference(inputs),
         commands=commands,
         uploads=uploads_of(config),
+        reading=read_line(inputs.tasks.sequential, pod.hosts),
     )
 
 
 def uploads_of(config: JobConfig) -> str | None:
     """Returns what a start uploads first, in one line; None where that is nothing."""
     return upload_line(sources, config) if (sources := to_upload(config)) else None
+
+
+def data_line(job_plan: Plan) -> str:
+    """Returns samples, batches and tokens, with what is not known of them."""
+    about = within(job_plan.samples_error)
+    tokens = "" if job_plan.tokens is None else f", {job_plan.tokens:,} tokens{within(job_plan.tokens_error)}"
+    return f"{job_plan.samples:,} samples{about} in {job_plan.batches:,} batches{tokens}"
+
+
+def within(error: float) -> str:
+    return f" (+-{error:.1%})" if error else ""
 
 
 def show(job_plan: Plan, console: Console) -> None:
@@ -155,7 +177,7 @@ def show(job_plan: Plan, console: Console) -> None:
         ("model", f"{job_plan.model}: {job_plan.family}, {job_plan.layers} layers of width {job_plan.hidden}"),
         ("pod", f"{job_plan.pod}: {job_plan.hosts} hosts x {job_plan.devices_per_host} devices = {job_plan.devices}"),
         ("mesh", f"{mesh}, weights {job_plan.sharding}"),
-        ("data", f"{job_plan.samples:,} samples in {job_plan.batches:,} batches"),
+        ("data", data_line(job_plan)),
         ("prompts", str(job_plan.prompts or "not looked at: the model has no tokenizer yet")),
         ("taps", ", ".join(job_plan.taps)),
         ("rows", f"positions {job_plan.positions}, {job_plan.dtype}"),
@@ -164,6 +186,8 @@ def show(job_plan: Plan, console: Console) -> None:
         ("reference", job_plan.reference),
         ("host 0 runs", str(first)),
     ]
+    if job_plan.reading:
+        facts.insert(4, ("reading", job_plan.reading))
     if job_plan.uploads:
         facts.insert(-1, ("first", f"{job_plan.uploads}; what is there already is left"))
     if not job_plan.weights_found:

@@ -15,7 +15,7 @@ from pod_job.errors import JobError
 from pod_job.prompts.samples import AT_A_TIME, EstimatedSamples, SampleRules, Samples
 from pod_job.prompts.scan import Scan, Skipped, repeated_name, repeats, usable
 from pod_job.prompts.sources.arc_source import ArcDocuments
-from pod_job.prompts.sources.documents import Documents, Read, count_source
+from pod_job.prompts.sources.documents import Documents, Read, count_source, sequential_sizes
 from pod_job.prompts.sources.estimate import Estimate
 from pod_job.prompts.sources.index import TaskIndex
 from pod_job.prompts.sources.listing import Listing, list_source
@@ -42,6 +42,7 @@ class Tasks:
         text: some prompts are texts, which the tokenizer puts its begin token before.
         chat: some prompts need the model's chat template.
         whole: all samples were read, so that nothing else can be in them.
+        sequential: sizes of the files that can only be read from their start, where hosts share the source.
     """
 
     samples: Samples
@@ -52,6 +53,7 @@ class Tasks:
     text: bool = False
     chat: bool = False
     whole: bool = True
+    sequential: tuple[int, ...] = ()
 
     @property
     def skipped(self) -> int:
@@ -129,7 +131,15 @@ def indexed_tasks(index: TaskIndex, config: TasksConfig, vocab: int) -> Tasks:
     }
     seen = samples.documents.load(order.rows(np.arange(min(SEEN, count))))
     fingerprint, format = index.fingerprint(rules), format_of(Listing(index.kind, []), config)
-    return Tasks(samples, fingerprint, format, text=has_text(seen), chat=has_chat(seen), whole=False)
+    return Tasks(
+        samples,
+        fingerprint,
+        format,
+        text=has_text(seen),
+        chat=has_chat(seen),
+        whole=False,
+        sequential=sequential_sizes(index.kind, index.files),
+    )
 
 
 def estimated_tasks(
@@ -147,7 +157,15 @@ def estimated_tasks(
         count, error = config.limit, error if estimated.samples * (1 - error) < config.limit else 0.0
     samples = EstimatedSamples(estimated.drawn, count, error, SampleRules(vocab, config.on_broken))
     format = format_of(listing, config)
-    return Tasks(samples, "", format, text=has_text(estimated.drawn), chat=has_chat(estimated.drawn), whole=False)
+    return Tasks(
+        samples,
+        "",
+        format,
+        text=has_text(estimated.drawn),
+        chat=has_chat(estimated.drawn),
+        whole=False,
+        sequential=sequential_sizes(listing.kind, listing.files),
+    )
 
 
 def has_text(samples: Sequence[Read]) -> bool:

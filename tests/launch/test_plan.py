@@ -78,6 +78,8 @@ def test_plan_as_json(job: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     assert (plan["family"], plan["layers"], plan["hidden"]) == ("qwen2", 4, 64)
     assert plan["samples"] == 10
     assert plan["batches"] == 3  # of 4, 4 and 2 samples
+    assert (plan["samples_error"], plan["tokens_error"]) == (0, 0)  # all of them were looked at
+    assert plan["tokens"] == plan["prompts"]["tokens"]
     assert plan["taps"] == ["layer_1", "layer_3"]
     assert [command["env"]["POD_JOB_HOST"] for command in plan["commands"]] == ["0", "1"]
     assert all(command["argv"] == [sys.executable, "-m", "pod_job", *job] for command in plan["commands"])
@@ -100,7 +102,7 @@ def test_a_plan_needs_no_weights_and_a_start_does(
     plan = json.loads(capsys.readouterr().out)
     assert (whole.pop("weights_found"), plan.pop("weights_found")) == (True, False)
     differing = {name for name in whole if plan[name] != whole[name]}
-    assert differing == {"model", "commands", "prompts", "reference"}  # only the whole model has a tokenizer
+    assert differing == {"model", "commands", "prompts", "tokens", "reference"}  # only the whole model has a tokenizer
     assert main(["plan", *of_it]) == 0
     assert "none at model.path" in " ".join(capsys.readouterr().out.split())
     assert main(["run", *of_it]) == 2

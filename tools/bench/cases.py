@@ -203,6 +203,19 @@ CASES = [
         figures=(Figure("peak over share, the worst of all", "", "over_share", at_most=1.3),),
         rounds=1,
     ),
+    Case(
+        *("job-start", "a whole job on few and on many documents: its start and memory", "documents", "start"),
+        [f"{way}{count:,} documents" for way in ("", "again ") for count in (1000, 1_000_000)],
+        figures=(
+            Figure("first start, seconds", "1,000,000 documents", "start_s"),
+            Figure("again: 1,000,000 / 1,000, start", "again 1,000,000 documents", "start_s", "again 1,000 documents"),
+            Figure(
+                "again: 1,000,000 / 1,000, peak", "again 1,000,000 documents", "peak_bytes", "again 1,000 documents"
+            ),
+        ),
+        rounds=1,
+        limit_s=900,
+    ),
     *(
         Case(
             *(f"memory-{mode}", "whether a job's memory grows with its prompts", "job_memory", "row"),

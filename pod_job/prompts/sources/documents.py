@@ -14,7 +14,7 @@ from pod_job.errors import JobError
 from pod_job.prompts.sources.arrays import ArrayReader
 from pod_job.prompts.sources.blocks import BlockCache, FileReader, changed
 from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex
-from pod_job.prompts.sources.lines import LinesReader
+from pod_job.prompts.sources.lines import LinesReader, codec_of
 from pod_job.prompts.sources.listing import Listing, source_key
 from pod_job.prompts.sources.places import FileState, crc32c_of, open_file
 from pod_job.prompts.sources.sample import BrokenTask, Sample
@@ -147,6 +147,12 @@ def segments_of(files: Sequence[FileEntry], parts: Sequence[SplitPart]) -> list[
                 segments.append((number, rows))
             start += count
     return segments
+
+
+def sequential_sizes(kind: str, files: Sequence[FileEntry]) -> tuple[int, ...]:
+    """Returns the sizes of the files that can only be read from their start."""
+    lines = kind in ("jsonl", "lines")
+    return tuple(entry.size for entry in files if kind == "csv" or (lines and codec_of(entry.url) is not None))
 
 
 def counted(kind: str, entry: FileEntry, config: TasksConfig) -> FileEntry:
