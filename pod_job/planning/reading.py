@@ -1,4 +1,4 @@
-"""What hosts read of files that can only be read from their start: compressed lines, CSV."""
+"""Bytes that hosts read of files that can only be read from their start: compressed lines, CSV."""
 
 from collections.abc import Sequence
 

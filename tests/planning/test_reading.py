@@ -1,4 +1,4 @@
-"""What hosts read of files that cannot be read in ranges."""
+"""Bytes that hosts read of files that cannot be read in ranges, as a plan tells them."""
 
 import pytest
 
