@@ -28,7 +28,7 @@ SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=1
 	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=tail extract.save_every_n_samples=4
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo rehearse test test-pods smoke chaos plans bench fuzz docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
+.PHONY: help install demo demo-sae rehearse test test-pods smoke chaos plans bench fuzz docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ install: $(INSTALLED) ## make the environment in .venv (every other target does 
 
 demo: $(INSTALLED) ## run a real model on real prompts with a pod of four processes and a bucket, all on this machine
 	$(BIN)/python -m tools.demo
+
+demo-sae: $(INSTALLED) ## train an SAE on a real model and real text, on this machine, to a page with its latents; ten minutes on two cores
+	$(BIN)/python -m tools.demo_sae
 
 rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers, from nothing to its end: real gcloud and ssh, simulated cloud
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)

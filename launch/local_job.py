@@ -1,7 +1,5 @@
 """The job on a pod of this machine: hosts started and followed to their end, started again when they were lost."""
 
-import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +10,11 @@ from launch.cause import Cause, HostExit, first_cause, tail
 from launch.host_commands import HostCommand, host_commands, new_attempt
 from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
 from launch.view import progress, summary
-from launch.view.summary import Summary
+from launch.view.summary import Summary, TrainingSummary
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig, PodKind
-from pod_job.planning.inputs import read_inputs
-from pod_job.planning.prompt_survey import survey_run
 from pod_job.planning.task_index import ESTIMATED
-from pod_job.run_folder.metadata import read_any
+from pod_job.planning.training import look_at_prompts, read_job_inputs
 from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
@@ -61,24 +57,23 @@ def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json
                 return BAD_INPUT if failure.cause.user_error else FAILED
             screen.print(f"starting again; {lost} of {failures} cloud.failures used", highlight=False)
     if as_json:
-        print(json.dumps(dataclasses.asdict(job_summary), indent=2))
+        print(summary.as_json(job_summary))
     else:
         summary.show(job_summary, SafeConsole())
     return DONE if job_summary.complete else FAILED
 
 
-def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary:
+def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary | TrainingSummary:
     """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
     started = time.monotonic()
-    inputs = read_inputs(config, reading=ESTIMATED)
-    survey_run(inputs)
+    inputs = read_job_inputs(config, reading=ESTIMATED)
+    look_at_prompts(inputs)
     attempt = new_attempt()
     logs = LOGS / attempt
     commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)
     reports = report_folder(inputs.folder, config.pod.slice)
     statuses = watch_hosts(commands, reports, inputs.total_batches, attempt, logs, screen)
-    metadata = read_any(inputs.folder)
-    return summary.summarise(config, metadata, statuses, time.monotonic() - started, logs)
+    return summary.summary_of(config, inputs.folder, statuses, time.monotonic() - started, logs)
 
 
 def watch_hosts(

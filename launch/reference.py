@@ -10,17 +10,21 @@ from pod_job.checking.shipped import why_too_large
 from pod_job.config.generate import Mode
 from pod_job.config.schema import PodKind
 from pod_job.planning.inputs import Inputs, Outline
+from pod_job.planning.training import JobInputs
 
 MODEL = "Hugging Face's model in torch"
 BUILT_IN = "the built-in decoder in NumPy"
 
 
-def send_reference(inputs: Inputs, overrides: Sequence[str], log: Callable[[str], None]) -> None:
+def send_reference(inputs: JobInputs, overrides: Sequence[str], log: Callable[[str], None]) -> None:
     """Has Hugging Face's model compute the gate's prompts here, in a process of its own for torch.
 
     What prevents it is logged and no error: host 0 then has the built-in reference.
     """
-    if reason := why_not_sent(inputs):
+    reads_prompts = inputs if isinstance(inputs, Inputs) else inputs.stream
+    if reads_prompts is None:  # vectors of a finished run, which were held against theirs
+        return
+    if reason := why_not_sent(reads_prompts):
         log(f"parity: no vectors of Hugging Face's model are sent along: {reason}")
         return
     log("parity: Hugging Face's model computes here what the pod's vectors are held against")

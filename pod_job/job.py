@@ -1,60 +1,51 @@
 """The job, as every host runs it: from the configuration to committed batches and, on the last host in, metadata."""
 
 import logging
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from pod_job.checking.gate_prompts import gate_prompts
-from pod_job.checking.parity import check_parity
-from pod_job.checking.short_rows import short_rows
-from pod_job.checking.trial import try_program
-from pod_job.checkpoints.checkpoint import unread
-from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.extraction.batch_source import Assigned, LeasedBatches, Reporting
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
-from pod_job.extraction.pipeline import FirstStep, PackedFeeder, extract
-from pod_job.extraction.step import Step, compile_step
+from pod_job.extraction.pipeline import PackedFeeder, extract
+from pod_job.extraction.step import Step
 from pod_job.extraction.writers import Writers
 from pod_job.finishing.merge import merge
 from pod_job.finishing.merge_once import takes_merge
-from pod_job.generation.completions import Ending
-from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generate import PromptFeeder, generate
 from pod_job.generation.generator import Generator
 from pod_job.generation.predictions import write_predictions
-from pod_job.generation.shape import shape_for
 from pod_job.host.chips import free_chips
-from pod_job.host.compile_cache import compile_cache
 from pod_job.host.departure import clear_departure, reporting_failure
 from pod_job.host.rendezvous import Host, await_hosts, start, this_host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.host.watchdog import Watchdog
-from pod_job.models.decoder import Decoder, Params
-from pod_job.models.mesh import make_mesh, placement, weight_shardings
-from pod_job.models.sharding import sharding_line
+from pod_job.models.mesh import make_mesh
 from pod_job.planning.batches import assign_batches
-from pod_job.planning.host_checks import check_machine
+from pod_job.planning.host_checks import available_memory, check_machine
 from pod_job.planning.inputs import Inputs, claim_run, open_run_folder, read_inputs
 from pod_job.planning.memory import explaining_memory
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import Counting, TaskReading
+from pod_job.planning.training import TrainInputs, claim_training, is_complete, read_train_inputs
+from pod_job.planning.training_memory import check_buffer
+from pod_job.programs import compile_program, load_model, pass_gate
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokenizer import has_vocabulary
 from pod_job.run_folder.layout import committed
 from pod_job.run_folder.leases import Blocks, Holder, Holders, Leases, agreed_blocks, per_block
 from pod_job.run_folder.slices import report_folder
-from pod_job.run_folder.status import EndKind, Phase
+from pod_job.run_folder.status import EndKind, Phase, TrainingStatus
 from pod_job.run_folder.tokenizer import store_tokenizer
+from pod_job.training.run import run_source, train
+from pod_job.training.sources import StreamSource
 
 log = logging.getLogger("pod_job")
 
@@ -80,9 +71,10 @@ def run(config: JobConfig) -> bool:
     ):
         listen(stop, config)
         reading = TaskReading(Counting.hosts, Share(host.index, host.count))
+        if config.mode is Mode.train:
+            return train_saes(read_train_inputs(config, folder, reading), host, reporter, stop)
         inputs = read_inputs(config, folder, reading)
-        log_skipped(inputs.tasks, reporter)
-        check_machine(inputs, survey_share(inputs, host.index, host.count))
+        check_prompts(inputs, host, reporter)
         join_hosts(inputs, host, reporter)
         stop.on_signal()
         pending = pending_batches(inputs)
@@ -101,7 +93,45 @@ def listen(stop: StopRequest, config: JobConfig) -> None:
         stop.on_limit()
 
 
-def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
+def check_prompts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
+    """Raises JobError for prompts that cannot be used, or where this machine lacks something for them."""
+    log_skipped(inputs.tasks, reporter)
+    check_machine(inputs, survey_share(inputs, host.index, host.count))
+
+
+def train_saes(inputs: TrainInputs, host: Host, reporter: Reporter, stop: StopRequest) -> bool:
+    """Runs this host's part of training; returns False where a host was asked to stop before its end."""
+    reporter.set(training=TrainingStatus(step=0, steps=inputs.train.steps))
+    if inputs.stream is not None:
+        check_prompts(inputs.stream, host, reporter)
+    if inputs.config.pod.kind is PodKind.local and (free := available_memory()) is not None:
+        check_buffer(inputs, free // inputs.config.pod.devices, "this machine, for each of its devices,")
+    join_hosts(inputs, host, reporter)
+    stop.on_signal()
+    if not is_complete(inputs.folder):
+        mesh = make_mesh(inputs.config.mesh)
+        reporter.phase(Phase.weights)
+        source = stream_source(inputs.stream, mesh, host, reporter) if inputs.stream else run_source(inputs, mesh)
+        if not train(inputs, source, mesh, reporter, stop):
+            reporter.phase(Phase.stopped, error=stop.reason or "another host was asked to stop", end=EndKind.stopped)
+            return False
+    reporter.phase(Phase.done)
+    return True
+
+
+def stream_source(inputs: Inputs, mesh: Mesh, host: Host, reporter: Reporter) -> StreamSource:
+    """Returns the forward pass, held against the reference as that of an extraction is."""
+    part = feeding(step_rows(inputs.config, mesh), jax.process_index())
+    with explaining_memory(inputs):
+        model, params = load_model(inputs, mesh)
+        reporter.phase(Phase.compiling)
+        step = compile_program(inputs, model, params, part)
+    assert isinstance(step, Step)
+    hold = pass_gate(inputs, host, step, model, part) if inputs.config.parity.samples else None
+    return StreamSource(inputs, step, inputs.config.train.batch_rows, hold)
+
+
+def join_hosts(inputs: Inputs | TrainInputs, host: Host, reporter: Reporter) -> None:
     """Waits for the other hosts, makes the run folder this run's, and starts jax on all hosts."""
     config = inputs.config
     if config.pod.kind is PodKind.tpu:
@@ -109,9 +139,13 @@ def join_hosts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
     _ = inputs.identity  # which may read weights whole: before others wait for this host
     reporter.phase(Phase.arrived)
     await_hosts(report_folder(inputs.folder, host.slice), host, config.pod.arrival_timeout_s)
-    claim_run(inputs)
-    if host.index == 0:
-        keep_tokenizer(inputs)
+    prompts = inputs.stream if isinstance(inputs, TrainInputs) else inputs
+    if prompts is not None:
+        claim_run(prompts)
+    elif isinstance(inputs, TrainInputs):
+        claim_training(inputs)
+    if host.index == 0 and prompts is not None:
+        keep_tokenizer(prompts)
     start(host)
     reporter.timeline.device = jax.devices()[0].device_kind
     reporter.timeline.devices = jax.local_device_count()
@@ -132,7 +166,7 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
     part = feeding(rows, jax.process_index())
     reporter.phase(Phase.weights)
     source = batch_source(inputs, pending, host, part, Reporting(reporter, stop))
-    make_feeder = PackedFeeder if config.mode is Mode.prefill else PromptFeeder
+    make_feeder = PromptFeeder if config.mode is Mode.generate else PackedFeeder
     feeder = make_feeder(source.batches(), inputs, part, reporter, stop)  # reads ahead from here on
     model, params = load_model(inputs, mesh)
 
@@ -175,48 +209,6 @@ def leases_of(inputs: Inputs, host: Host) -> tuple[Leases, Holders]:
     """Returns the leases of the run as this host of a slice takes them, and its view of other holders."""
     holder = Holder(host.slice or "", host.index, host.attempt)
     return Leases(inputs.folder, holder), Holders(inputs.folder, inputs.config.pod.lease_timeout_s)
-
-
-def pass_gate(inputs: Inputs, host: Host, program: Step | Generator, model: Decoder, part: Feeding) -> FirstStep | None:
-    """Compares vectors with the reference; returns what the first step is held against, where one is needed.
-
-    Raises:
-        JobError: the vectors would be wrong.
-    """
-    extract = inputs.config.extract
-    with_host_0 = part.feeder == feeding(part.rows, 0).feeder
-    with compile_cache(inputs.config.storage.compile_cache):
-        short = short_rows(program, model, inputs, gate_prompts(inputs)) if isinstance(program, Step) else None
-    if short is None:
-        check_parity(inputs, host, partial(try_program, program, extract), with_host_0)
-        return None
-    tried = partial(try_program, short.step, short.extract)
-    result = check_parity(inputs, host, tried, with_host_0, short.extract.seq_len)
-    return partial(short.hold, parity=result)
-
-
-def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
-    """Returns the model as it lies on the mesh, and its weights there."""
-    config = inputs.config
-    log.info("%s", sharding_line(inputs.table, config.mesh, config.sharding))
-    if names := unread(inputs.checkpoint, inputs.table):
-        log.info("left unread in the checkpoint: %s", ", ".join(names))
-    dtype, shardings = jnp.dtype(config.model.dtype.value), weight_shardings(mesh, config.sharding, inputs.table)
-    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
-    return Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings)), params
-
-
-def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feeding) -> Step | Generator:
-    """Returns what computes the run's vectors: the packed step, or with mode=generate prefill and decode."""
-    config = inputs.config
-    with compile_cache(config.storage.compile_cache):
-        if config.mode is Mode.prefill:
-            return Step(compile_step(model, params, part.rows, config.extract), params, part, config.extract.positions)
-        ending = Ending(config.generate, inputs.end_tokens, inputs.tokenizer)
-        shape = shape_for(part.rows, config.extract)
-        programs = compile_generation(model, params, shape, config.extract, config.generate)
-        prefill = feeding(shape.prefill_rows, jax.process_index())
-        return Generator(programs, params, part, prefill, ending, config.extract.positions)
 
 
 def finish(inputs: Inputs, host: Host, reporter: Reporter, stop: StopRequest) -> bool:

@@ -15,9 +15,10 @@ from pod_job.finishing.merge import merge
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.job import compile_program, load_model, pending_batches
+from pod_job.job import pending_batches
 from pod_job.models.mesh import make_mesh
 from pod_job.planning.inputs import claim_run, read_inputs
+from pod_job.programs import compile_program, load_model
 
 
 def run_here(model: Path, run_dir: Path, tasks: Path, changes: Mapping[str, Any]) -> None:

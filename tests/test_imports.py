@@ -42,6 +42,7 @@ LAYERS = {
         "interop",
         "report",
         "commands",
+        "programs",
         "job",
         "document",
     ),

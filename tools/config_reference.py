@@ -50,6 +50,8 @@ def table(prefix: str, schema: Any) -> Iterator[str]:
             sections.append((f"{prefix}{item.name}.", types[item.name]))
             continue
         kind = types[item.name]
+        if entry := next(filter(dataclasses.is_dataclass, getattr(kind, "__args__", ())), None):
+            sections.append((f"{prefix}{item.name}[].", entry))
         meaning = comments.get(item.name, "see below" if isinstance(kind, type) and issubclass(kind, Enum) else "")
         cells = (f"`{prefix}{item.name}`", type_name(kind), default(item), meaning)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -23,7 +23,7 @@ from launch.view import progress
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.planning.inputs import Inputs
+from pod_job.planning.training import JobInputs
 from pod_job.run_folder.layout import committed
 from pod_job.terminal import SafeConsole
 
@@ -71,7 +71,7 @@ def zone_order(zones: Sequence[str], number: int, answers: Mapping[str, bool]) -
     return sorted(turned, key=lambda zone: {True: 0, None: 1, False: 2}[answers.get(zone)])
 
 
-def start_slices(config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log) -> list[RunningJob]:
+def start_slices(config: JobConfig, overrides: Sequence[str], inputs: JobInputs, log: Log) -> list[RunningJob]:
     """Starts the job on all slices for which there is a pod, and returns the starts.
 
     Raises:
@@ -87,7 +87,7 @@ def start_slices(config: JobConfig, overrides: Sequence[str], inputs: Inputs, lo
 class Fleet:
     """Watches all slices of a run at the same time, each in a thread of its own."""
 
-    def __init__(self, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, began: float) -> None:
+    def __init__(self, config: JobConfig, overrides: Sequence[str], inputs: JobInputs, log: Log, began: float) -> None:
         self.config, self.overrides, self.inputs, self.log, self.began = config, overrides, inputs, log, began
         self.lock = threading.Lock()
         self.budgets = budgets_of(config.cloud)

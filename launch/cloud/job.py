@@ -1,14 +1,14 @@
 """The job on a pod in the cloud: pod, code, start and, if wanted, its end."""
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from rich.console import Console
 
 from launch import clock
 from launch.cloud import gcloud
+from launch.cloud.checks import slice_of
 from launch.cloud.deploy import Start, deploy
 from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit, nearest_limit
@@ -27,11 +27,9 @@ from launch.view.timed_log import Log
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.planning.inputs import Inputs, read_inputs
-from pod_job.planning.prompt_survey import survey_run
 from pod_job.planning.task_index import ESTIMATED
-from pod_job.run_folder.layout import METADATA
-from pod_job.run_folder.metadata import read_any
+from pod_job.planning.training import JobInputs, TrainInputs, is_complete, look_at_prompts, read_job_inputs
+from pod_job.planning.training_memory import check_buffer
 from pod_job.run_folder.slices import report_folder
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -40,17 +38,19 @@ from pod_job.terminal import SafeConsole
 KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 
 
-def read_job(config: JobConfig) -> Inputs:
+def read_job(config: JobConfig) -> JobInputs:
     """Reads and checks what the job starts from, with a look at the prompts of a run that is not finished."""
-    inputs = read_inputs(config, reading=ESTIMATED)
+    inputs = read_job_inputs(config, reading=ESTIMATED)
     if not complete(inputs):
-        survey_run(inputs)
+        look_at_prompts(inputs)
+    if isinstance(inputs, TrainInputs) and (wanted := slice_of(config)) is not None:
+        check_buffer(inputs, wanted.chip.hbm_bytes, f"a {wanted.chip.name} chip")
     return inputs
 
 
-def complete(inputs: Inputs) -> bool:
+def complete(inputs: JobInputs) -> bool:
     """Returns whether the run is finished: nothing is left for a pod to do."""
-    return inputs.folder.stat(METADATA) is not None and read_any(inputs.folder).complete
+    return is_complete(inputs.folder)
 
 
 def limit_of(config: JobConfig, folder: Folder, pod: Pod | None) -> Limit | None:
@@ -70,7 +70,7 @@ def living_slices(config: JobConfig, pod: Pod | None) -> list[Pod]:
     return [one for one in find_all(others, config.cloud.project) if one.ready] + ([pod] if pod else [])
 
 
-def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log) -> RunningJob:
+def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: JobInputs, log: Log) -> RunningJob:
     """Starts the job on all hosts of a pod that is READY, or finds it running there.
 
     Raises:
@@ -112,9 +112,9 @@ def show_dataset(config: JobConfig, folder: Folder, statuses: Statuses, elapsed_
     """Shows the dataset; returns the exit status of the verb. `statuses`: of the attempt that finished it, if any."""
     logs = f"{config.storage.run_dir.rstrip('/')}/logs"
     reported = [status for status in statuses if status is not None]
-    done = summary.summarise(config, read_any(folder), reported, elapsed_s, logs)
+    done = summary.summary_of(config, folder, reported, elapsed_s, logs)
     if as_json:
-        print(json.dumps(asdict(done), indent=2))
+        print(summary.as_json(done))
     else:
         summary.show(done, SafeConsole())
     return DONE if done.complete else FAILED

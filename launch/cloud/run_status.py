@@ -26,13 +26,15 @@ def pods_of(config: JobConfig) -> list[Pod]:
 
 
 def planned_batches(config: JobConfig, folder: Folder) -> int:
-    """Returns the number of batches that the run is planned to have: by run.json, or by the inputs before a start."""
+    """Returns the planned number of batches, or of training steps: by run.json, or by the inputs before a start."""
     if folder.stat(RUN) is None:
-        from pod_job.planning.inputs import read_inputs  # tables of tasks, which a started run does not need
         from pod_job.planning.task_index import ESTIMATED
+        from pod_job.planning.training import read_job_inputs  # tables of tasks, which a started run does not need
 
-        return read_inputs(config, reading=ESTIMATED).total_batches
+        return read_job_inputs(config, reading=ESTIMATED).total_batches
     identity = read_run(folder).identity
+    if identity.train is not None:
+        return identity.train.steps
     return total_batches(identity.tasks.samples, identity.save_every_n_samples)
 
 
@@ -68,9 +70,11 @@ def run_status(
 ) -> RunStatus:
     """Returns the run at the Unix time `now`: from its hosts' latest statuses, and its pods as the API has them."""
     reported = [host for host in hosts if host is not None]
-    done = len(committed(folder))
     seconds = max((host.seconds for host in reported), default=0.0)
-    batches_per_s = sum(host.batches for host in reported) / seconds if seconds else 0.0
+    training = max((host.training for host in reported if host.training), key=lambda at: at.step, default=None)
+    done = training.step if training else len(committed(folder))
+    counted = max(host.steps for host in reported) if training else sum(host.batches for host in reported)
+    batches_per_s = counted / seconds if seconds else 0.0
     left_s = 0.0 if done == batches else (batches - done) / batches_per_s if batches_per_s else None
     cloud = config.cloud
     alive = {record_of(pod, cloud.capacity).key for pod in pods}
@@ -94,6 +98,7 @@ def run_status(
         pod_hours=[PodHours(record.zone, round(time_h, 3)) for record, time_h in paid],
         pods=[pod_status(pod) for pod in pods],
         hosts=list(hosts),
+        training=training,
     )
 
 

@@ -13,14 +13,14 @@ from launch.cloud.remote import NoAnswer, Refused
 from launch.cloud.request import pod_name, reach
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
-from pod_job.planning.inputs import Inputs
+from pod_job.planning.training import JobInputs
 from pod_job.terminal import SafeConsole
 
 
 class Watching:
     """Watches the job of one pod; that of a slice among others overrides how it gets a pod, is shown and paid for."""
 
-    def __init__(self, config: JobConfig, overrides: Sequence[str], inputs: Inputs, log: Log, began: float) -> None:
+    def __init__(self, config: JobConfig, overrides: Sequence[str], inputs: JobInputs, log: Log, began: float) -> None:
         """`overrides`: what the hosts get; `began`: moment of clock.monotonic() from which seconds are shown."""
         self.config, self.overrides, self.inputs, self.log, self.began = config, overrides, inputs, log, began
         self.budgets = budgets_of(config.cloud)

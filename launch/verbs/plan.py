@@ -5,11 +5,12 @@ Starts nothing. For a TPU pod the preflight follows, which compiles: the plan is
 
 import math
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
 
-from launch.cloud.checks import check_pod
+from launch.cloud.checks import check_pod, slice_of
 from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import HostCommand
 from launch.job_config import config_to_start
@@ -18,7 +19,9 @@ from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fi
 from launch.reference import expected_reference
 from launch.verbs.arguments import add_accept_identity, add_no_preflight, start_overrides
 from launch.view.facts import show_facts
+from launch.view.training_plan import make_training_plan, show_training_plan
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
+from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import NoWeights
 from pod_job.formats.records import encode
@@ -27,6 +30,8 @@ from pod_job.planning.memory import RunMemory, described, run_memory
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run
 from pod_job.planning.reading import read_line
 from pod_job.planning.task_index import ESTIMATED
+from pod_job.planning.training import look_at_prompts, read_train_inputs
+from pod_job.planning.training_memory import check_buffer
 from pod_job.preflight.lines import lines as preflight_lines
 from pod_job.preflight.records import PreflightReport
 from pod_job.terminal import SafeConsole
@@ -82,6 +87,8 @@ def plan(options: Namespace) -> int:
     overrides = start_overrides(options)
     config = config_to_start(overrides)
     check_pod(config)
+    if config.mode is Mode.train:
+        return plan_training(config, overrides, options)
     run = inputs_or_outline(config)
     job_plan = make_plan(run, survey_run(run), planned_here(config, overrides))
     screen = SafeConsole()
@@ -97,6 +104,28 @@ def plan(options: Namespace) -> int:
             screen.print(line, highlight=False, markup=False, soft_wrap=True)
     if report:
         refuse_what_does_not_fit(report)
+    return DONE
+
+
+def plan_training(config: JobConfig, overrides: Sequence[str], options: Namespace) -> int:
+    """Shows what training would do, and with a stream what its forward pass takes. JobError as of `plan`."""
+    inputs = read_train_inputs(config, reading=ESTIMATED)
+    look_at_prompts(inputs)
+    if (wanted := slice_of(config)) is not None:
+        check_buffer(inputs, wanted.chip.hbm_bytes, f"a {wanted.chip.name} chip")
+    training_plan = make_training_plan(inputs, planned_commands(config, overrides))
+    screen = SafeConsole()
+    if options.json:
+        print(msgspec.json.format(encode(training_plan), indent=2).decode())
+    else:
+        show_training_plan(training_plan, screen)
+    reason = no_preflight_reason(config, options.no_preflight)
+    if inputs.stream is None or reason or options.json:
+        return DONE
+    report = run_preflight(overrides)
+    for line in preflight_lines(report):
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+    refuse_what_does_not_fit(report)
     return DONE
 
 

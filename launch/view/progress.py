@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from launch import clock
 from pod_job.run_folder.status import HostStatus, Phase, waited_share
@@ -33,10 +33,11 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
 
     Args:
         statuses: of the hosts, None for one that has not reported.
-        batches: planned number, for the time until every host knows its own.
+        batches: planned number, for the time until every host knows its own; of steps where SAEs are trained.
     """
     hosts = len(statuses)
     reported = [status for status in statuses if status is not None]
+    training = any(status.training for status in reported)
 
     def past(phase: Phase) -> int:
         alive = [status for status in reported if status.phase not in (Phase.stopped, Phase.failed)]
@@ -49,8 +50,8 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
         Bar("hosts arrived", past(Phase.checking), hosts),
         Bar("weights", past(Phase.weights), hosts),
         Bar("compile", past(Phase.compiling), hosts),
-        Bar(BATCHES, done, total, pace(reported, assigned)),
-        Bar("merge", int(past(Phase.merging) == hosts), 1),
+        training_bar(reported, batches) if training else Bar(BATCHES, done, total, pace(reported, assigned)),
+        Bar("write SAEs" if training else "merge", int(past(Phase.merging) == hosts), 1),
     ]
 
 
@@ -63,6 +64,19 @@ def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before:
     """
     done = min(batches, done_before + sum(status.batches for status in statuses if status is not None))
     return [replace(bar, done=done, total=batches) if bar.name == BATCHES else bar for bar in bars(statuses, batches)]
+
+
+def training_bar(reported: Sequence[HostStatus], steps: int) -> Bar:
+    """Returns the bar of the training steps, with metrics, speed and the time left; hosts take each step together."""
+    behind = min((status for status in reported if status.training), key=lambda status: status.steps, default=None)
+    if behind is None or behind.training is None:
+        return Bar("steps", 0, steps)
+    at, parts = behind.training, [str(behind.training)]
+    if behind.steps and behind.seconds:
+        parts.append(f"{sum(status.tokens for status in reported) / behind.seconds:,.0f} tokens/s")
+        left_s = (at.steps - at.step) * behind.seconds / behind.steps
+        parts += [f"{left_s:,.0f} s left"] if at.step < at.steps else []
+    return Bar("steps", at.step, at.steps, ", ".join(filter(None, parts)))
 
 
 def pace(reported: Sequence[HostStatus], assigned: int) -> str:
@@ -95,7 +109,7 @@ class Screen:
             console=console,
             disable=not console.is_terminal,
         )
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.finished: set[str] = set()
         self.printed = clock.monotonic()
         self.started = self.printed if began is None else began
@@ -115,11 +129,12 @@ class Screen:
             self._print(now)
 
     def _draw(self, now: Sequence[Bar]) -> None:
+        for name in self.tasks.keys() - {bar.name for bar in now}:  # of a job of which nothing had been heard
+            self.progress.remove_task(self.tasks.pop(name))
         for bar in now:
             if bar.name not in self.tasks:
                 self.tasks[bar.name] = self.progress.add_task(bar.name, total=bar.total, detail="")
-            task = self.progress.tasks[self.tasks[bar.name]].id
-            self.progress.update(task, completed=bar.done, total=bar.total, detail=bar.detail)
+            self.progress.update(self.tasks[bar.name], completed=bar.done, total=bar.total, detail=bar.detail)
 
     def _print(self, now: Sequence[Bar]) -> None:
         moment = clock.monotonic()
@@ -132,5 +147,7 @@ class Screen:
                 self.printed = moment
                 detail = f", {bar.detail}" if bar.detail else ""
                 self.console.print(
-                    f"{moment - self.started:6.1f} s  {bar.name} {bar.done}/{bar.total}{detail}", highlight=False
+                    f"{moment - self.started:6.1f} s  {bar.name} {bar.done}/{bar.total}{detail}",
+                    highlight=False,
+                    soft_wrap=True,
                 )

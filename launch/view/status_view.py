@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pod_job.run_folder.status import HostStatus, Phase, waited_share
+from pod_job.run_folder.status import HostStatus, Phase, TrainingStatus, waited_share
 
 
 class PodStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +52,8 @@ class SliceStatus(msgspec.Struct, frozen=True):
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run at one moment, as `status --json` prints it. Rates, times and costs (dollars) are None where unknown.
 
+    Where SAEs are trained, which `training` says, batches are training steps.
+
     `hosts` is in the order of their index, None for one that has not reported; with `slices`, slice after slice.
     """
 
@@ -68,6 +70,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     pods: list[PodStatus]
     hosts: list[HostStatus | None]
     slices: list[SliceStatus] = []
+    training: TrainingStatus | None = None
 
     @property
     def ended(self) -> bool:
@@ -132,7 +135,8 @@ def phase_counts(hosts: Sequence[HostStatus | None]) -> str:
 
 def progress(run: RunStatus) -> str:
     """Returns how many batches are done, the speed, the share of steps that waited for input, and the time left."""
-    parts = [f"{run.batches_done:,} of {run.batches:,} batches"]
+    parts = [f"{run.batches_done:,} of {run.batches:,} {'steps' if run.training else 'batches'}"]
+    parts += [text] if run.training and (text := str(run.training)) else []
     if run.tokens_per_s:
         parts.append(f"{run.tokens_per_s:,.0f} tokens/s")
     if (waited := waited_share(run.hosts)) is not None:

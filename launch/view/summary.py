@@ -1,16 +1,22 @@
 """Summary of a finished run: from its metadata.json and the hosts' last statuses to one short table."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
+from rich.table import Table
 
 from launch.view.facts import show_facts
+from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig
-from pod_job.run_folder.layout import METADATA
-from pod_job.run_folder.metadata import Metadata
+from pod_job.run_folder.layout import METADATA, SAES_METADATA
+from pod_job.run_folder.metadata import Metadata, read_any
 from pod_job.run_folder.status import HostStatus, waited_share
+from pod_job.run_folder.training import LostSae, TrainedEntry, read_training
+from pod_job.storage.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,47 @@ class Summary:
     elapsed_s: float
     metadata: str
     logs: str
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """The trained SAEs, and the work of this attempt; metrics are those of the last steps."""
+
+    hosts: int
+    mesh: dict[str, int]
+    complete: bool
+    saes: list[TrainedEntry]
+    lost: list[LostSae]
+    steps: int
+    rows: int
+    training_s: float
+    tokens_per_s: float | None
+    elapsed_s: float
+    metadata: str
+    logs: str
+
+
+def summary_of(
+    config: JobConfig, folder: Folder, statuses: Sequence[HostStatus], elapsed_s: float, logs: Path | str
+) -> Summary | TrainingSummary:
+    """Returns the summary of what is in a finished run's folder. JobError where its metadata is missing or damaged."""
+    if config.mode is not Mode.train:
+        return summarise(config, read_any(folder), statuses, elapsed_s, logs)
+    trained, seconds = read_training(folder), max((status.seconds for status in statuses), default=0.0)
+    return TrainingSummary(
+        hosts=config.pod.hosts,
+        mesh={"data": config.mesh.data, "model": config.mesh.model},
+        complete=trained.complete,
+        saes=trained.saes,
+        lost=trained.lost,
+        steps=trained.steps,
+        rows=trained.rows,
+        training_s=trained.seconds,
+        tokens_per_s=sum(status.tokens for status in statuses) / seconds if seconds else None,
+        elapsed_s=elapsed_s,
+        metadata=f"{config.storage.run_dir.rstrip('/')}/{SAES_METADATA}",
+        logs=str(logs),
+    )
 
 
 def summarise(
@@ -70,8 +117,35 @@ def summarise(
     )
 
 
-def show(summary: Summary, console: Console) -> None:
+def as_json(summary: Summary | TrainingSummary) -> str:
+    """Returns the summary for programs."""
+    return json.dumps(msgspec.to_builtins(summary), indent=2)
+
+
+def show_trained(summary: TrainingSummary, console: Console) -> None:
+    """Prints the summary, one fact a line, and the SAEs as a table."""
+    facts = [
+        ("hosts", str(summary.hosts)),
+        ("mesh", " x ".join(f"{name} {size}" for name, size in summary.mesh.items())),
+        ("trained", f"{summary.steps:,} steps on {summary.rows:,} rows in {summary.training_s:,.0f} s"),
+    ]
+    if summary.tokens_per_s is not None:
+        facts.append(("speed", f"{summary.tokens_per_s:,.0f} tokens/s, {summary.elapsed_s:,.0f} s in all"))
+    facts += [("lost", f"{sae.name}: its loss was not finite at step {sae.step:,}") for sae in summary.lost]
+    show_facts([*facts, ("metadata", summary.metadata), ("logs", summary.logs)], console)
+    table = Table("SAE", "loss", "L0", "explained variance", "dead", box=None, pad_edge=False)
+    for entry in summary.saes:
+        at = entry.metrics
+        table.add_row(
+            entry.sae.name, f"{at.loss:.4g}", f"{at.l0:.1f}", f"{at.explained_variance:.4f}", f"{at.dead:.1%}"
+        )
+    console.print(table, highlight=False, markup=False)
+
+
+def show(summary: Summary | TrainingSummary, console: Console) -> None:
     """Prints the summary, one fact a line."""
+    if isinstance(summary, TrainingSummary):
+        return show_trained(summary, console)
     rows = set(summary.rows_per_tap.values())
     per_tap = f"{rows.pop():,}" if len(rows) == 1 else str(summary.rows_per_tap)
     facts = [

@@ -114,8 +114,10 @@ def write_orbax(folder: Path, arrays: Mapping[str, np.ndarray], table: Mapping[s
 
 
 @contextlib.contextmanager
-def output_folder(out: Folder, name: str, size: int) -> Iterator[Path]:
+def output_folder(out: Folder, name: str, size: int, field: str = "OUT") -> Iterator[Path]:
     """Gives a local path, whose files are in `out` under this name afterwards: in place, or uploaded.
+
+    `field` names `out` in messages.
 
     Raises:
         JobError: less than `size` bytes are free there, or it cannot be written to; nothing is left there.
@@ -124,7 +126,7 @@ def output_folder(out: Folder, name: str, size: int) -> Iterator[Path]:
     # orbax by itself reaches a bucket only with gcsfs, whose credentials, retries and errors are not those of ours.
     scratch = tempfile.TemporaryDirectory() if local is None else None
     top = Path(scratch.name) if scratch else Path(out.url)
-    place = f"OUT={out.url}" if scratch is None else f"TMPDIR={top.parent}"
+    place = f"{field}={out.url}" if scratch is None else f"TMPDIR={top.parent}"
     try:
         if (free := shutil.disk_usage(top).free) < size:
             raise JobError(f"{place}: {free / GB:.2f} GB are free, the weights are {size / GB:.2f} GB; free some")

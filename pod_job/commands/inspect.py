@@ -11,10 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pod_job.checking.consent import Consent
 from pod_job.commands.command_line import DONE, Command, add_inputs, add_json, add_run_dir, consent_of
 from pod_job.commands.console import stdout_console
+from pod_job.errors import JobError
 from pod_job.report.overview import read_overview
 from pod_job.report.run_facts import Facts, batch_facts, row_facts, run_facts, tap_facts
+from pod_job.report.training_facts import training_facts
+from pod_job.run_folder.identity import find_run
+from pod_job.storage.open import open_folder
 from pod_job.terminal import one_line
 
 EXAMPLES = ("runs/first", "runs/first --tap layer_12", "gs://my-bucket/run --batch 3", "runs/first --row 1467 --json")
@@ -32,20 +37,36 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run_inspect(options: Namespace) -> int:
     consent = consent_of(options, "--row" if options.row is None else None)
-    overview = read_overview(options.run_dir)
-    if options.batch is not None:
-        facts = batch_facts(overview, options.batch)
-    elif options.row is not None:
-        facts = row_facts(overview, options.row, consent)
-    elif options.tap is not None:
-        facts = tap_facts(overview, options.tap)
-    else:
-        facts = run_facts(overview)
+    facts = facts_of_training(options) or facts_of_vectors(options, consent)
     if options.json:
         print(json.dumps(facts, indent=1))
     else:
         show(facts, stdout_console())
     return DONE
+
+
+def facts_of_training(options: Namespace) -> Facts | None:
+    """Returns the facts of a run of SAEs; None of a run of vectors. JobError where a part of vectors is asked for."""
+    folder = open_folder(options.run_dir)
+    run = find_run(folder)
+    if run is None or run.identity.train is None:
+        return None
+    for name in ("batch", "row", "tap"):
+        if (value := getattr(options, name)) is not None:
+            raise JobError(f"--{name} {value}: {options.run_dir} holds SAEs and no vectors; leave it out")
+    return training_facts(folder, run, run.identity.train)
+
+
+def facts_of_vectors(options: Namespace, consent: Consent) -> Facts:
+    """Returns the facts of a run of vectors, or of the part of it that is asked for."""
+    overview = read_overview(options.run_dir)
+    if options.batch is not None:
+        return batch_facts(overview, options.batch)
+    if options.row is not None:
+        return row_facts(overview, options.row, consent)
+    if options.tap is not None:
+        return tap_facts(overview, options.tap)
+    return run_facts(overview)
 
 
 def show(facts: Facts, console: Console) -> None:

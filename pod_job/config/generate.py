@@ -7,10 +7,12 @@ from pod_job.errors import JobError, at_least
 
 
 class Mode(Enum):
-    """`prefill`: one forward pass over each prompt; `generate`: the same, then new tokens one by one."""
+    """`prefill`: one forward pass over each prompt; `generate`: the same, then new tokens one by one; `train`: SAEs on
+    the vectors of a forward pass, or of a finished run."""
 
     prefill = "prefill"
     generate = "generate"
+    train = "train"
 
 
 @dataclass(kw_only=True)

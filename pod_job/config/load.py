@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -15,7 +15,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pod_job.config.generate import Mode
 from pod_job.config.schema import ConfigValues, JobConfig
+from pod_job.config.train import TrainSource
 from pod_job.errors import JobError
 
 GROUPS = {"experiment", *(item.name for item in fields(JobConfig) if is_dataclass(item.type))}
@@ -44,6 +46,9 @@ def load(overrides: Sequence[str]) -> JobConfig:
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             tree = compose("job", list(overrides))
+        if trains_on_a_run(tree):  # which has a model and prompts of its own
+            for key in OmegaConf.missing_keys(tree) & {"model.path", "tasks.path"}:
+                OmegaConf.update(tree, key, "")
         if missing := sorted(OmegaConf.missing_keys(tree)):
             raise JobError(not_set(missing[0]))
         config = OmegaConf.to_object(tree)
@@ -51,6 +56,11 @@ def load(overrides: Sequence[str]) -> JobConfig:
         raise JobError(explain(error, overrides)) from error
     assert isinstance(config, JobConfig)
     return config
+
+
+def trains_on_a_run(tree: Any) -> bool:
+    """Returns whether the composed configuration reads vectors of a finished run, and no model."""
+    return tree.mode is Mode.train and tree.train.source is TrainSource.run
 
 
 def with_number(override: str) -> list[str]:
@@ -151,7 +161,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         return f"{group}={name} is not one of the choices: {', '.join(choices)}"
     key = re.search(r"full_key: (\S+)", text)
-    if key and "is not a ListConfig" in text:
+    if key and ("is not a ListConfig" in text or "Cannot merge DictConfig with ListConfig" in text):
         return f"{key[1]} is a list; write {key[1]}=[...]"
     reason = text.splitlines()[0]
     return f"{key[1]}: {reason}" if key else reason
@@ -162,6 +172,7 @@ def keys(schema: Any, prefix: str = "") -> list[str]:
     names = []
     for item in fields(schema):
         names.append(prefix + item.name)
-        if is_dataclass(item.type):
-            names += keys(item.type, f"{prefix}{item.name}.")
+        for part in (item.type, *get_args(item.type)):  # of a list, the fields of its entries
+            if is_dataclass(part):
+                names += keys(part, f"{prefix}{item.name}.")
     return names

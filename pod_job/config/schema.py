@@ -21,6 +21,7 @@ from pod_job.config.extract import TooLong as TooLong
 from pod_job.config.generate import GenerateConfig, Mode
 from pod_job.config.preflight import PreflightConfig
 from pod_job.config.tasks import TasksConfig
+from pod_job.config.train import TrainConfig, TrainSource, taps_of
 from pod_job.errors import JobError, at_least
 
 ConfigValues = dict[str, Any]
@@ -132,6 +133,7 @@ class JobConfig:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
@@ -151,11 +153,13 @@ class JobConfig:
         extract = self.extract
         if self.tasks.concat:
             self._check_concat()
-        if self.mode is Mode.prefill:
-            if extract.positions is Positions.generated:
-                raise JobError(
-                    "extract.positions=generated needs generated tokens; set mode=generate, or use last or all"
-                )
+        if self.mode is Mode.train:
+            self._check_train()
+        elif self.train.saes:
+            raise JobError("train.saes are trained with mode=train; set it, or leave train.saes out")
+        if self.mode is Mode.prefill and extract.positions is Positions.generated:
+            raise JobError("extract.positions=generated needs generated tokens; set mode=generate, or use last or all")
+        if self.mode is not Mode.generate:
             return
         if extract.positions not in (Positions.last, Positions.all, Positions.generated):
             raise JobError(
@@ -172,6 +176,30 @@ class JobConfig:
                 "extract.too_long=split needs mode=prefill, as every window would be continued; with mode=generate use "
                 "tail"
             )
+
+    def _check_train(self) -> None:
+        extract, train = self.extract, self.train
+        train.check_required()
+        if self.pod.slices > 1:
+            raise JobError(
+                f"pod.slices={self.pod.slices} share an extraction; mode=train takes one slice, use pod.slices=1"
+            )
+        if train.source is TrainSource.run:
+            return
+        if extract.positions.one_per_prompt or extract.positions is Positions.generated:
+            raise JobError(
+                f"extract.positions={extract.positions.value} does not go with mode=train, which trains on the vectors "
+                "of all tokens; use extract=all_tokens"
+            )
+        taps = taps_of(train.specs)
+        if extract.layers not in (None, []) or extract.taps not in ([], taps):
+            name = "layers" if extract.layers else "taps"
+            raise JobError(f"extract.{name} is of vectors that are stored; with mode=train the taps are in train.saes")
+        if extract.columns:
+            raise JobError("extract.columns are of rows that are stored; leave them out with mode=train")
+        # As an extraction of these taps would have it; rows of special tokens are never trained on.
+        extract.layers, extract.taps, extract.exclude = [], taps, [Exclude.special]
+        extract.dtype = StoredDtype.float32 if self.model.dtype is Dtype.float32 else StoredDtype.bfloat16
 
     def _check_concat(self) -> None:
         extract = self.extract

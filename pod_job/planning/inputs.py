@@ -36,6 +36,7 @@ from pod_job.planning.identity import (
 from pod_job.planning.task_index import COUNTED_HERE, TaskReading, find_tasks
 from pod_job.planning.template_date import date_to_record, template_date
 from pod_job.planning.token_budget import TokenCounter
+from pod_job.planning.training_schedule import check_step_rows, stream_identity
 from pod_job.prompts.chat import check_values
 from pod_job.prompts.concat import joined
 from pod_job.prompts.prompt import Prompt, PromptRules, Tokenized
@@ -47,6 +48,7 @@ from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder, check_template
 from pod_job.prompts.tokens import usable_prompts
 from pod_job.run_folder.accepted import check_acceptable
 from pod_job.run_folder.identity import Identity, RunRecord, claim, confirm, find_run
+from pod_job.run_folder.train_identity import TrainIdentity
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -75,7 +77,10 @@ class Outline:
 
 @dataclass(frozen=True)
 class Inputs(Outline):
-    """Everything that the job starts from, opened and read once; `recorded`: run.json, None before the first start."""
+    """Everything that the job starts from, opened and read once; `recorded`: run.json, None before the first start.
+
+    `train`: with mode=train the SAEs and their schedule.
+    """
 
     folder: Folder
     model_name: str
@@ -85,6 +90,7 @@ class Inputs(Outline):
     end_tokens: tuple[int, ...]
     template_date: date
     recorded: RunRecord | None
+    train: TrainIdentity | None = None
 
     @cached_property
     def identity(self) -> Identity:
@@ -165,7 +171,10 @@ def read_inputs(config: JobConfig, folder: Folder | None = None, reading: TaskRe
         end_tokens=end_tokens(files.directory),
         template_date=template_date(recorded),
         recorded=recorded,
+        train=stream_identity(config, outline.widths) if config.mode is Mode.train else None,
     )
+    if recorded is not None and inputs.train is not None:
+        check_step_rows(config, inputs.train, recorded.identity.train)
     if recorded is not None:
         confirm(run_folder.url, recorded, inputs.identity, config.storage.accept_identity, package_versions())
     return inputs
@@ -320,6 +329,7 @@ def run_identity(inputs: Inputs) -> Identity:
         exclude=sorted({kind.value for kind in extract.exclude}),
         save_every_n_samples=extract.save_every_n_samples,
         generate=generate_identity(config, inputs.model_dir),
+        train=inputs.train,
     )
 
 

@@ -65,7 +65,7 @@ def run_memory(run: Outline) -> RunMemory:
 def computed_positions(config: JobConfig) -> int:
     """Returns the positions of a device whose vectors one step gives; of generation, prefill and a call of decode."""
     rows = config.extract.rows_per_device
-    if config.mode is Mode.prefill:
+    if config.mode is not Mode.generate:
         return rows * step_positions(config.extract)
     return prefill_positions(config.extract) + rows * call_tokens(config.generate.max_new_tokens)
 

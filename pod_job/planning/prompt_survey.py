@@ -98,7 +98,7 @@ class PromptSurvey(Struct):
         self.squares += sum(tokens**2 for tokens in of_sample.values())
         self.tokens += sum(lengths)
         self.longest = max([self.longest, *lengths])
-        if config.mode is Mode.prefill:  # with mode=generate rows depend on what is generated
+        if config.mode is not Mode.generate:  # with mode=generate rows depend on what is generated
             self.without_rows += sum(not len(prompt.places) for prompt in tokenized.prompts)
         self.doubled_bos += sum(prompt.doubled_bos for prompt in tokenized.prompts)
         self.dropped_tokens += tokenized.dropped_tokens

@@ -69,7 +69,7 @@ def forecasts(job: PlannedJob) -> list[Forecast]:
             raise
         return [
             Forecast(
-                program="step" if job.config.mode is Mode.prefill else "generation",
+                program="step" if job.config.mode is not Mode.generate else "generation",
                 topology=pod.topology,
                 chips=pod.chips,
                 fits=False,
@@ -146,7 +146,7 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings))
     split = step_rows(config, mesh)
     rows, position_bytes = split.count, vector_bytes(arch, taps, extract)
-    if config.mode is Mode.prefill:
+    if config.mode is not Mode.generate:
         step = compile_step(model, {"params": params}, split, extract)
         layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
         head_flops = 0.0
@@ -207,7 +207,7 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
     config, arch = job.config, job.arch
     split = config.mesh.model if config.sharding is Sharding.tensor and arch.kv_heads % config.mesh.model == 0 else 1
     S, rows = config.extract.seq_len, config.extract.rows_per_device
-    rows = rows if config.mode is Mode.prefill else prefill_rows(rows, S)
+    rows = rows if config.mode is not Mode.generate else prefill_rows(rows, S)
     products = sum(products_computed(S, layer.window) for layer in arch.attention[:layers])
     flops = 4 * products * arch.head_dim * (arch.heads // split) * rows
     return flops / (job.pod.chip.peak_flops * min(1.0, arch.head_dim / LANES))

@@ -123,7 +123,7 @@ def commit_batch(folder: Folder, batch: Batch, host: int, on_nonfinite: OnNonfin
         assert len(vectors) == len(batch.rows), f"{tap} has {len(vectors)} vectors for {len(batch.rows)} rows"
         file, norms = _store_tap(folder, batch, tap, on_nonfinite)
         files.append(file)
-        sink = statistics.outliers(norms) & (_is_residual(tap) & np.isfinite(norms))
+        sink = statistics.outliers(norms) & (layout.is_residual(tap) & np.isfinite(norms))
         flagged = replace(flagged, sink=flagged.sink | sink, nonfinite=flagged.nonfinite | ~np.isfinite(norms))
     record = CommitRecord(
         format=layout.FORMAT,
@@ -153,11 +153,6 @@ def read_record(folder: Folder, batch: int) -> CommitRecord:
     if record.batch != batch:
         raise JobError(f"{url}: is the record of batch {record.batch}; {advice}")
     return record
-
-
-def _is_residual(tap: str) -> bool:
-    """Returns True for taps of the residual stream, where attention sinks stand out."""
-    return "." not in tap or tap.rpartition(".")[2].startswith("resid")
 
 
 def _store_tap(

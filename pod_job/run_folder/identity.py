@@ -16,6 +16,7 @@ from pod_job.run_folder.architecture import ArchRecord
 from pod_job.run_folder.differences import Difference, differences
 from pod_job.run_folder.layout import COMMITS, FORMAT, METADATA, REPAIR, RUN
 from pod_job.run_folder.start import record_start, shareable
+from pod_job.run_folder.train_identity import TrainIdentity
 from pod_job.storage.folder import Folder, NameTaken
 
 log = logging.getLogger("pod_job")
@@ -85,7 +86,7 @@ class ShuffleIdentity(Record, frozen=True, omit_defaults=True):
 
 
 class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything the vectors depend on; None where a run does not depend on it, or it is not known of an import.
+    """Everything the vectors depend on, with `train` SAEs; None where a run does not, or it is not known of an import.
 
     `template_date` is the day of the first start, which a chat template that writes the date takes for today.
     `tokenizer_files` has the SHA-256 of each file that the tokenizer is made from, `token_probe` that of what it makes
@@ -114,6 +115,7 @@ class Identity(Record, frozen=True, kw_only=True, omit_defaults=True):
     save_every_n_samples: Annotated[int, msgspec.Meta(ge=1)]
     generate: GenerateIdentity | None = None
     shuffled: ShuffleIdentity | None = None
+    train: TrainIdentity | None = None
 
 
 class RunRecord(Record, frozen=True):

@@ -30,6 +30,9 @@ LEASES = "leases/"
 BLOCKS = LEASES + "blocks.json"
 VERIFIED = "verify/report.json"
 SAES = "saes/"
+SAES_METADATA = SAES + "metadata.json"
+METRICS = "training/metrics.json"
+CHECKPOINTS = "training/checkpoints/"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
 REPAIR = "copy it again, or run again what made the run: the job, import or shuffle"
@@ -180,3 +183,8 @@ def layer_number(tap: str) -> int:
     if not match:
         raise JobError(f"tap {tap!r} names no layer; names look like layer_6, layer_24_norm or layer_6.attn_out")
     return int(match[1])
+
+
+def is_residual(tap: str) -> bool:
+    """Returns True for taps of the residual stream, where attention sinks stand out."""
+    return "." not in tap or tap.rpartition(".")[2].startswith("resid")

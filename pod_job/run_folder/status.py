@@ -34,6 +34,7 @@ class Phase(StrEnum):
     weights = "weights"
     compiling = "compiling"
     extracting = "extracting"
+    training = "training"  # with mode=train in place of extracting
     merging = "merging"
     done = "done"
     stopped = "stopped"  # asked to, before all was done; `error` says by what
@@ -54,6 +55,25 @@ class EndKind(StrEnum):
     stopped = "stopped"  # asked to
 
 
+class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Progress of training: `step` of `steps`, and the means of the metrics over all SAEs whose loss is finite.
+
+    `dead` is the share of latents that have not fired of late. None where nothing was measured yet.
+    """
+
+    step: int
+    steps: int
+    loss: float | None = None
+    l0: float | None = None
+    explained_variance: float | None = None
+    dead: float | None = None
+
+    def __str__(self) -> str:
+        values = {"loss": self.loss, "L0": self.l0, "explained variance": self.explained_variance}
+        shown = [f"{name} {value:.4g}" for name, value in values.items() if value is not None]
+        return ", ".join(shown + ([] if self.dead is None else [f"{self.dead:.1%} dead"]))
+
+
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of one host in one attempt; counts are of this attempt and this host only.
 
@@ -65,6 +85,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     `waited_steps` counts the steps before which the devices were idle because the input was not ready, for `waited_s`
     seconds in all; None where that was not recorded.
     `hosts` is the number of hosts of the attempt; 0: not recorded.
+    `training` is set with mode=train, where `steps` counts training steps and `tokens` the rows of this host in them.
     `end` and `blamed_host` are set with the phases `stopped` and `failed`; a run of version 0.1.0 has neither.
     """
 
@@ -92,6 +113,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     end: EndKind | None = None
     blamed_host: int | None = None
     hosts: Annotated[int, msgspec.Meta(ge=0, le=MOST_HOSTS)] = 0
+    training: TrainingStatus | None = None
 
 
 def waited_share(statuses: Iterable[HostStatus | None]) -> float | None:

@@ -21,9 +21,9 @@ from pod_job.formats.safetensors import map_tensors
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.job import load_model
 from pod_job.models.mesh import make_mesh
 from pod_job.planning.inputs import read_inputs
+from pod_job.programs import load_model
 from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
 from pod_job.storage.open import open_folder

@@ -25,11 +25,11 @@ from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generator import Generator, Progress, Result
 from pod_job.generation.shape import shape_for
-from pod_job.job import load_model
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.mesh import make_mesh, row_sharding
 from pod_job.models.taps import Tap, resolve
 from pod_job.planning.inputs import read_inputs
+from pod_job.programs import load_model
 from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.sources.sample import Sample
 from pod_job.prompts.tasks import read_tasks
