@@ -18,7 +18,7 @@ from pod_job.run_folder.leases import LEASE
 from tools.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.pod]
-PROMPTS, PER_BATCH = 1200, 8
+PROMPTS, PER_BATCH = 800, 8
 
 
 def start_slice(arguments: list[str], name: str, hosts: int) -> list[subprocess.Popen[str]]:

@@ -167,7 +167,7 @@ def main() -> int:
     """Runs the command line; returns 0 if the result is the same."""
     parser = argparse.ArgumentParser(prog="python -m tools.fleet_rehearsal", description=__doc__)
     parser.add_argument("root", type=Path, help="folder for buckets, homes and logs; it is emptied first")
-    parser.add_argument("--prompts", type=int, default=10_000)
+    parser.add_argument("--prompts", type=int, default=20_000)
     options = parser.parse_args()
     batches = -(-options.prompts // PER_BATCH)
     with stage(options.root.absolute(), options.prompts) as here:

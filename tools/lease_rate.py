@@ -10,7 +10,7 @@ import argparse
 import heapq
 import random
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -41,19 +41,22 @@ class CountingFolder:
         self.url = "memory"
         self.now = 0.0
         self.objects: dict[str, bytes] = {}
+        self.folders: defaultdict[str, list[str]] = defaultdict(list)
         self.requests: dict[str, Counter[int]] = {"creates": Counter(), "lists": Counter(), "reads": Counter()}
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
         data = b"".join(map(bytes, parts))
         self._count("creates")
-        if self.objects.setdefault(name, data) != data:
+        if name in self.objects and self.objects[name] != data:
             raise NameTaken(name, checksum([self.objects[name]]))
+        self._store(name, data)
         return checksum([data])
 
     def names(self, prefix: str) -> list[str]:
-        names = sorted(name for name in self.objects if name.startswith(prefix))
+        assert prefix.endswith("/")
+        names = self.folders[prefix]
         self._count("lists", 1 + len(names) // PAGE)
-        return names
+        return list(names)
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         self._count("reads")
@@ -65,7 +68,12 @@ class CountingFolder:
 
     def commit(self, batch: int) -> None:
         """Adds a commit record, which is no operation of leases."""
-        self.objects[commit_file(batch)] = b""
+        self._store(commit_file(batch), b"")
+
+    def _store(self, name: str, data: bytes) -> None:
+        if name not in self.objects:
+            self.folders[name[: name.rindex("/") + 1]].append(name)
+        self.objects[name] = data
 
     def _count(self, kind: str, requests: int = 1) -> None:
         self.requests[kind][int(self.now)] += requests
@@ -192,8 +200,8 @@ def report(fleet: Fleet) -> str:
 def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.lease_rate", description=__doc__)
-    parser.add_argument("--batches", type=int, default=50_000)
-    parser.add_argument("--batch-s", type=float, default=10.0, help="seconds that a feeder computes a batch")
+    parser.add_argument("--batches", type=int, default=20_000)
+    parser.add_argument("--batch-s", type=float, default=30.0, help="seconds that a feeder computes a batch")
     options = parser.parse_args()
     print("| slices x feeders | batches | in a block | seconds | requests/s | creates/s | lists/s | reads/s | twice |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -178,6 +178,12 @@ class SliceWatching(Watching):
         self.fleet.answers[pod.zone] = True
         return pod
 
+    def run_once(self, pod: Pod, before: Outcome | None) -> tuple[RunningJob | None, Outcome | None]:
+        """Starts the job on a pod, as that of one slice. NotWanted: the run has ended."""
+        if self.fleet.over.is_set():
+            raise NotWanted
+        return super().run_once(pod, before)
+
     def start_once(self) -> RunningJob:
         """Starts the job on a pod for the slice. NoCapacity, JobError as `bring_up_once`; NoAnswer, Refused."""
         return start(self.bring_up_once(), self.config, self.overrides, self.inputs, self.log)

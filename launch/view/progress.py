@@ -58,12 +58,16 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
 def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before: int) -> list[Bar]:
     """Returns the bars of several slices: no host knows how many of the `batches` will fall to it.
 
+    Slices that have not come, which may never, are not waited for.
+
     Args:
         statuses: of the hosts of all slices.
         done_before: batches of earlier starts.
     """
-    done = min(batches, done_before + sum(status.batches for status in statuses if status is not None))
-    return [replace(bar, done=done, total=batches) if bar.name == BATCHES else bar for bar in bars(statuses, batches)]
+    reported = [status for status in statuses if status is not None]
+    done = min(batches, done_before + sum(status.batches for status in reported))
+    shown = bars(reported, batches) if reported else []
+    return [replace(bar, done=done, total=batches) if bar.name == BATCHES else bar for bar in shown]
 
 
 def training_bar(reported: Sequence[HostStatus], steps: int) -> Bar:

@@ -27,7 +27,7 @@ class IdleSlice:
     """View of a slice that has nothing to take, of what the others have unfinished.
 
     It takes over what nobody computes, and blocks without progress; of a block that would take its holder long, though
-    that makes progress, the later half.
+    that makes progress, the later half, unless another slice has that already.
     """
 
     def __init__(self, blocks: Blocks, leases: Leases, holders: Holders) -> None:
@@ -52,7 +52,7 @@ class IdleSlice:
             take = self.leases.takes.get(block_name(block), 0)
             if self._unchanged_s(block, (take, left)) > patience_s or self._is_left(block):
                 overdue.append(Overdue(block, take, left))
-            elif batch_s is not None and left * batch_s > patience_s:
+            elif take == 1 and batch_s is not None and left * batch_s > patience_s:
                 overdue.append(Overdue(block, take, left // 2))
         return overdue[:MOST_OVERDUE]
 

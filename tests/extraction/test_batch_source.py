@@ -151,7 +151,7 @@ def test_a_slow_slice_that_makes_progress_is_left_alone(folder: Folder, now: lis
     assert idle.look(2.0) is None
 
 
-def test_a_long_block_is_halved_again_and_again_and_its_holder_skips_what_is_done(
+def test_the_later_half_of_a_long_block_is_taken_over_and_its_holder_skips_what_is_done(
     folder: Folder, now: list[float]
 ) -> None:
     busy, idle = (Slice(folder, name, now, blocks=Blocks(BATCHES, BATCHES)) for name in ("busy", "idle"))
@@ -167,6 +167,17 @@ def test_a_long_block_is_halved_again_and_again_and_its_holder_skips_what_is_don
         computed.append(next(stream, None))
     assert helped[:10] == [*range(20, 10, -1)]
     assert sorted([*filter(None, computed), *helped]) == list(range(1, BATCHES + 1))
+
+
+def test_two_slices_do_not_help_with_the_same_half(folder: Folder, now: list[float]) -> None:
+    whole = Blocks(BATCHES, BATCHES)
+    busy, first, second = (Slice(folder, name, now, blocks=whole) for name in ("busy", "x", "y"))
+    next(busy.source.batches())
+    assert first.compute() == second.compute() == []
+    assert first.source.idle.look(2.0) == second.source.idle.look(2.0) == [Overdue(0, 1, BATCHES // 2)]
+    first.source.overdue = [Overdue(0, 1, BATCHES // 2)]
+    assert next(iter(first.source.batches())) == BATCHES
+    assert second.source.idle.look(2.0) == []
 
 
 def test_a_block_is_taken_over_by_one_and_not_computed_where_it_is_done(folder: Folder, now: list[float]) -> None:

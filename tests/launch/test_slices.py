@@ -11,6 +11,7 @@ from launch.cloud.limits import nearest_limit
 from launch.cloud.outcome import End, NodeView, Outcome
 from launch.cloud.request import pod_name, pod_names
 from launch.slices import Next, after_loss, has_slices, slice_jobs
+from launch.view.progress import slice_bars
 from launch.view.status_view import RunStatus, SliceStatus, line, table
 from pod_job.config.load import load
 from pod_job.errors import JobError
@@ -164,6 +165,14 @@ def test_status_shows_slices_with_their_zones_in_one_table() -> None:
     assert ["0", "us-west4-a", "READY", "2", "extracting", "7", "100"] in [row[:7] for row in rows]
     assert ["1", "2", "not", "heard", "of", "0"] in [row[:6] for row in rows]
     assert "2 extracting, 2 not heard of" in line(run)
+
+
+def test_progress_does_not_wait_for_a_slice_that_never_comes() -> None:
+    hosts = [host(Phase.extracting, 3), None, host(Phase.extracting, 4), None]
+    shown = {bar.name: (bar.done, bar.total) for bar in slice_bars(hosts, batches=20, done_before=5)}
+    assert shown["hosts arrived"] == shown["compile"] == (2, 2)
+    assert shown["batches"] == (12, 20)
+    assert slice_bars([None, None], 20, 0) == []
 
 
 def test_a_run_has_ended_when_a_slice_is_done_though_another_never_reported() -> None:
