@@ -82,7 +82,7 @@ def compare_losses() -> dict[str, Loss]:
         gradient, metrics = jax.grad(loss, argnums=1, has_aux=True)(shape, params, batch, coefficients, jnp.array(dead))
         ours[kind] = float(metrics.loss), gradient
     theirs = run_peer("losses", arrays)
-    return {kind: compared(kind, *values, theirs) for kind, values in ours.items()}
+    return {kind: compared(kind, value, gradient, theirs) for kind, (value, gradient) in ours.items()}
 
 
 def compared(kind: str, value: float, gradient: Params, theirs: dict[str, np.ndarray]) -> Loss:

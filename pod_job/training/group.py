@@ -152,7 +152,7 @@ def train_group(
     coefficients = group.coefficients
     coefficients = coefficients._replace(sparsity=coefficients.sparsity * rising(step, recipe.sparsity_warm_up))
     rates = jnp.array([plan.learning_rate for plan in group.plans]) * schedule(step, recipe)
-    axes = Batch(0, 0, None, None)  # type: ignore[arg-type]
+    axes = Batch(0, 0, None, None, None)  # type: ignore[arg-type]
     update = jax.vmap(partial(updated, group.shape, recipe), in_axes=(0, axes, 0, 0))
     new = update((state.params, state.moments), batch, coefficients, (dead, rates))
     new = redrawn(group, new, batch, dead, step, recipe)
@@ -201,7 +201,9 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe) -
     targets = inputs
     if group.shape.transcoder:
         targets = gather([plan.reconstructed for plan in group.plans], state.scales.targets)
-    return Batch(inputs, targets, valid, jnp.any(state.idle_rows >= recipe.dead_rows))
+    dead = jnp.sum(state.idle_rows >= recipe.dead_rows, axis=1)
+    revive = jnp.any(dead > 0) if any(plan.auxiliary for plan in group.plans) else False
+    return Batch(inputs, targets, valid, revive, jnp.any(dead > group.shape.auxiliary_k))
 
 
 def updated(
@@ -234,10 +236,10 @@ def redrawn(
         return new
     due = (step > 0) & (step % recipe.resample_steps == 0) & (step <= recipe.steps // 2)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed), step) for plan in group.plans])
-    axes = Batch(0, 0, None, None)  # type: ignore[arg-type]
+    axes = Batch(0, 0, None, None, None)  # type: ignore[arg-type]
     draw = jax.vmap(partial(resampled, group.shape), in_axes=(0, 0, axes, 0, 0))
     params, moments = jax.lax.cond(
-        due & batch.revive,
+        due & jnp.any(dead),
         lambda: draw(new.params, new.moments, batch, dead, keys),
         lambda: (new.params, new.moments),
     )

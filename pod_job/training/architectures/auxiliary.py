@@ -33,10 +33,13 @@ def auxiliary_loss(
     residual = lax.stop_gradient(batch.targets - output)
     count = jnp.sum(dead, dtype=jnp.int32)
 
+    def largest(candidates: Float[Array, "N F"]) -> Float[Array, "N F"]:
+        return jnp.where(largest_per_row(candidates, jnp.minimum(count, shape.auxiliary_k)), candidates, 0)
+
     def error(positive: Float[Array, "N F"], decoder: Float[Array, "F O"]) -> Scalar:
-        candidates = jnp.where(dead, positive, 0.0)
-        chosen = largest_per_row(candidates, jnp.minimum(count, shape.auxiliary_k))
-        reconstruction = product(jnp.where(chosen, candidates, 0.0), decoder, dtype)
+        candidates = jnp.where(dead, positive, 0)
+        taken = lax.cond(batch.choose, largest, lambda values: values, candidates)
+        reconstruction = product(taken, decoder, dtype)
         return squared_error(reconstruction, residual, batch.weights)
 
     share = jnp.minimum(count / shape.auxiliary_k, 1.0)

@@ -19,6 +19,7 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     decode,
+    kept,
     measured,
     squared_error,
 )
@@ -31,7 +32,7 @@ def encode(
 ) -> Float[Array, "N F"]:
     """Returns the latents above `threshold`, the others as 0."""
     positive = relu.encode(shape, params, rows, dtype)
-    return jnp.where(positive > params["threshold"], positive, 0.0)
+    return jnp.where(positive > params["threshold"], positive, 0)
 
 
 def chosen_latents(
@@ -39,8 +40,8 @@ def chosen_latents(
 ) -> Float[Array, "N F"]:
     """Returns the k N largest latents of the N valid rows, the others as 0."""
     count = jnp.floor(coefficients.k * jnp.sum(valid)).astype(jnp.int32)
-    candidates = jnp.where(valid[:, None], positive, 0.0)
-    return jnp.where(largest_of_batch(candidates, count), candidates, 0.0)
+    candidates = jnp.where(valid[:, None], positive, 0)
+    return kept(candidates, largest_of_batch(candidates, count))
 
 
 def loss(

@@ -3,6 +3,7 @@
 N rows, D input width, O output width, F latents, T taps of a crosscoder.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,12 +30,14 @@ class Batch(NamedTuple):
         targets: what is reconstructed: `rows` themselves, unless for a transcoder.
         valid: rows that count; the others change nothing, but must be finite.
         revive: whether any latent of any SAE that runs together is dead; where none is, AuxK costs nothing.
+        choose: whether any of them has more dead latents than AuxK takes; else it takes all.
     """
 
     rows: Float[Array, "N D"]
     targets: Float[Array, "N O"]
     valid: Bool[Array, "N"]
     revive: Bool[Array, ""] | bool = True
+    choose: Bool[Array, ""] | bool = True
 
     @property
     def weights(self) -> Float[Array, "N"]:
@@ -119,6 +122,44 @@ _identity.defvjp(_identity_forward, _identity_backward)
 def rounded_gradient(values: Float[Array, "N M"], dtype: str) -> Float[Array, "N M"]:
     """Returns `values`, whose gradient is rounded to bfloat16 if that is `dtype`: it is a factor of two products."""
     return _identity(values) if dtype == "bfloat16" else values
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def positive(values: Float[Array, "N F"], dtype: str) -> Float[Array, "N F"]:
+    """Returns relu of the values, rounded to `dtype`; its gradient needs only what it returns."""
+    return jnp.maximum(values, 0).astype(dtype)
+
+
+def _positive_forward(values: Float[Array, "N F"], dtype: str) -> tuple[Float[Array, "N F"], Float[Array, "N F"]]:
+    result = positive(values, dtype)
+    return result, result
+
+
+def _positive_backward(dtype: str, result: Float[Array, "N F"], gradient: Float[Array, "N F"]) -> tuple[jax.Array]:
+    return (jnp.where(result > 0, gradient, 0).astype(jnp.float32),)
+
+
+positive.defvjp(_positive_forward, _positive_backward)
+
+
+@jax.custom_vjp
+def kept(latents: Float[Array, "N F"], mask: Bool[Array, "N F"]) -> Float[Array, "N F"]:
+    """Returns the latents in the mask, the others as 0; its gradient needs only what it returns, and no mask."""
+    return jnp.where(mask, latents, 0)
+
+
+def _kept_forward(
+    latents: Float[Array, "N F"], mask: Bool[Array, "N F"]
+) -> tuple[Float[Array, "N F"], Float[Array, "N F"]]:
+    result = kept(latents, mask)
+    return result, result
+
+
+def _kept_backward(result: Float[Array, "N F"], gradient: Float[Array, "N F"]) -> tuple[jax.Array, None]:
+    return jnp.where(result > 0, gradient, 0), None
+
+
+kept.defvjp(_kept_forward, _kept_backward)
 
 
 def pre_activations(

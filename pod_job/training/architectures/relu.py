@@ -18,6 +18,7 @@ from pod_job.training.architectures.parts import (
     decode,
     decoder_norms,
     measured,
+    positive,
     pre_activations,
     squared_error,
 )
@@ -28,7 +29,7 @@ def encode(
     shape: SaeShape, params: Params, rows: Float[Array, "N D"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "N F"]:
     """Returns relu((rows - decoder_bias) @ encoder + encoder_bias), rounded to `dtype`."""
-    return jnp.maximum(pre_activations(shape, params, rows, dtype) + params["encoder_bias"], 0.0).astype(dtype)
+    return positive(pre_activations(shape, params, rows, dtype) + params["encoder_bias"], jnp.dtype(dtype).name)
 
 
 def loss(

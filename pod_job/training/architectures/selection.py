@@ -5,6 +5,8 @@ BITS at a time: how many values reach each of 2^BITS - 1 thresholds. Of values t
 travel.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,60 +21,76 @@ SELDOM = "seldom"
 def largest_per_row(values: Float[Array, "N F"], k: Int[Array, ""]) -> Bool[Array, "N F"]:
     """Returns the mask of each row's k largest values among its positive ones; of equal ones the first."""
     values = lax.stop_gradient(values)
-    bits, width = ordered_bits(values)
-    lowest = kth_largest(bits, jnp.full((len(values), 1), k), axis=1, width=width)
-    above, equal = bits > lowest, (bits == lowest) & (bits > 0)
+    lowest = kth_largest(values, jnp.full((len(values), 1), k), axis=1)
+    above = values > lowest
     missing = k - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
-    if width < 31:  # bfloat16: some row has equal values in every batch
-        return above | first_of(equal, missing)
+    if values.dtype == jnp.bfloat16:  # some row has equal values in every batch
+        return above | first_of(values, lowest, missing)
+    equal = (values == lowest) & (values > 0)
     crowded = jnp.any(jnp.sum(equal, axis=1, keepdims=True, dtype=jnp.int32) > missing)
+
+    def resolve(_: tuple[Bool[Array, ""], Bool[Array, "N F"]]) -> tuple[Bool[Array, ""], Bool[Array, "N F"]]:
+        return jnp.zeros_like(crowded), first_of(values, lowest, missing)
+
     with jax.named_scope(SELDOM):
         # A loop of one turn or none: where SAEs are batched, a condition would become a choice between both outcomes.
-        equal = lax.while_loop(
-            lambda s: s[0], lambda s: (jnp.zeros_like(s[0]), first_of(s[1], missing)), (crowded, equal)
-        )[1]
+        equal = lax.while_loop(lambda state: state[0], resolve, (crowded, equal))[1]
     return above | equal
 
 
 def largest_of_batch(values: Float[Array, "N F"], count: Int[Array, ""]) -> Bool[Array, "N F"]:
     """Returns the mask of the `count` largest values of all rows among the positive ones; equal ones all or none."""
-    bits, width = ordered_bits(lax.stop_gradient(values))
-    lowest = kth_largest(bits, count.reshape(1, 1), axis=None, width=width)
-    return (bits >= lowest) & (bits > 0) & (count > 0)
+    values = lax.stop_gradient(values)
+    lowest = kth_largest(values, count.reshape(1, 1), axis=None)
+    return (values >= lowest) & (values > 0) & (count > 0)
 
 
-def ordered_bits(values: Float[Array, "N F"]) -> tuple[Int[Array, "N F"], int]:
-    """Returns integers in the order of the values, 0 for those that are not positive, and how many bits they have."""
-    positive = jnp.maximum(values, 0)
-    if values.dtype == jnp.bfloat16:
-        return lax.bitcast_convert_type(positive, jnp.int16).astype(jnp.int32), 15
-    return lax.bitcast_convert_type(positive.astype(jnp.float32), jnp.int32), 31
-
-
-def first_of(equal: Bool[Array, "N F"], missing: Int[Array, "N 1"]) -> Bool[Array, "N F"]:
-    """Returns the mask of the first `missing` of those that are `equal` in each row."""
-    width = equal.shape[1].bit_length()
-    places = jnp.where(equal, equal.shape[1] - lax.broadcasted_iota(jnp.int32, equal.shape, 1), 0)
-    return equal & (places >= kth_largest(places, missing, axis=1, width=width)) & (missing > 0)
-
-
-def kth_largest(values: Int[Array, "N F"], k: Int[Array, "R 1"], axis: int | None, width: int) -> Int[Array, "R 1"]:
+def kth_largest(values: Float[Array, "N F"], k: Int[Array, "R 1"], axis: int | None) -> Float[Array, "R 1"]:
     """Returns the k-th largest value of each row, or of all of them; 0 where fewer than k are positive.
 
     Args:
-        values: from 0 to 2^width - 1.
+        values: float32 or bfloat16; these are read as they are, and their bits taken of thresholds only.
         k: one for each row with axis=1 (R = N), one for all with axis=None (R = 1).
     """
-    passes = -(-width // BITS)
-    highest = (1 << width) - 1
+    short = values.dtype == jnp.bfloat16
+
+    def as_value(bits: Int[Array, "R 1"]) -> Float[Array, "R 1"]:
+        return lax.bitcast_convert_type(bits.astype(jnp.int16) if short else bits, values.dtype)
+
+    def count(bits: Int[Array, "R 1"]) -> Int[Array, "R 1"]:
+        return jnp.sum(values >= as_value(bits), axis=axis, keepdims=True, dtype=jnp.int32)
+
+    return as_value(highest_reached(count, k, width=15 if short else 31))
+
+
+def first_of(
+    values: Float[Array, "N F"], lowest: Float[Array, "N 1"], missing: Int[Array, "N 1"]
+) -> Bool[Array, "N F"]:
+    """Returns the mask of the first `missing` of those values in each row that are equal to the row's `lowest`."""
+    width = values.shape[1]
+
+    def to_the(bits: Int[Array, "N 1"]) -> Bool[Array, "N F"]:
+        return (values == lowest) & (lax.broadcasted_iota(jnp.int32, values.shape, 1) <= width - bits)
+
+    def count(bits: Int[Array, "N 1"]) -> Int[Array, "N 1"]:
+        return jnp.sum(to_the(bits), axis=1, keepdims=True, dtype=jnp.int32)
+
+    # Places count from the end: the fewer reach a level the higher it is, as with values.
+    return to_the(highest_reached(count, missing, width.bit_length())) & (missing > 0) & (values > 0)
+
+
+def highest_reached(
+    count: Callable[[Int[Array, "R 1"]], Int[Array, "R 1"]], k: Int[Array, "R 1"], width: int
+) -> Int[Array, "R 1"]:
+    """Returns the highest level from 0 to 2^width - 1 that `k` or more reach, where `count(level)` do."""
+    passes, highest = -(-width // BITS), (1 << width) - 1
 
     def decide(turn: Int[Array, ""], known: Int[Array, "R 1"]) -> Int[Array, "R 1"]:
         shift = BITS * (passes - 1 - turn)
         digit = jnp.zeros_like(known)
         for level in range(1, 1 << BITS):
-            # No value reaches a level beyond `highest`, which may be beyond 32 bits too.
-            threshold = jnp.minimum(known + (level << shift), highest)
-            reached = jnp.sum(values >= threshold, axis=axis, keepdims=True, dtype=jnp.int32) >= k
+            # Levels beyond the highest, which may be beyond 32 bits too, are reached by none.
+            reached = count(jnp.minimum(known + (level << shift), highest)) >= k
             digit += reached & (level <= (highest >> shift))
         return known + (digit << shift)
 

@@ -18,6 +18,7 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     decode,
+    kept,
     measured,
     squared_error,
 )
@@ -31,7 +32,7 @@ def encode(
     """Returns the k largest latents of each row, the others as 0; negative ones are 0 too."""
     assert shape.k is not None
     positive = relu.encode(shape, params, rows, dtype)
-    return jnp.where(largest_per_row(positive, jnp.int32(shape.k)), positive, 0.0)
+    return kept(positive, largest_per_row(positive, jnp.int32(shape.k)))
 
 
 def loss(
@@ -44,7 +45,7 @@ def loss(
 ) -> tuple[Scalar, Metrics]:
     """Returns squared error + auxiliary * AuxK."""
     positive = relu.encode(shape, params, batch.rows, dtype)
-    latents = jnp.where(largest_per_row(positive, coefficients.k.astype(jnp.int32)), positive, 0.0)
+    latents = kept(positive, largest_per_row(positive, coefficients.k.astype(jnp.int32)))
     output = decode(shape, params, latents, batch.rows, dtype)
     error = squared_error(output, batch.targets, batch.weights)
     auxiliary = auxiliary_loss(shape, params, batch, output, (positive, dead), dtype)

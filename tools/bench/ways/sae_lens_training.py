@@ -84,6 +84,7 @@ def train(file: str, out: str) -> None:
             total_training_samples=count,
             train_batch_size_samples=rows,
             lr=settings["lr"],
+            lr_end=settings["lr"],
             lr_warm_up_steps=int(data["warm_up_steps"]),
             lr_decay_steps=int(data["decay_steps"]),
         ),

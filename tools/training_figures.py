@@ -1,0 +1,133 @@
+"""Speed and memory of training on a pod, by the TPU compiler: `python -m tools.training_figures [CASE...]` prints JSON.
+
+Each case compiles the forward pass of an experiment and the trainer of its SAEs, for the same tokens, buffer included.
+Nothing is assumed to overlap: the times of both programs and of all collectives are added. Needs libtpu and no TPU.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pod_job.environment import COMPILE_ONLY
+
+os.environ.update(COMPILE_ONLY)
+
+import msgspec
+from msgspec.structs import replace
+
+from pod_job.commands.command_line import exit_status
+from pod_job.config.schema import MeshConfig
+from pod_job.models.mesh import make_mesh
+from pod_job.preflight.compiled_text import Collective, collectives, read_program, total_cycles
+from pod_job.preflight.pod_compiler import memory, pod_devices
+from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.buffer import buffer_bytes
+from pod_job.training.recipe import Recipe, SaePlan
+from pod_job.training.trainer import Trainer
+from tools.plans import preflight
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One training: SAEs of one shape, each on a tap of its own.
+
+    Attributes:
+        experiment: whose forward pass feeds it; None to compile the trainer alone.
+        rows: of one step; with an experiment, as many as its step has tokens.
+        auxiliary: whether AuxK is compiled in; it runs only in steps before which a latent is dead.
+    """
+
+    width: int
+    latents: int
+    saes: int = 1
+    experiment: str | None = None
+    rows: int = 65536
+    pod: str = "v5litepod-64"
+    mesh: tuple[int, int] = (8, 8)
+    auxiliary: bool = True
+
+
+QWEN = Case(width=896, latents=16384, saes=4, experiment="qwen05b-text-v5e64")
+CASES = {
+    "qwen05b-4x16k": QWEN,
+    "qwen05b-4x16k-no-dead-latents": replace(QWEN, auxiliary=False),
+    "qwen7b-65k-no-dead-latents": Case(width=3584, latents=65536, experiment="qwen7b-text-v5e64", auxiliary=False),
+    "d4096-131k": Case(width=4096, latents=131072, rows=16384),
+}
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Forecast of one case: seconds of one step, bytes of a chip's memory, and tokens per second of the pod."""
+
+    rows: int
+    forward_s: float
+    trainer_s: float
+    network_s: float
+    tokens_per_s: float
+    of_forward_alone: float
+    hbm: dict[str, int]
+    hbm_of_forward: int
+    hbm_available: int
+    buffer_bytes: int
+    collectives: list[Collective]
+
+
+def figures(case: Case) -> Figures:
+    """Compiles the programs of the case and returns their forecast."""
+    forward_s, forward_hbm, rows = 0.0, 0, case.rows
+    if case.experiment:
+        forward = preflight(case.experiment).programs[0]
+        # A training stores nothing: neither the hosts nor the bucket see the vectors.
+        forward_s = max(forward.seconds[cause] for cause in ("compute", "hbm", "network"))
+        forward_hbm, rows = forward.hbm["total"] - forward.hbm.get("results", 0), forward.tokens
+    pod = read_accelerator_type(case.pod)
+    trainer = trainer_of(case, rows)
+    compiled = trainer.lower().compile()
+    operations = read_program(compiled.as_text() or "")
+    moved = collectives(operations)
+    trainer_s = total_cycles(operations) / pod.chip.cycles_s
+    network_s = sum(kind.count * kind.bytes for kind in moved) / pod.network_bytes_s
+    total = forward_s + trainer_s + network_s
+    sizes = compiled.memory_analysis()
+    assert sizes is not None
+    hbm = memory(compiled, sizes.alias_size_in_bytes)
+    return Figures(
+        rows=rows,
+        forward_s=forward_s,
+        trainer_s=trainer_s,
+        network_s=network_s,
+        tokens_per_s=rows / total,
+        of_forward_alone=forward_s / total,
+        hbm=hbm,
+        hbm_of_forward=forward_hbm,
+        hbm_available=pod.chip.hbm_bytes,
+        buffer_bytes=buffer_bytes(dict(trainer.widths), rows, trainer.recipe.buffer_steps, pod.chips),
+        collectives=moved,
+    )
+
+
+def trainer_of(case: Case, rows: int) -> Trainer:
+    """Returns the trainer of the case on its pod's devices."""
+    pod = read_accelerator_type(case.pod)
+    mesh = make_mesh(MeshConfig(data=case.mesh[0], model=case.mesh[1]), pod_devices(pod))
+    shape = SaeShape(
+        architecture=Architecture.topk, input_width=case.width, output_width=case.width, latents=case.latents, k=32
+    )
+    taps = [f"tap{i}" for i in range(case.saes)]
+    auxiliary = 1 / 32 if case.auxiliary else 0.0
+    plans = tuple(SaePlan(name=tap, shape=shape, inputs=(tap,), auxiliary=auxiliary) for tap in taps)
+    return Trainer(plans, Recipe(steps=100_000), mesh, ("data", "model"), dict.fromkeys(taps, case.width), rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.training_figures", description=__doc__)
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE", help=", ".join(CASES))
+    for name in parser.parse_args(argv).cases or CASES:
+        print(msgspec.json.format(msgspec.json.encode({name: figures(CASES[name])}), indent=2).decode(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
