@@ -1,7 +1,8 @@
 """A stranger's model runs no code here, and nobody is asked whether it may; pickled weights are not opened.
 
 They were seen to fail: with `trust_remote_code=True`, or without the argument, in `prompts/tokenizer.py`; with it in
-`checking/hf_reference.py`; and, of pickled weights, pytorch_model.bin with `use_safetensors=None` there.
+`checking/hf_reference.py`; and, of pickled weights, pytorch_model.bin with `use_safetensors=None` there, and all three
+where `checkpoints/huggingface.py` gives files of these endings to pickle.
 """
 
 import io

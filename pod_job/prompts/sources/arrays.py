@@ -4,6 +4,7 @@ n samples, S tokens of the longest.
 """
 
 import ast
+import math
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -40,7 +41,11 @@ class ArraySpec:
 
     @property
     def row_bytes(self) -> int:
-        return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
@@ -164,7 +169,12 @@ class ArrayReader(FileReader):
             head = self.file.read(member.header_offset, 30)
             name_bytes, extra_bytes = struct.unpack("<HH", head[26:30]) if len(head) == 30 else (0, 0)
             start = member.header_offset + 30 + name_bytes + extra_bytes
-            specs[member.filename.removesuffix(".npy")] = npy_spec(url, self.file.read(start, 1 << 16), start)
+            name = member.filename.removesuffix(".npy")
+            if name in specs:
+                raise unreadable(url, f"it has {name!r:.60} twice")
+            specs[name] = spec = npy_spec(url, self.file.read(start, 1 << 16), start)
+            if spec.stop > start + member.file_size:
+                raise unreadable(url, f"{name!r:.60} is {spec}, but ends before")
         return specs
 
     def check(self, arrays: dict[str, ArraySpec]) -> None:
@@ -183,7 +193,7 @@ class ArrayReader(FileReader):
         if not tokens.row_bytes:  # of such rows a file of a few bytes can have any number
             raise JobError(f"tasks.path={url}: {TOKENS[0]} is {tokens}: its rows have no tokens; leave it out")
         for name, spec in arrays.items():
-            if spec.start + spec.shape[0] * spec.row_bytes > self.entry.size:
+            if spec.stop > self.entry.size:
                 raise unreadable(url, f"{name} is {spec}, but the file ends before; copy it again")
 
 
