@@ -113,7 +113,7 @@ def plan_training(config: JobConfig, overrides: Sequence[str], options: Namespac
     look_at_prompts(inputs)
     if (wanted := slice_of(config)) is not None:
         check_buffer(inputs, wanted.chip.hbm_bytes, f"a {wanted.chip.name} chip")
-    training_plan = make_training_plan(inputs, planned_commands(config, overrides))
+    training_plan = make_training_plan(inputs, planned_here(config, overrides))
     screen = SafeConsole()
     if options.json:
         print(msgspec.json.format(encode(training_plan), indent=2).decode())
