@@ -1,6 +1,6 @@
 """Speed and memory of training on a pod, by the TPU compiler: `python -m tools.training_figures [CASE...]` prints JSON.
 
-Each case compiles the forward pass of an experiment and the trainer of its SAEs, for the same tokens, buffer included.
+Each case compiles the forward pass of an experiment and the trainer of its SAEs, buffer included.
 Nothing is assumed to overlap: the times of both programs and of all collectives are added. Needs libtpu and no TPU.
 """
 
@@ -34,7 +34,7 @@ class Case(msgspec.Struct, frozen=True):
 
     Attributes:
         experiment: whose forward pass feeds it; None to compile the trainer alone.
-        rows: of one step; with an experiment, as many as its step has tokens.
+        rows: of one step of the optimizer.
         auxiliary: whether AuxK is compiled in; it runs only in steps before which a latent is dead.
     """
 
@@ -80,7 +80,9 @@ def figures(case: Case) -> Figures:
         forward = preflight(case.experiment).programs[0]
         # A training stores nothing: neither the hosts nor the bucket see the vectors.
         forward_s = max(forward.seconds[cause] for cause in ("compute", "hbm", "network"))
-        forward_hbm, rows = forward.hbm["total"] - forward.hbm.get("results", 0), forward.tokens
+        # Its time is in proportion to its tokens; one forward pass feeds several steps of the optimizer.
+        forward_s *= rows / forward.tokens
+        forward_hbm = forward.hbm["total"] - forward.hbm.get("results", 0)
     pod = read_accelerator_type(case.pod)
     trainer = trainer_of(case, rows)
     compiled = trainer.lower().compile()
