@@ -5,9 +5,11 @@ tests/launch/test_cloud_faults.py -m slow -s` tries all and prints the table.
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from simulated_cloud import World, job, world
@@ -172,3 +174,16 @@ def test_every_fault_at_every_stage(world: World, stage: str, name: str, capfd: 
 def test_the_table_is_large_enough() -> None:
     assert len(TABLE) >= 40
     assert HOSTS == 2
+
+
+def test_the_document_has_the_outcome_of_every_combination() -> None:
+    (table,) = re.findall(r"^\| fault \|.*\n(?:\|.*\n)+", Path("docs/launching.md").read_text(), re.MULTILINE)
+    head, _, *rows = [[cell.strip() for cell in line.strip("| ").split(" |")] for line in table.splitlines()]
+    shown = {(stage, name): cell for name, *cells in rows for stage, cell in zip(head[1:], cells, strict=False) if cell}
+    assert shown.keys() == set(TABLE)
+    for (stage, name), cell in shown.items():
+        fault = FAULTS[name]
+        replaced = {"another pod"} if fault.new_pod else set()
+        late = {"goes on"} if not fault.new_pod or stage in ("merging", "deleting") else set()
+        ends = {0: replaced | late, 130: {"says what stays", "nothing is there"}}
+        assert cell in ends.get(fault.status, {f"ends, {fault.status}"}), (stage, name)
