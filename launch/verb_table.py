@@ -34,6 +34,7 @@ GROUPS = {
         "inspect": Verb("show a run, a batch, a tap, or a row with the text around it", "pod_job.commands.inspect"),
         "verify": Verb("read every file and report what is wrong", "pod_job.commands.verify"),
         "report": Verb("one HTML page: norms, outliers, spectra, speed, cost", "pod_job.commands.report"),
+        "evaluate": Verb("measure SAEs on held-out documents, spliced into the model", "pod_job.commands.evaluate"),
         "diff": Verb("what two runs differ in, key by key", "pod_job.commands.diff"),
         "merge": Verb("write metadata.json; --compact joins small files", "pod_job.commands.merge"),
         "shuffle": Verb("write the rows in random order as another run", "pod_job.commands.shuffle"),

@@ -33,6 +33,7 @@ SAES = "saes/"
 SAES_METADATA = SAES + "metadata.json"
 METRICS = "training/metrics.json"
 CHECKPOINTS = "training/checkpoints/"
+EVALUATION = "evaluation/record.json"
 FORMAT: Literal[2] = 2
 """Version of the layout and of the records; a reader refuses any other."""
 REPAIR = "copy it again, or run again what made the run: the job, import or shuffle"

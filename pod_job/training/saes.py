@@ -136,3 +136,11 @@ def folded(shape: SaeShape, parameters: Parameters, input_scale: Scale, output_s
     if "log_threshold" in parameters:
         scaled["log_threshold"] = parameters["log_threshold"] - np.log(latent)
     return {name: np.asarray(values, np.float32) for name, values in scaled.items()}
+
+
+def at_taps(sae: TrainedSae, tap: str | None, target: str | None) -> TrainedSae:
+    """Returns the SAE of these taps, where they are given and not those that its files name."""
+    origin = msgspec.structs.replace(
+        sae.origin, taps=(tap,) if tap else sae.origin.taps, target=target or sae.origin.target
+    )
+    return TrainedSae(sae.shape, sae.parameters, origin)
