@@ -42,6 +42,7 @@ GROUPS = {
     "other formats": {
         "export": Verb("the pickle files of the extraction document", "pod_job.commands.export"),
         "export-sae-lens": Verb("a tap as cached activations for SAELens", "pod_job.commands.export_sae_lens"),
+        "publish": Verb("activations or SAEs on the Hugging Face hub, with a card", "pod_job.commands.publish"),
         "import": Verb("a run made of pickle files", "pod_job.commands.import_pickles"),
         "convert": Verb("a model's weights as one orbax checkpoint", "pod_job.commands.convert"),
     },

@@ -83,7 +83,8 @@ class Uploads(HubAnswers):
         asked = json.loads(self.body)
         name = f"{asked.get('type', 'model')}s/{asked.get('organization') or 'user'}/{asked['name']}"
         if name in self.server.repos:
-            return self.json({"error": "You already created this repo"}, status=409)
+            url = f"{self.server.url}/{name.removeprefix('models/')}"
+            return self.json({"error": "You already created this repo", "url": url}, status=409)
         self.server.repos[name] = Repo()
         self.server.repos[name].commit({}, message="initial commit")
         return self.json({"url": f"{self.server.url}/{name.removeprefix('models/')}", "name": name.partition("/")[2]})

@@ -50,6 +50,7 @@ def run_evaluate(options: Namespace) -> int:
     from pod_job.config.load import load  # Hydra and jax, which --help does not need
     from pod_job.planning.identity import package_versions
     from pod_job.run_folder import layout
+    from pod_job.run_folder.start import shared_name
     from pod_job.storage.open import open_folder
     from pod_job.training.contexts import write_contexts
     from pod_job.training.evaluation import EvaluationRecord
@@ -61,16 +62,18 @@ def run_evaluate(options: Namespace) -> int:
         name: at_taps(sae, options.tap, options.target) for name, sae in read_saes(options.path, options.sae).items()
     }
     sizes = [sae.origin.context_size for sae in saes.values() if sae.origin.context_size]
-    of_machine = [f"mesh.data={jax.device_count()}", f"extract.seq_len={max(sizes, default=SEQ_LEN)}"]
-    config = load([*DEFAULTS, *of_machine, *options.overrides])
+    devices = jax.device_count()
+    of_machine = [f"mesh.data={devices}", f"pod.devices_per_host={devices}"]
+    of_saes = f"extract.seq_len={max(sizes, default=SEQ_LEN)}"
+    config = load([*DEFAULTS, *of_machine, of_saes, *options.overrides])
     opened = open_model(config, saes, options.skip, options.tokens)
     folder = open_folder(options.path)
     keeps = bool(sae_names(folder))
     measured = evaluate(opened, saes, options.contexts if keeps else 0, progress_bar)
     record = EvaluationRecord(
         format=1,
-        model=config.model.path,
-        documents=", ".join(map(str, config.tasks.paths)),
+        model=shared_name(config.model.path),
+        documents=", ".join(shared_name(path) for path in config.tasks.paths),
         skipped=options.skip,
         seq_len=config.extract.seq_len,
         dtype=config.model.dtype.value,

@@ -62,3 +62,9 @@ def texts(value: object) -> list[str]:
 def is_of_one_machine(path: str) -> bool:
     """Returns True for a path that says where something lies on one machine: not a URL, a hub name or below here."""
     return "://" not in path and (path.startswith(("/", "~")) or ".." in PurePosixPath(path).parts)
+
+
+def shared_name(path: object) -> str:
+    """Returns a place as others may see it: of a folder or file of one machine, its last name alone."""
+    text = str(path)
+    return PurePosixPath(text).name if is_of_one_machine(text) else text

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from pod_job.formats.records import Count, Record
 from pod_job.training.architectures.kinds import decode, encode
@@ -80,23 +80,26 @@ class EvaluationRecord(Record, frozen=True, kw_only=True):
     measured: str
 
 
-class Sums(NamedTuple):
-    """Sums over the rows that count."""
+Numbers = jax.Array | np.ndarray
 
-    rows: Float[Array, ""]
-    active: Float[Array, ""]
-    squared_error: Float[Array, ""]
-    target: Float[Array, "O"]
-    squared_target: Float[Array, ""]
-    cosine: Float[Array, ""]
-    fired: Float[Array, "F"]
+
+class Sums(NamedTuple):
+    """Sums over the rows that count: of a target [O], of how often latents fire [F], and numbers."""
+
+    rows: Numbers
+    active: Numbers
+    squared_error: Numbers
+    target: Numbers
+    squared_target: Numbers
+    cosine: Numbers
+    fired: Numbers
 
 
 class Top(NamedTuple):
-    """The largest values of each latent, and the rows that have them."""
+    """The largest values [F, k] of each latent, and the rows [F, k] that have them."""
 
-    values: Float[Array, "F k"]
-    rows: Int[Array, "F k"]
+    values: Numbers
+    rows: Numbers
 
 
 class RowInputs(NamedTuple):
@@ -178,7 +181,7 @@ class Measured:
     def result(self, name: str) -> SaeEvaluation:
         """Returns the evaluation; there must be a row and a token."""
         assert self.totals is not None
-        totals, rows, tokens = self.totals, float(self.totals.rows), self.loss_sums[3]
+        totals, rows, tokens = self.totals, float(self.totals.rows), float(self.loss_sums[3])
         mse = float(totals.squared_error) / rows
         variance = float(totals.squared_target) / rows - float(np.sum((np.asarray(totals.target) / rows) ** 2))
         density = np.asarray(totals.fired) / rows

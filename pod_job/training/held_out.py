@@ -228,8 +228,9 @@ class Programs:
 
         @jax.jit
         def clean(params: Params, step: Tokens) -> tuple[dict[str, Array], Array]:
-            arguments = {"positions": step.positions, "segment_ids": step.segment_ids}
-            scored = model.apply(params, step.ids, **arguments, method="score")
+            scored = model.apply(
+                params, step.ids, positions=step.positions, segment_ids=step.segment_ids, method="score"
+            )
             output, facts = cast(tuple[Output, TokenFacts], scored)
             return output.activations, facts.logprob
 

@@ -89,7 +89,7 @@ def test_the_largest_values_of_two_parts_are_kept() -> None:
     rng = np.random.default_rng(0)
     values = rng.random((5, 12))
     parts = [Top(values[:, half], np.tile(np.arange(12)[half], (5, 1))) for half in (slice(0, 6), slice(6, 12))]
-    best = larger(*parts, 4)  # pyright: ignore[reportArgumentType]
+    best = larger(parts[0], parts[1], 4)
     np.testing.assert_array_equal(best.rows, np.argsort(-values, axis=1)[:, :4])
 
 

@@ -109,7 +109,7 @@ def write_dictionary(folder: Folder, prefix: str, sae: TrainedSae) -> None:
     buffer = Buffer(
         d_submodule=shape.input_width,
         ctx_len=origin.context_size,
-        pod_job=msgspec.structs.replace(origin, shape=shape),
+        pod_job=msgspec.structs.replace(origin, shape=shape, data=None),
     )
     folder.replace(prefix + WEIGHTS, file.getvalue())
     folder.replace(prefix + CONFIG, encode(Config(trainer=trainer, buffer=buffer), indent=2))

@@ -13,6 +13,7 @@ from pod_job.formats.records import DamagedRecord, convert, encode, read_bounded
 from pod_job.formats.safetensors import write_parts
 from pod_job.models.hook_names import hook_of, tap_of
 from pod_job.models.taps import named_tap
+from pod_job.run_folder.start import shared_name
 from pod_job.storage.folder import Folder, Readable
 from pod_job.training.architectures.shape import Architecture, SaeShape
 from pod_job.training.layouts.tensors import float32, read_tensors
@@ -97,9 +98,9 @@ def config_of(sae: TrainedSae) -> Config:
         model_name=origin.model,
         hook_name=hooks[0] if origin.taps else None,
         hook_name_out=hooks[-1] if origin.target else None,
-        dataset_path=origin.data,
+        dataset_path=None if origin.data is None else shared_name(origin.data),
         context_size=origin.context_size,
-        pod_job=msgspec.structs.replace(origin, shape=shape),
+        pod_job=msgspec.structs.replace(origin, shape=shape, data=None),
     )
     return Config(
         architecture=architecture_name(sae),
@@ -232,7 +233,7 @@ def origin_of(config: Config) -> SaeOrigin:
     """Returns what the configuration says of the SAE's training."""
     described = config.described
     if described.pod_job is not None:
-        return described.pod_job
+        return msgspec.structs.replace(described.pod_job, data=described.dataset_path)
     taps, target = (), None
     try:
         taps = (tap_of(described.hook_name).name,) if described.hook_name else ()

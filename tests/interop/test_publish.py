@@ -1,0 +1,103 @@
+"""A run is published whole, with a card made of its records and without private files; and goes on after a stop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_hub import FakeHub
+from sae_samples import random_sae, sae_shape
+from sample_runs import finished_run, identity
+
+from pod_job.commands.publish import main
+from pod_job.interop.publish import plan_publication, publish
+from pod_job.run_folder.identity import claim
+from pod_job.run_folder.layout import METADATA, sae_prefix
+from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
+from pod_job.training.layouts.read import read_saes
+from pod_job.training.layouts.sae_lens import write_sae
+
+PRIVATE = ("launcher/start.json", "pods/a_created.json", "status/host_00.json", "logs/host_00.log", "code/a.tar.gz")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub().serving(monkeypatch) as serving:
+        yield serving
+
+
+def run_of(kind: str, folder: Folder) -> None:
+    """Makes a finished run with files that must stay."""
+    if kind == "dataset":
+        finished_run(folder, [5, 7])
+    else:
+        claim(folder, identity(10))
+        write_sae(folder, sae_prefix("one"), random_sae(sae_shape("topk")))
+    for name in PRIVATE:
+        folder.replace(name, b"secret")
+
+
+def published(hub: FakeHub, repo: str) -> dict[str, bytes]:
+    there = hub.repos[repo]
+    return {name: blob.content for name, blob in there.files[there.refs["main"]].items()}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # within huggingface_hub
+@pytest.mark.parametrize(("kind", "repo"), [("dataset", "datasets/me/run"), ("saes", "models/me/run")])
+def test_a_run_is_published_without_what_is_nobody_elses(
+    kind: str, repo: str, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = open_folder(tmp_path / "run")
+    run_of(kind, folder)
+    assert main([folder.url, "me/run", "--license", "apache-2.0", "--dry-run"]) == 0
+    assert repo not in hub.repos
+    assert main([folder.url, "me/run", "--license", "apache-2.0"]) == 0, capsys.readouterr().err
+    files = published(hub, repo)
+    assert b"secret" not in files.values()
+    assert {name: folder.read(name) for name in files if name != "README.md"} == {
+        name: content for name, content in files.items() if name != "README.md"
+    }
+    card = files["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
+    if kind == "dataset":
+        assert METADATA in files
+        assert "| rows of each tap | 12 |" in card
+    else:
+        assert "| one | layer_0 | topk | 40 | 5 |" in card
+        for name, content in files.items():
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "copy" / name).write_bytes(content)
+        assert list(read_saes(tmp_path / "copy")) == ["one"]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # within huggingface_hub
+def test_an_interrupted_publication_sends_the_rest(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pod_job.interop.publish.COMMIT_FILES", 3)
+    folder = open_folder(tmp_path / "run")
+    run_of("dataset", folder)
+    commits = iter([0, 403])
+    hub.refuse = lambda method, path: next(commits, 0) if "/commit/" in path else 0
+    assert main([folder.url, "me/run"]) == 2
+    error = capsys.readouterr().err
+    assert "me/run cannot be written" in error
+    assert [line for line in error.splitlines() if "error" in line] == [error.splitlines()[-1]]
+    sent = [line for line in hub.requests if line.startswith("PUT")]
+    assert sent
+    hub.refuse = lambda method, path: 0
+    publish(plan_publication(folder.url, "me/run"))
+    again = [line for line in hub.requests if line.startswith("PUT")][len(sent) :]
+    assert not set(again) & set(sent)
+    assert METADATA in published(hub, "datasets/me/run")
+
+
+def test_an_unfinished_run_or_a_bad_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = open_folder(tmp_path / "run")
+    claim(folder, identity(10))
+    assert main([folder.url, "me/run"]) == 2
+    assert "metadata.json" in capsys.readouterr().err
+    for name in ("run", "a/b/c", "../x"):
+        assert main([folder.url, name]) == 2
+        assert "OWNER/NAME" in capsys.readouterr().err
