@@ -39,7 +39,7 @@ COMMIT_FILES, COMMIT_BYTES = 100, 4 << 30
 
 @dataclass(frozen=True)
 class Publication:
-    """What a run publishes: files of its folder and the card; `kind`: model or dataset, as the hub calls them."""
+    """Files of a run that are published, and the card; `kind`: model or dataset, as the hub calls them."""
 
     folder: Folder
     repo: str

@@ -149,7 +149,7 @@ def check_widths(saes: Mapping[str, TrainedSae], widths: Mapping[str, int]) -> N
 
 
 class Evaluated(NamedTuple):
-    """What was measured of each SAE, and the contexts in which its latents are most active."""
+    """Measurements of each SAE, and the contexts in which its latents are most active."""
 
     results: list[SaeEvaluation]
     contexts: dict[str, Contexts]

@@ -1,4 +1,4 @@
-"""What `pod-job evaluate` measures is what the words mean: of an SAE that is perfect, and of one that gives nothing."""
+"""Numbers of `pod-job evaluate` mean what they say: of an SAE that is perfect, and of one that gives nothing."""
 
 import json
 from pathlib import Path
