@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch import local
+from launch import local, local_job
+from launch.cause import Cause
 from launch.host_commands import HostCommand
 from launch.local import LocalPod, Stopped, coordinator_address, follow, stopped_by_signals
 from launch.local_job import HostFailed, watch_hosts
+from pod_job.commands.command_line import FAILED
+from pod_job.config.load import load
 from pod_job.errors import JobError
+from pod_job.run_folder.status import EndKind
 from pod_job.storage.open import open_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -219,3 +223,21 @@ def test_the_command_line_reports_a_signal(tmp_path: Path) -> None:
     assert launcher.returncode == 128 + signal.SIGTERM
     assert said.startswith("stopped by SIGTERM")
     assert not is_running(int(log.read_text()))
+
+
+@pytest.mark.parametrize(("kind", "failures", "starts"), [(None, 0, 1), (None, 2, 3), (EndKind.bug, 2, 1)])
+def test_lost_hosts_are_started_again_as_often_as_the_budget_allows(
+    kind: EndKind | None, failures: int, starts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    log = tmp_path / "host_00.log"
+    log.write_text("last line")
+
+    def fails(*_: object) -> None:
+        made.append(1)
+        assert len(made) <= starts, "started once more than the budget allows"
+        raise local_job.HostFailed(Cause(0, "ended by SIGKILL", kind), log)
+
+    monkeypatch.setattr(local_job, "run_pod", fails)
+    assert local_job.run_here(load(["experiment=demo"]), ["experiment=demo"], failures, as_json=False) == FAILED
+    assert len(made) == starts
