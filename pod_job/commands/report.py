@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page about a run, and its figures as PNG files beside it.
+"""Writes one self-contained HTML page about a run, of activations or of SAEs, and its figures as PNG files beside it.
 
 The page is report/index.html in the run folder; with --out it is that file, here. A run need not be finished.
 """
@@ -24,20 +24,27 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_run_dir(parser)
     parser.add_argument("--out", type=Path, metavar="PAGE.html", help="write the page here, not into the run folder")
     parser.add_argument("--rows", type=int, default=8192, metavar="N", help="rows that are read and measured (8192)")
+    parser.add_argument("--latents", type=int, default=400, metavar="N", help="of SAEs: latents with their texts (400)")
     add_json(parser, "the numbers of the page")
     add_inputs(parser)
 
 
 def run_report(options: Namespace) -> int:
     at_least("--rows", options.rows, 64)
+    at_least("--latents", options.latents, 0)
     consent = consent_of(options)
     if importlib.util.find_spec("matplotlib") is None:
         raise JobError("matplotlib is not installed; python -m pip install 'tpu-pod-activations[report]'")
     from pod_job.report.page import make_report
+    from pod_job.report.training_page import make_training_report
+    from pod_job.training.layouts.read import sae_names
 
-    overview = read_overview(options.run_dir)
-    report = make_report(overview, options.rows, consent, progress_bar)
-    folder, name = page_place(overview.folder, options.out)
+    run = open_folder(options.run_dir)
+    if sae_names(run):
+        report = make_training_report(run, options.latents, consent)
+    else:
+        report = make_report(read_overview(options.run_dir), options.rows, consent, progress_bar)
+    folder, name = page_place(run, options.out)
     write_page(folder, name, report.html, report.pictures)
     if options.json:
         print(encode(report.facts, indent=1).decode())

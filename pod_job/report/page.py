@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 import msgspec
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -26,7 +26,6 @@ from pod_job.report.work import Work, read_work
 from pod_job.run_folder.metadata import Metadata
 from pod_job.terminal import printable
 
-TEMPLATE = Path(__file__).parent / "page.html.j2"
 DPI = 150
 
 
@@ -157,13 +156,23 @@ def data_url(svg: bytes) -> str:
 
 
 def render(content: PageContent) -> str:
+    return filled("page.html.j2", content, content.overview.folder.url)
+
+
+def filled(template: str, content: Any, url: str) -> str:
+    """Returns a template of this folder filled with the values of a page about the run at `url`."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=escaped,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"short": short, "duration": duration, "share": lambda value: f"{value:.2%}"}
-    text = environment.from_string(TEMPLATE.read_text()).render(page=content)
+    text = environment.get_template(template).render(page=content)
     # The page is published with the run: an error in it may name the folder in which it lay.
-    return text.replace(str(escape(content.overview.folder.url)), "RUN_DIR")
+    return text.replace(str(escape(url)), "RUN_DIR")
 
 
 def escaped(value: Any) -> Any:
