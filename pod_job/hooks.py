@@ -1,6 +1,7 @@
-"""`create_model_with_hooks` and `load_model` at their public address."""
+"""The hooked model and extraction from a notebook, at their public address."""
 
-from pod_job.document.hooked_model import load_model
 from pod_job.models import create_model_with_hooks
+from pod_job.notebook.extract import extract
+from pod_job.notebook.hooked_model import load_model
 
-__all__ = ["create_model_with_hooks", "load_model"]
+__all__ = ["create_model_with_hooks", "extract", "load_model"]

@@ -44,6 +44,7 @@ LAYERS = {
         "commands",
         "programs",
         "job",
+        "notebook",
         "document",
     ),
     "launch": (

@@ -27,6 +27,7 @@ from pod_job.checkpoints.checkpoint import Checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles, map_ahead
 from pod_job.checkpoints.orbax import Box, Converted, Fill, fill_from_converted
 from pod_job.models.weight_table import Weight
+from pod_job.progress import Progress, no_progress
 from pod_job.storage.buffers import aligned_empty
 
 log = logging.getLogger("pod_job")
@@ -39,7 +40,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def load_params(
-    checkpoint: Checkpoint, table: Mapping[str, Weight], dtype: np.dtype | type, shardings: Mapping[str, Sharding]
+    checkpoint: Checkpoint,
+    table: Mapping[str, Weight],
+    dtype: np.dtype | type,
+    shardings: Mapping[str, Sharding],
+    progress: Progress = no_progress,
 ) -> dict[str, dict[str, Array]]:
     """Returns the parameters `{"params": {name: array}}` of `dtype`, placed by `shardings`.
 
@@ -48,7 +53,7 @@ def load_params(
     started = time.monotonic()
     params = {}
     with returning_memory():
-        for name, weight in table.items():
+        for name, weight in progress(table.items(), len(table), "weights"):
             sharding = shardings[name]
             if isinstance(checkpoint, Converted):
                 params[name] = read_array(weight, dtype, sharding, fill_from_converted(checkpoint, name))

@@ -1,6 +1,7 @@
 """Loads and checks the configuration: Hydra in, a typed `JobConfig` out, errors as one line."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
@@ -70,6 +71,11 @@ def with_number(override: str) -> list[str]:
         positions = "all" if match[2] == "roles" else match[2]
         return [f"{match[1]}positions={positions}", f"{match[1]}{match[2]}={match[3]}"]
     return [override]
+
+
+def quoted(text: str) -> str:
+    """Returns the text as the value of an override, whatever characters it has."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def check_fields(overrides: Iterable[str]) -> None:

@@ -44,7 +44,7 @@ def real_weights(model_path: str, layers: Sequence[int]) -> None:
     """Loads a Hugging Face model, continues a prompt, and prints the activations at its last position."""
     import jax
 
-    from pod_job.document.hooked_model import load_model
+    from pod_job.notebook.hooked_model import load_model
 
     model, params, tokenizer = load_model(model_path, layers_to_extract=layers)
     apply = jax.jit(lambda params, ids: model.apply(params, ids, return_activations=True))

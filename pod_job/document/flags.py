@@ -1,13 +1,11 @@
 """Flags that the document's commands share, as overrides of the job; the job's results in the document's layout."""
 
-import json
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 
 from pod_job.commands.command_line import DONE, Parser, exit_status
-from pod_job.config.load import load
-from pod_job.document.job_progress import JobProgress
+from pod_job.config.load import load, quoted
 from pod_job.errors import JobError
 from pod_job.formats.records import decode
 from pod_job.generation.predictions import PREDICTIONS, SUBMISSION, SUMMARY, ArcSummary
@@ -15,6 +13,7 @@ from pod_job.host.tpu_slice import use_cpu_without_accelerator
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_metadata import PickleMetadata
 from pod_job.interop.pickle_writer import AnotherExport, remove_export
+from pod_job.notebook.job_progress import JobProgress
 from pod_job.run_folder.layout import METADATA, OUTPUTS
 from pod_job.run_folder.metadata import read_any
 from pod_job.storage.folder import Folder
@@ -87,11 +86,6 @@ def shared_overrides(options: Namespace, run_dir: str) -> list[str]:
         "storage.run_dir": quoted(run_dir),
     }
     return [f"{key}={value}" for key, value in values.items()]
-
-
-def quoted(text: str) -> str:
-    """Returns the text as a Hydra value, whatever characters it has."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def run_here(overrides: Sequence[str], run_dir: str, options: Namespace, also_in: str | None = None) -> None:

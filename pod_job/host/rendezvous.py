@@ -124,7 +124,7 @@ def engine_coordinator(pod: PodConfig) -> str | None:
     )
 
 
-def await_hosts(folder: Folder, host: Host, timeout_s: float) -> None:
+def await_hosts(folder: Folder, host: Host, timeout_s: int) -> None:
     """Returns once every host has arrived in this attempt.
 
     Raises:
@@ -145,7 +145,7 @@ def await_hosts(folder: Folder, host: Host, timeout_s: float) -> None:
             names = ", ".join(map(str, sorted(missing)))
             raise PeerEnded(
                 min(missing),
-                f"host {names} of {host.count} did not arrive within pod.arrival_timeout_s={timeout_s:g}; "
+                f"host {names} of {host.count} did not arrive within pod.arrival_timeout_s={timeout_s}; "
                 f"see logs/ of that host, or raise the limit",
             )
         if missing:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from pod_job.document.activation_extractor import ActivationExtractionConfig, ActivationExtractor
-from pod_job.document.hooked_model import load_model
 from pod_job.document.small_model import CONFIG, write_small_model, write_small_tasks
 from pod_job.errors import JobError
 from pod_job.interop.pickle_metadata import read_pickle_metadata
 from pod_job.interop.pickle_reader import read_pickle
+from pod_job.notebook.hooked_model import load_model
 from tools.bucket import bucket_available, bucket_server
 from tools.demo import SNIPPET
 from tools.tiny_model import write_tiny_model

@@ -12,15 +12,20 @@ from pod_job.checkpoints.locate import find_model
 from pod_job.models import create_model_with_hooks
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
+from pod_job.progress import progress_bar
 from pod_job.prompts.tokenizer import load_tokenizer
 
 
-class LoadedModel(NamedTuple):
-    """A model, its weights and its tokenizer: `model, params, tokenizer = load_model(...)`."""
-
+class Loaded(NamedTuple):
     model: Decoder
     params: dict[str, dict[str, jax.Array]]
     tokenizer: Any
+
+
+class LoadedModel(Loaded):
+    """A model, its weights and its tokenizer: `model, params, tokenizer = load_model(...)`; `path`: where they are."""
+
+    path: str
 
 
 def load_model(
@@ -52,4 +57,7 @@ def load_model(
     tokenizer = load_tokenizer(files.directory)
     check_checkpoint(checkpoint, table)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return LoadedModel(model, load_params(checkpoint, table, model.dtype, dict.fromkeys(table, device)), tokenizer)
+    params = load_params(checkpoint, table, model.dtype, dict.fromkeys(table, device), progress_bar)
+    loaded = LoadedModel(model, params, tokenizer)
+    loaded.path = path_or_name
+    return loaded
