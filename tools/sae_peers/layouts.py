@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from pod_job.commands.command_line import exit_status
@@ -58,8 +59,9 @@ def trained(shape: SaeShape) -> tuple[TrainedSae, np.ndarray, np.ndarray, np.nda
     parameters |= {"threshold": np.array(0.5, np.float32)} if "threshold" in sizes else {}
     rows = rng.standard_normal((ROWS, shape.input_width)).astype(np.float32)
     target_scale = 1.3 if shape.transcoder else SCALE
-    latents = encode(shape, parameters, rows * SCALE)
-    output = np.asarray(decode(shape, parameters, latents, rows * SCALE)) / target_scale
+    params, scaled = {name: jnp.asarray(value) for name, value in parameters.items()}, jnp.asarray(rows * SCALE)
+    latents = encode(shape, params, scaled)
+    output = np.asarray(decode(shape, params, latents, scaled)) / target_scale
     taps, target = (("layer_3.mlp_in",), "layer_3.mlp_out") if shape.transcoder else (("layer_3",), None)
     origin = SaeOrigin(model="org/model", taps=taps, target=target)
     sae = TrainedSae(shape, folded(shape, parameters, SCALE, target_scale), origin)

@@ -131,7 +131,7 @@ def positive(values: Float[Array, "N F"], dtype: str) -> Float[Array, "N F"]:
 
 
 def _positive_forward(values: Float[Array, "N F"], dtype: str) -> tuple[Float[Array, "N F"], Float[Array, "N F"]]:
-    result = positive(values, dtype)
+    result = jnp.maximum(values, 0).astype(dtype)
     return result, result
 
 
