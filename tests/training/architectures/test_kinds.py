@@ -26,8 +26,8 @@ USES = {
     "skip": {"transcoder": True, "output_width": OUT, "skip": True},
     "crosscoder": {"taps": 3},
 }
-LOSS = jax.jit(loss, static_argnums=(0, 5))
-GRADIENT = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=(0, 5))
+LOSS_AND_GRADIENT = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True), static_argnums=(0, 5))
+"""Compiled once for each shape, for all tests: that is most of their time."""
 
 
 def shape_of(architecture: Architecture, use: str = "sae", **changes) -> SaeShape:
@@ -50,16 +50,22 @@ def example(shape: SaeShape, seed: int = 0) -> tuple[dict, Batch, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("architecture", "use"),
-    [(architecture, "sae") for architecture in Architecture]
-    + [(Architecture.gated, "skip"), (Architecture.topk, "transcoder"), (Architecture.matryoshka, "skip")]
-    + [(Architecture.relu, "crosscoder"), (Architecture.batch_topk, "crosscoder"), (Architecture.jump_relu, "skip")],
+    [
+        *((architecture, "sae") for architecture in Architecture),
+        (Architecture.gated, "skip"),
+        (Architecture.relu, "crosscoder"),
+        pytest.param(Architecture.topk, "transcoder", marks=pytest.mark.pod),
+        pytest.param(Architecture.matryoshka, "skip", marks=pytest.mark.pod),
+        pytest.param(Architecture.batch_topk, "crosscoder", marks=pytest.mark.pod),
+        pytest.param(Architecture.jump_relu, "skip", marks=pytest.mark.pod),
+    ],
 )
 def test_loss_and_metrics_are_those_of_the_paper(architecture: Architecture, use: str) -> None:
     shape = shape_of(architecture, use)
     check_shape(shape, "sae")
     params, batch, dead = example(shape)
     coefficients = coefficients_for(shape, sparsity=0.3, auxiliary=0.5)
-    value, metrics = LOSS(shape, params, batch, coefficients, jnp.array(dead))
+    (value, metrics), _ = LOSS_AND_GRADIENT(shape, params, batch, coefficients, jnp.array(dead))
     valid = np.asarray(batch.valid)
     expected, latents = reference_loss(shape, params, batch.rows, batch.targets, valid, coefficients, dead)
     np.testing.assert_allclose(value, expected, rtol=2e-5)
@@ -79,7 +85,7 @@ def test_rows_that_are_not_valid_change_nothing(architecture: Architecture) -> N
 
     def results(rows: jax.Array) -> list[jax.Array]:
         changed = Batch(rows, rows, batch.valid)
-        return jax.tree.leaves(GRADIENT(shape, params, changed, coefficients, jnp.array(dead)))
+        return jax.tree.leaves(LOSS_AND_GRADIENT(shape, params, changed, coefficients, jnp.array(dead)))
 
     for mine, theirs in zip(results(batch.rows), results(other), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
@@ -96,11 +102,11 @@ def test_gradients_are_differences_of_the_loss(architecture: Architecture, use: 
     coefficients, dead = coefficients_for(shape, sparsity=0.3, auxiliary=0.0), jnp.array(dead)
 
     def total(p: dict) -> jax.Array:
-        value, metrics = LOSS(shape, p, batch, coefficients, dead)
+        (value, metrics), _ = LOSS_AND_GRADIENT(shape, p, batch, coefficients, dead)
         # The gated loss's frozen decoder has no difference quotient.
         return value - metrics.auxiliary if architecture is Architecture.gated else value
 
-    gradient, _ = GRADIENT(shape, params, batch, coefficients, dead)
+    _, gradient = LOSS_AND_GRADIENT(shape, params, batch, coefficients, dead)
     for name in ("decoder_bias", "decoder", "skip", "encoder_bias"):
         if name in params and not (architecture is Architecture.gated and name == "decoder_bias" and shape.centered):
             direction = np.random.default_rng(1).normal(size=params[name].shape).astype(np.float32)
@@ -110,7 +116,9 @@ def test_gradients_are_differences_of_the_loss(architecture: Architecture, use: 
             np.testing.assert_allclose(np.sum(gradient[name] * direction), slope, rtol=2e-2, atol=0.2)
 
 
-@pytest.mark.parametrize("architecture", [Architecture.gated, Architecture.matryoshka])
+@pytest.mark.parametrize(
+    "architecture", [Architecture.gated, pytest.param(Architecture.matryoshka, marks=pytest.mark.pod)]
+)
 def test_bfloat16_factors_change_loss_and_gradients_by_their_rounding(architecture: Architecture) -> None:
     shape = shape_of(architecture)
     params, batch, dead = example(shape)
@@ -119,7 +127,7 @@ def test_bfloat16_factors_change_loss_and_gradients_by_their_rounding(architectu
         coefficients = coefficients._replace(k=jnp.float32(F))  # so that rounding moves no latent in or out
 
     def values(dtype: str) -> list[jax.Array]:
-        return jax.tree.leaves(GRADIENT(shape, params, batch, coefficients, dead, dtype)[0])
+        return jax.tree.leaves(LOSS_AND_GRADIENT(shape, params, batch, coefficients, dead, dtype)[1])
 
     for exact, rounded in zip(values("float32"), values("bfloat16"), strict=True):
         np.testing.assert_allclose(rounded, exact, atol=0.05 * float(jnp.max(jnp.abs(exact))) + 1e-6)
