@@ -25,7 +25,8 @@ DEMO_MODEL := runs/models/SmolLM2-135M-Instruct
 # 32 layers, so that the layer numbers of every experiment exist in it.
 SIM_MODEL := runs/models/tiny-qwen2
 SIM_OVERRIDES = pod.kind=local pod.accelerator_type=null pod.arrival_timeout_s=120 model.path=$(SIM_MODEL) \
-	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=tail extract.save_every_n_samples=4
+	model.dtype=float32 tasks=arc_sample extract.seq_len=256 extract.too_long=tail extract.save_every_n_samples=4 \
+	train.tokens=null train.steps=12 train.batch_rows=1024 train.buffer_rows=4096 train.statistics_rows=2048 train.epochs=9
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-sae rehearse test test-pods smoke chaos plans bench fuzz docs lint constraints clean $(RUNS) $(WATCHES) $(PLANS) $(SIMS)
@@ -46,7 +47,7 @@ demo: $(INSTALLED) ## run a real model on real prompts with a pod of four proces
 	$(BIN)/python -m tools.demo
 
 demo-sae: $(INSTALLED) ## train an SAE on a real model and real text, on this machine, to a page with its latents; ten minutes on two cores
-	$(BIN)/python -m tools.demo_sae
+	$(BIN)/python -m tools.demo_sae $(ARGS)
 
 rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers, from nothing to its end: real gcloud and ssh, simulated cloud
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)

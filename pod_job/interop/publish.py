@@ -17,6 +17,7 @@ from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.identity import read_run
+from pod_job.run_folder.training import read_training
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from pod_job.training.layouts.read import sae_names
@@ -67,6 +68,8 @@ def plan_publication(run_dir: str, repo: str, license_id: str | None = None) -> 
     folder = open_folder(run_dir)
     run = read_run(folder)
     saes = sae_names(folder)
+    if saes or run.identity.train is not None:
+        read_training(folder)  # refuses SAEs of which some may be missing
     names = [name for prefix in (*SHARED, *(TRAINED if saes else DATASET)) for name in folder.names(prefix)]
     if saes:
         return Publication(folder, repo, "model", names, sae_card(repo, folder, saes, run, license_id))

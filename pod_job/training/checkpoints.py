@@ -1,8 +1,8 @@
 """Checkpoints of training in the run folder: each host writes its own part while the devices go on.
 
-A part is an orbax checkpoint of the pieces of arrays that lie on the host's devices, each piece once, and a record of
-where they belong, which is written last. A checkpoint counts when the records of all hosts are there. A start on
-another mesh puts its pieces together from all parts, and reads no more than it needs.
+A part has the pieces of arrays that lie on the host's devices, each piece once, in the layout of orbax (zarr3 in
+OCDBT), and a record of where they belong, which is written last. A checkpoint counts when the records of all hosts are
+there. A start on another mesh puts its pieces together from all parts, and reads no more than it needs.
 """
 
 import logging
@@ -17,7 +17,6 @@ import jax
 import ml_dtypes  # noqa: F401  so that numpy knows bfloat16 by its name
 import msgspec
 import numpy as np
-import orbax.checkpoint as orbax
 
 from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.convert import output_folder
@@ -37,9 +36,6 @@ RECORD = re.compile(re.escape(CHECKPOINTS) + r"step_(\d{9})/host_(\d{2,})\.json"
 log = logging.getLogger("pod_job")
 
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns at every part that one process writes alone
-
-
 class Piece(Record, frozen=True):
     """A piece of an array of the state: its first index in each dimension, its shape, and its name in the part."""
 
@@ -50,7 +46,7 @@ class Piece(Record, frozen=True):
 
 
 class PartRecord(Record, frozen=True, kw_only=True):
-    """training/checkpoints/step_*/host_*.json; `files` has checksums of what orbax wrote below `path`."""
+    """training/checkpoints/step_*/host_*.json; `files` has checksums of what is below `path`."""
 
     format: Literal[1]
     step: Count
@@ -63,7 +59,7 @@ class PartRecord(Record, frozen=True, kw_only=True):
 
     @property
     def path(self) -> str:
-        """Name of the folder that orbax wrote."""
+        """Name of the folder of its arrays."""
         return part_folder(self.step, self.host)
 
 
@@ -123,7 +119,7 @@ class CheckpointWriter:
         remove_below(self.folder, f"{path}/")  # what a host that was killed has left
         size = sum(array.nbytes for array in arrays.values())
         with output_folder(self.folder, path, size, "storage.run_dir") as local:
-            write_part(local, arrays, self.host)
+            write_part(local, arrays)
         names = self.folder.names(f"{path}/")
         files = {name.removeprefix(f"{path}/"): value for name, value in checksums(self.folder, names).items()}
         record = PartRecord(
@@ -142,14 +138,16 @@ class CheckpointWriter:
             remove_old(self.folder)
 
 
-def write_part(path: Path, arrays: Mapping[str, np.ndarray], host: int) -> None:
-    """Writes the arrays as an orbax checkpoint, by this process alone: other hosts write their own."""
-    alone = orbax.options.MultiprocessingOptions(
-        primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix=f"part_{host}"
-    )
-    handler = orbax.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, multiprocessing_options=alone)
-    with orbax.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(path, args=orbax.args.PyTreeSave(dict(arrays)), force=True)
+def write_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the arrays as orbax lays them out. Orbax itself writes arrays of NumPy on the first host only."""
+    import tensorstore
+
+    transaction = tensorstore.Transaction()
+    for name, array in arrays.items():
+        spec = piece_spec(f"file://{path}/", name)
+        stored = tensorstore.open(spec, create=True, dtype=array.dtype, shape=array.shape, transaction=transaction)
+        stored.result().write(array).result()
+    transaction.commit_async().result()
 
 
 def local_pieces(state: Any) -> tuple[list[Piece], dict[str, np.ndarray]]:
@@ -203,6 +201,16 @@ def remove_old(folder: Folder) -> None:
     for name in sorted(folder.names(CHECKPOINTS), key=lambda name: RECORD.fullmatch(name) is None):
         step = re.match(re.escape(CHECKPOINTS) + r"step_(\d{9})/", name)
         if step and int(step[1]) < oldest_kept:
+            folder.remove(name)
+
+
+def remove_after(folder: Folder, step: int) -> None:
+    """Removes the records of checkpoints after a step, of which hosts that were killed have left parts.
+
+    Otherwise one could count as complete by the new part of a host and what another had left, which it then replaces.
+    """
+    for name in folder.names(CHECKPOINTS):
+        if (match := RECORD.fullmatch(name)) and int(match[1]) > step:
             folder.remove(name)
 
 
@@ -297,9 +305,18 @@ def read_box(
 
 
 def open_piece(folder: Folder, part: PartRecord, piece: Piece) -> Any:
-    """Opens the array of a piece."""
+    """Opens the array of a piece. JobError where it is not there."""
     import tensorstore
 
-    base = f"{location(folder)}/{part.path}/"
-    spec = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{piece.name}/"}}
-    return tensorstore.open(spec, read=True, open=True).result()
+    try:
+        return tensorstore.open(piece_spec(f"{location(folder)}/{part.path}/", piece.name), read=True).result()
+    except ValueError:
+        where = f"{folder.url}/{step_folder(part.step)}"
+        raise JobError(
+            f"{where}: {part.path} lacks {piece.name}; remove {where} to go on from the checkpoint before it"
+        ) from None
+
+
+def piece_spec(base: str, name: str) -> dict[str, Any]:
+    """Returns where the array of a piece is, for tensorstore."""
+    return {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}

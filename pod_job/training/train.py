@@ -24,6 +24,8 @@ from pod_job.training.checkpoints import (
     CheckpointWriter,
     check_same_training,
     complete_checkpoints,
+    latest_checkpoint,
+    remove_after,
     restore,
 )
 from pod_job.training.curves import Curves, report
@@ -219,12 +221,15 @@ def without_sinks(
 
 
 def agreed_checkpoint(inputs: TrainInputs) -> Checkpoint | None:
-    """Returns the newest complete checkpoint as host 0 sees it: hosts that list a bucket may see others."""
-    complete = {checkpoint.step: checkpoint for checkpoint in complete_checkpoints(inputs.folder)}
-    step = max(complete, default=-1)
+    """Returns the newest complete checkpoint, as host 0 sees it, which removes what is left of later ones."""
+    step = -1
+    if jax.process_index() == 0:
+        newest = latest_checkpoint(inputs.folder)
+        step = newest.step if newest else -1
+        remove_after(inputs.folder, step)
     if jax.process_count() > 1:
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    return complete.get(step)
+    return {checkpoint.step: checkpoint for checkpoint in complete_checkpoints(inputs.folder)}.get(step)
 
 
 def as_shapes(state: Any) -> Any:

@@ -12,7 +12,8 @@ from pod_job.models.arch import read_arch_file
 from pod_job.models.sharding import check_divides
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
-from pod_job.planning.inputs import check_context, read_inputs
+from pod_job.planning.inputs import check_context
+from pod_job.planning.training import look_at_prompts, read_job_inputs
 from pod_job.preflight.tpu_facts import V5E
 from tools.plans import COLUMNS, configuration, experiments, page, sizes_of
 from tools.tiny_model import write_tiny_model
@@ -44,8 +45,9 @@ def sim_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_experiment_can_be_simulated(name: str, sim_overrides: list[str], tmp_path: Path) -> None:
-    inputs = read_inputs(load([f"experiment={name}", *sim_overrides, f"storage.run_dir={tmp_path}"]))
-    assert inputs.taps
+    inputs = read_job_inputs(load([f"experiment={name}", *sim_overrides, f"storage.run_dir={tmp_path}"]))
+    look_at_prompts(inputs)
+    assert inputs.identity.taps
 
 
 def test_a_plan_is_a_row_of_the_page() -> None:

@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_hub import FakeHub
+from msgspec.structs import replace
 from sae_samples import random_sae, sae_shape
-from sample_runs import finished_run, identity
+from sample_runs import TIME, WIDTH, finished_run, identity
 
 from pod_job.commands.publish import main
+from pod_job.config.train import SaeGrid, TrainConfig
+from pod_job.formats.records import encode
 from pod_job.interop.publish import plan_publication, publish
+from pod_job.planning.training_schedule import train_identity
 from pod_job.run_folder.identity import claim
-from pod_job.run_folder.layout import METADATA, sae_prefix
+from pod_job.run_folder.layout import METADATA, SAES_METADATA, sae_prefix
+from pod_job.run_folder.training import TrainingMetadata
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from pod_job.training.layouts.read import read_saes
@@ -34,8 +39,26 @@ def run_of(kind: str, folder: Folder) -> None:
     else:
         claim(folder, identity(10))
         write_sae(folder, sae_prefix("one"), random_sae(sae_shape("topk")))
+        finish_training(folder)
     for name in PRIVATE:
         folder.replace(name, b"secret")
+
+
+def finish_training(folder: Folder) -> None:
+    """Writes the record that all SAEs are there."""
+    described = TrainingMetadata(
+        format=1,
+        complete=True,
+        saes=[],
+        steps=1,
+        rows=1,
+        seconds=1.0,
+        provenance=identity(10),
+        pod_job_version="test",
+        packages={},
+        written=TIME,
+    )
+    folder.replace(SAES_METADATA, encode(described))
 
 
 def published(hub: FakeHub, repo: str) -> dict[str, bytes]:
@@ -91,6 +114,20 @@ def test_an_interrupted_publication_sends_the_rest(
     again = [line for line in hub.requests if line.startswith("PUT")][len(sent) :]
     assert not set(again) & set(sent)
     assert METADATA in published(hub, "datasets/me/run")
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_saes_of_a_training_that_has_not_ended_are_refused(
+    written: int, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = open_folder(tmp_path / "run")
+    schedule = train_identity(TrainConfig(saes=[SaeGrid(tap=6, latents=40, k=5)]), {"layer_6": WIDTH}, 100)
+    claim(folder, replace(identity(10), train=schedule))
+    for number in range(written):
+        write_sae(folder, sae_prefix(f"sae_{number}"), random_sae(sae_shape("topk")))
+    assert main([folder.url, "me/run"]) == 2
+    assert f"{SAES_METADATA}: missing; training has not ended" in capsys.readouterr().err
+    assert not hub.repos
 
 
 def test_an_unfinished_run_or_a_bad_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from pod_job.training.checkpoints import (
     check_same_training,
     complete_checkpoints,
     latest_checkpoint,
+    remove_after,
     restore,
 )
 
@@ -113,6 +114,18 @@ def test_a_checkpoint_counts_when_all_hosts_have_written_their_part(tmp_path: Pa
             writer.save(3, 0.0, state(LAYOUTS[0]))
             writer.finish()
     assert latest_checkpoint(folder) is not None
+
+
+def test_what_a_killed_host_has_left_never_completes_a_later_checkpoint(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    for host, steps in ((0, (3, 6)), (1, (3,))):  # host 1 was killed before it had written its part of step 6
+        with CheckpointWriter(folder, TRAIN, host, 2) as writer:
+            for step in steps:
+                writer.save(step, 0.0, state(LAYOUTS[0]))
+    remove_after(folder, 3)
+    with CheckpointWriter(folder, TRAIN, 1, 2) as writer:
+        writer.save(6, 0.0, state(LAYOUTS[0]))
+    assert [checkpoint.step for checkpoint in complete_checkpoints(folder)] == [3]
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:

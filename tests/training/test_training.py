@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from job_processes import finish, start
 from safetensors.numpy import load_file
 from sample_runs import TAPS, batch, identity
 
@@ -46,14 +48,17 @@ class Stage:
     source: Path
     trainers: dict[tuple[int, int], Trainer]
 
-    def inputs(self, out: Path, mesh: tuple[int, int] = (2, 2), *overrides: str) -> TrainInputs:
+    def overrides(self, out: Path, mesh: tuple[int, int] = (2, 2)) -> list[str]:
         settings = {"train.run": self.source, "storage.run_dir": out, "train.saes": SAES, "train.steps": STEPS}
         settings |= {"train.batch_rows": 16, "train.buffer_rows": 64, "train.statistics_rows": 32, "train.epochs": 9}
         settings |= {"train.dtype": "float32", "train.warmup_steps": 3, "train.log_steps": 1}
         settings |= {"train.checkpoint_steps": CHECKPOINT_STEPS, "mesh.data": mesh[0], "mesh.model": mesh[1]}
-        settings |= {"sharding": "tensor", "pod.devices_per_host": mesh[0] * mesh[1]}
-        given = [f"{key}={value}" for key, value in settings.items()]
-        return read_train_inputs(load(["mode=train", "train.source=run", *given, *overrides]))
+        settings |= {"sharding": "tensor", "mode": "train", "train.source": "run"}
+        return [f"{key}={value}" for key, value in settings.items()]
+
+    def inputs(self, out: Path, mesh: tuple[int, int] = (2, 2), *overrides: str) -> TrainInputs:
+        devices = f"pod.devices_per_host={mesh[0] * mesh[1]}"
+        return read_train_inputs(load([*self.overrides(out, mesh), devices, *overrides]))
 
     def start(self, out: Path, mesh: tuple[int, int] = (2, 2), kill_at: int | None = None, *overrides: str) -> None:
         """Runs one start of the job to its end, or until it is killed in the step `kill_at`."""
@@ -143,6 +148,26 @@ def test_a_start_on_another_mesh_ends_in_the_same_weights_within_rounding(
     for name, tensors in weights(tmp_path).items():
         for tensor, values in tensors.items():
             np.testing.assert_allclose(values, expected[name][tensor], atol=1e-4, err_msg=f"{name} {tensor}")
+
+
+@pytest.mark.pod
+def test_two_hosts_end_in_the_weights_of_one_and_go_on_bit_by_bit(
+    stage: Stage, undisturbed: Path, tmp_path: Path
+) -> None:
+    finish(start(stage.overrides(tmp_path / "hosts"), 2, 2))
+    finished = weights(tmp_path / "hosts")
+    expected = weights(undisturbed)
+    for name, tensors in finished.items():
+        for tensor, values in tensors.items():
+            np.testing.assert_allclose(values, expected[name][tensor], atol=1e-4, err_msg=f"{name} {tensor}")
+    shutil.copytree(tmp_path / "hosts", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed/saes")
+    for record in tmp_path.glob(f"killed/training/checkpoints/step_{STEPS:09d}/host_01.json"):
+        record.unlink()  # host 1 was killed before it had written it
+    finish(start(stage.overrides(tmp_path / "killed"), 2, 2))
+    for name, tensors in weights(tmp_path / "killed").items():
+        for tensor, values in tensors.items():
+            np.testing.assert_array_equal(values, finished[name][tensor], err_msg=f"{name} {tensor}")
 
 
 def test_the_record_names_every_sae_and_what_it_was_trained_on(stage: Stage, undisturbed: Path) -> None:
