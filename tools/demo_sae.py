@@ -4,6 +4,7 @@ Every call makes a new run folder under runs/. The model and the text are made o
 `make demo-sae ARGS=train.tokens=30000` takes a tenth of the time.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tools.demo_text import REQUIREMENT, write_demo_text
 EXPERIMENT = "experiment=sae-laptop"
 ON = ["model=smollm2_135m", "tasks=demo_text"]
 """Model and documents of the experiment, as other commands take them."""
-HELD_OUT_TOKENS, CONTEXTS = 16384, 5
+HELD_OUT_TOKENS, CONTEXTS = 4096, 5
 
 
 def main() -> int:
@@ -48,6 +49,7 @@ def demo(screen: Console, given: list[str]) -> int:
 
     `given`: overrides of the experiment.
     """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of the evaluation, in this process; hosts have their own
     run_dir = f"runs/demo-sae-{new_attempt()}"
     overrides = [EXPERIMENT, f"storage.run_dir={run_dir}", *given]
     config = load(overrides)

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     return int(run(options.out_dir, options.kills, options.overrides) > 0)
 
 
