@@ -58,7 +58,7 @@ def summary(report: PreflightReport) -> str:
     run = report.run
     assert run is not None, "a report of a job that fits has its run"
     memory = f"{max(program.hbm['total'] for program in report.programs) / GIB:.1f} GiB a chip"
-    speed = f"{report.tokens_per_s:,.0f} tokens/s, bound by {report.programs[-1].bottleneck}"
+    speed = f"{report.tokens_per_s:,.0f} tokens/s, bound by {report.bottleneck}"
     cost = f"{run.hours:.2f} hours, {run.cost}"
     better = f"; {report.changes[0].change} would be quicker" if report.changes else ""
     return f"{memory}, {speed}, {cost}{better}"

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pod_job.config.train import Architecture
 from pod_job.training.architectures.kinds import decode, encode
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.saes import SaeOrigin, TrainedSae, parameter_shapes
 
 KINDS = [kind.value for kind in Architecture]

@@ -24,11 +24,12 @@ import numpy as np
 from jax.sharding import AxisType
 
 from pod_job.commands.command_line import exit_status
+from pod_job.config.train import Architecture
 from pod_job.training.architectures.kinds import coefficients_for, decode, encode, initial_parameters, loss
 from pod_job.training.architectures.parts import Batch, Params
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.recipe import Recipe, SaePlan
-from pod_job.training.tap_statistics import measure_tap
+from pod_job.training.tap_statistics import TapStatistics, measure_tap
 from pod_job.training.trainer import Trainer
 from tools import peers
 
@@ -98,7 +99,7 @@ def compared(kind: str, value: float, gradient: Params, theirs: dict[str, np.nda
 def shape_of(kind: str, width: int, latents: int, ends: Sequence[int] = ()) -> SaeShape:
     architecture = Architecture(kind)
     groups = tuple(np.diff([0, *ends]).tolist()) if architecture is Architecture.matryoshka else ()
-    k = 5 if architecture in (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka) else None
+    k = 5 if architecture.has_k else None
     return SaeShape(
         architecture=architecture, input_width=width, output_width=width, latents=latents, k=k, group_sizes=groups
     )
@@ -136,13 +137,17 @@ def model_rows(folder: Path, count: int) -> np.ndarray:
     return torch.cat(vectors)[:count].numpy()
 
 
+def statistics_of(rows: np.ndarray) -> TapStatistics:
+    return measure_tap(rows, np.ones(len(rows), bool)).statistics
+
+
 def compare_training(folder: Path, steps: int, rows_per_step: int, distinct: int) -> Training:
     """Trains a TopK SAE of 4,096 latents in both, on `distinct` rows."""
     rows = cached_rows(folder, distinct + HELD_OUT)
     random = np.random.default_rng(0)
     rows = rows[random.permutation(len(rows))]
     seen, held_out = rows[HELD_OUT:], rows[:HELD_OUT]
-    statistics = measure_tap(seen[:8192])
+    statistics = statistics_of(seen[:8192])
     seen, held_out = seen * statistics.scale, held_out * statistics.scale
     epochs = -(-steps * rows_per_step // len(seen))
     order = np.concatenate([random.permutation(len(seen)) for _ in range(epochs)])[: steps * rows_per_step]
@@ -190,7 +195,7 @@ def trained(plan: SaePlan, recipe: Recipe, rows: np.ndarray, order: np.ndarray) 
     """Returns the parameters after training on scaled rows in this order."""
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
     trainer = Trainer((plan,), recipe, mesh, ("data",), {TAP: rows.shape[1]}, order.shape[1])
-    state = trainer.initial_state({TAP: measure_tap(rows[:8192])})
+    state = trainer.initial_state({TAP: statistics_of(rows[:8192])})
     valid = np.ones(order.shape[1], bool)
     for batch in order:
         state, _ = trainer.step(state, {TAP: rows[batch]}, valid)

@@ -18,12 +18,14 @@ from msgspec.structs import replace
 
 from pod_job.commands.command_line import exit_status
 from pod_job.config.schema import MeshConfig
+from pod_job.config.train import Architecture
 from pod_job.models.mesh import make_mesh
-from pod_job.preflight.compiled_text import Collective, collectives, read_program, total_cycles
-from pod_job.preflight.pod_compiler import memory, pod_devices
+from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.pod_compiler import pod_devices
 from pod_job.preflight.tpu_facts import read_accelerator_type
-from pod_job.training.architectures.shape import Architecture, SaeShape
-from pod_job.training.buffer import buffer_bytes
+from pod_job.preflight.trainer_compiler import forecast
+from pod_job.preflight.training_forecast import TrainingForecast, beside_model, training_forecast
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.recipe import Recipe, SaePlan
 from pod_job.training.trainer import Trainer
 from tools.plans import preflight
@@ -58,55 +60,20 @@ CASES = {
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Forecast of one case: seconds of one step, bytes of a chip's memory, and tokens per second of the pod."""
+    """Forecast of one case: of the trainer's program beside the forward pass, and of a step with both."""
 
-    rows: int
-    forward_s: float
-    trainer_s: float
-    network_s: float
-    tokens_per_s: float
-    of_forward_alone: float
-    hbm: dict[str, int]
-    hbm_of_forward: int
-    hbm_available: int
-    buffer_bytes: int
-    collectives: list[Collective]
+    trainer: Forecast
+    training: TrainingForecast
 
 
 def figures(case: Case) -> Figures:
     """Compiles the programs of the case and returns their forecast."""
-    forward_s, forward_hbm, rows = 0.0, 0, case.rows
-    if case.experiment:
-        forward = preflight(case.experiment).programs[0]
-        # A training stores nothing: neither the hosts nor the bucket see the vectors.
-        forward_s = max(forward.seconds[cause] for cause in ("compute", "hbm", "network"))
-        # Its time is in proportion to its tokens; one forward pass feeds several steps of the optimizer.
-        forward_s *= rows / forward.tokens
-        forward_hbm = forward.hbm["total"] - forward.hbm.get("results", 0)
+    forward = preflight(case.experiment).programs[0] if case.experiment else None
     pod = read_accelerator_type(case.pod)
-    trainer = trainer_of(case, rows)
-    compiled = trainer.lower().compile()
-    operations = read_program(compiled.as_text() or "")
-    moved = collectives(operations)
-    trainer_s = total_cycles(operations) / pod.chip.cycles_s
-    network_s = sum(kind.count * kind.bytes for kind in moved) / pod.network_bytes_s
-    total = forward_s + trainer_s + network_s
-    sizes = compiled.memory_analysis()
-    assert sizes is not None
-    hbm = memory(compiled, sizes.alias_size_in_bytes)
-    return Figures(
-        rows=rows,
-        forward_s=forward_s,
-        trainer_s=trainer_s,
-        network_s=network_s,
-        tokens_per_s=rows / total,
-        of_forward_alone=forward_s / total,
-        hbm=hbm,
-        hbm_of_forward=forward_hbm,
-        hbm_available=pod.chip.hbm_bytes,
-        buffer_bytes=buffer_bytes(dict(trainer.widths), rows, trainer.recipe.buffer_steps, pod.chips),
-        collectives=moved,
-    )
+    trainer = forecast(trainer_of(case, case.rows), pod)
+    if forward is not None:
+        trainer = beside_model(trainer, forward)
+    return Figures(trainer, training_forecast(trainer, forward))
 
 
 def trainer_of(case: Case, rows: int) -> Trainer:

@@ -108,7 +108,7 @@ def plan(options: Namespace) -> int:
 
 
 def plan_training(config: JobConfig, overrides: Sequence[str], options: Namespace) -> int:
-    """Shows what training would do, and with a stream what its forward pass takes. JobError as of `plan`."""
+    """Shows what training would do, and what its programs take. JobError as of `plan`."""
     inputs = read_train_inputs(config, reading=ESTIMATED)
     look_at_prompts(inputs)
     if (wanted := slice_of(config)) is not None:
@@ -120,7 +120,7 @@ def plan_training(config: JobConfig, overrides: Sequence[str], options: Namespac
     else:
         show_training_plan(training_plan, screen)
     reason = no_preflight_reason(config, options.no_preflight)
-    if inputs.stream is None or reason or options.json:
+    if reason or options.json:
         return DONE
     report = run_preflight(overrides)
     for line in preflight_lines(report):

@@ -30,7 +30,7 @@ class ComputeDtype(Enum):
 
 
 class Architecture(Enum):
-    """Architecture of an SAE; the papers are named in pod_job/training/architectures."""
+    """Rule that makes the latents of an SAE sparse; modules of pod_job/training/architectures have these names."""
 
     relu = "relu"
     gated = "gated"

@@ -10,15 +10,16 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """Cost of one run of one program on the pod; where the program does not fit, times and rates are 0.
 
     Attributes:
-        program: `step`; with mode=generate `prefill` and `decode`, or `generation` where one of them does not fit.
+        program: `step`; with mode=generate `prefill` and `decode`, or `generation` where one of them does not fit; with
+            mode=train `forward` and `trainer`.
         topology: the compiler's name of the slice, such as v5e:8x8.
         compile_s: wall time in seconds that compiling took on this machine.
         hbm: bytes of a chip's memory by kind, and `total`.
         hbm_available: bytes that a program may use of a chip's memory.
         seconds: by cause. `compute`: the compiler's estimates of its own operations, and the kernels'; `hbm`: reading
             weights and cache once per token position in turn, writing results; `network`: all collectives, as if
-            nothing hid them; `host`: results to the host's memory; `bucket`: results to storage. They overlap, so the
-            program takes the longest of them.
+            nothing hid them; `host`: results to the host's memory; `bucket`: results to storage, both not with
+            mode=train. They overlap, so the program takes the longest of them.
         kernel_s: part of `seconds["compute"]` that custom kernels take.
         ideal_s: model FLOPs of a run at the chips' peak.
         tokens: token positions computed, on all chips.

@@ -10,20 +10,20 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from pod_job.config.load import to_json
 from pod_job.errors import JobError
 from pod_job.formats.records import decode, encode
 from pod_job.preflight.forecast import Forecast
-from pod_job.preflight.planned_job import PlannedJob
+from pod_job.preflight.planned_job import PlannedJob, PlannedTrainer
 
-FIELDS = ("mode", "mesh", "sharding", "extract", "generate", "preflight")
 COMPILERS = ("jax", "jaxlib", "libtpu", "flax")
+
+Job = TypeVar("Job", PlannedJob, PlannedTrainer)
 
 log = logging.getLogger("pod_job")
 
@@ -34,7 +34,7 @@ class CachedForecasts(msgspec.Struct, frozen=True):
     forecasts: list[Forecast]
 
 
-def cached(job: PlannedJob, compile_programs: Callable[[PlannedJob], list[Forecast]]) -> tuple[list[Forecast], bool]:
+def cached(job: Job, compile_programs: Callable[[Job], list[Forecast]]) -> tuple[list[Forecast], bool]:
     """Returns the job's forecasts, from the cache or from `compile_programs`, and whether the cache had them."""
     path = cache_folder() / f"{cache_key(job)}.json"
     try:
@@ -48,12 +48,9 @@ def cached(job: PlannedJob, compile_programs: Callable[[PlannedJob], list[Foreca
     return forecasts, False
 
 
-def cache_key(job: PlannedJob) -> str:
-    values = to_json(job.config)
-    depends = {name: values[name] for name in FIELDS}
-    depends |= {"pod": job.config.pod.accelerator_type, "dtype": job.config.model.dtype.value, "ends": job.end_tokens}
-    depends |= {"arch": asdict(job.arch), "taps": [tap.name for tap in job.taps], "code": code_hash()}
-    depends |= {"compilers": {name: installed_version(name) for name in COMPILERS}}
+def cache_key(job: PlannedJob | PlannedTrainer) -> str:
+    compilers = {name: installed_version(name) for name in COMPILERS}
+    depends = {"job": job.facts(), "code": code_hash(), "compilers": compilers}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 

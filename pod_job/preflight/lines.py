@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Change, Measured, PreflightReport, WholeRun
+from pod_job.preflight.training_forecast import TrainingForecast
 from pod_job.units import GB, GIB, MB
 
 Line = tuple[str, str]
@@ -25,6 +26,8 @@ def named_lines(report: PreflightReport) -> Iterator[Line]:
         yield from program_lines(forecast, report)
     if report.decode:
         yield "generation", f"{report.tokens_per_s:,.0f} new tokens/s on the pod, prefill included"
+    if report.training:
+        yield from training_lines(report.training)
     for change in report.changes:
         yield "change", change_text(change)
     if report.run:
@@ -48,7 +51,21 @@ def program_lines(forecast: Forecast, report: PreflightReport) -> Iterator[Line]
     yield "", f"speed {forecast.tokens_per_s:,.0f} tokens/s on the pod; {mfu}"
     for collective in forecast.collectives:
         yield "", f"collective {collective.count} x {collective.kind} of {collective.bytes:,} bytes"
-    yield "", results_text(forecast, report)
+    if "bucket" in forecast.seconds:
+        yield "", results_text(forecast, report)
+
+
+def training_lines(training: TrainingForecast) -> Iterator[Line]:
+    parts = " + ".join(f"{part} {1e3 * seconds:.1f}" for part, seconds in training.seconds.items() if part != "reading")
+    passes = f", fed by {training.forward_passes:.3g} forward passes" if training.forward_passes else ""
+    alone = f", {training.of_forward_alone:.1%} of the forward pass alone" if training.of_forward_alone else ""
+    yield "training", f"a step of {training.rows:,} rows{passes}: {1e3 * training.step_s:.1f} ms"
+    yield "", f"(ms: {parts}, as if nothing overlapped)"
+    if training.read_bytes:
+        assumed = ", assumed" if training.read_assumed else ""
+        rate = f"{training.read_bytes / MB:,.1f} MB by each host at {training.read_gb_s:.3g} GB/s{assumed}"
+        yield "", f"reading {rate}: {1e3 * training.seconds['reading']:.1f} ms, beside the step"
+    yield "", f"{training.tokens_per_s:,.0f} tokens/s on the pod{alone}, bound by {training.longest}"
 
 
 def results_text(forecast: Forecast, report: PreflightReport) -> str:
@@ -68,6 +85,10 @@ def change_text(change: Change) -> str:
 
 
 def run_lines(run: WholeRun, prices: str) -> Iterator[Line]:
+    if not run.bytes and not run.samples:
+        yield "run", f"{run.steps:,} steps, {run.rows:,} rows, {run.hours:.3f} hours; no vector is stored"
+        yield from (("cost", run.cost), ("", f"({prices})"))
+        return
     new = f" and at most {run.new_tokens:,} new ones" if run.new_tokens else ""
     yield "run", f"{run.samples:,} samples, about {run.tokens:,} tokens{new}, {run.rows:,} rows per tap,"
     yield "", f"{run.bytes / GB:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours"

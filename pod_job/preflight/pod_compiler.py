@@ -29,7 +29,7 @@ from pod_job.models.sharding import row_shards
 from pod_job.models.taps import Tap
 from pod_job.planning.inputs import needed_weights
 from pod_job.planning.model_cost import prefill_positions, step_flops, step_positions, token_flops, vector_bytes
-from pod_job.preflight.compiled_text import Operation, collectives, read_program, total_cycles
+from pod_job.preflight.compiled_text import Collective, Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Chip, Slice
@@ -65,28 +65,35 @@ def forecasts(job: PlannedJob) -> list[Forecast]:
     Raises:
         JobError: libtpu is missing, it does not know the topology, or the mesh is not the pod's.
     """
-    pod, devices = job.pod, pod_devices(job.pod)
-    started = time.monotonic()
+    devices, started = pod_devices(job.pod), time.monotonic()
     try:
         programs = compile_for(job, devices)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return [
-            Forecast(
-                program="step" if job.config.mode is not Mode.generate else "generation",
-                topology=pod.topology,
-                chips=pod.chips,
-                fits=False,
-                compile_s=time.monotonic() - started,
-                hbm={"total": memory_needed(str(error))},
-                hbm_available=pod.chip.hbm_bytes,
-            )
-        ]
+        name = {Mode.generate: "generation"}.get(job.config.mode, step_name(job.config.mode))
+        return [too_big(name, job.pod, time.monotonic() - started, error)]
     compile_s = time.monotonic() - started
     # The cache: donated by prefill to decode, and by decode to itself, without a copy.
     cache = max(program.compiled.memory_analysis().alias_size_in_bytes for program in programs)  # type: ignore[union-attr]
     return [read_forecast(program, job, compile_s, cache) for program in programs]
+
+
+def too_big(program: str, pod: Slice, compile_s: float, error: jax.errors.JaxRuntimeError) -> Forecast:
+    """Returns the forecast of a program that the compiler refused for its size; raises any other error again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return Forecast(
+        program=program,
+        topology=pod.topology,
+        chips=pod.chips,
+        fits=False,
+        compile_s=compile_s,
+        hbm={"total": memory_needed(str(error))},
+        hbm_available=pod.chip.hbm_bytes,
+    )
+
+
+def step_name(mode: Mode) -> str:
+    return "forward" if mode is Mode.train else "step"
 
 
 def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: int) -> Forecast:
@@ -97,6 +104,9 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
     kernel = kernel_seconds(operations, job, program.layers) + expert_seconds(operations, job, program)
     host_s = pod.chip.host_bytes_s if rates.host_gb_s is None else rates.host_gb_s * GB
     bucket_s = BUCKET_BYTES_S if rates.bucket_gb_s is None else rates.bucket_gb_s * GB
+    leaving = {"host": program.stored_bytes / pod.chips / host_s, "bucket": program.stored_bytes / pod.hosts / bucket_s}
+    if job.config.mode is Mode.train:  # the vectors stay on the chips
+        leaving = {}
     return Forecast(
         program=program.name,
         topology=pod.topology,
@@ -108,9 +118,8 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
         seconds={
             "compute": total_cycles(operations) / pod.chip.cycles_s + kernel,
             "hbm": (turns * (hbm["weights and inputs"] + cache) + hbm["results"] / 2) / pod.chip.hbm_bytes_s,
-            "network": sum(kind.count * kind.bytes for kind in moved) / pod.network_bytes_s,
-            "host": program.stored_bytes / pod.chips / host_s,
-            "bucket": program.stored_bytes / pod.hosts / bucket_s,
+            "network": network_seconds(moved, pod),
+            **leaving,
         },
         kernel_s=kernel,
         ideal_s=program.flops / pod.chips / pod.chip.peak_flops,
@@ -120,6 +129,11 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
         stored_bytes=program.stored_bytes,
         cache_bytes=cache,
     )
+
+
+def network_seconds(moved: list[Collective], pod: Slice) -> float:
+    """Returns the seconds of the collectives of a run, as if nothing hid them."""
+    return sum(kind.count * kind.bytes for kind in moved) / pod.network_bytes_s
 
 
 def pod_devices(pod: Slice) -> list[Any]:
@@ -154,11 +168,13 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     if config.mode is not Mode.generate:
         step = compile_step(model, {"params": params}, split, extract)
         layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
+        if config.mode is Mode.train:
+            stored = 0
         head_flops = 0.0
         if extract.token_facts:
             layers, head_flops = arch.layers, 2.0 * rows * extract.seq_len * arch.hidden * arch.vocab
         flops = head_flops + step_flops(arch, layers, rows, extract.seq_len)
-        return [Program("step", step, flops, rows * extract.seq_len, stored, layers)]
+        return [Program(step_name(config.mode), step, flops, rows * extract.seq_len, stored, layers)]
     shape = shape_for(split, extract)
     made = compile_generation(model, {"params": params}, shape, extract, config.generate)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens

@@ -4,6 +4,7 @@ import msgspec
 
 from pod_job.config.generate import Mode
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.training_forecast import TrainingForecast
 
 
 class Change(Forecast, frozen=True, kw_only=True):
@@ -16,7 +17,8 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
     """Size, time and cost of the whole run, without the start of the pod and compilation.
 
     Attributes:
-        tokens: of prompts.
+        samples: 0 with mode=train, which ends after its steps.
+        tokens: of prompts; with mode=train the rows of all steps.
         new_tokens: tokens generated after them if every completion is as long as it may be.
         rows: vectors per tap.
         bytes: vectors of all taps.
@@ -91,9 +93,13 @@ class PreflightReport(msgspec.Struct, frozen=True, kw_only=True):
         weights: how they are split over the mesh, in words.
         fits: whether every program fits.
         cached: whether the forecasts are of an earlier compilation.
-        step: the program of a step; with mode=generate the prefill.
+        step: the program of a step; with mode=generate the prefill; with mode=train the forward pass, or where rows
+            are read from a run the trainer.
         decode: with mode=generate, the call that adds `tokens_in_turn` tokens to every row.
-        tokens_per_s: prompt tokens that the pod computes; with mode=generate new tokens, prefill included.
+        trainer: with mode=train and a forward pass, the trainer's step; its memory is that of both.
+        training: with mode=train, how the programs go together.
+        tokens_per_s: prompt tokens that the pod computes; with mode=generate new tokens, prefill included; with
+            mode=train rows that are trained on.
         changes: what to change where a program does not fit, or waits for its results to leave; in the order tried.
         run: None where a program does not fit.
         prices: where the prices are from.
@@ -114,8 +120,15 @@ class PreflightReport(msgspec.Struct, frozen=True, kw_only=True):
     measured: Measured | None
     rates: Rates
     prices: str
+    trainer: Forecast | None = None
+    training: TrainingForecast | None = None
 
     @property
     def programs(self) -> list[Forecast]:
-        """One, or with mode=generate two."""
-        return [self.step] if self.decode is None else [self.step, self.decode]
+        """One, or two with mode=generate, and with mode=train where there is a forward pass."""
+        return [program for program in (self.step, self.decode, self.trainer) if program is not None]
+
+    @property
+    def bottleneck(self) -> str:
+        """Cause or part that takes the longest."""
+        return self.programs[-1].bottleneck if self.training is None else self.training.longest

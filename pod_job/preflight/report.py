@@ -7,24 +7,20 @@ does not fit or waits for its results to leave, the report has changes that were
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pod_job.checkpoints.locate import find_model
+from pod_job.config.generate import Mode
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.formats.records import DamagedRecord
-from pod_job.models.arch import read_arch_file
-from pod_job.models.sharding import check_divides, sharding_line
-from pod_job.models.taps import resolve
-from pod_job.planning.inputs import check_context, needed_weights
 from pod_job.preflight.changes import checked_changes, deciding_forecast
-from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.compilers import compile_programs
 from pod_job.preflight.forecast_cache import cached
 from pod_job.preflight.measured import measure
-from pod_job.preflight.planned_job import PlannedJob
+from pod_job.preflight.planned_job import planned_job
 from pod_job.preflight.records import PreflightReport, Rates
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, PRICES_FROM, Slice, read_accelerator_type
+from pod_job.preflight.training_report import plan_training
 from pod_job.preflight.whole_run import tokens_per_s, whole_run
-from pod_job.prompts.tokenizer import end_tokens
 from pod_job.run_folder.bucket_rate import BucketRate, read_rate
 from pod_job.storage.open import open_folder
 from pod_job.units import GB
@@ -42,13 +38,9 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
     pod = pod_slice(config)
     measured_rate = find_rate(config, pod)
     config = with_rate(config, measured_rate)
-    model_dir = find_model(config.model.path, config.model.revision).directory
-    arch = read_arch_file(model_dir / "config.json")
-    taps = resolve(config.extract.layers, config.extract.taps, arch)
-    table = needed_weights(config, arch)
-    check_context(config, arch)
-    check_divides(table, config.mesh, config.sharding)
-    job = PlannedJob(config, arch, taps, pod, end_tokens(model_dir))
+    if config.mode is Mode.train:
+        return training_report(config, pod, measured_rate, run_dir)
+    job, weights, model_dir = planned_job(config, pod)
     forecasts, was_cached = cached(job, compile_programs)
     deciding = deciding_forecast(forecasts)
     return PreflightReport(
@@ -56,7 +48,7 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
         mode=config.mode,
         pod=str(config.pod.accelerator_type),
         hosts=pod.hosts,
-        weights=sharding_line(table, config.mesh, config.sharding),
+        weights=weights,
         fits=deciding.fits,
         cached=was_cached,
         step=forecasts[0],
@@ -70,10 +62,33 @@ def preflight(overrides: Sequence[str], run_dir: str | None = None) -> Preflight
     )
 
 
-def compile_programs(job: PlannedJob) -> list[Forecast]:
-    from pod_job.preflight.pod_compiler import forecasts  # imports jax, only once the configuration is sound
-
-    return forecasts(job)
+def training_report(
+    config: JobConfig, pod: Slice, measured_rate: BucketRate | None, run_dir: str | None
+) -> PreflightReport:
+    """Returns the report on a job with mode=train. JobError as of `preflight`."""
+    if run_dir is not None:
+        raise JobError(f"--measured={run_dir}: steps of mode=train are not compared with a run's; leave it out")
+    planned = plan_training(config, pod, measured_rate)
+    training = planned.training
+    return PreflightReport(
+        model=planned.model,
+        mode=config.mode,
+        pod=str(config.pod.accelerator_type),
+        hosts=pod.hosts,
+        weights=planned.weights,
+        fits=training is not None,
+        cached=planned.was_cached,
+        step=planned.forward or planned.trainer,
+        decode=None,
+        tokens_per_s=training.tokens_per_s if training else 0.0,
+        changes=planned.changes,
+        run=planned.run,
+        measured=None,
+        rates=rates(config, pod, measured_rate),
+        prices=PRICES_FROM,
+        trainer=planned.trainer if planned.forward else None,
+        training=training,
+    )
 
 
 def find_rate(config: JobConfig, pod: Slice) -> BucketRate | None:

@@ -29,11 +29,6 @@ def empty_buffer(widths: dict[str, int], rows: int, slots: int, dtype: str = "bf
     return Buffer(arrays, jnp.zeros((slots, rows), bool))
 
 
-def buffer_bytes(widths: dict[str, int], rows: int, slots: int, devices: int, dtype: str = "bfloat16") -> int:
-    """Returns the bytes that the buffer takes on each of the `devices` that rows are split over, for preflight."""
-    return slots * -(-rows // devices) * (sum(widths.values()) * jnp.dtype(dtype).itemsize + 1)
-
-
 def exchange(buffer: Buffer, arriving: Rows, key: jax.Array) -> tuple[Buffer, Rows]:
     """Puts the valid rows into random slots and returns the rows that leave them; no other row enters.
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from pod_job.config.train import Architecture
 from pod_job.training.architectures.kinds import decode, encode
 from pod_job.training.architectures.parts import Batch, Params, Scalar, decoder_norms
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.recipe import Recipe
 
 RESAMPLED_ENCODER = 0.2

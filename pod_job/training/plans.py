@@ -1,8 +1,24 @@
 """SAEs and schedule of a training run as the trainer takes them."""
 
+from collections.abc import Mapping
+
+from jax.sharding import Mesh
+
+from pod_job.config.schema import Sharding
+from pod_job.config.train import Architecture
+from pod_job.models.sharding import ROW_AXES
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
-from pod_job.training.architectures.shape import Architecture, SaeShape
-from pod_job.training.recipe import Recipe, SaePlan
+from pod_job.training.architectures.shape import SaeShape
+from pod_job.training.recipe import Recipe, SaePlan, check_plans, check_recipe
+from pod_job.training.trainer import Trainer
+
+
+def make_trainer(train: TrainIdentity, widths: Mapping[str, int], mesh: Mesh, sharding: Sharding) -> Trainer:
+    """Returns the trainer of taps of these widths. JobError where the sizes of an SAE contradict each other."""
+    plans, recipe = tuple(map(plan_of, train.saes)), recipe_of(train)
+    check_plans(plans, dict(widths))
+    check_recipe(recipe)
+    return Trainer(plans, recipe, mesh, ROW_AXES[sharding], dict(widths), train.batch_rows)
 
 
 def plan_of(sae: SaeRecord) -> SaePlan:

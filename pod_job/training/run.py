@@ -8,17 +8,14 @@ from pod_job.extraction.feeding import StepRows, feeding
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.models.mesh import row_sharding
-from pod_job.models.sharding import ROW_AXES
 from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.status import Phase
 from pod_job.training.checkpoints import CheckpointWriter
 from pod_job.training.output import write_saes
-from pod_job.training.plans import plan_of, recipe_of
-from pod_job.training.recipe import check_plans, check_recipe
+from pod_job.training.plans import make_trainer
 from pod_job.training.run_rows import RunRows
 from pod_job.training.sources import RunSource, Source
 from pod_job.training.train import Training
-from pod_job.training.trainer import Trainer
 
 
 def run_source(inputs: TrainInputs, mesh: Mesh) -> RunSource:
@@ -36,7 +33,7 @@ def train(inputs: TrainInputs, source: Source, mesh: Mesh, reporter: Reporter, s
         JobError: a checkpoint is damaged or of other SAEs, or the loss of every SAE is not finite.
     """
     reporter.phase(Phase.compiling)
-    trainer = make_trainer(inputs, mesh)
+    trainer = make_trainer(inputs.train, inputs.widths, mesh, inputs.config.sharding)
     index, count = jax.process_index(), jax.process_count()
     with CheckpointWriter(inputs.folder, inputs.train, index, count) as writer:
         training = Training(inputs, source, trainer, writer, reporter)
@@ -48,11 +45,3 @@ def train(inputs: TrainInputs, source: Source, mesh: Mesh, reporter: Reporter, s
     reporter.phase(Phase.merging)
     write_saes(inputs, trainer, state.trainer, training.seconds)
     return True
-
-
-def make_trainer(inputs: TrainInputs, mesh: Mesh) -> Trainer:
-    """Returns the trainer. JobError where the sizes of an SAE contradict each other."""
-    plans, recipe = tuple(map(plan_of, inputs.train.saes)), recipe_of(inputs.train)
-    check_plans(plans, inputs.widths)
-    check_recipe(recipe)
-    return Trainer(plans, recipe, mesh, ROW_AXES[inputs.config.sharding], inputs.widths, inputs.train.batch_rows)

@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.formats.records import Count
 from pod_job.run_folder.identity import Identity
-from pod_job.training.architectures.shape import Architecture, SaeShape, check_shape
+from pod_job.training.architectures.shape import SaeShape, check_shape
 
 Parameters = dict[str, np.ndarray]
 """Parameters in float32 by the names of `architectures.parts.Params`."""

@@ -7,7 +7,7 @@ not finite freezes its SAE as it was before, and the others go on.
 Usage, with `rows` {tap: [M, D]} from the forward pass, placed by `row_sharding`:
 
     trainer = Trainer(plans, recipe, mesh, row_axes, widths, rows=M)
-    state = trainer.initial_state({tap: measure_tap(sample) for tap, sample in samples.items()})
+    state = trainer.initial_state({tap: measure_tap(rows[tap], valid).statistics for tap in rows})
     for slot in range(recipe.buffer_steps):
         state = trainer.fill(state, rows, valid, slot)
     for _ in range(recipe.steps - recipe.buffer_steps):

@@ -139,6 +139,37 @@ def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, t
     assert ("split 2 ways over model: hidden size 64" in report["weights"]) == (sharding == "fsdp")
 
 
+TRAIN = ("mode=train", "train.saes=[{tap:[0,2],latents:256,k:8}]", "train.tokens=10240", "train.batch_rows=256")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_a_preflight_of_training_covers_the_forward_pass_and_the_trainer(model: Path, tmp_path: Path) -> None:
+    job = [line for line in overrides(model, tmp_path) if not line.startswith("extract.layers")]
+    done = run_preflight([*job, *TRAIN, "train.buffer_rows=1024", "--json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    forward, trainer, training = report["step"], report["trainer"], report["training"]
+    assert (forward["program"], trainer["program"]) == ("forward", "trainer")
+    assert all(set(program["seconds"]) == {"compute", "hbm", "network"} for program in (forward, trainer))
+    assert forward["stored_bytes"] == 0
+    matrices, vectors = 2 * 2 * 64 * 256 * 4 // 2, 2 * (256 // 2 + 64 + 1) * 4  # two SAEs, their latents over `model`
+    hbm = trainer["hbm"]
+    assert hbm["SAEs"] == matrices + vectors
+    assert 2 * (matrices + vectors) <= hbm["optimizer"] < 2 * (matrices + vectors) + 64
+    assert hbm["shuffle buffer"] == 1024 * (2 * 64 * 2 + 1) // 4
+    assert hbm["model"] == forward["hbm"]["weights and inputs"]
+    assert hbm["total"] == sum(size for kind, size in hbm.items() if kind != "total")
+    assert training["forward_passes"] == 256 / 512
+    parts = training["seconds"]
+    assert parts["forward"] == pytest.approx(forward["step_s"] / 2)
+    assert training["step_s"] == pytest.approx(sum(parts.values()))
+    assert report["tokens_per_s"] == pytest.approx(256 / training["step_s"])
+    run = report["run"]
+    assert (run["steps"], run["rows"], run["bytes"]) == (40, 10240, 0)
+    assert run["hours"] == pytest.approx(40 * training["step_s"] / 3600)
+
+
 @pytest.fixture(scope="module")
 def generation(
     model: Path, tmp_path_factory: pytest.TempPathFactory, compiler: None

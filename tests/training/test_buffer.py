@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pod_job.training.buffer import Buffer, buffer_bytes, empty_buffer, exchange, put, take
+from pod_job.training.buffer import Buffer, empty_buffer, exchange, put, take
 
 M, SLOTS, STEPS, ROWS_OF_DOCUMENT = 64, 8, 40, 32
 EXCHANGE, PUT, TAKE = jax.jit(exchange), jax.jit(put), jax.jit(take)
@@ -56,9 +56,3 @@ def test_documents_are_mixed_nearly_as_by_a_full_shuffle() -> None:
     assert in_order > 0.45
     # Two rows of a document meet if their ages are equal: less than 1 in `SLOTS` of the pairs that arrive together.
     assert buffered < in_order / SLOTS + same_document(shuffled)
-
-
-def test_the_bytes_are_those_of_the_arrays() -> None:
-    widths = {"a": 5, "b": 7}
-    arrays = jax.tree.leaves(empty_buffer(widths, M, SLOTS))
-    assert buffer_bytes(widths, M, SLOTS, devices=4) == sum(array.nbytes for array in arrays) // 4

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from pod_job.commands.evaluate import main
+from pod_job.config.train import Architecture
 from pod_job.run_folder.layout import EVALUATION, sae_prefix
 from pod_job.storage.open import open_folder
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.contexts import AFTER, BEFORE, TopRows, contexts_of, read_contexts
 from pod_job.training.evaluation import Top, density_counts, larger
 from pod_job.training.layouts.sae_lens import write_sae

@@ -28,7 +28,8 @@ from pod_job.run_folder.training import read_metrics, read_training
 from pod_job.storage.open import open_folder
 from pod_job.training.checkpoints import CheckpointWriter
 from pod_job.training.output import write_saes
-from pod_job.training.run import make_trainer, run_source
+from pod_job.training.plans import make_trainer
+from pod_job.training.run import run_source
 from pod_job.training.train import Training
 from pod_job.training.trainer import Trainer
 
@@ -65,7 +66,7 @@ class Stage:
         inputs = self.inputs(out, mesh, *overrides)
         claim_training(inputs)
         on = make_mesh(inputs.config.mesh, jax.devices()[: mesh[0] * mesh[1]])
-        trainer = self.trainers.setdefault(mesh, make_trainer(inputs, on))
+        trainer = self.trainers.setdefault(mesh, make_trainer(inputs.train, inputs.widths, on, inputs.config.sharding))
         with (
             Reporter(inputs.folder, Host(0, 1, "test", None)) as reporter,
             CheckpointWriter(inputs.folder, inputs.train, 0, 1) as writer,

@@ -17,10 +17,11 @@ import numpy as np
 
 from pod_job.commands.command_line import exit_status
 from pod_job.commands.evaluate import main as evaluate
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.storage.open import open_folder
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.sae_lens import write_sae
 from pod_job.training.saes import SaeOrigin, TrainedSae
 from tools.peers import make, quiet_environment

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pod_job.commands.command_line import exit_status
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.formats.safetensors import write_parts
 from pod_job.storage.open import open_folder
 from pod_job.training.architectures.kinds import decode, encode
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.dictionary_learning import write_dictionary
 from pod_job.training.layouts.sae_lens import write_sae
 from pod_job.training.saes import SaeOrigin, TrainedSae, folded, parameter_shapes
@@ -33,7 +34,7 @@ def cases() -> dict[str, SaeShape]:
     """Returns the shapes by name: SAEs of every architecture, and the transcoders that SAELens knows."""
     shapes = {}
     for kind in Architecture:
-        k = 16 if kind in (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka) else None
+        k = 16 if kind.has_k else None
         groups = (64, 192, 256) if kind is Architecture.matryoshka else ()
         for name, transcoder, skip in (("sae", False, False), ("transcoder", True, False), ("skip", True, True)):
             if transcoder and kind in (Architecture.gated, Architecture.topk):

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pod_job.config.train import Architecture
 from pod_job.training.architectures.parts import Params, decoder_norms
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 
 JUMP_THRESHOLD = 0.001
 """First threshold and bandwidth of JumpReLU for rows of mean squared norm 1: Lieberum et al., "Gemma Scope"

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from pod_job.config.train import Architecture
 from pod_job.training.architectures import batch_topk, gated, jump_relu, matryoshka, relu, topk
 from pod_job.training.architectures.initial import initial_parameters, jump_scale
 from pod_job.training.architectures.parts import Batch, Coefficients, Metrics, Params, Scalar, decode
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 
 MODULES: dict[Architecture, ModuleType] = {
     Architecture.relu: relu,

@@ -1,25 +1,9 @@
 """SaeShape: everything about a sparse autoencoder that its compiled program depends on. No jax."""
 
-from enum import Enum
-
 import msgspec
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
-
-
-class Architecture(Enum):
-    """Rule that makes latents sparse; the modules of this folder are named after them."""
-
-    relu = "relu"
-    gated = "gated"
-    topk = "topk"
-    batch_topk = "batch_topk"
-    jump_relu = "jump_relu"
-    matryoshka = "matryoshka"
-
-
-WITH_K = (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka)
-"""Architectures that keep k latents per row."""
 
 
 class SaeShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +50,7 @@ def check_shape(shape: SaeShape, name: str) -> None:
     for field in ("input_width", "output_width", "latents", "taps"):
         if getattr(shape, field) < 1:
             raise JobError(f"{name}: {field}={getattr(shape, field)} is too small; use 1 or more")
-    if shape.architecture in WITH_K and shape.k is None:
+    if shape.architecture.has_k and shape.k is None:
         raise JobError(f"{name}: architecture={kind} needs k, the active latents per row; k=32 is usual")
     if shape.k is not None and shape.architecture in (Architecture.relu, Architecture.gated):
         raise JobError(f"{name}: k={shape.k} has no meaning with architecture={kind}; set its sparsity coefficient")

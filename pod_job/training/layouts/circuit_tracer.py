@@ -11,13 +11,14 @@ import msgspec
 import numpy as np
 import yaml
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.formats.records import convert, read_bounded
 from pod_job.formats.safetensors import write_parts
 from pod_job.models.hook_names import HOOKS, tap_of
 from pod_job.models.taps import Tap, named_tap
 from pod_job.storage.folder import Folder, Readable
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.sae_lens import log_threshold
 from pod_job.training.layouts.tensors import float32, read_tensors
 from pod_job.training.saes import WITH_THRESHOLD, SaeOrigin, TrainedSae, check_sae

@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError, first_line
 from pod_job.formats.json_text import parse_json
 from pod_job.formats.records import convert, encode, read_bounded
 from pod_job.models.taps import named_tap
 from pod_job.storage.folder import Folder, Readable
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.sae_lens import log_threshold
 from pod_job.training.layouts.tensors import MOST_EXPANDED, float32, read_whole
 from pod_job.training.saes import Parameters, SaeOrigin, TrainedSae, check_sae
@@ -132,7 +133,7 @@ def state_of(sae: TrainedSae) -> dict[str, np.ndarray]:
         parameters["encoder_bias"] = (parameters["encoder_bias"] - shift).astype(np.float32)
     state = {theirs: np.array(parameters[ours]) for ours, theirs in NAMES[name].items()}
     state = {key: np.array(v.T, order="C") if key.endswith("coder.weight") else v for key, v in state.items()}
-    if shape.architecture in (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka):
+    if shape.architecture.has_k:
         state |= {"k": np.array(shape.k, np.int32), "threshold": state.get("threshold", np.array(-1, np.float32))}
     if shape.group_sizes:
         state["group_sizes"] = np.array(shape.group_sizes)

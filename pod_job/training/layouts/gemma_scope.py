@@ -4,8 +4,9 @@ Source: Lieberum et al., "Gemma Scope" (arXiv:2408.05147), and the loaders `gemm
 `gemma_3_sae_huggingface_loader` of SAELens 6.54. The files do not say of which layer and site they are.
 """
 
+from pod_job.config.train import Architecture
 from pod_job.storage.folder import Readable
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.sae_lens import log_threshold
 from pod_job.training.layouts.tensors import float32, read_npz, read_tensors
 from pod_job.training.saes import TrainedSae, check_sae

@@ -7,6 +7,7 @@ SAELens has no architecture (TopK and gated transcoders, crosscoders) have names
 import msgspec
 import numpy as np
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.formats.json_text import parse_json
 from pod_job.formats.records import DamagedRecord, convert, encode, read_bounded
@@ -15,7 +16,7 @@ from pod_job.models.hook_names import hook_of, tap_of
 from pod_job.models.taps import named_tap
 from pod_job.run_folder.start import shared_name
 from pod_job.storage.folder import Folder, Readable
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.tensors import float32, read_tensors
 from pod_job.training.saes import NOT_RECORDED, WITH_THRESHOLD, Parameters, SaeOrigin, TrainedSae, check_sae
 

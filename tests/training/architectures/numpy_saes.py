@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pod_job.training.architectures.shape import Architecture, SaeShape
+from pod_job.config.train import Architecture
+from pod_job.training.architectures.shape import SaeShape
 
 
 def reference_loss(shape: SaeShape, params: dict, rows, targets, valid, coefficients, dead) -> tuple[float, np.ndarray]:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy_saes import reference_loss
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.training.architectures.kinds import coefficients_for, decode, encode, initial_parameters, loss
 from pod_job.training.architectures.parts import Batch, decoder_norms
-from pod_job.training.architectures.shape import Architecture, SaeShape, check_shape
+from pod_job.training.architectures.shape import SaeShape, check_shape
 
 D, OUT, F, N = 12, 10, 40, 24
 KINDS = {
