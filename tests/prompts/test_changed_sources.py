@@ -69,6 +69,8 @@ def replaced(path: Path, write: Callable[[Path, list[str]], None]) -> None:
     other = path.parent / "other" / path.name
     other.parent.mkdir()
     write(other, ["x", "y"])
+    later = path.stat().st_mtime_ns + 10**9  # as any user's later file has; two writes of a test may share a clock tick
+    os.utime(other, ns=(later, later))
     os.replace(other, path)
 
 
