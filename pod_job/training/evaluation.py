@@ -4,6 +4,7 @@ N rows, D input width, O output width, F latents, k contexts of a latent.
 """
 
 import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pod_job.formats.records import Count, Record
+from pod_job.formats.statistics import outliers
+from pod_job.run_folder.layout import is_residual
 from pod_job.training.architectures.kinds import decode, encode
 from pod_job.training.architectures.parts import Params
 from pod_job.training.architectures.shape import SaeShape
@@ -199,6 +202,21 @@ class Measured:
             cross_entropy=cross_entropy,
             recovered=cross_entropy.recovered,
         )
+
+
+def without_sinks(
+    values: Mapping[str, Float[Array, "B S _"]], taps: Iterable[str], counted: Bool[np.ndarray, "B S"]
+) -> Bool[np.ndarray, "B S"]:
+    """Returns the tokens that count and are attention sinks, as in a rows table, in none of the residual taps.
+
+    Training leaves them out; with their norms a hundred times those of others, they would be all of the variance.
+    """
+    for tap in filter(is_residual, taps):
+        norms = np.asarray(jnp.linalg.norm(values[tap].astype(jnp.float32), axis=-1))
+        kept = counted.copy()
+        kept[counted] = ~outliers(norms[counted])
+        counted = kept
+    return counted
 
 
 def padded(values: Array, length: int) -> Array:

@@ -37,7 +37,7 @@ from pod_job.prompts.tasks import Samples
 from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder
 from pod_job.prompts.tokens import usable_prompts
 from pod_job.training.contexts import Contexts, contexts_of
-from pod_job.training.evaluation import Measured, RowInputs, SaeEvaluation
+from pod_job.training.evaluation import Measured, RowInputs, SaeEvaluation, without_sinks
 from pod_job.training.saes import TrainedSae
 
 SAMPLES = 64
@@ -180,9 +180,11 @@ def evaluate(opened: EvaluatedModel, saes: Mapping[str, TrainedSae], k: int, pro
     for item in progress(opened.steps(), expected, "steps"):
         step = Tokens(*(jnp.asarray(array) for array in (item.token_ids, item.positions, item.segment_ids)))
         values, loss = programs.clean(step)
-        counted = item.counted.astype(bool)
         zeros: dict[tuple[Tap, ...], np.ndarray] = {}
         for one in passes:
+            counted = item.counted.astype(bool)
+            if opened.config.extract.exclude:
+                counted = without_sinks(values, {tap.name for tap in (*one.inputs, *one.targets)}, counted)
             rows, targets = (together(values, taps) for taps in (one.inputs, one.targets))
             shift = shifts.setdefault(one.targets, jnp.mean(targets, axis=0))
             inputs = RowInputs(rows, targets, jnp.asarray(counted.reshape(-1)), shift)

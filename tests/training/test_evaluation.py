@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from pod_job.run_folder.layout import EVALUATION, sae_prefix
 from pod_job.storage.open import open_folder
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.contexts import AFTER, BEFORE, TopRows, contexts_of, read_contexts
-from pod_job.training.evaluation import Top, density_counts, larger
+from pod_job.training.evaluation import Top, density_counts, larger, without_sinks
 from pod_job.training.layouts.sae_lens import write_sae
 from pod_job.training.saes import SaeOrigin, TrainedSae
 from tools.tiny_model import write_tiny_model
@@ -74,6 +75,17 @@ def test_an_sae_of_another_width_or_of_no_tap_is_refused(tmp_path: Path, capsys:
         write_sae(open_folder(tmp_path / "sae"), "", signed_copy(1.0, taps))
         assert main([str(tmp_path / "sae"), *inputs]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_attention_sinks_do_not_count_where_they_stand_out() -> None:
+    rng = np.random.default_rng(0)
+    values = {name: rng.standard_normal((2, 16, 8)).astype(np.float32) for name in ("layer_0", "layer_0.mlp_out")}
+    values["layer_0"][0, 3] *= 200
+    values["layer_0.mlp_out"][1, 5] *= 200
+    counted = np.ones((2, 16), bool)
+    counted[1, 0] = False
+    kept = without_sinks({name: jnp.asarray(value) for name, value in values.items()}, values, counted)
+    assert np.argwhere(kept != counted).tolist() == [[0, 3]]
 
 
 def test_contexts_stay_within_their_prompt() -> None:
