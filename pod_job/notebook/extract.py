@@ -38,7 +38,7 @@ class ExtractOptions(TypedDict, total=False):
 
 
 def extract(
-    texts: str | Iterable[str],
+    texts: str | Iterable[object],
     model: str | Path | LoadedModel,
     layers: Sequence[int] | None = None,
     run_dir: str | Path | None = None,
@@ -54,7 +54,7 @@ def extract(
     `ActivationDataset(dataset.folder.url, layer=18)`.
 
     Args:
-        texts: one document each.
+        texts: strings, one document each.
         model: a Hugging Face folder, a name on the hub, or what `load_model` returned, whose files are read again.
         layers: layers whose output is stored; None with no `taps` means all.
         run_dir: folder of the run, local or gs://, which a second call continues; None: a temporary one, which is
@@ -62,10 +62,11 @@ def extract(
     Raises:
         JobError: no texts, or what `pod-job plan` would refuse.
     """
-    documents = [texts] if isinstance(texts, str) else list(texts)
-    for number, text in enumerate(documents):
+    documents: list[str] = []
+    for number, text in enumerate([texts] if isinstance(texts, str) else texts):
         if not isinstance(text, str):
             raise JobError(f"texts[{number}] is a {type(text).__name__}; give strings")
+        documents.append(text)
     if not documents:
         raise JobError("texts is empty; give at least one string")
     path = str(model.path if isinstance(model, LoadedModel) else model)
@@ -74,7 +75,9 @@ def extract(
         tasks.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
         chosen = str(run_dir) if run_dir is not None else tempfile.mkdtemp(prefix="activations-")
         try:
-            run_here([*overrides_for(path, tasks, layers, options), f"storage.run_dir={quoted(chosen)}"])
+            fields = overrides_for(path, tasks, layers, options)
+            row = f"extract.seq_len={row_length(path, documents)}"
+            run_here([row, *fields, f"storage.run_dir={quoted(chosen)}"])
             dataset = ActivationDataset(chosen, layers[0] if layers else read_any(open_folder(chosen)).taps[0])
         except BaseException:
             if run_dir is None:
@@ -86,7 +89,7 @@ def extract(
 
 
 def overrides_for(path: str, tasks: Path, layers: Sequence[int] | None, options: ExtractOptions) -> list[str]:
-    """Returns the overrides of a run over the documents in `tasks`, without `storage.run_dir`."""
+    """Returns the overrides of a run over the documents in `tasks`, without row length and `storage.run_dir`."""
     dtype = options.get("dtype", "float32")
     values = {
         "model.path": quoted(path),
@@ -97,17 +100,15 @@ def overrides_for(path: str, tasks: Path, layers: Sequence[int] | None, options:
         "extract.taps": json.dumps(list(options.get("taps", ()))),
         "extract.positions": options.get("positions", "all"),
         "extract.dtype": dtype,
-        "extract.seq_len": row_length(path, tasks),
         "extract.too_long": "split",
     }
     return [*(f"{key}={value}" for key, value in values.items()), *options.get("overrides", ())]
 
 
-def row_length(path: str, tasks: Path) -> int:
+def row_length(path: str, documents: Sequence[str]) -> int:
     """Returns the tokens of a row: as many as the longest text has, rounded up, so that few texts are not padded."""
     tokenizer = load_tokenizer(find_model(path).directory)
-    with tasks.open() as lines:
-        longest = max(len(tokenizer(json.loads(line)["text"], verbose=False)["input_ids"]) for line in lines)
+    longest = max(len(tokenizer(text, verbose=False)["input_ids"]) for text in documents)
     return min(LONGEST_ROW, -(-max(longest, 1) // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 

@@ -108,7 +108,7 @@ def test_await_hosts_does_not_wait_for_a_host_that_was_asked_to_stop(tmp_path: P
     other.set(phase=Phase.stopped, error="SIGTERM")
     other.write()
     with pytest.raises(JobError, match="host 1 was asked to stop before the start: SIGTERM"):
-        await_hosts(folder, Host(index=0, count=2, attempt="a", coordinator=None), 60.0)
+        await_hosts(folder, Host(index=0, count=2, attempt="a", coordinator=None), 60)
 
 
 def test_a_signal_is_heard_while_the_main_thread_is_away() -> None:

@@ -84,7 +84,7 @@ def test_a_user_error_is_one_line(argv: list[str], said: str, capsys: pytest.Cap
 
 LAUNCHING = {
     "plan": {"--accept-identity", "--no-preflight", "--json"},
-    "doctor": {"--dry-run", "--json"},
+    "doctor": {"--measure-bucket", "--dry-run", "--json"},
     "up": {"--no-preflight", "--dry-run", "--json"},
     "run": {"--accept-identity", "--follow", "--no-preflight", "--dry-run", "--json"},
     "watch": {"--accept-identity", "--no-preflight", "--dry-run", "--json"},

@@ -25,10 +25,11 @@ def test_vectors_are_those_of_the_loaded_model(model: Path) -> None:
     dataset = extract(TEXTS, loaded, layers=[3, 1])
     other = ActivationDataset(dataset.folder.url, layer=1)
     rows = dataset.rows(slice(None))
-    for number, text in enumerate(TEXTS):
+    tasks = list(dict.fromkeys(rows["task_id"].tolist()))
+    for task, text in zip(tasks, TEXTS, strict=True):
         ids = loaded.tokenizer(text, return_tensors="np")["input_ids"]
         _, expected = loaded.model.apply(loaded.params, jnp.asarray(ids), return_activations=True)
-        chosen = rows["sample_idx"] == number
+        chosen = rows["task_id"] == task
         assert rows["token_id"][chosen].tolist() == ids[0].tolist()
         np.testing.assert_allclose(dataset[chosen], expected["layer_3"][0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(other[chosen], expected["layer_1"][0], rtol=1e-5, atol=1e-5)
@@ -53,7 +54,7 @@ def test_a_named_folder_is_continued_and_refuses_other_texts(model: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"), [([], "texts is empty"), (["a", 3], r"texts\[1\] is a int"), ([" "], "blank")]
+    ("texts", "message"), [([], "texts is empty"), (["a", 3], r"texts\[1\] is a int"), ([""], "non-empty text")]
 )
 def test_texts_that_cannot_be_used_are_refused(texts: list, message: str, model: Path) -> None:
     with pytest.raises(JobError, match=message):
