@@ -44,6 +44,23 @@ COLUMNS = (
     "spot $",
     "vectors",
 )
+TRAINING_COLUMNS = (
+    "experiment",
+    "model",
+    "pod",
+    "SAEs",
+    "memory per chip",
+    "step",
+    "forward",
+    "trainer",
+    "network",
+    "tokens/s",
+    "of the forward pass alone",
+    "rows",
+    "hours",
+    "list $",
+    "spot $",
+)
 HEAD = """# Plans: what each experiment takes and costs
 
 Memory, time and cost of each experiment in `conf/experiment` on its pod.
@@ -55,6 +72,15 @@ bucket, in bfloat16. *Memory* is the compiler's count (weights, temporaries, res
 15.75 of the 16 GiB of a v5e chip, 31.25 of the 32 of a v6e.
 
 Prices: {prices}.
+
+"""
+TRAINING_HEAD = """
+## Training
+
+Nothing is stored: the forward pass feeds the trainer on the same chips. A *step* is one of the optimizer; its parts are
+added as if nothing overlapped: the *forward* passes that feed it, the *trainer*'s computing, and its collectives on the
+*network*. The step compiled is one in which dead latents are revived, the slowest. Hours and cost are of all *rows* of
+the experiment. *Memory* is that of both programs with the shuffle buffer.
 
 """
 FOOT = """
@@ -75,12 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", nargs="?", type=Path, default=OUT)
     parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="these alone, printed and not written")
     options = parser.parse_args(argv)
-    programs = {}
+    reports = {}
     for name in options.only or experiments():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        programs[name] = preflight(name).programs
+        reports[name] = preflight(name)
     made = f"{datetime.now(UTC).date().isoformat()}, jax {version('jax')}, libtpu {version('libtpu')}"
-    text = page(programs, made)
+    text = page(reports, made)
     if options.only:
         print(text)
     else:
@@ -113,15 +139,42 @@ def preflight(name: str) -> PreflightReport:
     return decode(done.stdout, PreflightReport, f"report on experiment={name}")
 
 
-def page(programs: dict[str, list[Forecast]], made: str) -> str:
+def page(reports: dict[str, PreflightReport], made: str) -> str:
     rows = []
-    for name, [step, *more] in programs.items():
-        config = configuration(name)
-        rows.append(row(name, config, step))
-        rows += [row(f"{name}: new tokens", config, program, packed=1.0) for program in more]
-    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
-    return HEAD.format(made=made, prices=PRICES_FROM) + lines + "\n" + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
+    for name, report in reports.items():
+        if report.mode is not Mode.train:
+            step, *more = report.programs
+            config = configuration(name)
+            rows.append(row(name, config, step))
+            rows += [row(f"{name}: new tokens", config, program, packed=1.0) for program in more]
+    training = [training_row(name, report) for name, report in reports.items() if report.mode is Mode.train]
+    text = HEAD.format(made=made, prices=PRICES_FROM) + table(COLUMNS, rows) + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
+    return text + (TRAINING_HEAD + table(TRAINING_COLUMNS, training) if training else "")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def training_row(name: str, report: PreflightReport) -> list[str]:
+    """Returns one line of the table of trainings."""
+    config, program, training, run = configuration(name), report.programs[-1], report.training, report.run
+    specs = config.train.specs
+    memory = f"{program.hbm['total'] / 2**30:.2f} of {program.hbm_available / 2**30:.2f} GiB"
+    start = [name, Path(config.model.path).name, report.pod, f"{len(specs)} of {specs[0].latents:,}", memory]
+    if training is None or run is None:
+        return [*start, "does not fit", *[""] * (len(TRAINING_COLUMNS) - len(start) - 1)]
+    parts = (training.seconds[part] for part in ("forward", "trainer", "network"))
+    return [
+        *start,
+        *(f"{1e3 * seconds:.1f} ms" for seconds in (training.step_s, *parts)),
+        f"{training.tokens_per_s:,.0f}",
+        f"{training.of_forward_alone:.1%}",
+        f"{run.rows:,}",
+        f"{run.hours:.2f}",
+        *("unknown" if price is None else f"{price:,.0f}" for price in (run.usd_list, run.usd_spot)),
+    ]
 
 
 def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) -> list[str]:

@@ -77,7 +77,7 @@ def forecasts(job: PlannedJob) -> list[Forecast]:
     return [read_forecast(program, job, compile_s, cache) for program in programs]
 
 
-def too_big(program: str, pod: Slice, compile_s: float, error: jax.errors.JaxRuntimeError) -> Forecast:
+def too_big(program: str, pod: Slice, compile_s: float, error: Exception) -> Forecast:
     """Returns the forecast of a program that the compiler refused for its size; raises any other error again."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
