@@ -1,6 +1,7 @@
 """Mixtures of experts: every choice of experts, split among devices or not; what cannot be is refused by name."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -40,12 +41,17 @@ def weights() -> dict[str, jax.Array]:
     return {name: jnp.asarray(array, jnp.float32) for name, array in drawn.items()}
 
 
+@functools.cache
+def compiled(way: Any, arch: Arch) -> Any:
+    return jax.jit(functools.partial(way, arch))
+
+
 @pytest.mark.parametrize("way", [by_blocks, by_ragged_products], ids=lambda way: way.__name__)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_each_pair_is_computed_by_its_expert(way: Any, choice: str, weights: dict[str, jax.Array]) -> None:
     arch, expert = mixture(), np.array(CHOICES[choice])
     x = np.random.default_rng(1).normal(size=(TOKENS, WIDTH)).astype(np.float32)
-    done, places = jax.jit(lambda x, expert: way(arch, weights, x, expert))(x, expert.T.ravel())
+    done, places = compiled(way, arch)(weights, x, expert.T.ravel())
     found = np.asarray(done)[np.asarray(places)]
     w = {name: np.asarray(weight) for name, weight in weights.items()}
     for pair, at in enumerate(expert.T.ravel()):

@@ -77,6 +77,7 @@ def together() -> tuple[TrainerState, list]:
     return trained(trainer_of(*plans), 12)
 
 
+@pytest.mark.pod  # compiled a second time
 def test_an_sae_trains_as_if_it_were_alone(together) -> None:
     index, alone = 2, plan(shape=changed(TOPK, k=2), seed=1)
     single, metrics = trained(trainer_of(alone), 12)
