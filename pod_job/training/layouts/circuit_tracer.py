@@ -121,7 +121,7 @@ def read_transcoders(folder: Readable, names: Sequence[str]) -> dict[str, Traine
     where = f"{folder.url}/{CONFIG}"
     try:
         content = yaml.safe_load(read_bounded(folder, CONFIG, 1 << 20))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # its constructors raise what a value makes them raise
         raise JobError(f"{where}: is not YAML; copy it again") from error
     config = convert(content, Config, where, "it must be that of a transcoder_set")
     layers = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"layer_(\d{1,5})\.safetensors", name)))
@@ -135,7 +135,11 @@ def read_transcoder(folder: Readable, layer: int, config: Config) -> TrainedSae:
     where = f"{folder.url}/{layer_file(layer)}"
     tensors = read_tensors(folder, layer_file(layer))
     parameters = float32(tensors, NAMES, where)
-    parameters["encoder"] = parameters["encoder"].T
+    encoder, decoder = parameters["encoder"], parameters["decoder"]
+    if encoder.ndim != 2 or decoder.ndim != 2:
+        shapes = f"W_enc is {list(encoder.shape)}, W_dec {list(decoder.shape)}"
+        raise JobError(f"{where}: {shapes:.200}; both must have two axes; copy it again")
+    parameters["encoder"] = encoder.T
     architecture = {"relu": Architecture.relu, "topk": Architecture.topk}.get(config.activation or "")
     if architecture is None:
         architecture = Architecture.jump_relu if THRESHOLD in tensors else Architecture.relu
@@ -143,7 +147,6 @@ def read_transcoder(folder: Readable, layer: int, config: Config) -> TrainedSae:
         parameters["log_threshold"] = log_threshold(float32(tensors, {"threshold": THRESHOLD}, where)["threshold"])
     if "W_skip" in tensors:
         parameters["skip"] = float32(tensors, {"skip": "W_skip"}, where)["skip"].T
-    decoder = parameters["decoder"]
     shape = SaeShape(
         architecture=architecture,
         input_width=len(parameters["encoder"]),

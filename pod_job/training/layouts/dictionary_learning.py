@@ -7,6 +7,7 @@ torch, which `torch.load(weights_only=True)` reads without running anything.
 # pyright: reportMissingImports=false
 # torch comes with an extra.
 import re
+import warnings
 import zipfile
 from io import BytesIO
 from typing import Any
@@ -196,7 +197,9 @@ def read_state(folder: Readable, name: str) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             if sum(member.file_size for member in archive.infolist()) > MOST_EXPANDED * len(data):
                 raise ValueError("it expands to many times its size")
-        state = torch.load(BytesIO(data), weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols of pickle that torch does not write
+            state = torch.load(BytesIO(data), weights_only=True, map_location="cpu")
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ValueError("it is no state dict")
         if sum(value.numel() * value.element_size() for value in state.values()) > MOST_EXPANDED * len(data):

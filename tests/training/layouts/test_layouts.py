@@ -174,6 +174,26 @@ def test_a_spoiled_npz_is_refused(case: str, tmp_path: Path) -> None:
         read_saes(tmp_path)
 
 
+@pytest.mark.parametrize("value", ["!!int ''", "!!timestamp x", "!!float x", "{[]: 1}", "&a [*a]", "9999-99-99"])
+def test_a_config_that_is_no_yaml_is_refused_in_one_line(value: str, tmp_path: Path) -> None:
+    write_transcoders(open_folder(tmp_path), [random_sae(sae_shape("relu", transcoder=True))])
+    (tmp_path / "config.yaml").write_text(f"model_kind: {value}\n")
+    with pytest.raises(JobError, match=r"config\.yaml") as caught:
+        read_saes(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+@pytest.mark.parametrize("size", [(), (40,), (1, 1, 1)])
+def test_weights_without_two_axes_are_refused_in_one_line(name: str, size: tuple[int, ...], tmp_path: Path) -> None:
+    write_transcoders(open_folder(tmp_path), [random_sae(sae_shape("relu", transcoder=True))])
+    path = tmp_path / "layer_3.safetensors"
+    tensors = {key: np.array(values) for key, values in map_tensors(path).items()} | {name: np.ones(size, np.float32)}
+    path.write_bytes(b"".join(write_parts(tensors)))
+    with pytest.raises(JobError, match=r"both must have two axes"):
+        read_saes(tmp_path)
+
+
 def test_a_pickle_in_place_of_torch_weights_runs_nothing(tmp_path: Path, torch_there: None) -> None:
     import torch
 
