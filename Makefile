@@ -56,7 +56,7 @@ test: $(INSTALLED) $(DEMO_MODEL)/config.json ## run the tests, except those of w
 	$(BIN)/python -m pytest -m "not pod" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## test whole jobs on many processes, with faults and in a simulated cloud
-	$(BIN)/python -m pytest -m pod -n $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m pod -n $(WORKERS) --dist loadfile $(ARGS)
 
 smoke: $(INSTALLED) ## run the tests that use most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)
