@@ -158,7 +158,7 @@ def test_sigterm_is_given_back() -> None:
 # The job whose hosts never come out of their compilation; host FAILS raises there instead.
 STUCK = """
     import hashlib, sys
-    import pod_job.job
+    import pod_job.programs
     from pod_job import __main__ as entry
     from pod_job.host.rendezvous import this_host
     from pod_job.config.load import load
@@ -166,7 +166,7 @@ STUCK = """
         if this_host(load(sys.argv[2:]).pod).index == int(sys.argv[1]):
             raise RuntimeError("no such tile")
         hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2_000_000_000)
-    pod_job.job.compile_step = compile_step
+    pod_job.programs.compile_step = compile_step
     entry.run_to_exit(sys.argv[2:])
     """
 
