@@ -11,8 +11,6 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
-GOLDENS = Path(__file__).parent / "goldens"
-
 
 @pytest.fixture(scope="session")
 def require() -> Callable[[bool, str], None]:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from pod_job.config.generate import Mode
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.records import Change, PreflightReport, Rates
 
 
 def step_values(**changes: Any) -> dict[str, Any]:
@@ -13,3 +15,24 @@ def step_values(**changes: Any) -> dict[str, Any]:
 
 def step_forecast(**changes: Any) -> Forecast:
     return Forecast(**step_values(**changes))
+
+
+def preflight_report(step: dict[str, Any], decode: dict[str, Any] | None, *changes: Change) -> PreflightReport:
+    """Returns the report on a job of these programs."""
+    return PreflightReport(
+        model="m",
+        mode=Mode.generate if decode else Mode.prefill,
+        pod="v5litepod-4",
+        hosts=1,
+        weights="",
+        fits=step["fits"],
+        cached=False,
+        step=Forecast(**step),
+        decode=Forecast(**decode) if decode else None,
+        tokens_per_s=0.0,
+        changes=list(changes),
+        run=None,
+        measured=None,
+        rates=Rates(host_gb_s=1.0, bucket_gb_s=1.0, assumed=[]),
+        prices="",
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as orbax
 import pytest
-from conftest import GOLDENS
+from golden_models import GOLDENS
 from sample_runs import folders
 
 from pod_job.checkpoints import convert as converting

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from forecasts import step_forecast
+from forecasts import preflight_report, step_values
 
 from pod_job.config.load import conf_dir, load
 from pod_job.models.arch import read_arch_file
@@ -51,9 +51,9 @@ def test_every_experiment_can_be_simulated(name: str, sim_overrides: list[str], 
 
 
 def test_a_plan_is_a_row_of_the_page() -> None:
-    step = step_forecast(hbm={"total": 3 << 30}, seconds={"compute": 0.5}, ideal_s=0.305, tokens=500_000)
+    step = step_values(hbm={"total": 3 << 30}, seconds={"compute": 0.5}, ideal_s=0.305, tokens=500_000)
     name = "qwen7b-text-v5e64"
-    text = page({name: [step]}, "now")
+    text = page({name: preflight_report(step, None)}, "now")
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert len(cells) == len(COLUMNS)

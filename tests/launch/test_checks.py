@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from conftest import GOLDENS
+from golden_models import GOLDENS
 from omegaconf import OmegaConf
 
 from launch.__main__ import main

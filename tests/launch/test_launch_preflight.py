@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forecasts import step_values
+from forecasts import preflight_report, step_values
 
 from launch import preflight, shell
 from launch.__main__ import main
 from launch.shell import Finished
-from pod_job.config.generate import Mode
 from pod_job.errors import JobError
-from pod_job.preflight.forecast import Forecast
-from pod_job.preflight.records import Change, PreflightReport, Rates
+from pod_job.preflight.records import Change
 from pod_job.units import GIB
 from tools.tiny_model import write_tiny_model
 
@@ -38,26 +36,6 @@ def job(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 def program(name: str, size: int, fits: bool = True) -> dict[str, Any]:
     return step_values(program=name, fits=fits, hbm={"total": size}, hbm_available=16 * GIB)
-
-
-def preflight_report(step: dict[str, Any], decode: dict[str, Any] | None, *changes: Change) -> PreflightReport:
-    return PreflightReport(
-        model="m",
-        mode=Mode.generate if decode else Mode.prefill,
-        pod="v5litepod-4",
-        hosts=1,
-        weights="",
-        fits=step["fits"],
-        cached=False,
-        step=Forecast(**step),
-        decode=Forecast(**decode) if decode else None,
-        tokens_per_s=0.0,
-        changes=list(changes),
-        run=None,
-        measured=None,
-        rates=Rates(host_gb_s=1.0, bucket_gb_s=1.0, assumed=[]),
-        prices="",
-    )
 
 
 def test_a_refusal_names_the_program_and_a_change_with_which_it_fits() -> None:

@@ -43,11 +43,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, str
         yield stage
 
 
-def quoted(text: str) -> str:
-    """As a value of an override: Hydra leaves a backslash alone that is not before a quote."""
-    return "'" + text.replace("'", "\\'") + "'"
-
-
 def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str]) -> None:
     """16 workers, from nothing. The first zone has no capacity, and an ssh breaks during the start.
 

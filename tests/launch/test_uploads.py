@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDENS
+from golden_models import GOLDENS
 from sample_runs import BUCKET as EMULATED
 from sample_runs import folders
 from strict_bucket import BUCKET, StrictBucket, strict_bucket

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
+from golden_models import GOLDENS
 from safetensors.numpy import load_file, save_file
 
 from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint

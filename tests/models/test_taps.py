@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from conftest import GOLDENS
+from golden_models import GOLDENS
 
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch

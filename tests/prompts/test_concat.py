@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from begin_token import BEGIN, END, add_begin_token
-from conftest import GOLDENS
+from golden_models import GOLDENS
 from local_run import run_here
 
 from pod_job.checking.consent import Consent

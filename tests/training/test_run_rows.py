@@ -17,7 +17,7 @@ from pod_job.training.run_rows import RunOrder, RunRows
 
 COUNTS = [11, 0, 7, 30, 2]
 SPECIAL = 3
-"""Of every batch, each row that this divides is a special token's."""
+"""Rows of a batch that this divides are those of special tokens."""
 
 
 @pytest.fixture(scope="module")
