@@ -5,14 +5,53 @@ EleutherAI's sparsify, the loss shrinks with the number of dead latents while th
 As in OpenAI's code, a dead latent takes part where it is positive; SAELens takes negative ones too.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pod_job.training.architectures.parts import Batch, Params, Scalar, product, squared_error
+from pod_job.training.architectures import relu
+from pod_job.training.architectures.parts import (
+    Batch,
+    Coefficients,
+    Metrics,
+    Params,
+    Scalar,
+    Terms,
+    decode,
+    measured,
+    product,
+    squared_error,
+)
 from pod_job.training.architectures.selection import largest_per_row
 from pod_job.training.architectures.shape import SaeShape
+
+Choose = Callable[[Float[Array, "N F"], Bool[Array, "N"], Coefficients], Float[Array, "N F"]]
+"""Chooses among the latents above 0 of the valid rows; the others become 0."""
+
+
+def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
+    """Returns the loss of an architecture that chooses latents in this way: squared error + auxiliary * AuxK."""
+
+    def loss(
+        shape: SaeShape,
+        params: Params,
+        batch: Batch,
+        coefficients: Coefficients,
+        dead: Bool[Array, "F"],
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Scalar, Metrics]:
+        positive = relu.encode(shape, params, batch.rows, dtype)
+        latents = choose(positive, batch.valid, coefficients)
+        output = decode(shape, params, latents, batch.rows, dtype)
+        error = squared_error(output, batch.targets, batch.weights)
+        auxiliary = auxiliary_loss(shape, params, batch, output, (positive, dead), dtype)
+        terms = Terms(jnp.float32(0), auxiliary)
+        return measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
+
+    return loss
 
 
 def auxiliary_loss(

@@ -10,19 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pod_job.training.architectures import relu
-from pod_job.training.architectures.auxiliary import auxiliary_loss
-from pod_job.training.architectures.parts import (
-    Batch,
-    Coefficients,
-    Metrics,
-    Params,
-    Scalar,
-    Terms,
-    decode,
-    kept,
-    measured,
-    squared_error,
-)
+from pod_job.training.architectures.auxiliary import loss_of_chosen
+from pod_job.training.architectures.parts import Coefficients, Params, kept
 from pod_job.training.architectures.selection import largest_of_batch
 from pod_job.training.architectures.shape import SaeShape
 
@@ -44,19 +33,4 @@ def chosen_latents(
     return kept(candidates, largest_of_batch(candidates, count))
 
 
-def loss(
-    shape: SaeShape,
-    params: Params,
-    batch: Batch,
-    coefficients: Coefficients,
-    dead: Bool[Array, "F"],
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[Scalar, Metrics]:
-    """Returns squared error + auxiliary * AuxK."""
-    positive = relu.encode(shape, params, batch.rows, dtype)
-    latents = chosen_latents(positive, batch.valid, coefficients)
-    output = decode(shape, params, latents, batch.rows, dtype)
-    error = squared_error(output, batch.targets, batch.weights)
-    auxiliary = auxiliary_loss(shape, params, batch, output, (positive, dead), dtype)
-    terms = Terms(jnp.float32(0), auxiliary)
-    return measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
+loss = loss_of_chosen(chosen_latents)

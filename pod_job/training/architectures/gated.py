@@ -17,10 +17,10 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     decode,
-    decoder_norms,
     measured,
     pre_activations,
     squared_error,
+    weighted_sum,
 )
 from pod_job.training.architectures.shape import SaeShape
 
@@ -58,7 +58,7 @@ def loss(
     gate, latents = gate_and_latents(shape, params, batch.rows, dtype)
     error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
     opened = jnp.maximum(gate, 0.0)
-    penalty = jnp.sum(jnp.sum(opened * batch.weights[:, None], axis=0) * decoder_norms(shape, params["decoder"]))
+    penalty = weighted_sum(shape, params, opened, batch.weights)
     frozen = {name: stop_gradient(params[name]) for name in ("decoder", "decoder_bias", "skip") if name in params}
     auxiliary = squared_error(decode(shape, frozen, opened, batch.rows, dtype), batch.targets, batch.weights)
     total = error + coefficients.sparsity * penalty + auxiliary

@@ -200,6 +200,11 @@ def decoder_norms(shape: SaeShape, decoder: Float[Array, "F O"]) -> Float[Array,
     return jnp.sum(jnp.sqrt(jnp.sum(by_tap**2, axis=2)), axis=1)
 
 
+def weighted_sum(shape: SaeShape, params: Params, values: Float[Array, "N F"], weights: Float[Array, "N"]) -> Scalar:
+    """Returns the sum of a value of each latent times the norm of its decoder row, mean over the valid rows."""
+    return jnp.sum(jnp.sum(values * weights[:, None], axis=0) * decoder_norms(shape, params["decoder"]))
+
+
 def squared_error(output: Float[Array, "N O"], targets: Float[Array, "N O"], weights: Float[Array, "N"]) -> Scalar:
     """Returns the squared distance, summed over dimensions, mean over the valid rows."""
     return jnp.sum(jnp.sum((targets - output) ** 2, axis=1) * weights)

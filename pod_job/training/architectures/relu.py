@@ -16,11 +16,11 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     decode,
-    decoder_norms,
     measured,
     positive,
     pre_activations,
     squared_error,
+    weighted_sum,
 )
 from pod_job.training.architectures.shape import SaeShape
 
@@ -43,6 +43,6 @@ def loss(
     """Returns squared error + sparsity * sum of latents times decoder norms; dead latents are revived by resampling."""
     latents = encode(shape, params, batch.rows, dtype)
     error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
-    penalty = jnp.sum(jnp.sum(latents * batch.weights[:, None], axis=0) * decoder_norms(shape, params["decoder"]))
+    penalty = weighted_sum(shape, params, latents, batch.weights)
     terms = Terms(penalty, jnp.float32(0))
     return measured(error + coefficients.sparsity * penalty, error, terms, latents, batch)

@@ -9,19 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pod_job.training.architectures import relu
-from pod_job.training.architectures.auxiliary import auxiliary_loss
-from pod_job.training.architectures.parts import (
-    Batch,
-    Coefficients,
-    Metrics,
-    Params,
-    Scalar,
-    Terms,
-    decode,
-    kept,
-    measured,
-    squared_error,
-)
+from pod_job.training.architectures.auxiliary import loss_of_chosen
+from pod_job.training.architectures.parts import Coefficients, Params, kept
 from pod_job.training.architectures.selection import largest_per_row
 from pod_job.training.architectures.shape import SaeShape
 
@@ -35,19 +24,11 @@ def encode(
     return kept(positive, largest_per_row(positive, jnp.int32(shape.k)))
 
 
-def loss(
-    shape: SaeShape,
-    params: Params,
-    batch: Batch,
-    coefficients: Coefficients,
-    dead: Bool[Array, "F"],
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[Scalar, Metrics]:
-    """Returns squared error + auxiliary * AuxK."""
-    positive = relu.encode(shape, params, batch.rows, dtype)
-    latents = kept(positive, largest_per_row(positive, coefficients.k.astype(jnp.int32)))
-    output = decode(shape, params, latents, batch.rows, dtype)
-    error = squared_error(output, batch.targets, batch.weights)
-    auxiliary = auxiliary_loss(shape, params, batch, output, (positive, dead), dtype)
-    terms = Terms(jnp.float32(0), auxiliary)
-    return measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
+def chosen_latents(
+    positive: Float[Array, "N F"], valid: Bool[Array, "N"], coefficients: Coefficients
+) -> Float[Array, "N F"]:
+    """Returns the k largest latents of each row, the others as 0."""
+    return kept(positive, largest_per_row(positive, coefficients.k.astype(jnp.int32)))
+
+
+loss = loss_of_chosen(chosen_latents)
