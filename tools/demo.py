@@ -6,7 +6,7 @@ Every call makes a new run folder in the same bucket under runs/. The model is m
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,9 +54,14 @@ print(f"Layer {layer}: {activations_array.shape}")
 def main() -> int:
     """Runs the command line; its exit statuses are those of `pod-job run`."""
     screen = Console()
+    return status_of(lambda: demo(screen))
+
+
+def status_of(demo: Callable[[], int | None]) -> int:
+    """Returns the exit status of a demo: what it returns, or that of the error, signal or failed host that ended it."""
     try:
         with stopped_by_signals():
-            demo(screen)
+            return demo() or 0
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,7 +70,6 @@ def main() -> int:
         return 2 if failure.cause.user_error else 1
     except Stopped as stopped:
         return 128 + stopped.signum
-    return 0
 
 
 def demo(screen: Console) -> None:

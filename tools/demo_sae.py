@@ -11,14 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.host_commands import new_attempt
-from launch.local import stopped_by_signals
-from launch.local_job import HostFailed, report_failure, run_pod
+from launch.local_job import run_pod
 from launch.view import summary
 from launch.view.facts import show_facts
 from pod_job.commands import evaluate, report
 from pod_job.config.load import load
 from pod_job.config.schema import JobConfig
-from pod_job.errors import JobError, Stopped
+from tools.demo import status_of
 from tools.demo_model import write_demo_model
 from tools.demo_text import REQUIREMENT, write_demo_text
 
@@ -31,17 +30,7 @@ HELD_OUT_TOKENS, CONTEXTS = 4096, 5
 def main() -> int:
     """Runs the command line; its exit statuses are those of `pod-job run`."""
     screen = Console()
-    try:
-        with stopped_by_signals():
-            return demo(screen, sys.argv[1:])
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except HostFailed as failure:
-        report_failure(failure, Console(stderr=True))
-        return 2 if failure.cause.user_error else 1
-    except Stopped as stopped:
-        return 128 + stopped.signum
+    return status_of(lambda: demo(screen, sys.argv[1:]))
 
 
 def demo(screen: Console, given: list[str]) -> int:
