@@ -5,12 +5,12 @@ import logging
 import jax
 import msgspec
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.extraction.batch_source import Assigned, LeasedBatches, Reporting
+from pod_job.extraction.feeder import from_host_0
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
 from pod_job.extraction.pipeline import PackedFeeder, extract
 from pod_job.extraction.step import Step
@@ -127,7 +127,7 @@ def stream_source(inputs: Inputs, mesh: Mesh, host: Host, reporter: Reporter) ->
         reporter.phase(Phase.compiling)
         step = compile_program(inputs, model, params, part)
     assert isinstance(step, Step)
-    hold = pass_gate(inputs, host, step, model, part) if inputs.config.parity.samples else None
+    hold = pass_gate(inputs, host, step, model, part)
     return StreamSource(inputs, step, inputs.config.train.batch_rows, hold)
 
 
@@ -172,9 +172,7 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
 
     reporter.phase(Phase.compiling)
     program = compile_program(inputs, model, params, part)
-    hold = None
-    if config.parity.samples:
-        hold = pass_gate(inputs, host, program, model, part)
+    hold = pass_gate(inputs, host, program, model, part)
 
     reporter.phase(Phase.extracting)
     on_nonfinite = config.extract.on_nonfinite
@@ -247,6 +245,5 @@ def pending_batches(inputs: Inputs) -> list[int]:
     done = np.zeros(inputs.total_batches + 1, np.int8)
     if jax.process_index() == 0:
         done[sorted(committed(inputs.folder))] = 1
-    if jax.process_count() > 1:
-        done = np.asarray(multihost_utils.broadcast_one_to_all(done))
+    done = from_host_0(done)
     return [batch for batch in range(1, inputs.total_batches + 1) if not done[batch]]

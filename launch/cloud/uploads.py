@@ -21,6 +21,7 @@ from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.huggingface import INDEX, TensorFiles, map_ahead, weight_files
 from pod_job.checkpoints.locate import local_small_files
 from pod_job.checkpoints.orbax import MANIFEST
+from pod_job.config.load import quoted
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
@@ -197,8 +198,3 @@ def upload_line(sources: Sequence[Source], config: JobConfig) -> str:
         f"upload of {names} to {uploads_folder(config)}: {files:,} files, {size / GB:,.2f} GB, about {time} at "
         f"{ASSUMED_BYTES_S / MB:.0f} MB/s"
     )
-
-
-def quoted(text: str) -> str:
-    """Returns a text as the value of an override: Hydra leaves a backslash alone that is not before a quote."""
-    return "'" + text.replace("'", "\\'") + "'"

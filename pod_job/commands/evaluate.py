@@ -45,8 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run_evaluate(options: Namespace) -> int:
     for name, least in (("skip", 0), ("tokens", 1), ("contexts", 0)):
         at_least(f"--{name}", getattr(options, name), least)
-    import jax
+    from pod_job.host.tpu_slice import devices_here
 
+    of_machine = devices_here()  # before anything imports jax
     from pod_job.config.load import load  # Hydra and jax, which --help does not need
     from pod_job.planning.identity import package_versions
     from pod_job.run_folder import layout
@@ -62,8 +63,6 @@ def run_evaluate(options: Namespace) -> int:
         name: at_taps(sae, options.tap, options.target) for name, sae in read_saes(options.path, options.sae).items()
     }
     sizes = [sae.origin.context_size for sae in saes.values() if sae.origin.context_size]
-    devices = jax.device_count()
-    of_machine = [f"mesh.data={devices}", f"pod.devices_per_host={devices}"]
     of_saes = f"extract.seq_len={max(sizes, default=SEQ_LEN)}"
     config = load([*DEFAULTS, *of_machine, of_saes, *options.overrides])
     opened = open_model(config, saes, options.skip, options.tokens)

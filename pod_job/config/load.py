@@ -1,7 +1,6 @@
 """Loads and checks the configuration: Hydra in, a typed `JobConfig` out, errors as one line."""
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
@@ -12,6 +11,7 @@ from typing import Any, get_args
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -75,7 +75,7 @@ def with_number(override: str) -> list[str]:
 
 def quoted(text: str) -> str:
     """Returns the text as the value of an override, whatever characters it has."""
-    return json.dumps(text, ensure_ascii=False)
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def check_fields(overrides: Iterable[str]) -> None:

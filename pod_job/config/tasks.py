@@ -160,7 +160,7 @@ class TasksConfig:
 
     @property
     def places(self) -> list[str]:
-        """Where each of `paths` is read: at the path, or where it was uploaded to for hosts that do not see it."""
+        """Places that `paths` are read at: the path itself, or its upload for hosts that do not see it."""
         uploaded = self.uploaded or [None] * len(self.paths)
         return [place or path for path, place in zip(self.paths, uploaded, strict=True)]
 

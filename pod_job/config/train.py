@@ -41,7 +41,7 @@ class Architecture(Enum):
 
     @property
     def has_k(self) -> bool:
-        """Whether it keeps the k largest latents; others are made sparse by a penalty."""
+        """True for architectures that keep the k largest latents; a penalty makes the others sparse."""
         return self in (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka)
 
 

@@ -13,7 +13,7 @@ from pod_job.host.tpu_slice import use_cpu_without_accelerator
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.interop.pickle_metadata import PickleMetadata
 from pod_job.interop.pickle_writer import AnotherExport, remove_export
-from pod_job.notebook.job_progress import JobProgress
+from pod_job.notebook.job_progress import progress_of
 from pod_job.run_folder.layout import METADATA, OUTPUTS
 from pod_job.run_folder.metadata import read_any
 from pod_job.storage.folder import Folder
@@ -97,11 +97,10 @@ def run_here(overrides: Sequence[str], run_dir: str, options: Namespace, also_in
     began = time.monotonic()
     config = load(overrides)
     use_cpu_without_accelerator()
-    from pod_job.host.rendezvous import this_host  # jax, only once the configuration is sound
-    from pod_job.job import run
+    from pod_job.job import run  # jax, only once the configuration is sound
 
-    folder, host = open_folder(run_dir), this_host(config.pod)
-    with JobProgress(folder, host.index, host.attempt):
+    folder = open_folder(run_dir)
+    with progress_of(config):
         run(config)
         if not folder.names(METADATA) or not read_any(folder).complete:
             print("this worker is done; the last one to finish writes the pickle files")

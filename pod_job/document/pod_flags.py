@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pod_job import environment
 from pod_job.config.schema import PodKind
 from pod_job.errors import JobError
-from pod_job.host.tpu_slice import TpuWorker, this_tpu_worker, use_cpu_without_accelerator
+from pod_job.host.tpu_slice import TpuWorker, this_tpu_worker
 from pod_job.preflight.tpu_facts import read_accelerator_type
 
 
@@ -48,15 +48,6 @@ def choose_pod(shape: Sequence[str], hosts: int | None) -> Pod:
     count = workers_of(worker, data * model)
     os.environ.setdefault(environment.HOST, str(worker.index))
     return Pod(data, model, PodKind.tpu, count)
-
-
-def devices_here() -> list[str]:
-    """Returns the overrides of a job on all devices of this machine, each with rows of its own."""
-    use_cpu_without_accelerator()
-    import jax
-
-    count = jax.local_device_count()
-    return [f"mesh.data={count}", f"pod.devices_per_host={count}"]
 
 
 def workers_of(worker: TpuWorker, devices: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pod_job.config.load import load
 from pod_job.document.flags import RUN, exit_status_in_flags, make_parser, run_here, shared_overrides
-from pod_job.document.pod_flags import devices_here
+from pod_job.host.tpu_slice import devices_here
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Where the batches of a host come from: assigned once, or taken by lease where several slices compute the run.
+"""Batches of a host: assigned once, or taken by lease where several slices compute the run.
 
 With leases every feeder takes blocks of batches by itself, in the thread that reads ahead, for as long as there are
 free ones: nobody waits for anybody, and fast feeders take more. Hosts that feed the same rows follow what the first of
@@ -18,9 +18,8 @@ from typing import Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from pod_job.extraction.feeder import on_any_host
+from pod_job.extraction.feeder import from_host_0, on_any_host
 from pod_job.extraction.feeding import Feeding
 from pod_job.extraction.idle_slice import MOST_OVERDUE, IdleSlice, Overdue
 from pod_job.formats.records import Count, Record, encode, read_file
@@ -141,7 +140,7 @@ class LeasedBatches:
             table[0] = choice, round(1000 * pause_s), 0
             for row, one in enumerate(overdue or [], 1):
                 table[row] = one
-        (choice, pause_ms, _), *rows = everywhere(table).tolist()
+        (choice, pause_ms, _), *rows = from_host_0(table).tolist()
         return Choice(choice), pause_ms / 1000, [Overdue(*row) for row in rows if row[0] >= 0]
 
     def _take_free(self) -> Iterator[int]:
@@ -207,11 +206,6 @@ class Trail:
             yield from batches
 
 
-def everywhere(values: np.ndarray) -> np.ndarray:
-    """Returns the values of host 0, on every host of the slice."""
-    return np.asarray(multihost_utils.broadcast_one_to_all(values)) if jax.process_count() > 1 else values
-
-
 def agreed_number() -> int:
     """Returns a number that no earlier start has had, the same on all hosts of the slice."""
-    return int(everywhere(np.array([secrets.randbits(31)], np.int32))[0])
+    return int(from_host_0(np.array([secrets.randbits(31)], np.int32))[0])

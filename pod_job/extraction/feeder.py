@@ -42,6 +42,11 @@ def on_any_host(flags: Sequence[bool]) -> list[bool]:
     return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
 
 
+def from_host_0(values: np.ndarray) -> np.ndarray:
+    """Returns the values that host 0 has, on every host."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(values)) if jax.process_count() > 1 else values
+
+
 class Feeder(ABC, Generic[InputT, BatchT]):
     """Step inputs of this host's batches, read, tokenized and laid out ahead of their use.
 

@@ -71,6 +71,15 @@ def use_cpu_without_accelerator() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def devices_here() -> list[str]:
+    """Returns the overrides of a job on all devices of this machine, each with rows of its own."""
+    use_cpu_without_accelerator()
+    import jax
+
+    count = jax.local_device_count()
+    return [f"mesh.data={count}", f"pod.devices_per_host={count}"]
+
+
 def attribute(name: str) -> str | None:
     """Returns an attribute of this VM from its metadata server; None where there is none, or no server."""
     server = variable(environment.METADATA_SERVER)

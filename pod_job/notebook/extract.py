@@ -11,9 +11,9 @@ from typing import TypedDict, Unpack
 from pod_job.checkpoints.locate import find_model
 from pod_job.config.load import load, quoted
 from pod_job.errors import JobError
-from pod_job.host.tpu_slice import use_cpu_without_accelerator
+from pod_job.host.tpu_slice import devices_here
 from pod_job.notebook.hooked_model import LoadedModel
-from pod_job.notebook.job_progress import JobProgress
+from pod_job.notebook.job_progress import progress_of
 from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.metadata import read_any
@@ -114,14 +114,8 @@ def row_length(path: str, documents: Sequence[str]) -> int:
 
 def run_here(overrides: Sequence[str]) -> None:
     """Runs the job in this process on all of its devices; shows on stderr how far it is."""
-    use_cpu_without_accelerator()
-    import jax
-
-    from pod_job.host.rendezvous import this_host
+    config = load([*overrides, *devices_here()])
     from pod_job.job import run
 
-    count = jax.local_device_count()
-    config = load([*overrides, f"mesh.data={count}", f"pod.devices_per_host={count}"])
-    host = this_host(config.pod)
-    with JobProgress(open_folder(config.storage.run_dir), host.index, host.attempt):
+    with progress_of(config):
         run(config)

@@ -7,8 +7,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.status import Status
 
+from pod_job.config.schema import JobConfig
 from pod_job.run_folder.status import HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
+from pod_job.storage.open import open_folder
 
 LOOK_S = 1.0  # a status is written at most every two seconds
 PLAIN_EVERY_S = 10.0
@@ -61,6 +63,14 @@ class JobProgress:
         if new_phase or (text != self.shown and moment - self.shown_at >= PLAIN_EVERY_S):
             self.shown, self.shown_at = text, moment
             self.console.print(f"{moment - self.began:6.1f} s  {text}", highlight=False, soft_wrap=True)
+
+
+def progress_of(config: JobConfig) -> JobProgress:
+    """Returns the progress of the job with this configuration, which is to run in this process."""
+    from pod_job.host.rendezvous import this_host  # jax, only once the configuration is sound
+
+    host = this_host(config.pod)
+    return JobProgress(open_folder(config.storage.run_dir), host.index, host.attempt)
 
 
 def progress_text(status: HostStatus) -> str:

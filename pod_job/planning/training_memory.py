@@ -13,9 +13,9 @@ from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
 
 COPIES = 4
-"""Of each parameter in float32: itself, its gradient, and two moments of Adam."""
+"""Arrays of the size of each parameter: itself, its gradient, and two moments of Adam."""
 FLOAT_BYTES, ROW_BYTES = 4, 2
-"""Of a parameter, and of a value of a row in the buffer."""
+"""Bytes of a parameter, and of a value of a row in the buffer."""
 
 
 class TrainingMemory(msgspec.Struct, frozen=True):

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
-from pod_job.extraction.feeder import on_any_host
+from pod_job.extraction.feeder import from_host_0, on_any_host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.training import TrainInputs
@@ -57,7 +56,7 @@ class TrainingState(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """Where training begins: a state, the rows after it, the step, and the seconds that earlier starts took."""
+    """Beginning of a start: the state, the rows after it, the step, and the seconds that earlier starts took."""
 
     state: TrainingState
     rows: Iterator[RowBatch]
@@ -85,7 +84,7 @@ class Training:
         """
         folder, checkpoint = self.inputs.folder, agreed_checkpoint(self.inputs)
         if checkpoint is None:
-            return self._begin_anew()
+            return self._begin_new()
         check_same_training(folder, checkpoint, self.train)
         mesh = self.trainer.mesh
         largest = {tap: everywhere(mesh, np.float32(0)) for tap in self.inputs.widths if is_residual(tap)}
@@ -95,7 +94,7 @@ class Training:
         self.saved_step = checkpoint.step
         return Begun(state, self.source.batches(state.position), checkpoint.step, checkpoint.seconds)
 
-    def _begin_anew(self) -> Begun:
+    def _begin_new(self) -> Begun:
         """Returns the first state, with the shuffle buffer filled."""
         first = self.source.batches(self.source.start)
         measured, taken = measure(first, self.train.statistics_rows)
@@ -227,8 +226,7 @@ def agreed_checkpoint(inputs: TrainInputs) -> Checkpoint | None:
         newest = latest_checkpoint(inputs.folder)
         step = newest.step if newest else -1
         remove_after(inputs.folder, step)
-    if jax.process_count() > 1:
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    step = int(from_host_0(np.array(step, np.int32)))
     return {checkpoint.step: checkpoint for checkpoint in complete_checkpoints(inputs.folder)}.get(step)
 
 

@@ -22,7 +22,7 @@ from pod_job.training.saes import NOT_RECORDED, WITH_THRESHOLD, Parameters, SaeO
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"
-"""Of SAELens, which first read this layout."""
+"""Version of SAELens that first read this layout."""
 NAMES = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "decoder_bias": "b_dec"}
 GATED_NAMES = NAMES | {"encoder_bias": "b_mag", "gate_bias": "b_gate", "gate_scale": "r_mag"}
 BASES = {
