@@ -34,7 +34,7 @@ from pod_job.planning.memory import explaining_memory
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import Counting, TaskReading
-from pod_job.planning.training import TrainInputs, claim_training, is_complete, read_train_inputs
+from pod_job.planning.training import TrainInputs, claim_training, is_complete, prompts_of, read_train_inputs
 from pod_job.planning.training_memory import check_buffer
 from pod_job.programs import compile_program, load_model, pass_gate
 from pod_job.prompts.tasks import Tasks
@@ -139,7 +139,7 @@ def join_hosts(inputs: Inputs | TrainInputs, host: Host, reporter: Reporter) -> 
     _ = inputs.identity  # which may read weights whole: before others wait for this host
     reporter.phase(Phase.arrived)
     await_hosts(report_folder(inputs.folder, host.slice), host, config.pod.arrival_timeout_s)
-    prompts = inputs.stream if isinstance(inputs, TrainInputs) else inputs
+    prompts = prompts_of(inputs)
     if prompts is not None:
         claim_run(prompts)
     elif isinstance(inputs, TrainInputs):

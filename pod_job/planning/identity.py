@@ -5,6 +5,7 @@ probe) is: an upgrade that changes neither does not end a run.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -133,10 +134,10 @@ def is_text(sample: Sample) -> bool:
     return not isinstance(sample.prompt, np.ndarray)
 
 
-def package_versions() -> dict[str, str]:
-    """Returns the versions of PACKAGES that are installed."""
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Returns the versions of those packages that are installed."""
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

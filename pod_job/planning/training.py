@@ -83,9 +83,14 @@ def read_job_inputs(config: JobConfig, folder: Folder | None = None, reading: Ta
     return read(config, folder, reading)
 
 
+def prompts_of(inputs: JobInputs) -> Inputs | None:
+    """Returns the inputs of the forward pass; None for training on a finished run, which has none."""
+    return inputs.stream if isinstance(inputs, TrainInputs) else inputs
+
+
 def look_at_prompts(inputs: JobInputs) -> None:
     """Looks at a sample of the prompts, where there are some. JobError for what hosts would refuse."""
-    prompts = inputs if isinstance(inputs, Inputs) else inputs.stream
+    prompts = prompts_of(inputs)
     survey = None if prompts is None else survey_run(prompts)
     if survey is not None and prompts is not None and isinstance(inputs, TrainInputs):
         check_tokens(inputs, survey, len(prompts.tasks.samples))
@@ -94,7 +99,7 @@ def look_at_prompts(inputs: JobInputs) -> None:
 def check_tokens(inputs: TrainInputs, survey: PromptSurvey, samples: int) -> None:
     """Raises JobError where the prompts, by those looked at, have fewer tokens than the schedule takes."""
     most = survey.tokens_per_sample * samples * (1 + survey.tokens_error)
-    wanted, epochs = inputs.train.steps * inputs.train.batch_rows, inputs.config.train.epochs
+    wanted, epochs = inputs.train.rows, inputs.config.train.epochs
     if wanted > most * epochs:
         settings = inputs.config.train
         given = f"train.steps={settings.steps}" if settings.tokens is None else f"train.tokens={settings.tokens}"

@@ -83,6 +83,6 @@ def check_buffer(inputs: TrainInputs, available: int, where: str) -> None:
 def steps_line(train: TrainIdentity) -> str:
     """Returns the schedule in one line for people."""
     return (
-        f"{train.steps:,} steps of {train.batch_rows:,} rows = {train.steps * train.batch_rows:,} rows; warm-up "
+        f"{train.steps:,} steps of {train.batch_rows:,} rows = {train.rows:,} rows; warm-up "
         f"{train.warmup_steps:,}, decay {train.decay_steps:,}; shuffle buffer of {train.buffer_rows:,} rows"
     )

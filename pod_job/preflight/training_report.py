@@ -114,7 +114,7 @@ def whole_training(training: TrainingForecast | None, train: TrainIdentity, pod:
     """Returns the time and cost of all steps; the rows that fill the buffer at first are those of the last steps."""
     if training is None:
         return None
-    rows, seconds = train.steps * train.batch_rows, train.steps * training.step_s
+    rows, seconds = train.rows, train.steps * training.step_s
     return WholeRun(
         samples=0,
         tokens=rows,

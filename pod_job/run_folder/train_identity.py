@@ -43,3 +43,8 @@ class TrainIdentity(Record, frozen=True, omit_defaults=True):
     dtype: str
     run: str | None = None
     step_rows: Count | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of all steps."""
+        return self.steps * self.batch_rows

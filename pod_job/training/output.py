@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pod_job import __version__
 from pod_job.formats.records import encode, now
+from pod_job.planning.identity import package_versions
 from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.layout import SAES, SAES_METADATA
 from pod_job.run_folder.train_identity import SaeRecord
@@ -49,7 +49,7 @@ def write_saes(inputs: TrainInputs, trainer: Trainer, state: TrainerState, secon
             complete=True,
             saes=[entries[sae.name] for sae in inputs.train.saes],
             steps=inputs.train.steps,
-            rows=inputs.train.steps * inputs.train.batch_rows,
+            rows=inputs.train.rows,
             seconds=round(seconds, 3),
             provenance=inputs.identity,
             pod_job_version=__version__,
@@ -95,7 +95,7 @@ def trained_sae(inputs: TrainInputs, sae: SaeRecord, member: Member, written: st
         identity=identity,
         input_scale=uniform.get("inputs"),
         target_scale=uniform.get("targets"),
-        rows=inputs.train.steps * inputs.train.batch_rows,
+        rows=inputs.train.rows,
         steps=inputs.train.steps,
         data=inputs.config.tasks.path if inputs.stream and isinstance(inputs.config.tasks.path, str) else None,
         context_size=identity.seq_len,
@@ -107,10 +107,4 @@ def trained_sae(inputs: TrainInputs, sae: SaeRecord, member: Member, written: st
 
 def versions() -> dict[str, str]:
     """Returns the versions of PACKAGES that are installed, and of this one."""
-    found = {"pod_job": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"pod_job": __version__, **package_versions(PACKAGES)}
