@@ -19,6 +19,7 @@ from rehearsal import BUCKET, OTHER_ZONE, PER_BATCH, PROMPTS, ROOT, ZONE, Rehear
 
 from launch.cloud.observe import SILENT_S
 from pod_job.checking.reference import BUILT_IN, SHIPPED, torch_installed
+from pod_job.config.load import quoted
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.run_folder.layout import REFERENCE
 from pod_job.run_folder.parity import read_all_parity
