@@ -10,7 +10,7 @@ from pod_job.checking.shipped import why_too_large
 from pod_job.config.generate import Mode
 from pod_job.config.schema import PodKind
 from pod_job.planning.inputs import Inputs, Outline
-from pod_job.planning.training import JobInputs, prompts_of
+from pod_job.planning.training import JobInputs, TrainInputs
 
 MODEL = "Hugging Face's model in torch"
 BUILT_IN = "the built-in decoder in NumPy"
@@ -21,7 +21,7 @@ def send_reference(inputs: JobInputs, overrides: Sequence[str], log: Callable[[s
 
     What prevents it is logged and no error: host 0 then has the built-in reference.
     """
-    reads_prompts = prompts_of(inputs)
+    reads_prompts = inputs.stream if isinstance(inputs, TrainInputs) else inputs
     if reads_prompts is None:  # vectors of a finished run, which were held against theirs
         return
     if reason := why_not_sent(reads_prompts):
