@@ -1,5 +1,6 @@
 """Loads and checks the configuration: Hydra in, a typed `JobConfig` out, errors as one line."""
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,8 @@ from typing import Any, get_args
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +42,7 @@ def load(overrides: Sequence[str]) -> JobConfig:
 
     Raises JobError in one line for a misspelled key, an unknown choice, a wrong type, a missing or out-of-range value.
     """
-    overrides = [part for override in overrides for part in with_number(override)]
+    overrides = [part for override in overrides for part in hydra_words(override)]
     check_fields(word for word in overrides if word.startswith(("+", "hydra")))  # Hydra refuses other names itself
     ConfigStore.instance().store(name="schema", node=JobConfig)
     GlobalHydra.instance().clear()
@@ -64,12 +66,21 @@ def trains_on_a_run(tree: Any) -> bool:
     return tree.mode is Mode.train and tree.train.source is TrainSource.run
 
 
-def with_number(override: str) -> list[str]:
-    """Returns an override that gives a choice and its value, `extract.positions=every=8`, as one for each field."""
+def hydra_words(override: str) -> list[str]:
+    """Returns an override as words of Hydra.
+
+    One that gives a choice and its value, `extract.positions=every=8`, becomes one for each field; values with commas,
+    `extract.layers=6,18`, which Hydra takes for several jobs, become a list.
+    """
     match = re.fullmatch(r"(\+{0,2}extract\.)positions=['\"]?(every|sample|roles)=([^'\"]*)['\"]?", override)
     if match:
         positions = "all" if match[2] == "roles" else match[2]
         return [f"{match[1]}positions={positions}", f"{match[1]}{match[2]}={match[3]}"]
+    with contextlib.suppress(HydraException):  # left as it is; Hydra refuses it
+        values = OverridesParser.create().parse_override(override).value()
+        if isinstance(values, ChoiceSweep) and values.simple_form:
+            key, _, text = override.partition("=")
+            return [f"{key}=[{text}]"]
     return [override]
 
 
@@ -114,7 +125,7 @@ def from_json(recorded: ConfigValues, overrides: Sequence[str] = ()) -> JobConfi
     if any(override.partition("=")[0].removeprefix("+") == "tasks.path" for override in overrides):
         recorded = without_uploads(recorded)
     try:
-        parts = [part for override in overrides for part in with_number(override)]
+        parts = [part for override in overrides for part in hydra_words(override)]
         given = OmegaConf.from_dotlist([part.removeprefix("+") for part in parts])
         tree = OmegaConf.merge(OmegaConf.structured(JobConfig), _literal(recorded), given)
         config = OmegaConf.to_object(tree)
@@ -168,7 +179,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{group}={name} is not one of the choices: {', '.join(choices)}"
     key = re.search(r"full_key: (\S+)", text)
     if key and ("is not a ListConfig" in text or "Cannot merge DictConfig with ListConfig" in text):
-        return f"{key[1]} is a list; write {key[1]}=[...]"
+        given = next((o.partition("=")[2] for o in overrides if o.partition("=")[0].lstrip("+") == key[1]), "...")
+        return f"{key[1]} is a list; write {key[1]}=[{given}]"
     reason = text.splitlines()[0]
     return f"{key[1]}: {reason}" if key else reason
 

@@ -14,6 +14,7 @@ from pod_job.checkpoints.locate import find_model
 from pod_job.config.extract import ExtractConfig, Positions
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig
+from pod_job.config.tasks import OnBroken
 from pod_job.errors import JobError
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.inputs import Inputs, Outline, check_tokenizer
@@ -21,8 +22,9 @@ from pod_job.planning.template_date import start_date
 from pod_job.prompts.prompt import PromptRules, Tokenized
 from pod_job.prompts.samples import ALL_UP_TO, without_broken
 from pod_job.prompts.sources.estimate import DEVIATIONS
+from pod_job.prompts.sources.sample import BrokenTask, Reason
 from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder, has_vocabulary
-from pod_job.prompts.tokens import usable_prompts
+from pod_job.prompts.tokens import refusal, usable_prompts
 
 T = TypeVar("T")
 
@@ -137,17 +139,33 @@ def survey_sample(run: Outline, tokenizer: Tokenizer, template_date: date, seed:
     Raises:
         JobError: what a host would refuse: a prompt that cannot be used, or none with a row.
     """
-    survey, looked_at = PromptSurvey(), run.tasks.samples.survey(seed)
+    survey, looked_at, too_long = PromptSurvey(), run.tasks.samples.survey(seed), list[BrokenTask]()
     rules = PromptRules.of(run.config, run.arch.vocab, template_date)
     for start in range(0, len(looked_at), CHUNK):
         part, broken = without_broken(looked_at[start : start + CHUNK])
-        tokenized = usable_prompts(tokenizer, part, rules)
-        survey.add(replace(tokenized, skipped=[*broken, *tokenized.skipped]), run.config)
+        tokenized = usable_prompts(tokenizer, part, replace(rules, on_broken=OnBroken.skip))
+        skipped = [*broken, *tokenized.skipped]
+        if rules.on_broken is OnBroken.refuse:
+            too_long += refused_at_once(skipped)
+            skipped = []
+        survey.add(replace(tokenized, skipped=skipped), run.config)
         if survey.tokens > MOST_TOKENS:
             break
     survey.all_looked_at = survey.samples == len(run.tasks.samples)
+    if too_long:
+        longest, seen = max(broken.tokens for broken in too_long), survey.samples + len(too_long)
+        of = f"of {seen:,} samples" if seen == len(run.tasks.samples) else f"of {seen:,} samples looked at"
+        raise JobError(f"{refusal(too_long[0])}; {len(too_long):,} {of} are longer, the longest has {longest:,} tokens")
     check_rows(survey, run.config)
     return survey
+
+
+def refused_at_once(broken: Sequence[BrokenTask]) -> Sequence[BrokenTask]:
+    """Returns tasks that are too long, which are counted first. JobError for one that cannot be used otherwise."""
+    for task in broken:
+        if task.reason is not Reason.too_long:
+            raise refusal(task)
+    return broken
 
 
 def survey_share(inputs: Inputs, host: int, hosts: int) -> list[int]:

@@ -55,10 +55,15 @@ def usable_prompts(tokenizer: Tokenizer, samples: Sequence[Sample], rules: Promp
             prompts += document_prompts(sample, document, ends, special, rules)
         except BrokenTask as broken:
             if rules.on_broken is OnBroken.refuse:
-                raise JobError(f"{broken}; or leave such tasks out with tasks.on_broken=skip") from broken
+                raise refusal(broken) from broken
             skipped.append(broken)
     concat = None if rules.concat is None else concat_rules(tokenizer, rules.concat, rules.extract)
     return Tokenized(prompts, skipped, len(samples) - len(skipped), rules.drops, rules.columns, concat)
+
+
+def refusal(broken: BrokenTask) -> JobError:
+    """Returns the error for a task that cannot be used, under `on_broken=refuse`."""
+    return JobError(f"{broken}; or leave such tasks out with tasks.on_broken=skip")
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def checked_document(
             f"{sample} has {len(token_ids)} tokens, more than extract.seq_len={rules.seq_len}; raise it, or set "
             "extract.too_long=split, or head or tail to keep a part",
             Reason.too_long,
+            len(token_ids),
         )
     return Document(token_ids, roles, len(token_ids) < len(given))
 

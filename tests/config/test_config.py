@@ -50,7 +50,9 @@ def test_every_experiment_composes_and_says_what_it_is(path) -> None:
         (["extract.layers=[6,6]"], "extract.layers=[6, 6] names a layer twice"),
         (["pod.port=70000"], "pod.port=70000 is not a port"),
         (["extract.layers=["], "'extract.layers=['"),
-        (["extract.layers=6"], "extract.layers is a list; write extract.layers=[...]"),
+        (["extract.layers=6,"], "'extract.layers=6,' is not an override"),
+        (["tasks.system=a,b"], "tasks.system: Cannot convert 'list' to string"),
+        (["extract.layers=6"], "extract.layers is a list; write extract.layers=[6]"),
         (["+task.limit=3"], "task.limit is not a field of the configuration; did you mean tasks.limit?"),
         (["++tasks.limt=3"], "tasks.limt is not a field of the configuration; did you mean tasks.limit?"),
         (["+labels.a=b"], "labels.a is not a field of the configuration; did you mean "),
@@ -63,6 +65,13 @@ def test_bad_overrides_are_refused_in_one_line(overrides: list[str], says: str) 
         load([*ENOUGH, *overrides])
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("word", "layers"), [("6,18", [6, 18]), (" 6 , 18", [6, 18]), ("[6]", [6])])
+def test_values_with_commas_are_a_list(word: str, layers: list[int]) -> None:
+    config = load([*ENOUGH, f"extract.layers={word}"])
+    assert config.extract.layers == layers
+    assert from_json(to_json(load(ENOUGH)), [f"extract.layers={word}"]).extract.layers == layers
 
 
 def test_a_value_that_is_not_set_is_named() -> None:

@@ -68,6 +68,12 @@ def test_a_prompt_that_cannot_be_used_is_refused_or_counted(model: Path, bad: in
     assert [survey_share(skipping, host, 2) for host in (0, 1)] == [[5 if bad == 0 else 10], [10 if bad == 0 else 5]]
 
 
+def test_the_refusal_of_a_long_sample_counts_the_others(model: Path) -> None:
+    prompts = ["short", "x" * 41, "short", "x" * 77]
+    with pytest.raises(JobError, match=r"task t1, .*; 2 of 4 samples are longer, the longest has 77 tokens$"):
+        survey_run(inputs(model, prompts))
+
+
 def test_a_run_of_which_every_row_is_excluded_is_refused(model: Path) -> None:
     set_template(model, "{{ messages[0].content }}<|im_end|>")
     last = ("extract.positions=last", "extract.exclude=[special]")

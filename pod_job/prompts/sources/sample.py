@@ -38,14 +38,18 @@ class Reason(StrEnum):
 
 
 class BrokenTask(Exception):
-    """Names a task that cannot be used, and why, in one line; `tasks.on_broken` decides what follows."""
+    """Names a task that cannot be used, and why, in one line; `tasks.on_broken` decides what follows.
 
-    def __init__(self, message: str, reason: Reason = Reason.broken) -> None:
+    Attributes:
+        tokens: of a task that is too long.
+    """
+
+    def __init__(self, message: str, reason: Reason = Reason.broken, tokens: int = 0) -> None:
         super().__init__(one_line(message))
-        self.reason = reason
+        self.reason, self.tokens = reason, tokens
 
     def __reduce__(self) -> tuple:
-        return BrokenTask, (str(self), self.reason)  # to other processes
+        return BrokenTask, (str(self), self.reason, self.tokens)  # to other processes
 
 
 @dataclass(frozen=True, eq=False)
