@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launch.cloud.own_hosts import own_pods
 from launch.cloud.pods import MADE_BY, Pod, list_pods
 from launch.cloud.request import pod_name, pod_names
+from launch.hosts_file import UNREAD
 from pod_job.config.load import from_json, load
 from pod_job.config.schema import ConfigValues, JobConfig, PodKind
 from pod_job.errors import JobError
@@ -34,7 +36,8 @@ def config_of_run(words: Sequence[str]) -> JobConfig:
     """Returns the configuration for `RUN_DIR`, for `RUN_DIR key=value ...`, or for the overrides of the start.
 
     That of a run folder is its record, with these exceptions: `storage.run_dir` is RUN_DIR, wherever the folder lies
-    now, `cloud.name` is the pod's name, and `cloud.ssh_flags` are empty, since they can name programs that ssh runs.
+    now, `cloud.name` is the pod's name, `cloud.ssh_flags` are empty, since they can name programs that ssh runs, and
+    `pod.hosts_file` is not read, as it can be any file of this machine: verbs that need it take it as an override.
 
     Raises:
         JobError: there is no run, its configuration is not recorded, or an override is wrong.
@@ -62,6 +65,8 @@ def pods_of_run(words: Sequence[str]) -> tuple[JobConfig, list[Pod]]:
         names = {record.name for record in records}
     if config.pod.kind is not PodKind.tpu:
         return config, []
+    if config.pod.hosts_file is not None:
+        return config, own_pods(config)
     names |= {*pod_names(config)}
     return config, [
         pod for pod in list_pods(config.cloud.project) if pod.name in names and labels.items() <= pod.labels.items()
@@ -88,6 +93,8 @@ def recorded_config(folder: Folder, run_dir: str, overrides: Sequence[str]) -> J
     # Of a published run, run.json has neither the paths nor the run folder.
     unknown = {"model": {"path": UNKNOWN}, "tasks": {"path": UNKNOWN}, "storage": {"run_dir": run_dir}}
     complete = with_fields(with_fields(unknown, recorded), {"cloud": {"ssh_flags": []}})
+    if complete.get("pod", {}).get("hosts_file") is not None:
+        complete = with_fields(complete, {"pod": {"hosts_file": UNREAD}})
     config = from_json(complete, overrides)
     whole = replace(config, pod=replace(config.pod, slice=None))  # recorded by one slice
     name = pod_name(whole if config.pod.slices > 1 else config)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pod_job.errors import JobError
 
 CALL_TIMEOUT_S = 900.0
+SSH_PACKAGE = {"ssh": "openssh-client", "scp": "openssh-client"}
 
 
 class NotInstalled(JobError):
@@ -36,7 +37,8 @@ def call(argv: Sequence[str], stdin: bytes = b"", timeout_s: float = CALL_TIMEOU
         # In a session of its own: gcloud's ssh processes outlive it unless they are ended with it.
         process = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     except FileNotFoundError as error:
-        raise NotInstalled(f"{argv[0]} is not installed; install the Google Cloud SDK, cloud.google.com/sdk") from error
+        package = SSH_PACKAGE.get(argv[0], "the Google Cloud SDK, cloud.google.com/sdk")
+        raise NotInstalled(f"{argv[0]} is not installed; install {package}") from error
     late = ""
     try:
         out, err = process.communicate(stdin, timeout_s)

@@ -1,16 +1,21 @@
-"""Jobs of the slices of a run: one configuration in, one for each slice out. Pure functions."""
+"""Jobs of the slices of a run: one configuration in, one for each slice out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from launch.hosts_file import groups_of
 from pod_job.config.schema import JobConfig
 
 
 @dataclass(frozen=True)
 class SliceJob:
-    """The job of one slice, as a job on one pod: its configuration, and the overrides that its hosts get."""
+    """The job of one slice, as a job on one pod: its configuration, and the overrides that its hosts get.
 
+    `number`: from 0.
+    """
+
+    number: int
     name: str
     config: JobConfig
     overrides: Sequence[str]
@@ -22,16 +27,17 @@ def has_slices(config: JobConfig) -> bool:
 
 
 def slice_jobs(config: JobConfig, overrides: Sequence[str]) -> list[SliceJob]:
-    """Returns the jobs of the slices, named by their numbers from 0."""
+    """Returns the jobs of the slices, named by their numbers from 0, or as the file of their hosts names them."""
+    own = config.pod.hosts_file is not None
+    names = [group.name for group in groups_of(config)] if own else [str(number) for number in range(config.pod.slices)]
     return [
         SliceJob(
-            str(number),
-            replace(
-                config, pod=replace(config.pod, slice=str(number), port=config.pod.port and config.pod.port + number)
-            ),
-            [*overrides, f"pod.slice='{number}'"],
+            number,
+            name,
+            replace(config, pod=replace(config.pod, slice=name, port=config.pod.port and config.pod.port + number)),
+            [*overrides, f"pod.slice='{name}'"],
         )
-        for number in range(config.pod.slices)
+        for number, name in enumerate(names)
     ]
 
 

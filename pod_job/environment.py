@@ -6,6 +6,7 @@ The command line of all hosts is the same; only these differ. On a TPU VM none i
 ATTEMPT = "POD_JOB_ATTEMPT"  # token of this start, the same on every host: separates live status files from old ones
 RUN = "POD_JOB_RUN"  # the run folder: on a TPU VM it tells a job of this run from one of another
 HOST = "POD_JOB_HOST"  # this host's index, 0 .. pod.hosts - 1
+HOSTS = "POD_JOB_HOSTS"  # names of all hosts of this slice, with commas, where they are those of pod.hosts_file
 LEFT_S = "POD_JOB_LEFT_S"  # seconds after which the run has cost what it may; the host then stops
 LIMIT = "POD_JOB_LIMIT"  # that limit, for people: cloud.max_hours=2 is reached
 RESTART_STATUS = "POD_JOB_RESTART_STATUS"  # exit status that asks an engine, such as JobSet, for another start

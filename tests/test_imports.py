@@ -52,6 +52,7 @@ LAYERS = {
         "clock",
         "shell",
         "host_commands",
+        "hosts_file",
         "slices",
         "local",
         "preflight",

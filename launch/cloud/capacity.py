@@ -14,6 +14,7 @@ from launch.cloud.calls import (
     gcloud_error,
     passes_by_itself,
 )
+from launch.cloud.own_hosts import clear, own_pod
 from launch.cloud.pod_records import note_end, note_start, record_of
 from launch.cloud.pods import Pod, delete, find_pods
 from launch.cloud.refusal import Refusal, Scope, read_refusal
@@ -51,7 +52,10 @@ class NotWanted(Exception):
 
 
 def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
-    """Deletes pods of a job: all that can be. Raises JobError for those that cannot."""
+    """Deletes all pods of a job that can be, or clears the user's own hosts. JobError for those that cannot."""
+    if config.pod.hosts_file is not None:
+        clear(config, log)
+        return
     errors = []
     for pod in pods:
         log(f"deleting {pod.name} in {pod.zone} ({pod.state})")
@@ -71,6 +75,8 @@ def always() -> bool:
 def bring_up(config: JobConfig, log: Log, wanted: Callable[[], bool] = always) -> Pod:
     """Returns the pod of this job, READY: the existing one, else a new one in the first zone that has capacity.
 
+    On hosts that the user has started, these.
+
     Args:
         wanted: asked before each request, and while the pod is waited for.
     Raises:
@@ -78,6 +84,8 @@ def bring_up(config: JobConfig, log: Log, wanted: Callable[[], bool] = always) -
         NotWanted: it is no longer `wanted`.
         JobError: the request itself is wrong.
     """
+    if config.pod.hosts_file is not None:
+        return own_pod(config)
     spec = pod_spec(config)
     reasons: dict[str, str] = {}
     closed: set[str] = set()  # zones that refuse for good

@@ -11,6 +11,7 @@ from pathlib import Path
 from launch.cloud.iam import NotChecked
 from launch.cloud.limits import price
 from launch.cloud.request import pod_spec
+from launch.hosts_file import groups_of
 from launch.shell import NotInstalled, call
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig, PodKind
@@ -28,6 +29,11 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 def check_before_paid(config: JobConfig, log: Log) -> None:
     """Checks all of this file. JobError for the first thing that is wrong."""
+    if config.pod.hosts_file is not None:
+        log(f"hosts: {check_hosts_file(config)}")
+        check_pod(config)
+        check_secrets(config)
+        return
     pod_spec(config)
     check_pod(config)
     check_secrets(config)
@@ -151,6 +157,13 @@ def shared(path: str, config: JobConfig) -> bool:
     """Returns whether a path is in a folder that all hosts have."""
     where = Path(os.path.abspath(Path(path).expanduser()))
     return any(where.is_relative_to(os.path.abspath(folder)) for folder in config.cloud.shared_folders)
+
+
+def check_hosts_file(config: JobConfig) -> str:
+    """Checks that the file of hosts can be read and fits the slices; no host is asked."""
+    groups = groups_of(config)
+    hosts = ", ".join(str(host) for group in groups for host in group.hosts)
+    return f"{len(groups)} x {config.pod.hosts} of {config.pod.hosts_file}: {hosts}"
 
 
 def check_secrets(config: JobConfig) -> str:

@@ -18,7 +18,7 @@ from launch.cloud.calls import patiently
 from launch.cloud.environment import object_path, place_environment
 from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit
-from launch.cloud.remote import FIRST_CONTACT_S, Answer, Refused, ask, ask_each, copy, script
+from launch.cloud.remote import Answer, Refused, ask, ask_each, copy, first_contact_s, script
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
@@ -61,7 +61,8 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
         send_secrets(config, reach)
         log(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
     values = common_values(config, bundle) | start.values
-    values |= {"JOB": list(overrides), "RUN": config.storage.run_dir}
+    hosts = ",".join(host.name for host in reach.hosts)
+    values |= {"JOB": list(overrides), "RUN": config.storage.run_dir, "HOSTS": hosts}
     answers = expect(
         ask(reach, config.pod.hosts, script("start", values)), {"LAUNCHED", "ALREADY_RUNNING", "ALREADY_COMPLETE"}
     )
@@ -88,7 +89,7 @@ def install(config: JobConfig, reach: Reach, folder: Folder, log: Log) -> Bundle
 def prepare(reach: Reach, hosts: int, text: str, log: Log) -> Mapping[int, Answer]:
     """Returns the hosts' answers when all are prepared; what fails is tried again. Refused: in vain."""
     for _ in range(PREPARE_ROUNDS - 1):
-        answers = ask(reach, hosts, text, FIRST_CONTACT_S)
+        answers = ask(reach, hosts, text, first_contact_s(reach))
         failed = [answer for answer in answers.values() if answer.word != "READY"]
         if not failed:
             return answers

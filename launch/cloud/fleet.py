@@ -167,7 +167,7 @@ class SliceWatching(Watching):
 
     def bring_up_once(self) -> Pod:
         """Returns a pod for the slice. NoCapacity, NotWanted, JobError as `capacity.bring_up`."""
-        zones = zone_order(self.config.cloud.zones, int(self.job.name), dict(self.fleet.answers))
+        zones = zone_order(self.config.cloud.zones, self.job.number, dict(self.fleet.answers))
         config = replace(self.config, cloud=replace(self.config.cloud, zones=zones))
         try:
             pod = bring_up(config, self.log, lambda: not self.fleet.over.is_set())

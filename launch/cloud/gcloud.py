@@ -6,6 +6,7 @@ Facts about the commands: https://cloud.google.com/sdk/gcloud/reference/compute/
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from launch.hosts_file import SshHost
 from pod_job.config.cloud import Capacity
 
 TPUS = ["gcloud", "compute", "tpus"]
@@ -43,7 +44,10 @@ class PodSpec:
 
 @dataclass(frozen=True)
 class Reach:
-    """How a pod's hosts are reached: `ssh_flags` go to ssh as they are; `iap`: through Identity-Aware Proxy."""
+    """How a pod's hosts are reached: `ssh_flags` go to ssh as they are; `iap`: through Identity-Aware Proxy.
+
+    `hosts`: those that the user has started, which plain ssh reaches (see plain_ssh); gcloud does not know them.
+    """
 
     name: str
     zone: str
@@ -51,6 +55,7 @@ class Reach:
     internal_ip: bool
     ssh_flags: Sequence[str]
     iap: bool = False
+    hosts: Sequence[SshHost] = ()
 
     @property
     def tpus(self) -> list[str]:

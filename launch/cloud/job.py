@@ -14,10 +14,10 @@ from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit, nearest_limit
 from launch.cloud.observe import RunningJob, Statuses, follow, latest_statuses
 from launch.cloud.outcome import End, Outcome
-from launch.cloud.owner import deleting, staying
+from launch.cloud.owner import what_stays
 from launch.cloud.pod_records import all_records, record_of
 from launch.cloud.pods import Pod, find_all
-from launch.cloud.remote import ask_briefly, script
+from launch.cloud.remote import ask_briefly, planned_ssh, script
 from launch.cloud.request import pod_name, pod_names, pod_spec, reach
 from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import new_attempt
@@ -86,7 +86,7 @@ def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: JobInpu
     limit = limit_of(config, inputs.folder, pod)
     attempt = deploy(config, overrides, pod_reach, inputs.folder, Start(new_attempt(), pod.resource, limit), log)
     ends_at = float("inf") if limit is None else clock.now() + limit.left_s
-    stays = f"{staying([pod], config)}; {deleting(overrides)}"
+    stays = what_stays([pod], config, overrides)
     reports = report_folder(inputs.folder, config.pod.slice)
     return RunningJob(pod_reach, config.pod.hosts, reports, attempt, inputs.total_batches, limit, ends_at, stays)
 
@@ -146,14 +146,15 @@ def kill(pod_reach: Reach, hosts: int, log: Log) -> bool:
 
 
 def planned(config: JobConfig) -> list[str]:
-    """Returns the gcloud commands of a start, of all slices; scripts are named, not shown."""
+    """Returns the commands of a start, of all slices; scripts are named, not shown."""
     if has_slices(config):
         return [command for job in slice_jobs(config, []) for command in planned(job.config)]
-    spec, zone = pod_spec(config), config.cloud.zones[0]
-    create = gcloud.create_queued if config.cloud.queued else gcloud.create_node
-    pod_reach = reach(config, zone)
-    scripts = ["prepare.sh", *(["secrets.sh"] if config.cloud.secrets else []), "start.sh"]
-    commands = [create(spec, zone, config.cloud.project)]
-    commands += [gcloud.ssh(pod_reach, "all", f"... # launch/cloud/scripts/{name}") for name in scripts]
+    scripts = ["prepare", *(["secrets"] if config.cloud.secrets else []), "start"]
+    create = []
+    if config.pod.hosts_file is None:
+        creates = gcloud.create_queued if config.cloud.queued else gcloud.create_node
+        create = [shlex.join(creates(pod_spec(config), config.cloud.zones[0], config.cloud.project))]
+    pod_reach = reach(config, config.cloud.zones[0] if create else "")
+    commands = [command for name in scripts for command in planned_ssh(pod_reach, name)]
     uploads = [f"# {upload_line(sources, config)}"] if (sources := to_upload(config)) else []
-    return uploads + [shlex.join(command) for command in commands]
+    return uploads + create + commands

@@ -18,6 +18,11 @@ UNREACHED_S = 600.0
 UNREACHED = "cannot be reached over ssh"
 OPEN_SSH = "a firewall must let port 22 in (docs/launching.md, Networks)"
 NO_KEY = re.compile(r"Permission denied \(publickey", re.IGNORECASE)
+# Errors of ssh that are of the names or keys that the user gave, so that waiting does not help.
+WRONG_SSH = re.compile(
+    r"Permission denied|Host key verification failed|Could not resolve hostname|REMOTE HOST IDENTIFICATION",
+    re.IGNORECASE,
+)
 
 
 class End(Enum):
@@ -133,13 +138,17 @@ def not_started(error: NoAnswer | Refused, node: NodeView, before: Outcome | Non
         kind = EndKind.lost_peer if error.earlier else EndKind.bad_machine
         return Outcome(End.lost, Cause(error.host, error.detail, kind), node=node)
     host = error.silent[0]
+    if error.by_hand and WRONG_SSH.search(error.reason):
+        fix = f"`{error.by_hand}` must work on this machine without a question"
+        return Outcome(End.failed, Cause(host, f"{error.reason}: {fix}", EndKind.user_error), node=node)
     if error.others_answered:
         return replace(out_of_reach(host), node=node)
     if NO_KEY.search(error.reason):
         fix = "gcloud's key is not accepted there; see `pod-job doctor`, and your role roles/compute.osAdminLogin"
         return Outcome(End.failed, Cause(host, f"{error.reason}: {fix}", EndKind.user_error), node=node)
     again = before is not None and before.unreached
-    reason = f"{UNREACHED}{' again' if again else ''}, nor can any other host: {error.reason}; {OPEN_SSH}"
+    fix = f"see whether `{error.by_hand}` works" if error.by_hand else OPEN_SSH
+    reason = f"{UNREACHED}{' again' if again else ''}, nor can any other host: {error.reason}; {fix}"
     return Outcome(
         End.lost, Cause(host, reason, EndKind.bad_machine if again else None), node=node, unreached=not again
     )

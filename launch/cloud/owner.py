@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from launch.cloud.pods import Pod, find_all
+from launch.cloud import own_hosts
+from launch.cloud.job_pods import pods_of
+from launch.cloud.pods import Pod
 from launch.cloud.request import pod_names
 from launch.local import stopped_by_signals
 from launch.shell import NotInstalled
@@ -31,12 +33,19 @@ def owning(config: JobConfig, overrides: Sequence[str], log: Log) -> Iterator[No
 def line_of_what_stays(config: JobConfig, overrides: Sequence[str]) -> str:
     """Returns the pods of the job in one line; where the API gives no answer, those that may exist. Empty: none."""
     try:
-        pods = find_all(pod_names(config), config.cloud.project, LOOK_S)
+        pods = pods_of(config, LOOK_S)
     except NotInstalled:
         return ""  # nothing was ever asked for
     except JobError as error:
         return f"{maybe(config)} ({error}); {deleting(overrides)}"
-    return f"{staying(pods, config)}; {deleting(overrides)}" if pods else ""
+    return what_stays(pods, config, overrides) if pods else ""
+
+
+def what_stays(pods: Sequence[Pod], config: JobConfig, overrides: Sequence[str]) -> str:
+    """Returns the pods, what they cost and the command that deletes them; of the user's own hosts, how a job ends."""
+    if config.pod.hosts_file is not None:
+        return own_hosts.staying(config, shlex.join(overrides))
+    return f"{staying(pods, config)}; {deleting(overrides)}"
 
 
 def staying(pods: Sequence[Pod], config: JobConfig) -> str:

@@ -4,6 +4,7 @@ import hashlib
 
 from launch.cloud.gcloud import PodSpec, Reach
 from launch.cloud.pods import MADE_BY
+from launch.hosts_file import groups_of
 from launch.slices import has_slices, slice_jobs
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
@@ -61,6 +62,7 @@ def pod_spec(config: JobConfig) -> PodSpec:
 
 
 def reach(config: JobConfig, zone: str) -> Reach:
-    """Returns the way to the hosts of this job's pod in `zone`."""
+    """Returns the way to the hosts of this job's pod in `zone`, or to those of its file."""
     cloud = config.cloud
-    return Reach(pod_name(config), zone, cloud.project, cloud.internal_ip, cloud.ssh_flags, cloud.iap)
+    hosts = groups_of(config)[0].hosts if config.pod.hosts_file is not None else ()
+    return Reach(pod_name(config), zone, cloud.project, cloud.internal_ip, cloud.ssh_flags, cloud.iap, hosts)

@@ -7,22 +7,18 @@ import msgspec
 from launch import clock
 from launch.cloud.observe import latest_statuses
 from launch.cloud.pod_records import all_records, record_of
-from launch.cloud.pods import Pod, find_all
-from launch.cloud.request import pod_name, pod_names
+from launch.cloud.pods import Pod
+from launch.cloud.request import pod_name
+from launch.hosts_file import UNREAD
 from launch.slices import has_slices, slice_jobs
 from launch.view.status_view import PodHours, PodStatus, RunStatus, SliceStatus
-from pod_job.config.schema import JobConfig, PodKind
+from pod_job.config.schema import JobConfig
 from pod_job.planning.batches import total_batches
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
 from pod_job.run_folder.status import HostStatus
 from pod_job.storage.folder import Folder
-
-
-def pods_of(config: JobConfig) -> list[Pod]:
-    """Returns the pods of a job in the cloud; none of a job on this machine."""
-    return find_all(pod_names(config), config.cloud.project) if config.pod.kind is PodKind.tpu else []
 
 
 def planned_batches(config: JobConfig, folder: Folder) -> int:
@@ -50,7 +46,8 @@ def slices_of(
     statuses: Mapping[str | None, list[HostStatus | None]], pods: Sequence[Pod], config: JobConfig
 ) -> list[SliceStatus]:
     """Returns the slices that have reported or are planned, with their pods; none of a run on one pod."""
-    planned = {job.name: job.config for job in slice_jobs(config, [])} if has_slices(config) else {}
+    named = has_slices(config) and config.pod.hosts_file != UNREAD
+    planned = {job.name: job.config for job in slice_jobs(config, [])} if named else {}
     by_name = {pod.name: pod for pod in pods}
     slices = []
     for name in sorted({*statuses, *planned} - {None}, key=lambda name: (len(name), name)):

@@ -6,11 +6,13 @@ from launch.cloud.budgets import Budgets, Step, budgets_of
 from launch.cloud.calls import PATIENCE_S
 from launch.cloud.capacity import bring_up, take_down
 from launch.cloud.job import describe, kill, limit_of, show_outcome, start, until_end
+from launch.cloud.job_pods import pods_of
 from launch.cloud.observe import RunningJob, node_view
 from launch.cloud.outcome import End, Outcome, not_started
-from launch.cloud.pods import Pod, find_pods
+from launch.cloud.own_hosts import wait_for_hosts
+from launch.cloud.pods import Pod
 from launch.cloud.remote import NoAnswer, Refused
-from launch.cloud.request import pod_name, reach
+from launch.cloud.request import reach
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.planning.training import JobInputs
@@ -57,11 +59,18 @@ class Watching:
                 return job, outcome
             if outcome.end is End.lost:
                 show_outcome(outcome, SafeConsole(stderr=True))
-            # A host where the job cannot be ended is lost for the next start too.
-            hosts = self.config.pod.hosts
-            unended = step is Step.same_pod and not kill(reach(self.config, pod.zone), hosts, self.log)
-            if unended or step is Step.new_pod:
-                self.delete_pods()
+            self.prepare_for(step, pod)
+
+    def prepare_for(self, step: Step, pod: Pod) -> None:
+        """Ends what is left of a start on the pod that stays, or deletes the pod."""
+        own = self.config.pod.hosts_file is not None
+        ends_job = step is Step.same_pod or (own and step is Step.new_pod)
+        # A host where the job cannot be ended is lost for the next start too.
+        unended = ends_job and not kill(reach(self.config, pod.zone), self.config.pod.hosts, self.log)
+        if own and (unended or step is not Step.same_pod):
+            wait_for_hosts(self.log)
+        elif not own and (unended or step is Step.new_pod):
+            self.delete_pods()
 
     def run_once(self, pod: Pod, before: Outcome | None) -> tuple[RunningJob | None, Outcome | None]:
         """Starts the job on a pod; returns it, or why hosts could not start it.
@@ -76,4 +85,4 @@ class Watching:
 
     def delete_pods(self) -> None:
         """Deletes the pods of the job, as a rule one."""
-        take_down(find_pods(pod_name(self.config), self.config.cloud.project), self.config, self.log)
+        take_down(pods_of(self.config), self.config, self.log)

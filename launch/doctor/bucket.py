@@ -9,16 +9,25 @@ from pod_job.config.schema import JobConfig
 from pod_job.storage.open import open_folder
 
 
-def check_bucket(config: JobConfig) -> str:
+def check_folder(config: JobConfig) -> str:
+    """Checks that the run folder can be written from here."""
     folder = open_folder(config.storage.run_dir)
     if not folder.url.startswith("gs://"):
         return f"{folder.url}: a folder, which every host must have mounted at this path"
     folder.check_writable()
+    return f"{folder.url} can be written"
+
+
+def check_bucket(config: JobConfig) -> str:
+    """Checks the run folder, and that its bucket lies near the zones."""
+    finding, folder = check_folder(config), open_folder(config.storage.run_dir)
+    if not folder.url.startswith("gs://"):
+        return finding
     where = bucket_location(folder.url.removeprefix("gs://").partition("/")[0])
     regions = {zone.rpartition("-")[0] for zone in config.cloud.zones}
     far = [region for region in sorted(regions) if where and where not in (region, region.split("-")[0])]
     near = f"; not in {', '.join(far)}: traffic between regions is slow and costs; use a bucket there" if far else ""
-    return f"{folder.url} can be written" + (f", it lies in {where}{near}" if where else "")
+    return finding + (f", it lies in {where}{near}" if where else "")
 
 
 def bucket_location(bucket: str) -> str:

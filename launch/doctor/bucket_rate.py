@@ -4,7 +4,7 @@ import shlex
 
 from launch.cloud.deploy import common_values, expect, install
 from launch.cloud.iam import NotChecked
-from launch.cloud.pods import find_pods
+from launch.cloud.job_pods import pods_of
 from launch.cloud.remote import Answer, ask, script
 from launch.cloud.request import pod_name, reach
 from launch.view.timed_log import timed_log
@@ -36,7 +36,7 @@ def measure_rate(config: JobConfig) -> str:
     Raises:
         JobError: no pod is READY, its hosts cannot be prepared, or a job runs on it.
     """
-    pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.ready), None)
+    pod = next((pod for pod in pods_of(config) if pod.ready), None)
     if pod is None:
         raise JobError(
             f"--measure-bucket: {pod_name(config)} is not READY, and the rate from this machine would say nothing "

@@ -4,9 +4,10 @@ import sys
 from importlib import metadata
 
 from launch.cloud.bundle import make_bundle, pinned_versions
-from launch.cloud.pods import Pod, find_pods
+from launch.cloud.job_pods import pods_of
+from launch.cloud.pods import Pod
 from launch.cloud.remote import ask_briefly, script
-from launch.cloud.request import pod_name, reach
+from launch.cloud.request import reach
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 
@@ -18,7 +19,7 @@ def check_versions(config: JobConfig) -> str:
     here = {name: installed(name) for name in ("jax", "libtpu")}
     python = ".".join(map(str, sys.version_info[:2]))
     this_machine = f"here Python {python}, jax {here['jax']}"
-    pod = next((pod for pod in find_pods(pod_name(config), config.cloud.project) if pod.ready), None)
+    pod = next((pod for pod in pods_of(config) if pod.ready), None)
     if pod is not None and (by_host := host_versions(config, pod)):
         if len(set(by_host.values())) > 1:
             raise JobError(f"hosts differ in Python and jax: {by_host}; `pod-job down`, then `pod-job up`")

@@ -51,6 +51,8 @@ def job_facts(config: JobConfig, overrides: list[str]) -> JobFacts:
     """
     if config.pod.kind is not PodKind.tpu:
         raise JobError(f"pod.kind={config.pod.kind.value} has no slice to ask for; use pod=v5e_64 or another TPU pod")
+    if config.pod.hosts_file is not None:
+        raise JobError(f"pod.hosts_file={config.pod.hosts_file}: an engine makes the hosts itself; leave it out")
     sold = pod_slice(config)
     check_pod(config)
     check_elsewhere(config, "an engine uploads nothing")

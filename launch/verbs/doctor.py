@@ -6,14 +6,24 @@ With --measure-bucket, all hosts of the READY pod write objects into the run fol
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from rich.markup import escape
 
 from launch.cloud.bundle import make_bundle
-from launch.cloud.checks import check_image, check_key, check_limits, check_paths, check_secrets, check_shape
+from launch.cloud.checks import (
+    check_hosts_file,
+    check_image,
+    check_key,
+    check_limits,
+    check_paths,
+    check_secrets,
+    check_shape,
+)
 from launch.cloud.uploads import sent_along
-from launch.doctor.bucket import check_access_of_hosts, check_bucket
+from launch.doctor.answer import check_answer
+from launch.doctor.bucket import check_access_of_hosts, check_bucket, check_folder
 from launch.doctor.bucket_rate import check_rate, measure_rate
 from launch.doctor.findings import Check, all_findings, each_cause_once
 from launch.doctor.project import check_account, check_api, check_gcloud, check_quota, check_request, check_zones
@@ -45,7 +55,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def doctor(options: Namespace) -> int:
     """Makes all checks and shows every finding; the exit status is 2 where one is bad."""
     config = config_to_start(options.overrides)
-    checks = [measuring(check) for check in CHECKS] if options.measure_bucket else CHECKS
+    checks = CHECKS if config.pod.hosts_file is None else CHECKS_OF_OWN_HOSTS
+    checks = [measuring(check, checks) for check in checks] if options.measure_bucket else checks
     if options.dry_run:
         print(*(check.name for check in checks), sep="\n")
         return DONE
@@ -59,11 +70,12 @@ def doctor(options: Namespace) -> int:
     return DONE if all(finding.well for finding in findings) else BAD_INPUT
 
 
-def measuring(check: Check) -> Check:
+def measuring(check: Check, checks: Sequence[Check]) -> Check:
     """Returns the check; in the place of the one that looks for an earlier rate, the one that measures."""
     if check.look is not check_rate:
         return check
-    return replace(check, look=measure_rate, needs=("api", "request", "bucket", "code"))
+    needs = {"api", "request", "bucket", "code", "hosts file", "answer"} & {other.name for other in checks}
+    return replace(check, look=measure_rate, needs=tuple(sorted(needs)))
 
 
 def check_inputs(config: JobConfig) -> str:
@@ -96,5 +108,15 @@ CHECKS = [
     Check("secrets", check_secrets),
     Check("limits", check_limits),
 ]
+
+OF_THE_JOB = ("shape", "rate", "paths", "inputs", "code", "secrets")
+CHECKS_OF_OWN_HOSTS = [
+    Check("hosts file", check_hosts_file),
+    Check("answer", check_answer, ("hosts file",)),
+    Check("bucket", check_folder),
+    Check("versions", check_versions, ("answer",)),
+    *(check for check in CHECKS if check.name in OF_THE_JOB),
+]
+"""Checks where the user has started the hosts: nothing is asked of the cloud."""
 
 COMMAND = Command("doctor", __doc__, EXAMPLES, add_arguments, doctor)

@@ -1,16 +1,21 @@
-"""Deletes the pods of a run in every zone where there is one; none is fine too."""
+"""Deletes the pods of a run in every zone where there is one; none is fine too.
+
+On hosts of pod.hosts_file, which stay, it ends the job and removes all that the launcher keeps there.
+"""
 
 import json
 import shlex
 from argparse import ArgumentParser, Namespace
 
 from launch.cloud.capacity import take_down
+from launch.cloud.own_hosts import clear, reaches
 from launch.cloud.pods import delete_commands
+from launch.cloud.remote import planned_ssh
 from launch.job_config import pods_of_run
 from launch.verbs.arguments import add_dry_run, add_run
 from launch.view.timed_log import timed_log
-from pod_job.commands.command_line import DONE, Command, add_json
-from pod_job.config.schema import PodKind
+from pod_job.commands.command_line import DONE, FAILED, Command, add_json
+from pod_job.config.schema import JobConfig, PodKind
 
 EXAMPLES = (
     "gs://my-bucket/qwen",
@@ -27,6 +32,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def down(options: Namespace) -> int:
     config, pods = pods_of_run(options.overrides)
+    if config.pod.hosts_file is not None:
+        return clear_hosts(config, options)
     if options.dry_run:
         commands = [command for pod in pods for command in delete_commands(pod, config.cloud.project)]
         print(*map(shlex.join, commands), sep="\n", end="\n" if commands else "")
@@ -41,4 +48,20 @@ def down(options: Namespace) -> int:
     return DONE
 
 
-COMMAND = Command("down", __doc__, EXAMPLES, add_arguments, down)
+def clear_hosts(config: JobConfig, options: Namespace) -> int:
+    """Clears the hosts of pod.hosts_file; returns FAILED where one gave no answer."""
+    ways = reaches(config)
+    if options.dry_run:
+        print(*(command for way in ways for command in planned_ssh(way, "clear")), sep="\n")
+        return DONE
+    uncleared = clear(config, timed_log(), leaving_s=0)
+    if options.json:
+        print(
+            json.dumps(
+                [{"host": str(host), "cleared": str(host) not in uncleared} for way in ways for host in way.hosts]
+            )
+        )
+    return FAILED if uncleared else DONE
+
+
+COMMAND = Command("down", __doc__, EXAMPLES, add_arguments, down, "a host that gave no answer")

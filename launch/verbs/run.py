@@ -102,14 +102,15 @@ def show_started(jobs: Sequence[RunningJob], overrides: Sequence[str], as_json: 
         facts = {"pod": job.reach.name, "zone": job.reach.zone, "attempt": job.attempt, "hosts": job.hosts}
         print(json.dumps(facts))
     if not as_json:
-        print(next_steps(overrides))
+        print(next_steps(overrides, any(job.reach.hosts for job in jobs)))
     return DONE
 
 
-def next_steps(overrides: Sequence[str]) -> str:
-    """Returns full commands for the time while the job runs."""
+def next_steps(overrides: Sequence[str], own: bool) -> str:
+    """Returns full commands for the time while the job runs. `own`: on hosts that the user has started."""
+    down = "end the job, and clear the hosts" if own else "delete the pod: until then it costs"
     words = shlex.join(overrides)
-    verbs = [("status", "how far it is"), ("logs", "what hosts log"), ("down", "delete the pod: until then it costs")]
+    verbs = [("status", "how far it is"), ("logs", "what hosts log"), ("down", down)]
     return "\n".join(f"pod-job {verb} {words}  # {purpose}" for verb, purpose in verbs)
 
 

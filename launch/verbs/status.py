@@ -7,8 +7,9 @@ from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 from launch import clock
+from launch.cloud.job_pods import pods_of
 from launch.cloud.observe import NODE_EVERY_S, POLL_S, latest_statuses
-from launch.cloud.run_status import planned_batches, pods_of, read_run_status
+from launch.cloud.run_status import planned_batches, read_run_status
 from launch.job_config import config_of_run
 from launch.verbs.arguments import add_follow, add_run
 from launch.view.status_view import Live, RunStatus, table

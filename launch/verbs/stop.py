@@ -1,12 +1,11 @@
 """Asks the job on every host to end after the batches it holds; the pod stays."""
 
 import json
-import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
-from launch.cloud import gcloud
-from launch.cloud.remote import ask, script
+from launch.cloud.own_hosts import reaches
+from launch.cloud.remote import ask, planned_ssh, script
 from launch.cloud.request import pod_name, reach
 from launch.job_config import pods_of_run
 from launch.verbs.arguments import add_dry_run, add_run
@@ -30,12 +29,10 @@ def stop(options: Namespace) -> int:
     ready, text = [pod for pod in pods if pod.ready], script("stop", {"SIGNAL": "TERM"})
     if not ready:
         raise JobError(f"{pod_name(config)} is not READY in any zone; there is nothing to stop")
-    places = [replace(reach(config, pod.zone), name=pod.name) for pod in ready]
+    own = config.pod.hosts_file is not None
+    places = reaches(config) if own else [replace(reach(config, pod.zone), name=pod.name) for pod in ready]
     if options.dry_run:
-        print(
-            *(shlex.join(gcloud.ssh(hosts, "all", f"... # {len(text)} characters: stop.sh")) for hosts in places),
-            sep="\n",
-        )
+        print(*(command for hosts in places for command in planned_ssh(hosts, "stop")), sep="\n")
         return DONE
     for pod, hosts in zip(ready, places, strict=True):
         answers = ask(hosts, pod.workers, text)

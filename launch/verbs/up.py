@@ -36,6 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def up(options: Namespace) -> int:
     config = config_to_start(options.overrides)
+    if config.pod.hosts_file is not None:
+        raise JobError(f"pod.hosts_file={config.pod.hosts_file}: its hosts are there already; use run or watch")
     spec = pod_spec(config)
     if has_slices(config):
         raise JobError(

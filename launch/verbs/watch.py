@@ -15,9 +15,8 @@ from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
 from launch.cloud.fleet import Fleet
 from launch.cloud.job import complete, finish, planned, read_job, show_dataset
+from launch.cloud.job_pods import pods_of
 from launch.cloud.owner import owning
-from launch.cloud.pods import find_all
-from launch.cloud.request import pod_names
 from launch.cloud.uploads import Placed, with_uploads
 from launch.cloud.watching import Watching
 from launch.job_config import config_to_start
@@ -83,7 +82,7 @@ def watch(options: Namespace) -> int:
 
 def delete_pods(config: JobConfig, log: Log) -> None:
     """Deletes the pods of the job, of all its slices."""
-    take_down(find_all(pod_names(config), config.cloud.project), config, log)
+    take_down(pods_of(config), config, log)
 
 
 COMMAND = Command("watch", __doc__, EXAMPLES, add_arguments, watch, "a bug or a lost host")

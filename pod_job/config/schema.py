@@ -46,6 +46,13 @@ class Dtype(Enum):
 SLICE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
+OF_OWN_PODS = (
+    *("zones", "reservation", "flex_hours", "service_account", "network", "subnetwork", "tags", "create_flags"),
+    *("internal_ip", "iap", "max_hours", "max_usd"),
+)
+"""Fields of `cloud` for pods that the launcher creates and pays for: hosts of a file have nothing to do with them."""
+
+
 class PodKind(Enum):
     """`local`: processes with CPU devices on this machine; `tpu`: a Cloud TPU pod slice."""
 
@@ -76,6 +83,7 @@ class PodConfig:
     arrival_timeout_s: int = 300  # longest wait for all hosts to arrive
     slices: int = 1  # pods of this shape that compute the run together, each a cluster of its own
     slice: str | None = None  # name of this pod among those of the run; the launcher gives one where slices > 1
+    hosts_file: str | None = None  # TPU VMs you have started, reached by ssh: one NAME or USER@NAME:PORT per line
     lease_timeout_s: int = 90  # time without a sign of life after which the other slices take a slice's batches
 
     def __post_init__(self) -> None:
@@ -147,7 +155,23 @@ class JobConfig:
                 f"pod.hosts={pod.hosts} x pod.devices_per_host={pod.devices_per_host} = {pod.devices}; "
                 f"make the product {pod.devices}"
             )
+        if pod.hosts_file is not None:
+            self._check_hosts_file(pod.hosts_file)
         self._check_mode()
+
+    def _check_hosts_file(self, path: str) -> None:
+        if self.pod.kind is not PodKind.tpu:
+            raise JobError(
+                f"pod.hosts_file={path} lists TPU VMs, and pod.kind={self.pod.kind.value} is this machine; use "
+                "pod=v5e_8 or another TPU pod, the shape of each slice"
+            )
+        for name in OF_OWN_PODS:
+            if value := getattr(self.cloud, name):
+                shown = f"[{','.join(value)}]" if isinstance(value, list) else str(value)
+                raise JobError(
+                    f"cloud.{name}={shown} is of pods that are created, and the hosts of pod.hosts_file={path} are "
+                    "there already; leave one out"
+                )
 
     def _check_mode(self) -> None:
         extract = self.extract

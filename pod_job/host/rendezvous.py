@@ -63,6 +63,7 @@ def this_host(pod: PodConfig) -> Host:
             f"pod.slices={pod.slices}: this host does not know which slice it is of; start it by `pod-job run`, or "
             "give the hosts of each slice a pod.slice=NAME of its own"
         )
+    check_listed(pod)
     name, text = host_index(pod)
     if not text.isdecimal() or int(text) >= pod.hosts:
         raise JobError(f"{name}={text} is not a host of this pod; use 0..{pod.hosts - 1} (pod.hosts={pod.hosts})")
@@ -93,6 +94,25 @@ def host_index(pod: PodConfig) -> tuple[str, str]:
     return environment.HOST, "0"
 
 
+def check_listed(pod: PodConfig) -> None:
+    """Raises JobError where pod.hosts_file lists this VM otherwise than its TPU slice has it."""
+    if environment.HOSTS not in os.environ or pod.kind is not PodKind.tpu:
+        return
+    worker, index = this_tpu_worker(), os.environ.get(environment.HOST)
+    if worker is None or worker.count is None:
+        return
+    if worker.count != pod.hosts:
+        raise JobError(
+            f"pod.hosts={pod.hosts}, but this VM's TPU slice has {worker.count}; list the hosts of each slice as "
+            f"a group of its own in pod.hosts_file, with pod.hosts={worker.count} and a mesh to match"
+        )
+    if str(worker.index) != index:
+        raise JobError(
+            f"pod.hosts_file lists this VM as host {index} of its group (counted from 0), but it is worker "
+            f"{worker.index} of its TPU slice; list a slice's hosts in the order of their workers"
+        )
+
+
 def this_attempt() -> str:
     """Returns the token of this start, which all hosts have: the launcher's, or one made from what SkyPilot sets."""
     if attempt := os.environ.get(environment.ATTEMPT):
@@ -117,7 +137,8 @@ def engine_coordinator(pod: PodConfig) -> str | None:
     workers = listed_workers() if pod.kind is PodKind.tpu else None
     if workers is None and pod.kind is PodKind.tpu and is_tpu_vm():
         return None
-    addresses = (workers or os.environ.get(environment.SKYPILOT_ADDRESSES, "").replace("\n", ",")).split(",")
+    engine_hosts = os.environ.get(environment.HOSTS) or os.environ.get(environment.SKYPILOT_ADDRESSES, "")
+    addresses = (workers or engine_hosts.replace("\n", ",")).split(",")
     name = addresses[0].partition(":")[0].strip()  # which TPU_PROCESS_ADDRESSES has with libtpu's own port
     return (
         f"{name}:{os.environ.get(environment.JAX_PORT) or pod.port or environment.COORDINATOR_PORT}" if name else None

@@ -37,7 +37,7 @@ class Reporter(logging.Handler):
         self.lines: list[str] = []
         self.lines_written: int | None = None
         self.status = HostStatus(host=host.index, hosts=host.count, attempt=host.attempt, phase=Phase.checking)
-        self.timeline = Timeline(host=host.index, attempt=host.attempt)
+        self.timeline = Timeline(host=host.index, attempt=host.attempt, slice=host.slice or "")
         self.changed = threading.Lock()
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)

@@ -89,9 +89,10 @@ def run_lines(run: WholeRun, prices: str) -> Iterator[Line]:
         yield "run", f"{run.steps:,} steps, {run.rows:,} rows, {run.hours:.3f} hours; no vector is stored"
         yield from (("cost", run.cost), ("", f"({prices})"))
         return
+    at_once = f" with {run.slices} slices at work" if run.slices > 1 else ""
     new = f" and at most {run.new_tokens:,} new ones" if run.new_tokens else ""
     yield "run", f"{run.samples:,} samples, about {run.tokens:,} tokens{new}, {run.rows:,} rows per tap,"
-    yield "", f"{run.bytes / GB:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours"
+    yield "", f"{run.bytes / GB:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours{at_once}"
     yield "cost", run.cost
     yield "", f"({prices})"
 

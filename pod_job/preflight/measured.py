@@ -11,6 +11,7 @@ from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Comparison, Measured
 from pod_job.run_folder.differences import differences
 from pod_job.run_folder.identity import read_run
+from pod_job.run_folder.slices import report_folder, slice_names
 from pod_job.run_folder.start import read_start
 from pod_job.run_folder.status import HostStatus, latest_attempt, read_status
 from pod_job.run_folder.timeline import read_timelines
@@ -72,9 +73,12 @@ def compare(predicted_s: float, measured_s: Sequence[float]) -> Comparison:
 
 
 def last_statuses(folder: Folder, hosts: int) -> list[HostStatus]:
-    """Returns the statuses of the newest attempt, of those hosts that have written one."""
-    attempt = latest_attempt(folder, hosts)
-    statuses = [read_status(folder, host, attempt) for host in range(hosts)] if attempt else []
+    """Returns the statuses of the newest attempt, in each slice, of those hosts that have written one."""
+    statuses = []
+    for name in slice_names(folder) or [None]:
+        reports = report_folder(folder, name)
+        attempt = latest_attempt(reports, hosts)
+        statuses += [read_status(reports, host, attempt) for host in range(hosts)] if attempt else []
     return [status for status in statuses if status is not None]
 
 

@@ -22,6 +22,7 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
         new_tokens: tokens generated after them if every completion is as long as it may be.
         rows: vectors per tap.
         bytes: vectors of all taps.
+        hours: with all slices at work, of which there are `slices`.
         usd_list, usd_spot: dollars at the list price and at the price of spot; None where the price is not known.
     """
 
@@ -34,6 +35,7 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
     hours: float
     usd_list: float | None
     usd_spot: float | None
+    slices: int = 1
 
     @property
     def cost(self) -> str:

@@ -52,9 +52,10 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         rows=rows,
         bytes=rows * vector_bytes(job.arch, job.taps, config.extract),
         steps=steps,
-        hours=seconds / 3600,
+        hours=seconds / 3600 / config.pod.slices,
         usd_list=dollars(seconds, pod, pod.chip.list_usd_hour),
         usd_spot=dollars(seconds, pod, pod.chip.spot_usd_hour),
+        slices=config.pod.slices,
     )
 
 

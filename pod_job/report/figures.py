@@ -190,7 +190,9 @@ def throughput(work: Work) -> Figure:
     figure, [axes] = new_figure(9.6, 2.9)
     in_minutes = work.moments[-1] < 2
     moments = work.moments * (60 if in_minutes else 1)
-    for host, color in zip(sorted(work.rates), colors(len(work.rates)), strict=True):
+    for host, color in zip(
+        sorted(work.rates, key=lambda host: (len(host), host)), colors(len(work.rates)), strict=True
+    ):
         label = f"host {host}" if len(work.rates) <= MOST_LINES else None
         axes.plot(moments, work.rates[host], color=color, linewidth=1, alpha=0.8, drawstyle="steps-mid", label=label)
     if len(work.rates) > 1:

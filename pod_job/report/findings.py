@@ -112,6 +112,6 @@ def work_findings(work: Work | None) -> Iterator[Finding]:
     totals = {host: float(rate.sum()) for host, rate in work.rates.items()}
     median = float(np.median(list(totals.values()))) if totals else 0.0
     if slow := [host for host, total in totals.items() if len(totals) > 2 and total < SLOW * median]:
-        yield Finding(Level.look, f"Hosts {slow} did less than half of what the others did.")
+        yield Finding(Level.look, f"Hosts {', '.join(slow)} did less than half of what the others did.")
     if work.starts > 1:
         yield Finding(Level.look, f"The work took {work.starts} starts.")

@@ -29,10 +29,11 @@ class Work:
         hosts, devices: of the largest start.
         tokens, positions: computed by all hosts; positions that are not tokens are padding.
         waited: share of the steps that waited for their input; None where that was not recorded.
-        wall_s: seconds within starts.
+        wall_s: seconds within starts, of which those of several slices pass at the same time.
+        pod_s: seconds within starts of each pod, in all.
         phase_s: seconds by phase, of the slowest host of each start.
         moments: hours from the first start, the middles of the bins of `rates`.
-        rates: tokens per second by host.
+        rates: tokens per second by host: its index, or SLICE/INDEX.
         usd: cost in dollars; None where no price is known.
         usd_of: what `usd` counts, in words, or why there is no price.
     """
@@ -45,9 +46,10 @@ class Work:
     positions: int
     waited: float | None
     wall_s: float
+    pod_s: float
     phase_s: dict[str, float]
     moments: Float[np.ndarray, "bins"]
-    rates: dict[int, Float[np.ndarray, "bins"]]
+    rates: dict[str, Float[np.ndarray, "bins"]]
     usd: float | None
     usd_of: str
 
@@ -59,7 +61,10 @@ class Work:
     @property
     def tokens_per_s(self) -> float | None:
         """Tokens per second while extracting; None where no token or no time was recorded."""
-        return self.tokens / self.phase_s["extracting"] if self.phase_s.get("extracting") and self.tokens else None
+        if not self.phase_s.get("extracting") or not self.tokens or not self.wall_s:
+            return None
+        at_once = self.pod_s / self.wall_s  # slices, on average
+        return at_once * self.tokens / self.phase_s["extracting"]
 
 
 def read_work(overview: Overview) -> Work | None:
@@ -74,9 +79,9 @@ def read_work(overview: Overview) -> Work | None:
     totals = [last_counters(timeline) for timeline in timelines]
     phase_s = {phase: sum(longest(hosts, phase) for hosts in starts.values()) for phase in WORKING}
     moments, rates = speed(timelines, min(began for began, _ in spans), max(ended for _, ended in spans))
-    wall_s = sum(ended - began for began, ended in spans)
+    wall_s, pod_s = elapsed(spans), sum(ended - began for began, ended in spans)
     devices = max(sum(timeline.devices for timeline in hosts) for hosts in starts.values())
-    usd, usd_of = cost(overview, wall_s, max(ended for _, ended in spans))
+    usd, usd_of = cost(overview, pod_s, max(ended for _, ended in spans))
     return Work(
         starts=len(starts),
         hosts=max(map(len, starts.values())),
@@ -86,6 +91,7 @@ def read_work(overview: Overview) -> Work | None:
         positions=int(sum(counts["positions"] for counts in totals)),
         waited=waited_share(starts.values()),
         wall_s=wall_s,
+        pod_s=pod_s,
         phase_s={phase: seconds for phase, seconds in phase_s.items() if seconds},
         moments=moments,
         rates=rates,
@@ -117,6 +123,15 @@ def span(hosts: list[Timeline]) -> tuple[float, float]:
     return min(min(host.phases.values()) for host in hosts), max(host.points[-1][0] for host in hosts)
 
 
+def elapsed(spans: Iterable[tuple[float, float]]) -> float:
+    """Returns the seconds that lie in any of the spans of time."""
+    seconds, until = 0.0, float("-inf")
+    for began, ended in sorted(spans):
+        seconds += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return seconds
+
+
 def longest(hosts: list[Timeline], phase: str) -> float:
     """Returns the seconds in a phase of the host that was in it longest."""
     seconds = 0.0
@@ -130,20 +145,21 @@ def longest(hosts: list[Timeline], phase: str) -> float:
 
 def speed(
     timelines: list[Timeline], began: float, ended: float
-) -> tuple[Float[np.ndarray, "bins"], dict[int, Float[np.ndarray, "bins"]]]:
+) -> tuple[Float[np.ndarray, "bins"], dict[str, Float[np.ndarray, "bins"]]]:
     """Returns the middles of BINS equal bins of time, in hours from `began`, and tokens per second by host in each."""
     grid = np.linspace(began, max(ended, began + 1.0), BINS + 1)
-    rates: dict[int, np.ndarray] = {}
+    rates: dict[str, np.ndarray] = {}
     for timeline in timelines:
         points, column = np.array(timeline.points, float), 1 + list(timeline.counters).index("tokens")
         if points[-1, column]:
             done = np.interp(grid, points[:, 0], points[:, column])
-            earlier = rates.get(timeline.host, np.zeros(BINS))
-            rates[timeline.host] = earlier + np.diff(done) / np.diff(grid)
+            host = f"{timeline.slice}/{timeline.host}" if timeline.slice else str(timeline.host)
+            earlier = rates.get(host, np.zeros(BINS))
+            rates[host] = earlier + np.diff(done) / np.diff(grid)
     return (grid[:-1] + np.diff(grid) / 2 - began) / 3600, rates
 
 
-def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None, str]:
+def cost(overview: Overview, pod_s: float, heard: float) -> tuple[float | None, str]:
     """Returns the cost in dollars, None where no price is known, and what it counts.
 
     It counts every recorded pod of the run; without such records, the time in which its hosts worked.
@@ -156,7 +172,7 @@ def cost(overview: Overview, wall_s: float, heard: float) -> tuple[float | None,
     hourly = usd_per_hour(accelerator_type, capacity, own)
     if hourly is None:
         return None, f"no price is known for {accelerator_type or 'a pod on local machines'}"
-    return hourly * wall_s / 3600, "the time in which hosts worked; creating and deleting pods comes on top"
+    return hourly * pod_s / 3600, "the time in which hosts worked; creating and deleting pods comes on top"
 
 
 class PricedPod(msgspec.Struct):

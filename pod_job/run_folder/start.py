@@ -11,7 +11,7 @@ from pod_job.formats.records import Record, encode, read_file
 from pod_job.run_folder.layout import START
 from pod_job.storage.folder import Folder, NameTaken
 
-PRIVATE = {"cloud": None, "storage": ("run_dir", "compile_cache"), "tasks": ("uploaded",)}
+PRIVATE = {"cloud": None, "storage": ("run_dir", "compile_cache"), "tasks": ("uploaded",), "pod": ("hosts_file",)}
 """Sections of the configuration that run.json does not have: fields of them, or None for all."""
 PATHS = ("model", "tasks")
 """Sections whose `path` is in run.json only where it does not name a folder of one machine."""

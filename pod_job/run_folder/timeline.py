@@ -11,6 +11,7 @@ import msgspec
 
 from pod_job.formats.records import DamagedRecord, encode, read_file
 from pod_job.run_folder import layout
+from pod_job.run_folder.slices import report_folder, slice_names
 from pod_job.run_folder.status import HostStatus, Phase
 from pod_job.storage.folder import Folder
 
@@ -22,12 +23,14 @@ class Timeline(msgspec.Struct, kw_only=True):
     """`phases`: when each was entered, Unix time. `points`: Unix time, then the counters as `counters` names them.
 
     `device`, `devices`: kind and number of the devices of this host; unknown until it has joined the others.
+    `slice`: name of its slice, "" where the run has one pod; the folder that the file lies in counts.
     """
 
     host: int
     attempt: str
     device: str = ""
     devices: int = 0
+    slice: str = ""
     counters: tuple[str, ...] = COUNTERS
     phases: dict[str, float] = {}
     points: list[list[float]] = []
@@ -54,11 +57,14 @@ def write_timeline(folder: Folder, timeline: Timeline) -> None:
 
 
 def read_timelines(folder: Folder) -> Iterator[Timeline]:
-    """Yields the timelines of a run, in the order of starts and hosts, without empty and damaged ones."""
-    for name in folder.names(layout.TIMELINE):
-        try:
-            timeline = read_file(folder, name, Timeline)
-        except DamagedRecord:
-            continue
-        if timeline.phases and timeline.points:
-            yield timeline
+    """Yields the timelines of a run, in the order of slices, starts and hosts, without empty and damaged ones."""
+    for slice_name in (None, *slice_names(folder)):
+        reports = report_folder(folder, slice_name)
+        for name in reports.names(layout.TIMELINE):
+            try:
+                timeline = read_file(reports, name, Timeline)
+            except DamagedRecord:
+                continue
+            if timeline.phases and timeline.points:
+                timeline.slice = slice_name or ""
+                yield timeline

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def pods(monkeypatch: pytest.MonkeyPatch) -> list[Pod]:
     there: list[Pod] = []
     monkeypatch.setattr(project, "list_pods", lambda project: there)
     for module in (versions, bucket_rate):
-        monkeypatch.setattr(module, "find_pods", lambda name, project: there)
+        monkeypatch.setattr(module, "pods_of", lambda config: there)
     return there
 
 
@@ -206,7 +207,7 @@ def test_without_a_ready_pod_nothing_is_measured_and_the_command_is_named(pods: 
 
 
 def test_the_flag_measures_where_the_list_only_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    looks = {check.name: check.look for check in map(doctor.measuring, doctor.CHECKS)}
+    looks = {check.name: check.look for check in map(partial(doctor.measuring, checks=doctor.CHECKS), doctor.CHECKS)}
     assert looks["rate"] is bucket_rate.measure_rate
     assert {name: look for name, look in looks.items() if name != "rate"} == {
         check.name: check.look for check in doctor.CHECKS if check.name != "rate"

@@ -26,9 +26,13 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.report.overview import read_overview
+from pod_job.report.work import read_work
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.pods import PodRecord
+from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import HostStatus, Phase, write_status
+from pod_job.run_folder.timeline import Timeline, read_timelines, write_timeline
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -205,3 +209,41 @@ def test_quick_verbs_load_nothing_slow(folder: Folder, arguments: str) -> None:
     done = subprocess.run([*command, "cloud.zones=[us-west4-a]"], capture_output=True, text=True, check=True)
     slow = {"jax", "torch", "transformers", "pyarrow", "google.cloud.storage", "huggingface_hub", "pandas", "flax"}
     assert slow & set(done.stderr.split()) == set()
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> Folder:
+    """A run of slices a, of two hosts, and b, of one, which is done; a third has not come."""
+    folder = open_folder(tmp_path / "run")
+    job = ["experiment=demo", f"storage.run_dir={folder.url}", "pod.hosts=2", "pod.slices=3", "mesh=2x2"]
+    claim(folder, identity(8), to_json(load(job)))
+    for name, hosts, phase in (("a", 2, Phase.extracting), ("b", 1, Phase.done)):
+        reports = report_folder(folder, name)
+        for host in range(hosts):
+            write_status(reports, HostStatus(host=host, hosts=hosts, attempt="x", phase=phase))
+            text = f"2026-11-26 10:00:0{host + 2 * (name == 'a')},000 INFO {name}\n"
+            reports.replace(f"logs/host_{host:02d}.log", text.encode())
+            timeline = Timeline(host=host, attempt=f"{name}-start", devices=4)
+            timeline.phases["extracting"], timeline.points = 0.0, [[10.0, 1, 1, 100, 200, 0, 0, 0]]
+            write_timeline(reports, timeline)
+    return folder
+
+
+def test_logs_are_of_all_slices_or_of_one(slices: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", slices.url, "--follow"]) == 0  # which b has seen to the end
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b/00", "a/00", "a/01"]
+    assert main(["logs", slices.url, "--slice", "a", "--host", "1"]) == 0
+    assert capsys.readouterr().out.startswith("a/01 2026-11-26")
+    assert main(["logs", slices.url, "--slice", "c"]) == 2
+    assert "--slice c has reported nothing; use one of a, b" in capsys.readouterr().err
+
+
+def test_the_timelines_of_a_run_are_those_of_all_its_slices(slices: Folder) -> None:
+    timelines = list(read_timelines(slices))
+    assert [(timeline.slice, timeline.host) for timeline in timelines] == [("a", 0), ("a", 1), ("b", 0)]
+    work = read_work(read_overview(slices.url))
+    assert work is not None
+    assert (work.starts, work.hosts, work.devices, work.tokens) == (2, 2, 8, 300)
+    assert (work.wall_s, work.pod_s, work.phase_s["extracting"]) == (10, 20, 20)
+    assert work.tokens_per_s == pytest.approx(30)  # of both slices at once
+    assert set(work.rates) == {"a/0", "a/1", "b/0"}

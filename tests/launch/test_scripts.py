@@ -26,7 +26,7 @@ def test_uv_makes_the_environment_once_for_each_list_of_packages(machine: Machin
         machine.publish("uv", "1.0", {"scripts/uv": f'#!/bin/sh\nexec {UV} "$@"\n'})
     values = machine.send("greeting==1.0\nchips==1.0\n")
     assert machine.answer("prepare", values) == Answer(0, "READY", "made")
-    assert machine.home.joinpath(".local/bin/uv").exists() is not there
+    assert machine.home.joinpath(".pod_job/tools/bin/uv").exists() is not there
     assert machine.python(values, "import sys, greeting, chips; print(*sys.version_info[:2], sep='.')") == PYTHON
     assert machine.answer("prepare", values) == Answer(0, "READY", "reused")
 
@@ -35,6 +35,8 @@ def test_uv_makes_the_environment_once_for_each_list_of_packages(machine: Machin
     assert machine.answer("prepare", changed) == Answer(0, "READY", "made")
     assert machine.python(changed, "import greeting; print(greeting.VERSION)") == "2.0"
     assert machine.python(values, "import greeting; print(greeting.VERSION)") == "1.0"
+    assert machine.answer("clear", {"LEAVING_S": "0"}) == Answer(0, "CLEARED", "")
+    assert list(machine.home.glob(".pod_job*")) == []
 
 
 def test_an_environment_that_cannot_be_made_is_told_and_tried_again(machine: Machine) -> None:

@@ -176,4 +176,4 @@ def test_rates_add_up_to_the_tokens() -> None:
     points = [[0.0, 0], [10.0, 100], [60.0, 400]]
     timeline = Timeline(host=3, attempt="a", counters=("tokens",), points=points, phases={"checking": 0.0})
     moments, rates = speed([timeline], 0.0, 60.0)
-    assert rates[3].sum() * 60 / len(moments) == pytest.approx(400)
+    assert rates["3"].sum() * 60 / len(moments) == pytest.approx(400)

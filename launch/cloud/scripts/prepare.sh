@@ -35,10 +35,11 @@ unpack() {
 
 # Installs the packages from an index.
 install() {
-  PATH="$HOME/.local/bin:$PATH"
+  # All that is installed lies in one folder, which `clear` removes.
+  PATH="$ROOT/tools/bin:$HOME/.local/bin:$PATH"
+  export UV_CACHE_DIR="${UV_CACHE_DIR-$ROOT/cache}" UV_PYTHON_INSTALL_DIR="${UV_PYTHON_INSTALL_DIR-$ROOT/python}"
   {
-    # Where the system's Python is marked as its own, pip has to be allowed; older ones do not know the setting.
-    command -v uv || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user uv
+    command -v uv || python3 -m pip install --target "$ROOT/tools" uv
     uv venv --python "$HOST_PYTHON" "$environment" &&
       uv pip install --python "$environment/bin/python" -c "$code/constraints.txt" -r "$code/pyproject.toml" --extra tpu &&
       touch "$environment/complete"

@@ -1,6 +1,6 @@
 # Starts the job once per attempt, however often this runs. Set before: ATTEMPT, RUN, BUNDLE, PYTHON, ENVIRONMENT, JOB (the
 # job's arguments as shell words), POD (its name in the API), LEFT_S (seconds that the pod may be paid for; empty: no
-# limit), LIMIT (the limit, for people).
+# limit), LIMIT (the limit, for people), HOSTS (names of all hosts of a file, with commas; empty of a pod in the cloud).
 exec 9>"$ROOT/start.lock"
 flock 9
 current=$(cat "$ROOT/attempt" 2>/dev/null)
@@ -45,6 +45,7 @@ mkdir -p "$here"
 echo "$ATTEMPT" >"$ROOT/attempt"
 python="${PYTHON:-$ROOT/environments/$ENVIRONMENT/bin/python}"
 export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_RUN="${RUN:-}" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1
+if [ -n "$HOSTS" ]; then export POD_JOB_HOSTS="$HOSTS"; fi
 # One thread for each sum of a writer thread; and huge pages for what the devices send, which is fresh memory each time.
 export OPENBLAS_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 cd "$ROOT/bundles/$BUNDLE" || answer FAILED "$ROOT/bundles/$BUNDLE is not there"

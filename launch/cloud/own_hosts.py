@@ -1,0 +1,75 @@
+"""Hosts that the user has started, as pods: always READY, never created or deleted.
+
+What the launcher does with a pod in the cloud holds for them too, but for two things: a start that needs another pod
+is made on the same hosts after a while, and in place of a deletion the hosts are cleared: the job is ended and all that
+the launcher keeps there is removed.
+"""
+
+from launch import clock
+from launch.cloud.gcloud import Reach
+from launch.cloud.pods import Pod
+from launch.cloud.remote import ask_briefly, script
+from launch.cloud.request import pod_name, reach
+from launch.cloud.tpu_api import Endpoint, Node
+from launch.hosts_file import groups_of
+from launch.slices import has_slices, slice_jobs
+from launch.view.timed_log import Log
+from pod_job.config.schema import JobConfig
+
+CLEAR_TIMEOUT_S = 90.0
+LEAVING_S = 20.0  # for a job that is done to end by itself
+AGAIN_S = 60.0  # until hosts that were lost are tried again: about as long as a machine takes to start
+
+
+def own_pods(config: JobConfig) -> list[Pod]:
+    """Returns the hosts of the file as pods, one for each slice. JobError for a file that is wrong or does not fit."""
+    jobs = [job.config for job in slice_jobs(config, [])] if has_slices(config) else [config]
+    return [own_pod(job) for job in jobs]
+
+
+def own_pod(config: JobConfig) -> Pod:
+    """Returns the hosts of one slice as its pod."""
+    (group,) = groups_of(config)
+    node = Node(
+        name="",
+        state="READY",
+        accelerator_type=config.pod.accelerator_type or "",
+        network_endpoints=[Endpoint(str(host)) for host in group.hosts],
+    )
+    return Pod(pod_name(config), "", node, None)
+
+
+def reaches(config: JobConfig) -> list[Reach]:
+    """Returns the way to the hosts of each slice."""
+    jobs = [job.config for job in slice_jobs(config, [])] if has_slices(config) else [config]
+    return [reach(job, "") for job in jobs]
+
+
+def wait_for_hosts(log: Log) -> None:
+    """Waits before hosts that were lost are tried again."""
+    log(f"trying the same hosts again in {AGAIN_S:.0f} s")
+    clock.sleep(AGAIN_S)
+
+
+def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> list[str]:
+    """Ends the job on all hosts of the file and removes what the launcher keeps there; returns the hosts not cleared.
+
+    Args:
+        leaving_s: for how long the job may still end by itself.
+    """
+    uncleared: list[str] = []
+    total = 0
+    for way in reaches(config):
+        answers = ask_briefly(way, script("clear", {"LEAVING_S": f"{leaving_s:.0f}"}), CLEAR_TIMEOUT_S)
+        cleared = {host for host, answer in answers.items() if answer.word == "CLEARED"}
+        uncleared += [str(host) for number, host in enumerate(way.hosts) if number not in cleared]
+        total += len(way.hosts)
+    log(f"nothing of the job is left on {total - len(uncleared)} of {total} hosts of {config.pod.hosts_file}")
+    if uncleared:
+        log(f"not cleared, as they gave no answer: {', '.join(uncleared)}; ~/.pod_job may be left there")
+    return uncleared
+
+
+def staying(config: JobConfig, words: str) -> str:
+    """Returns in one line that the job goes on, and how it is ended. `words`: the overrides."""
+    return f"a job that runs on the hosts of {config.pod.hosts_file} goes on; end it: pod-job down {words}"
