@@ -206,7 +206,8 @@ def batch_source(
 def leases_of(inputs: Inputs, host: Host) -> tuple[Leases, Holders]:
     """Returns the leases of the run as this host of a slice takes them, and its view of other holders."""
     holder = Holder(host.slice or "", host.index, host.attempt)
-    return Leases(inputs.folder, holder), Holders(inputs.folder, inputs.config.pod.lease_timeout_s)
+    slices = inputs.config.pod.slices
+    return Leases(inputs.folder, holder, slices), Holders(inputs.folder, inputs.config.pod.lease_timeout_s)
 
 
 def finish(inputs: Inputs, host: Host, reporter: Reporter, stop: StopRequest) -> bool:

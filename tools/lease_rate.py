@@ -1,13 +1,15 @@
 """Operations of leases per second with many slices, on simulated time: `python -m tools.lease_rate`; a minute.
 
 Feeders take blocks as the job's do, by the same code, from a folder in memory that counts what a bucket would be asked:
-creates, and pages of 1000 names for each list; the table has the most in a second of each kind. Slices start within a
+creates, and pages of 1000 names for each list; the table has the most in a second of each kind. What all feeders know
+alike is in memory once: 64 slices of 16 feeders and 20,000 batches take 2 GB. Slices start within a
 minute, batches take a time of their own each, and one slice in three is lost when half of the run is done; what it held
 is taken over at the end.
 """
 
 import argparse
 import heapq
+import os
 import random
 import sys
 from collections import Counter, defaultdict
@@ -18,18 +20,20 @@ from typing import cast
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pod_job.extraction.batch_source import LeasedBatches, Reporting
+from pod_job.extraction.batch_source import LeasedBatches, Reporting, look_pause_s
 from pod_job.extraction.feeding import Feeding, StepRows
 from pod_job.extraction.idle_slice import IdleSlice
+from pod_job.formats.records import encode
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
-from pod_job.run_folder.layout import commit_file
-from pod_job.run_folder.leases import Blocks, Holder, Holders, Leases, per_block
+from pod_job.run_folder.layout import LEASES, commit_file, lease_file
+from pod_job.run_folder.leases import LEASE, Blocks, Holder, Holders, LeaseRecord, Leases, per_block
 from pod_job.storage.checksums import Part, Stored, checksum
 from pod_job.storage.folder import Folder, NameTaken
 
 PAGE = 1000
+REQUEST_S = 0.03  # of the bucket
 START_S = 60.0
 SPREAD = 0.2  # of the time that a batch takes
 
@@ -39,9 +43,10 @@ class CountingFolder:
 
     def __init__(self) -> None:
         self.url = "memory"
-        self.now = 0.0
+        self.now, self.count = 0.0, 0
         self.objects: dict[str, bytes] = {}
         self.folders: defaultdict[str, list[str]] = defaultdict(list)
+        self.takes: dict[str, int] = {}
         self.requests: dict[str, Counter[int]] = {"creates": Counter(), "lists": Counter(), "reads": Counter()}
 
     def create(self, name: str, parts: Sequence[Part]) -> Stored:
@@ -50,6 +55,8 @@ class CountingFolder:
         if name in self.objects and self.objects[name] != data:
             raise NameTaken(name, checksum([self.objects[name]]))
         self._store(name, data)
+        if lease := LEASE.fullmatch(name):
+            self.takes[lease[1]] = max(int(lease[2]), self.takes.get(lease[1], 0))
         return checksum([data])
 
     def names(self, prefix: str) -> list[str]:
@@ -77,6 +84,7 @@ class CountingFolder:
 
     def _count(self, kind: str, requests: int = 1) -> None:
         self.requests[kind][int(self.now)] += requests
+        self.count += requests
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Simulation:
         self.fleet, self.folder, self.random = fleet, CountingFolder(), random.Random(0)
         self.blocks = Blocks(fleet.batches, per_block(fleet.batches, fleet.slices * fleet.feeders))
         self.pending = frozenset(range(1, fleet.batches + 1))
+        self.unfinished = frozenset(range(self.blocks.count))
         self.done: set[int] = set()
         self.twice = 0
         self.lost: set[int] = set()
@@ -136,16 +145,17 @@ class Simulation:
             self._at(self.folder.now, number, None)
 
     def _look(self, number: int) -> None:
-        """Has an idle slice look, which takes a twentieth of a second for each page of names."""
+        """Has an idle slice look, which takes REQUEST_S for each request."""
         idle, sources = self.idle[number]
+        before = self.folder.count
         overdue = idle.look(self.fleet.batch_s)
         if overdue:
             for source in sources:
                 source.overdue = overdue
             self._begin_round(number, self.folder.now)
         elif overdue is not None:
-            look_s = 0.05 * (1 + len(self.done) // PAGE)
-            self._at(self.folder.now + look_s + max(2.0, 4 * look_s), number, None)
+            look_s = REQUEST_S * (self.folder.count - before)
+            self._at(self.folder.now + look_s + look_pause_s(self.fleet.slices, look_s), number, None)
 
     def _begin_round(self, number: int, at: float) -> None:
         for source in self.idle[number][1]:
@@ -157,11 +167,28 @@ class Simulation:
 
     def _source(self, number: int, feeder: int, rows: StepRows) -> LeasedBatches:
         folder = cast(Folder, self.folder)
-        leases = Leases(folder, Holder(str(number), feeder, "first"))
+        leases = SimulatedLeases(folder, Holder(str(number), feeder, "first"), self.fleet.slices)
         holders = SimulatedHolders(self, folder)
         reporter = Reporter(folder, Host(feeder, self.fleet.feeders, "first", None, slice=str(number)))
         feeding = Feeding(rows, feeder, self.fleet.feeders, True, (feeder,))
-        return LeasedBatches(self.blocks, self.pending, leases, holders, feeding, Reporting(reporter, StopRequest()))
+        source = LeasedBatches(self.blocks, self.pending, leases, holders, feeding, Reporting(reporter, StopRequest()))
+        source.pending, source.unfinished = self.pending, self.unfinished  # of which there is one for all feeders
+        return source
+
+
+class SimulatedLeases(Leases):
+    """Leases of a holder, which knows what was taken until its last look from what all of them share."""
+
+    def refresh(self) -> None:
+        self.folder.names(LEASES)
+        self.takes = cast(CountingFolder, self.folder).takes
+
+    def take(self, work: str, take: int) -> bool:
+        try:
+            self.folder.create(lease_file(work, take), [encode(LeaseRecord(work, take, self.holder))])
+        except NameTaken:
+            return False
+        return True
 
 
 class SimulatedHolders(Holders):
@@ -172,7 +199,7 @@ class SimulatedHolders(Holders):
         self.simulation = simulation
 
     def ended(self, holder: Holder) -> bool:
-        self.simulation.folder.requests["reads"][int(self.simulation.folder.now)] += 1  # of its status
+        self.simulation.folder.stat("status")
         return int(holder.slice) in self.simulation.lost
 
 
@@ -197,15 +224,23 @@ def report(fleet: Fleet) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def fleet_size(text: str) -> tuple[int, int]:
+    """Returns slices and feeders of each."""
+    slices, _, feeders = text.partition("x")
+    return int(slices), int(feeders)
+
+
 def main() -> int:
     """Runs the command line."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed
     parser = argparse.ArgumentParser(prog="python -m tools.lease_rate", description=__doc__)
     parser.add_argument("--batches", type=int, default=20_000)
     parser.add_argument("--batch-s", type=float, default=30.0, help="seconds that a feeder computes a batch")
+    parser.add_argument("--fleets", type=fleet_size, nargs="*", help="slices and feeders of each, as in 64x16")
     options = parser.parse_args()
     print("| slices x feeders | batches | in a block | seconds | requests/s | creates/s | lists/s | reads/s | twice |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for slices, feeders in ((3, 2), (8, 8), (64, 16)):
+    for slices, feeders in options.fleets or ((3, 2), (8, 8), (64, 16)):
         print(report(Fleet(slices, feeders, options.batches, options.batch_s)), flush=True)
     return 0
 

@@ -7,6 +7,7 @@ blocks of slices that have ended or are slow are taken over, one round after the
 """
 
 import logging
+import random
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ from pod_job.run_folder.leases import Blocks, Holders, Leases, block_name, first
 
 POLL_S = 2.0
 """Between two looks of an idle slice at what others have unfinished."""
+SLICES_PER_LOOK = 16
+"""Of so many slices one looks, on average, within POLL_S / 2: more of them look less often."""
 LOOKING_SHARE = 4.0
 """Times as long as a look takes, at least, the pause after it is."""
 FOLLOW_S = 0.2
@@ -136,7 +139,7 @@ class LeasedBatches:
             began, status = time.monotonic(), self.reporter.status
             overdue = self.idle.look(status.seconds / status.batches if status.batches else None)
             choice = Choice.end if overdue is None else Choice.take_over if overdue else Choice.wait
-            pause_s = max(POLL_S, LOOKING_SHARE * (time.monotonic() - began))
+            pause_s = look_pause_s(self.leases.slices, time.monotonic() - began)
             table[0] = choice, round(1000 * pause_s), 0
             for row, one in enumerate(overdue or [], 1):
                 table[row] = one
@@ -170,14 +173,25 @@ class LeasedBatches:
                 yield batch
 
     def _take_over(self, overdue: Sequence[Overdue]) -> Iterator[int]:
-        """Takes over blocks; their batches come from the last one on, as whoever is slow comes from the first one."""
-        begin = self.feeding.feeder * len(overdue) // self.feeding.feeders
+        """Takes over blocks; their batches come from the last one on, as whoever is slow comes from the first one.
+
+        Feeders begin at different blocks, and end the round where another was first: who is idle at the same time does
+        not ask for one block after the other in vain.
+        """
+        if self.feeding.feeder >= len(overdue):
+            return
+        begin = first_block(self.leases.holder, len(overdue))
+        begin = (begin + self.feeding.feeder * len(overdue) // self.feeding.feeders) % len(overdue)
         for one in [*overdue[begin:], *overdue[:begin]]:
-            if self.stop:
+            if self.stop or not self.leases.take(block_name(one.block), one.take + 1):
                 return
-            if self.leases.take(block_name(one.block), one.take + 1):
-                log.info("took over block %d, take %d", one.block, one.take + 1)
-                yield from islice(self._not_committed(reversed(self.blocks.batches(one.block))), one.most)
+            log.info("took over block %d, take %d", one.block, one.take + 1)
+            yield from islice(self._not_committed(reversed(self.blocks.batches(one.block))), one.most)
+
+
+def look_pause_s(slices: int, look_s: float) -> float:
+    """Returns the seconds from one look of an idle slice, which took `look_s`, to the next, at random."""
+    return random.uniform(0.5, 1.5) * max(POLL_S, POLL_S * slices / SLICES_PER_LOOK, LOOKING_SHARE * look_s)
 
 
 class Trail:

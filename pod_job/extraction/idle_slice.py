@@ -6,11 +6,13 @@ Those that nobody computes any more, and those of a slice that is so slow that t
 from typing import NamedTuple
 
 from pod_job.run_folder.layout import committed
-from pod_job.run_folder.leases import Blocks, Holders, Leases, block_name
+from pod_job.run_folder.leases import Blocks, Holders, Leases, block_name, first_block
 
 SLOW = 3.0
 """A block counts as slow when none of its batches was committed for so many times as long as one takes here."""
 LEAST_PATIENCE_S = 10.0
+MOST_HOLDERS = 128
+"""Blocks of which a slice reads the holders' statuses in one look."""
 MOST_OVERDUE = 256
 """Blocks that a slice takes over in one round."""
 
@@ -32,10 +34,13 @@ class IdleSlice:
 
     def __init__(self, blocks: Blocks, leases: Leases, holders: Holders) -> None:
         self.blocks, self.leases, self.holders = blocks, leases, holders
+        self.looks = 0
         self.unchanged: dict[int, tuple[tuple[int, int], float]] = {}  # block -> its take and batches left, since when
 
     def look(self, batch_s: float | None) -> list[Overdue] | None:
         """Returns the blocks to take over now, and None where every batch is committed.
+
+        Slices begin at different blocks, and each look reads the statuses of other holders where these are many.
 
         Args:
             batch_s: seconds that a batch takes here, where that is known.
@@ -46,11 +51,15 @@ class IdleSlice:
             return None
         self.leases.refresh()
         patience_s = self.holders.silence_s if batch_s is None else max(LEAST_PATIENCE_S, SLOW * batch_s)
+        begin = first_block(self.leases.holder, len(unfinished))
+        self.looks += 1
+        asked = (begin + self.looks * MOST_HOLDERS) % len(unfinished)
+        asked_about = {*[*unfinished[asked:], *unfinished[:asked]][:MOST_HOLDERS]}
         overdue = []
-        for block in unfinished:
+        for block in [*unfinished[begin:], *unfinished[:begin]]:
             left = sum(batch not in done for batch in self.blocks.batches(block))
             take = self.leases.takes.get(block_name(block), 0)
-            if self._unchanged_s(block, (take, left)) > patience_s or self._is_left(block):
+            if self._unchanged_s(block, (take, left)) > patience_s or (block in asked_about and self._is_left(block)):
                 overdue.append(Overdue(block, take, left))
             elif take == 1 and batch_s is not None and left * batch_s > patience_s:
                 overdue.append(Overdue(block, take, left // 2))

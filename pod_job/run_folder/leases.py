@@ -100,10 +100,15 @@ def block_name(block: int) -> str:
 
 
 class Leases:
-    """Leases of a run as one holder sees them. `takes`: the latest take of each work, as of `refresh`."""
+    """Leases of a run as one holder sees them.
 
-    def __init__(self, folder: Folder, holder: Holder) -> None:
-        self.folder, self.holder = folder, holder
+    Attributes:
+        slices: how many slices compute the run, as far as is known.
+        takes: the latest take of each work, as of `refresh`.
+    """
+
+    def __init__(self, folder: Folder, holder: Holder, slices: int = 1) -> None:
+        self.folder, self.holder, self.slices = folder, holder, slices
         self.takes: dict[str, int] = {}
         self._holders: dict[tuple[str, int], Holder] = {}
 

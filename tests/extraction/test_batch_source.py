@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pod_job.extraction.batch_source import LeasedBatches, Reporting, Trail
+from pod_job.extraction.batch_source import LeasedBatches, Reporting, Trail, look_pause_s
 from pod_job.extraction.feeding import Feeding, StepRows
 from pod_job.extraction.idle_slice import IdleSlice, Overdue
 from pod_job.finishing.merge_once import takes_merge
@@ -195,6 +195,54 @@ def test_a_block_is_taken_over_by_one_and_not_computed_where_it_is_done(folder: 
     assert second.leases.holder_of(block_name(block)) == first.leases.holder
 
 
+def test_who_is_idle_at_the_same_time_asks_once_in_vain(
+    folder: Folder, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each slice has seen the same blocks that nobody computes; in one round it asks for no second one after a no."""
+    lost, answers = Slice(folder, "lost", now), dict[str, list[bool]]()
+    lost.compute(commits=False)
+    idle = [Slice(folder, name, now) for name in "uvwxyz"]
+    take = Leases.take
+
+    def counted(leases: Leases, work: str, number: int) -> bool:
+        answers.setdefault(leases.holder.slice, []).append(take(leases, work, number))
+        return answers[leases.holder.slice][-1]
+
+    monkeypatch.setattr(Leases, "take", counted)
+    for one in idle:
+        one.source.overdue = [Overdue(block, 1, 3) for block in range(BLOCKS.count)]
+    streams = [one.source.batches() for one in idle]
+    while streams:
+        streams = [stream for stream in streams if next(stream, None) is not None]
+    assert sum(map(sum, answers.values())) == BLOCKS.count
+    assert all(slice_answers.count(False) <= 1 for slice_answers in answers.values())
+
+
+def test_a_look_reads_the_statuses_of_few_holders_and_later_ones_of_the_others(
+    folder: Folder, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, other = Slice(folder, "lost", now), Slice(folder, "other", now)
+    lost.compute(commits=False)
+    lost.reporter.set(phase=Phase.failed)
+    lost.reporter.write()
+    monkeypatch.setattr("pod_job.extraction.idle_slice.MOST_HOLDERS", 2)
+    idle, seen = IdleSlice(BLOCKS, other.leases, other.holders), set[int]()
+    for _ in range(BLOCKS.count // 2 + 1):
+        overdue = idle.look(2.0)
+        assert overdue is not None
+        assert len(overdue) == 2
+        seen |= {one.block for one in overdue}
+    assert seen == set(range(BLOCKS.count))
+
+
+@pytest.mark.parametrize(("slices", "most"), [(2, 3.0), (16, 3.0), (64, 12.0)])
+def test_many_idle_slices_look_less_often_and_not_at_the_same_time(slices: int, most: float) -> None:
+    pauses = {look_pause_s(slices, 0.0) for _ in range(50)}
+    assert len(pauses) > 40
+    assert most / 3 <= min(pauses) <= max(pauses) <= most
+    assert look_pause_s(slices, 100.0) > 100
+
+
 def test_a_stop_ends_the_wait(folder: Folder, now: list[float]) -> None:
     other, one = Slice(folder, "other", now), Slice(folder, "one", now)
     other.compute(1)
@@ -240,4 +288,4 @@ def test_hosts_with_one_feeder_follow_what_the_first_of_them_takes(
     thread.join(20)
     assert followed == rounds
     assert len(rounds[0]) == BATCHES
-    assert rounds[1] == [6, 5, 4, 15, 14]
+    assert rounds[1] in ([6, 5, 4, 15, 14], [15, 14, 6, 5, 4])
