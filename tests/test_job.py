@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -39,11 +40,16 @@ def extracted(run_dir: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int, int], np.ndarray]:
-    """The vectors of a run on one host with one device."""
-    run_dir = tmp_path_factory.mktemp("reference")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on one host with one device, for tests to copy."""
+    run_dir = tmp_path_factory.mktemp("finished")
     finish(start(overrides(model, run_dir), 1, 1))
-    return extracted(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def reference(finished: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
+    return extracted(finished)
 
 
 SHAPES = [
@@ -81,10 +87,10 @@ def test_last_positions_are_the_last_of_all_positions(reference: dict, model: Pa
 
 @pytest.mark.slow
 def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
-    reference: dict, model: Path, tmp_path: Path
+    reference: dict, finished: Path, model: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     arguments = overrides(model, tmp_path)
-    finish(start(arguments, 1, 1))
     folder = open_folder(str(tmp_path))
     # A run killed after two batches leaves their records, and files of a third batch without its record.
     (tmp_path / layout.METADATA).unlink()
@@ -114,13 +120,12 @@ def test_a_run_killed_anywhere_resumes(reference: dict, model: Path, tmp_path: P
     assert extracted(tmp_path).keys() == reference.keys()
 
 
-def test_a_finished_run_changes_no_more_and_refuses_another(model: Path, tmp_path: Path) -> None:
-    arguments = overrides(model, tmp_path, **{"tasks.limit": 4})
-    finish(start(arguments, 1, 1))
+def test_a_finished_run_changes_no_more_and_refuses_another(finished: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     kept = [*tmp_path.glob("activations/*"), *tmp_path.glob("commits/*")]
     before = {path: path.read_bytes() for path in kept if path != tmp_path / layout.METADATA}
-    assert "0 of 1 batches to do" in finish(start(arguments, 1, 1))
-    log = finish(start(overrides(model, tmp_path, **{"tasks.limit": 4, "extract.seq_len": 256}), 1, 1), status=2)
+    assert "0 of 6 batches to do" in finish(start(overrides(model, tmp_path), 1, 1))
+    log = finish(start(overrides(model, tmp_path, **{"extract.seq_len": 640}), 1, 1), status=2)
     assert "belongs to another run" in log
     assert "seq_len" in log
     assert {path: path.read_bytes() for path in before} == before

@@ -1,16 +1,15 @@
 """The parity gate: its result is in metadata.json, on any mesh; a step with other vectors is refused."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from job_processes import JobProcess, finish, start
 
 from pod_job.checking import reference
 from pod_job.checking.limits import FLOAT32
@@ -29,21 +28,22 @@ from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
-# The job, with its reference made by our own code (no torch), or spoilt as by a miscompiled step.
-PROGRAM = """
-import sys
-from pod_job import __main__
-from pod_job.checking import reference
-reference.torch_installed = lambda: False
-if "spoilt" in sys.argv:
+
+def without_torch() -> None:
+    """Has the job make the reference by our own code."""
+    reference.torch_installed = lambda: False
+
+
+def spoilt() -> None:
+    """Has the reference differ, as from a miscompiled step."""
+    without_torch()
     built_in = reference._built_in_taps
-    def spoilt(*arguments):
+
+    def other(*arguments: Any) -> Any:
         truths, errors = built_in(*arguments)
         return truths | {"layer_2": truths["layer_2"] + abs(truths["layer_2"]).max()}, errors
-    reference._built_in_taps = spoilt
-status = __main__.main([text for text in sys.argv[1:] if text != "spoilt"])
-import os; os._exit(status)
-"""
+
+    reference._built_in_taps = other
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +51,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"), layers=3)
 
 
-def job(model: Path, run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def job(model: Path, run_dir: Path, *more: str, change: Callable[[], None] = without_torch) -> list[JobProcess]:
     overrides = [
-        *("mesh=2x2", "pod.devices_per_host=4", "tasks=arc_sample", "tasks.limit=4", "extract.seq_len=256"),
+        *("mesh=2x2", "tasks=arc_sample", "tasks.limit=4", "extract.seq_len=256", "parity.samples=3"),
         *(f"model.path={model}", "model.dtype=float32", "extract.layers=[1,2]", f"storage.run_dir={run_dir}"),
-        *("extract.too_long=tail", "parity.samples=3"),
+        *("extract.too_long=tail", *more),
     ]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *overrides, *more], env=env, capture_output=True, text=True, timeout=200
-    )
+    return start(overrides, hosts=1, devices=4, change=change)
 
 
 @pytest.mark.parametrize(
     "more", [("extract=all_tokens", "sharding=tensor", "extract.dtype=float32"), ("sharding=fsdp",)], ids=str
 )
 def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    done = job(model, tmp_path, *more)
-    assert done.returncode == 0, done.stderr
+    finish(job(model, tmp_path, *more))
     [result] = merge(open_folder(tmp_path)).parity
     assert msgspec.to_builtins(result) == json.loads((tmp_path / layout.METADATA).read_text())["parity"][0]
     assert (result.reference, result.prompts, result.passed) == (reference.BUILT_IN, 3, True)
@@ -89,8 +85,7 @@ def test_the_result_is_in_the_metadata(model: Path, tmp_path: Path, more: tuple[
 @pytest.mark.pod
 def test_generation_is_compared_with_the_reference_over_prompt_and_new_tokens(model: Path, tmp_path: Path) -> None:
     generation = ("mode=generate", "generate.max_new_tokens=18", "extract.positions=all", "extract.dtype=float32")
-    done = job(model, tmp_path, *generation, "extract.rows_per_device=2", "sharding=tensor")
-    assert done.returncode == 0, done.stderr
+    finish(job(model, tmp_path, *generation, "extract.rows_per_device=2", "sharding=tensor"))
     [result] = merge(open_folder(tmp_path)).parity
     texts = [json.loads(line) for line in (tmp_path / "outputs/batch_000001.jsonl").read_text().splitlines()[:3]]
     assert len(texts) == 3
@@ -101,10 +96,9 @@ def test_generation_is_compared_with_the_reference_over_prompt_and_new_tokens(mo
 
 
 def test_a_step_that_is_off_is_refused_and_stores_nothing(model: Path, tmp_path: Path) -> None:
-    done = job(model, tmp_path, "spoilt")
-    assert done.returncode == 2
-    assert "parity: layer_2 is" in done.stderr
-    assert "rounding explains" in done.stderr
+    output = finish(job(model, tmp_path, change=spoilt), status=2)
+    assert "parity: layer_2 is" in output
+    assert "rounding explains" in output
     assert not list(tmp_path.glob("commits/*"))
     [result] = merge(open_folder(tmp_path)).parity
     assert not result.passed

@@ -1,12 +1,10 @@
 """Recomputed rows agree with the stored ones, by either reference; changed rows and replaced inputs are found."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from job_processes import finish, start
 from msgspec.structs import replace
 
 from pod_job.checking import reference
@@ -40,12 +38,11 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight prompts on a mesh of eight devices, packed."""
     run_dir = tmp_path_factory.mktemp("run")
     overrides = [
-        *("mesh=2x2", "pod.devices_per_host=4", "tasks=arc_sample", "tasks.limit=8", "extract=all_tokens"),
+        *("mesh=2x2", "tasks=arc_sample", "tasks.limit=8", "extract=all_tokens"),
         *(f"model.path={model}", "model.dtype=float32", f"extract.taps=[{','.join(TAPS)}]"),
         *("extract.seq_len=512", "extract.save_every_n_samples=3", "parity.samples=0", f"storage.run_dir={run_dir}"),
     ]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    subprocess.run([sys.executable, "-m", "pod_job", *overrides], env=env, check=True, timeout=120)
+    finish(start(overrides, hosts=1, devices=4))
     return run_dir
 
 

@@ -1,8 +1,5 @@
 """Vectors of eight bits agree with the originals: from the device, in the files, and through every reader."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from job_processes import finish, start
 from sample_runs import batch, identity
 
 from pod_job.checking.consent import Consent
@@ -190,12 +188,11 @@ def test_a_file_without_its_scales_and_another_dtype_are_refused(tmp_path: Path)
 def test_a_job_stores_eight_bits_that_agree_with_the_reference(dtype: str, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     overrides = [
-        *("mesh=2x2", "pod.devices_per_host=4", "tasks=arc_sample", "tasks.limit=6", "extract=all_tokens"),
+        *("mesh=2x2", "tasks=arc_sample", "tasks.limit=6", "extract=all_tokens"),
         *(f"model.path={model}", "model.dtype=float32", "extract.taps=[layer_1,layer_2.q]", f"extract.dtype={dtype}"),
         *("extract.seq_len=512", "extract.save_every_n_samples=3", f"storage.run_dir={tmp_path / 'run'}"),
     ]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    subprocess.run([sys.executable, "-m", "pod_job", *overrides], env=env, check=True, timeout=120)
+    finish(start(overrides, hosts=1, devices=4))
     metadata = read_any(open_folder(tmp_path / "run"))
     bound = BOUND[metadata.dtype]
     for tap in metadata.taps:

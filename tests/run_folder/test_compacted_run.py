@@ -2,16 +2,14 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from job_processes import finish, start
 
 from pod_job.checking import reference
 from pod_job.commands import diff, inspect
@@ -36,8 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     settings |= {"extract.taps": f"[{','.join(TAPS)}]", "extract.save_every_n_samples": 3, "parity.samples": 0}
     settings |= {"model.path": write_tiny_model(folder / "model"), "model.dtype": "float32"}
     settings |= {"storage.run_dir": folder / "plain"}
-    command = [sys.executable, "-m", "pod_job", *(f"{key}={value}" for key, value in settings.items())]
-    subprocess.run(command, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, check=True, timeout=120)
+    finish(start([f"{key}={value}" for key, value in settings.items()], hosts=1, devices=1))
     shutil.copytree(folder / "plain", folder / "compacted")
     compact(open_folder(folder / "compacted"))
     assert len(list((folder / "compacted" / layout.ACTIVATIONS).iterdir())) == len(TAPS) + 2
