@@ -19,7 +19,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
+from pod_job.checking.reference_facts import facts_of_logits
 from pod_job.formats.relative_errors import tap_errors
+from pod_job.formats.rows_table import COMPUTED
 from pod_job.run_folder.layout import layer_number
 
 
@@ -65,11 +67,13 @@ def hf_taps(
 
     Args:
         folder: of the model.
-        names: of the taps to return, without `logits`; no layer past the last of them runs.
-        dtype: of the second pass, whose relative L2 errors of rows are returned.
+        names: of the taps to return, without `logits`, and of columns: `logprob`, `entropy`. No layer past the last
+            tap runs where there is no column.
+        dtype: of the second pass, whose errors of rows are returned, see `tap_errors`.
     """
     model = load_reference(folder)
-    keep_layers(model, 1 + max(map(layer_number, names)))
+    if not set(names) & set(COMPUTED):
+        keep_layers(model, 1 + max(map(layer_number, names)))
     truths = _concatenated(model, sequences, names)
     if dtype == "float32":
         return truths, {name: np.zeros(len(vectors)) for name, vectors in truths.items()}
@@ -81,8 +85,12 @@ def hf_taps(
 def _concatenated(
     model: PreTrainedModel, sequences: Sequence[np.ndarray], names: Collection[str]
 ) -> dict[str, np.ndarray]:
-    taps = [run_reference(model, sequence[None], names) for sequence in sequences]
-    return {name: np.concatenate([one[name][0] for one in taps]) for name in names}
+    facts, passes = [name for name in COMPUTED if name in names], []
+    for sequence in sequences:
+        taps = run_reference(model, sequence[None], {*names, "logits"} - set(facts) if facts else names)
+        of_sequence = {name: vectors[0] for name, vectors in taps.items()}
+        passes.append(of_sequence | (facts_of_logits(of_sequence.pop("logits"), sequence, facts) if facts else {}))
+    return {name: np.concatenate([one[name] for one in passes]) for name in names}
 
 
 def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -92,6 +100,12 @@ def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     # "sdpa" has no softcap and no sinks.
     if getattr(model.config, "attn_logit_softcapping", None) is None and model.config.model_type != "gpt_oss":
         model.set_attn_implementation("sdpa")
+    # As on devices, which sum products of the head's weights in float32, logits are not rounded.
+    rounded = model.get_output_embeddings()
+    head = torch.nn.Linear(*reversed(rounded.weight.shape), bias=rounded.bias is not None)
+    head.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
+    head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
+    model.set_output_embeddings(head)
 
 
 def run_reference(

@@ -7,6 +7,7 @@ in the run's dtype, and a tap of the run may err by a factor more than the secon
 R rows, D columns.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float
 
 from pod_job.formats.quantized import from_rows
 from pod_job.formats.relative_errors import relative_errors
+from pod_job.formats.rows_table import COMPUTED as COLUMNS
 from pod_job.run_folder.parity import TapErrors
 
 COMPUTED = TapErrors(median=2.0, largest=4.0)
@@ -40,14 +42,24 @@ class RowRounding:
         return np.hypot(self.computed, self.stored)
 
 
-def stored_rounding(truth: Float[np.ndarray, "R D"], dtype: np.dtype) -> Float[np.ndarray, "R"]:
-    """Returns the relative L2 error of every row by rounding it to the dtype in which vectors are stored."""
+def stored_rounding(truth: Float[np.ndarray, "R D"], dtype: np.dtype, tap: str = "") -> Float[np.ndarray, "R"]:
+    """Returns the relative L2 error of every row by rounding it to the dtype in which vectors are stored.
+
+    Zeros of a column by the model, which is stored as it is computed.
+    """
+    if tap in COLUMNS:
+        return np.zeros(len(truth))
     import jax.numpy as jnp  # `verify` without --recompute does without jax
 
     from pod_job.extraction.quantize import as_stored
 
     stored = from_rows(np.asarray(as_stored(jnp.asarray(truth), dtype)), truth.shape[1], dtype)
     return relative_errors(np.asarray(stored), truth)
+
+
+def as_read(tap: str, rows: np.ndarray, widths: Mapping[str, int], dtype: np.dtype) -> np.ndarray:
+    """Returns rows of a step's output as they are read later: a column by the model as it is, a tap from `dtype`."""
+    return rows if tap in COLUMNS else from_rows(rows, widths[tap], dtype)
 
 
 def summary(errors: Float[np.ndarray, "R"]) -> TapErrors:

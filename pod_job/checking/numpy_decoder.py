@@ -17,7 +17,9 @@ from jaxtyping import Float
 
 from pod_job.checking.hf_tensors import HfTensors
 from pod_job.checking.numpy_rotary import head_size, rotary_tables, rotates, window_of
-from pod_job.formats.relative_errors import relative_errors
+from pod_job.checking.reference_facts import facts_of_logits
+from pod_job.formats.relative_errors import tap_errors
+from pod_job.formats.rows_table import COMPUTED
 from pod_job.run_folder.layout import layer_number
 
 Product = Callable[[Float[np.ndarray, "T i"], Float[np.ndarray, "o i"]], Float[np.ndarray, "T o"]]
@@ -131,6 +133,18 @@ class Pass:
         weights = np.exp(np.where(seen, scores - scores.max(-1, where=seen, initial=-np.inf, keepdims=True), -np.inf))
         return self.keep(self.keep(weights / weights.sum(-1, keepdims=True)) @ v)
 
+    def facts(
+        self, x: Float[np.ndarray, "T D"], head: Float[np.ndarray, "V D"], sequences: Sequence[np.ndarray]
+    ) -> dict[str, Float[np.ndarray, "T 1"]]:
+        """Returns log probabilities and entropies of all tokens, given the final norm's output; no logit is rounded."""
+        columns, weight = [], self.keep(head)
+        for span, token_ids in zip(self.bounds, sequences, strict=True):
+            logits = self.product(x[span], weight) / np.float32(getattr(self.config, "logits_scaling", 1.0))
+            cap = getattr(self.config, "final_logit_softcapping", None)
+            logits = logits if cap is None else np.float32(cap) * np.tanh(logits / np.float32(cap))
+            columns.append(facts_of_logits(logits, token_ids, COMPUTED))
+        return {name: np.concatenate([of_one[name] for of_one in columns]) for name in COMPUTED}
+
     def rotate(self, x: Float[np.ndarray, "S _ H"], cos: np.ndarray, sin: np.ndarray) -> Float[np.ndarray, "S _ H"]:
         half = x.shape[-1] // 2
         turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
@@ -149,8 +163,9 @@ def numpy_taps(
 
     Args:
         config: the text model's configuration as transformers resolves it.
-        names: of the taps to return; no layer past the last of them runs.
-        dtype: of the second pass, whose relative L2 errors of rows are returned.
+        names: of the taps to return, and of columns: `logprob`, `entropy`. No layer past the last tap runs where
+            there is no column.
+        dtype: of the second pass, whose errors of rows are returned, see `tap_errors`.
     """
     ends = np.cumsum([0, *map(len, sequences)]).tolist()
     bounds = tuple(map(slice, ends, ends[1:]))
@@ -160,12 +175,14 @@ def numpy_taps(
     def record(name: str, values: Sequence[np.ndarray]) -> None:
         if name in names:
             truths[name] = values[0]
-            errors[name] = relative_errors(values[1], values[0])
+            errors[name] = tap_errors(name, values[1], values[0])
 
     rows = tensors.embedding(np.concatenate(sequences))
     states = [one.embed(rows) for one in passes]
     record("embed", states)
-    for i in range(min(config.num_hidden_layers, 1 + max(map(layer_number, names)))):
+    facts = [name for name in COMPUTED if name in names]
+    last = config.num_hidden_layers if facts else 1 + max(map(layer_number, names))
+    for i in range(min(config.num_hidden_layers, last)):
         weights = {name: tensors.read(f"model.layers.{i}.{name}") for name in tensor_names(config)}
         both = [one.layer(i, x, weights) for one, x in zip(passes, states, strict=True)]
         states = [x for x, _ in both]
@@ -173,9 +190,15 @@ def numpy_taps(
             name = f"layer_{i}" if site == "resid_post" else f"layer_{i}.{site}"
             record(name, [sites[site] for _, sites in both])
     final = f"layer_{config.num_hidden_layers}_norm"
-    if final in names:
+    if final in names or facts:
         norm = tensors.read("model.norm.weight")
-        record(final, [one.norm(x, norm) for one, x in zip(passes, states, strict=True)])
+        states = [one.norm(x, norm) for one, x in zip(passes, states, strict=True)]
+        record(final, states)
+    if facts:
+        head = tensors.read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+        found = [one.facts(x, head, sequences) for one, x in zip(passes, states, strict=True)]
+        for name in facts:
+            record(name, [columns[name] for columns in found])
     return truths, errors
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pod_job.checking.gate_prompts import gate_prompts, windows_not_reached
-from pod_job.checking.limits import RowRounding, excess, limits, mean_row, stored_rounding, summary
+from pod_job.checking.limits import RowRounding, as_read, excess, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import Reference, find_reference
 from pod_job.checking.shipped import Shipped, read_shipped
 from pod_job.checking.trial import Trial
 from pod_job.config.generate import Mode
 from pod_job.errors import JobError
-from pod_job.formats.quantized import from_rows
 from pod_job.formats.records import encode, now
 from pod_job.formats.relative_errors import tap_errors
+from pod_job.formats.rows_table import COMPUTED
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.host.host_end import PeerEnded
 from pod_job.host.rendezvous import Host
@@ -89,7 +89,7 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
     for tap in trials[0].vectors:
         rows = row_rounding(reference, trials, sequences, tap, DTYPE_OF[config.extract.dtype.value])
         vectors = np.concatenate([trial.vectors[tap] for trial in trials])
-        stored = from_rows(vectors, inputs.widths[tap], DTYPE_OF[config.extract.dtype.value])
+        stored = as_read(tap, vectors, inputs.widths, DTYPE_OF[config.extract.dtype.value])
         errors[tap] = summary(tap_errors(tap, np.asarray(stored), rows.truth))
         rounding[tap], tap_limits[tap] = summary(rows.total), limits(rows)
     if config.parity.limit is not None:
@@ -97,7 +97,8 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
         tap_limits = dict.fromkeys(errors, only)
     worst = max(errors, key=lambda tap: excess(errors[tap], tap_limits[tap]))
     count = sum(trial.rows for trial in trials)
-    shown = f"relative error {errors[worst].largest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
+    kind = "error in nats" if worst in COMPUTED else "relative error"
+    shown = f"{kind} {errors[worst].largest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
     log.info("parity with %s: %d rows, %s", reference.name, count, shown)
     longest = max(map(len, sequences))
     if not_reached := windows_not_reached(inputs, longest):
@@ -143,7 +144,7 @@ def row_rounding(
         pairs = [mean_row(*pair) for pair in pairs]
     truth = np.concatenate([truth for truth, _ in pairs])
     computed = np.concatenate([errors for _, errors in pairs])
-    return RowRounding(truth, computed, stored_rounding(truth, stored), tap)
+    return RowRounding(truth, computed, stored_rounding(truth, stored, tap), tap)
 
 
 def await_result(inputs: Inputs, host: Host) -> ParityRecord:
@@ -168,8 +169,9 @@ def refusal(result: ParityRecord) -> str:
     tap = max(result.errors, key=lambda tap: excess(result.errors[tap], tap_limits[tap]))
     errors, limit = result.errors[tap], tap_limits[tap]
     kind = "largest" if errors.largest / limit.largest >= errors.median / limit.median else "median"
+    unit = " nats" if tap in COMPUTED else ""
     return (
-        f"parity: {tap} is {getattr(errors, kind):.2g} off the reference ({kind} error of {result.rows} rows; "
-        f"{result.reference}), and rounding explains {getattr(limit, kind):.2g}; the vectors would be wrong: use "
+        f"parity: {tap} is {getattr(errors, kind):.2g}{unit} off the reference ({kind} error of {result.rows} rows; "
+        f"{result.reference}), and rounding explains {getattr(limit, kind):.2g}; what is stored would be wrong: use "
         "model.dtype=float32, or another jax version; set parity.limit only if you know why"
     )

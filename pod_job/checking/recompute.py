@@ -15,6 +15,7 @@ from pod_job.config.extract import Positions
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
 from pod_job.errors import JobError
 from pod_job.formats.relative_errors import tap_errors
+from pod_job.formats.rows_table import COMPUTED
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.planning.batches import batch_samples
 from pod_job.planning.inputs import Inputs, read_inputs
@@ -35,7 +36,7 @@ from pod_job.storage.open import open_folder
 
 @dataclass(frozen=True)
 class Deviation:
-    """Relative L2 errors of one tap's rows against the float32 reference; rounding explains at most `limit`.
+    """Errors of one tap's or column's rows against the float32 reference; rounding explains at most `limit`.
 
     `median_limit`: for their median, where there is one; reports of older versions have none. `unused_limit`:
     `parity.limit` of the run's own configuration, which does not count here.
@@ -57,13 +58,13 @@ class Deviation:
         unused = self.unused_limit
         note = "" if unused is None else f"; parity.limit={unused:g} of the run is not used, add it to use it"
         return (
-            f"{self.rows} rows computed again: relative error {self.median:.2g} (median), "
+            f"{self.rows} rows computed again: error {self.median:.2g} (median), "
             f"{self.largest:.2g} (largest), limit {self.limit:.2g}; {self.reference}{note}"
         )
 
 
 def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent = NO_CONSENT) -> dict[str, Deviation]:
-    """Returns the deviation of `count` random rows, by tap.
+    """Returns the deviation of `count` random rows, by tap, and by column of those that the model computes.
 
     Args:
         consent: whether the recorded model and tasks are opened, and where they are now; its `parity.limit`, where
@@ -89,14 +90,17 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
     at = [reference.rows(numbers[prompt], range(1)).start + of_row for prompt, of_row in places]
     recorded, deviations = recorded_limits(inputs), {}
     unused = limit_on_record(inputs.folder) if config.parity.limit is None else None
-    for tap, dataset in datasets.items():
-        means = [mean_row(reference.truths[tap][rows], reference.errors[tap][rows]) for rows in at]
+    stored = {tap: dataset[chosen] for tap, dataset in datasets.items()}
+    stored |= {name: first.rows(chosen)[name][:, None] for name in config.extract.token_facts}
+    for tap, vectors in stored.items():
+        pairs = [(reference.truths[tap][rows], reference.errors[tap][rows]) for rows in at]
+        means = pairs if tap in COMPUTED else [mean_row(*pair) for pair in pairs]
         truth, computed = (np.concatenate(values) for values in zip(*means, strict=True))
-        rounding = stored_rounding(truth, DTYPE_OF[config.extract.dtype.value])
+        rounding = stored_rounding(truth, DTYPE_OF[config.extract.dtype.value], tap)
         limit = wider(limits(RowRounding(truth, computed, rounding, tap)), recorded.get(tap))
         if config.parity.limit is not None:
             limit = TapErrors(config.parity.limit, config.parity.limit)
-        errors = summary(tap_errors(tap, dataset[chosen], truth))
+        errors = summary(tap_errors(tap, vectors, truth))
         deviations[tap] = Deviation(
             reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median, unused
         )

@@ -37,11 +37,11 @@ log = logging.getLogger("pod_job")
 
 @dataclass(frozen=True)
 class Reference:
-    """Taps of sequences that lie one behind the other.
+    """Taps of sequences that lie one behind the other, and as taps of width 1 the run's columns by the model.
 
     Attributes:
         truths: in float32, by tap.
-        errors: relative L2 errors of the same rows in the run's dtype, by the reference's own program.
+        errors: of the same rows in the run's dtype, by the reference's own program, see `tap_errors`.
         lengths: of the sequences.
         why_built_in: why it is not Hugging Face's; None where it is.
     """
@@ -61,13 +61,13 @@ class Reference:
 def find_reference(
     inputs: Inputs, sequences: Sequence[Int32[np.ndarray, "_"]], shipped: Shipped | str = "it was not asked for"
 ) -> Reference:
-    """Returns the best reference there is, for the run's taps and these token ids; logs which one.
+    """Returns the best reference there is, for the run's taps and columns and these token ids; logs which one.
 
     Args:
         shipped: that which came with the run and fits; or why there is none, for people.
     """
     lengths = tuple(map(len, sequences))
-    names, dtype = {tap.name for tap in inputs.taps}, inputs.config.model.dtype.value
+    names, dtype = set(inputs.compared_widths), inputs.config.model.dtype.value
     reason = why_no_torch(inputs)
     if reason is None:
         from pod_job.checking.hf_reference import hf_taps

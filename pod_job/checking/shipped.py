@@ -26,7 +26,7 @@ MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Shipped:
-    """Taps in float32, and the relative L2 errors of the same rows in the run's dtype."""
+    """Taps and columns in float32, and the errors of the same rows in the run's dtype."""
 
     truths: dict[str, Float[np.ndarray, "T _"]]
     errors: dict[str, Float[np.ndarray, "T"]]
@@ -42,7 +42,7 @@ def write_shipped(inputs: Inputs, sequences: Sequence[np.ndarray], shipped: Ship
     record = ReferenceRecord(
         format=1,
         model=inputs.identity.model,
-        taps=[tap.name for tap in inputs.taps],
+        taps=list(inputs.compared_widths),
         token_ids=[sequence.tolist() for sequence in sequences],
         versions={package: version(package) for package in ("torch", "transformers")} | {"pod_job": __version__},
         size=stored.size,
@@ -55,7 +55,7 @@ def write_shipped(inputs: Inputs, sequences: Sequence[np.ndarray], shipped: Ship
 def why_too_large(inputs: Inputs, sequences: Sequence[np.ndarray]) -> str | None:
     """Returns why vectors of these tokens are not shipped; None where they are."""
     tokens = sum(map(len, sequences))
-    size = 4 * tokens * sum(width + 1 for width in inputs.widths.values())
+    size = 4 * tokens * sum(width + 1 for width in inputs.compared_widths.values())
     return f"{size / GB:.1f} GB are too many; take fewer taps" if size > MOST_BYTES else None
 
 
@@ -79,8 +79,8 @@ def misfit(record: ReferenceRecord, inputs: Inputs, sequences: Sequence[np.ndarr
         return "it was made by another model, other weights or for another model.dtype"
     if not all(sequence.tolist() in record.token_ids for sequence in sequences):
         return "it was made for other token ids"
-    if record.taps != [tap.name for tap in inputs.taps]:
-        return "it was made for other taps"
+    if record.taps != list(inputs.compared_widths):
+        return "it was made for other taps or columns"
     return "" if record.size <= MOST_BYTES else f"its {record.size} bytes are too many"
 
 
@@ -104,7 +104,7 @@ def _read_vectors(inputs: Inputs, record: ReferenceRecord) -> Shipped:
     arrays = {tensor: view_tensor(raw, spec) for tensor, spec in header.tensors.items()}
     truths = {tap: arrays.get(f"truth/{tap}") for tap in record.taps}
     errors = {tap: arrays.get(f"error/{tap}") for tap in record.taps}
-    for tap, width in inputs.widths.items():
+    for tap, width in inputs.compared_widths.items():
         for array, shape in ((truths[tap], (tokens, width)), (errors[tap], (tokens,))):
             if array is None or array.shape != shape or array.dtype != np.float32:
                 raise JobError(f"{name}: has no float32 vectors {list(shape)} of {tap}")

@@ -18,8 +18,8 @@ def ship_reference(inputs: Inputs) -> str:
     if reason := why_too_large(inputs, sequences):
         return f"no vectors of Hugging Face's model are sent along: {reason}"
     started = time.monotonic()
-    names = {tap.name for tap in inputs.taps}
-    taken = Shipped(*hf_taps(inputs.model_dir, sequences, names, inputs.config.model.dtype.value))
+    names, dtype = set(inputs.compared_widths), inputs.config.model.dtype.value
+    taken = Shipped(*hf_taps(inputs.model_dir, sequences, names, dtype))
     write_shipped(inputs, sequences, taken)
     tokens = sum(map(len, sequences))
     return f"{tokens} positions by Hugging Face's model in {time.monotonic() - started:.1f} s, stored in the run folder"

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from pod_job.checking.limits import ROWS_FOR_A_MEDIAN, excess, summary
-from pod_job.checking.trial import queued_for_gate
+from pod_job.checking.limits import ROWS_FOR_A_MEDIAN, as_read, excess, summary
+from pod_job.checking.trial import local_taps, queued_for_gate
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.errors import JobError
 from pod_job.extraction.packing import Placed, Queued, StepInput, make_step
 from pod_job.extraction.step import Step, StepOutput, compile_step
-from pod_job.extraction.transfer import local_rows
-from pod_job.formats.quantized import from_rows
-from pod_job.formats.relative_errors import relative_errors
+from pod_job.formats.relative_errors import tap_errors
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.arch import Arch
 from pod_job.models.decoder import Decoder
@@ -106,8 +104,8 @@ class ShortRows:
     def compare(self, tap: str, short: np.ndarray, held: np.ndarray, parity: ParityRecord) -> None:
         """Raises JobError where vectors of the two programs differ by more than rounding explains."""
         dtype = DTYPE_OF[self.extract.dtype.value]
-        truth, vectors = (np.asarray(from_rows(rows, self.widths[tap], dtype), np.float32) for rows in (short, held))
-        errors, limit = summary(relative_errors(vectors, truth)), (parity.limits or {})[tap]
+        truth, vectors = (np.asarray(as_read(tap, rows, self.widths, dtype), np.float32) for rows in (short, held))
+        errors, limit = summary(tap_errors(tap, vectors, truth)), (parity.limits or {})[tap]
         median = limit.median if len(truth) >= ROWS_FOR_A_MEDIAN else limit.largest
         if excess(errors, TapErrors(TWO_PROGRAMS * median, TWO_PROGRAMS * limit.largest)) > 1:
             raise JobError(
@@ -138,8 +136,3 @@ def short_rows(program: Step, model: Decoder, inputs: Inputs, prompts: Sequence[
 
 def length_matters(arch: Arch) -> bool:
     return any(layer.rope is not None and layer.rope.kind in LENGTH_MATTERS for layer in arch.attention)
-
-
-def local_taps(output: StepOutput) -> dict[str, list[np.ndarray]]:
-    """Returns the rows of each tap that this host has."""
-    return {name: [row for shard in local_rows(array) for row in shard] for name, array in output.activations.items()}

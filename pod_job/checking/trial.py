@@ -11,7 +11,7 @@ import numpy as np
 from pod_job.checking.gate_prompts import beginnings
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.packing import Placed, Queued, make_step
-from pod_job.extraction.step import Step
+from pod_job.extraction.step import Step, StepOutput
 from pod_job.extraction.transfer import local_rows
 from pod_job.generation.admission import Waiting
 from pod_job.generation.generator import Generator, Progress, Result, stored_range
@@ -22,7 +22,7 @@ from pod_job.prompts.prompt import Prompt
 class Trial:
     """A prompt's tokens with the new ones after them, and the vectors [positions, width] of every tap.
 
-    With `averaged` there is one vector, the mean over the positions.
+    Columns by the model are among them, with width 1. With `averaged` there is one vector, the mean over the positions.
     """
 
     token_ids: np.ndarray
@@ -47,8 +47,7 @@ def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> li
     queued = queued_for_gate(config.positions, prompts)
     rows = fill_rows(queued, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
     item = make_step(rows, step.feeding.feeder_rows, config.seq_len, config.prompts_per_row)
-    output = step(item, more=False)
-    taps = {name: [row for shard in local_rows(array) for row in shard] for name, array in output.activations.items()}
+    taps = local_taps(step(item, more=False))
 
     def trial(placed: Placed) -> Trial:
         positions = range(placed.length)
@@ -63,6 +62,12 @@ def try_step(step: Step, config: ExtractConfig, prompts: Sequence[Prompt]) -> li
         return Trial(prompts[placed.index].token_ids, positions, vectors, averaged=config.positions is Positions.mean)
 
     return [trial(placed) for placed in item.placed]
+
+
+def local_taps(output: StepOutput) -> dict[str, list[np.ndarray]]:
+    """Returns the rows of each tap that this host has, and as taps of width 1 those of the columns by the model."""
+    arrays = output.activations | {name: array[..., None] for name, array in output.facts.items()}
+    return {name: [row for shard in local_rows(array) for row in shard] for name, array in arrays.items()}
 
 
 def queued_for_gate(positions: Positions, prompts: Sequence[Prompt]) -> list[Queued]:

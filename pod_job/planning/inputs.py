@@ -74,6 +74,11 @@ class Outline:
         """Size of a stored vector of each tap."""
         return {tap.name: tap.width(self.arch) for tap in self.taps}
 
+    @property
+    def compared_widths(self) -> dict[str, int]:
+        """Width of everything that is held against a reference: the taps, and one of the columns by the model."""
+        return self.widths | dict.fromkeys(self.config.extract.token_facts, 1)
+
 
 @dataclass(frozen=True)
 class Inputs(Outline):

@@ -8,14 +8,14 @@ from pod_job.storage.folder import Folder
 
 
 class TapErrors(Record, frozen=True):
-    """Relative L2 errors of a tap's rows; infinite where a vector was not finite."""
+    """Relative L2 errors of a tap's rows, or differences in nats of a column's; infinite where one was not finite."""
 
     median: float
     largest: float
 
 
 class ParityRecord(Record, frozen=True, omit_defaults=True):
-    """Result of one start; dictionaries are by tap.
+    """Result of one start; dictionaries are by tap, and by column of those that the model computes.
 
     `limit` is that of the tap that came nearest to its own, or `parity.limit` where the user set it. Optional, as old
     records lack them: `rounding`, the reference's own errors in the run's dtypes, the `limits` that follow from them,
