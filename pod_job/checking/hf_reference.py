@@ -101,7 +101,7 @@ def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     if getattr(model.config, "attn_logit_softcapping", None) is None and model.config.model_type != "gpt_oss":
         model.set_attn_implementation("sdpa")
     # As on devices, which sum products of the head's weights in float32, logits are not rounded.
-    rounded = model.get_output_embeddings()
+    rounded: Any = model.get_output_embeddings()
     head = torch.nn.Linear(*reversed(rounded.weight.shape), bias=rounded.bias is not None)
     head.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
     head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))

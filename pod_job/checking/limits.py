@@ -59,7 +59,7 @@ def stored_rounding(truth: Float[np.ndarray, "R D"], dtype: np.dtype, tap: str =
 
 def as_read(tap: str, rows: np.ndarray, widths: Mapping[str, int], dtype: np.dtype) -> np.ndarray:
     """Returns rows of a step's output as they are read later: a column by the model as it is, a tap from `dtype`."""
-    return rows if tap in COLUMNS else from_rows(rows, widths[tap], dtype)
+    return rows if tap in COLUMNS else np.asarray(from_rows(rows, widths[tap], dtype))
 
 
 def summary(errors: Float[np.ndarray, "R"]) -> TapErrors:

@@ -104,7 +104,7 @@ class ShortRows:
     def compare(self, tap: str, short: np.ndarray, held: np.ndarray, parity: ParityRecord) -> None:
         """Raises JobError where vectors of the two programs differ by more than rounding explains."""
         dtype = DTYPE_OF[self.extract.dtype.value]
-        truth, vectors = (np.asarray(as_read(tap, rows, self.widths, dtype), np.float32) for rows in (short, held))
+        truth, vectors = (as_read(tap, rows, self.widths, dtype).astype(np.float32) for rows in (short, held))
         errors, limit = summary(tap_errors(tap, vectors, truth)), (parity.limits or {})[tap]
         median = limit.median if len(truth) >= ROWS_FOR_A_MEDIAN else limit.largest
         if excess(errors, TapErrors(TWO_PROGRAMS * median, TWO_PROGRAMS * limit.largest)) > 1:
