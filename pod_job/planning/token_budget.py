@@ -90,13 +90,14 @@ def count_within_budget(tasks: Tasks, config: TasksConfig, counter: TokenCounter
         for number, start in enumerate(starts, start=1)
     ]
     log.info("counting tokens up to tasks.max_tokens=%d", budget)
-    parts = share_work(folder, pieces, share, enough=lambda results: room(results, budget)[1])
-    samples, _ = room(parts, budget)
-    if not samples:
+    room = Room(budget)
+    parts = share_work(folder, pieces, share, enough=room.exceeded_by)
+    room.exceeded_by(parts)
+    if not room.samples:
         first = int(decoded(parts, 0)[0])
         raise JobError(nothing_left(config, Skipped(), first))
-    keep(folder, name, encode(TokenBudget(1, budget, samples)))
-    return samples
+    keep(folder, name, encode(TokenBudget(1, budget, room.samples)))
+    return room.samples
 
 
 def count_tokens(tasks: Tasks, start: int, counter: TokenCounter) -> bytes:
@@ -117,16 +118,21 @@ def decoded(parts: Mapping[int, bytes], number: int) -> Int64[np.ndarray, " n"]:
         raise JobError(f"{name}: {DAMAGED}") from error
 
 
-def room(parts: Mapping[int, bytes], budget: int) -> tuple[int, bool]:
-    """Returns how many first samples the budget has room for, and whether that is certain: what follows is over it."""
-    samples = tokens = 0
-    for number in range(len(parts)):
-        if number not in parts:
-            break
-        sums = tokens + np.cumsum(decoded(parts, number))
-        inside = int(np.searchsorted(sums, budget, side="right"))
-        samples += inside
-        if inside < len(sums):
-            return samples, True
-        tokens = int(sums[-1])
-    return samples, False
+class Room:
+    """How many first samples a budget has room for, of the parts seen so far; each part is decoded once."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.samples = budget, 0
+        self._parts = self._tokens = 0
+        self._exceeded = False
+
+    def exceeded_by(self, parts: Mapping[int, bytes]) -> bool:
+        """Returns whether the first parts, as far as none is missing, have more tokens; `samples` is final then."""
+        while not self._exceeded and self._parts in parts:
+            sums = self._tokens + np.cumsum(decoded(parts, self._parts))
+            inside = int(np.searchsorted(sums, self.budget, side="right"))
+            self.samples += inside
+            self._exceeded = inside < len(sums)
+            self._tokens = int(sums[-1])
+            self._parts += 1
+        return self._exceeded

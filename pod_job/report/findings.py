@@ -6,10 +6,10 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
+from pod_job.formats.rows_table import COMPUTED
 from pod_job.report.overview import Overview
 from pod_job.report.sample import Measures
 from pod_job.report.work import Work
-from pod_job.formats.rows_table import COMPUTED
 from pod_job.run_folder.parity import ParityRecord
 
 PADDING_HIGH = 0.25

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +15,11 @@ from pod_job.config.extract import TooLong
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.formats.checksummed_json import with_checksum
+from pod_job.formats.records import encode
 from pod_job.planning import shared_work, task_index, token_budget
 from pod_job.planning.shared_work import Piece, Share, share_work
 from pod_job.planning.task_index import ESTIMATED, Counting, TaskReading, find_tasks, read_index
-from pod_job.planning.token_budget import TokenCounter
+from pod_job.planning.token_budget import Room, TokenCounter, TokenCounts
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources import listing
 from pod_job.prompts.sources.documents import counted
@@ -207,3 +209,20 @@ def test_results_that_are_enough_end_the_work(run: Folder) -> None:
 
     results = share_work(run, [piece(number) for number in range(100)], Share(), lambda results: len(results) >= 3)
     assert sorted(results) == made == [0, 1, 2]
+
+
+def test_a_budget_decodes_each_part_once_in_whatever_order_parts_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    counts = draw.integers(1, 50, (9, 16)).astype("<u4")
+    parts = {number: encode(TokenCounts(1, zlib.compress(part.tobytes()))) for number, part in enumerate(counts)}
+    decoded, times = token_budget.decoded, Counter[int]()
+    monkeypatch.setattr(token_budget, "decoded", lambda parts, n: times.update([n]) or decoded(parts, n))
+    sums = np.cumsum(counts)
+    for budget in (0, 40, 900, int(sums[-1]) - 1, int(sums[-1])):
+        times.clear()
+        room, seen, exceeded = Room(budget), {}, False
+        for number in draw.permutation(len(parts)).tolist():
+            seen[number] = parts[number]
+            exceeded = room.exceeded_by(seen)
+        assert (room.samples, exceeded) == (np.searchsorted(sums, budget, side="right"), budget < sums[-1])
+        assert max(times.values()) == 1

@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
+from pod_job.prompts.sources.file_lists import list_local
+from pod_job.prompts.sources.places import LocalFile
 from pod_job.prompts.tasks import read_tasks
 
 GRID = [[1, 2], [3, 4]]
@@ -69,8 +71,6 @@ def replaced(path: Path, write: Callable[[Path, list[str]], None]) -> None:
     other = path.parent / "other" / path.name
     other.parent.mkdir()
     write(other, ["x", "y"])
-    later = path.stat().st_mtime_ns + 10**9  # as any user's later file has; two writes of a test may share a clock tick
-    os.utime(other, ns=(later, later))
     os.replace(other, path)
 
 
@@ -126,3 +126,14 @@ def test_a_change_while_the_source_is_read_first_is_noticed(tmp_path: Path) -> N
 
     with pytest.raises(JobError, match=r"t\.jsonl was changed"):
         read_tasks(TasksConfig(format=TaskFormat.jsonl, path=str(path), max_tokens=9), count_tokens=edit)
+
+
+def test_a_write_after_the_listing_is_noticed_though_it_follows_at_once(tmp_path: Path) -> None:
+    """Within one tick of the clock two writes have one time: of files that are that young, the listing waits."""
+    path, times = tmp_path / "t.jsonl", set()
+    for number in range(20):
+        write_lines(path, [str(number % 10)])
+        (listed,) = list_local(path, str(path))[:1]
+        write_lines(path, [str(number % 7)])
+        times.add(LocalFile(str(path)).state() == listed.state)
+    assert times == {False}

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import time
 from pathlib import Path
 
 from pod_job.errors import JobError
@@ -10,6 +11,8 @@ from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalF
 
 IRREGULAR = FileState(0, "irregular")
 """State of what is no regular file: a pipe, or a link to nothing."""
+TICK_NS = 20_000_000
+"""Longest step of the clock by which file systems write times; the kernel's is 10 ms at most."""
 WILDCARDS = re.compile(r"[*?\[]")
 
 
@@ -61,14 +64,24 @@ def below(url: str, base: str) -> str:
 
 
 def list_local(top: Path, url: str) -> list[Listed]:
-    """Returns the file at a path, or all files below the folder there."""
+    """Returns the file at a path, or all files below the folder there; what is written later has another time."""
     files = [file for file in sorted(top.rglob("*")) if not file.is_dir()] if top.is_dir() else [top]
     entries = []
     for file in files:
         place = url if file == top else f"{url.rstrip('/')}/{file.relative_to(top).as_posix()}"
         if os.path.lexists(file):
             entries.append(Listed(place, LocalFile(str(file)).state() or IRREGULAR))
+    await_tick(max((int(entry.state.version) for entry in entries if entry.state != IRREGULAR), default=0))
     return entries
+
+
+def await_tick(newest_ns: int) -> None:
+    """Waits until files that are written have a later time than this one.
+
+    Two writes within one tick have the same time, and the size may be the same, too: nothing would tell them apart.
+    """
+    while 0 <= time.time_ns() - newest_ns <= TICK_NS:
+        time.sleep(TICK_NS / 1e9)
 
 
 def list_bucket(url: str) -> list[Listed]:

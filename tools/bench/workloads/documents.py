@@ -1,10 +1,12 @@
 """A whole job, in a process of its own, on a source of few and of many documents: when its first step begins.
 
-Variants: `N documents` is a first start, which counts the source and extracts the first documents; `again N documents`
-is a start of that run after its last batch was lost, which reads the index.
+Variants: `N documents` is a first start, which counts the source; `again N documents` is the next start of that run,
+which reads the index. Each is asked to stop when it has committed some batches.
 """
 
+import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +22,9 @@ ROOT = Path(__file__).parents[3]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`limit`: documents that are extracted, of many; `batch` of them are committed together."""
+    """`batches` are committed by a start, of `batch` documents each."""
 
-    limit: int = 1000
+    batches: int = 2
     batch: int = 256
 
 
@@ -34,33 +36,44 @@ def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work
     documents, again = number_in(variant), variant.startswith("again")
     job = [
         *(f"model.path={inputs / 'model'}", "model.dtype=float32", "parity.samples=0", "extract.layers=[1]"),
-        *(f"tasks.path={scratch / 'documents'}", "tasks.format=jsonl", f"tasks.limit={options.limit}"),
+        *(f"tasks.path={scratch / 'documents'}", "tasks.format=jsonl"),
         *("extract.seq_len=32", "extract.rows_per_device=16", f"extract.save_every_n_samples={options.batch}"),
         f"storage.run_dir={scratch / 'run'}",
     ]
 
+    first = functools.partial(run_job, job, scratch / "run", options.batches)
+
     def before() -> None:
         write_short(scratch / "documents", documents)
         if again:
-            run_job(job)
-            lose_last_batch(scratch / "run")
+            first()
 
-    return Work(started(job, scratch / "run"), before=before)
+    committed = options.batches * (2 if again else 1)
+    return Work(started(functools.partial(run_job, job, scratch / "run", committed), scratch / "run"), before=before)
 
 
-def run_job(job: list[str]) -> Metrics:
-    """Runs a job to its end; the metrics are those of its process."""
+def run_job(job: list[str], run: Path, committed: int) -> Metrics:
+    """Runs a job until so many batches of its run are committed; the metrics are those of its process."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     began = time.monotonic()
-    _, status, used = os.wait4(os.posix_spawn(sys.executable, [sys.executable, "-m", "pod_job", *job], env), 0)
+    child = os.posix_spawn(sys.executable, [sys.executable, "-m", "pod_job", *job], env)
+    asked = False
+    while True:
+        ended, status, used = os.wait4(child, os.WNOHANG)
+        if ended:
+            break
+        if not asked and len(list(run.glob("commits/*.json"))) >= committed:
+            os.kill(child, signal.SIGTERM)
+            asked = True
+        time.sleep(0.02)
     if status:
         raise SystemExit(f"error: the job ended with status {os.waitstatus_to_exitcode(status)}")
     cpu_s, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
     return Metrics(wall_s=time.monotonic() - began, cpu_s=cpu_s, peak_bytes=peak)
 
 
-def started(job: list[str], run: Path) -> Callable[[], Metrics]:
-    """Returns what runs the job; `start_s` is the time up to its first step, `check_s` up to the end of its checks."""
+def started(start: Callable[[], Metrics], run: Path) -> Callable[[], Metrics]:
+    """Returns what starts the job; `start_s` is the time to its first step, `check_s` to the end of its checks."""
 
     def work() -> Metrics:
         from pod_job.run_folder.status import Phase
@@ -68,7 +81,7 @@ def started(job: list[str], run: Path) -> Callable[[], Metrics]:
         from pod_job.storage.open import open_folder
 
         began = time.time()
-        metrics = run_job(job)
+        metrics = start()
         last = max(read_timelines(open_folder(run)), key=lambda timeline: timeline.attempt)
         phases = last.phases
         return Metrics(
@@ -78,14 +91,3 @@ def started(job: list[str], run: Path) -> Callable[[], Metrics]:
         )
 
     return work
-
-
-def lose_last_batch(run: Path) -> None:
-    """Removes the last batch of a finished run, and the record that it is complete."""
-    from pod_job.run_folder.layout import COMMITS, METADATA
-
-    (run / METADATA).unlink()
-    last = max((run / COMMITS).glob("*.json"))
-    last.unlink()
-    for file in (run / "activations").glob(f"*{last.stem}*"):
-        file.unlink()
