@@ -32,7 +32,8 @@ def read_arc(path: Path) -> Mapping[str, Any]:
             return TaskLines(path)
         content = read_json(path)
         if not isinstance(content, dict):
-            raise JobError(f"tasks.path={path}: must be a JSON object of tasks, not {type(content).__name__}")
+            rule = f"must be a JSON object of tasks, not {type(content).__name__}"
+            raise JobError(f"tasks.path={path}: {rule}; records of a list can be read as JSON lines, one to a line")
         return {path.stem: content} if "train" in content and "test" in content else content
     tasks: dict[str, Any] = {}
     for file in sorted(path.glob("*.json")):

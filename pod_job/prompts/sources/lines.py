@@ -34,7 +34,7 @@ BLANK[[9, 10, 11, 12, 13, 32]] = True
 
 def codec_of(url: str) -> str | None:
     """Returns the compression of a file by its name; None where it is not compressed."""
-    return next((codec for suffix, codec in CODECS.items() if url.endswith(suffix)), None)
+    return next((codec for suffix, codec in CODECS.items() if url.lower().endswith(suffix)), None)
 
 
 def pieces_of(file: DataFile, size: int, checksum: RunningChecksum | None = None) -> Iterator[bytes]:
@@ -214,7 +214,8 @@ class LinesReader(FileReader):
         where, task_id = f"{self.where}, {label}", self.task_id(label.replace(" ", "_"))
         if self.config is None:
             try:
-                return checked(where, Sample(task_id, 0, line.removesuffix(b"\r").decode()))
+                codec = "utf-8-sig" if number == 1 else "utf-8"
+                return checked(where, Sample(task_id, 0, line.removesuffix(b"\r").decode(codec)))
             except UnicodeDecodeError as error:
                 raise BrokenTask(f"{where} is not UTF-8 text ({error})") from error
         try:

@@ -15,7 +15,7 @@ from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, base_of, below, list_place, matches
 from pod_job.prompts.sources.hub_names import by_name, is_dataset_name, list_dataset
 from pod_job.prompts.sources.index import FileEntry
-from pod_job.prompts.sources.lines import CODECS
+from pod_job.prompts.sources.lines import CODECS, codec_of
 from pod_job.prompts.sources.places import FIELD, HUB, Listed, open_file
 from pod_job.prompts.sources.saved import is_saved, saved_parts
 from pod_job.prompts.sources.split import SplitPart, chosen_parts
@@ -106,6 +106,8 @@ def list_source(config: TasksConfig) -> Listing:
     Raises:
         JobError: a place is empty or cannot be listed, files are of several kinds, or a shard is missing.
     """
+    if "" in config.paths:
+        raise JobError(f"{FIELD} is empty; give a file, a folder or a pattern of task files")
     groups: list[Group] = []
     kinds: dict[str, str] = {}
     for path, place in zip(config.paths, config.places, strict=True):
@@ -159,14 +161,15 @@ def visible(base: str, listed: Sequence[Listed]) -> list[Listed]:
 
 
 def is_compressed(url: str) -> bool:
-    return url.endswith((*CODECS, ".parquet"))
+    return url.lower().endswith((*CODECS, ".parquet"))
 
 
 def kind_of(url: str) -> str | None:
     """Returns the kind of a file by its ending; None for one that is none of ours."""
+    url = url.lower()
     for codec in CODECS:
         url = url.removesuffix(codec)
-    return next((kind for kind, suffixes in KINDS.items() if url.lower().endswith(suffixes)), None)
+    return next((kind for kind, suffixes in KINDS.items() if url.endswith(suffixes)), None)
 
 
 def of_one_kind(config: TasksConfig, path: str, base: str, listed: list[Listed]) -> tuple[str, list[Listed]]:
@@ -261,7 +264,7 @@ def sniffed(config: TasksConfig, kind: str, entries: Sequence[FileEntry]) -> str
     if config.format is not TaskFormat.auto or kind not in ("json", "jsonl") or not entries:
         return "jsonl" if kind == "json" else kind
     first = entries[0]
-    if first.url.endswith(tuple(CODECS)):
+    if codec_of(first.url):
         return "jsonl"
     lines = open_file(first.url).read(0, min(first.size, PEEKED_BYTES)).split(b"\n")
     complete = [line for line in lines if line.strip()]

@@ -49,7 +49,12 @@ def field_of(record: Any, field: str) -> Any:
 
 
 def read_prompt(where: str, value: Any) -> Prompt:
-    """Returns the prompt that a JSON value holds: text, messages or token ids; BrokenTask otherwise."""
+    """Returns the prompt that a value holds: text, also as UTF-8 bytes, messages or token ids; BrokenTask otherwise."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise BrokenTask(f"{where} is not UTF-8 text ({error})") from error
     match value:
         case str() if value:
             return value

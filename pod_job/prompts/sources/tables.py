@@ -26,6 +26,11 @@ ROWS = 128
 BUFFER_BYTES = 1 << 20
 ROW_GROUP_BYTES = 64 << 20
 """A larger row group is better read on than from its start again."""
+TEXTS = tuple(
+    getattr(pa.types, f"is_{name}")
+    for name in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+)
+"""Types of columns that hold texts; some writers leave out that bytes are text."""
 
 
 class TableReader(FileReader):
@@ -73,7 +78,7 @@ class TableReader(FileReader):
         """Turns what pyarrow says to a damaged file into a JobError that names it."""
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, EOFError) as error:
             state = self.file.state()
             if state is not None and (state.size, state.version) != (self.entry.size, self.entry.version):
                 raise changed(self.entry.url) from error
@@ -218,7 +223,9 @@ class CsvReader(TableReader):
     def parsed(self, raw: RangedFile | None = None) -> pyarrow.csv.CSVStreamingReader:
         options = pyarrow.csv.ReadOptions(block_size=BUFFER_BYTES, use_threads=False)
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        return pyarrow.csv.open_csv(raw or self.raw(), read_options=options, parse_options=parse)
+        # "2" is a text, too; and one that is not UTF-8 is a broken row, and not the end of the file.
+        convert = pyarrow.csv.ConvertOptions(column_types={self.config.field: pa.binary()})
+        return pyarrow.csv.open_csv(raw or self.raw(), options, parse, convert)
 
     def schema(self) -> pa.Schema:
         with self.errors():
@@ -253,6 +260,9 @@ def check_schemas(schemas: dict[str, pa.Schema], field: str) -> None:
         if name not in schema.names:
             columns = ", ".join(schema.names[:20])
             raise JobError(f'tasks.field={field}: {url} has no column "{name}"; it has {columns}')
+        for read in {name, *RECORD_FIELDS} & set(schema.names):
+            if schema.names.count(read) > 1:
+                raise JobError(f'tasks.path: {url} has the column "{read}" more than once; rename the others')
         kind = schema.field(name).type
         if first is None:
             first = url, kind
@@ -262,7 +272,9 @@ def check_schemas(schemas: dict[str, pa.Schema], field: str) -> None:
 
 def family(kind: pa.DataType) -> str:
     """Returns which prompts a column holds: texts, lists of token ids, chats."""
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+    if pa.types.is_dictionary(kind):
+        return family(kind.value_type)
+    if any(of_kind(kind) for of_kind in TEXTS):
         return "text"
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return "ids" if pa.types.is_integer(kind.value_type) else "list"

@@ -30,7 +30,7 @@ class TextReader(FileReader):
 
     def sample(self, block: bytes, index: int, row: int) -> Sample:
         try:
-            text = block.decode().replace("\r\n", "\n").replace("\r", "\n")
+            text = block.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise BrokenTask(f"{self.where} is not readable UTF-8 text ({error})") from error
         if not text:
