@@ -1,7 +1,8 @@
 """Kills training at random steps, again and again, and compares its SAEs with those of an undisturbed run.
 
 `python -m tools.training_kills OUT_DIR --kills 30 key=value ...`: `OUT_DIR/undisturbed` is trained in one go,
-`OUT_DIR/killed` is started after every kill from its newest checkpoint; every weight must be the same bit by bit.
+`OUT_DIR/killed_NN`, whose first kill is number NN, is started after every kill from its newest checkpoint; every weight
+must be the same bit by bit.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 POLL_S = 0.05
+MOST_BETWEEN_KILLS = 0.25
+"""Share of the undisturbed training's seconds after which a start is killed at the latest."""
 
 
 def train(overrides: list[str], log: Path, kill_after_s: float | None) -> TrainingStatus | None:
@@ -85,20 +88,24 @@ def differing(expected: Path, actual: Path) -> list[str]:
 
 
 def run(out_dir: Path, kills: int, overrides: list[str], seed: int = 0) -> int:
-    """Runs the trial; returns the number of tensors that differ."""
-    undisturbed, killed, logs = (out_dir / name for name in ("undisturbed", "killed", "logs"))
+    """Runs the trial; returns the number of tensors that differ. Trainings are begun again until all kills are done."""
+    undisturbed, logs = out_dir / "undisturbed", out_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     train([*overrides, f"storage.run_dir={undisturbed}"], logs / "undisturbed.log", None)
-    longest_s, rng = (time.monotonic() - began) / 4, random.Random(seed)
-    for number in range(kills):
-        at = train([*overrides, f"storage.run_dir={killed}"], logs / f"kill_{number:02d}.log", rng.random() * longest_s)
-        print(f"kill {number + 1} of {kills}: step {at.step if at else 0}", flush=True)
-        if open_folder(killed).stat(SAES_METADATA) is not None:
-            break
-    train([*overrides, f"storage.run_dir={killed}"], logs / "last.log", None)
-    wrong = differing(undisturbed, killed)
-    print(f"{len(wrong)} tensors differ" + "".join(f"\n  {name}" for name in wrong))
+    longest_s, rng, wrong, done = (time.monotonic() - began) * MOST_BETWEEN_KILLS, random.Random(seed), [], 0
+    while done < kills:
+        killed = out_dir / f"killed_{done:02d}"
+        while done < kills and open_folder(killed).stat(SAES_METADATA) is None:
+            log = logs / f"kill_{done:02d}.log"
+            at = train([*overrides, f"storage.run_dir={killed}"], log, rng.random() * longest_s)
+            if open_folder(killed).stat(SAES_METADATA) is None:
+                done += 1
+                print(f"kill {done} of {kills}: step {at.step if at else 0}", flush=True)
+        train([*overrides, f"storage.run_dir={killed}"], logs / f"{killed.name}_end.log", None)
+        wrong += [f"{killed.name}/{name}" for name in differing(undisturbed, killed)]
+        print(f"{killed.name}: {len(wrong)} tensors differ so far", flush=True)
+    print(f"{done} kills, {len(wrong)} tensors differ" + "".join(f"\n  {name}" for name in wrong))
     return len(wrong)
 
 

@@ -1,13 +1,16 @@
 """Contexts in which latents are most active: tokens around the rows of the largest values, as arrays in a file.
 
-F latents, k contexts of each, W tokens of a context.
+Of a document a latent has one context, where it is most active. N rows, F latents, k contexts of each, W tokens of a
+context.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Array, Float, Int, Int32, Int64
 
 from pod_job.errors import JobError
 from pod_job.formats.safetensors import write_parts
@@ -27,6 +30,39 @@ class Contexts:
     values: Float[np.ndarray, "F k"]
     tokens: Int32[np.ndarray, "F k W"]
     density: Float[np.ndarray, "F"]
+
+
+Numbers = jax.Array | np.ndarray
+
+
+class Top(NamedTuple):
+    """The largest values [F, k] of each latent, one of a document, with their rows and documents; 0 for no value."""
+
+    values: Numbers
+    rows: Numbers
+    documents: Numbers
+
+
+def largest_of_documents(values: Float[Array, "N F"], documents: Int[Array, "N"], k: int) -> Top:
+    """Returns the k largest of the values, which are not negative, one of a document at most."""
+
+    def take(left: Float[Array, "N F"], _: None) -> tuple[Float[Array, "N F"], Top]:
+        row = jnp.argmax(left, axis=0)
+        document = documents[row]
+        return jnp.where(documents[:, None] == document, 0.0, left), Top(jnp.max(left, axis=0), row, document)
+
+    _, top = jax.lax.scan(take, values, None, length=k)
+    return Top(*(array.T for array in top))
+
+
+def larger(one: Top, other: Top, k: int) -> Top:
+    """Returns the k largest values of both, largest first, one of a document at most."""
+    both = Top(*(np.concatenate([a, b], axis=1) for a, b in zip(one, other, strict=True)))
+    by_document = np.lexsort((-both.values, both.documents), axis=1)
+    values, rows, documents = (np.take_along_axis(array, by_document, 1) for array in both)
+    values[:, 1:][documents[:, 1:] == documents[:, :-1]] = 0
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return Top(*(np.take_along_axis(array, order, 1) for array in (values, rows, documents)))
 
 
 class TopRows(NamedTuple):

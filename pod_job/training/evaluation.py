@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.formats.records import Count, Record
 from pod_job.formats.statistics import outliers
@@ -19,7 +19,7 @@ from pod_job.run_folder.layout import is_residual
 from pod_job.training.architectures.kinds import decode, encode
 from pod_job.training.architectures.parts import Params
 from pod_job.training.architectures.shape import SaeShape
-from pod_job.training.contexts import TopRows
+from pod_job.training.contexts import Numbers, Top, TopRows, larger, largest_of_documents
 
 LATENT_BYTES = 1 << 28
 """Memory of the latents that are there at a time, about."""
@@ -83,9 +83,6 @@ class EvaluationRecord(Record, frozen=True, kw_only=True):
     measured: str
 
 
-Numbers = jax.Array | np.ndarray
-
-
 class Sums(NamedTuple):
     """Sums over the rows that count: of a target [O], of how often latents fire [F], and numbers."""
 
@@ -98,19 +95,16 @@ class Sums(NamedTuple):
     fired: Numbers
 
 
-class Top(NamedTuple):
-    """The largest values [F, k] of each latent, and the rows [F, k] that have them."""
-
-    values: Numbers
-    rows: Numbers
-
-
 class RowInputs(NamedTuple):
-    """Rows to measure on. `counted`: those that count; `shift` is subtracted from targets before sums of squares."""
+    """Rows to measure on, with the number of the document that each is of.
+
+    `counted`: those that count; `shift` is subtracted from targets before sums of squares.
+    """
 
     rows: Float[Array, "N D"]
     targets: Float[Array, "N O"]
     counted: Bool[Array, "N"]
+    documents: Int[Array, "N"]
     shift: Float[Array, "O"]
 
 
@@ -133,7 +127,7 @@ def measure_rows(shape: SaeShape, params: Params, inputs: RowInputs, k: int) -> 
         cosine=jnp.sum(jnp.sum(inputs.targets * output, axis=1) / jnp.maximum(norms, 1e-30) * weights),
         fired=fired,
     )
-    return output, sums, Top(*jax.lax.top_k(jnp.where(active, latents, 0.0).T, k))
+    return output, sums, largest_of_documents(jnp.where(active, latents, 0.0), inputs.documents, k)
 
 
 @dataclass
@@ -152,18 +146,17 @@ class Measured:
         outputs = []
         for start in range(0, len(inputs.rows), chunk):
             part = RowInputs(
-                *(padded(values[start : start + chunk], chunk) for values in inputs[:3]), shift=inputs.shift
+                *(padded(values[start : start + chunk], chunk) for values in inputs[:4]), shift=inputs.shift
             )
-            output, sums, top = measure_rows(self.shape, params, part, min(self.contexts, chunk))
-            self._add(sums, Top(top.values, top.rows + (first_row + start)))
+            output, sums, top = measure_rows(self.shape, params, part, self.contexts)
+            self._add(sums, top._replace(rows=np.asarray(top.rows, np.int64) + (first_row + start)))
             outputs.append(output)
         return jnp.concatenate(outputs)[: len(inputs.rows)]
 
     def _add(self, sums: Sums, top: Top) -> None:
         wide = Sums(*(np.asarray(value, np.float64) for value in sums))
         self.totals = wide if self.totals is None else Sums(*(a + b for a, b in zip(self.totals, wide, strict=True)))
-        new = Top(np.asarray(top.values), np.asarray(top.rows, np.int64))
-        self.top = new if self.top is None else larger(self.top, new, self.contexts)
+        self.top = top if self.top is None else larger(self.top, top, self.contexts)
 
     def add_losses(self, losses: list[Float[np.ndarray, "B S"]], counted: Bool[np.ndarray, "B S"]) -> None:
         """Adds losses of tokens given those before them: of the model, with the SAE, with zeros; NaN for first tokens.
@@ -223,13 +216,6 @@ def padded(values: Array, length: int) -> Array:
     """Returns the values with rows of zeros after them."""
     missing = length - len(values)
     return jnp.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)]) if missing else values
-
-
-def larger(one: Top, other: Top, k: int) -> Top:
-    """Returns the k largest values of both, largest first."""
-    values, rows = (np.concatenate([a, b], axis=1) for a, b in zip(one, other, strict=True))
-    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    return Top(np.take_along_axis(values, order, 1), np.take_along_axis(rows, order, 1))
 
 
 def density_counts(density: Float[np.ndarray, "F"]) -> list[int]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from pod_job.checkpoints.checkpoint import Checkpoint, check_checkpoint, fitted, read_checkpoint
 from pod_job.checkpoints.load import load_params
@@ -19,7 +19,7 @@ from pod_job.checkpoints.locate import find_model
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.extraction.feeding import step_rows
-from pod_job.extraction.packing import Queued, StepInput, pack_steps
+from pod_job.extraction.packing import StepInput
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder, Output, Params
 from pod_job.models.layer_attention import Tokens
@@ -30,41 +30,12 @@ from pod_job.models.token_facts import TokenFacts
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.task_index import find_tasks
 from pod_job.progress import Progress
-from pod_job.prompts.concat import joined
 from pod_job.prompts.prompt import PromptRules
-from pod_job.prompts.samples import without_broken
-from pod_job.prompts.tasks import Samples
-from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder
-from pod_job.prompts.tokens import usable_prompts
+from pod_job.prompts.tokenizer import TokenizerFolder
 from pod_job.training.contexts import Contexts, contexts_of
+from pod_job.training.documents import Documents
 from pod_job.training.evaluation import Measured, RowInputs, SaeEvaluation, without_sinks
 from pod_job.training.saes import TrainedSae
-
-SAMPLES = 64
-"""Samples that are tokenized at a time."""
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Documents from number `skip` on, until they have `tokens` tokens."""
-
-    samples: Samples
-    tokenizer: Tokenizer
-    rules: PromptRules
-    skip: int
-    tokens: int
-
-    def prompts(self) -> Iterator[Queued]:
-        """Yields the prompts in order."""
-        taken = 0
-        for start in range(self.skip, len(self.samples), SAMPLES):
-            numbers = range(start, min(start + SAMPLES, len(self.samples)))
-            usable, _ = without_broken(self.samples.load(numbers))
-            for prompt in joined([usable_prompts(self.tokenizer, usable, self.rules)]).prompts:
-                if taken >= self.tokens:
-                    return
-                taken += len(prompt.token_ids)
-                yield Queued(1, taken, prompt)
 
 
 @dataclass(frozen=True)
@@ -81,10 +52,10 @@ class EvaluatedModel:
         assert self.model.placement.mesh is not None
         return self.model.placement.mesh
 
-    def steps(self) -> Iterator[StepInput]:
-        """Yields the documents packed into rows of `extract.seq_len`."""
+    def steps(self) -> Iterator[tuple[StepInput, Int32[np.ndarray, "B S"]]]:
+        """Yields the documents packed into rows of `extract.seq_len`, and the number of each token's document."""
         extract, rows = self.config.extract, step_rows(self.config, self.mesh).count
-        return pack_steps(self.documents.prompts(), rows, extract.seq_len, extract.prompts_per_row)
+        return self.documents.steps(rows, extract.seq_len, extract.prompts_per_row)
 
 
 @dataclass(frozen=True)
@@ -177,7 +148,7 @@ def evaluate(opened: EvaluatedModel, saes: Mapping[str, TrainedSae], k: int, pro
     expected = -(
         -opened.documents.tokens // (step_rows(opened.config, opened.mesh).count * opened.config.extract.seq_len)
     )
-    for item in progress(opened.steps(), expected, "steps"):
+    for item, documents in progress(opened.steps(), expected, "steps"):
         step = Tokens(*(jnp.asarray(array) for array in (item.token_ids, item.positions, item.segment_ids)))
         values, loss = programs.clean(step)
         zeros: dict[tuple[Tap, ...], np.ndarray] = {}
@@ -187,7 +158,8 @@ def evaluate(opened: EvaluatedModel, saes: Mapping[str, TrainedSae], k: int, pro
                 counted = without_sinks(values, {tap.name for tap in (*one.inputs, *one.targets)}, counted)
             rows, targets = (together(values, taps) for taps in (one.inputs, one.targets))
             shift = shifts.setdefault(one.targets, jnp.mean(targets, axis=0))
-            inputs = RowInputs(rows, targets, jnp.asarray(counted.reshape(-1)), shift)
+            of_rows = (jnp.asarray(counted.reshape(-1)), jnp.asarray(documents.reshape(-1)))
+            inputs = RowInputs(rows, targets, *of_rows, shift)
             output = one.measured.add_rows(one.params, inputs, len(items) * item.token_ids.size)
             if one.targets not in zeros:
                 none = {tap: jnp.zeros_like(values[tap.name]) for tap in one.targets}

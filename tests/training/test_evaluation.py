@@ -9,11 +9,22 @@ import pytest
 
 from pod_job.commands.evaluate import main
 from pod_job.config.train import Architecture
+from pod_job.prompts.prompt import Origin, Prompt
+from pod_job.prompts.sources.sample import Sample
 from pod_job.run_folder.layout import EVALUATION, sae_prefix
 from pod_job.storage.open import open_folder
 from pod_job.training.architectures.shape import SaeShape
-from pod_job.training.contexts import AFTER, BEFORE, TopRows, contexts_of, read_contexts
-from pod_job.training.evaluation import Top, density_counts, larger, without_sinks
+from pod_job.training.contexts import (
+    AFTER,
+    BEFORE,
+    TopRows,
+    contexts_of,
+    larger,
+    largest_of_documents,
+    read_contexts,
+)
+from pod_job.training.documents import document_numbers
+from pod_job.training.evaluation import density_counts, without_sinks
 from pod_job.training.layouts.sae_lens import write_sae
 from pod_job.training.saes import SaeOrigin, TrainedSae
 from tools.tiny_model import write_tiny_model
@@ -98,12 +109,33 @@ def test_contexts_stay_within_their_prompt() -> None:
     assert set(none) == {-1}
 
 
-def test_the_largest_values_of_two_parts_are_kept() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.random((5, 12))
-    parts = [Top(values[:, half], np.tile(np.arange(12)[half], (5, 1))) for half in (slice(0, 6), slice(6, 12))]
-    best = larger(parts[0], parts[1], 4)
-    np.testing.assert_array_equal(best.rows, np.argsort(-values, axis=1)[:, :4])
+@pytest.mark.parametrize("documents", [12, 3, 1])
+def test_each_latent_has_its_largest_values_one_of_a_document_however_rows_are_split(documents: int) -> None:
+    rng, k = np.random.default_rng(documents), 4
+    values = np.maximum(rng.integers(-4, 8, (12, 5)), 0).astype(np.float32)  # with ties
+    of_row = rng.permutation(np.arange(12) % documents).astype(np.int32)
+    first, second = (
+        largest_of_documents(jnp.asarray(values[half]), jnp.asarray(of_row[half]), k)
+        for half in (slice(0, 6), slice(6, 12))
+    )
+    best = larger(first, second._replace(rows=np.asarray(second.rows) + 6), k)
+    for latent in range(5):
+        largest = sorted((values[of_row == number, latent].max() for number in range(documents)), reverse=True)
+        wanted = [value for value in largest if value > 0][:k]
+        count = len(wanted)
+        assert best.values[latent].tolist() == [*wanted, *[0] * (k - count)]
+        assert values[best.rows[latent, :count], latent].tolist() == wanted
+        assert len(set(of_row[best.rows[latent, :count]])) == count
+
+
+def test_a_document_that_is_split_or_joined_with_others_keeps_its_number() -> None:
+    one, other = (Sample(name, 0, "text") for name in ("one", "other"))
+    tokens, numbers = np.zeros(4, np.int32), dict[str, int]()
+    windows = [Prompt(one, tokens, origin=Origin(number, tokens)) for number in range(2)]
+    of_row = np.array([0, 1, 1, 0], np.int32)
+    joined = Prompt(other, tokens, origin=Origin(0, tokens, samples=(other, one), sample_of=of_row))
+    found = [document_numbers(prompt, numbers).tolist() for prompt in (*windows, joined, Prompt(other, tokens))]
+    assert found == [[0] * 4, [0] * 4, [1, 0, 0, 1], [1] * 4]
 
 
 def test_densities_are_counted_by_power_of_ten() -> None:

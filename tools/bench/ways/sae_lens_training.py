@@ -1,6 +1,9 @@
-"""SAELens' side of `tools.sae_parity`, run by its environment's interpreter: losses of its classes, or a training."""
+"""SAELens' side of `tools.sae_peers.losses` and `tools.sae_peers.curves`, run by its environment's interpreter."""
 
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,38 +66,38 @@ def losses(file: str, out: str) -> None:
     np.savez(out, **results)
 
 
-def train(file: str, out: str) -> None:
-    """Trains a TopK SAE on the batches of `file` and writes its parameters, its decoder's norms folded in."""
-    data = np.load(file)
-    batches, settings = torch.tensor(data["batches"]), {name: float(data[name]) for name in ("lr", "auxiliary")}
-    count, rows, width = len(data["order"]), int(data["rows_per_batch"]), batches.shape[1]
-    torch.manual_seed(0)
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=width,
-            d_sae=int(data["latents"]),
-            k=int(data["k"]),
-            aux_loss_coefficient=settings["auxiliary"],
-            device="cpu",
-            dtype="float32",
-        )
-    )
-    trainer = SAETrainer(
-        cfg=SAETrainerConfig(
-            total_training_samples=count,
-            train_batch_size_samples=rows,
-            lr=settings["lr"],
-            lr_end=settings["lr"],
-            lr_warm_up_steps=int(data["warm_up_steps"]),
-            lr_decay_steps=int(data["decay_steps"]),
-        ),
-        sae=sae,
-        data_provider=(batches[part] for part in torch.tensor(data["order"]).reshape(-1, rows)),
-    )
-    trainer.fit()
-    state = {name: value.detach().clone() for name, value in sae.state_dict().items()}
-    sae.process_state_dict_for_saving_inference(state)
-    np.savez(out, **{ours: state[name].numpy() for ours, name in NAMES.items() if name in state})
+def train(folder: str, out: str) -> None:
+    """Trains a TopK SAE on the rows of `folder` as its settings say, on a GPU where there is one; writes its curve."""
+    place, device = Path(folder), "cuda" if torch.cuda.is_available() else "cpu"
+    settings = json.loads((place / "settings.json").read_text())
+    seen = torch.from_numpy(np.load(place / "seen.npy")).to(device) * settings["scale"]
+    held_out = torch.from_numpy(np.load(place / "held_out.npy")).to(device) * settings["scale"]
+    order, points = torch.from_numpy(np.load(place / "order.npy")).to(device), []
+    torch.manual_seed(settings["seed"])
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(**settings["config"], device=device, dtype="float32"))
+    with torch.no_grad():
+        for ours, values in np.load(place / "initial.npz").items():
+            getattr(sae, NAMES[ours]).copy_(torch.from_numpy(values))
+
+    def batches() -> Iterator[torch.Tensor]:
+        for step, batch in enumerate(order):
+            if step % settings["every"] == 0:
+                points.append((step, quality(sae, held_out)[0]))
+            yield seen[batch]
+
+    SAETrainer(cfg=SAETrainerConfig(**settings["trainer"], device=device), sae=sae, data_provider=batches()).fit()
+    explained, l0, dead = quality(sae, held_out)
+    points.append((len(order), explained))
+    Path(out).write_text(json.dumps({"points": points, "l0": l0, "dead": dead}))
+
+
+@torch.no_grad()
+def quality(sae: TopKTrainingSAE, rows: torch.Tensor) -> tuple[float, float, float]:
+    """Returns explained variance, L0 and the share of latents that are active on no row."""
+    latents, _ = sae.encode_with_hidden_pre(rows)
+    error, active = (rows - sae.decode(latents)).square().sum(), latents > 0
+    explained = 1 - error / (rows - rows.mean(dim=0)).square().sum()
+    return float(explained), float(active.sum(dim=1).float().mean()), float((~active.any(dim=0)).float().mean())
 
 
 if __name__ == "__main__":
