@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
 from pod_job.training.layouts.circuit_tracer import layer_file, transcoded, write_transcoders
@@ -36,6 +37,8 @@ def export_saes(
     missing = write_transcoders(folder, list(saes.values()))
     for sae in saes.values():
         report(f"{folder.url}/{layer_file(transcoded(sae)[0].layer)}")
+    if any(sae.shape.architecture is Architecture.topk for sae in saes.values()):
+        report("circuit-tracer up to 0.5.0 takes TopK transcoders for ReLU; use its repository's main branch")
     if missing:
         layers = ", ".join(map(str, missing))
         report(f"circuit-tracer reads transcoders of every layer from 0; those of layers {layers} are missing")

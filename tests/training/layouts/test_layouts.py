@@ -9,6 +9,7 @@ import pytest
 import yaml
 from sae_samples import KINDS, outputs, random_rows, random_sae, sae_shape
 
+from pod_job.commands import export
 from pod_job.errors import JobError
 from pod_job.formats.safetensors import map_tensors, write_parts
 from pod_job.run_folder.layout import sae_prefix
@@ -90,6 +91,43 @@ def test_circuit_tracer_keeps_transcoders(kind: str, form: str, tmp_path: Path) 
     [back] = read_saes(tmp_path).values()
     assert (back.origin.taps, back.origin.target) == (sae.origin.taps, sae.origin.target)
     assert_alike(sae, back)
+
+
+@pytest.mark.parametrize(("to", "form"), [("sae-lens", "cross"), ("circuit-tracer", "skip")])
+def test_the_command_line_writes_saes_in_other_layouts(
+    to: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = random_sae(sae_shape("topk", **FORMS[form]))
+    sae_lens.write_sae(open_folder(tmp_path / "run"), sae_prefix("one"), sae)
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--to", to]) == 0
+    printed = capsys.readouterr().out
+    assert ("TopK" in printed) == ("layers 0, 1, 2 are missing" in printed) == (to == "circuit-tracer")
+    [back] = read_saes(tmp_path / "out" / ("one" if to == "sae-lens" else "")).values()
+    assert_alike(sae, back)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("run out", "run: is a training run; add --to, one of sae-lens"),
+        ("run out --sae one", "--sae one is of SAEs; add --to"),
+        ("run out --to circuit-tracer", "one is no transcoder"),
+        ("run out --to sae-lens --sae other", "has no SAE 'other'; it has one"),
+        ("run out --to sae-lens --layers 3", "--layers is of --to pickle"),
+        ("run run --to sae-lens", "is where the SAEs are read"),
+        ("gone out --to sae-lens", "no SAE is there"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_in_one_line(
+    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sae_lens.write_sae(open_folder("run"), sae_prefix("one"), random_sae(sae_shape("topk")))
+    assert export.main(words.split()) == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert shown.count("\n") == 1
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
