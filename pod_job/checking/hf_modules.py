@@ -67,6 +67,11 @@ def keep_layers(model: PreTrainedModel, count: int) -> None:
     setattr(decoder, attribute, getattr(decoder, attribute)[:count])
 
 
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    decoder = text_decoder(model)
+    return list(getattr(decoder, names_of(decoder).layers))
+
+
 def names_of(decoder: Any) -> Names:
     return NAMES.get(decoder.config.model_type, Names())
 

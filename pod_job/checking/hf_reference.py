@@ -1,4 +1,7 @@
-"""Reference activations: every tap of Hugging Face's torch models. Needs torch."""
+"""Reference activations: every tap of Hugging Face's torch models. Needs torch.
+
+The parity gate's passes leave the weights in the file, in its dtype: a layer's weights are cast while the layer runs.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +21,17 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from pod_job.checking.hf_cast import cast_while_running, stored_dtype
 from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
 from pod_job.checking.reference_facts import facts_of_logits
 from pod_job.formats.relative_errors import tap_errors
 from pod_job.formats.rows_table import COMPUTED
 from pod_job.run_folder.layout import layer_number
+
+MOST_PADDING = 1.5
+"""Positions of a forward pass over those of its sequences, at most."""
+LENGTH_MATTERS = ("dynamic", "longrope")
+"""Kinds of rotary embeddings that change with the length of a row."""
 
 
 def load_reference(folder: Path) -> PreTrainedModel:
@@ -35,10 +44,31 @@ def load_reference(folder: Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
         model.load_state_dict(_dequantized(folder), assign=False)
         return model.eval()
+    return _from_pretrained(folder, config, torch.float32)
+
+
+def load_as_stored(folder: Path) -> PreTrainedModel:
+    """Returns the same model with weights in the dtype of their files, where that changes nothing else of it.
+
+    They stay in the files' mapped pages. In float32 where the files have several dtypes, or where the model keeps
+    values of its own in that dtype (Gemma: the factor on embeddings).
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    dtype = stored_dtype(folder)
+    if getattr(config, "quantization_config", None) or dtype in (None, torch.float32):
+        return load_reference(folder)
+    torch.set_float32_matmul_precision("highest")
+    disable_progress_bar()
+    model = _from_pretrained(folder, config, dtype)
+    own = (buffer for buffer in model.buffers() if buffer.is_floating_point())
+    return model if all(buffer.dtype == torch.float32 for buffer in own) else load_reference(folder)
+
+
+def _from_pretrained(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     loader = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
     return loader.from_pretrained(
         folder,
-        dtype=torch.float32,
+        dtype=dtype,
         attn_implementation="eager",
         trust_remote_code=False,  # said, for otherwise transformers asks on stdin
         use_safetensors=True,
@@ -71,41 +101,73 @@ def hf_taps(
             tap runs where there is no column.
         dtype: of the second pass, whose errors of rows are returned, see `tap_errors`.
     """
-    model = load_reference(folder)
-    if not set(names) & set(COMPUTED):
+    facts = set(names) & set(COMPUTED)
+    model = load_as_stored(folder)
+    if not facts:
         keep_layers(model, 1 + max(map(layer_number, names)))
-    truths = _concatenated(model, sequences, names)
+    with cast_while_running(model, torch.float32):
+        truths = _concatenated(model, sequences, names)
     if dtype == "float32":
         return truths, {name: np.zeros(len(vectors)) for name, vectors in truths.items()}
-    _round_weights(model, getattr(torch, dtype))
-    rounded = _concatenated(model, sequences, names)
+    # "sdpa" keeps scores in float32, and has no softcap and no sinks.
+    if getattr(model.config, "attn_logit_softcapping", None) is None and model.config.model_type != "gpt_oss":
+        model.set_attn_implementation("sdpa")
+    with cast_while_running(model, getattr(torch, dtype)):
+        if facts:
+            _keep_logits_unrounded(model, getattr(torch, dtype))
+        rounded = _concatenated(model, sequences, names)
     return truths, {name: tap_errors(name, rounded[name], truth) for name, truth in truths.items()}
 
 
 def _concatenated(
     model: PreTrainedModel, sequences: Sequence[np.ndarray], names: Collection[str]
 ) -> dict[str, np.ndarray]:
-    facts, passes = [name for name in COMPUTED if name in names], []
-    for sequence in sequences:
-        taps = run_reference(model, sequence[None], {*names, "logits"} - set(facts) if facts else names)
-        of_sequence = {name: vectors[0] for name, vectors in taps.items()}
-        passes.append(of_sequence | (facts_of_logits(of_sequence.pop("logits"), sequence, facts) if facts else {}))
-    return {name: np.concatenate([one[name] for one in passes]) for name in names}
+    facts = [name for name in COMPUTED if name in names]
+    wanted = {*names, "logits"} - set(facts) if facts else names
+    taps: list[dict[str, np.ndarray]] = [{} for _ in sequences]
+    for numbers in forward_passes(model, [len(sequence) for sequence in sequences]):
+        rows = np.zeros((len(numbers), max(len(sequences[number]) for number in numbers)), np.int32)
+        for row, number in zip(rows, numbers, strict=True):
+            row[: len(sequences[number])] = sequences[number]
+        values = run_reference(model, rows, wanted)  # what stands behind a sequence is not seen by it
+        for at, number in enumerate(numbers):
+            own = {name: value[at, : len(sequences[number])] for name, value in values.items()}
+            taps[number] = own | (facts_of_logits(own.pop("logits"), sequences[number], facts) if facts else {})
+    return {name: np.concatenate([one[name] for one in taps]) for name in names}
 
 
-def _round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Makes the model one of `dtype`, as it would be loaded, with attention that keeps scores in float32."""
-    for parameter in model.parameters():  # buffers, such as rotary frequencies, stay in float32 in any case
-        parameter.data = parameter.data.to(dtype)
-    # "sdpa" has no softcap and no sinks.
-    if getattr(model.config, "attn_logit_softcapping", None) is None and model.config.model_type != "gpt_oss":
-        model.set_attn_implementation("sdpa")
-    # As on devices, which sum products of the head's weights in float32, logits are not rounded.
+def _keep_logits_unrounded(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives the model a head of weights rounded to `dtype` whose products are summed in float32, as on devices."""
     rounded: Any = model.get_output_embeddings()
-    head = torch.nn.Linear(*reversed(rounded.weight.shape), bias=rounded.bias is not None)
-    head.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
+    head = torch.nn.Linear(*reversed(rounded.weight.shape), bias=rounded.bias is not None, device="meta")
+    values = {name: value.to(dtype).float() for name, value in rounded.state_dict().items()}
+    head.load_state_dict(values, assign=True)
     head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     model.set_output_embeddings(head)
+
+
+def forward_passes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
+    """Returns which sequences share a forward pass, since each pass casts all weights: longest first.
+
+    Padding makes a pass longer by half at most. Where rotary embeddings depend on the length, none share one.
+    """
+    passes: list[list[int]] = []
+    apart = length_matters(model)
+    for number in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        last = passes[-1] if passes and not apart else []
+        tokens = sum(lengths[other] for other in (*last, number))
+        if last and lengths[last[0]] * (len(last) + 1) <= MOST_PADDING * tokens:
+            last.append(number)
+        else:
+            passes.append([number])
+    return passes
+
+
+def length_matters(model: PreTrainedModel) -> bool:
+    """Returns whether a token's vector depends on how long its row is."""
+    settings = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]  # or one for each layer type
+    return any(kind.get("rope_type") in LENGTH_MATTERS for kind in kinds)
 
 
 def run_reference(

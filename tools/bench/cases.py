@@ -113,6 +113,7 @@ LOADS = [
 MEMORY_SIZES = {"writer": (4, 8, 16), "reader": (4, 8, 16), "shuffle": (4, 8, 16), "merge": (1_000, 4_000, 100_000)}
 MEMORY = [f"{name} {size}" for name, sizes in MEMORY_SIZES.items() for size in sizes]
 STEPS = ("Qwen2.5-0.5B, replicated", "Qwen2.5-0.5B, 80 layers", "Qwen2.5-7B, fsdp")
+GATES = [f"{way}, {length}" for length in (1024, 8192) for way in ("torch", "NumPy")]
 DOCUMENTS = (1_000, 100_000, 10_000_000)
 GROWTH = Figure("10 N prompts / N prompts", "10 N", "peak_bytes", "1 N", at_most=1.1)
 
@@ -155,6 +156,20 @@ CASES = [
             ("bfloat16", "bfloat16 on this CPU", BFLOAT16, ()),
             ("gpu", "bfloat16 on a GPU", BFLOAT16 | ON_GPU, (GPU,)),
         )
+    ),
+    Case(
+        *("gate", "the parity gate of a 0.5B model with 24 taps, from its start to the verdict", "gate", "gate", GATES),
+        figures=[
+            figure
+            for name in GATES
+            for figure in (
+                Figure(f"{name}: seconds", name, "wall_s", at_most=10),
+                Figure(f"{name}: CPU seconds", name, "cpu_s", at_most=20),
+                Figure(f"{name}: bytes grown", name, "grown_bytes"),
+            )
+        ],
+        rounds=2,
+        limit_s=900,
     ),
     Case(
         *("generate", "generation with a cache beside the document's loop", "generation", "token"),
