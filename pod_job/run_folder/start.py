@@ -51,6 +51,9 @@ def shareable(config: ConfigValues) -> ConfigValues:
         content = shared.get(section)
         if isinstance(content, dict) and any(map(is_of_one_machine, texts(content.get("path")))):
             shared[section] = {key: value for key, value in content.items() if key != "path"}
+    train = shared.get("train")
+    if isinstance(train, dict) and train.get("run") is not None:  # without it the configuration would not be complete
+        shared["train"] = {**train, "run": shared_name(train["run"])}
     return shared
 
 

@@ -41,6 +41,22 @@ def test_run_json_is_fit_to_be_published(tmp_path: Path) -> None:
     assert "path" not in recorded["model"] | recorded["tasks"]
 
 
+@pytest.mark.parametrize("source", ["/home/me/runs/source", "../their-team/source"])
+def test_a_training_run_names_the_run_that_it_read_and_not_where_that_lies(tmp_path: Path, source: str) -> None:
+    config = load(
+        [
+            *("mode=train", f"train.run={source}", "train.source=run", "train.saes=[{tap:layer_6,latents:32,k:2}]"),
+            f"storage.run_dir={tmp_path}",
+        ]
+    )
+    folder = open_folder(tmp_path)
+    claim(folder, identity(8), to_json(config))
+    assert from_json(read_start(folder) or {}) == config
+    recorded = read_run(folder).config
+    assert recorded is not None
+    assert from_json(recorded | {"storage": {"run_dir": "x"}}).train.run == "source"
+
+
 def test_the_first_start_stays_on_record(tmp_path: Path) -> None:
     folder, job = open_folder(tmp_path), ["model.path=x", "tasks.path=y", f"storage.run_dir={tmp_path}"]
     first, second = to_json(load([*job, "cloud.project=first"])), to_json(load([*job, "cloud.project=second"]))

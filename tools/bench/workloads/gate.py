@@ -5,6 +5,7 @@ Of the run's first step, which the run needs anyway, only the comparison counts.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -53,6 +54,7 @@ def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work
     """Makes all ready that a run has when its gate begins; the variant says the reference and the length of rows."""
     way, seq_len = variant.split(", ")
     logging.disable(logging.INFO)
+    shutil.rmtree(scratch / "run", ignore_errors=True)  # of the variant before
     if way == "NumPy":
         reference.torch_installed = lambda: False
     config = load(
