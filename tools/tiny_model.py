@@ -29,6 +29,20 @@ GEMMA_KEYS: dict[str, Any] = {
     "sliding_window": 8,
     "final_logit_softcapping": 6.0,
 }
+# Heads of a gated delta rule of other sizes than those of attention, in every second layer.
+DELTA_KEYS: dict[str, Any] = {
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+}
+SHARED_EXPERT_KEYS: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "shared_expert_intermediate_size": 24,
+}
 FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": False, "mlp_bias": False},
     "mistral": {"sliding_window": 8},
@@ -48,11 +62,14 @@ FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.75},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "qwen3_next": DELTA_KEYS | SHARED_EXPERT_KEYS,
+    "qwen3_5_text": DELTA_KEYS,
+    "qwen3_5_moe_text": DELTA_KEYS | SHARED_EXPERT_KEYS,
     # A limit low enough to clamp vectors of order one.
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "swiglu_limit": 0.7},
 }
 # Whose configurations mean a fixed head size where they name none, and not hidden // heads.
-HEAD_DIM_FAMILIES = ("qwen3", "gemma", "gemma2", "gemma3_text")
+HEAD_DIM_FAMILIES = ("qwen3", "gemma", "gemma2", "gemma3_text", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Written from transformers' `modeling_*.py`, independently of the tables in `models/families` that it is held against.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -54,6 +54,10 @@ NAMES = {
 """Families whose modules have other names than Llama's."""
 
 
+GATED_ATTENTION = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+"""Families whose projection of queries gives each head a gate too."""
+
+
 def text_decoder(model: PreTrainedModel) -> Any:
     """Returns the stack of layers of a causal model, of one with vision that of its text model."""
     decoder: Any = model.base_model
@@ -90,12 +94,10 @@ def tap_points(model: PreTrainedModel) -> Iterator[TapPoint]:
 
 def layer_points(config: Any, names: Names, layer: Any) -> Iterator[TapPoint]:
     """Yields the sites of a layer; "" is its output."""
-    attention, mlp, post_norms = (
-        getattr(layer, names.attention),
-        layer.mlp,
-        hasattr(layer, "post_feedforward_layernorm"),
-    )
-    o, router = getattr(attention, names.o), getattr(mlp, "router", getattr(mlp, "gate", None))
+    attention = getattr(layer, names.attention, None) or layer.linear_attn
+    mlp, post_norms = layer.mlp, hasattr(layer, "post_feedforward_layernorm")
+    o = attention.out_proj if hasattr(attention, "out_proj") else getattr(attention, names.o)
+    router = getattr(mlp, "router", getattr(mlp, "gate", None))
     down = mlp if router is not None else getattr(mlp, names.down)
     multiplier = getattr(config, "residual_multiplier", 1.0)
 
@@ -126,8 +128,22 @@ def layer_points(config: Any, names: Names, layer: Any) -> Iterator[TapPoint]:
 
 def projections(config: Any, names: Names, attention: Any) -> Iterator[tuple[str, torch.nn.Module, Take]]:
     """Yields the module whose output holds queries, keys or values, and how they are taken from it."""
+    if hasattr(attention, "in_proj_qkv"):
+        keys, values = attention.key_dim, attention.value_dim
+        for which, name in enumerate("qkv"):
+            yield name, attention.in_proj_qkv, part([keys, keys, values], which)
+        return
+    if hasattr(attention, "in_proj_qkvz"):  # key head by key head, with its value heads
+        heads, keys, values = (getattr(attention, name) for name in ("num_k_heads", "key_dim", "value_dim"))
+        sizes = [size // heads for size in (keys, keys, values, values)]
+        for which, name in enumerate("qkv"):
+            yield name, attention.in_proj_qkvz, part(sizes, which, heads)
+        return
     if names.qkv is None:
-        for name in "qkv":
+        gated = config.model_type in GATED_ATTENTION  # a head's queries, and then its gate
+        heads, size = config.num_attention_heads, getattr(attention, "head_dim", 0)
+        yield "q", attention.q_proj, part([size, size], 0, heads) if gated else whole
+        for name in "kv":
             yield name, getattr(attention, f"{name}_proj"), whole
         return
     module, heads = getattr(attention, names.qkv), config.num_attention_heads
@@ -135,13 +151,14 @@ def projections(config: Any, names: Names, attention: Any) -> Iterator[tuple[str
     keys = getattr(config, "num_key_value_heads", heads)
     sizes = [heads * head_size, keys * head_size, keys * head_size]
 
-    def take(which: int) -> Take:
-        if config.model_type == "gpt_neox":  # head by head
-            return lambda x: x.unflatten(-1, (heads, 3, head_size))[..., which, :].flatten(-2)
-        return lambda x: x.split(sizes, -1)[which]
-
     for which, name in enumerate("qkv"):
-        yield name, module, take(which)
+        head_by_head = config.model_type == "gpt_neox"
+        yield name, module, part([head_size] * 3, which, heads) if head_by_head else part(sizes, which)
+
+
+def part(sizes: Sequence[int], which: int, heads: int = 1) -> Take:
+    """Returns what takes one of the parts of these sizes, which every one of the heads has."""
+    return lambda x: x.unflatten(-1, (heads, -1)).split(list(sizes), -1)[which].flatten(-2)
 
 
 def whole(x: torch.Tensor) -> torch.Tensor:

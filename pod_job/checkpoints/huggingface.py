@@ -4,6 +4,7 @@ Only headers are read here; of the weights, `TensorFiles.read_rows` reads what i
 """
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,14 @@ from typing import TypeVar
 import numpy as np
 
 from pod_job.checkpoints import mxfp4
-from pod_job.checkpoints.tensor_names import ADAPTER, DERIVED, canonical, quantization
+from pod_job.checkpoints.tensor_names import (
+    ADAPTER,
+    DERIVED,
+    EXPERTS_IN_ONE,
+    MOST_EXPERTS,
+    canonical,
+    quantization,
+)
 from pod_job.errors import JobError, NoWeights
 from pod_job.formats.json_text import parse_json
 from pod_job.formats.safetensors import TensorSpec, read_header
@@ -154,7 +162,27 @@ def of_text_model(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
     for name, blocks, scales in mxfp4.pairs(renamed):
         if spec := mxfp4.spec_of(renamed[blocks].spec, renamed[scales].spec):
             renamed[name] = Tensor(renamed.pop(blocks).file, spec, renamed.pop(scales))
+    for name in [name for name in renamed if EXPERTS_IN_ONE.search(name) and f"{name}_bias" not in renamed]:
+        if len(shape := renamed[name].shape) == 3 and 0 < shape[0] <= MOST_EXPERTS:
+            renamed |= of_each_expert(name, renamed.pop(name))
     return renamed
+
+
+def of_each_expert(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Returns the matrices that lie one behind the other in the tensor of all experts of a layer, [expert, out, in].
+
+    gate_up_proj has the outputs of gate, then those of up.
+    """
+    spec, module = tensor.spec, name.removesuffix(".weight").rpartition(".")
+    experts, outputs, inputs = spec.shape
+    projections = ("gate_proj", "up_proj") if module[2] == "gate_up_proj" else (module[2],)
+    rows, row_bytes = outputs // len(projections), (spec.stop - spec.start) // max(1, experts * outputs)
+    parts = {}
+    for number, (expert, projection) in enumerate(itertools.product(range(experts), projections)):
+        start = spec.start + number * rows * row_bytes
+        part = TensorSpec(spec.dtype, (rows, inputs), start, start + rows * row_bytes)
+        parts[f"{module[0]}.{expert}.{projection}.weight"] = Tensor(tensor.file, part)
+    return parts
 
 
 def checkpoint_names(weight: Weight) -> list[str]:

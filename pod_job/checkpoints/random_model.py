@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from pod_job.checkpoints.huggingface import checkpoint_names
 from pod_job.models.arch import read_arch
 from pod_job.models.families import FAMILIES
-from pod_job.models.weight_table import weight_table
+from pod_job.models.weight_table import neutral_norm, weight_table
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 N_BYTE_TOKENS = 256
@@ -31,7 +31,7 @@ def random_weights(config: dict[str, Any], *, seed: int) -> dict[str, np.ndarray
                 continue
             drawn = rng.standard_normal(weight.checkpoint_shape, dtype=np.float32)
             if name.endswith("norm"):
-                drawn = np.float32(0 if arch.norm_plus_one else 1) + np.float32(0.1) * drawn
+                drawn = np.float32(neutral_norm(arch, name)) + np.float32(0.1) * drawn
             elif name.endswith("bias"):
                 drawn *= np.float32(0.5)
             elif weight.linear or weight.in_by_out:

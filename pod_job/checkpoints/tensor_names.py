@@ -26,6 +26,10 @@ BARE = ("layers.", "embed_tokens.", "norm.", "h.", "wte.", "wpe.", "ln_f.", "emb
 
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|.*\.(attn|attention)\.(bias|masked_bias)")
 """Buffers that some checkpoints hold and no model reads."""
+EXPERTS_IN_ONE = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)(\.weight)?$")
+"""Tensors of all experts of a layer; where no biases lie beside them, each expert's matrices follow one another."""
+MOST_EXPERTS = 4096
+"""More in one tensor is a mistake, and would be as many names."""
 
 SCHEMES = {
     r"\.weight_scale_inv$": "fp8 with block scales",

@@ -20,6 +20,8 @@ from pod_job.models.rope import Rope, read_rope
 
 MAX_LAYERS = 10_000
 """More is a mistake: what is described here layer by layer must not fill the memory."""
+LINEAR = "linear_attention"
+"""Layer type of a gated delta rule."""
 ACTIVATIONS = (
     *("silu", "swish", "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"),
     *("quick_gelu", "relu", "relu2"),
@@ -29,10 +31,28 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """Window of a layer's queries (None: from the start of their segment) and its rotary embedding (None: none)."""
+    """Window of a layer's queries (None: from the start of their segment) and its rotary embedding (None: none).
+
+    `delta`: a gated delta rule takes the place of attention in this layer.
+    """
 
     window: int | None
     rope: Rope | None
+    delta: bool = False
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Sizes of the layers with a gated delta rule, of which each key head serves value_heads / key_heads value heads.
+
+    `kernel`: how many positions the convolution of queries, keys and values sees.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    kernel: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +102,9 @@ class Arch:
     glu_limit: float | None = None  # a gated mlp's clamped SwiGLU: gate <= limit, |up| <= limit; None: `activation`
     glu_alpha: float = 1.0  # and the factor in its sigmoid
     sinks: bool = False  # each head has a score more in its softmax, without a value
+    attn_gate: bool = False  # the heads' outputs are multiplied by the sigmoid of a projection of their own
+    delta: DeltaNet | None = None  # of the layers with a gated delta rule
+    shared_mlp: int = 0  # size of the expert that is added for every token, with a share of its own; 0: none
 
     @property
     def one_rope(self) -> int:
@@ -107,6 +130,7 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
     hidden, heads = positive(values, "hidden_size", source), positive(values, "num_attention_heads", source)
     head_dim = positive(values, "head_dim", source, default=hidden // heads)
     switches = {**biases(values), **scales(values, family, hidden, head_dim, source), **experts(values, source)}
+    switches |= delta_net(values, source)
     arch = Arch(
         family=name,
         layers=positive(values, "num_hidden_layers", source),
@@ -117,7 +141,7 @@ def read_arch(config: Mapping[str, Any], source: str = "config") -> Arch:
         mlp=positive(values, "intermediate_size", source, default=(family.mlp_of_hidden or 0) * hidden or None),
         vocab=positive(values, "vocab_size", source),
         norm_eps=number(values, "rms_norm_eps", source),
-        attention=read_attention(values, source),
+        attention=read_attention(values, family, source),
         max_positions=positive(values, "max_position_embeddings", source),
         tied=bool(values["tie_word_embeddings"]),
         activation=values.get("hidden_activation") or values.get("hidden_act") or "silu",
@@ -167,11 +191,38 @@ def experts(values: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     count, chosen = positive(values, "num_experts", source), positive(values, "num_experts_per_tok", source)
     if chosen > count:
         raise JobError(f"{source}: num_experts_per_tok={chosen} is more than the model has, {count}")
-    fields = {"experts": count, "experts_per_token": chosen}
+    fields: dict[str, Any] = {"experts": count, "experts_per_token": chosen}
+    if "shared_expert_intermediate_size" in values:
+        fields["shared_mlp"] = positive(values, "shared_expert_intermediate_size", source)
     if "swiglu_limit" in values:
         alpha = number(values, "swiglu_alpha", source, default=1.702)
         return {**fields, "glu_limit": number(values, "swiglu_limit", source, default=7.0), "glu_alpha": alpha}
     return {**fields, "shares_of_chosen": bool(values.get("norm_topk_prob", True))}
+
+
+def delta_net(values: Mapping[str, Any], source: str) -> Mapping[str, DeltaNet]:
+    """Returns the field of `Arch` about gated delta rules; none where no layer of the family has one."""
+    if "linear_num_key_heads" not in values:
+        return {}
+    keys = (
+        "linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim"
+    )
+    sizes = DeltaNet(*(positive(values, key, source) for key in keys.split()))
+    if sizes.value_heads % sizes.key_heads:
+        raise JobError(
+            f"{source}: linear_num_key_heads={sizes.key_heads} does not divide "
+            f"linear_num_value_heads={sizes.value_heads}"
+        )
+    return {"delta": sizes}
+
+
+def check_generates(arch: Arch) -> None:
+    """Raises JobError for a model whose layers keep more from token to token than keys and values."""
+    if arch.delta is not None:
+        raise JobError(
+            f"mode=generate: {arch.family} has layers with a gated delta rule, whose state is not kept from token to "
+            "token here; use mode=prefill or mode=train, or another model"
+        )
 
 
 def check_layers(config: Mapping[str, Any], source: str) -> None:
@@ -206,26 +257,27 @@ def check_arch(arch: Arch, source: str) -> None:
         raise JobError(f"{source}: hidden_act={arch.activation!r} is not supported; {', '.join(ACTIVATIONS)} are")
 
 
-def read_attention(values: Mapping[str, Any], source: str) -> tuple[LayerAttention, ...]:
-    """Returns window and rotary embedding of each layer, from resolved values."""
+def read_attention(values: Mapping[str, Any], family: Family, source: str) -> tuple[LayerAttention, ...]:
+    """Returns the kind of attention, window and rotary embedding of each layer, from resolved values."""
     layers, window = values["num_hidden_layers"], values.get("sliding_window")
     every_layer = "full_attention" if window is None else "sliding_attention"
     types = values.get("layer_types") or [every_layer] * layers
-    if len(types) != layers or not set(types) <= {"full_attention", "sliding_attention"}:
+    if len(types) != layers or not set(types) <= family.layer_types:
         shown = ", ".join(sorted(map(str, set(types))))
         raise JobError(
             f"{source}: layer_types has {len(types)} entries ({shown}) for {layers} layers; "
-            "each layer needs one of full_attention, sliding_attention"
+            f"each layer needs one of {', '.join(sorted(family.layer_types))}"
         )
     windows = {
         kind: positive(values, "sliding_window", source) if kind == "sliding_attention" else None for kind in types
     }
-    ropes = {kind: read_rope(values, kind, source) if "rope_parameters" in values else None for kind in set(types)}
+    turned = set(types) - {LINEAR} if "rope_parameters" in values else set()
+    ropes = {kind: read_rope(values, kind, source) if kind in turned else None for kind in types}
     rotated = values.get("no_rope_layers") or [1] * layers  # 1: the layer rotates, despite the name
     if len(rotated) < layers:
         raise JobError(f"{source}: no_rope_layers has {len(rotated)} entries for {layers} layers; each needs one")
     return tuple(
-        LayerAttention(windows[kind], ropes[kind] if turns else None)
+        LayerAttention(windows[kind], ropes[kind] if turns else None, kind == LINEAR)
         for kind, turns in zip(types, rotated, strict=False)
     )
 

@@ -16,17 +16,25 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
-from pod_job.models.arch import Arch
+from pod_job.models.arch import Arch, check_generates
 from pod_job.models.attention_settings import soft_cap
 from pod_job.models.cache import Cache, KeyValues, no_key_values
-from pod_job.models.decoder_layer import decoder_layer, norm, swapped_projections, swaps_by_projection
+from pod_job.models.decoder_layer import (
+    Mixer,
+    attention_mixer,
+    decoder_layer,
+    norm,
+    swapped_projections,
+    swaps_by_projection,
+)
+from pod_job.models.delta_net import delta_net
 from pod_job.models.layer_attention import ToCache, Tokens, WithinRows
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
-from pod_job.models.splice import NOTHING, Replaced, splice_at
-from pod_job.models.taps import Tap
+from pod_job.models.splice import NOTHING, Replaced, Splice, splice_at
+from pod_job.models.taps import Tap, widest
 from pod_job.models.token_facts import TokenFacts, token_facts
-from pod_job.models.weight_table import weight_table
+from pod_job.models.weight_table import neutral_norm, weight_table
 
 Activations = dict[str, Float[Array, "B M width"]]
 Params = Mapping[str, Mapping[str, Array | jax.ShapeDtypeStruct]]
@@ -189,6 +197,7 @@ class Decoder(nn.Module):
         return output, cache.append(kept)
 
     def _nothing_kept(self, tokens: Tokens, slots: int) -> KeyValues:
+        check_generates(self.arch)
         return no_key_values(self.arch, len(tokens.ids), slots, self.dtype)
 
     def _forward(
@@ -202,7 +211,8 @@ class Decoder(nn.Module):
             activations = request.site("embed", x)
             taps = tuple(tap for tap in request.taps if tap.site not in ("embed", "final_norm"))
             (x, kept), tapped = run_layers(layer, (x, kept), self.arch.layers, taps, request.positions_of, to_the_end)
-            activations |= tapped
+            # Of layers of several kinds, what all their heads give has the size of the largest.
+            activations |= {tap.name: tapped[tap.name][..., : tap.width(self.arch)] for tap in taps}
             if not to_the_end:
                 return Output(None, activations), kept, None
             names = ("final_norm", "final_norm_bias")
@@ -231,17 +241,44 @@ class Decoder(nn.Module):
         """Returns the function that runs layer i of the stack over `tokens`."""
         arch, placement = self.arch, self.placement
         attention = WithinRows(arch, placement, tokens) if cache is None else ToCache(arch, tokens, cache)
-        stacks = {name: self.weights[name] for name, weight in weight_table(arch).items() if weight.stacked}
         swaps = cache is None and not replaced and swaps_by_projection(arch, placement)
 
-        def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
+        def run(delta: bool, i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
             x, kept = carry
-            weights = {name: placement.gather(stack[i]) for name, stack in stacks.items()}
+            weights = self._of_layer(i, delta)
             weights |= swapped_projections(arch, weights) if swaps else {}
-            attend = functools.partial(attention, i, kept=kept)
-            return decoder_layer(arch, placement, weights, placement.row_major(x), attend, splice_at(replaced, i))
+            mixer: Mixer = functools.partial(attention_mixer, arch, weights, functools.partial(attention, i, kept=kept))
+            if delta:
+                mixer = functools.partial(delta_mixer, weights, kept)
+            own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
+            carry, sites = decoder_layer(arch, placement, weights, placement.row_major(x), mixer, splice_at(own, i))
+            return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
+
+        def delta_mixer(weights: dict[str, Array], kept: KeyValues | None, x: Array, splice: Splice) -> Any:
+            out, sites = delta_net(arch, placement, weights, x, tokens.segment_ids, splice)
+            return out, kept, sites
+
+        def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
+            kinds = [is_delta(arch, j) for j in range(arch.layers)]
+            if isinstance(i, int) or len(set(kinds)) == 1:
+                return run(kinds[i if isinstance(i, int) else 0], i, carry)
+            branches = [functools.partial(run, delta, i) for delta in (False, True)]
+            return jax.lax.switch(jnp.array(kinds, jnp.int32)[i], branches, carry)
 
         return layer
+
+    def _of_layer(self, i: Int[Array, ""] | int, delta: bool) -> dict[str, Array]:
+        """Returns the weights of layer i, whose kind is known where its number is not."""
+        weights = {}
+        for name, weight in weight_table(self.arch).items():
+            if not weight.stacked or (weight.layers and is_delta(self.arch, weight.layers[0]) is not delta):
+                continue
+            at: Any = i
+            if weight.layers is not None:
+                places = [sum(layer < j for layer in weight.layers) for j in range(self.arch.layers)]
+                at = places[i] if isinstance(i, int) else jnp.array(places)[i]
+            weights[name] = self.placement.gather(self.weights[name][at])
+        return weights
 
     def _head(self) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S V"]]:
         """Returns the function from the final norm's output to logits."""
@@ -252,6 +289,16 @@ class Decoder(nn.Module):
             return soft_cap(logits * self.arch.logit_scale, self.arch.logit_softcap)
 
         return logits_of
+
+
+def is_delta(arch: Arch, layer: int) -> bool:
+    """Returns whether a gated delta rule takes the place of attention in the layer; False past the last layer."""
+    return layer < arch.layers and arch.attention[layer].delta
+
+
+def widened(x: Float[Array, "B S width"], width: int | None) -> Float[Array, "B S _"]:
+    """Returns x with zeros behind it up to this width; None: as it is."""
+    return x if width in (None, x.shape[-1]) else jnp.pad(x, [(0, 0), (0, 0), (0, width - x.shape[-1])])
 
 
 def at_positions(x: Float[Array, "B S width"], select: Int[Array, "B M"] | None) -> Float[Array, "B _ width"]:
@@ -271,5 +318,5 @@ def with_defaults(
 def initializer(arch: Arch, name: str) -> Initializer:
     """Returns random weights as Hugging Face draws them: normal(0.02), norms one (in effect), biases zero."""
     if name.endswith("norm"):
-        return nn.initializers.zeros_init() if arch.norm_plus_one else nn.initializers.ones_init()
+        return nn.initializers.constant(neutral_norm(arch, name))
     return nn.initializers.zeros_init() if name.endswith("bias") else nn.initializers.normal(0.02)

@@ -20,6 +20,10 @@ from pod_job.models.splice import Splice, unchanged
 
 Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], KeyValues | None]]
 """A layer's attention: the heads' outputs, and the keys and values that are kept, with the layer's among them."""
+Mixer = Callable[
+    [Float[Array, "B S D"], Splice], tuple[Float[Array, "B S D"], KeyValues | None, dict[str, Float[Array, "B S _ _"]]]
+]
+"""Part of a layer that looks at other positions: its output, the keys and values that are kept, and its sites."""
 
 
 def decoder_layer(
@@ -27,7 +31,7 @@ def decoder_layer(
     placement: Placement,
     w: dict[str, Array],
     x: Float[Array, "B S D"],
-    attention: Attention,
+    mixer: Mixer,
     splice: Splice = unchanged,
 ) -> tuple[tuple[Float[Array, "B S D"], KeyValues | None], dict[str, Array]]:
     """Returns the residual stream after the layer, the keys and values that are kept, and every site by name.
@@ -36,10 +40,8 @@ def decoder_layer(
     """
     x = splice("resid_pre", x)
     attn_in = splice("attn_in", norm(arch, w, "attn_norm", x) if arch.pre_norms else x)
-    q, k, v, projections = project(arch, w, attn_in, splice)
-    z, kept = attention(projections)
-    z = splice("z", z)
-    attn_out_pre_norm = splice("attn_out_pre_norm", jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0))
+    mixed, kept, head_sites = mixer(attn_in, splice)
+    attn_out_pre_norm = splice("attn_out_pre_norm", mixed)
     attn_out = splice("attn_out", added(arch, w, "attn_post_norm", attn_out_pre_norm))
     resid_mid = splice("resid_mid", x + attn_out)
     mlp_reads = x if arch.parallel else resid_mid
@@ -48,7 +50,7 @@ def decoder_layer(
     mlp_out_pre_norm = splice("mlp_out_pre_norm", mlp_out_pre_norm)
     mlp_out = splice("mlp_out", added(arch, w, "mlp_post_norm", mlp_out_pre_norm))
     resid_post = splice("resid_post", resid_mid + mlp_out)
-    heads = {name: value.reshape(*value.shape[:2], -1) for name, value in (("q", q), ("k", k), ("v", v), ("z", z))}
+    heads = {name: value.reshape(*value.shape[:2], -1) for name, value in head_sites.items()}
     sites = {
         "resid_pre": x,
         "attn_in": attn_in,
@@ -62,6 +64,20 @@ def decoder_layer(
         "resid_post": resid_post,
     }
     return (resid_post, kept), heads | sites
+
+
+def attention_mixer(
+    arch: Arch, w: dict[str, Array], attention: Attention, normed: Float[Array, "B S D"], splice: Splice
+) -> tuple[Float[Array, "B S D"], KeyValues | None, dict[str, Float[Array, "B S _ H"]]]:
+    """Returns the output of the heads' output projection, the keys and values that are kept, and the heads' sites."""
+    q, k, v, projections = project(arch, w, normed, splice)
+    z, kept = attention(projections)
+    if arch.attn_gate:
+        gate = jnp.einsum("bsd,dnh->bsnh", normed, w["attn_gate"]) + w.get("attn_gate_bias", 0.0)
+        z = z * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(z.dtype)
+    z = splice("z", z)
+    out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
+    return out, kept, {"q": q, "k": k, "v": v, "z": z}
 
 
 def project(

@@ -58,7 +58,8 @@ def mixture(
         for pair, here, share in zip(done[places].reshape(len(own), *tokens.shape), own, shares, strict=True):
             # Pairs of other devices' experts hold whatever was in memory.
             out = out + jnp.where(here[:, None], pair.astype(jnp.float32), 0) * share[:, None]
-        out = out.astype(x.dtype).reshape(x.shape)
+        # As a value of its own: in the shape of rows, the compiler would write every choice out in float32.
+        out = placement.isolate(out.astype(x.dtype)).reshape(x.shape)
         return out if axis is None else jax.lax.psum(out, axis)
 
     if placement.mesh is not None:  # the partitioner would gather all rows to sort them
@@ -67,7 +68,15 @@ def mixture(
             of_device, mesh=placement.mesh, in_specs=(rows, rows, rows, experts), out_specs=rows, check_vma=False
         )
     out = of_device(x, routing.ids, routing.shares, weights)
+    out = out + shared_expert(arch, w, x) if arch.shared_mlp else out
     return out, {"router_logits": routing.logits, "expert_ids": routing.ids.astype(jnp.float32)}
+
+
+def shared_expert(arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """Returns the output of the expert of every token, times the sigmoid of its own router."""
+    gate, up = (jnp.einsum("bsd,df->bsf", x, w[name]) for name in ("shared_gate", "shared_up"))
+    share = jax.nn.sigmoid((x @ w["shared_router"]).astype(jnp.float32)).astype(x.dtype)
+    return share * jnp.einsum("bsf,fd->bsd", gated(arch, gate, up), w["shared_down"])
 
 
 def router_logits(w: dict[str, Array], x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
@@ -97,7 +106,7 @@ def by_ragged_products(
     """Returns outputs, and the place of each pair's among them; of pairs with expert E, of another device, any."""
     E = len(weights["up"])
     order = jnp.argsort(expert)
-    sizes = jnp.sum(expert[:, None] == jnp.arange(E), axis=0, dtype=jnp.int32)
+    sizes = jnp.sum(expert == jnp.arange(E)[:, None], axis=1, dtype=jnp.int32)
     of_row = jnp.minimum(expert[order], E - 1)
 
     def product(x: Float[Array, "R i"], name: str) -> Float[Array, "R o"]:

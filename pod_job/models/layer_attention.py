@@ -51,8 +51,8 @@ class LayerStackAttention(ABC):
     """
 
     def __init__(self, arch: Arch, tokens: Tokens) -> None:
-        self.kinds = tuple(dict.fromkeys(arch.attention))
-        self.kind_of_layer = tuple(self.kinds.index(kind) for kind in arch.attention)
+        self.kinds = tuple(dict.fromkeys(layer for layer in arch.attention if not layer.delta))
+        self.kind_of_layer = tuple(0 if layer.delta else self.kinds.index(layer) for layer in arch.attention)
         self.tables = stack_tables(arch, self.kinds, tokens)
         self.scales = [arch.query_scale * factor_in_scale(arch, kind) for kind in self.kinds]
         self.softcap = arch.attn_softcap

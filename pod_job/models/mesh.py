@@ -43,7 +43,8 @@ def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedShardin
         mesh=mesh,
         rows=ROW_AXES[sharding],
         weights=weights["embed"].spec[1],
-        heads=weights["k"].spec[2],
+        heads=weights["k"].spec[2] if "k" in weights else None,
+        delta_heads=weights["delta_k"].spec[2] if "delta_k" in weights else None,
         experts=weights["up"].spec[1] if "router" in weights else None,
     )
 

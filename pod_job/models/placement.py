@@ -18,6 +18,7 @@ class Placement:
         weights: the axis over which weights are split along the hidden size and from which a layer's are gathered
             while it runs (fsdp); None: they stay where they are.
         heads: the axis that splits the heads of attention (tensor); None: every device has all heads of its rows.
+        delta_heads: the axis that splits the heads of gated delta rules (tensor), as `heads` does.
         experts: the axis that splits the experts of a mixture (tensor); None: every device has all of them.
     """
 
@@ -25,6 +26,7 @@ class Placement:
     rows: tuple[str, ...] = ()
     weights: str | None = None
     heads: str | None = None
+    delta_heads: str | None = None
     experts: str | None = None
 
     @property

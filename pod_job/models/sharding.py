@@ -15,7 +15,7 @@ SPLIT: dict[Sharding, tuple[tuple[str, ...], ...]] = {
     # Every large weight has one `embed` axis: it is split over `model` and gathered layer by layer.
     Sharding.fsdp: (("embed",),),
     # Query heads stay with the key/value heads that they look at.
-    Sharding.tensor: (("heads", "kv_heads"), ("mlp",), ("expert",), ("vocab",)),
+    Sharding.tensor: (("heads", "kv_heads"), ("delta_keys", "delta_values"), ("mlp",), ("expert",), ("vocab",)),
 }
 
 # Mesh axes over which a step's rows are split.
@@ -29,6 +29,8 @@ AXIS_NAMES = {
     "embed": "hidden size",
     "heads": "query heads",
     "kv_heads": "key/value heads",
+    "delta_keys": "key heads of delta rules",
+    "delta_values": "value heads of delta rules",
     "mlp": "mlp size",
     "expert": "experts",
     "vocab": "vocabulary",

@@ -73,15 +73,30 @@ class Tap:
 
     def width(self, arch: Arch) -> int:
         """Size of one stored vector."""
+        delta = self.layer < arch.layers and arch.attention[self.layer].delta
         return {
-            "q": arch.heads * arch.head_dim,
-            "k": arch.kv_heads * arch.head_dim,
-            "v": arch.kv_heads * arch.head_dim,
-            "z": arch.heads * arch.head_dim,
+            **head_widths(arch, delta=delta),
             "mlp_act": arch.mlp,
             "router_logits": arch.experts,
             "expert_ids": arch.experts_per_token,
         }.get(self.site, arch.hidden)
+
+
+def head_widths(arch: Arch, *, delta: bool) -> dict[str, int]:
+    """Returns the sizes of what all heads of a layer give together, by site; `delta`: of a gated delta rule's."""
+    if delta:
+        assert arch.delta is not None
+        keys = arch.delta.key_heads * arch.delta.key_size
+        values = arch.delta.value_heads * arch.delta.value_size
+        return {"q": keys, "k": keys, "v": values, "z": values}
+    queries, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    return {"q": queries, "k": keys, "v": keys, "z": queries}
+
+
+def widest(arch: Arch, site: str) -> int | None:
+    """Returns the size of the largest layer's vectors at a site of its heads; None: the site has one size."""
+    kinds = {layer.delta for layer in arch.attention}
+    return max((head_widths(arch, delta=delta).get(site) or 0 for delta in kinds), default=0) or None
 
 
 def named_tap(name: str) -> Tap:

@@ -1,8 +1,8 @@
 """Every weight of a decoder, stated once: shape, logical axes, and its place in a Hugging Face checkpoint. No jax.
 
 Shapes: D hidden, N query heads, K key/value heads, H head size, F mlp, V vocabulary, P positions, L layers, E experts.
-A weight with a `layer` axis is stacked over all layers; its checkpoint name has one `{}` for the layer, and another for
-the expert where each expert has a tensor of its own.
+A weight with a `layer` axis is stacked over the layers that have it; its checkpoint name has a `{}` for the layer, and
+another for the expert where each expert has a tensor of its own.
 """
 
 import itertools
@@ -15,10 +15,15 @@ from jaxtyping import Int
 
 from pod_job.models.arch import Arch
 from pod_job.models.families import FAMILIES
-
-Axes = tuple[str | None, ...]
-Dims = tuple[tuple[int, ...], Axes]
-"""Shape and logical axes of a weight of one layer."""
+from pod_job.models.layer_weights import (
+    OF_ATTENTION,
+    OF_DELTA,
+    Axes,
+    Dims,
+    layer_biases,
+    layer_matrices,
+    layer_norms,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Weight:
         in_by_out: the checkpoint holds a matrix as ours, [in, out], but for the split into heads.
         part: of a fused tensor that ours is; None where the tensor is ours alone.
         experts_fused: all experts of a layer are one tensor in the checkpoint, with a first dimension for them.
+        depthwise: the checkpoint holds a torch Conv1d with one filter for each channel, [out, 1, in].
+        layers: the layers that have it, in the order of the stack; None: all.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +65,8 @@ class Weight:
     in_by_out: bool = False
     part: Part | None = None
     experts_fused: bool = False
+    depthwise: bool = False
+    layers: tuple[int, ...] | None = None
 
     @property
     def stacked(self) -> bool:
@@ -91,6 +100,8 @@ class Weight:
         shape, part = self.part_shape, self.part
         if part is not None:
             shape = (part.whole, *shape[1:]) if part.rows else (*shape[:-1], part.whole)
+        if self.depthwise:
+            return (shape[0], 1, *shape[1:])
         return (self.stack[-1], *shape) if self.experts_fused else shape
 
     @property
@@ -98,7 +109,8 @@ class Weight:
         """Tensor of each place of the stack, in order, and the row at which the place begins in it."""
         if not self.stack:
             return [(self.checkpoint_name, 0)]
-        indices = itertools.product(*map(range, self.stack))
+        layers = range(self.stack[0]) if self.layers is None else self.layers
+        indices = itertools.product(layers, *map(range, self.stack[1:]))
         if not self.experts_fused:
             return [(self.checkpoint_name.format(*index), 0) for index in indices]
         rows = self.checkpoint_shape[1] if len(self.checkpoint_shape) > 2 else 1
@@ -107,28 +119,33 @@ class Weight:
 
 def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
     """Returns name -> weight for the parameters of `Decoder`; without `head`, not the output matrix of logits."""
-    D, V, L = arch.hidden, arch.vocab, arch.layers
+    D, V = arch.hidden, arch.vocab
     family, matrices, parts = FAMILIES[arch.family], layer_matrices(arch), fused_parts(arch)
     vectors = layer_norms(arch) | layer_biases(arch)
 
-    def matrix(name: str) -> Weight:
-        shape, axes = matrices[name]
-        weight = Weight((L, *shape), ("layer", *axes), family.tensor(name), part=parts.get(name))
+    def stacked(name: str, dims: Dims, tensor: str, part: Part | None) -> Weight:
+        (shape, axes), layers = dims, layers_with(arch, name)
         fused = family.experts_fused and "expert" in axes
-        in_by_out = fused or family.in_by_out
-        return replace(weight, linear=not in_by_out, in_by_out=in_by_out, experts_fused=fused)
+        shape = (arch.layers if layers is None else len(layers), *shape)
+        return Weight(shape, ("layer", *axes), tensor, part=part, experts_fused=fused, layers=layers)
+
+    def matrix(name: str) -> Weight:
+        weight = stacked(name, matrices[name], family.tensor(name), parts.get(name))
+        in_by_out = weight.experts_fused or family.in_by_out
+        return replace(weight, linear=not in_by_out, in_by_out=in_by_out, depthwise=name.endswith("_conv"))
 
     def vector(name: str) -> Weight:
-        shape, axes = vectors[name]
-        tensor = family.tensor(name.removesuffix("_bias"), bias=name.endswith("_bias"))
-        part, fused = parts.get(name.removesuffix("_bias")), family.experts_fused and "expert" in axes
+        part = parts.get(name.removesuffix("_bias"))
         part = part and replace(part, rows=False)
-        return Weight((L, *shape), ("layer", *axes), tensor, part=part, experts_fused=fused)
+        tensor = family.tensor(name.removesuffix("_bias"), bias=name.endswith("_bias"))
+        return stacked(name, vectors[name], tensor, part)
 
     table = {"embed": Weight((V, D), ("vocab", "embed"), f"{family.module('embed')}.weight")}
     if arch.learned_positions:
         table["positions"] = Weight((arch.max_positions, D), (None, "embed"), f"{family.module('positions')}.weight")
-    for name in ("attn_norm", "q", "k", "v", "o", "mlp_norm", "router", "gate", "up", "down"):
+    # Attention, then the mlp; norms among the matrices, in the order in which a layer has them.
+    first = [name for name in matrices if name in OF_ATTENTION or name.startswith(OF_DELTA)]
+    for name in ("attn_norm", *first, "mlp_norm", *(name for name in matrices if name not in first)):
         if name in matrices or name in vectors:
             table[name] = matrix(name) if name in matrices else vector(name)
     table["final_norm"] = Weight((D,), ("embed",), f"{family.module('final_norm')}.weight")
@@ -137,73 +154,41 @@ def weight_table(arch: Arch, head: bool = True) -> dict[str, Weight]:
         table["final_norm_bias"] = Weight((D,), ("embed",), f"{family.module('final_norm')}.bias")
     if head and not arch.tied:
         table["unembed"] = Weight((D, V), ("embed", "vocab"), f"{family.module('unembed')}.weight", linear=True)
-    return table
+    return {name: weight for name, weight in table.items() if weight.layers != ()}
 
 
-def layer_matrices(arch: Arch) -> dict[str, Dims]:
-    """Returns shape and axes of each matrix of a layer."""
-    D, N, K, H, F = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp
-    kv, mlp, down = ("embed", "kv_heads", "head"), ((D, F), ("embed", "mlp")), ((F, D), ("mlp", "embed"))
-    router: dict[str, Dims] = {}
-    if E := arch.experts:
-        # Experts are split among devices, or each of them whole: hence another axis than that of a plain mlp.
-        mlp, down = ((E, D, F), ("expert", "embed", "expert_mlp")), ((E, F, D), ("expert", "expert_mlp", "embed"))
-        router = {"router": ((D, E), ("embed", None))}
-    gate = {"gate": mlp} if arch.gated else {}
-    return {
-        "q": ((D, N, H), ("embed", "heads", "head")),
-        "k": ((D, K, H), kv),
-        "v": ((D, K, H), kv),
-        "o": ((N, H, D), ("heads", "head", "embed")),
-        **router,
-        **gate,
-        "up": mlp,
-        "down": down,
-    }
+def layers_with(arch: Arch, name: str) -> tuple[int, ...] | None:
+    """Returns the layers that have a weight of a layer; None where all layers have the same weights."""
+    if arch.delta is None:
+        return None
+    of_attention = name.removesuffix("_bias").removesuffix("_norm") in OF_ATTENTION
+    if not of_attention and not name.startswith(OF_DELTA):
+        return None
+    return tuple(i for i, layer in enumerate(arch.attention) if layer.delta is not of_attention)
 
 
-def layer_norms(arch: Arch) -> dict[str, Dims]:
-    """Returns shape and axes of each norm of a layer, and of its bias where it has one."""
-    D, N, K, H = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim
-    hidden: Dims = ((D,), ("embed",))
-    norms: dict[str, Dims] = dict.fromkeys(("attn_norm", "mlp_norm"), hidden) if arch.pre_norms else {}
-    if arch.qk_norm and arch.qk_norm_of_heads:
-        norms |= dict.fromkeys(("q_norm", "k_norm"), ((H,), ("head",)))
-    elif arch.qk_norm:
-        norms |= {"q_norm": ((N, H), ("heads", "head")), "k_norm": ((K, H), ("kv_heads", "head"))}
-    norms |= dict.fromkeys(("attn_post_norm", "mlp_post_norm"), hidden) if arch.post_norms else {}
-    return norms | {f"{name}_bias": of_norm for name, of_norm in norms.items() if arch.layer_norm}
-
-
-def layer_biases(arch: Arch) -> dict[str, Dims]:
-    """Returns shape and axes of the biases of a layer's matrices, and of the sinks of its heads."""
-    D, N, K, H, F, E = arch.hidden, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp, arch.experts
-    kv, hidden = ((K, H), ("kv_heads", "head")), ((D,), ("embed",))
-    mlp: Dims = ((E, F), ("expert", "expert_mlp")) if E else ((F,), ("mlp",))
-    down: Dims = ((E, D), ("expert", "embed")) if E else hidden
-    qkv = {"q_bias": ((N, H), ("heads", "head")), "k_bias": kv, "v_bias": kv} if arch.qkv_bias else {}
-    gate = {"gate_bias": mlp} if arch.gated else {}
-    return {
-        **qkv,
-        **({"o_bias": hidden} if arch.out_bias else {}),
-        **({"sinks": ((N,), ("heads",))} if arch.sinks else {}),
-        **({"router_bias": ((E,), (None,))} if arch.router_bias else {}),
-        **(gate | {"up_bias": mlp, "down_bias": down} if arch.mlp_bias else {}),
-    }
+def neutral_norm(arch: Arch, name: str) -> float:
+    """Returns the value of a norm's weight that changes nothing."""
+    return 0.0 if arch.norm_plus_one and not name.startswith(OF_DELTA) else 1.0
 
 
 def fused_parts(arch: Arch) -> Mapping[str, Part]:
     """Returns the place of each matrix in a tensor that it shares with others, which have the same name."""
-    family, heads = FAMILIES[arch.family], arch.heads
-    sizes = {"q": heads, "k": arch.kv_heads, "v": arch.kv_heads}
-    sizes = {name: count * arch.head_dim for name, count in sizes.items()} | {"gate": arch.mlp, "up": arch.mlp}
+    family = FAMILIES[arch.family]
+    sizes = {
+        name: math.prod(size for size, axis in zip(*dims, strict=True) if axis not in ("embed", "expert", None))
+        for name, dims in layer_matrices(arch).items()
+    }
+    sharing: dict[str, list[str]] = {}
+    for name in sizes:
+        sharing.setdefault(family.module(name), []).append(name)
     parts = {}
-    for group in (("q", "k", "v"), ("gate", "up")):
-        if len({family.module(name) for name in group}) > 1 or (group[0] == "gate" and not arch.gated):
-            continue
+    for group in (names for names in sharing.values() if len(names) > 1):
         whole, start = sum(sizes[name] for name in group), 0
         in_turns = arch.mlp if family.experts_fused and group[0] == "gate" else 1
-        repeats = heads if family.fused_by_head else in_turns  # q, k and v of one head lie together
+        repeats = in_turns
+        if group[0] in family.fused_by_head:  # those of one head lie together
+            repeats = arch.delta.key_heads if arch.delta and group[0].startswith(OF_DELTA) else arch.heads
         rows = not (family.in_by_out or in_turns > 1)
         for name in group:
             parts[name] = Part(start, sizes[name] // repeats, whole // repeats, whole, rows=rows)

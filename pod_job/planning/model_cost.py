@@ -15,23 +15,35 @@ from pod_job.models.taps import Tap
 
 def step_flops(arch: Arch, layers: int, rows: int, seq_len: int) -> float:
     """Returns the FLOPs that no program could leave out: weights' products, and attention's causal half."""
-    pairs = sum(seen_pairs(seq_len, layer.window) for layer in arch.attention[:layers])
-    return float(rows) * (layers * layer_flops(arch) * seq_len + 4 * pairs * arch.head_dim * arch.heads)
+    of_layers = arch.attention[:layers]
+    pairs = sum(seen_pairs(seq_len, layer.window) for layer in of_layers if not layer.delta)
+    of_weights = sum(layer_flops(arch, layer.delta) for layer in of_layers)
+    return float(rows) * (of_weights * seq_len + 4 * pairs * arch.head_dim * arch.heads)
 
 
 def token_flops(arch: Arch, slots: int) -> float:
     """Returns the FLOPs of one more token of a row, its logits included, that looks at `slots` slots of the cache."""
-    seen = sum(min(slots, layer.window or slots) for layer in arch.attention)
-    return float(arch.layers * layer_flops(arch) + 4 * seen * arch.head_dim * arch.heads + 2 * arch.hidden * arch.vocab)
+    seen = sum(min(slots, layer.window or slots) for layer in arch.attention if not layer.delta)
+    of_weights = sum(layer_flops(arch, layer.delta) for layer in arch.attention)
+    return float(of_weights + 4 * seen * arch.head_dim * arch.heads + 2 * arch.hidden * arch.vocab)
 
 
-def layer_flops(arch: Arch) -> int:
-    """Returns the FLOPs of a layer's weights for one position; of experts, those of the chosen ones."""
-    qkvo = 2 * arch.hidden * arch.head_dim * (arch.heads + arch.kv_heads)
+def layer_flops(arch: Arch, delta: bool = False) -> int:
+    """Returns the FLOPs of a layer's weights for one position; of experts, those of the chosen ones.
+
+    `delta`: of a layer with a gated delta rule, with the rule itself, which goes through its state three times.
+    """
+    queries = 2 * arch.heads if arch.attn_gate else arch.heads
+    mixer = arch.hidden * arch.head_dim * (queries + arch.heads + 2 * arch.kv_heads)
+    if delta and (sizes := arch.delta):
+        keys, values = sizes.key_heads * sizes.key_size, sizes.value_heads * sizes.value_size
+        projections = arch.hidden * (2 * keys + 3 * values + 2 * sizes.value_heads)
+        mixer = projections + sizes.kernel * (2 * keys + values) + 3 * sizes.key_size * values
     mlp = (3 if arch.gated else 2) * arch.hidden * arch.mlp
     if arch.experts:
         mlp = arch.experts_per_token * mlp + arch.hidden * arch.experts
-    return 2 * (qkvo + mlp)
+        mlp += arch.hidden * (3 * arch.shared_mlp + bool(arch.shared_mlp))
+    return 2 * (mixer + mlp)
 
 
 def seen_pairs(S: int, window: int | None) -> int:

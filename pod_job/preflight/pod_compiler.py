@@ -229,7 +229,7 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
     split = config.mesh.model if config.sharding is Sharding.tensor and arch.kv_heads % config.mesh.model == 0 else 1
     S, rows = config.extract.seq_len, config.extract.rows_per_device
     rows = rows if config.mode is not Mode.generate else prefill_rows(rows, S)
-    products = sum(products_computed(S, layer.window) for layer in arch.attention[:layers])
+    products = sum(products_computed(S, layer.window) for layer in arch.attention[:layers] if not layer.delta)
     flops = 4 * products * arch.head_dim * (arch.heads // split) * rows
     return flops / (job.pod.chip.peak_flops * min(1.0, arch.head_dim / LANES))
 

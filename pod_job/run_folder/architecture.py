@@ -35,6 +35,17 @@ class AttentionRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     window: Count | None = None
     rope: RopeRecord | None = None
+    delta: bool = False
+
+
+class DeltaRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Sizes of layers with a gated delta rule; see `models.arch.DeltaNet`."""
+
+    key_heads: Count | None = None
+    value_heads: Count | None = None
+    key_size: Count | None = None
+    value_size: Count | None = None
+    kernel: Count | None = None
 
 
 class ArchRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,6 +92,9 @@ class ArchRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     glu_limit: float | None = None
     glu_alpha: float = 1.0
     sinks: bool = False
+    attn_gate: bool = False
+    delta: DeltaRecord | None = None
+    shared_mlp: Count = 0
 
 
 def arch_record(arch: Arch) -> ArchRecord:

@@ -37,6 +37,14 @@ BASE: dict[str, Any] = {
     "tie_word_embeddings": False,
     "pad_token_id": None,
 }
+DELTA: dict[str, Any] = {
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 12,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 3, "shared_expert_intermediate_size": 16}
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 4},
     "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
@@ -50,6 +58,9 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 8},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 3},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    "qwen3_next": DELTA | EXPERTS,
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA | EXPERTS,
 }
 REMOVED = "(removed)"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -182,8 +193,17 @@ CHANGES: list[dict[str, Any]] = [
     {"decoder_sparse_step": 2},
     {"mlp_only_layers": [1]},
     {"router_jitter_noise": 0.5, "output_router_logits": True, "router_aux_loss_coef": 0.1},
+    {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+    {"layer_types": ["linear_attention"] * 3},
+    {"full_attention_interval": 1},
+    {"full_attention_interval": REMOVED},
+    {"linear_num_key_heads": 3},
+    {"linear_num_value_heads": 2, "linear_conv_kernel_dim": 2},
+    {"linear_conv_kernel_dim": 20, "linear_value_head_dim": 7},
+    {"shared_expert_intermediate_size": 0},
+    {"shared_expert_intermediate_size": 40, "num_experts": 5},
 ]
-OF_FEW_FAMILIES = 38
+OF_FEW_FAMILIES = 47
 FIRST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 VARIANTS = [(family, change) for family in FIRST_FAMILIES for change in CHANGES]
 # Of the others every eighth for each, and all that is of few families.

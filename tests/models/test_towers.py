@@ -29,6 +29,26 @@ MROPE = {"rope_type": "default", "type": "mrope", "mrope_section": [2, 2, 2], "r
 TOKEN_IDS = dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), 95)
 QWEN = {"text_config": TEXT | {"rope_parameters": MROPE}, **TOKEN_IDS}
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "depth": 1}
+DELTA = {
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 12,
+    "head_dim": 12,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 16,
+}
+INTERLEAVED = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [1, 1, 1], "rope_theta": 500.0}
+QWEN_3_5 = {
+    "text_config": TEXT | DELTA | {"rope_parameters": INTERLEAVED | {"partial_rotary_factor": 0.5}},
+    "vision_config": VISION | {"num_heads": 2, "out_hidden_size": 48, "deepstack_visual_indexes": []},
+    **TOKEN_IDS,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {
         "text_config": TEXT | {"head_dim": 12, "sliding_window": 4, "model_type": "gemma3_text"},
@@ -41,6 +61,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "image_token_index": 95,
     },
     "qwen2_vl": QWEN | {"vision_config": VISION | {"embed_dim": 16, "hidden_size": 48, "num_heads": 2}},
+    "qwen3_5": QWEN_3_5,
+    "qwen3_5_moe": QWEN_3_5 | {"text_config": QWEN_3_5["text_config"] | EXPERTS},
     "qwen2_5_vl": QWEN
     | {"vision_config": VISION | {"out_hidden_size": 48, "num_heads": 2, "fullatt_block_indexes": [0]}},
 }

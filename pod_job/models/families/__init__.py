@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping
 
-from pod_job.models.families import gemma, gpt, llama, mixture, olmo, phi
+from pod_job.models.families import gemma, gpt, llama, mixture, olmo, phi, qwen_next
 from pod_job.models.families.family import Family
 from pod_job.models.families.towers import TOWERS
 
 FAMILIES: Mapping[str, Family] = (
-    llama.FAMILIES | gemma.FAMILIES | olmo.FAMILIES | gpt.FAMILIES | phi.FAMILIES | mixture.FAMILIES
+    llama.FAMILIES
+    | gemma.FAMILIES
+    | olmo.FAMILIES
+    | gpt.FAMILIES
+    | phi.FAMILIES
+    | mixture.FAMILIES
+    | qwen_next.FAMILIES
 )
 """By the `model_type` of a config.json."""
 

@@ -59,7 +59,7 @@ class Family:
             checkpoint, fused in this order.
         prefix: of the names in its checkpoints; names here begin with `model.` in every family.
         in_by_out: matrices lie [in, out] in the checkpoint, and not [out, in].
-        fused_by_head: a fused q, k, v goes head by head.
+        fused_by_head: fused weights that go head by head.
         mlp_of_hidden: size of the mlp in hidden sizes, where the configuration need not name it.
         embedding_times_sqrt_hidden: embeddings are multiplied by the square root of the hidden size.
         rope_of_layer_type: layers of each type have a rotary embedding of their own.
@@ -67,6 +67,7 @@ class Family:
         null_head_dim: `head_dim: null` means the hidden size divided by the heads; elsewhere its model fails on it.
         bare: weights whose tensor has the name of a module, without `.weight`.
         dequantized: kinds of quantized weights (`quant_method`) that are read, as numbers of more bits.
+        layer_types: types of layers that its models may have.
         experts_fused: all experts of a layer are one tensor, [expert, in, out], with outputs of gate and up in turns.
     """
 
@@ -81,7 +82,7 @@ class Family:
     modules: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
     in_by_out: bool = False
-    fused_by_head: bool = False
+    fused_by_head: frozenset[str] = frozenset()
     mlp_of_hidden: int | None = None
     embedding_times_sqrt_hidden: bool = False
     rope_of_layer_type: bool = False
@@ -90,6 +91,7 @@ class Family:
     bare: frozenset[str] = frozenset()
     dequantized: frozenset[str] = frozenset()
     experts_fused: bool = False
+    layer_types: frozenset[str] = keys("full_attention sliding_attention")
 
     @property
     def all_applied(self) -> frozenset[str]:

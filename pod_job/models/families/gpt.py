@@ -63,7 +63,7 @@ FAMILIES = {
             "unembed": "embed_out",
         },
         prefix="gpt_neox.",
-        fused_by_head=True,
+        fused_by_head=keys("q k v"),
         partial_rotary=True,
     ),
 }

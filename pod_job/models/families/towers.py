@@ -42,4 +42,6 @@ TOWERS: Mapping[str, Tower] = {
     ),
     "qwen2_vl": Tower(family="qwen2_vl_text", inert=_QWEN, flat=True, tied=False),
     "qwen2_5_vl": Tower(family="qwen2_5_vl_text", inert=_QWEN, flat=True, tied=False),
+    "qwen3_5": Tower(family="qwen3_5_text", inert=_QWEN, tied=False),
+    "qwen3_5_moe": Tower(family="qwen3_5_moe_text", inert=_QWEN, tied=False),
 }

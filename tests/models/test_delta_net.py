@@ -1,0 +1,142 @@
+"""Gated delta rules: chunk by chunk as token by token, each segment by itself, and layers of two kinds in one loop."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_models import apply, error, load
+
+from pod_job.errors import JobError
+from pod_job.models import delta_net, layer_loop
+from pod_job.models.arch import Arch, check_generates, read_arch
+from pod_job.models.delta_net import convolve, delta_rule
+from pod_job.models.taps import resolve
+from pod_job.models.weight_table import weight_table
+from pod_job.planning.model_cost import layer_flops
+from tools.tiny_model import TinyModel, write_tiny_model
+
+FAMILY = "qwen3_5_text"
+LENGTHS = (13, 7)
+SEGMENTS = np.repeat([np.repeat([1, 2], LENGTHS)], 2, axis=0)
+POSITIONS = np.repeat([[position for length in LENGTHS for position in range(length)]], 2, axis=0)
+
+
+def arch_of(family: str = FAMILY, **fields: Any) -> Arch:
+    return read_arch(TinyModel(family, **fields).config())
+
+
+def inputs(S: int, key_heads: int, value_heads: int) -> tuple[np.ndarray, ...]:
+    """Queries, keys, values, decay and beta of two rows."""
+    rng = np.random.default_rng(S)
+    q, k = rng.normal(size=(2, 2, S, key_heads, 5))
+    v = rng.normal(size=(2, S, value_heads, 3))
+    decay, beta = -rng.exponential(size=(2, S, value_heads)), rng.uniform(size=(2, S, value_heads))
+    return tuple(np.asarray(x, np.float32) for x in (q, k, v, decay, beta))
+
+
+def token_by_token(q, k, v, decay, beta, segments) -> np.ndarray:
+    """The rule as it is defined, in float64."""
+    q, k, v, decay, beta = (np.asarray(x, np.float64) for x in (q, k, v, decay, beta))
+    q, k = (x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6) for x in (q, k))
+    out, group = np.empty_like(v), v.shape[2] // k.shape[2]
+    for row, head in np.ndindex(v.shape[0], v.shape[2]):
+        state = np.zeros((k.shape[-1], v.shape[-1]))
+        for at in range(v.shape[1]):
+            if at and segments[row, at] != segments[row, at - 1]:
+                state[:] = 0
+            key = k[row, at, head // group]
+            state *= np.exp(decay[row, at, head])
+            state += np.outer(key, beta[row, at, head] * (v[row, at, head] - key @ state))
+            out[row, at, head] = q[row, at, head // group] / np.sqrt(len(key)) @ state
+    return out
+
+
+@pytest.mark.parametrize(("S", "ends"), [(1, ()), (8, (8,)), (9, (3, 4)), (29, (8, 20)), (29, (1, 16, 17, 28))])
+@pytest.mark.parametrize(("key_heads", "value_heads"), [(2, 2), (1, 3)])
+def test_chunks_give_what_the_rule_gives_token_by_token_in_each_segment(
+    S: int, ends: tuple[int, ...], key_heads: int, value_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_net, "CHUNK", 8)
+    segments = np.stack([np.searchsorted(ends, np.arange(S), side="right"), np.arange(S) // 5]).astype(np.int32)
+    arrays = inputs(S, key_heads, value_heads)
+    with jax.default_matmul_precision("highest"):
+        found = delta_rule(*map(jnp.asarray, arrays), jnp.asarray(segments))
+    np.testing.assert_allclose(np.asarray(found), token_by_token(*arrays, segments), atol=3e-6)
+
+
+def test_a_filter_sees_the_latest_positions_of_its_segment() -> None:
+    x, filters = np.random.default_rng(0).normal(size=(2, 20, 2, 3)), np.random.default_rng(1).normal(size=(4, 2, 3))
+    expected = np.zeros_like(x)
+    for at in range(20):
+        first = max(at - 3, 0 if at < LENGTHS[0] else LENGTHS[0])
+        expected[:, at] = sum(x[:, j] * filters[3 - at + j] for j in range(first, at + 1))
+    found = convolve(jnp.asarray(x, jnp.float32), jnp.asarray(filters, jnp.float32), jnp.asarray(SEGMENTS))
+    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("delta") / FAMILY, FAMILY, layers=3, hidden=48, heads=6, seed=3)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_net, "CHUNK", 8)
+
+
+@pytest.mark.parametrize("pieces", [layer_loop.MOST_PIECES, 0], ids=["one by one", "one loop"])
+def test_packed_vectors_equal_hugging_face_over_each_sequence_alone(
+    pieces: int, tiny: Path, short_chunks: None, torch_there: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers of two kinds, whose heads' outputs have other sizes; a segment ends within a chunk."""
+    from pod_job.checking.hf_reference import load_reference, run_reference
+
+    monkeypatch.setattr(layer_loop, "MOST_PIECES", pieces)
+    ids = np.random.default_rng(0).integers(0, 256, (2, sum(LENGTHS))).astype(np.int32)
+    reference = load_reference(tiny)
+    parts = [run_reference(reference, part) for part in np.split(ids, [LENGTHS[0]], axis=1)]
+    model, params = load(tiny, taps=["*"] if pieces == 0 else ["layer_[01].*", "layer_3_norm", "layer_2"])
+    found = apply(model, params, ids, positions=POSITIONS, segment_ids=SEGMENTS)
+    truths = {name: np.concatenate([part[name] for part in parts], axis=1) for name in found}
+    assert {name: off for name in found if not (off := error(found[name], truths[name])) <= 1e-5} == {}
+
+
+def test_tokens_of_another_segment_change_no_bit(tiny: Path, short_chunks: None) -> None:
+    ids = np.random.default_rng(0).integers(0, 256, (2, sum(LENGTHS))).astype(np.int32)
+    other = ids.copy()
+    other[:, : LENGTHS[0]] = (other[:, : LENGTHS[0]] + 1) % 256
+    model, params = load(tiny, taps=["layer_2"])
+    rows = {"positions": POSITIONS, "segment_ids": SEGMENTS}
+    first, second = (apply(model, params, of_rows, **rows)["layer_2"] for of_rows in (ids, other))
+    assert not np.array_equal(first[:, : LENGTHS[0]], second[:, : LENGTHS[0]])
+    np.testing.assert_array_equal(first[:, LENGTHS[0] :], second[:, LENGTHS[0] :])
+
+
+def test_generation_is_refused_by_family_and_mode() -> None:
+    with pytest.raises(JobError, match=r"^mode=generate: qwen3_next has layers .* use mode=prefill or mode=train"):
+        check_generates(arch_of("qwen3_next"))
+    check_generates(arch_of("qwen3"))
+
+
+def test_weights_are_stacked_over_the_layers_that_have_them() -> None:
+    table = weight_table(arch_of(layers=5))
+    assert table["q"].shape[0] == 2
+    assert table["delta_q"].shape[0] == 3
+    assert table["q"].places[1][0] == "model.layers.3.self_attn.q_proj.weight"
+    assert table["delta_o"].places[-1][0] == "model.layers.4.linear_attn.out_proj.weight"
+    assert table["down"].shape[0] == 5
+
+
+def test_sizes_of_heads_are_those_of_the_layer() -> None:
+    arch = arch_of(heads=4, head_dim=16)
+    assert [tap.width(arch) for tap in resolve(None, ["layer_[01].z"], arch)] == [8 * 12, 4 * 16]
+    assert layer_flops(arch, delta=True) != layer_flops(arch)
+
+
+def test_heads_that_do_not_fit_together_are_named() -> None:
+    config = TinyModel(FAMILY).config() | {"linear_num_key_heads": 3}
+    with pytest.raises(JobError, match=r"linear_num_key_heads=3 does not divide linear_num_value_heads=8$"):
+        read_arch(config)
