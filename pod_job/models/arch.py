@@ -191,9 +191,9 @@ def experts(values: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     count, chosen = positive(values, "num_experts", source), positive(values, "num_experts_per_tok", source)
     if chosen > count:
         raise JobError(f"{source}: num_experts_per_tok={chosen} is more than the model has, {count}")
-    fields: dict[str, Any] = {"experts": count, "experts_per_token": chosen}
+    fields = {"experts": count, "experts_per_token": chosen}
     if "shared_expert_intermediate_size" in values:
-        fields["shared_mlp"] = positive(values, "shared_expert_intermediate_size", source)
+        fields |= {"shared_mlp": positive(values, "shared_expert_intermediate_size", source)}
     if "swiglu_limit" in values:
         alpha = number(values, "swiglu_alpha", source, default=1.702)
         return {**fields, "glu_limit": number(values, "swiglu_limit", source, default=7.0), "glu_alpha": alpha}
