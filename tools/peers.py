@@ -1,6 +1,6 @@
 """Makes environments of programs that pod_job is used with or compared with: `python -m tools.peers NAME...`.
 
-An environment is made once, in runs/peers/NAME, with pinned versions and this package.
+An environment is made once, in runs/peers/NAME, with pinned versions and, but for circuit-tracer's, this package.
 """
 
 import argparse
@@ -21,7 +21,10 @@ PEERS = {
     "transformer-lens": ("transformer-lens==4.3.0",),
     "nnsight": ("nnsight==0.8.1", "accelerate==1.15.0"),
     "hugging-face": (),
+    "circuit-tracer": ("circuit-tracer==0.5.0",),
 }
+WITHOUT_US = ("circuit-tracer",)
+"""Environments without this package, whose transformers they do not go with."""
 # A dependency of dictionary-learning's nnsight 0.3; a build that does not match torch's breaks transformers' import.
 UNWANTED = "torchvision"
 
@@ -42,7 +45,8 @@ def make(name: str) -> Path:
     if not is_made(name):
         _call([sys.executable, "-m", "venv", "--clear", str(FOLDER / name)])
         pip = [str(python_of(name)), "-m", "pip", "--disable-pip-version-check"]
-        _call([*pip, "install", "--quiet", "-c", "constraints.txt", TORCH, *PEERS[name], "-e", ".[datasets]"])
+        own = () if name in WITHOUT_US else ("-c", "constraints.txt", "-e", ".[datasets]")
+        _call([*pip, "install", "--quiet", TORCH, *PEERS[name], *own])
         _call([*pip, "uninstall", "--quiet", "--yes", UNWANTED])
         (FOLDER / name / ".installed").touch()
     return python_of(name)

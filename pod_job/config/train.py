@@ -128,6 +128,11 @@ class SaeSpec:
         if self.k is not None and self.k > self.latents:
             raise JobError(f"train.saes: k={self.k} is more than latents={self.latents}; use a smaller k")
         self._check_groups()
+        if self.target in self.taps:
+            raise JobError(
+                f"train.saes: target={self.target} is the tap that is encoded, too; leave target out for an SAE, or "
+                "give the tap to decode, such as layer_12.mlp_out for the tap layer_12.mlp_in"
+            )
         if self.skip and self.target is None:
             raise JobError("train.saes: skip=true is of a transcoder; give target, the tap that is decoded")
 

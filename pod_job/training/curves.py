@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pod_job.errors import JobError
 from pod_job.host.reporter import Reporter
@@ -24,11 +24,12 @@ class Curves:
         self.record = earlier.up_to(step) if earlier is not None and earlier.names == list(names) else fresh
         self.lost: dict[str, LostSae] = {}
 
-    def add(self, point: MetricsPoint, frozen_at: Mapping[str, int]) -> None:
+    def add(self, point: MetricsPoint, frozen_at: Mapping[str, int], checkpoints: Collection[int] = ()) -> None:
         """Adds a point.
 
         Args:
             frozen_at: by SAE, the step whose loss or gradient was not finite, so that it stays as it was before.
+            checkpoints: steps that were saved.
         Raises:
             JobError: that is so of every SAE.
         """
@@ -37,13 +38,15 @@ class Curves:
             if name not in self.lost:
                 self.lost[name] = LostSae(name, step)
                 log.warning(
-                    "%s: its loss is not finite at step %d; it stays as it was before, the others go on", name, step
+                    "%s: its loss is not finite at step %d; it stays as it was before, the others go on; %s",
+                    *(name, step, last_good(step, checkpoints)),
                 )
         if len(self.lost) == len(self.record.names):
             first = min(self.lost.values(), key=lambda lost: lost.step)
             raise JobError(
                 f"train.saes: the loss of all {len(self.lost)} SAEs is not finite, of {first.name} since step "
-                f"{first.step}; lower learning_rate, or raise train.warmup_steps, with another storage.run_dir"
+                f"{first.step} ({last_good(first.step, checkpoints)}); lower learning_rate, or raise "
+                "train.warmup_steps, with another storage.run_dir"
             )
 
     def write(self) -> None:
@@ -53,6 +56,12 @@ class Curves:
     def last(self) -> list[SaeMetrics]:
         """Metrics of each SAE at the last point; there must be one."""
         return self.record.points[-1].saes
+
+
+def last_good(step: int, checkpoints: Collection[int]) -> str:
+    """Returns in words which checkpoint is the last one before a step."""
+    before = max((saved for saved in checkpoints if saved <= step), default=None)
+    return "no checkpoint is from before" if before is None else f"the last good checkpoint is of step {before}"
 
 
 def report(reporter: Reporter, step: int, steps: int, saes: Sequence[SaeMetrics]) -> None:

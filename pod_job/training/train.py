@@ -74,7 +74,7 @@ class Training:
         self.train, self.settings = inputs.train, inputs.config.train
         self.began = self.saved_at = self.written_at = time.monotonic()
         self.earlier_s, self.waited_s = 0.0, 0.0
-        self.saved_step: int | None = None
+        self.saved_steps: list[int] = []
 
     def begin(self) -> Begun:
         """Returns the state of the newest checkpoint, or a new one whose scale and biases are from the first rows.
@@ -91,13 +91,13 @@ class Training:
         blank = TrainingState(self.trainer.abstract_state, largest, self.source.start)
         state = restore(folder, checkpoint, as_shapes(blank))
         log.info("going on from the checkpoint of step %d", checkpoint.step)
-        self.saved_step = checkpoint.step
+        self.saved_steps = [checkpoint.step]
         return Begun(state, self.source.batches(state.position), checkpoint.step, checkpoint.seconds)
 
     def _begin_new(self) -> Begun:
         """Returns the first state, with the shuffle buffer filled."""
         first = self.source.batches(self.source.start)
-        measured, taken = measure(first, self.train.statistics_rows)
+        measured, taken = measure(first, min(self.train.statistics_rows, self.train.rows))
         for tap, of_tap in measured.items():
             log.info("%s: mean norm %.4g of the first %d rows", tap, of_tap.mean_norm, of_tap.rows)
         largest = {tap: of_tap.largest_norm for tap, of_tap in measured.items() if is_residual(tap)}
@@ -129,7 +129,7 @@ class Training:
                 break
         while in_flight:
             self._note(*in_flight.popleft(), curves)
-        if self.saved_step != step:
+        if self.saved_steps[-1:] != [step]:
             self._save(step, state)
         self.writer.finish()
         self._write(curves)
@@ -164,7 +164,8 @@ class Training:
             return
         saes, frozen_at = self._measured(metrics)
         report(self.reporter, step, self.train.steps, saes)
-        curves.add(MetricsPoint(step, step * self.train.batch_rows, round(self.seconds, 3), saes), frozen_at)
+        point = MetricsPoint(step, step * self.train.batch_rows, round(self.seconds, 3), saes)
+        curves.add(point, frozen_at, self.saved_steps)
         if time.monotonic() - self.written_at > CURVES_S:
             self._write(curves)
 
@@ -206,7 +207,8 @@ class Training:
 
     def _save(self, step: int, state: TrainingState) -> None:
         self.writer.save(step, self.seconds, state)
-        self.saved_at, self.saved_step = time.monotonic(), step
+        self.saved_at = time.monotonic()
+        self.saved_steps.append(step)
 
 
 @jax.jit

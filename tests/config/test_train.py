@@ -65,6 +65,7 @@ def test_groups_of_a_matryoshka_sae_add_up_to_its_latents(latents: int) -> None:
         ("[{tap:1,latents:64,k:4,groups:[32,32]}]", "groups=[32, 32] are of architecture=matryoshka"),
         ("[{tap:1,latents:64,k:4,architecture:matryoshka,groups:[32,16]}]", "add up to 48, not to latents=64"),
         ("[{tap:1,latents:64,k:4,crosscoder:true}]", "give two taps or more"),
+        ("[{tap:1,target:layer_1,latents:64,k:4}]", "target=layer_1 is the tap that is encoded, too; leave target out"),
         ("[{tap:1,latents:64,k:[4,4]}]", "layer_1-batch_topk-64-k4 twice"),
     ],
 )

@@ -20,6 +20,7 @@ from pod_job.commands.evaluate import main as evaluate
 from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
+from pod_job.prompts.tokenizer import TokenizerFolder
 from pod_job.storage.open import open_folder
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.sae_lens import write_sae
@@ -70,18 +71,31 @@ def theirs(folder: Path, model: Path, layer: int) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def contexts_of(documents: Path | None, model: Path, vocab: int) -> np.ndarray:
+    """Returns the contexts: of the first documents' tokens, or random."""
+    if documents is None:
+        return np.random.default_rng(0).integers(3, vocab, (CONTEXTS, CONTEXT)).astype(np.int32)
+    tokenizer, tokens = TokenizerFolder(model).tokenizer, []
+    with documents.open() as file:
+        for line in file:
+            tokens += tokenizer(json.loads(line)["text"])["input_ids"]
+            if len(tokens) >= CONTEXTS * CONTEXT:
+                break
+    return np.array(tokens[: CONTEXTS * CONTEXT], np.int32).reshape(CONTEXTS, CONTEXT)
+
+
 def run() -> int:
     """Prints both numbers of each measure; returns 1 if they differ by more than the limit."""
     parser = argparse.ArgumentParser(prog="python -m tools.sae_peers.evaluation", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--layer", type=int, default=1)
+    parser.add_argument("--documents", type=Path, help="JSON lines with a text each; by default tokens are random")
     options = parser.parse_args()
     model = options.model.absolute()
     arch = read_arch_file(model / "config.json")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokens = np.random.default_rng(0).integers(3, arch.vocab, (CONTEXTS, CONTEXT)).astype(np.int32)
-        np.save(folder / "tokens.npy", tokens)
+        np.save(folder / "tokens.npy", contexts_of(options.documents, model, arch.vocab))
         write_sae(open_folder(folder / "sae"), "", copying_sae(arch.hidden, options.layer))
         here, there = ours(folder, model), theirs(folder, model, options.layer)
     differences = {key: abs(here[key] - value) / max(abs(value), 1e-9) for key, value in there.items()}
