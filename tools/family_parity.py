@@ -1,9 +1,10 @@
 """Measures every model family against Hugging Face's torch model: each site, packed and generated, on meshes of CPUs.
 
-`python -m tools.family_parity` prints the table of docs/models.md; it takes eight CPU devices and some minutes.
-Needs torch.
+`python -m tools.family_parity [FAMILY ...]` prints the table of docs/models.md; it takes eight CPU devices and some
+minutes a family. `--bfloat16` prints the errors of both models in bfloat16. Needs torch.
 """
 
+import argparse
 import os
 import sys
 import tempfile
@@ -16,9 +17,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jaxtyping import Array
 
-from pod_job.checking.hf_reference import load_reference, run_reference
+from pod_job.checking.hf_reference import load_reference, round_weights, run_reference
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.schema import MeshConfig, Sharding
@@ -58,14 +60,68 @@ def parity(family: str, shardings: Sequence[Sharding] = tuple(Sharding)) -> dict
             ways = {"packed": packed} if model.arch.delta else {"packed": packed, "generated": generated}
             for way, run in ways.items():
                 for tap, vectors in run(model, params, ids, rows).items():
-                    key = (sharding.value, way, tap.rpartition(".")[2] if "." in tap else site_of(tap))
-                    flat, truth = (x.reshape(-1, x.shape[-1]) for x in (vectors, truths[way][tap]))
-                    errors[key] = max(errors.get(key, 0.0), float(relative_errors(flat, truth).max()))
+                    key = (sharding.value, way, site_of(tap))
+                    worst = float(relative_errors(flat(vectors), flat(truths[way][tap])).max())
+                    errors[key] = max(errors.get(key, 0.0), worst)
     return errors
 
 
+def bfloat16_errors(family: str) -> dict[str, tuple[float, float]]:
+    """Returns for each site the mean relative error of Hugging Face's vectors in bfloat16, and that of ours.
+
+    Both are held against Hugging Face's in float32, on one device.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_tiny_model(Path(scratch) / family, family, layers=2, hidden=64, heads=8, kv_heads=4, seed=3)
+        ids = np.random.default_rng(0).integers(0, 256, (ROWS, sum(LENGTHS))).astype(np.int32)
+        reference = load_reference(folder)
+        truths = run_reference(reference, ids)
+        round_weights(reference, torch.bfloat16)
+        theirs = run_reference(reference, ids)
+        arch = read_arch_file(folder / "config.json")
+        table, here = weight_table(arch), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        params = load_params(read_checkpoint(folder), table, jnp.bfloat16, dict.fromkeys(table, here))
+        model = Decoder(arch, resolve(None, ["*"], arch), jnp.bfloat16)
+
+        def step(params: Params, ids: Array) -> Activations:
+            return with_logits(cast(Output, model.apply(params, ids, return_activations=True)))
+
+        ours = as_numpy(jax.jit(step, compiler_options=OPTIONS)(params, jnp.asarray(ids)))
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for tap, truth in truths.items():
+        if tap.endswith("expert_ids"):  # numbers, of which a rounded router may choose others
+            continue
+        both = [
+            float(np.mean(relative_errors(x[tap].astype(np.float32).reshape(-1, x[tap].shape[-1]), flat(truth))))
+            for x in (theirs, ours)
+        ]
+        errors.setdefault(site_of(tap), []).append((both[0], both[1]))
+    return {
+        site: (float(np.mean([e[0] for e in pairs])), float(np.mean([e[1] for e in pairs])))
+        for site, pairs in errors.items()
+    }
+
+
+def flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
+
+
+def bfloat16_table(families: Sequence[str]) -> str:
+    """Returns a Markdown table of errors of the residual stream and logits in bfloat16, and the worst site's ratio."""
+    lines = ["| family | residual stream: theirs, ours | logits: theirs, ours | largest ratio |", "|---|---|---|---|"]
+    for family in families:
+        errors = bfloat16_errors(family)
+        ratio, site = max((ours / theirs, site) for site, (theirs, ours) in errors.items() if theirs > 0)
+        cells = [f"{theirs:.2e}, {ours:.2e}" for theirs, ours in (errors["resid_post"], errors["logits"])]
+        lines.append(f"| `{family}` | {cells[0]} | {cells[1]} | {ratio:.2f} (`{site}`) |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
 def site_of(tap: str) -> str:
-    """Returns the site of a tap that has no dot in its name."""
+    """Returns the site of a tap."""
+    if "." in tap:
+        return tap.rpartition(".")[2]
     return {"embed": "embed", "logits": "logits"}.get(tap) or ("final_norm" if tap.endswith("_norm") else "resid_post")
 
 
@@ -146,4 +202,8 @@ def table(families: Sequence[str] = CAUSAL) -> str:
 
 if __name__ == "__main__":
     layer_loop.MOST_PIECES = 0  # one loop: the smaller program, the quicker to compile
-    print(table())
+    options = argparse.ArgumentParser(prog="python -m tools.family_parity", description="Compare families with torch.")
+    options.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(CAUSAL)}; by default all")
+    options.add_argument("--bfloat16", action="store_true", help="errors of both models in bfloat16")
+    chosen = options.parse_args()
+    print((bfloat16_table if chosen.bfloat16 else table)(chosen.families or CAUSAL))

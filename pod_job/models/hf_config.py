@@ -194,8 +194,10 @@ def _refuse_quantized(config: Mapping[str, Any], source: str, read: frozenset[st
             method = scheme.get("quant_method") or scheme.get("fmt") if isinstance(scheme, Mapping) else scheme
             if isinstance(method, str) and method in read:
                 continue
+            kind = (scheme.get("quant_algo") or scheme.get("format")) if isinstance(scheme, Mapping) else None
+            named = " ".join(str(part) for part in (method, kind) if part) or "scheme not named"
             raise JobError(
-                f"{source}: {key} says that the weights are quantized ({method or 'scheme not named'}); "
+                f"{source}: {key} says that the weights are quantized ({named}); "
                 f"use the model's {', '.join([*sorted(read), 'bfloat16, float16'])} or float32 weights"
             )
 

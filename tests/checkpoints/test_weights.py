@@ -81,6 +81,46 @@ def test_rows_that_devices_exchange_make_up_their_columns(sharding: Sharding, me
         np.testing.assert_array_equal(found, truth[name])
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with experts, fused projections and layers of two kinds."""
+    folder = tmp_path_factory.mktemp("mixture") / "model"
+    return write_tiny_model(folder, "qwen3_next", layers=2, hidden=64, heads=4, kv_heads=4, mlp=32)
+
+
+def test_experts_and_parts_of_fused_tensors_are_exchanged_as_they_are_read(mixture: Path) -> None:
+    table, mesh = weight_table(read_arch_file(mixture / "config.json")), make_mesh(MeshConfig(data=2, model=4))
+    shardings, checkpoint = weight_shardings(mesh, Sharding.fsdp, table), read_checkpoint(mixture)
+    assert isinstance(checkpoint, TensorFiles)
+    names = ("gate", "q", "attn_gate", "delta_v", "delta_decay", "router")
+    truth = load_params(checkpoint, {name: table[name] for name in names}, np.float32, shardings)["params"]
+    for name in names:
+        axis = column_axis(table[name], shardings[name])
+        assert axis is not None
+        found = read_by_exchange(checkpoint, table[name], np.float32, shardings[name], axis)
+        np.testing.assert_array_equal(found, truth[name])
+
+
+def test_experts_of_a_layer_in_one_tensor_are_read_as_those_by_themselves(mixture: Path, tmp_path: Path) -> None:
+    tensors = load_file(mixture / "model.safetensors")
+    for layer in range(2):
+        module = f"model.layers.{layer}.mlp.experts"
+        gate, up, down = (
+            np.stack([tensors.pop(f"{module}.{expert}.{name}.weight") for expert in range(8)])
+            for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        tensors |= {f"{module}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{module}.down_proj": down}
+    shutil.copy(mixture / "config.json", tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    one, several = read_checkpoint(tmp_path), read_checkpoint(mixture)
+    check_checkpoint(one, table := weight_table(read_arch_file(mixture / "config.json")))
+    experts = {name: table[name] for name in ("gate", "up", "down")}
+    whole = dict.fromkeys(experts, NamedSharding(make_mesh(MeshConfig(data=8, model=1)), PartitionSpec()))
+    found, truth = (load_params(checkpoint, experts, np.float32, whole)["params"] for checkpoint in (one, several))
+    for name in experts:
+        np.testing.assert_array_equal(found[name], truth[name])
+
+
 def test_each_byte_is_read_once_however_many_devices_hold_it(counted: CountingFolder) -> None:
     checkpoint = read_checkpoint(counted)
     assert fingerprint(checkpoint) == fingerprint(read_checkpoint(CASE))

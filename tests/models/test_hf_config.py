@@ -65,6 +65,10 @@ def test_a_key_left_out_means_what_transformers_means_by_that(family: str) -> No
             {"quantization_config": {"quant_method": "bitnet"}},
             r"quantization_config says .* quantized \(bitnet\)",
         ),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+            r"quantization_config says .* quantized \(modelopt NVFP4\)",
+        ),
         ({"num_mtp_layers": 2}, "num_mtp_layers=2 is not applied to llama here"),
         ({"attention_bias": "yes"}, "transformers refuses it: .*attention_bias"),
     ],
