@@ -6,6 +6,7 @@ the pod, and the next call may well succeed.
 
 import re
 from collections.abc import Callable, Sequence
+from json import JSONDecoder
 from typing import TypeVar
 
 from launch import clock
@@ -24,13 +25,15 @@ DELETE_TIMEOUT_S = 600.0
 
 # Texts of gcloud 528 for statuses 429 and 5xx, for errors of the connection, and for its own crash.
 TRANSIENT = re.compile(
-    r"\b(UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED)\b|'status': (429|5\d\d)|\bstatus: (429|5\d\d)"
+    r"\b(UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED)\b|'status': '?(429|5\d\d)|\bstatus: (429|5\d\d)"
+    r"|\bHTTP ?Error:? (429|5\d\d)"
     r"|requests? per (minute|day|100 seconds)|too many requests|rate ?limit"
     r"|connection (reset|refused|aborted|broken|timed out)|remote end closed|timed out|no answer within"
     r"|max retries exceeded|unable to find the server|name resolution|network is unreachable"
     r"|network connectivity issues|no route to host|gcloud crashed|Traceback \(most recent call last\)",
     re.IGNORECASE,
 )
+MOST_SHOWN = 1000  # characters of a reason, which may be a whole page of a proxy
 NETWORK_LIBRARIES = {"google", "requests", "urllib3", "http", "ssl"}
 
 Result = TypeVar("Result")
@@ -41,7 +44,24 @@ def gcloud_error(text: str) -> str:
     lines = text.strip().splitlines()
     starts = [index for index, line in enumerate(lines) if line.startswith("ERROR:")]
     reason = " ".join(line.strip() for line in lines[starts[0] :] if line.strip()) if starts else " ".join(lines[-1:])
-    return reason or "no reason given"
+    return reason[:MOST_SHOWN] or "no reason given"
+
+
+def json_in(text: str, opening: str) -> str | None:
+    """Returns the JSON in what gcloud printed, without warnings around it; None where it has none that is whole.
+
+    An empty list is printed as such: no output at all says nothing, least of all that there is nothing.
+
+    Args:
+        opening: "[" of a list, or "{" of a record, with which a line begins.
+    """
+    for match in re.finditer(rf"^\s*(?=\{opening})", text, re.MULTILINE):
+        try:
+            _, end = JSONDecoder().raw_decode(text, match.end())
+        except ValueError:
+            continue
+        return text[match.end() : end]
+    return None
 
 
 def passes_by_itself(done: Finished) -> bool:

@@ -115,13 +115,21 @@ def bring_up(config: JobConfig, log: Log, wanted: Callable[[], bool] = always) -
 
 
 def delete_dead(pods: Sequence[Pod], config: JobConfig, log: Log) -> Pod | None:
-    """Deletes pods that will not come (again): preempted, failed, stopped. Returns one that is or will be READY."""
+    """Deletes pods that will not come (again): preempted, failed, stopped; of several, those that are not READY yet.
+
+    Returns one that is or will be READY. Of two that are READY a job may run on either: both stay, and that is said.
+    """
     living = [pod for pod in pods if pod.ready or pod.coming]
+    chosen = max(living, key=lambda pod: pod.ready, default=None)
     for pod in pods:
-        if pod not in living:
+        if pod is not chosen and pod.ready:
+            log(
+                f"{pod.name} is READY in {pod.zone} too, and costs the same again until this job ends or `pod-job down`"
+            )
+        elif pod is not chosen:
             log(f"{pod.name} in {pod.zone} is {pod.state}; deleting it")
             delete_and_record(pod, config, log)
-    return max(living, key=lambda pod: pod.ready, default=None)
+    return chosen
 
 
 def delete_and_record(pod: Pod, config: JobConfig, log: Log) -> None:

@@ -6,10 +6,10 @@ from typing import TypeVar
 import msgspec
 
 from launch.cloud import gcloud
-from launch.cloud.calls import gcloud_error
+from launch.cloud.calls import gcloud_error, json_in
 from launch.shell import call
 from pod_job.errors import JobError
-from pod_job.formats.records import decode
+from pod_job.formats.records import DamagedRecord, decode
 
 ASK_S = 60.0
 WRITE = {
@@ -63,7 +63,30 @@ class Project(msgspec.Struct, frozen=True, rename="camel"):
     project_number: str
 
 
-Answer = TypeVar("Answer", Policy, Project)
+class Sdk(msgspec.Struct, frozen=True):
+    """Versions as `gcloud version` prints them."""
+
+    version: str = msgspec.field(name="Google Cloud SDK")
+
+
+class Core(msgspec.Struct, frozen=True):
+    account: str | None = None
+    project: str | None = None
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Settings as `gcloud config list` prints them."""
+
+    core: Core = Core()
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """A bucket as `gcloud storage buckets describe` prints it."""
+
+    location: str = ""
+
+
+Answer = TypeVar("Answer", Policy, Project, Sdk, Settings, Bucket)
 
 
 def check_access(bucket: str, account: str | None, project: str | None) -> str:
@@ -111,8 +134,11 @@ def verdict(
 
 
 def asked(argv: Sequence[str], kind: type[Answer]) -> Answer:
-    """Returns gcloud's answer. NotChecked where it gives none."""
+    """Returns gcloud's answer. NotChecked where it gives none, or one that is no JSON of this kind."""
     done = call(argv, timeout_s=ASK_S)
     if done.code:
         raise NotChecked(gcloud_error(done.err)[:200])
-    return decode(done.out, kind, " ".join(argv[:4]))
+    try:
+        return decode(json_in(done.out, "{") or done.out[:200], kind, " ".join(argv[:4]))
+    except DamagedRecord as error:
+        raise NotChecked(str(error)[:300]) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from launch.cause import SIGNALS, Cause, HostExit, first_cause
+from launch.cloud.pods import DEAD
 from launch.cloud.remote import Answer, NoAnswer, Refused
 from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
@@ -98,7 +99,8 @@ def judge(
         lines = next((exit.lines for exit in exits if exit.host == cause.host), ())
     if cause is not None and not cause.lost:
         return Outcome(End.failed, cause, lines, node)
-    if not node.ready and (node.state != "GONE" or worried_s > 0):  # a list may lack a pod that answers
+    # A list may lack a pod that answers, and a state may be none that is known here.
+    if not node.ready and ((node.state in DEAD and node.state != "GONE") or worried_s > 0):
         return Outcome(End.preempted, node=node)
     if cause is not None and cause.certain:
         return Outcome(End.lost, cause, lines, node)

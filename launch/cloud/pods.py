@@ -1,5 +1,6 @@
 """Pods in the cloud: gcloud's lists of nodes and queued resources in, one `Pod` for each name and zone out."""
 
+import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,7 +9,16 @@ from typing import TypeVar
 
 from launch import clock
 from launch.cloud import gcloud
-from launch.cloud.calls import DELETE_TIMEOUT_S, LIST_TIMEOUT_S, PATIENCE_S, call_api, gcloud_error, passes_by_itself
+from launch.cloud.calls import (
+    DELETE_TIMEOUT_S,
+    LIST_TIMEOUT_S,
+    PATIENCE_S,
+    Patience,
+    call_api,
+    gcloud_error,
+    json_in,
+    passes_by_itself,
+)
 from launch.cloud.tpu_api import Node, Nodes, QueuedResource, QueuedResources, RequestedNode
 from launch.view.timed_log import Log
 from pod_job.errors import JobError
@@ -18,9 +28,16 @@ MADE_BY = {"made-by": "pod-job"}
 """Label of everything the launcher creates."""
 # https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State and ...queuedResources#State
 GRANTED = {"PROVISIONING", "CREATING", "ACTIVE"}
-COMING = {"CREATING", "STARTING", "RESTARTING", "REPAIRING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES"}
+DEAD = {
+    *("GONE", "STOPPING", "STOPPED", "DELETING", "TERMINATED", "PREEMPTED", "HIDING", "HIDDEN"),
+    *("FAILED", "SUSPENDING", "SUSPENDED"),
+}
+"""States of what will not be READY again by itself. A state that is not known here may well be one on the way to READY:
+such a pod is waited for, within limits, and never deleted by `gc`."""
 
 DELETE_EVERY_S, DELETE_PATIENCE_S = 10.0, 1800.0
+
+RESOURCE = re.compile(r"projects/[^/]+/locations/([^/]+)/[^/]+/([^/]+)")
 
 Listing = TypeVar("Listing", Nodes, QueuedResources)
 
@@ -51,7 +68,7 @@ class Pod:
 
     @property
     def coming(self) -> bool:
-        return self.state in COMING or (self.state == "ACTIVE" and self.node is None)
+        return not self.ready and self.state not in DEAD
 
     @property
     def error(self) -> str | None:
@@ -175,12 +192,19 @@ def delete(pod: Pod, project: str | None, log: Log) -> None:
 
 
 def _listed(argv: Sequence[str], kind: type[Listing], patience_s: float) -> Listing:
-    done = call_api(argv, LIST_TIMEOUT_S, patience_s)
-    if done.code:
-        raise JobError(f"gcloud cannot list TPUs: {gcloud_error(done.err)}; run `pod-job doctor`")
-    return decode(f'{{"items": {done.out or "[]"}}}', kind, " ".join(argv[:5]))
+    patience = Patience(patience_s)
+    while True:
+        done = call_api(argv, LIST_TIMEOUT_S, patience_s)
+        if done.code:
+            raise JobError(f"gcloud cannot list TPUs: {gcloud_error(done.err)}; run `pod-job doctor`")
+        if (items := json_in(done.out, "[")) is not None:
+            return decode(f'{{"items": {items}}}', kind, " ".join(argv[:5]))
+        if patience.over:
+            raise JobError(f"gcloud lists TPUs as {done.out[:100]!r}, which is no list in JSON; run `pod-job doctor`")
+        patience.wait()  # it was cut short, or is a page of a proxy: the next answer may be whole
 
 
 def _zone_and_last(name: str) -> tuple[str, str]:
-    parts = name.split("/")
-    return parts[3], parts[5]
+    if not (match := RESOURCE.fullmatch(name)):
+        raise JobError(f"gcloud lists {name[:100]!r}, which is no name of a TPU; update it, `gcloud components update`")
+    return match[1], match[2]

@@ -48,7 +48,7 @@ def slices_of(
     """Returns the slices that have reported or are planned, with their pods; none of a run on one pod."""
     named = has_slices(config) and config.pod.hosts_file != UNREAD
     planned = {job.name: job.config for job in slice_jobs(config, [])} if named else {}
-    by_name = {pod.name: pod for pod in pods}
+    by_name = {pod.name: pod for pod in sorted(pods, key=lambda pod: pod.ready)}  # of two zones, the one that is READY
     slices = []
     for name in sorted({*statuses, *planned} - {None}, key=lambda name: (len(name), name)):
         pod = by_name.get(pod_name(planned[name])) if name in planned else None

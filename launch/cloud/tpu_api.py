@@ -32,7 +32,7 @@ class Node(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """
 
     name: str
-    state: str
+    state: str = ""
     accelerator_type: str = ""
     create_time: str | None = None
     health: str = ""
@@ -56,7 +56,7 @@ class NodeSpec(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Tpu(msgspec.Struct, frozen=True, rename="camel"):
-    node_spec: list[NodeSpec]
+    node_spec: list[NodeSpec] = []
 
 
 class Error(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class FailedData(msgspec.Struct, frozen=True):
 
 
 class QueuedState(msgspec.Struct, frozen=True, rename="camel"):
-    state: str
+    state: str = ""
     failed_data: FailedData = FailedData()
 
 
@@ -79,20 +79,25 @@ class QueuedResource(msgspec.Struct, frozen=True, rename="camel"):
     """
 
     name: str
-    state: QueuedState
-    tpu: Tpu
+    state: QueuedState = QueuedState()
+    tpu: Tpu = Tpu()
 
     @property
     def id(self) -> str:
         return self.name.rpartition("/")[2]
 
     @property
+    def spec(self) -> NodeSpec:
+        """The first node that it asks for, which is the only one of a request of the launcher."""
+        return self.tpu.node_spec[0] if self.tpu.node_spec else NodeSpec()
+
+    @property
     def requested(self) -> RequestedNode:
-        return self.tpu.node_spec[0].node
+        return self.spec.node
 
     @property
     def node_id(self) -> str:
-        return self.tpu.node_spec[0].node_id or self.id
+        return self.spec.node_id or self.id
 
 
 class Nodes(msgspec.Struct, frozen=True):

@@ -1,10 +1,7 @@
 """Checks of the run folder's bucket: it can be written, lies near the hosts, and lets them in."""
 
-import json
-
 from launch.cloud import gcloud
-from launch.cloud.iam import check_access
-from launch.shell import call
+from launch.cloud.iam import Bucket, NotChecked, Settings, asked, check_access
 from pod_job.config.schema import JobConfig
 from pod_job.storage.open import open_folder
 
@@ -32,14 +29,16 @@ def check_bucket(config: JobConfig) -> str:
 
 def bucket_location(bucket: str) -> str:
     """Returns the bucket's region or multi-region in lower case; empty where gcloud may not read it."""
-    done = call(gcloud.describe_bucket(bucket), timeout_s=60)
-    return json.loads(done.out).get("location", "").lower() if done.code == 0 else ""
+    try:
+        return asked(gcloud.describe_bucket(bucket), Bucket).location.lower()
+    except NotChecked:
+        return ""
 
 
 def check_access_of_hosts(config: JobConfig) -> str:
     """Asks IAM whether the hosts' service account can read and write the run's bucket."""
     if not config.storage.run_dir.startswith("gs://"):
         return "no bucket"
-    project = config.cloud.project or json.loads(call(gcloud.settings()).out).get("core", {}).get("project")
+    project = config.cloud.project or asked(gcloud.settings(), Settings).core.project
     bucket = config.storage.run_dir.removeprefix("gs://").partition("/")[0]
     return check_access(bucket, config.cloud.service_account, project)

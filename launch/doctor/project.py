@@ -1,11 +1,11 @@
 """Checks of gcloud, the account and the project: what it may ask for, and where that is to be had."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 from launch.cloud import gcloud
 from launch.cloud.calls import gcloud_error
+from launch.cloud.iam import NotChecked, Sdk, Settings, asked
 from launch.cloud.pods import list_pods
 from launch.cloud.request import pod_spec
 from launch.shell import call
@@ -24,20 +24,23 @@ QUOTA_KINDS = {
 
 
 def check_gcloud(config: JobConfig) -> str:
-    version = json.loads(call(gcloud.version()).out)["Google Cloud SDK"]
-    if int(version.split(".")[0]) < TESTED_GCLOUD:
+    version = asked(gcloud.version(), Sdk).version
+    first = version.partition(".")[0]
+    if not first.isdecimal():
+        raise NotChecked(f"Google Cloud SDK {version[:100]!r} is no version that can be compared with {TESTED_GCLOUD}")
+    if int(first) < TESTED_GCLOUD:
         raise JobError(f"Google Cloud SDK {version} is older than the tested {TESTED_GCLOUD}; gcloud components update")
     return f"Google Cloud SDK {version}"
 
 
 def check_account(config: JobConfig) -> str:
-    core = json.loads(call(gcloud.settings()).out).get("core", {})
-    if not core.get("account") and not os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"):
+    core = asked(gcloud.settings(), Settings).core
+    if not core.account and not os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"):
         raise JobError("gcloud has no account; run `gcloud auth login`")
-    project = config.cloud.project or core.get("project")
+    project = config.cloud.project or core.project
     if not project:
         raise JobError("no project is set; give cloud.project=... or run `gcloud config set project ...`")
-    return f"{core.get('account', 'an access token')}, project {project}"
+    return f"{core.account or 'an access token'}, project {project}"
 
 
 def check_api(config: JobConfig) -> str:

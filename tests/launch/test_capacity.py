@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from simulated_cloud import World, job, world
 
-from launch.cloud.capacity import CREATING_S, LISTED_S, bring_up, hopeless
+from launch.cloud import capacity
+from launch.cloud.capacity import CREATING_S, LISTED_S, bring_up, delete_dead, hopeless
 from launch.cloud.pods import Pod
 from launch.cloud.refusal import Scope, read_refusal
 from launch.cloud.tpu_api import Error, FailedData, Node, QueuedResource, QueuedState, Tpu
@@ -149,3 +150,30 @@ def test_a_pod_that_cannot_be_deleted_is_named_and_the_others_are_deleted(world:
     world.cloud.refuse_deletion("extract-1", 1e6)
     with pytest.raises(JobError, match=rf"^extract-1 in {A} could not be deleted: .*FAILED_PRECONDITION"):
         take_down([pod, other], config(world), lambda _: None)
+
+
+def in_zone(zone: str, state: str) -> Pod:
+    return Pod("extract-1", zone, Node(name=f"projects/p/locations/{zone}/nodes/extract-1", state=state), None)
+
+
+@pytest.mark.parametrize(
+    ("states", "kept", "deleted"),
+    [
+        (["READY", "CREATING"], A, [B]),
+        (["CREATING", "READY"], B, [A]),
+        (["CREATING", "MIGRATING"], A, [B]),
+        (["PREEMPTED", "READY"], B, [A]),
+        (["PREEMPTED", "STOPPED"], None, [A, B]),
+        (["READY", "READY"], A, []),
+    ],
+)
+def test_of_pods_in_two_zones_one_stays_and_a_second_that_is_ready_is_named(
+    states: list[str], kept: str | None, deleted: list[str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr(capacity, "delete_and_record", lambda pod, config, log: gone.append(pod.zone))
+    lines: list[str] = []
+    pods = [in_zone(zone, state) for zone, state in zip((A, B), states, strict=True)]
+    pod = delete_dead(pods, config(world), lines.append)
+    assert (pod and pod.zone, gone) == (kept, deleted)
+    assert any("is READY in us-west4-b too, and costs" in line for line in lines) == (states == ["READY", "READY"])

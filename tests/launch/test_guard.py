@@ -69,10 +69,9 @@ class GuardedHost:
         values |= {"BUNDLE": "b", "PYTHON": str(self.programs / job), "ENVIRONMENT": "", "RUN": "gs://b/r"}
         return self.run("start", values | {"JOB": ["x=1"]})
 
-    def run(self, name: str, values: dict[str, str | list[str]]) -> Answer:
-        done = subprocess.run(
-            ["bash", "-c", command(script(name, values))], env=self.env, capture_output=True, text=True, timeout=60
-        )
+    def run(self, name: str, values: dict[str, str | list[str]], worker: int | None = None) -> Answer:
+        text = command(script(name, values), worker)
+        done = subprocess.run(["bash", "-c", text], env=self.env, capture_output=True, text=True, timeout=60)
         (answer,) = read_answers([Finished(done.returncode, done.stdout, done.stderr)]).values()
         return answer
 
@@ -163,3 +162,14 @@ def test_of_many_hosts_one_deletes_and_the_others_are_content(host: GuardedHost)
     host.start("a1", 1.0)  # another host was first: the pod is gone
     host.wait_for(lambda: "is deleted" in host.log, "the guard does not end")
     assert "cannot" not in host.log
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_clearing_a_host_ends_its_job_and_leaves_nothing(host: GuardedHost, job: str) -> None:
+    assert host.start("a1", None, job).word == "LAUNCHED"
+    pid = int((host.home / ".pod_job/attempts/a1/pid").read_text())
+    (host.home / ".pod_job-sent.tar.gz").touch()
+    assert host.run("clear", {"LEAVING_S": "0" if job == "hangs" else "20"}, worker=5) == Answer(5, "CLEARED", "")
+    assert list(host.home.iterdir()) == []
+    host.wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the job goes on")
+    assert host.run("clear", {"LEAVING_S": "0"}, worker=5).word == "CLEARED"  # again, with nothing there

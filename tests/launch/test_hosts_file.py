@@ -1,5 +1,6 @@
 """Hosts that the user has started: the file that lists them, and what each command does with them."""
 
+from base64 import b64decode
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from launch.cloud.job import planned
 from launch.cloud.job_pods import pods_of
 from launch.cloud.outcome import End, NodeView, not_started
 from launch.cloud.own_hosts import clear, reaches
-from launch.cloud.remote import NoAnswer, ask, ask_each, copy
+from launch.cloud.remote import NoAnswer, ask, ask_each, command, copy, ssh_commands
 from launch.cloud.request import reach
 from launch.dispatch import dispatch
 from launch.hosts_file import UNREAD, SshHost, parse_hosts, read_hosts_file
@@ -214,6 +215,8 @@ def test_only_hosts_that_gave_no_answer_are_asked_again(monkeypatch: pytest.Monk
     assert {host: answer.word for host, answer in ask(WAY, 2, "x").items()} == {0: "READY", 1: "READY"}
     assert [answer.detail for answer in ask_each(WAY, 2, "x", b"secret").values()] == ["secret", "secret"]
     copy(WAY, 2, "a", "b")
+    texts = [b64decode(argv[-1].split()[3]) for argv in ssh_commands(WAY, lambda worker: command("x", worker))]
+    assert texts == [b"POD_JOB_WORKER=0\nx", b"POD_JOB_WORKER=1\nx"]
     asked = answering(monkeypatch, {"me@vm-0": "ssh: connect to host vm-0 port 2222: Connection refused"})
     with pytest.raises(
         NoAnswer, match=r"^worker 0 \(me@vm-0:2222\) of 2 gave no answer over ssh: .*refused; run it again$"

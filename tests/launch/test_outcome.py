@@ -74,6 +74,13 @@ CASES = {
     "no host reached, nor heard of, for minutes": Case([None, None], End.lost, 0, more={"worried_s": UNREACHED_S + 1}),
     "no host reached for a moment": Case([None, None], None, more={"worried_s": UNREACHED_S - 1}),
     "unreachable for a moment": Case([RUNNING, None], None),
+    "a state that is not known here, while hosts are heard": Case(
+        [RUNNING, RUNNING], None, more={"node": "MIGRATING", "worried_s": 0}
+    ),
+    "a state that is not known here, and silence": Case([RUNNING, None], End.preempted, more={"node": "MIGRATING"}),
+    "preempted, though hosts are still heard": Case(
+        [RUNNING, RUNNING], End.preempted, more={"node": "PREEMPTED", "worried_s": 0}
+    ),
     "no progress": Case([RUNNING, RUNNING], End.lost, 0, more={"stalled": True}),
     "asked to stop, and one still ends": Case([exited(0), RUNNING], None, None, [EndKind.stopped, None]),
 }

@@ -45,7 +45,7 @@ mkdir -p "$here"
 echo "$ATTEMPT" >"$ROOT/attempt"
 python="${PYTHON:-$ROOT/environments/$ENVIRONMENT/bin/python}"
 export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_RUN="${RUN:-}" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1
-if [ -n "$HOSTS" ]; then export POD_JOB_HOSTS="$HOSTS"; fi
+if [ -n "${HOSTS-}" ]; then export POD_JOB_HOSTS="$HOSTS"; fi
 # One thread for each sum of a writer thread; and huge pages for what the devices send, which is fresh memory each time.
 export OPENBLAS_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 cd "$ROOT/bundles/$BUNDLE" || answer FAILED "$ROOT/bundles/$BUNDLE is not there"
