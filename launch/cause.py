@@ -81,7 +81,7 @@ class HostExit:
             # C++ may log more after Python's exception.
             errors = [line for line in self.lines if EXCEPTION.match(line)]
             return (errors or self.lines)[-1].removeprefix("error: ")
-        arrived = self.status is not None and self.status.phase is not Phase.checking
+        arrived = self.status is not None and self.status.phase.has_arrived
         where = "" if arrived else " before it arrived"
         if self.code is not None and -self.code in SIGNALS:
             hint = ", perhaps for want of memory" if self.code == -signal.SIGKILL else ""

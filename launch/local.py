@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class LocalPod:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        say_what_follows(kind, error, at)
         self.end()
 
     def exits(self) -> dict[int, int]:
@@ -60,6 +62,12 @@ class LocalPod:
             for process in self.processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(None if signum == signal.SIGKILL else max(0.0, deadline - time.monotonic()))
+
+
+def say_what_follows(kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    """Says, where a signal ends the block, that hosts are being ended: that takes up to GRACE_S."""
+    if isinstance(error, Stopped):
+        print(f"{error}: ending the hosts, within {GRACE_S:.0f} s; what is written stays", file=sys.stderr, flush=True)
 
 
 def follow(pod: LocalPod, show: Callable[[], None]) -> dict[int, int]:

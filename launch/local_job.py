@@ -14,7 +14,7 @@ from launch.view.summary import Summary, TrainingSummary
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.task_index import ESTIMATED
-from pod_job.planning.training import look_at_prompts, read_job_inputs
+from pod_job.planning.training import is_complete, look_at_prompts, read_job_inputs
 from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, read_status
 from pod_job.storage.folder import Folder
@@ -56,6 +56,11 @@ def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json
             if not failure.cause.lost or lost > failures:
                 return BAD_INPUT if failure.cause.user_error else FAILED
             screen.print(f"starting again; {lost} of {failures} cloud.failures used", highlight=False)
+    return show_summary(job_summary, as_json)
+
+
+def show_summary(job_summary: Summary | TrainingSummary, as_json: bool) -> int:
+    """Prints the summary; returns the exit status."""
     if as_json:
         print(summary.as_json(job_summary))
     else:
@@ -64,9 +69,14 @@ def run_here(config: JobConfig, overrides: Sequence[str], failures: int, as_json
 
 
 def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Summary | TrainingSummary:
-    """Runs the job on a local pod to its end. Raises HostFailed, JobError or Stopped; no host outlives the call."""
+    """Runs the job on a local pod to its end, if it is not complete.
+
+    Raises HostFailed, JobError or Stopped; no host outlives the call.
+    """
     started = time.monotonic()
     inputs = read_job_inputs(config, reading=ESTIMATED)
+    if (complete := summary_if_complete(config, inputs.folder, started, screen)) is not None:
+        return complete
     look_at_prompts(inputs)
     attempt = new_attempt()
     logs = LOGS / attempt
@@ -74,6 +84,16 @@ def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Sum
     reports = report_folder(inputs.folder, config.pod.slice)
     statuses = watch_hosts(commands, reports, inputs.total_batches, attempt, logs, screen)
     return summary.summary_of(config, inputs.folder, statuses, time.monotonic() - started, logs)
+
+
+def summary_if_complete(
+    config: JobConfig, folder: Folder, began: float, screen: Console
+) -> Summary | TrainingSummary | None:
+    """Returns the summary of a run that is finished already, and says so; None where something is left to do."""
+    if not is_complete(folder):
+        return None
+    screen.print(f"{config.storage.run_dir} is already complete", highlight=False)
+    return summary.summary_of(config, folder, [], time.monotonic() - began, f"{folder.url}/logs")
 
 
 def watch_hosts(

@@ -1,20 +1,28 @@
 """Several slices on this machine: each a pod of processes with a cluster of its own, on one run folder."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
 from launch.cause import first_cause
 from launch.host_commands import HostCommand, host_commands, new_attempt
-from launch.local import POLL_S, SETTLE_S, LocalPod, coordinator_address, stopped_by_signals
-from launch.local_job import LOGS, HostFailed, failed_hosts, planned_commands, report_failure, stopped_host
+from launch.local import POLL_S, SETTLE_S, LocalPod, coordinator_address, say_what_follows, stopped_by_signals
+from launch.local_job import (
+    LOGS,
+    HostFailed,
+    failed_hosts,
+    planned_commands,
+    report_failure,
+    show_summary,
+    stopped_host,
+    summary_if_complete,
+)
 from launch.slices import Next, SliceJob, after_loss, has_slices, slice_jobs
 from launch.view import progress, summary
-from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
+from pod_job.commands.command_line import BAD_INPUT, FAILED
 from pod_job.config.schema import JobConfig
 from pod_job.planning.inputs import Inputs, read_inputs
 from pod_job.planning.prompt_survey import survey_run
@@ -97,6 +105,8 @@ def run_slices_here(config: JobConfig, overrides: Sequence[str], failures: int, 
     """
     screen, began = SafeConsole(stderr=True), time.monotonic()
     inputs = read_inputs(config, reading=ESTIMATED)
+    if (complete := summary_if_complete(config, inputs.folder, began, screen)) is not None:
+        return show_summary(complete, as_json)
     survey_run(inputs)
     slices = [LocalSlice(job, report_folder(inputs.folder, job.name)) for job in slice_jobs(config, overrides)]
     failure = follow_slices(slices, inputs, failures, screen)
@@ -105,11 +115,7 @@ def run_slices_here(config: JobConfig, overrides: Sequence[str], failures: int, 
         return BAD_INPUT if failure is not None and failure.cause.user_error else FAILED
     statuses = [status for one in slices for status in one.statuses() if status is not None]
     job_summary = summary.summarise(config, metadata, statuses, time.monotonic() - began, LOGS)
-    if as_json:
-        print(json.dumps(asdict(job_summary), indent=2))
-    else:
-        summary.show(job_summary, SafeConsole())
-    return DONE if job_summary.complete else FAILED
+    return show_summary(job_summary, as_json)
 
 
 def follow_slices(slices: Sequence[LocalSlice], inputs: Inputs, failures: int, screen: Console) -> HostFailed | None:
@@ -118,6 +124,8 @@ def follow_slices(slices: Sequence[LocalSlice], inputs: Inputs, failures: int, s
     with ExitStack() as pods, stopped_by_signals(), progress.Screen(screen) as bars:
         for one in slices:
             pods.callback(one.end)
+        pods.push(say_what_follows)
+        for one in slices:
             one.start()
         while any(one.pod is not None for one in slices):
             for one in slices:

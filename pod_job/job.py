@@ -95,8 +95,11 @@ def listen(stop: StopRequest, config: JobConfig) -> None:
 
 def check_prompts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
     """Raises JobError for prompts that cannot be used, or where this machine lacks something for them."""
+    reporter.phase(Phase.checking)
     log_skipped(inputs.tasks, reporter)
-    check_machine(inputs, survey_share(inputs, host.index, host.count))
+    batch_tokens = survey_share(inputs, host.index, host.count)
+    reporter.set(batch_tokens=round(sum(batch_tokens) / max(1, len(batch_tokens)), 1))
+    check_machine(inputs, batch_tokens)
 
 
 def train_saes(inputs: TrainInputs, host: Host, reporter: Reporter, stop: StopRequest) -> bool:
@@ -127,6 +130,7 @@ def stream_source(inputs: Inputs, mesh: Mesh, host: Host, reporter: Reporter) ->
         reporter.phase(Phase.compiling)
         step = compile_program(inputs, model, params, part)
     assert isinstance(step, Step)
+    reporter.phase(Phase.parity)
     hold = pass_gate(inputs, host, step, model, part)
     return StreamSource(inputs, step, inputs.config.train.batch_rows, hold)
 
@@ -172,6 +176,7 @@ def compute(inputs: Inputs, pending: list[int], host: Host, reporter: Reporter, 
 
     reporter.phase(Phase.compiling)
     program = compile_program(inputs, model, params, part)
+    reporter.phase(Phase.parity)
     hold = pass_gate(inputs, host, program, model, part)
 
     reporter.phase(Phase.extracting)

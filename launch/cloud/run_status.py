@@ -17,7 +17,7 @@ from pod_job.planning.batches import total_batches
 from pod_job.preflight.prices import hours, spent, usd_per_hour
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
-from pod_job.run_folder.status import HostStatus
+from pod_job.run_folder.status import HostStatus, batches_computed
 from pod_job.storage.folder import Folder
 
 
@@ -70,9 +70,10 @@ def run_status(
     seconds = max((host.seconds for host in reported), default=0.0)
     training = max((host.training for host in reported if host.training), key=lambda at: at.step, default=None)
     done = training.step if training else len(committed(folder))
-    counted = max(host.steps for host in reported) if training else sum(host.batches for host in reported)
+    counted = max(host.steps for host in reported) if training else batches_computed(reported)
+    ahead = 0.0 if training else max(0.0, counted - sum(host.batches for host in reported))  # not yet committed
     batches_per_s = counted / seconds if seconds else 0.0
-    left_s = 0.0 if done == batches else (batches - done) / batches_per_s if batches_per_s else None
+    left_s = 0.0 if done == batches else max(0.0, batches - done - ahead) / batches_per_s if batches_per_s else None
     cloud = config.cloud
     alive = {record_of(pod, cloud.capacity).key for pod in pods}
     last_heard = max((host.updated for host in reported), default=0.0)

@@ -1,21 +1,21 @@
 """Progress of a job on a screen: the hosts' statuses in, one bar per phase of the whole pod out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from launch import clock
-from pod_job.run_folder.status import HostStatus, Phase, waited_share
+from pod_job.run_folder.status import HostStatus, Phase, batches_computed, waited_share
 
 PLAIN_EVERY_S = 10.0
 WAITED_SHOWN = 0.01
 """Share of steps that waited for input, from which on it is shown beside the bar."""
 ORDER = list(Phase)
-BATCHES = "batches"
+TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Bar:
     done: int
     total: int
     detail: str = ""
+
+    @property
+    def count(self) -> str:
+        return f"{self.done:,}/{self.total:,}"
 
 
 def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
@@ -44,15 +48,31 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
         return sum(ORDER.index(status.phase) > ORDER.index(phase) for status in alive)
 
     assigned = sum(status.batches_total for status in reported)
-    done = sum(status.batches for status in reported)
-    total = assigned if past(Phase.compiling) == hosts else max(batches, done)
+    total = assigned if past(Phase.compiling) == hosts else max(batches, assigned)
+    over = past(Phase.extracting) == hosts
     return [
+        Bar("count prompts", past(Phase.counting), hosts),
         Bar("hosts arrived", past(Phase.checking), hosts),
         Bar("weights", past(Phase.weights), hosts),
         Bar("compile", past(Phase.compiling), hosts),
-        training_bar(reported, batches) if training else Bar(BATCHES, done, total, pace(reported, assigned)),
+        Bar("parity", past(Phase.parity), hosts),
+        *([Bar("statistics", past(Phase.statistics), hosts)] if training else []),
+        training_bar(reported, batches) if training else token_bar(reported, total, over),
         Bar("write SAEs" if training else "merge", int(past(Phase.merging) == hosts), 1),
     ]
+
+
+def token_bar(reported: Sequence[HostStatus], batches: int, over: bool = False, done_before: int = 0) -> Bar:
+    """Returns the bar of the prompts' tokens, as computed: batches are committed several at once, and later.
+
+    Args:
+        batches: of which `done_before` were done before this attempt.
+        over: nothing more will be computed, so that what has been is the total.
+    """
+    batch_tokens = max([0.0, *(status.batch_tokens for status in reported)])
+    done = round(done_before * batch_tokens) + sum(status.prompt_tokens for status in reported)
+    total = done if over else max(done, round(batches * batch_tokens))
+    return Bar(TOKENS, done, total, pace(reported, 0 if over else batches - done_before))
 
 
 def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before: int) -> list[Bar]:
@@ -65,9 +85,9 @@ def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before:
         done_before: batches of earlier starts.
     """
     reported = [status for status in statuses if status is not None]
-    done = min(batches, done_before + sum(status.batches for status in reported))
     shown = bars(reported, batches) if reported else []
-    return [replace(bar, done=done, total=batches) if bar.name == BATCHES else bar for bar in shown]
+    tokens = token_bar(reported, batches, done_before=done_before)
+    return [tokens if bar.name == TOKENS else bar for bar in shown]
 
 
 def training_bar(reported: Sequence[HostStatus], steps: int) -> Bar:
@@ -84,23 +104,23 @@ def training_bar(reported: Sequence[HostStatus], steps: int) -> Bar:
 
 
 def pace(reported: Sequence[HostStatus], assigned: int) -> str:
-    """Returns tokens per second over all hosts, waiting if there is some, and the time left; empty before the first
-    batch."""
-    done = sum(status.batches for status in reported)
+    """Returns batches committed, tokens per second over all hosts, waiting if there is some, and the time left; empty
+    before the first step."""
+    done = batches_computed(reported)
     seconds = max((status.seconds for status in reported), default=0.0)
     if not done or not seconds:
         return ""
     rate = sum(status.tokens for status in reported) / seconds
     left_s = (assigned - done) * seconds / done
     waited = waited_share(reported) or 0.0
-    parts = [f"{rate:,.0f} tokens/s"]
+    parts = [f"{sum(status.batches for status in reported):,} batches written", f"{rate:,.0f} tokens/s"]
     parts += [f"{waited:.0%} of steps waited for input"] if waited >= WAITED_SHOWN else []
-    parts += [f"{left_s:,.0f} s left"] if assigned > done else []
+    parts += [f"{left_s:,.0f} s left"] if left_s > 0 else []
     return ", ".join(parts)
 
 
 class Screen:
-    """Bars redrawn in place on a terminal; elsewhere one line per finished phase, and batches every PLAIN_EVERY_S."""
+    """Bars redrawn in place on a terminal; elsewhere one line per finished phase, and tokens every PLAIN_EVERY_S."""
 
     def __init__(self, console: Console, began: float | None = None) -> None:
         """`began`: the moment of clock.monotonic() from which seconds are shown; now, if None."""
@@ -108,7 +128,7 @@ class Screen:
         self.progress = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(40),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[detail]}"),
             console=console,
             disable=not console.is_terminal,
@@ -137,13 +157,14 @@ class Screen:
             self.progress.remove_task(self.tasks.pop(name))
         for bar in now:
             if bar.name not in self.tasks:
-                self.tasks[bar.name] = self.progress.add_task(bar.name, total=bar.total, detail="")
-            self.progress.update(self.tasks[bar.name], completed=bar.done, total=bar.total, detail=bar.detail)
+                self.tasks[bar.name] = self.progress.add_task(bar.name, total=bar.total, count="", detail="")
+            values = {"completed": bar.done, "total": bar.total, "count": bar.count, "detail": bar.detail}
+            self.progress.update(self.tasks[bar.name], **values)
 
     def _print(self, now: Sequence[Bar]) -> None:
         moment = clock.monotonic()
         for bar in now:
-            finished = bar.done >= bar.total and bar.name not in self.finished
+            finished = bar.total and bar.done >= bar.total and bar.name not in self.finished
             current = bar.name not in self.finished and bar.done > 0 and moment - self.printed >= PLAIN_EVERY_S
             if finished:
                 self.finished.add(bar.name)
@@ -151,7 +172,7 @@ class Screen:
                 self.printed = moment
                 detail = f", {bar.detail}" if bar.detail else ""
                 self.console.print(
-                    f"{moment - self.started:6.1f} s  {bar.name} {bar.done}/{bar.total}{detail}",
+                    f"{moment - self.started:6.1f} s  {bar.name} {bar.count}{detail}",
                     highlight=False,
                     soft_wrap=True,
                 )

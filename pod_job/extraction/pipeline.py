@@ -107,5 +107,5 @@ def collect(item: StepInput, output: StepOutput, feeder: PackedFeeder, writers: 
             if feeder.open[placed.batch].put(placed, shards):
                 writers.commit(feeder.open.pop(placed.batch).finish())
         commit_empty(feeder, writers)
-        reporter.add(steps=1, tokens=item.tokens, positions=item.token_ids.size)
+        reporter.add(steps=1, tokens=item.tokens, prompt_tokens=item.tokens, positions=item.token_ids.size)
     return bool(output.more)

@@ -125,7 +125,8 @@ def generate(generator: Generator, feeder: PromptFeeder, writers: Writers, repor
             batch, completion = result.queued.batch, result.completion
             if feeder.open[batch].put(result.queued.index, completion, result.vectors):
                 writers.commit(*feeder.open.pop(batch).finish())
-            reporter.add(tokens=completion.prompt_tokens + len(completion.token_ids))
+            read = completion.prompt_tokens
+            reporter.add(tokens=read + len(completion.token_ids), prompt_tokens=read)
             commit_empty(feeder, writers)
         report_progress(progress, reporter, feeder, before.waited_s or 0.0)
         reporter.set(seconds=time.monotonic() - started)

@@ -160,7 +160,7 @@ def await_hosts(folder: Folder, host: Host, timeout_s: int) -> None:
                 raise PeerEnded(other, f"host {other} failed before the start: {status.error}")
             if status is not None and status.phase is Phase.stopped:
                 raise PeerEnded(other, f"host {other} was asked to stop before the start: {status.error}", asked=True)
-            if status is not None and status.phase is not Phase.checking:
+            if status is not None and status.phase.has_arrived:
                 missing.remove(other)
         if missing and time.monotonic() > deadline:
             names = ", ".join(map(str, sorted(missing)))

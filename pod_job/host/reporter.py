@@ -36,7 +36,7 @@ class Reporter(logging.Handler):
         self.folder = folder
         self.lines: list[str] = []
         self.lines_written: int | None = None
-        self.status = HostStatus(host=host.index, hosts=host.count, attempt=host.attempt, phase=Phase.checking)
+        self.status = HostStatus(host=host.index, hosts=host.count, attempt=host.attempt, phase=Phase.counting)
         self.timeline = Timeline(host=host.index, attempt=host.attempt, slice=host.slice or "")
         self.changed = threading.Lock()
         self.stopping = threading.Event()

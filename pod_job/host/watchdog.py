@@ -21,7 +21,10 @@ from pod_job.storage.folder import Folder
 
 # From the stop request until batches in hand are abandoned. A preempted machine has 30 s, and the notice may come late.
 GRACE_S = 20.0
-NOTHING_IN_HAND = (Phase.checking, Phase.arrived, Phase.weights, Phase.compiling)
+NOTHING_IN_HAND = (
+    *(Phase.counting, Phase.checking, Phase.arrived),
+    *(Phase.weights, Phase.compiling, Phase.parity, Phase.statistics),
+)
 
 log = logging.getLogger("pod_job")
 

@@ -25,13 +25,13 @@ class JobProgress:
         self.console = Console(stderr=True)
         self.started, self.began = time.time(), time.monotonic()
         self.line: Status | None = None
-        self.shown, self.shown_at = str(Phase.checking), self.began  # nothing to say yet, and an error is one line
+        self.shown, self.shown_at = str(Phase.counting), self.began  # nothing to say yet, and an error is one line
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> "JobProgress":
         if self.console.is_terminal:
-            self.line = self.console.status("checking")
+            self.line = self.console.status(str(Phase.counting))
             self.line.start()
         self.thread.start()
         return self
@@ -78,4 +78,6 @@ def progress_text(status: HostStatus) -> str:
     if status.phase is not Phase.extracting:
         return str(status.phase)
     rate = f", {status.tokens / status.seconds:,.0f} tokens/s" if status.tokens and status.seconds else ""
-    return f"{status.phase}: {status.samples:,} prompts, batches {status.batches}/{status.batches_total}{rate}"
+    total = max(status.prompt_tokens, round(status.batches_total * status.batch_tokens))
+    counts = f"tokens {status.prompt_tokens:,}/{total:,}, {status.batches} of {status.batches_total} batches written"
+    return f"{status.phase}: {counts}{rate}"

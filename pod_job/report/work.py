@@ -14,11 +14,12 @@ from pod_job.report.overview import Overview
 from pod_job.run_folder.layout import RUN
 from pod_job.run_folder.pods import read_pods
 from pod_job.run_folder.start import read_start
+from pod_job.run_folder.status import Phase
 from pod_job.run_folder.timeline import Timeline
 
 BINS = 60
 """Equal parts of the run's time for which rates are given."""
-WORKING = ("checking", "arrived", "weights", "compiling", "extracting", "merging")
+WORKING = [phase.value for phase in Phase if not phase.ended]
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,24 @@ MOST_BYTES = 1 << 20
 class Phase(StrEnum):
     """Phases of a host in their order; a host ends in `done`, `stopped` or `failed`."""
 
-    checking = "checking"  # reading and checking inputs
+    counting = "counting"  # reading the configuration; listing and counting the prompts
+    checking = "checking"  # looking at prompts, and checksums of what the vectors depend on
     arrived = "arrived"  # ready, waiting for the other hosts
     weights = "weights"
     compiling = "compiling"
+    parity = "parity"  # comparing vectors with the reference
+    statistics = "statistics"  # with mode=train: measuring the inputs' scale and center, or reading a checkpoint
     extracting = "extracting"
     training = "training"  # with mode=train in place of extracting
     merging = "merging"
     done = "done"
     stopped = "stopped"  # asked to, before all was done; `error` says by what
     failed = "failed"
+
+    @property
+    def has_arrived(self) -> bool:
+        """Returns whether a host of this phase is ready, or was."""
+        return self not in (Phase.counting, Phase.checking)
 
     @property
     def ended(self) -> bool:
@@ -78,6 +86,8 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of one host in one attempt; counts are of this attempt and this host only.
 
     `positions` counts all token positions computed, `tokens` those that held a prompt's token: the rest is padding.
+    `prompt_tokens` are those of `tokens` that prompts have, with mode=generate of prompts whose completion has ended;
+    `batch_tokens` are those of a batch of the run on average, by the prompts looked at; 0: not known.
     `dropped_tokens` are those of samples longer than a row that no prompt has, `cut_samples` such samples.
     `skipped_tasks` counts the broken tasks of the whole run, on every host alike.
     `seconds` is the time spent extracting. `step_s` is the median time from one step's results to the next one's, with
@@ -100,6 +110,8 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     dropped_tokens: int = 0
     skipped_tasks: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0
+    batch_tokens: float = 0.0
     positions: int = 0
     rows: int = 0
     bytes: int = 0
@@ -114,6 +126,15 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     blamed_host: int | None = None
     hosts: Annotated[int, msgspec.Meta(ge=0, le=MOST_HOSTS)] = 0
     training: TrainingStatus | None = None
+
+
+def batches_computed(statuses: Iterable[HostStatus | None]) -> float:
+    """Returns the batches that hosts have computed in this attempt, by their prompts' tokens, so parts of them too.
+
+    They are committed later, several at once. Of a host that does not know the tokens of a batch, those committed.
+    """
+    reported = [status for status in statuses if status is not None]
+    return float(sum(one.prompt_tokens / one.batch_tokens if one.batch_tokens else one.batches for one in reported))
 
 
 def waited_share(statuses: Iterable[HostStatus | None]) -> float | None:

@@ -32,7 +32,7 @@ def train(inputs: TrainInputs, source: Source, mesh: Mesh, reporter: Reporter, s
     Raises:
         JobError: a checkpoint is damaged or of other SAEs, or the loss of every SAE is not finite.
     """
-    reporter.phase(Phase.compiling)
+    reporter.phase(Phase.statistics)
     trainer = make_trainer(inputs.train, inputs.widths, mesh, inputs.config.sharding)
     index, count = jax.process_index(), jax.process_count()
     with CheckpointWriter(inputs.folder, inputs.train, index, count) as writer:

@@ -221,7 +221,9 @@ def test_the_command_line_reports_a_signal(tmp_path: Path) -> None:
     launcher.terminate()
     _, said = launcher.communicate(timeout=20)
     assert launcher.returncode == 128 + signal.SIGTERM
-    assert said.startswith("stopped by SIGTERM")
+    at_once, at_the_end = said.splitlines()
+    assert at_once == "SIGTERM: ending the hosts, within 5 s; what is written stays"
+    assert at_the_end.startswith("stopped by SIGTERM")
     assert not is_running(int(log.read_text()))
 
 

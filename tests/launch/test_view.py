@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from launch.view import progress, summary
-from launch.view.progress import Bar, Screen, bars
+from launch.view.progress import Bar, Screen, bars, slice_bars
 from pod_job.config.load import load
 from pod_job.run_folder.metadata import BatchEntry, Metadata, read_any
 from pod_job.run_folder.status import HostStatus, Phase, waited_share
@@ -26,33 +26,60 @@ def status(host: int, phase: Phase, **counts) -> HostStatus:
 def test_bars_count_hosts_past_each_phase() -> None:
     shown = bars([status(0, Phase.compiling), status(1, Phase.weights), status(2, Phase.checking), None], batches=7)
     assert [(bar.name, bar.done, bar.total) for bar in shown] == [
+        ("count prompts", 3, 4),
         ("hosts arrived", 2, 4),
         ("weights", 1, 4),
         ("compile", 0, 4),
-        ("batches", 0, 7),
+        ("parity", 0, 4),
+        ("tokens", 0, 0),
         ("merge", 0, 1),
     ]
 
 
 def test_a_failed_host_is_past_no_phase() -> None:
     shown = bars([status(0, Phase.failed), status(1, Phase.extracting)], batches=7)
-    assert [bar.done for bar in shown] == [1, 1, 1, 0, 0]
+    assert [bar.done for bar in shown] == [1, 1, 1, 1, 1, 0, 0]
+
+
+def tokens_of(statuses: list[HostStatus], batches: int = 99) -> Bar:
+    return next(bar for bar in bars(statuses, batches) if bar.name == "tokens")
+
+
+def extracting(host: int, seconds: float, tokens: int = 3000, batches_total: int = 5, **counts) -> HostStatus:
+    counts |= {"tokens": tokens, "prompt_tokens": tokens, "batch_tokens": 1500.0, "batches_total": batches_total}
+    return status(host, Phase.extracting, seconds=seconds, **counts)
 
 
 def test_tokens_per_second_and_time_left_are_of_the_whole_pod() -> None:
-    halves = [
-        status(host, Phase.extracting, batches=2, batches_total=5, tokens=3000, seconds=4.0 - host) for host in range(2)
-    ]
-    batches = bars(halves, batches=99)[3]
-    assert batches == Bar("batches", 4, 10, "1,500 tokens/s, 6 s left")
+    halves = [extracting(host, 4.0 - host) for host in range(2)]
+    assert tokens_of(halves) == Bar("tokens", 6000, 15_000, "0 batches written, 1,500 tokens/s, 6 s left")
+
+
+@pytest.mark.parametrize("written", [0, 1, 7])
+def test_the_time_left_follows_what_is_computed_and_not_what_is_written(written: int) -> None:
+    """At a constant rate it is right from the first step on, however many batches are committed at once."""
+    for tenth in range(1, 10):
+        one = extracting(0, 10.0 * tenth, tokens=1500 * tenth, batches_total=10, batches=min(written, tenth))
+        assert tokens_of([one]).detail.endswith(f" {100 - 10 * tenth} s left")
+
+
+def test_more_tokens_than_were_expected_are_not_more_than_all() -> None:
+    shown = tokens_of([extracting(0, 1.0, tokens=9000)])
+    assert (shown.done, shown.total, "left" in shown.detail) == (9000, 9000, False)
+
+
+def test_slices_share_all_batches_but_those_done_before() -> None:
+    shown = slice_bars([extracting(0, 2.0), extracting(1, 2.0), None], batches=10, done_before=2)
+    bar = next(bar for bar in shown if bar.name == "tokens")
+    assert (bar.done, bar.total) == (9000, 15_000)
+    assert bar.detail.endswith("3,000 tokens/s, 2 s left")
 
 
 def test_waiting_for_input_is_that_of_the_host_that_waited_most() -> None:
-    working = {"batches": 1, "batches_total": 2, "tokens": 100, "seconds": 1.0, "steps": 40}
-    waited = [status(host, Phase.extracting, waited_steps=2 * host, **working) for host in range(3)]
+    waited = [extracting(host, 1.0, waited_steps=2 * host, steps=40, batches=1) for host in range(3)]
     assert waited_share([*waited, None]) == 0.1
-    assert bars(waited, batches=99)[3].detail == "300 tokens/s, 10% of steps waited for input, 1 s left"
-    assert bars(waited[:1], batches=99)[3].detail == "100 tokens/s, 1 s left"  # nothing to be said
+    assert "9,000 tokens/s, 10% of steps waited for input, 2 s left" in tokens_of(waited).detail
+    assert "waited" not in tokens_of(waited[:1]).detail
 
 
 def test_a_run_with_nothing_left_shows_all_done() -> None:
