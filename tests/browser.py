@@ -72,3 +72,19 @@ def opened(page: Path, profile: Path) -> Iterator[tuple[Browser, str]]:
         process.wait()
         os.close(to_browser)
         os.close(from_browser)
+
+
+def rendered(browser: Browser, session: str, width: int, scheme: str) -> tuple[int, int]:
+    """Returns how far a page reaches beyond a screen of that width, and the brightness of its background, 0 to 255.
+
+    Args:
+        scheme: `light` or `dark`.
+    """
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", session, **screen)
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.call("Emulation.setEmulatedMedia", session, features=media)
+    look = "[document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
+    answer = browser.call("Runtime.evaluate", session, expression=look, returnByValue=True)
+    reaches, color = answer["result"]["value"]
+    return max(0, reaches - width), sum(int(part) for part in color[4:-1].split(",")) // 3

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.preflight.prices import hours, spent, usd_per_hour
+from pod_job.preflight.prices import hours, pod_usd_per_hour, spent
 from pod_job.run_folder.pods import PodRecord
 
 WORTH_S = 60.0  # of a pod: with less, nothing can be computed
@@ -49,10 +49,10 @@ def nearest_limit(
 
 def price(config: JobConfig) -> float:
     """Returns the dollars per hour of the pod. JobError where cloud.max_usd is set and the price is unknown."""
-    name, cloud = config.pod.accelerator_type or "", config.cloud
-    usd = usd_per_hour(name, cloud.capacity.value, cloud.price_per_chip_hour)
+    usd = pod_usd_per_hour(config)
     if not usd:
         raise JobError(
-            f"cloud.max_usd={cloud.max_usd:g}: the price of {name} is unknown; set cloud.price_per_chip_hour"
+            f"cloud.max_usd={config.cloud.max_usd:g}: the price of {config.pod.accelerator_type} is unknown; "
+            "set cloud.price_per_chip_hour"
         )
     return usd

@@ -13,7 +13,7 @@ from launch.shell import NotInstalled
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.preflight.prices import usd_per_hour
+from pod_job.preflight.prices import pod_usd_per_hour
 
 LOOK_S = 60.0  # for the API to list pods while a verb ends
 
@@ -57,12 +57,11 @@ def price(pod: Pod, config: JobConfig) -> str:
     dead = not (pod.ready or pod.coming)
     if dead:
         return "which costs nothing but uses up quota"
-    return f"{'at' if pod.granted else 'once it is granted at'} {hourly(config)}"
+    return f"{'at' if pod.granted else 'once it is granted at'} {hourly(config, pod.zone)}"
 
 
-def hourly(config: JobConfig) -> str:
-    cloud = config.cloud
-    usd = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
+def hourly(config: JobConfig, zone: str | None = None) -> str:
+    usd = pod_usd_per_hour(config, zone)
     return "an unknown price" if usd is None else f"${usd:,.2f} an hour"
 
 

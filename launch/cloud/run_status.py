@@ -14,7 +14,7 @@ from launch.slices import has_slices, slice_jobs
 from launch.view.status_view import PodHours, PodStatus, RunStatus, SliceStatus
 from pod_job.config.schema import JobConfig
 from pod_job.planning.batches import total_batches
-from pod_job.preflight.prices import hours, spent, usd_per_hour
+from pod_job.preflight.prices import hours, pod_usd_per_hour, spent
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
 from pod_job.run_folder.status import HostStatus, batches_computed
@@ -79,7 +79,7 @@ def run_status(
     last_heard = max((host.updated for host in reported), default=0.0)
     paid = hours(all_records(folder, pods, config), alive, last_heard, now)
     so_far = spent(paid, cloud.price_per_chip_hour) if paid else None
-    hourly = usd_per_hour(config.pod.accelerator_type or "", cloud.capacity.value, cloud.price_per_chip_hour)
+    hourly = pod_usd_per_hour(config, pods[0].zone if pods else None)
     expected = None
     if so_far is not None and hourly is not None and left_s is not None:
         expected = so_far + hourly * max(1, len(alive)) * left_s / 3600

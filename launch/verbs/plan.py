@@ -25,6 +25,7 @@ from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import NoWeights
 from pod_job.formats.records import encode
+from pod_job.planning.batches import feeding_hosts, idle_line
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
 from pod_job.planning.memory import RunMemory, described, run_memory
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run
@@ -32,7 +33,7 @@ from pod_job.planning.reading import read_line
 from pod_job.planning.task_index import ESTIMATED
 from pod_job.planning.training import look_at_prompts, read_train_inputs
 from pod_job.planning.training_memory import check_buffer
-from pod_job.preflight.lines import lines as preflight_lines
+from pod_job.preflight.lines import NAME_WIDTH, named_lines
 from pod_job.preflight.records import PreflightReport
 from pod_job.terminal import SafeConsole
 
@@ -70,6 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
     reference: str
     commands: list[HostCommand]
     uploads: str | None = None  # what a start uploads first, and about how long that takes
+    idle: str | None = None  # hosts without a batch, and the number of samples that gives each one
     reading: str | None = None  # how often hosts read files that they share and cannot read in ranges
     preflight: PreflightReport | None = None
     no_preflight: str | None = None
@@ -100,8 +102,7 @@ def plan(options: Namespace) -> int:
         checked_plan = msgspec.structs.replace(job_plan, preflight=report, no_preflight=reason)
         print(msgspec.json.format(encode(checked_plan), indent=2).decode())
     else:
-        for line in preflight_lines(report) if report else [f"preflight   none: {reason}"]:
-            screen.print(line, highlight=False, markup=False, soft_wrap=True)
+        show_facts(list(named_lines(report)) if report else [("preflight", f"none: {reason}")], screen, NAME_WIDTH)
     if report:
         refuse_what_does_not_fit(report)
     return DONE
@@ -123,8 +124,7 @@ def plan_training(config: JobConfig, overrides: Sequence[str], options: Namespac
     if reason or options.json:
         return DONE
     report = run_preflight(overrides)
-    for line in preflight_lines(report):
-        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+    show_facts(list(named_lines(report)), screen, NAME_WIDTH)
     refuse_what_does_not_fit(report)
     return DONE
 
@@ -177,6 +177,7 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         reference=expected_reference(inputs),
         commands=commands,
         uploads=uploads_of(config),
+        idle=idle_line(samples, inputs.total_batches, feeding_hosts(config)),
         reading=read_line(inputs.tasks.sequential, pod.hosts),
     )
 
@@ -223,7 +224,9 @@ def show(job_plan: Plan, console: Console) -> None:
         facts.insert(1, ("weights", "none at model.path: planned from config.json; a start reads and checks them"))
     if others:
         facts.append(("each other", f"{same} (--json shows them all)"))
-    show_facts(facts, console)
+    if job_plan.idle:
+        facts.insert(4, ("idle", job_plan.idle))
+    show_facts(facts, console, NAME_WIDTH)
 
 
 COMMAND = Command("plan", __doc__, EXAMPLES, add_arguments, plan)

@@ -9,6 +9,7 @@ from launch.host_commands import HostCommand
 from launch.view.facts import show_facts
 from pod_job.planning.training import TrainInputs
 from pod_job.planning.training_memory import TrainingMemory, steps_line, training_memory
+from pod_job.preflight.lines import NAME_WIDTH
 from pod_job.run_folder.train_identity import TrainIdentity
 
 
@@ -67,4 +68,4 @@ def show_training_plan(plan: TrainingPlan, console: Console) -> None:
     ]
     if others:
         facts.append(("each other", "the same with its own POD_JOB_HOST (--json shows them all)"))
-    show_facts(facts, console)
+    show_facts(facts, console, NAME_WIDTH)

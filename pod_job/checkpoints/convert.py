@@ -29,7 +29,7 @@ from pod_job.models.arch import read_arch_file
 from pod_job.models.weight_table import Weight
 from pod_job.storage.folder import Folder, NameTaken
 from pod_job.storage.open import open_folder
-from pod_job.units import GB
+from pod_job.units import size_text
 
 WEIGHTS = "weights-"
 OURS = re.compile(WEIGHTS + r"[0-9a-f]{32}(\.orbax-checkpoint-tmp.*)?")
@@ -129,7 +129,7 @@ def output_folder(out: Folder, name: str, size: int, field: str = "OUT") -> Iter
     place = f"{field}={out.url}" if scratch is None else f"TMPDIR={top.parent}"
     try:
         if (free := shutil.disk_usage(top).free) < size:
-            raise JobError(f"{place}: {free / GB:.2f} GB are free, the weights are {size / GB:.2f} GB; free some")
+            raise JobError(f"{place}: {size_text(free)} are free, the weights are {size_text(size)}; free some")
         yield local or top / name
         for file in sorted(path for path in (top / name).rglob("*") if scratch and path.is_file()):
             content = np.memmap(file, np.uint8, "r").data if file.stat().st_size else b""

@@ -23,7 +23,7 @@ from pod_job.planning.inputs import Inputs
 from pod_job.planning.memory import batches_in_flight, weights_on_host
 from pod_job.planning.model_cost import stored_rows, vector_bytes
 from pod_job.run_folder.layout import committed
-from pod_job.units import GB
+from pod_job.units import size_text
 
 # Access tokens and signed requests are refused at 5 minutes, and heartbeats are compared by the second.
 MOST_SKEW_S = 60.0
@@ -113,7 +113,7 @@ def check_disk(folder: Path, needed: int, free: int) -> None:
     """Raises JobError where `needed` bytes are more than the folder's file system has free."""
     if needed > free:
         raise JobError(
-            f"{folder} has {free / GB:,.1f} GB of free disk, the run writes {needed / GB:,.1f} GB there; "
+            f"{folder} has {size_text(free)} of free disk, the run writes {size_text(needed)} there; "
             "free some, or use another storage.run_dir (scratch files: TMPDIR)"
         )
 
@@ -123,8 +123,8 @@ def check_memory(needs: MachineNeeds, available: int | None) -> None:
     total = needs.weights + needs.batches
     if available is not None and total > available:
         raise JobError(
-            f"this machine has {available / GB:,.1f} GB of free memory, the run holds {total / GB:,.1f} GB at least: "
-            f"weights {needs.weights / GB:,.1f}, batches {needs.batches / GB:,.1f}; "
+            f"this machine has {size_text(available)} of free memory, the run holds {size_text(total)} at least: "
+            f"weights {size_text(needs.weights)}, batches {size_text(needs.batches)}; "
             "lower extract.save_every_n_samples or storage.writers, extract fewer layers, or use fewer devices here"
         )
 

@@ -16,7 +16,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.sharding import rules
 from pod_job.planning.inputs import Inputs, Outline
 from pod_job.planning.model_cost import prefill_positions, step_positions, stored_rows, vector_bytes
-from pod_job.units import GB, MB
+from pod_job.units import size_text
 
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
 """Beginning of jax's error."""
@@ -99,12 +99,8 @@ def weights_on_host(run: Outline, on_cpu: bool) -> int:
 def described(memory: RunMemory) -> str:
     """Returns one line for people: the bytes on each device and on each host."""
     sizes = {"weights": memory.weights, "keys and values": memory.cache, "vectors": memory.vectors}
-    on_device = ", ".join(f"{with_unit(size)} {name}" for name, size in sizes.items() if size)
-    return f"each device: {on_device}; each host: up to {with_unit(memory.batches)} of vectors on their way to files"
-
-
-def with_unit(size: int) -> str:
-    return f"{size / GB:,.2f} GB" if size >= GB / 100 else f"{size / MB:,.2f} MB"
+    on_device = ", ".join(f"{size_text(size)} {name}" for name, size in sizes.items() if size)
+    return f"each device: {on_device}; each host: up to {size_text(memory.batches)} of vectors on their way to files"
 
 
 def remedies(config: JobConfig) -> str:

@@ -8,9 +8,10 @@ import msgspec
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.models.sharding import row_shards
-from pod_job.planning.memory import run_memory, with_unit
+from pod_job.planning.memory import run_memory
 from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
+from pod_job.units import size_text
 
 COPIES = 4
 """Arrays of the size of each parameter: itself, its gradient, and two moments of Adam."""
@@ -33,7 +34,7 @@ class TrainingMemory(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         sizes = {"model": self.model, "SAEs and optimizer": self.saes, "shuffle buffer": self.buffer}
         sizes |= {"latents of a step": self.latents}
-        return "each device: " + ", ".join(f"{with_unit(size)} {name}" for name, size in sizes.items() if size)
+        return "each device: " + ", ".join(f"{size_text(size)} {name}" for name, size in sizes.items() if size)
 
 
 def training_memory(inputs: TrainInputs) -> TrainingMemory:
@@ -69,14 +70,14 @@ def check_buffer(inputs: TrainInputs, available: int, where: str) -> None:
         return
     left = available - (memory.total - memory.buffer)
     fits = math.floor(left / buffer_row_bytes(inputs.widths, inputs.config)) // train.batch_rows * train.batch_rows
-    taken = f"{with_unit(memory.total)} ({str(memory).removeprefix('each device: ')})"
+    taken = f"{size_text(memory.total)} ({str(memory).removeprefix('each device: ')})"
     if fits >= train.batch_rows:
         fix = f"use train.buffer_rows={fits} or less"
     else:
         fix = "no buffer fits beside the SAEs: train fewer of them, or fewer latents, or raise mesh.model"
     raise JobError(
         f"train.buffer_rows={train.buffer_rows}: training takes {taken} of each device, and {where} has "
-        f"{with_unit(available)}; {fix}"
+        f"{size_text(available)}; {fix}"
     )
 
 

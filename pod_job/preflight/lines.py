@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import Change, Measured, PreflightReport, WholeRun
 from pod_job.preflight.training_forecast import TrainingForecast
-from pod_job.units import GB, GIB, MB
+from pod_job.units import GB, GIB, MB, size_text
 
+CREATE_S = 300.0
+"""Seconds from asking for a pod to READY, where there is capacity: an assumption."""
+NAME_WIDTH = 13
 Line = tuple[str, str]
 """Name and text; the name is empty where a line continues the one above it."""
 
@@ -14,7 +17,7 @@ Line = tuple[str, str]
 def lines(report: PreflightReport) -> Iterator[str]:
     """Yields the report line by line."""
     for name, text in named_lines(report):
-        yield f"{name:<12}{text}"
+        yield f"{name:<{NAME_WIDTH}}{text}"
 
 
 def named_lines(report: PreflightReport) -> Iterator[Line]:
@@ -86,13 +89,27 @@ def change_text(change: Change) -> str:
 
 def run_lines(run: WholeRun, prices: str) -> Iterator[Line]:
     if not run.bytes and not run.samples:
-        yield "run", f"{run.steps:,} steps, {run.rows:,} rows, {run.hours:.3f} hours; no vector is stored"
-        yield from (("cost", run.cost), ("", f"({prices})"))
+        yield "run", f"{run.steps:,} steps, {run.rows:,} rows; no vector is stored"
+        yield from cost_lines(run, prices)
         return
-    at_once = f" with {run.slices} slices at work" if run.slices > 1 else ""
     new = f" and at most {run.new_tokens:,} new ones" if run.new_tokens else ""
     yield "run", f"{run.samples:,} samples, about {run.tokens:,} tokens{new}, {run.rows:,} rows per tap,"
-    yield "", f"{run.bytes / GB:,.2f} GB in all; {run.steps:,} steps, {run.hours:.3f} hours{at_once}"
+    yield "", f"{size_text(run.bytes)} in all; {run.steps:,} steps"
+    yield from cost_lines(run, prices)
+    yield "storage", run.storage
+
+
+def cost_lines(run: WholeRun, prices: str) -> Iterator[Line]:
+    """Yields what time the pod is paid for, and its price."""
+    at_once = f" with {run.slices} slices at work" if run.slices > 1 else ""
+    if (start := run.start) is not None:
+        parts = f"{start.prepare_s:.0f} s for the hosts' environment (assumed), {start.weights_s:.0f} s for weights"
+        yield "time", f"{start.seconds / 60:.1f} minutes to start: {parts}, {start.compile_s:.0f} s to compile;"
+        yield (
+            "",
+            f"then {run.hours:.3f} hours of steps{at_once}. A pod is paid from READY on, with capacity after about",
+        )
+        yield "", f"{CREATE_S / 60:.0f} minutes (assumed)"
     yield "cost", run.cost
     yield "", f"({prices})"
 

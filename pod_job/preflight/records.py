@@ -5,6 +5,7 @@ import msgspec
 from pod_job.config.generate import Mode
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.training_forecast import TrainingForecast
+from pod_job.units import GB
 
 
 class Change(Forecast, frozen=True, kw_only=True):
@@ -13,8 +14,30 @@ class Change(Forecast, frozen=True, kw_only=True):
     change: str
 
 
+STORAGE_USD_GB_MONTH = 0.020
+"""Standard storage in us-central1; other regions and classes differ."""
+
+
+class StartTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds from a READY pod, from which on it is paid, to its first step.
+
+    Attributes:
+        prepare_s: making the environment on the hosts, assumed.
+        weights_s: reading the weights, at the bucket's rate.
+        compile_s: as compiling took here; a job whose program is in its compile cache has none.
+    """
+
+    prepare_s: float
+    weights_s: float
+    compile_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.prepare_s + self.weights_s + self.compile_s
+
+
 class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
-    """Size, time and cost of the whole run, without the start of the pod and compilation.
+    """Size, time and cost of the whole run.
 
     Attributes:
         samples: 0 with mode=train, which ends after its steps.
@@ -22,8 +45,9 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
         new_tokens: tokens generated after them if every completion is as long as it may be.
         rows: vectors per tap.
         bytes: vectors of all taps.
-        hours: with all slices at work, of which there are `slices`.
-        usd_list, usd_spot: dollars at the list price and at the price of spot; None where the price is not known.
+        hours: of all steps, with all `slices` at work; `start` are those before them for which the pod is paid too.
+        usd_list, usd_spot: dollars of both at the list price and at the price of spot; None where that is not known.
+        zone: of which the prices are; empty: of the region that PRICES_FROM names.
     """
 
     samples: int
@@ -36,13 +60,22 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
     usd_list: float | None
     usd_spot: float | None
     slices: int = 1
+    start: StartTimes | None = None
+    zone: str = ""
 
     @property
     def cost(self) -> str:
         """The cost in words."""
         if self.usd_list is None or self.usd_spot is None:
             return "unknown, the price of this chip is not public; give cloud.price_per_chip_hour"
-        return f"${self.usd_list:,.2f} at list price, about ${self.usd_spot:,.2f} on spot"
+        where = f" in {self.zone}" if self.zone else ""
+        return f"${self.usd_list:,.2f} at list price, about ${self.usd_spot:,.2f} on spot{where}"
+
+    @property
+    def storage(self) -> str:
+        """The cost of keeping the vectors in a bucket, in words."""
+        month = self.bytes / GB * STORAGE_USD_GB_MONTH
+        return f"${month:,.2f} a month in a bucket, at ${STORAGE_USD_GB_MONTH} per GB (Standard in US regions, assumed)"
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Plans a training on a pod before it starts: its programs, how they go together, and the whole run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -23,9 +24,8 @@ from pod_job.preflight.training_forecast import (
     training_forecast,
     with_reading,
 )
-from pod_job.preflight.whole_run import dollars
+from pod_job.preflight.whole_run import paid, start_times
 from pod_job.run_folder.bucket_rate import BucketRate
-from pod_job.run_folder.train_identity import TrainIdentity
 from pod_job.units import GB
 
 
@@ -66,7 +66,7 @@ def plan_training(config: JobConfig, pod: Slice, measured_rate: BucketRate | Non
         trainer=trainer,
         training=training,
         changes=changes,
-        run=whole_training(training, planned.train, pod),
+        run=whole_training(planned, (forward, trainer), training),
     )
 
 
@@ -90,7 +90,7 @@ def plan_on_run(config: JobConfig, pod: Slice, measured_rate: BucketRate | None)
         trainer=trainer,
         training=training,
         changes=smaller_buffers(planned, trainer, None),
-        run=whole_training(training, planned.train, pod),
+        run=whole_training(planned, (trainer,), training),
     )
 
 
@@ -110,10 +110,13 @@ def smaller_buffers(planned: PlannedTrainer, trainer: Forecast, forward: Forecas
     return [Change(change=f"train.buffer_rows={rows}", **msgspec.structs.asdict(outcome))]
 
 
-def whole_training(training: TrainingForecast | None, train: TrainIdentity, pod: Slice) -> WholeRun | None:
+def whole_training(
+    planned: PlannedTrainer, programs: Sequence[Forecast], training: TrainingForecast | None
+) -> WholeRun | None:
     """Returns the time and cost of all steps; the rows that fill the buffer at first are those of the last steps."""
     if training is None:
         return None
+    train = planned.train
     rows, seconds = train.rows, train.steps * training.step_s
     return WholeRun(
         samples=0,
@@ -123,6 +126,5 @@ def whole_training(training: TrainingForecast | None, train: TrainIdentity, pod:
         bytes=0,
         steps=train.steps,
         hours=seconds / 3600,
-        usd_list=dollars(seconds, pod, pod.chip.list_usd_hour),
-        usd_spot=dollars(seconds, pod, pod.chip.spot_usd_hour),
+        **paid(seconds, start_times(planned.config, programs, planned.pod), planned.config, planned.pod),
     )

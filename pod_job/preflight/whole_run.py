@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, Positions
@@ -11,17 +12,21 @@ from pod_job.planning.model_cost import stored_rows, vector_bytes
 from pod_job.planning.task_index import ESTIMATED, find_tasks
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
-from pod_job.preflight.records import WholeRun
-from pod_job.preflight.tpu_facts import Slice
+from pod_job.preflight.prices import chip_prices
+from pod_job.preflight.records import StartTimes, WholeRun
+from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Slice
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.samples import Samples, without_broken
 from pod_job.prompts.tokenizer import TokenizerFolder, has_vocabulary, load_tokenizer
 from pod_job.prompts.tokens import usable_prompts
 from pod_job.storage.open import open_folder
+from pod_job.units import GB
 
 TOKENIZED_SAMPLES = 256
 CHARACTERS_PER_TOKEN = 4
 """Characters per token of English text, assumed where the model has no tokenizer."""
+PREPARE_S = 120.0
+"""Seconds in which hosts make the environment with uv: an assumption; docs/launching.md has what was rehearsed."""
 PACKED = 0.98
 """Share of positions that hold tokens, as packing reaches on real prompts."""
 
@@ -53,10 +58,27 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         bytes=rows * vector_bytes(job.arch, job.taps, config.extract),
         steps=steps,
         hours=seconds / 3600 / config.pod.slices,
-        usd_list=dollars(seconds, pod, pod.chip.list_usd_hour),
-        usd_spot=dollars(seconds, pod, pod.chip.spot_usd_hour),
         slices=config.pod.slices,
+        **paid(seconds, start_times(config, forecasts, pod), config, pod),
     )
+
+
+def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> StartTimes:
+    """Returns the times from a READY pod to the first step, by the programs that are compiled then."""
+    weights = max(program.hbm.get("weights and inputs", 0) for program in programs) * pod.chips_per_host
+    rate = (config.preflight.bucket_gb_s or BUCKET_BYTES_S / GB) * GB
+    return StartTimes(
+        prepare_s=PREPARE_S, weights_s=weights / rate, compile_s=sum(program.compile_s for program in programs)
+    )
+
+
+def paid(seconds: float, start: StartTimes, config: JobConfig, pod: Slice) -> dict[str, Any]:
+    """Returns the fields of a WholeRun on its start and its cost; of several cloud.zones, in the dearest on spot."""
+    zone = max(config.cloud.zones, key=lambda each: chip_prices(pod.chip, each)[1] or 0.0, default="")
+    own = config.cloud.price_per_chip_hour
+    prices = chip_prices(pod.chip, zone) if own is None else (own, own)
+    usd_list, usd_spot = (dollars(start.seconds * config.pod.slices + seconds, pod, price) for price in prices)
+    return {"start": start, "usd_list": usd_list, "usd_spot": usd_spot, "zone": zone}
 
 
 def dollars(seconds: float, pod: Slice, usd_hour: float | None) -> float | None:

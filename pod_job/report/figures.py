@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 INK, FAINT = "#1f2933", "#cbd2d9"
 ACCENT = "#2f6f9f"
+SCALE = LinearSegmentedColormap.from_list("taps", ["#3b6fb6", "#2a9d8f", "#7fa03a", "#d08a2e", "#d1495b"])
 MOST_LINES = 8
 """Taps drawn as lines of one figure; more cannot be distinguished."""
 BARS = ((0.001, 0.999, 2, FAINT), (0.05, 0.95, 5, "#9bb8cf"), (0.25, 0.75, 9, ACCENT))
@@ -41,7 +42,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's stubs want their own literal type for 
     "legend.frameon": False,
     "xtick.color": INK,
     "ytick.color": INK,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text, in the typeface of the page
     "text.parse_math": False,  # a tap may be called $x$ by who made the run
 }
 
@@ -57,8 +58,8 @@ def some(taps: Sequence[T]) -> list[T]:
 
 
 def colors(count: int) -> list[tuple[float, float, float, float]]:
-    """Returns distinct colors in the order of a scale."""
-    return [colormaps["viridis"](0.05 + 0.85 * i / max(count - 1, 1)) for i in range(count)]
+    """Returns distinct colors in the order of a scale, none of them too light or too dark for either background."""
+    return [SCALE(i / max(count - 1, 1)) for i in range(count)]
 
 
 def norms_by_position(measures: Measures) -> Figure:

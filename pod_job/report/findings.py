@@ -52,7 +52,9 @@ def state_findings(overview: Overview) -> Iterator[Finding]:
         yield Finding(Level.bad, f"Unfinished: {missing} of {total} batches are missing. Start the same job again.")
     sound, words = overview.verdict
     if sound is False:
-        yield Finding(Level.bad, f"verify found {words}. Run `pod-job verify` and see what it names.")
+        problems = overview.verified.problems if overview.verified else []
+        first = f", the first: {problems[0]}" if problems else ""
+        yield Finding(Level.bad, f"verify found {words}{first}. `pod-job verify` lists all and says how to mend them.")
     elif sound is None:
         yield Finding(Level.look, f"The files are {words}: `pod-job verify` reads them all.")
     else:

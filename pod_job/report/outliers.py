@@ -20,7 +20,7 @@ TIMES_MEDIAN = 3.0
 
 @dataclass(frozen=True)
 class RowKind:
-    """Outlier rows of one token, at the first position or elsewhere, and the one of them with the largest norm.
+    """Outlier rows of one token, first of a prompt or of its window or elsewhere; and the one with the largest norm.
 
     Attributes:
         rows: number of rows of this kind.
@@ -46,6 +46,13 @@ class OutlierRows:
     kinds: list[RowKind]
     no_text: str | None
 
+    @property
+    def groups(self) -> list[tuple[str, list[RowKind]]]:
+        """The kinds by place: those of first tokens, attention sinks as a rule, and the others; none is empty."""
+        places = {"First token": [kind for kind in self.kinds if kind.first]}
+        places |= {"Elsewhere": [kind for kind in self.kinds if not kind.first]}
+        return [(place, kinds) for place, kinds in places.items() if kinds]
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -68,9 +75,10 @@ def outlier_rows(overview: Overview, dataset: ActivationDataset, measures: Measu
     medians = [max(float(np.nanmedian(tap.norms)), 1e-30) for tap in taps]
     times = np.nan_to_num(np.stack([tap.norms / median for tap, median in zip(taps, medians, strict=True)]), nan=np.inf)
     most = times.max(axis=0)
+    in_window = sample.rows.get("window_position", sample.rows["position"])
     places_of: dict[tuple[int, bool], list[int]] = {}
     for place in np.argsort(-most, kind="stable")[: int((most > TIMES_MEDIAN).sum())].tolist():
-        kind = int(sample.rows["token_id"][place]), bool(sample.rows["position"][place] == 0)
+        kind = int(sample.rows["token_id"][place]), bool(in_window[place] == 0)
         places_of.setdefault(kind, []).append(place)
     shown = dict(list(places_of.items())[:KINDS_SHOWN])
     index = sample.index[[places[0] for places in shown.values()]] if shown else np.zeros(0, np.int64)

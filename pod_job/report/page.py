@@ -24,9 +24,19 @@ from pod_job.report.overview import Overview, open_tap
 from pod_job.report.sample import Measures, measure_tap, similarity, take_sample
 from pod_job.report.work import Work, read_work
 from pod_job.run_folder.metadata import Metadata
+from pod_job.run_folder.start import read_start, shared_name
 from pod_job.terminal import printable
 
 DPI = 150
+PAGE_FONT = b"system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
+"""Typeface of style.html.j2."""
+SNIPPET = """\
+from pod_job.dataset import ActivationDataset
+
+dataset = ActivationDataset("RUN_DIR", layer="{tap}", exclude="sink")
+for vectors in dataset.batches(4096, seed=0, epoch=0, as_="torch"):
+    ...  # [4096, hidden], shuffled
+"""
 
 
 class TapFacts(msgspec.Struct, frozen=True):
@@ -88,6 +98,19 @@ class PageContent:
         return sum(file.size for file in self.described.batches)
 
     @property
+    def dataset(self) -> str:
+        """Name of the prompts' file or dataset, where a job recorded one; never a path of one machine."""
+        tasks = (read_start(self.overview.folder) or self.overview.config).get("tasks")
+        path = tasks.get("path") if isinstance(tasks, dict) else None
+        return ", ".join(map(shared_name, path if isinstance(path, list) else [path] if path else []))
+
+    @property
+    def snippet(self) -> str:
+        """Python that trains on the middle tap."""
+        tap = self.described.taps[len(self.described.taps) // 2]
+        return SNIPPET.format(tap=tap)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Identity as JSON values."""
         return msgspec.to_builtins(self.overview.identity)
@@ -147,11 +170,16 @@ def draw(overview: Overview, measures: Measures | None, work: Work | None) -> di
 def encoded(figure: Figure, kind: str) -> bytes:
     """Returns the figure as a file without a date, so that the same run gives the same bytes."""
     file = BytesIO()
-    figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    if kind == "svg":  # the page's card is its background, in light and dark
+        figure.savefig(file, format=kind, dpi=DPI, metadata={"Date": None}, transparent=True)
+    else:
+        figure.savefig(file, format=kind, dpi=DPI)
     return file.getvalue()
 
 
 def data_url(svg: bytes) -> str:
+    """Returns a figure as a URL, in the typeface of the page."""
+    svg = svg.replace(b"'DejaVu Sans', sans-serif", PAGE_FONT)
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 

@@ -24,8 +24,9 @@ from pod_job.config.cloud import Capacity
 from pod_job.config.load import load, to_json
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
-from pod_job.preflight.prices import hours, spent, usd_per_hour
-from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.preflight.prices import hours, pod_usd_per_hour, spent, usd_per_hour
+from pod_job.preflight.region_prices import USD_HOUR
+from pod_job.preflight.tpu_facts import PREFIXES, read_accelerator_type
 from pod_job.report.overview import read_overview
 from pod_job.report.work import read_work
 from pod_job.run_folder.identity import claim
@@ -92,10 +93,8 @@ def test_costs_are_of_every_pod_the_run_has_had(folder: Folder) -> None:
     assert [time_h for _, time_h in paid] == pytest.approx([2, 3, 1])
     heard_since = hours(records, alive, heard=NOW, now=NOW)  # by hosts of the living one
     assert [time_h for _, time_h in heard_since] == pytest.approx([2, 5, 1])
-    chip = read_accelerator_type("v5litepod-64").chip
-    assert chip.spot_usd_hour is not None
-    price = 64 * chip.spot_usd_hour
-    assert spent(paid, None) == pytest.approx(6 * price)
+    price = 64 * 0.48
+    assert spent(paid, None) == pytest.approx(6 * price)  # in us-west4, dearer than us-central1
     assert spent(paid, 2.0) == pytest.approx(6 * 128)
 
 
@@ -113,6 +112,22 @@ def test_prices_follow_capacity_and_are_unknown_for_unknown_chips() -> None:
     assert usd_per_hour("v6e-16", "spot", None) == pytest.approx(16 * chip.spot_usd_hour)
     assert usd_per_hour("v6e-16", "on_demand", None) == pytest.approx(16 * chip.list_usd_hour)
     assert usd_per_hour("v9-16", "spot", None) is None
+    assert usd_per_hour("v6e-16", "spot", None, "europe-west4-a") == pytest.approx(16 * 1.037)
+    assert usd_per_hour("v6e-16", "spot", 2.0, "europe-west4-a") == pytest.approx(16 * 2)
+    unknown = usd_per_hour("v6e-16", "spot", None, "mars-north1-a")
+    assert unknown == usd_per_hour("v6e-16", "spot", None)
+
+
+def test_of_several_zones_the_dearest_is_the_price_of_what_may_come() -> None:
+    zones = load(["experiment=v5e64", "storage.run_dir=gs://b/r", "cloud.zones=[us-central1-a,us-west4-a]"])
+    assert pod_usd_per_hour(zones) == pytest.approx(64 * 0.48)
+    assert pod_usd_per_hour(zones, "us-central1-a") == pytest.approx(64 * 0.245)
+
+
+@pytest.mark.parametrize("chip", sorted(USD_HOUR))
+def test_the_prices_without_a_zone_are_those_of_one_region(chip: str) -> None:
+    facts = next(each for each in PREFIXES.values() if each.name == chip)
+    assert (facts.list_usd_hour, facts.spot_usd_hour) in USD_HOUR[chip].values()
     assert spent([(PodRecord("n", "z", "v9-16", "spot", 1.0), 1.0)], None) is None
 
 

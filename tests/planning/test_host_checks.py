@@ -108,10 +108,10 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     _, inputs, tokens = job
     check_machine(inputs, tokens)
-    with pytest.raises(JobError, match=rf"^{tmp_path / 'run'} has [\d,.]+ GB of free disk, the run writes "):
+    with pytest.raises(JobError, match=rf"^{tmp_path / 'run'} has [\d,.]+ \w+ of free disk, the run writes "):
         check_machine(inputs, [shutil.disk_usage(tmp_path).free // 500, 1])
     monkeypatch.setattr(host_checks, "available_memory", lambda: 1 << 20)
-    with pytest.raises(JobError, match=r"^this machine has 0\.0 GB of free memory, .*lower extract\.save_every_n"):
+    with pytest.raises(JobError, match=r"^this machine has 1\.05 MB of free memory, .*lower extract\.save_"):
         check_machine(inputs, tokens)
 
 

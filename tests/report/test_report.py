@@ -1,6 +1,7 @@
 """The report's page is complete and self-contained, and its statements about a run are true."""
 
 import importlib.util
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, opened
+from browser import CHROMIUM, opened, rendered
 from sample_runs import finished_run, folders
 from text_runs import OUTLIER_DIMENSION, SINK, text_run
 
@@ -48,6 +49,9 @@ def test_the_page_opens_in_a_browser(
         widths = "Object.fromEntries([...document.images].map(i => [i.id, i.complete ? i.naturalWidth : 0]))"
         shown = browser.call("Runtime.evaluate", session, expression=widths, returnByValue=True)["result"]["value"]
         asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+        for width, scheme in itertools.product((390, 1280), ("light", "dark")):
+            overflow, brightness = rendered(browser, session, width, scheme)
+            assert (overflow, brightness > 128) == (0, scheme == "light"), (width, scheme)
         messages = [e for e in browser.events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
         messages += [e for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
     assert set(shown) == pictures
@@ -61,9 +65,11 @@ def test_the_page_opens_in_a_browser(
 def test_sinks_their_tokens_and_large_dimensions_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text_run(open_folder(tmp_path / "run"), tmp_path / "model")
     page, facts = made(capsys, str(tmp_path / "run"))
-    [row] = re.findall(r"<tr><td class=\"text\"><mark>(\w)</mark></td><td>first token</td><td class=\"n\">(\d+)", page)
+    [row] = re.findall(
+        r"First token: .*?</tr>\n<tr><td class=\"text\"><mark>(\w)</mark></td><td class=\"n\">(\d+)", page
+    )
     assert row == ("I", "12")  # each of the 12 prompts begins with "Input"
-    times = float(re.findall(r"first token</td><td class=\"n\">12</td><td class=\"n\">([\d.]+)", page)[0])
+    times = float(re.findall(r"<mark>I</mark></td><td class=\"n\">12</td><td class=\"n\">([\d.]+)", page)[0])
     assert times == pytest.approx(SINK, rel=0.2)
     assert f'<td class="n">{OUTLIER_DIMENSION}</td>' in page
     # Sinks are left out of the spectrum: normal noise in 32 dimensions fills them evenly.
