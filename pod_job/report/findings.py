@@ -54,7 +54,7 @@ def state_findings(overview: Overview) -> Iterator[Finding]:
     if sound is False:
         problems = overview.verified.problems if overview.verified else []
         first = f", the first: {problems[0]}" if problems else ""
-        yield Finding(Level.bad, f"verify found {words}{first}. `pod-job verify` lists all and says how to mend them.")
+        yield Finding(Level.bad, f"verify found {words}{first}. `pod-job verify` lists them with their fixes.")
     elif sound is None:
         yield Finding(Level.look, f"The files are {words}: `pod-job verify` reads them all.")
     else:
