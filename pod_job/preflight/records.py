@@ -57,8 +57,8 @@ class WholeRun(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     steps: int
     hours: float
-    usd_list: float | None
-    usd_spot: float | None
+    usd_list: float | None = None
+    usd_spot: float | None = None
     slices: int = 1
     start: StartTimes | None = None
     zone: str = ""

@@ -24,7 +24,7 @@ from pod_job.preflight.training_forecast import (
     training_forecast,
     with_reading,
 )
-from pod_job.preflight.whole_run import paid, start_times
+from pod_job.preflight.whole_run import priced, start_times
 from pod_job.run_folder.bucket_rate import BucketRate
 from pod_job.units import GB
 
@@ -118,7 +118,7 @@ def whole_training(
         return None
     train = planned.train
     rows, seconds = train.rows, train.steps * training.step_s
-    return WholeRun(
+    run = WholeRun(
         samples=0,
         tokens=rows,
         new_tokens=0,
@@ -126,5 +126,5 @@ def whole_training(
         bytes=0,
         steps=train.steps,
         hours=seconds / 3600,
-        **paid(seconds, start_times(planned.config, programs, planned.pod), planned.config, planned.pod),
     )
+    return priced(run, start_times(planned.config, programs, planned.pod), planned.config, planned.pod)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, Positions
@@ -50,7 +51,7 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         Positions.all: tokens + new_tokens,
         Positions.generated: new_tokens,
     }.get(config.extract.positions, stored_rows(config.extract, len(samples), tokens))
-    return WholeRun(
+    run = WholeRun(
         samples=len(samples),
         tokens=tokens,
         new_tokens=new_tokens,
@@ -59,8 +60,8 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         steps=steps,
         hours=seconds / 3600 / config.pod.slices,
         slices=config.pod.slices,
-        **paid(seconds, start_times(config, forecasts, pod), config, pod),
     )
+    return priced(run, start_times(config, forecasts, pod), config, pod)
 
 
 def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> StartTimes:
@@ -72,13 +73,14 @@ def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> 
     )
 
 
-def paid(seconds: float, start: StartTimes, config: JobConfig, pod: Slice) -> dict[str, Any]:
-    """Returns the fields of a WholeRun on its start and its cost; of several cloud.zones, in the dearest on spot."""
+def priced(run: WholeRun, start: StartTimes, config: JobConfig, pod: Slice) -> WholeRun:
+    """Returns the run with its start and its cost, that of the starts of all slices too; in the dearest of the zones."""
     zone = max(config.cloud.zones, key=lambda each: chip_prices(pod.chip, each)[1] or 0.0, default="")
     own = config.cloud.price_per_chip_hour
     prices = chip_prices(pod.chip, zone) if own is None else (own, own)
-    usd_list, usd_spot = (dollars(start.seconds * config.pod.slices + seconds, pod, price) for price in prices)
-    return {"start": start, "usd_list": usd_list, "usd_spot": usd_spot, "zone": zone}
+    pod_s = run.slices * (start.seconds + 3600 * run.hours)
+    usd_list, usd_spot = (dollars(pod_s, pod, price) for price in prices)
+    return msgspec.structs.replace(run, start=start, usd_list=usd_list, usd_spot=usd_spot, zone=zone)
 
 
 def dollars(seconds: float, pod: Slice, usd_hour: float | None) -> float | None:
