@@ -74,7 +74,7 @@ def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> 
 
 
 def priced(run: WholeRun, start: StartTimes, config: JobConfig, pod: Slice) -> WholeRun:
-    """Returns the run with its start and its cost, that of the starts of all slices too; in the dearest of the zones."""
+    """Returns the run with its start and its cost, that of all slices' starts too; in the dearest of the zones."""
     zone = max(config.cloud.zones, key=lambda each: chip_prices(pod.chip, each)[1] or 0.0, default="")
     own = config.cloud.price_per_chip_hour
     prices = chip_prices(pod.chip, zone) if own is None else (own, own)
