@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from pod_job.checking.hf_cast import cast_while_running, stored_dtype
 from pod_job.checking.hf_modules import Point, TapPoint, keep_layers, tap_points, text_decoder
 from pod_job.checking.reference_facts import facts_of_logits
+from pod_job.errors import JobError, first_line
 from pod_job.formats.relative_errors import tap_errors
 from pod_job.formats.rows_table import COMPUTED
 from pod_job.run_folder.layout import layer_number
@@ -32,6 +33,10 @@ MOST_PADDING = 1.5
 """Positions of a forward pass over those of its sequences, at most."""
 LENGTH_MATTERS = ("dynamic", "longrope")
 """Kinds of rotary embeddings that change with the length of a row."""
+
+
+class NotLoaded(JobError):
+    """Hugging Face's library does not load a model that is read here."""
 
 
 def load_reference(folder: Path) -> PreTrainedModel:
@@ -65,9 +70,13 @@ def load_as_stored(folder: Path) -> PreTrainedModel:
 
 
 def _from_pretrained(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    config.return_dict = True  # which passes above the decoder need
+    if hasattr(config, "quantization_config"):  # {} or null, which its loader refuses
+        delattr(config, "quantization_config")
     loader = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
     return loader.from_pretrained(
         folder,
+        config=config,
         dtype=dtype,
         attn_implementation="eager",
         trust_remote_code=False,  # said, for otherwise transformers asks on stdin
@@ -100,9 +109,14 @@ def hf_taps(
         names: of the taps to return, without `logits`, and of columns: `logprob`, `entropy`. No layer past the last
             tap runs where there is no column.
         dtype: of the second pass, whose errors of rows are returned, see `tap_errors`.
+    Raises:
+        NotLoaded: transformers refuses the folder, for a key of its config.json that changes no vector, say.
     """
     facts = set(names) & set(COMPUTED)
-    model = load_as_stored(folder)
+    try:
+        model = load_as_stored(folder)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
+        raise NotLoaded(f"Hugging Face's library does not load {folder.name}: {first_line(error)}") from error
     if not facts:
         keep_layers(model, 1 + max(map(layer_number, names)))
     with cast_while_running(model, torch.float32):

@@ -70,9 +70,12 @@ def find_reference(
     names, dtype = set(inputs.compared_widths), inputs.config.model.dtype.value
     reason = why_no_torch(inputs)
     if reason is None:
-        from pod_job.checking.hf_reference import hf_taps
+        from pod_job.checking.hf_reference import NotLoaded, hf_taps
 
-        return Reference(TORCH, *hf_taps(inputs.model_dir, sequences, names, dtype), lengths)
+        try:
+            return Reference(TORCH, *hf_taps(inputs.model_dir, sequences, names, dtype), lengths)
+        except NotLoaded as error:
+            reason = str(error)
     if isinstance(shipped, Shipped):
         return Reference(SHIPPED, shipped.truths, shipped.errors, lengths)
     reason = f"{reason}, and none came with the run: {shipped}"

@@ -1,5 +1,6 @@
 """The reference that comes with a run is used where it fits, and only there; what is wrong with it is named."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,30 @@ def test_a_damaged_one_is_not_used(shipped_run: Path, name: str) -> None:
     finally:
         inputs.folder.replace(name, content)
     assert isinstance(read_shipped(inputs, sequences_of(inputs)), Shipped)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"quantization_config": {}, "return_dict": False}, reference.TORCH),
+        ({}, reference.BUILT_IN),
+    ],
+    ids=str,
+)
+def test_keys_by_which_torch_is_called_are_not_in_the_way_of_a_reference(
+    tmp_path: Path, torch_there: None, monkeypatch: pytest.MonkeyPatch, change: dict, name: str
+) -> None:
+    path = write_tiny_model(tmp_path / "model", layers=2)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    if name == reference.BUILT_IN:  # what another version may do with a key
+
+        def refuse(*_: object, **_kwargs: object) -> None:
+            raise ImportError("needs a package\nthat is not here")
+
+        monkeypatch.setattr("pod_job.checking.hf_reference.load_as_stored", refuse)
+    words = [f"model.path={path}", "tasks=arc_sample", "tasks.limit=2", "extract.taps=[layer_1]", "extract.seq_len=128"]
+    inputs = read_inputs(load([*words, f"storage.run_dir={tmp_path / 'run'}", "extract.too_long=tail"]))
+    found = find_reference(inputs, sequences_of(inputs))
+    assert found.name == name
+    assert name == reference.TORCH or "does not load model: needs a package, and none came" in str(found.why_built_in)
