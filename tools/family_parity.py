@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Array
 
-from pod_job.checking.hf_reference import load_reference, round_weights, run_reference
+from pod_job.checking.hf_reference import cast_while_running, load_reference, run_reference
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.schema import MeshConfig, Sharding
@@ -76,8 +76,8 @@ def bfloat16_errors(family: str) -> dict[str, tuple[float, float]]:
         ids = np.random.default_rng(0).integers(0, 256, (ROWS, sum(LENGTHS))).astype(np.int32)
         reference = load_reference(folder)
         truths = run_reference(reference, ids)
-        round_weights(reference, torch.bfloat16)
-        theirs = run_reference(reference, ids)
+        with cast_while_running(reference, torch.bfloat16):
+            theirs = run_reference(reference, ids)
         arch = read_arch_file(folder / "config.json")
         table, here = weight_table(arch), jax.sharding.SingleDeviceSharding(jax.devices()[0])
         params = load_params(read_checkpoint(folder), table, jnp.bfloat16, dict.fromkeys(table, here))
