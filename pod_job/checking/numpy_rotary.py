@@ -55,7 +55,7 @@ def rotary_frequencies(settings: dict[str, Any], H: int, positions: int) -> tupl
         return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32), np.float32(1)
     if kind == "yarn":
         return yarn_frequencies(settings, plain, original), np.float32(yarn_factor(settings, factor))
-    assert kind == "default", kind
+    assert kind in ("default", "dynamic"), kind  # up to max_position_embeddings, past which no run goes, they are one
     return plain, np.float32(1)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -18,7 +19,7 @@ from pod_job.checkpoints.locate import TOKENIZER_FILES, small_files
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
-from pod_job.models.arch import Arch, LayerAttention, read_arch_file
+from pod_job.models.arch import Arch, DeltaNet, LayerAttention, read_arch_file
 from pod_job.models.rope import Rope
 from pod_job.planning import identity as identifying
 from pod_job.planning import inputs as inputs_module
@@ -72,10 +73,13 @@ def other(value: Any) -> Any:
     return value
 
 
+DELTA = DeltaNet(2, 4, 8, 8, 4)
 ROPE = Rope(theta=10_000.0, kind="yarn", factor=4.0)
 PARTS = [
-    *((field.name, {}) for field in fields(Arch) if field.name != "attention"),
+    *((field.name, {}) for field in fields(Arch) if field.name not in ("attention", "delta")),
     ("attention", {"window": 5}),
+    ("attention", {"delta": True}),
+    *(("delta", {field.name: other(getattr(DELTA, field.name))}) for field in fields(DeltaNet)),
     *(
         ("attention", {"rope": replace(ROPE, **{field.name: other(getattr(ROPE, field.name))})})
         for field in fields(Rope)
@@ -86,15 +90,17 @@ PARTS = [
 @pytest.mark.parametrize(("field", "change"), PARTS, ids=lambda value: value if isinstance(value, str) else None)
 def test_every_part_of_the_architecture_is_in_the_identity(tiny: Path, field: str, change: dict[str, Any]) -> None:
     attention = LayerAttention(None, ROPE)
-    arch = replace(read_arch_file(tiny / "config.json"), attention=(attention,) * 3)
+    arch = replace(read_arch_file(tiny / "config.json"), attention=(attention,) * 3, delta=DELTA)
     if field == "attention":
         changed = replace(arch, attention=(attention, replace(attention, **change), attention))
+    elif field == "delta":
+        changed = replace(arch, delta=replace(DELTA, **change))
     else:
         changed = replace(arch, **{field: 4 if field == "rotated" else other(getattr(arch, field))})
     same, differing = arch_record(replace(arch)), arch_record(changed)
     before = msgspec.to_builtins(arch_record(arch))
     assert not differences(before, msgspec.to_builtins(same))
-    assert field in {path.partition("[")[0] for path, _, _ in differences(before, msgspec.to_builtins(differing))}
+    assert field in {re.split(r"[.\[]", path)[0] for path, _, _ in differences(before, msgspec.to_builtins(differing))}
 
 
 EDITS = {
