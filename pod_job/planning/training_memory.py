@@ -9,6 +9,7 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.models.sharding import row_shards
 from pod_job.planning.memory import run_memory
+from pod_job.planning.trainer_layout import layout_of
 from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
 from pod_job.units import size_text
@@ -40,7 +41,8 @@ class TrainingMemory(msgspec.Struct, frozen=True):
 def training_memory(inputs: TrainInputs) -> TrainingMemory:
     """Returns what training takes on each device at least; what the compiler needs for itself comes on top."""
     config, train = inputs.config, inputs.train
-    split, rows = config.mesh.model, -(-train.batch_rows // config.mesh.data)
+    layout = layout_of(train, config.mesh.data * config.mesh.model)
+    split, rows = layout.saes * layout.model, -(-train.batch_rows // layout.data)
     return TrainingMemory(
         model=run_memory(inputs.stream).weights if inputs.stream else 0,
         saes=sum(parameters(sae) for sae in train.saes) * FLOAT_BYTES * COPIES // split,
@@ -74,7 +76,7 @@ def check_buffer(inputs: TrainInputs, available: int, where: str) -> None:
     if fits >= train.batch_rows:
         fix = f"use train.buffer_rows={fits} or less"
     else:
-        fix = "no buffer fits beside the SAEs: train fewer of them, or fewer latents, or raise mesh.model"
+        fix = "no buffer fits beside the SAEs: train fewer of them, fewer latents, or on more devices"
     raise JobError(
         f"train.buffer_rows={train.buffer_rows}: training takes {taken} of each device, and {where} has "
         f"{size_text(available)}; {fix}"

@@ -19,7 +19,7 @@ HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
 OPERATION = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\]")
 SELDOM = re.compile(r'op_name="[^"]*\bseldom\b')
-"""A loop in `jax.named_scope("seldom")`, which ordinary data never enter."""
+"""A loop or a branch in `jax.named_scope("seldom")`, which ordinary data do not enter."""
 REFERENCE = re.compile(r"%([\w.\-]+)")
 
 
@@ -98,8 +98,9 @@ def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
             case "call":
                 yield from walk(program, operation.attribute("to_apply"), times)
             case "conditional":
-                branches = [list(walk(program, name, times)) for name in branch_names(operation)]
-                yield from max(branches, key=total_cycles)
+                names = branch_names(operation)
+                ordinary = [name for name in names if not any(SELDOM.search(op.rest) for op in program[name])]
+                yield from max((list(walk(program, name, times)) for name in ordinary or names), key=total_cycles)
             case "fusion" if starts_collective(program, operation):
                 yield replace(operation, times=times)
                 yield from walk(program, operation.attribute("calls"), times)

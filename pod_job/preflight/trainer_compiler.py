@@ -9,19 +9,26 @@ from typing import Any
 
 import jax
 
+from pod_job.config.train import Architecture
 from pod_job.models.mesh import make_mesh
-from pod_job.preflight.compiled_text import collectives, read_program, total_cycles
+from pod_job.preflight.compiled_text import ARRAY, Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedTrainer
 from pod_job.preflight.pod_compiler import network_seconds, pod_devices, too_big
 from pod_job.preflight.tpu_facts import Slice
 from pod_job.preflight.training_forecast import BUFFER, OPTIMIZER, ROWS, SAES
+from pod_job.training.architectures.selection_kernel import kernel_cycles
 from pod_job.training.plans import make_trainer
 from pod_job.training.recipe import SaePlan
 from pod_job.training.trainer import Trainer
 
 PASSES = 3
 """Products with each weight matrix: one of the loss, two of its gradient."""
+KERNEL = "keep_largest"
+WITH_AUXK = (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka)
+REVIVED_CYCLES = 2 * (14 + 64)
+"""Cycles for each dead latent that AuxK computes alone, by the compiler's listing of instructions: two rows gathered,
+and two rows of their gradients scattered."""
 
 
 def trainer_forecasts(planned: PlannedTrainer) -> list[Forecast]:
@@ -33,7 +40,8 @@ def trainer_forecasts(planned: PlannedTrainer) -> list[Forecast]:
 def forecast(trainer: Trainer, pod: Slice) -> Forecast:
     """Returns the forecast of the trainer's step: rows into the shuffle buffer, and one step of every optimizer.
 
-    It is that of a step in which dead latents are revived; one before which none is dead is quicker.
+    It is that of a step in which dead latents are revived, of which there are not more than `SaeShape.few_latents`; one
+    before which none is dead is quicker.
     """
     started = time.monotonic()
     try:
@@ -42,6 +50,7 @@ def forecast(trainer: Trainer, pod: Slice) -> Forecast:
         return too_big("trainer", pod, time.monotonic() - started, error)
     operations = read_program(compiled.as_text() or "")
     moved, hbm = collectives(operations), memory(trainer, compiled)
+    kernel = uncounted_cycles(trainer, operations) / pod.chip.cycles_s
     state_bytes = hbm[SAES] + hbm[OPTIMIZER] + hbm.get(BUFFER, 0)
     return Forecast(
         program="trainer",
@@ -52,14 +61,29 @@ def forecast(trainer: Trainer, pod: Slice) -> Forecast:
         hbm=hbm,
         hbm_available=pod.chip.hbm_bytes,
         seconds={
-            "compute": total_cycles(operations) / pod.chip.cycles_s,
+            "compute": total_cycles(operations) / pod.chip.cycles_s + kernel,
             "hbm": (2 * state_bytes + hbm[ROWS]) / pod.chip.hbm_bytes_s,  # the state is read and written
             "network": network_seconds(moved, pod),
         },
+        kernel_s=kernel,
         ideal_s=sum(map(sae_flops, trainer.plans)) * trainer.rows / pod.chips / pod.chip.peak_flops,
         tokens=trainer.rows,
         collectives=moved,
     )
+
+
+def uncounted_cycles(trainer: Trainer, operations: list[Operation]) -> float:
+    """Returns the cycles of what the compiler states none for: the kernel that chooses latents, and rows by number."""
+    cycles = 0.0
+    for operation in operations:
+        if operation.kind == "custom-call" and operation.name.startswith(KERNEL):
+            _, sizes = ARRAY.findall(operation.shape)[0]
+            rows, latents = math.prod(int(size) for size in sizes.split(",")[:-1]), int(sizes.split(",")[-1])
+            cycles += operation.times * kernel_cycles(rows, latents)
+    for group in trainer.groups:
+        if group.shape.architecture in WITH_AUXK and any(plan.auxiliary for plan in group.plans):
+            cycles += REVIVED_CYCLES * group.shape.few_latents * len(group.plans) / trainer.sae_mesh.shape["saes"]
+    return cycles
 
 
 def memory(trainer: Trainer, compiled: jax.stages.Compiled) -> dict[str, int]:

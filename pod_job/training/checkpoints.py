@@ -22,6 +22,7 @@ from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.convert import output_folder
 from pod_job.checkpoints.orbax import location
 from pod_job.errors import JobError
+from pod_job.extraction.feeder import on_any_host
 from pod_job.formats.records import Count, Record, encode, read_file
 from pod_job.run_folder.accepted import short
 from pod_job.run_folder.differences import differences
@@ -239,7 +240,7 @@ def restore(folder: Folder, checkpoint: Checkpoint, like: Any) -> Any:
     Args:
         like: pytree of jax.ShapeDtypeStruct with shardings, or of arrays, as the state is to lie on the devices.
     Raises:
-        JobError: a file of the checkpoint is missing or damaged, or it has not all of the state.
+        JobError: a file of the checkpoint is missing or damaged, or it has not all of the state; on every host.
     """
     check_files(folder, checkpoint)
     pieces: dict[str, list[tuple[PartRecord, Piece]]] = {}
@@ -260,8 +261,25 @@ def restore(folder: Folder, checkpoint: Checkpoint, like: Any) -> Any:
 
 
 def check_files(folder: Folder, checkpoint: Checkpoint) -> None:
-    """Raises JobError where a file of the checkpoint is not as it was written."""
-    for part in checkpoint.parts:
+    """Raises JobError on every host where a file of the checkpoint is not as it was written.
+
+    Each part is read by one host, its own where there are as many as wrote the checkpoint.
+    """
+    found = None
+    try:
+        check_parts(folder, checkpoint, checkpoint.parts[jax.process_index() :: jax.process_count()])
+    except JobError as error:
+        found = error
+    [elsewhere] = on_any_host([found is not None])
+    if found is None and elsewhere:
+        found = damaged(folder, checkpoint, "another host reads a damaged part, which its log names")
+    if found is not None:
+        raise found
+
+
+def check_parts(folder: Folder, checkpoint: Checkpoint, parts: Sequence[PartRecord]) -> None:
+    """Raises JobError where a file of these parts is not as it was written."""
+    for part in parts:
         recorded = {f"{part.path}/{name}": value for name, value in part.files.items()}
         try:
             present = checksums(folder, list(recorded))

@@ -12,14 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.training.architectures.kinds import coefficients_for, initial_parameters, loss
 from pod_job.training.architectures.parts import Batch, Coefficients, Metrics, Params, Scalar
+from pod_job.training.architectures.selection import keep_largest
+from pod_job.training.architectures.selection_kernel import keep_largest_on_tpu
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Rows
 from pod_job.training.optimizer import (
     adam,
+    adam_direction,
     followed,
     resampled,
     resamples,
@@ -144,16 +149,19 @@ class Update(NamedTuple):
 
 
 def train_group(
-    group: Group, state: GroupState, rows: Rows, step: Int[Array, ""], recipe: Recipe
+    group: Group, state: GroupState, rows: Rows, step: Int[Array, ""], recipe: Recipe, mesh: Mesh
 ) -> tuple[GroupState, StepMetrics]:
-    """Returns the state after one optimizer step on the valid rows, and what the step measured."""
-    batch = stacked_batch(group, state, rows, recipe)
+    """Returns the state after one optimizer step on the valid rows, and what the step measured.
+
+    `mesh` is `Trainer.sae_mesh`.
+    """
+    batch = stacked_batch(group, state, rows, recipe, mesh)
     dead = state.idle_rows >= recipe.dead_rows
     coefficients = group.coefficients
     coefficients = coefficients._replace(sparsity=coefficients.sparsity * rising(step, recipe.sparsity_warm_up))
     rates = jnp.array([plan.learning_rate for plan in group.plans]) * schedule(step, recipe)
-    axes = Batch(0, 0, None, None, None)  # type: ignore[arg-type]
-    update = jax.vmap(partial(updated, group.shape, recipe), in_axes=(0, axes, 0, 0))
+    axes = Batch(0, 0, None, None, None, None)  # type: ignore[arg-type]
+    update = jax.vmap(partial(updated, group.shape, recipe), in_axes=(0, axes, 0, 0), spmd_axis_name="saes")
     new = update((state.params, state.moments), batch, coefficients, (dead, rates))
     new = redrawn(group, new, batch, dead, step, recipe)
     finite = jnp.isfinite(new.metrics.loss) & jnp.isfinite(new.gradient_norm)
@@ -189,13 +197,15 @@ def step_metrics(new: Update, after: GroupState, dead: Bool[Array, "S F"], rows:
     )
 
 
-def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe) -> Batch:
+def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe, mesh: Mesh) -> Batch:
     """Returns each SAE's rows and targets, scaled, in float32, along axis 0."""
-    values, valid = rows
+    values, valid = rows[0], jax.lax.with_sharding_constraint(rows[1], NamedSharding(mesh, PartitionSpec("data")))
+    split = NamedSharding(mesh, PartitionSpec("saes", "data"))
 
     def gather(taps: Sequence[tuple[str, ...]], scales: Float[Array, "S _"]) -> Float[Array, "S N _"]:
         each = [jnp.concatenate([values[tap] for tap in names], axis=1) for names in taps]
-        return jnp.stack(each).astype(jnp.float32) * scales[:, None, :]
+        stacked = jax.lax.with_sharding_constraint(jnp.stack(each), split)
+        return stacked.astype(jnp.float32) * scales[:, None, :]
 
     inputs = gather([plan.inputs for plan in group.plans], state.scales.inputs)
     targets = inputs
@@ -203,7 +213,15 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe) -
         targets = gather([plan.reconstructed for plan in group.plans], state.scales.targets)
     dead = jnp.sum(state.idle_rows >= recipe.dead_rows, axis=1)
     revive = jnp.any(dead > 0) if any(plan.auxiliary for plan in group.plans) else False
-    return Batch(inputs, targets, valid, revive, jnp.any(dead > group.shape.auxiliary_k))
+    many = jnp.any(dead > group.shape.few_latents)
+    return Batch(inputs, targets, valid, revive, many, keep_for(mesh, recipe.dtype))
+
+
+def keep_for(mesh: Mesh, dtype: str) -> Partial:
+    """Returns `Batch.keep`: a kernel where the mesh is of TPUs, of which each has whole rows, else XLA's operations."""
+    if mesh.shape["model"] == 1 and dtype == "bfloat16" and mesh.devices.flat[0].platform == "tpu":
+        return Partial(partial(keep_largest_on_tpu, mesh=mesh))
+    return Partial(keep_largest)
 
 
 def updated(
@@ -218,14 +236,16 @@ def updated(
     (params, moments), (dead, rate) = old, dead_and_rate
     gradient, metrics = jax.grad(loss, argnums=1, has_aux=True)(shape, params, batch, coefficients, dead, recipe.dtype)
     if recipe.unit_norm:
-        gradient = without_growth(shape, params, gradient)
-    direction, moments = adam(recipe).update(gradient, moments)
+        gradient, norm = without_growth(shape, params, gradient)
+    else:
+        norm = optax.tree.norm(gradient)
+    direction, moments = adam_direction(recipe, gradient, norm, moments)
     params = jax.tree.map(lambda value, change: value - rate * change, params, direction)
     if recipe.unit_norm:
         params = with_unit_norms(shape, params)
     if "threshold" in params:
         params = params | {"threshold": followed(params["threshold"], metrics.lowest, recipe.threshold_rate)}
-    return Update(params, moments, metrics, optax.tree.norm(gradient))
+    return Update(params, moments, metrics, norm)
 
 
 def redrawn(
@@ -236,7 +256,7 @@ def redrawn(
         return new
     due = (step > 0) & (step % recipe.resample_steps == 0) & (step <= recipe.steps // 2)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed), step) for plan in group.plans])
-    axes = Batch(0, 0, None, None, None)  # type: ignore[arg-type]
+    axes = Batch(0, 0, None, None, None, None)  # type: ignore[arg-type]
     draw = jax.vmap(partial(resampled, group.shape), in_axes=(0, 0, axes, 0, 0))
     params, moments = jax.lax.cond(
         due & jnp.any(dead),

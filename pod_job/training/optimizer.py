@@ -40,16 +40,30 @@ def adam(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def without_growth(shape: SaeShape, params: Params, gradient: Params) -> Params:
-    """Returns the gradient without that part of the decoder's which changes only the norms of its rows.
+def adam_direction(
+    recipe: Recipe, gradient: Params, norm: Scalar, moments: optax.OptState
+) -> tuple[Params, optax.OptState]:
+    """Returns what `adam` would, of a gradient whose norm is known: reading it once more takes long."""
+    clipping, scaling = moments  # type: ignore[misc]
+    factor = jnp.where(norm < recipe.max_gradient_norm, 1.0, recipe.max_gradient_norm / norm)
+    clipped = jax.tree.map(lambda value: value * factor, gradient)
+    direction, scaling = optax.scale_by_adam(recipe.beta1, recipe.beta2, recipe.epsilon).update(clipped, scaling)
+    return direction, (clipping, scaling)
 
-    Bricken et al. 2023, appendix; for a crosscoder the sum of a row's norms in all taps.
+
+def without_growth(shape: SaeShape, params: Params, gradient: Params) -> tuple[Params, Scalar]:
+    """Returns the gradient without that part of the decoder's which changes only the norms of its rows, and its norm.
+
+    Bricken et al. 2023, appendix; for a crosscoder the sum of a row's norms in all taps. The norm follows from sums
+    over each row before that part is taken off, so that the arrays are read once.
     """
-    by_tap = params["decoder"].reshape(shape.latents, shape.taps, -1)
-    outward = by_tap / jnp.maximum(jnp.sqrt(jnp.sum(by_tap**2, axis=2, keepdims=True)), 1e-12)
-    outward = outward.reshape(shape.latents, -1) / shape.taps**0.5
-    along = jnp.sum(gradient["decoder"] * outward, axis=1, keepdims=True)
-    return gradient | {"decoder": gradient["decoder"] - along * outward}
+    decoder, change = (values["decoder"].reshape(shape.latents, shape.taps, -1) for values in (params, gradient))
+    lengths = jnp.maximum(jnp.sqrt(jnp.sum(decoder**2, axis=2)), 1e-12)
+    along = jnp.sum(jnp.sum(change * decoder, axis=2) / lengths, axis=1, keepdims=True) / shape.taps**0.5
+    squares = jnp.sum(jnp.maximum(jnp.sum(change**2, axis=(1, 2)) - along[:, 0] ** 2, 0.0))
+    squares += optax.tree.norm(gradient | {"decoder": jnp.zeros(())}, squared=True)
+    change = change - (along / lengths / shape.taps**0.5)[:, :, None] * decoder
+    return gradient | {"decoder": change.reshape(gradient["decoder"].shape)}, jnp.sqrt(squares)
 
 
 def with_unit_norms(shape: SaeShape, params: Params) -> Params:

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from pod_job.config.schema import Sharding
 from pod_job.config.train import Architecture
 from pod_job.models.sharding import ROW_AXES
+from pod_job.planning.trainer_layout import layout_of
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.recipe import Recipe, SaePlan, check_plans, check_recipe
@@ -18,7 +19,8 @@ def make_trainer(train: TrainIdentity, widths: Mapping[str, int], mesh: Mesh, sh
     plans, recipe = tuple(map(plan_of, train.saes)), recipe_of(train)
     check_plans(plans, dict(widths))
     check_recipe(recipe)
-    return Trainer(plans, recipe, mesh, ROW_AXES[sharding], dict(widths), train.batch_rows)
+    layout = layout_of(train, mesh.size)
+    return Trainer(plans, recipe, mesh, ROW_AXES[sharding], dict(widths), train.batch_rows, layout)
 
 
 def plan_of(sae: SaeRecord) -> SaePlan:

@@ -1,8 +1,9 @@
 """Trainer: sparse autoencoders of any shapes, trained together on the rows of one forward pass.
 
-SAEs of one shape are one group, batched along a leading axis S; groups stand side by side in one compiled step. Latents
-are split over the mesh's `model` axis, rows over `data`; XLA places the collectives. A step whose loss or gradient is
-not finite freezes its SAE as it was before, and the others go on.
+SAEs of one shape are one group, batched along a leading axis S; groups stand side by side in one compiled step. The
+devices of the job's mesh form another one here, `planning.trainer_layout`: SAEs are split over `saes`, latents over
+`model`, rows over `data`; XLA places the collectives. A step whose loss or gradient is not finite freezes its SAE as it
+was before, and the others go on.
 
 Usage, with `rows` {tap: [M, D]} from the forward pass, placed by `row_sharding`:
 
@@ -18,15 +19,17 @@ Usage, with `rows` {tap: [M, D]} from the forward pass, placed by `row_sharding`
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
+from pod_job.planning.trainer_layout import GroupSize, TrainerLayout, trainer_layout
+from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Buffer, empty_buffer, exchange, put, take
 from pod_job.training.group import Group, GroupState, StepMetrics, grouped, initial_group, train_group
 from pod_job.training.recipe import Recipe, SaePlan
@@ -35,15 +38,17 @@ from pod_job.training.tap_statistics import TapStatistics
 ROW_DTYPE = "bfloat16"
 """Dtype of the rows in the buffer."""
 SPLIT = {
-    "encoder": PartitionSpec(None, None, "model"),
-    "decoder": PartitionSpec(None, "model"),
-    "encoder_bias": PartitionSpec(None, "model"),
-    "gate_bias": PartitionSpec(None, "model"),
-    "gate_scale": PartitionSpec(None, "model"),
-    "log_threshold": PartitionSpec(None, "model"),
-    "idle_rows": PartitionSpec(None, "model"),
+    "encoder": PartitionSpec("saes", None, "model"),
+    "decoder": PartitionSpec("saes", "model"),
+    "encoder_bias": PartitionSpec("saes", "model"),
+    "gate_bias": PartitionSpec("saes", "model"),
+    "gate_scale": PartitionSpec("saes", "model"),
+    "log_threshold": PartitionSpec("saes", "model"),
+    "idle_rows": PartitionSpec("saes", "model"),
 }
-"""Arrays of the state that are split over the mesh, by the last name on their path, with their leading axis S."""
+"""Arrays of the state that are split over the mesh, by the last name on their path, with their leading axis S.
+
+The others are split over it alone."""
 
 
 class TrainerState(NamedTuple):
@@ -63,10 +68,11 @@ class Trainer:
 
     Attributes:
         plans: the SAEs, checked by `recipe.check_plans`.
-        mesh: with axes `data` and `model`; `model` divides the latents.
-        row_axes: mesh axes that arriving rows are split over.
+        mesh: the job's, by which rows arrive and lie in the buffer.
+        row_axes: its axes that arriving rows are split over.
         widths: of the taps that are read, by name.
         rows: of one step, over all devices, valid or not.
+        layout: of the SAEs; None for that which moves the fewest bytes.
     """
 
     plans: tuple[SaePlan, ...]
@@ -75,6 +81,15 @@ class Trainer:
     row_axes: tuple[str, ...]
     widths: Mapping[str, int]
     rows: int
+    layout: TrainerLayout | None = None
+
+    @cached_property
+    def sae_mesh(self) -> Mesh:
+        """Mesh of the SAEs, with axes `data`, `saes` and `model`, over the devices of the job's in their order."""
+        sizes = [group_size(len(group.plans), group.shape) for group in self.groups]
+        layout = self.layout or trainer_layout(self.mesh.size, self.rows, sizes)
+        devices = self.mesh.devices.reshape(layout.data, layout.saes, layout.model)
+        return Mesh(devices, ("data", "saes", "model"), axis_types=(AxisType.Auto,) * 3)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -108,10 +123,10 @@ class Trainer:
     def sharding_of(self, path: tuple, leaf: Any) -> NamedSharding:
         """Returns the sharding of one array of the state: Adam's moments lie like their parameters."""
         names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
-        spec = (
-            PartitionSpec(None, self.row_axes) if names[0] == "buffer" else SPLIT.get(str(names[-1]), PartitionSpec())
-        )
-        return NamedSharding(self.mesh, spec)
+        if names[0] == "buffer":
+            return NamedSharding(self.mesh, PartitionSpec(None, self.row_axes))
+        whole = PartitionSpec() if names[0] == "step" else PartitionSpec("saes")
+        return NamedSharding(self.sae_mesh, SPLIT.get(str(names[-1]), whole))
 
     @property
     def row_sharding(self) -> NamedSharding:
@@ -174,10 +189,8 @@ class Trainer:
         self, state: TrainerState, rows: Rows, valid: Bool[Array, "M"]
     ) -> tuple[TrainerState, tuple[StepMetrics, ...]]:
         """One optimizer step of every SAE on these rows."""
-        constrain = partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(self.mesh, PartitionSpec("data")))
-        rows, valid = {tap: constrain(values) for tap, values in rows.items()}, constrain(valid)
         updated = [
-            train_group(group, old, (rows, valid), state.step, self.recipe)
+            train_group(group, old, (rows, valid), state.step, self.recipe, self.sae_mesh)
             for group, old in zip(self.groups, state.groups, strict=True)
         ]
         groups, metrics = tuple(new for new, _ in updated), tuple(measured for _, measured in updated)
@@ -189,3 +202,7 @@ def finite(rows: Rows, valid: Bool[Array, "M"]) -> tuple[Rows, Bool[Array, "M"]]
     for values in rows.values():
         valid = valid & jnp.all(jnp.isfinite(values), axis=1)
     return {tap: jnp.where(valid[:, None], values, 0) for tap, values in rows.items()}, valid
+
+
+def group_size(count: int, shape: SaeShape) -> GroupSize:
+    return GroupSize(count, shape.latents, shape.input_width, shape.output_width, shape.transcoder)

@@ -1,5 +1,7 @@
 """SAEs that are trained together are those that are trained alone, on any mesh, and a broken one breaks no other."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from msgspec.structs import replace as changed
 
 from pod_job.config.train import Architecture
 from pod_job.errors import JobError
+from pod_job.planning.trainer_layout import TrainerLayout
 from pod_job.training.architectures.parts import decoder_norms
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.optimizer import schedule
@@ -110,23 +113,30 @@ KINDS = {
 }
 
 
+OF_EACH_KIND = [
+    plan(kind, changed(TOPK, architecture=Architecture(kind), **({"k": None} | fields)), sparsity=0.1)
+    for kind, fields in KINDS.items()
+]
+TWO_OF_A_KIND = [plan("a"), plan("b", changed(TOPK, k=2), inputs=("b",))]
+
+
 @pytest.mark.pod
-def test_eight_devices_train_what_one_does() -> None:
-    plans = [
-        plan(kind, changed(TOPK, architecture=Architecture(kind), **({"k": None} | fields)), sparsity=0.1)
-        for kind, fields in KINDS.items()
-    ]
+@pytest.mark.parametrize(
+    ("plans", "layout"), [(OF_EACH_KIND, TrainerLayout(2, 1, 4)), (TWO_OF_A_KIND, TrainerLayout(2, 2, 2))]
+)
+def test_eight_devices_train_what_one_does(plans: list[SaePlan], layout: TrainerLayout) -> None:
     recipe = changed(RECIPE, buffer_steps=2, resample_steps=2, dead_rows=2 * M)
     results = []
-    for mesh in (mesh_of(1, 1), mesh_of(2, 4)):
-        trainer = trainer_of(*plans, recipe=recipe, mesh=mesh)
+    for mesh, split_as in ((mesh_of(1, 1), None), (mesh_of(2, 4), layout)):
+        trainer = replace(trainer_of(*plans, recipe=recipe, mesh=mesh), layout=split_as)
         state = trainer.initial_state(STATISTICS)
         for slot in range(2):
             state = trainer.fill(state, *batch(100 + slot), slot)
         for step in range(4):
             state, _ = trainer.step(state, *batch(step))
         results.append(state)
-    assert results[1].groups[0].params["encoder"].sharding.spec[2] == "model"
+    encoder = results[1].groups[0].params["encoder"]
+    assert encoder.sharding.shard_shape(encoder.shape) == (len(encoder) // layout.saes, D, F // layout.model)
     for single, split in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
         np.testing.assert_allclose(np.asarray(single, np.float32), np.asarray(split, np.float32), rtol=2e-3, atol=2e-4)
 

@@ -6,7 +6,9 @@ As in OpenAI's code, a dead latent takes part where it is positive; SAELens take
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -21,14 +23,15 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     decode,
+    largest,
     measured,
     product,
     squared_error,
 )
-from pod_job.training.architectures.selection import largest_per_row
+from pod_job.training.architectures.selection import SELDOM
 from pod_job.training.architectures.shape import SaeShape
 
-Choose = Callable[[Float[Array, "N F"], Bool[Array, "N"], Coefficients], Float[Array, "N F"]]
+Choose = Callable[[Float[Array, "N F"], Batch, Coefficients], Float[Array, "N F"]]
 """Chooses among the latents above 0 of the valid rows; the others become 0."""
 
 
@@ -44,10 +47,10 @@ def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
         dtype: DTypeLike = jnp.float32,
     ) -> tuple[Scalar, Metrics]:
         positive = relu.encode(shape, params, batch.rows, dtype)
-        latents = choose(positive, batch.valid, coefficients)
+        latents = choose(positive, batch, coefficients)
         output = decode(shape, params, latents, batch.rows, dtype)
         error = squared_error(output, batch.targets, batch.weights)
-        auxiliary = auxiliary_loss(shape, params, batch, output, (positive, dead), dtype)
+        auxiliary = auxiliary_loss(shape, params, batch, output, dead, dtype)
         terms = Terms(jnp.float32(0), auxiliary)
         return measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
 
@@ -59,27 +62,74 @@ def auxiliary_loss(
     params: Params,
     batch: Batch,
     output: Float[Array, "N O"],
-    activations: tuple[Float[Array, "N F"], Bool[Array, "F"]],
+    dead: Bool[Array, "F"],
     dtype: DTypeLike,
 ) -> Scalar:
     """Returns the squared error with which the dead latents reconstruct the residual, mean over the valid rows.
 
     Args:
         output: reconstruction by the chosen latents.
-        activations: relu of all pre-activations, and which latents are dead.
     """
-    dead = activations[1]
+    if isinstance(batch.revive, bool) and not batch.revive:
+        return jnp.float32(0)
+    used = {name: params[name] for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")}
     residual = lax.stop_gradient(batch.targets - output)
-    count = jnp.sum(dead, dtype=jnp.int32)
+    share = jnp.minimum(jnp.sum(dead, dtype=jnp.int32) / shape.auxiliary_k, 1.0)
+    return share * error_of_dead(shape, jnp.dtype(dtype).name, used, batch, residual, dead)
 
-    def largest(candidates: Float[Array, "N F"]) -> Float[Array, "N F"]:
-        return jnp.where(largest_per_row(candidates, jnp.minimum(count, shape.auxiliary_k)), candidates, 0)
 
-    def error(positive: Float[Array, "N F"], decoder: Float[Array, "F O"]) -> Scalar:
-        candidates = jnp.where(dead, positive, 0)
-        taken = lax.cond(batch.choose, largest, lambda values: values, candidates)
-        reconstruction = product(taken, decoder, dtype)
-        return squared_error(reconstruction, residual, batch.weights)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def error_of_dead(
+    shape: SaeShape, dtype: str, params: Params, batch: Batch, residual: Float[Array, "N O"], dead: Bool[Array, "F"]
+) -> Scalar:
+    """Returns that error, and 0 where no latent is dead; only the parameters have a gradient."""
+    return error_and_gradient(shape, dtype, params, batch, residual, dead)[0]
 
-    share = jnp.minimum(count / shape.auxiliary_k, 1.0)
-    return share * lax.cond(batch.revive, error, lambda *_: jnp.float32(0), activations[0], params["decoder"])
+
+def error_and_gradient(
+    shape: SaeShape, dtype: str, params: Params, batch: Batch, residual: Float[Array, "N O"], dead: Bool[Array, "F"]
+) -> tuple[Scalar, Params]:
+    """Returns the error and its gradient together: what a choice between ways hands from one to the other is large."""
+    count, most = jnp.sum(dead, dtype=jnp.int32), shape.few_latents
+
+    def error(latents: Params, candidate: Bool[Array, "C"]) -> Scalar:
+        values = jnp.where(candidate, relu.encode(shape, latents, batch.rows, dtype), 0)
+        taken = largest(batch.keep, values, jnp.minimum(count, shape.auxiliary_k))
+        return squared_error(product(taken, latents["decoder"], dtype), residual, batch.weights)
+
+    def of_none(params: Params) -> tuple[Scalar, Params]:
+        return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+
+    def of_few(params: Params) -> tuple[Scalar, Params]:
+        candidate = jnp.arange(most) < count
+        return jax.value_and_grad(lambda every: error(dead_latents(every, dead, most), candidate))(params)
+
+    def of_many(params: Params) -> tuple[Scalar, Params]:
+        with jax.named_scope(SELDOM):
+            return jax.value_and_grad(lambda every: error(every, dead))(params)
+
+    ways = [of_none, of_few, of_many]
+    return lax.switch(jnp.asarray(batch.revive, jnp.int32) * (1 + batch.many), ways, params)
+
+
+def _forward(
+    shape: SaeShape, dtype: str, params: Params, batch: Batch, residual: Float[Array, "N O"], dead: Bool[Array, "F"]
+) -> tuple[Scalar, Params]:
+    return error_and_gradient(shape, dtype, params, batch, residual, dead)
+
+
+def _backward(shape: SaeShape, dtype: str, gradient: Params, factor: Scalar) -> tuple[Params, None, None, None]:
+    return jax.tree.map(lambda value: factor * value, gradient), None, None, None
+
+
+error_of_dead.defvjp(_forward, _backward)
+
+
+def dead_latents(params: Params, dead: Bool[Array, "F"], size: int) -> Params:
+    """Returns the parameters of the dead latents alone, in their order, and of others to fill up to `size`."""
+    places = jnp.argsort(~dead, stable=True)[:size]
+    return params | {
+        "encoder": params["encoder"][:, places],
+        "encoder_bias": params["encoder_bias"][places],
+        "decoder": params["decoder"][places],
+    }

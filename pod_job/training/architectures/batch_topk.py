@@ -7,11 +7,11 @@ which it stores as `jumprelu`.
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from pod_job.training.architectures import relu
 from pod_job.training.architectures.auxiliary import loss_of_chosen
-from pod_job.training.architectures.parts import Coefficients, Params, kept
+from pod_job.training.architectures.parts import Batch, Coefficients, Params, kept
 from pod_job.training.architectures.selection import largest_of_batch
 from pod_job.training.architectures.shape import SaeShape
 
@@ -24,12 +24,10 @@ def encode(
     return jnp.where(positive > params["threshold"], positive, 0)
 
 
-def chosen_latents(
-    positive: Float[Array, "N F"], valid: Bool[Array, "N"], coefficients: Coefficients
-) -> Float[Array, "N F"]:
+def chosen_latents(positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients) -> Float[Array, "N F"]:
     """Returns the k N largest latents of the N valid rows, the others as 0."""
-    count = jnp.floor(coefficients.k * jnp.sum(valid)).astype(jnp.int32)
-    candidates = jnp.where(valid[:, None], positive, 0)
+    count = jnp.floor(coefficients.k * jnp.sum(batch.valid)).astype(jnp.int32)
+    candidates = jnp.where(batch.valid[:, None], positive, 0)
     return kept(candidates, largest_of_batch(candidates, count))
 
 

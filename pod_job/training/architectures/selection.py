@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 BITS = 3
 """Bits decided in a pass, which is bound by reading the values and not by its comparisons."""
 SELDOM = "seldom"
-"""Name of the scope of a loop that is not entered but for ties; preflight counts it as no turn."""
+"""Name of the scope of what ordinary data do not enter, a loop or a branch; preflight does not count it."""
 
 
 def largest_per_row(values: Float[Array, "N F"], k: Int[Array, ""]) -> Bool[Array, "N F"]:
@@ -36,6 +36,11 @@ def largest_per_row(values: Float[Array, "N F"], k: Int[Array, ""]) -> Bool[Arra
         # A loop of one turn or none: where SAEs are batched, a condition would become a choice between both outcomes.
         equal = lax.while_loop(lambda state: state[0], resolve, (crowded, equal))[1]
     return above | equal
+
+
+def keep_largest(values: Float[Array, "N F"], k: Int[Array, ""]) -> Float[Array, "N F"]:
+    """Returns the k largest positive values of each row, of equal ones the first, and the others as 0."""
+    return jnp.where(largest_per_row(values, k), values, 0)
 
 
 def largest_of_batch(values: Float[Array, "N F"], count: Int[Array, ""]) -> Bool[Array, "N F"]:

@@ -43,6 +43,11 @@ class SaeShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Dead latents per row in AuxK: half the input's width (Gao et al. 2024, appendix A.2)."""
         return max(1, min(self.latents, self.input_width // 2))
 
+    @property
+    def few_latents(self) -> int:
+        """Dead latents that AuxK computes alone, where there are no more: an eighth of all, or as many as it takes."""
+        return max(self.auxiliary_k, self.latents // 8)
+
 
 def check_shape(shape: SaeShape, name: str) -> None:
     """Raises JobError where the sizes of `shape` contradict each other; `name` is the SAE's in messages."""

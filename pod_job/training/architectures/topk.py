@@ -6,12 +6,12 @@ pre-activations by the norms of the decoder rows before it chooses; they are 1 h
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from pod_job.training.architectures import relu
 from pod_job.training.architectures.auxiliary import loss_of_chosen
-from pod_job.training.architectures.parts import Coefficients, Params, kept
-from pod_job.training.architectures.selection import largest_per_row
+from pod_job.training.architectures.parts import Batch, Coefficients, Params, largest
+from pod_job.training.architectures.selection import keep_largest
 from pod_job.training.architectures.shape import SaeShape
 
 
@@ -21,14 +21,12 @@ def encode(
     """Returns the k largest latents of each row, the others as 0; negative ones are 0 too."""
     assert shape.k is not None
     positive = relu.encode(shape, params, rows, dtype)
-    return kept(positive, largest_per_row(positive, jnp.int32(shape.k)))
+    return keep_largest(positive, jnp.int32(shape.k))
 
 
-def chosen_latents(
-    positive: Float[Array, "N F"], valid: Bool[Array, "N"], coefficients: Coefficients
-) -> Float[Array, "N F"]:
+def chosen_latents(positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients) -> Float[Array, "N F"]:
     """Returns the k largest latents of each row, the others as 0."""
-    return kept(positive, largest_per_row(positive, coefficients.k.astype(jnp.int32)))
+    return largest(batch.keep, positive, coefficients.k.astype(jnp.int32))
 
 
 loss = loss_of_chosen(chosen_latents)

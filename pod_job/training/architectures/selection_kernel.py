@@ -1,0 +1,133 @@
+"""Largest values of each row on a TPU: one kernel that reads the values once and counts in the core's own memory.
+
+What it keeps is what `selection.keep_largest` keeps. A value and its place make one whole number, which no two values
+of a row share: the bits of a bfloat16 above those of the place, counted from the end. The k-th largest of these numbers
+follows bit by bit, and everything from it on is kept. The bits are decided among the `LEVELS` largest numbers of each
+lane; where a lane has more of the k largest, which a count of all numbers shows, among all.
+
+N rows, F latents of a row, all on one device; R rows of a tile.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from pod_job.training.architectures.selection import keep_largest
+
+VALUE_BITS = 15
+"""Bits of a bfloat16 that is not negative."""
+MOST_LATENTS = 1 << (31 - VALUE_BITS)
+TILE_VALUES, MOST_TILE_ROWS, LANES = 1 << 19, 32, 128
+"""Values and rows that are chosen from together at most, and the columns of a vector register."""
+LEVELS = 6
+"""Numbers of each lane that the bits are decided among at first: of 64 chosen ones, seven share a lane in 1 row of
+7,000 where chance places them."""
+KERNEL_MEMORY = 64 << 20
+"""Bytes of the core's memory that the kernel may take: twice a tile of values and results, and one of numbers."""
+
+
+def tile_rows(latents: int) -> int:
+    return min(MOST_TILE_ROWS, TILE_VALUES // latents)
+
+
+def kernel_fits(rows: int, latents: int) -> bool:
+    """Returns whether the kernel takes so many rows of a device, with so many latents."""
+    return latents <= MOST_LATENTS and latents % LANES == 0 and rows % tile_rows(latents) == 0
+
+
+def kernel_cycles(rows: int, latents: int) -> float:
+    """Returns the cycles of the kernel where no lane is crowded: instructions in the TPU compiler's listing of them.
+
+    The listing is that of libtpu 0.0.42.1 for v5e; each register of 8 x 128 values takes so many in each part.
+    """
+    registers, turns = rows * latents / (8 * LANES), VALUE_BITS + (latents - 1).bit_length()
+    if latents > 4 * LEVELS * LANES:
+        return 10.1 * registers + 50.0 * turns * rows / tile_rows(latents)
+    return (3.5 + 0.95 * turns) * registers
+
+
+def keep_largest_on_tpu(values: Float[Array, "N F"], k: Int[Array, ""], *, mesh: Mesh) -> Float[Array, "N F"]:
+    """Returns `selection.keep_largest` of rows that are split over `data`, each whole on its device."""
+    if not kernel_fits(len(values) // mesh.shape["data"], values.shape[1]):
+        return keep_largest(values, k)
+    rows = PartitionSpec("data")
+    counts = jnp.broadcast_to(k, (len(values), 1)).astype(jnp.float32)
+    kernel = jax.shard_map(keep_largest_of_rows, mesh=mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False)
+    return kernel(values, counts)
+
+
+def keep_largest_of_rows(
+    values: Float[Array, "N F"], counts: Float[Array, "N 1"], *, interpret: bool = False
+) -> Float[Array, "N F"]:
+    """Returns the `counts` largest positive values of each row on this device, the others as 0."""
+    rows, latents = values.shape
+    size = tile_rows(latents)
+    tile, column = pl.BlockSpec((size, latents), at_tile), pl.BlockSpec((size, 1), at_tile)
+    numbers, largest = pltpu.VMEM((size, latents), jnp.int32), pltpu.VMEM((size, LEVELS * LANES), jnp.int32)
+    return pl.pallas_call(
+        keep_largest_of_tile,
+        out_shape=jax.ShapeDtypeStruct(values.shape, values.dtype),
+        grid=(rows // size,),
+        in_specs=[column, tile],
+        out_specs=tile,
+        scratch_shapes=[numbers, largest],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=KERNEL_MEMORY),
+        name="keep_largest",
+        interpret=interpret,
+    )(counts, values)
+
+
+def at_tile(number: Any) -> tuple[Any, int]:
+    return number, 0
+
+
+def keep_largest_of_tile(counts: Any, values: Any, results: Any, numbers: Any, largest: Any) -> None:
+    """Kernel of one tile: references to k of each row, values and results, and memory for numbers."""
+    latents = values.shape[1]
+    place_bits = (latents - 1).bit_length()
+    bits = lax.bitcast_convert_type(values[...].astype(jnp.float32), jnp.int32) >> 16
+    numbers[...] = (bits << place_bits) | (latents - 1 - lax.broadcasted_iota(jnp.int32, values.shape, 1))
+    width = VALUE_BITS + place_bits
+    if latents > 4 * LEVELS * LANES:
+        write_largest_of_lanes(numbers, largest)
+        lowest = kth_largest(largest, counts, width, width)
+        crowded = jnp.max(reaching(numbers, lowest) - counts[...]) > 0
+        turns = jnp.where(crowded, width, 0)
+        lowest = jnp.where(crowded, kth_largest(numbers, counts, width, turns), lowest)
+    else:
+        lowest = kth_largest(numbers, counts, width, width)
+    # From the lowest positive value on, or a zero would be kept where fewer than k are positive.
+    lowest = jnp.maximum(lowest, 1 << place_bits)
+    results[...] = jnp.where((numbers[...] >= lowest) & (counts[...] > 0), values[...], 0)
+
+
+def write_largest_of_lanes(numbers: Any, largest: Any) -> None:
+    """Writes the LEVELS largest numbers of each row and lane, level after level."""
+    blocks = [jnp.zeros((numbers.shape[0], LANES), jnp.int32)] * LEVELS
+    for start in range(0, numbers.shape[1], LANES):
+        number = numbers[:, start : start + LANES]
+        for level in range(LEVELS):
+            blocks[level], number = jnp.maximum(blocks[level], number), jnp.minimum(blocks[level], number)
+    for level, block in enumerate(blocks):
+        largest[:, level * LANES : (level + 1) * LANES] = block
+
+
+def kth_largest(numbers: Any, counts: Any, width: int, turns: Any) -> Int[Array, "R 1"]:
+    """Returns the k-th largest of each row of the numbers, whose bits are `width`; `turns` is that or 0."""
+
+    def decide(turn: Int[Array, ""], known: Int[Array, "R 1"]) -> Int[Array, "R 1"]:
+        trial = known + (1 << (width - 1 - turn))
+        return jnp.where(reaching(numbers, trial) >= counts[...], trial, known)
+
+    return lax.fori_loop(0, turns, decide, jnp.zeros((numbers.shape[0], 1), jnp.int32))
+
+
+def reaching(numbers: Any, level: Int[Array, "R 1"]) -> Float[Array, "R 1"]:
+    """Returns how many numbers of each row reach the row's level."""
+    return jnp.sum((numbers[...] >= level).astype(jnp.float32), axis=1, keepdims=True)
