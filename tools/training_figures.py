@@ -37,7 +37,8 @@ class Case(msgspec.Struct, frozen=True):
     Attributes:
         experiment: whose forward pass feeds it; None to compile the trainer alone.
         rows: of one step of the optimizer.
-        auxiliary: whether AuxK is compiled in; it runs only in steps before which a latent is dead.
+        auxiliary: whether AuxK is compiled in; it runs only in steps before which a latent is dead, and the forecast is
+            that of a step before which up to an eighth of the latents are.
     """
 
     width: int
@@ -48,12 +49,14 @@ class Case(msgspec.Struct, frozen=True):
     pod: str = "v5litepod-64"
     mesh: tuple[int, int] = (8, 8)
     auxiliary: bool = True
+    architecture: Architecture = Architecture.topk
 
 
 QWEN = Case(width=896, latents=16384, saes=4, experiment="qwen05b-text-v5e64")
 CASES = {
     "qwen05b-4x16k": QWEN,
     "qwen05b-4x16k-no-dead-latents": replace(QWEN, auxiliary=False),
+    "qwen05b-4x16k-batch-topk": replace(QWEN, architecture=Architecture.batch_topk),
     "qwen7b-65k-no-dead-latents": Case(width=3584, latents=65536, experiment="qwen7b-text-v5e64", auxiliary=False),
     "d4096-131k": Case(width=4096, latents=131072, rows=16384),
 }
@@ -81,7 +84,7 @@ def trainer_of(case: Case, rows: int) -> Trainer:
     pod = read_accelerator_type(case.pod)
     mesh = make_mesh(MeshConfig(data=case.mesh[0], model=case.mesh[1]), pod_devices(pod))
     shape = SaeShape(
-        architecture=Architecture.topk, input_width=case.width, output_width=case.width, latents=case.latents, k=32
+        architecture=case.architecture, input_width=case.width, output_width=case.width, latents=case.latents, k=32
     )
     taps = [f"tap{i}" for i in range(case.saes)]
     auxiliary = 1 / 32 if case.auxiliary else 0.0

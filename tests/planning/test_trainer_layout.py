@@ -14,7 +14,7 @@ def sae(count: int, latents: int, width: int) -> GroupSize:
     [
         (64, 65536, [sae(4, 16384, 896)], TrainerLayout(16, 4, 1)),  # rows go to the SAEs, latents stay whole
         (64, 65536, [sae(1, 65536, 3584)], TrainerLayout(8, 1, 8)),  # large gradients: latents are split
-        (4, 512, [sae(3, 2048, 576), sae(2, 2048, 576)], TrainerLayout(4, 1, 1)),
+        (4, 512, [sae(3, 2048, 576), sae(2, 2048, 576)], TrainerLayout(1, 1, 4)),  # few rows: no gradients
         (1, 512, [sae(3, 2048, 576)], TrainerLayout(1, 1, 1)),
     ],
 )

@@ -77,6 +77,20 @@ def test_loss_and_metrics_are_those_of_the_paper(architecture: Architecture, use
     np.testing.assert_allclose(metrics.deviation, spread, rtol=1e-5)
 
 
+def test_dead_latents_are_revived_alone_as_they_are_among_all() -> None:
+    shape = shape_of(Architecture.topk)
+    params, batch, dead = example(shape)
+    assert 0 < dead.sum() <= shape.few_latents < shape.latents
+    coefficients = coefficients_for(shape, auxiliary=0.5)
+    alone, among_all = (
+        LOSS_AND_GRADIENT(shape, params, batch._replace(many=jnp.array(many)), coefficients, jnp.array(dead))
+        for many in (False, True)
+    )
+    assert alone[0][1].auxiliary > 0
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(among_all), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("architecture", [Architecture.gated, Architecture.jump_relu, Architecture.matryoshka])
 def test_rows_that_are_not_valid_change_nothing(architecture: Architecture) -> None:
     shape = shape_of(architecture)
