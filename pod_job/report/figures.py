@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, PercentFormatter
 
 from pod_job.formats.statistics import Summary
 from pod_job.report.outliers import dimension_sizes
@@ -217,6 +217,8 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     """Labels both axes and writes their values without exponents."""
     axes.xaxis.set_major_formatter(plain)
     axes.yaxis.set_major_formatter(plain)
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_minor_formatter(PlainLog())
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
@@ -233,7 +235,14 @@ def ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def _plain(value: float | int, _: int) -> str:
-    return f"{value:,.0f}" if value >= 1 or value == 0 else f"{value:g}"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
 
 
 plain = FuncFormatter(_plain)
+
+
+class PlainLog(LogFormatter):
+    """Writes plain numbers beside those ticks between powers of ten that LogFormatter labels: of short ranges."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return _plain(x, 0) if super().__call__(x, pos) else ""

@@ -94,3 +94,26 @@ def test_a_browser_shows_a_latent_that_an_address_names(tmp_path: Path, require:
         assert value_of("window.find('looked')") is (len(WORDS) <= BEFORE + AFTER + 1)
         asked = {e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"}
     assert {url.split(":")[0] for url in asked} == {"file", "data"}
+
+
+@pytest.mark.parametrize("losses", [(264.0, 258.0, 251.5), (2.0, 0.5, 0.02), (0.0317, 0.0311, 0.0308), (9e4, 3e3, 7.0)])
+def test_ticks_of_curves_are_plain_numbers_and_no_two_are_alike(losses: tuple[float, ...]) -> None:
+    from pod_job.report.training_page import curves
+
+    points = [
+        MetricsPoint(step, step, 1.0, [SaeMetrics(loss, 16.0 + step / 9, 0.5, 0.1)])
+        for step, loss in enumerate(losses, 1)
+    ]
+    figure = curves(MetricsRecord(1, ["one"], points))
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        shown = [
+            label.get_text()
+            for label in axes.get_yticklabels(which="both")
+            if label.get_text() and low <= label.get_position()[1] <= high
+        ]
+        assert len(shown) > 1
+        assert len(set(shown)) == len(shown)
+        for text in shown:
+            float(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))

@@ -1,7 +1,7 @@
 """Compares `pod-job evaluate` with SAELens' evaluator on the same SAE: `python -m tools.sae_peers.evaluation MODEL`.
 
-MODEL is a folder of Hugging Face's. The SAE copies the largest coordinates of a row; the tokens are random words of the
-model's tokenizer's vocabulary, the same for both. SAELens runs in the environment `trainers` of `tools.peers`.
+MODEL is a folder of Hugging Face's. The SAE copies the largest coordinates of a row; the tokens are random, or those of
+--documents, the same for both. SAELens runs in the environment `trainers` of `tools.peers`.
 """
 
 import argparse
