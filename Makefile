@@ -74,11 +74,13 @@ bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## write docs/benchmarks.md: ours 
 fuzz: $(INSTALLED) ## read 10,000 corrupted files, each refused by name or read unchanged; minutes
 	$(BIN)/python -m tools.fuzz $(ARGS)
 
-docs: $(INSTALLED) ## write docs/configuration.md, docs/model-configs.md and the table of docs/commands.md from the code
+docs: $(INSTALLED) ## write docs/configuration.md, docs/model-configs.md, docs/api.md and the table of docs/commands.md from the code
 	$(BIN)/python -m tools.config_reference > docs/configuration.new
 	mv docs/configuration.new docs/configuration.md
 	$(BIN)/python -m tools.model_config_reference > docs/model-configs.new
 	mv docs/model-configs.new docs/model-configs.md
+	$(BIN)/python -m tools.api_reference > docs/api.new
+	mv docs/api.new docs/api.md
 	$(BIN)/python -m tools.verb_reference
 
 lint: $(INSTALLED) ## run ruff and pyright

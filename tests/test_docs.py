@@ -23,7 +23,7 @@ from launch.verb_table import VERBS
 from pod_job.config.load import conf_dir, load
 from pod_job.errors import JobError
 from pod_job.storage.open import open_folder
-from tools import config_reference, model_config_reference, verb_reference
+from tools import api_reference, config_reference, model_config_reference, verb_reference
 from tools.bench.cases import CASES
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +138,7 @@ def test_the_readme_lists_the_folders_in_the_order_of_their_layers() -> None:
 def test_generated_pages_are_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text() == config_reference.page(), "stale: run `make docs`"
     assert (ROOT / "docs/model-configs.md").read_text() == model_config_reference.page(), "stale: run `make docs`"
+    assert (ROOT / "docs/api.md").read_text() == api_reference.page(), "stale: run `make docs`"
     page = (ROOT / "docs/commands.md").read_text()
     assert verb_reference.rewritten(page) == page, "stale: run `make docs`"
 
