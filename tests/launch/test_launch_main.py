@@ -89,7 +89,7 @@ LAUNCHING = {
     "run": {"--accept-identity", "--follow", "--no-preflight", "--dry-run", "--json"},
     "watch": {"--accept-identity", "--no-preflight", "--dry-run", "--json"},
     "status": {"--follow", "--json"},
-    "logs": {"--follow", "--host"},
+    "logs": {"--follow", "--host", "--slice"},
     "stop": {"--dry-run", "--json"},
     "down": {"--dry-run", "--json"},
     "gc": {"--project", "--dry-run", "--json"},

@@ -105,7 +105,11 @@ def test_a_traceback_is_the_cause_and_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_a_job_error_is_named_before_a_host_that_died_of_it(tmp_path: Path) -> None:
-    dies_of_it = python("raise RuntimeError('Gloo all-reduce failed: Connection closed by peer [127.0.0.1]')")
+    reported = (
+        f"import pathlib, time\nwhile not any(pathlib.Path({str(tmp_path)!r}).rglob('host_02.json')): time.sleep(0.05)"
+    )
+    reason = "Gloo all-reduce failed: Connection closed by peer [127.0.0.1]"
+    dies_of_it = python(f"{reported}\nraise RuntimeError({reason!r})")
     user_error = speak(2, "failed", "extract.layers: layer 30 of a 30-layer model", code=2)
     with pytest.raises(HostFailed, match=r"^host 2: extract\.layers: layer 30 of a 30-layer model$") as caught:
         watched([dies_of_it, hang(), user_error], tmp_path)

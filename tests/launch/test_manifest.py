@@ -150,7 +150,10 @@ def test_the_command_of_skypilot_has_the_overrides_as_they_are(
             r"hosts of an engine share no folder",
         ),
         ([*JOBSET, *JOB, "pod.hosts=8", "mesh=4x4", "pod.devices_per_host=2"], "is 16 hosts of 4 chips"),
-        ([*JOBSET, *JOB, "tasks.path=conf/job.yaml"], r"tasks\.path=conf/job\.yaml is on this machine"),
+        (
+            [*JOBSET, *JOB, "tasks.path=tests/data/arc/arc_sample.json"],
+            r"tasks\.path=tests/.*\.json is on this machine",
+        ),
         (["manifest", "--for", "jobset", *JOB], "--image is not given"),
         ([*SKYPILOT, *JOB, "--image", "x"], "--image: only for jobset"),
         ([*SKYPILOT, *JOB, *slice_words("tpu7x", 8)], "use --for jobset"),
