@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
-from pod_job.prompts.arc import Grid, read_arc, solution
+from pod_job.prompts.arc import Grid, solution
 from pod_job.prompts.arc_answers import parse_grid
 from pod_job.prompts.augment import augmentation
-from pod_job.prompts.sources.arc_source import local_path
+from pod_job.prompts.sources.arc_source import read_arc_files
+from pod_job.prompts.sources.listing import list_source
 from pod_job.run_folder.completions import Completion, read_completions
 from pod_job.run_folder.layout import OUTPUTS
 from pod_job.storage.folder import Folder
@@ -88,8 +89,7 @@ def write_predictions(folder: Folder, batches: int, config: TasksConfig) -> Summ
     """
     scores = None
     if config.format is TaskFormat.arc:
-        with local_path(config.places[0]) as path:
-            scores = ArcScores(config, read_arc(path))
+        scores = ArcScores(config, read_arc_files(list_source(config), config))
     count = 0
     with tempfile.TemporaryFile() as lines:
         for batch in range(1, batches + 1):

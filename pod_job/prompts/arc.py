@@ -19,45 +19,39 @@ MOST_BYTES = 1 << 30
 """Size of a file that holds tasks in one object; of JSON lines there may be any number."""
 
 
-def read_arc(path: Path) -> Mapping[str, Any]:
-    """Returns tasks by id, in the order of the file (of the file names, for a folder), unchecked.
+def read_arc(path: Path, source: str, of_many: bool = False) -> Mapping[str, Any]:
+    """Returns the tasks of a file by id, in its order, unchecked.
 
-    A file of a folder that is not JSON comes as the BrokenTask that says so.
-
+    Args:
+        path: of the file, or of its copy on this machine.
+        source: the place that the file is named by in errors.
+        of_many: there are other files: one that is not JSON comes as the BrokenTask that says so.
     Raises:
-        JobError: no such file, it is not a JSON object, or two files of a folder have a task of one name.
+        JobError: no such file, or it is not a JSON object.
     """
-    if not path.is_dir():
-        if is_task_lines(path):
-            return TaskLines(path)
-        content = read_json(path)
-        if not isinstance(content, dict):
-            rule = f"must be a JSON object of tasks, not {type(content).__name__}"
-            raise JobError(f"tasks.path={path}: {rule}; records of a list can be read as JSON lines, one to a line")
-        return {path.stem: content} if "train" in content and "test" in content else content
-    tasks: dict[str, Any] = {}
-    for file in sorted(path.glob("*.json")):
-        try:
-            content = read_json(file)
-        except JobError as error:
-            tasks[file.stem] = BrokenTask(str(error))
-            continue
-        many = isinstance(content, dict) and not ("train" in content and "test" in content)
-        new = content if many else {file.stem: content}
-        if repeated := tasks.keys() & new.keys():
-            raise JobError(f"tasks.path={file}: another file has task {min(repeated)!r} too; rename or remove one")
-        tasks |= new
-    return tasks
+    if is_task_lines(path):
+        return TaskLines(path, source)
+    try:
+        content = read_json(path, source)
+    except JobError as error:
+        if of_many:
+            return {path.stem: BrokenTask(str(error))}
+        raise
+    if not isinstance(content, dict) and not of_many:
+        rule = f"must be a JSON object of tasks, not {type(content).__name__}"
+        raise JobError(f"tasks.path={source}: {rule}; records of a list can be read as JSON lines, one to a line")
+    one = not isinstance(content, dict) or ("train" in content and "test" in content)
+    return {path.stem: content} if one else content
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, source: str) -> Any:
     """Returns the content of a JSON file; JobError where it is missing or no JSON."""
     try:
         return read_json_file(file, MOST_BYTES)
     except FileNotFoundError:
-        raise JobError(f"tasks.path={file} does not exist; give a tasks file or a folder") from None
+        raise JobError(f"tasks.path={source} does not exist; give a tasks file or a folder") from None
     except (ValueError, OSError) as error:
-        raise JobError(f"tasks.path={file} is not readable JSON ({error})") from error
+        raise JobError(f"tasks.path={source} is not readable JSON ({error})") from error
 
 
 def check_task(where: str, task: Any) -> None:

@@ -35,13 +35,13 @@ def is_task_lines(path: Path) -> bool:
 class TaskLines(Mapping[str, Any]):
     """Tasks by id, in the order of the lines; one that cannot be read is the BrokenTask that says why."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises JobError where the file cannot be opened."""
-        self.path = path
+    def __init__(self, path: Path, source: str) -> None:
+        """`source` is the place that errors name. JobError where the file cannot be opened."""
+        self.path, self.source = path, source
         try:
             self.data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
         except OSError as error:
-            raise JobError(f"tasks.path={path} cannot be read ({error.strerror}); give a .jsonl file") from error
+            raise JobError(f"tasks.path={source} cannot be read ({error.strerror}); give a .jsonl file") from error
         self.places: dict[str, tuple[int, int, int]] = {}
         """Number, start and length of the line of each task."""
         self.repeated: dict[str, int] = {}
@@ -72,7 +72,7 @@ class TaskLines(Mapping[str, Any]):
 
     def _task(self, task_id: str) -> Any:
         number, start, length = self.places[task_id]
-        where = f"tasks.path={self.path}, line {number}"
+        where = f"tasks.path={self.source}, line {number}"
         if (earlier := self.repeated.get(task_id)) is not None:
             return BrokenTask(f"{where} has the task_id of line {earlier}; name each task once", Reason.repeated)
         try:
@@ -89,6 +89,28 @@ def id_of(line: bytes, number: int) -> str:
         task = None
     names = [task[key] for key in ("task_id", "id") if isinstance(task, dict) and isinstance(task.get(key), str | int)]
     return str(names[0]) if names else f"line_{number}"
+
+
+class JoinedTasks(Mapping[str, Any]):
+    """Tasks of several files by id, in the order of the files; `sources` has the file of each."""
+
+    def __init__(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """`files`: their tasks by place. JobError where two files have a task of one name."""
+        self.files, self.sources = files, dict[str, str]()
+        for source, tasks in files.items():
+            for task_id in tasks:
+                if task_id in self.sources:
+                    raise JobError(f"tasks.path={source}: another file has task {task_id!r} too; rename or remove one")
+                self.sources[task_id] = source
+
+    def __getitem__(self, task_id: str) -> Any:
+        return self.files[self.sources[task_id]][task_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
 
 
 class NumberedTasks(Sequence[tuple[str, Any]]):

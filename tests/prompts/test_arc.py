@@ -1,21 +1,26 @@
 """ARC: prompt styles, forms of a task and their way back, and answers read as grids."""
 
+import bz2
 import dataclasses
+import gzip
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pod_job.config.tasks import ArcConfig, ArcPrompt, Augment, OnBroken, TasksConfig
+from pod_job.config.tasks import ArcConfig, ArcPrompt, Augment, OnBroken, TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.prompts.arc import Grid
 from pod_job.prompts.arc_answers import parse_grid
 from pod_job.prompts.arc_prompts import digits, numbered, plain, render
 from pod_job.prompts.augment import COLOURS, Augmentation, augmentation
+from pod_job.prompts.sources.arc_source import read_arc_files
+from pod_job.prompts.sources.listing import list_source
 from pod_job.prompts.tasks import read_tasks
 
 TASK: dict[str, Any] = {
@@ -153,3 +158,52 @@ def test_no_text_breaks_the_parser() -> None:
     letters = random.Random(0)
     for _ in range(500):
         parse_grid("".join(letters.choice("0123456789 \n:,[]x`") for _ in range(60)))
+
+
+def ids_of(config: TasksConfig) -> list[str]:
+    """Returns the tasks of all samples, each once."""
+    return list(dict.fromkeys(sample.task_id for sample in read_tasks(config).samples))
+
+
+@pytest.mark.parametrize(
+    "path", ["d", "d/*.json", "**/*.json", ["d/a.json", "d/b.json"], ["d/a.json", "d/b*"]], ids=str
+)
+def test_tasks_of_several_files_are_one_source(tmp_path: Path, path: str | list[str]) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.json").write_text(json.dumps(TASK))
+    (tmp_path / "d/b.json").write_text(json.dumps({"b": TASK, "c": TASK}))
+    (tmp_path / "d/.hidden.json").write_text("{")
+    paths = [str(tmp_path / one) for one in path] if isinstance(path, list) else str(tmp_path / path)
+    for format in (TaskFormat.auto, TaskFormat.arc):
+        config = TasksConfig(path=paths, format=format)
+        assert ids_of(config) == ["a", "b", "c"]
+        assert list(read_arc_files(list_source(config), config)) == ["a", "b", "c"]
+    (tmp_path / "d/b.json").write_text(json.dumps({"a": TASK}))
+    with pytest.raises(JobError, match=r"d/b\.json: another file has task 'a' too; rename or remove one"):
+        read_tasks(TasksConfig(path=paths))
+
+
+def test_the_folders_of_a_data_set_are_read_where_the_folder_itself_has_no_task(tmp_path: Path) -> None:
+    for name in ("evaluation/b", "training/a"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.json").write_text(json.dumps(TASK))
+    for format in (TaskFormat.auto, TaskFormat.arc):
+        assert ids_of(TasksConfig(path=str(tmp_path), format=format)) == ["b", "a"]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.json.gz", "t.jsonl.zst", "t.ndjson.bz2"])
+def test_compressed_tasks_are_read(tmp_path: Path, name: str) -> None:
+    lines = "".join(json.dumps({"task_id": task_id, **TASK}) + "\n" for task_id in "ab").encode()
+    text = json.dumps({"a": TASK, "b": TASK}).encode() if name == "t.json.gz" else lines
+    suffix = name.rpartition(".")[2]
+    (tmp_path / name).write_bytes(
+        {"gz": gzip.compress, "bz2": bz2.compress}.get(suffix, lambda data: pa.compress(data, "zstd", asbytes=True))(
+            text
+        )
+    )
+    assert ids_of(TasksConfig(path=str(tmp_path / name))) == ["a", "b"]
+
+
+def test_one_record_in_a_json_file_is_no_task(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"text": "a"}')
+    assert [sample.prompt for sample in read_tasks(TasksConfig(path=str(tmp_path / "t.json"))).samples] == ["a"]

@@ -10,12 +10,13 @@ from jaxtyping import Int64
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.prompts.arc import check_task, read_arc
-from pod_job.prompts.arc_lines import NumberedTasks
+from pod_job.prompts.arc_lines import JoinedTasks, NumberedTasks
 from pod_job.prompts.arc_prompts import render
 from pod_job.prompts.augment import augmentation
 from pod_job.prompts.sources.documents import Documents, Read
-from pod_job.prompts.sources.file_lists import below, list_place
-from pod_job.prompts.sources.index import FORMAT, TaskIndex
+from pod_job.prompts.sources.file_lists import pattern_of
+from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex
+from pod_job.prompts.sources.lines import codec_of, pieces_of
 from pod_job.prompts.sources.listing import Listing
 from pod_job.prompts.sources.places import open_file
 from pod_job.prompts.sources.sample import BrokenTask, Sample, checked
@@ -27,9 +28,8 @@ class ArcDocuments(Documents):
     def __init__(self, listing: Listing, config: TasksConfig) -> None:
         """Raises JobError where there is no such file, or it is not a JSON object."""
         super().__init__(TaskIndex(FORMAT, listing.kind, "", listing.files), config)
-        self.path = config.places[0]
-        with local_path(self.path) as path:
-            self.tasks = NumberedTasks(read_arc(path))
+        self.by_id = read_arc_files(listing, config)
+        self.tasks = NumberedTasks(self.by_id)
         self.problems: dict[int, BrokenTask | None] = {}
         self.keys = np.array(list(self._keys()), np.int64).reshape(-1, 2)
         self.starts = np.array([0, len(self.keys)], np.int64)
@@ -61,7 +61,7 @@ class ArcDocuments(Documents):
     def _problem(self, number: int) -> BrokenTask | None:
         if number not in self.problems:
             task_id, task = self.tasks[number]
-            where = f"tasks.path={self.path}: task {task_id}"
+            where = f"tasks.path={self.by_id.sources[task_id]}: task {task_id}"
             try:
                 check_task(where, task)
                 checked(where, Sample(task_id, 0, ""))
@@ -71,16 +71,33 @@ class ArcDocuments(Documents):
         return self.problems[number]
 
 
+def read_arc_files(listing: Listing, config: TasksConfig) -> JoinedTasks:
+    """Returns the tasks of a source, unchecked. JobError where a file cannot be read, or two have one task."""
+    files, tasks = arc_files(listing, config), {}
+    for entry in files:
+        with on_this_machine(entry) as path:
+            tasks[entry.url] = read_arc(path, entry.url, of_many=len(files) > 1)
+    return JoinedTasks(tasks)
+
+
+def arc_files(listing: Listing, config: TasksConfig) -> list[FileEntry]:
+    """Returns the files that tasks are read from: of a folder those that lie in it directly, where there are any."""
+    files = listing.files
+    if len(config.paths) > 1 or pattern_of(config.places[0]):
+        return files
+    return [entry for entry in files if "/" not in entry.name] or files
+
+
 @contextmanager
-def local_path(path: str) -> Iterator[Path]:
-    """Yields the path of ARC tasks on this machine, copied for as long where they are not."""
-    if "://" not in path:
-        yield Path(path).expanduser()
+def on_this_machine(entry: FileEntry) -> Iterator[Path]:
+    """Yields the path of a file, or for as long of a copy, where it is elsewhere or compressed."""
+    if "://" not in entry.url and codec_of(entry.url) is None:
+        yield Path(entry.url).expanduser()
         return
-    base, listed = list_place(path)
+    name = entry.url.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as scratch:
-        for entry in listed:
-            copy = Path(scratch) / below(entry.url, base)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(open_file(entry.url).read(0, entry.state.size))
-        yield Path(scratch) / below(listed[0].url, base) if len(listed) == 1 else Path(scratch)
+        copy = Path(scratch) / (name if codec_of(name) is None else name.rpartition(".")[0])
+        with copy.open("wb") as file:
+            for piece in pieces_of(open_file(entry.url), entry.size):
+                file.write(piece)
+        yield copy

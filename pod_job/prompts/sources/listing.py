@@ -15,7 +15,7 @@ from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, base_of, below, list_place, matches
 from pod_job.prompts.sources.hub_names import by_name, is_dataset_name, list_dataset
 from pod_job.prompts.sources.index import FileEntry
-from pod_job.prompts.sources.lines import CODECS, codec_of
+from pod_job.prompts.sources.lines import CODECS, codec_of, pieces_of
 from pod_job.prompts.sources.places import FIELD, HUB, Listed, open_file
 from pod_job.prompts.sources.saved import is_saved, saved_parts
 from pod_job.prompts.sources.split import SplitPart, chosen_parts
@@ -188,9 +188,13 @@ def of_one_kind(config: TasksConfig, path: str, base: str, listed: list[Listed])
         if len(kinds) > 1:
             raise JobError(f"{FIELD}: {' and '.join(kinds.values())} are of different kinds; use files of one kind")
         return str(next(iter(kinds))), listed
-    if config.format is TaskFormat.arc:  # of a folder, what lies in it directly
-        listed = [entry for entry in listed if "/" not in below(entry.url, base)]
-        return "json", [entry for entry in listed if entry.url.endswith(".json")]
+    if config.format is TaskFormat.arc:
+        seen = visible(base, listed)
+        direct = [entry for entry in seen if "/" not in below(entry.url, base)]
+        of_kinds = (
+            [entry for entry in files if kind_of(entry.url) == kind] for files in (direct, seen) for kind in wanted
+        )
+        return "json", next(filter(None, of_kinds), [])
     if config.format is not TaskFormat.text:
         listed = visible(base, listed)
     by_kind = {kind: [entry for entry in listed if kind_of(entry.url) == kind] for kind in wanted}
@@ -265,13 +269,15 @@ def sniffed(config: TasksConfig, kind: str, entries: Sequence[FileEntry]) -> str
         return "jsonl" if kind == "json" else kind
     first = entries[0]
     if codec_of(first.url):
-        return "jsonl"
-    lines = open_file(first.url).read(0, min(first.size, PEEKED_BYTES)).split(b"\n")
-    complete = [line for line in lines if line.strip()]
+        start = next(pieces_of(open_file(first.url), first.size), b"")
+    else:
+        start = open_file(first.url).read(0, min(first.size, PEEKED_BYTES))
+    complete = [line for line in start.split(b"\n") if line.strip()]
     try:
         content = parse_json(complete[0]) if complete else {}
     except ValueError:
         return "arc" if kind == "json" else "jsonl"  # an object over many lines
     if isinstance(content, dict) and {"train", "test"} <= content.keys():
         return "arc"
-    return "arc" if kind == "json" and len(complete) == 1 else "jsonl"
+    record = isinstance(content, dict) and content and not any(isinstance(value, dict) for value in content.values())
+    return "arc" if kind == "json" and len(complete) == 1 and not record else "jsonl"
