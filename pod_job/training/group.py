@@ -213,7 +213,9 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe, m
         targets = gather([plan.reconstructed for plan in group.plans], state.scales.targets)
     dead = jnp.sum(state.idle_rows >= recipe.dead_rows, axis=1)
     revive = jnp.any(dead > 0) if any(plan.auxiliary for plan in group.plans) else False
-    many = jnp.any(dead > group.shape.few_latents)
+    # Where latents are split, each device has a part of all of them, but the few ones whole.
+    few = group.shape.few_latents
+    many = jnp.any(dead > few) if mesh.shape["model"] * few < group.shape.latents else True
     return Batch(inputs, targets, valid, revive, many, keep_for(mesh, recipe.dtype))
 
 

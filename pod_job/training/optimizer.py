@@ -3,6 +3,8 @@
 F latents, D input width, O output width, N rows.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -48,7 +50,7 @@ def adam_direction(
     factor = jnp.where(norm < recipe.max_gradient_norm, 1.0, recipe.max_gradient_norm / norm)
     clipped = jax.tree.map(lambda value: value * factor, gradient)
     direction, scaling = optax.scale_by_adam(recipe.beta1, recipe.beta2, recipe.epsilon).update(clipped, scaling)
-    return direction, (clipping, scaling)
+    return cast(Params, direction), (clipping, scaling)
 
 
 def without_growth(shape: SaeShape, params: Params, gradient: Params) -> tuple[Params, Scalar]:

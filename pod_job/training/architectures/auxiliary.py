@@ -7,6 +7,7 @@ As in OpenAI's code, a dead latent takes part where it is positive; SAELens take
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def auxiliary_loss(
     used = {name: params[name] for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")}
     residual = lax.stop_gradient(batch.targets - output)
     share = jnp.minimum(jnp.sum(dead, dtype=jnp.int32) / shape.auxiliary_k, 1.0)
-    return share * error_of_dead(shape, jnp.dtype(dtype).name, used, batch, residual, dead)
+    return share * cast(jax.Array, error_of_dead(shape, jnp.dtype(dtype).name, used, batch, residual, dead))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -94,7 +95,7 @@ def error_and_gradient(
 
     def error(latents: Params, candidate: Bool[Array, "C"]) -> Scalar:
         values = jnp.where(candidate, relu.encode(shape, latents, batch.rows, dtype), 0)
-        taken = largest(batch.keep, values, jnp.minimum(count, shape.auxiliary_k))
+        taken = cast(jax.Array, largest(batch.keep, values, jnp.minimum(count, shape.auxiliary_k)))
         return squared_error(product(taken, latents["decoder"], dtype), residual, batch.weights)
 
     def of_none(params: Params) -> tuple[Scalar, Params]:
@@ -105,11 +106,15 @@ def error_and_gradient(
         return jax.value_and_grad(lambda every: error(dead_latents(every, dead, most), candidate))(params)
 
     def of_many(params: Params) -> tuple[Scalar, Params]:
-        with jax.named_scope(SELDOM):
-            return jax.value_and_grad(lambda every: error(every, dead))(params)
+        return jax.value_and_grad(lambda every: error(every, dead))(params)
 
-    ways = [of_none, of_few, of_many]
-    return lax.switch(jnp.asarray(batch.revive, jnp.int32) * (1 + batch.many), ways, params)
+    def seldom(params: Params) -> tuple[Scalar, Params]:
+        with jax.named_scope(SELDOM):
+            return of_many(params)
+
+    if isinstance(batch.many, bool):
+        return lax.cond(batch.revive, of_many if batch.many else of_few, of_none, params)
+    return lax.switch(jnp.asarray(batch.revive, jnp.int32) * (1 + batch.many), [of_none, of_few, seldom], params)
 
 
 def _forward(

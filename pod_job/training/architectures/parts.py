@@ -4,7 +4,7 @@ N rows, D input width, O output width, F latents, T taps of a crosscoder.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ class Batch(NamedTuple):
         targets: what is reconstructed: `rows` themselves, unless for a transcoder.
         valid: rows that count; the others change nothing, but must be finite.
         revive: whether any latent of any SAE that runs together is dead; where none is, AuxK costs nothing.
-        many: whether any of them has more dead latents than `SaeShape.few_latents`; else AuxK computes these alone.
+        many: whether any of them has more dead latents than `SaeShape.few_latents`; else AuxK computes these alone. A
+            bool of Python where one of both is always right.
         keep: keeps the k largest values of each row; on a TPU a kernel.
     """
 
@@ -197,7 +198,7 @@ def pre_activations(
     if not shape.centered:
         return product(rows, params["encoder"], dtype)
     centered = rows - stop_gradient(params["decoder_bias"])
-    shift = no_shift(params["decoder_bias"], params["encoder"], jnp.dtype(dtype).name)
+    shift = cast(jax.Array, no_shift(params["decoder_bias"], params["encoder"], jnp.dtype(dtype).name))
     return product(centered, params["encoder"], dtype) + shift
 
 
