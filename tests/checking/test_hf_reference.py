@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  so that numpy knows bfloat16 by its name
 import numpy as np
@@ -105,6 +106,6 @@ def test_sequences_share_a_pass_where_little_is_padding_and_the_length_of_a_row_
     from pod_job.checking.hf_reference import forward_passes
 
     scaling = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
-    sizes = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8, "num_hidden_layers": 1}
     model = LlamaModel(LlamaConfig(**sizes, vocab_size=8, rope_parameters=scaling))
     assert forward_passes(model, lengths) == passes
