@@ -56,3 +56,29 @@ def test_a_collective_counts_once_where_it_starts() -> None:
 def test_a_loop_that_cannot_be_counted_is_refused() -> None:
     with pytest.raises(ValueError, match="turns of loop loop"):
         compiled_text.read_program(PROGRAM.replace("%bound = s32[] constant(23)", "%bound = s32[] parameter(1)"))
+
+
+CHOICE = """HloModule step
+%none (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8]{0} parameter(0)
+}
+%few (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %y = f32[8]{0} negate(%p), metadata={op_name="jit(step)/few"}, backend_config={"estimated_cycles":"20"}
+}
+%many (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %y = f32[8]{0} negate(%p), metadata={op_name="jit(step)/SCOPE"}, backend_config={"estimated_cycles":"900"}
+}
+ENTRY %main (i: s32[], a: f32[8]) -> f32[8] {
+  %i = s32[] parameter(0)
+  %a = f32[8]{0} parameter(1)
+  ROOT %out = f32[8]{0} conditional(%i, %a, %a, %a), branch_computations={%none, %few, %many}
+}
+"""
+
+
+@pytest.mark.parametrize(("scope", "cycles"), [("seldom/negate", 20), ("often/negate", 900)])
+def test_a_choice_costs_its_longest_branch_but_for_those_seldom_taken(scope: str, cycles: int) -> None:
+    program = compiled_text.read_program(CHOICE.replace("SCOPE", scope))
+    assert compiled_text.total_cycles(program) == cycles
