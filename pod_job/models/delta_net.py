@@ -41,7 +41,7 @@ def delta_net(
     q, k and v are the projections before the filters, z the gated heads' outputs before the output projection.
     """
     sites = {name: splice(name, jnp.einsum("bsd,dnh->bsnh", x, w[f"delta_{name}"])) for name in ("q", "k", "v")}
-    filtered = (activate(arch, convolve(sites[name], w[f"delta_{name}_conv"], segment_ids)) for name in ("q", "k", "v"))
+    q, k, v = (activate(arch, convolve(sites[name], w[f"delta_{name}_conv"], segment_ids)) for name in ("q", "k", "v"))
     beta, step = (jnp.einsum("bsd,dn->bsn", x, w[f"delta_{name}"]) for name in ("beta", "decay"))
     beta = jax.nn.sigmoid(beta.astype(jnp.float32)).astype(x.dtype)
     step = jax.nn.softplus(step.astype(jnp.float32) + w["delta_step_bias"].astype(jnp.float32))
@@ -51,7 +51,7 @@ def delta_net(
         rows, heads = PartitionSpec(placement.rows), PartitionSpec(placement.rows, None, placement.delta_heads)
         specs = (*[heads] * 5, rows)
         rule = jax.shard_map(rule, mesh=placement.mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    z = rule(*filtered, decay, beta, segment_ids)
+    z = rule(q, k, v, decay, beta, segment_ids)
     z = gated_norm(arch, w["delta_norm"], z, jnp.einsum("bsd,dnp->bsnp", x, w["delta_gate"]))
     sites["z"] = splice("z", z)
     return jnp.einsum("bsnp,npd->bsd", sites["z"], w["delta_o"]), sites
