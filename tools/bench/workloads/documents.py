@@ -25,7 +25,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`batches` are committed by a start, of `batch` documents each."""
 
     batches: int = 2
-    batch: int = 256
+    batch: int = 32
 
 
 def make_inputs(options: Options, inputs: Path) -> None:
@@ -41,19 +41,19 @@ def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work
         f"storage.run_dir={scratch / 'run'}",
     ]
 
-    first = functools.partial(run_job, job, scratch / "run", options.batches)
+    start = functools.partial(run_job, job, scratch / "run", options.batches)
 
     def before() -> None:
         write_short(scratch / "documents", documents)
         if again:
-            first()
+            start()
 
-    committed = options.batches * (2 if again else 1)
-    return Work(started(functools.partial(run_job, job, scratch / "run", committed), scratch / "run"), before=before)
+    return Work(started(start, scratch / "run"), before=before)
 
 
-def run_job(job: list[str], run: Path, committed: int) -> Metrics:
-    """Runs a job until so many batches of its run are committed; the metrics are those of its process."""
+def run_job(job: list[str], run: Path, batches: int) -> Metrics:
+    """Runs a job until it has committed so many batches; the metrics are those of its process."""
+    enough = len(list(run.glob("commits/*.json"))) + batches
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     began = time.monotonic()
     child = os.posix_spawn(sys.executable, [sys.executable, "-m", "pod_job", *job], env)
@@ -62,7 +62,7 @@ def run_job(job: list[str], run: Path, committed: int) -> Metrics:
         ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
             break
-        if not asked and len(list(run.glob("commits/*.json"))) >= committed:
+        if not asked and len(list(run.glob("commits/*.json"))) >= enough:
             os.kill(child, signal.SIGTERM)
             asked = True
         time.sleep(0.02)
