@@ -17,6 +17,8 @@ ENOUGH_FILLED = 0.5
 """Prefill runs where prompts fill this share of the positions that it reads, on the average of all feeders,"""
 ENOUGH_ROWS = 0.25
 """or take this share of the rows of the cache."""
+BLOCK_ROWS = 4
+"""Prompts for each row of the cache that are put in order at a time; their batches are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,16 @@ def should_prefill(outlooks: Sequence[Outlook]) -> bool:
     return nothing_else or filled >= ENOUGH_FILLED or seated >= ENOUGH_ROWS
 
 
+def longest_first(block: Sequence[Waiting]) -> list[Waiting]:
+    """Returns the prompts in the order in which they are read, so that no long answer is left to the end.
+
+    How long an answer will be is not known, but where answers differ, as in ARC, long prompts have the long ones.
+    """
+    return sorted(block, key=lambda item: -item.length)
+
+
 def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -> list[Seat]:
-    """Returns seats for waiting prompts, the oldest first, each in the fullest row of prefill that has room for it.
+    """Returns seats for waiting prompts in their order, each in the fullest row of prefill that has room for it.
 
     Args:
         free: rows of the feeder's cache that have no prompt.

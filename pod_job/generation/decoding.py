@@ -8,7 +8,7 @@ B rows of the cache of all hosts, P rows of prefill, S positions of one, M promp
 vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -81,18 +81,28 @@ class Programs:
     """All programs, compiled for one shape.
 
     Attributes:
+        join: gives weights that decode takes beside the model's own.
         begin: gives rows without prompts.
         call_tokens: tokens that a call of decode adds.
         seq_len: positions of a row of prefill.
         prompts_per_row: most prompts in one of those.
     """
 
+    join: jax.stages.Compiled
     begin: jax.stages.Compiled
     prefill: jax.stages.Compiled
     decode: jax.stages.Compiled
     call_tokens: int
     seq_len: int
     prompts_per_row: int
+
+    def decode_params(self, params: Params) -> Params:
+        """Returns the weights that decode takes."""
+        return with_joined(params, self.join(params))
+
+
+def with_joined(params: Params, joined: Mapping[str, Array | jax.ShapeDtypeStruct]) -> Params:
+    return {"params": {**params["params"], **joined}}
 
 
 def compile_generation(
@@ -120,13 +130,20 @@ def compile_generation(
         donate_argnums=1,
         out_shardings=Generated(shardings, prompt_taps, split),  # type: ignore[arg-type]
     ).lower(params, rows, PackedPrompts(prompts, prompts, prompts, packed, packed, packed, packed))  # type: ignore[arg-type]
+    options = model.placement.compiler_options
+    joining = jax.jit(model.joined_weights).lower(params)
+    join = joining.compile(options)
+    joined = jax.tree.map(
+        lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
+        joining.out_info,
+        join.output_shardings,
+    )
     decode = jax.jit(
         decode_function(model, extract, generate),
         donate_argnums=1,
         out_shardings=Generated(shardings, taps, split),  # type: ignore[arg-type]
-    ).lower(params, rows, argument(shape.rows.count, T))
-    options = model.placement.compiler_options
-    return Programs(begin.compile(options), prefill.compile(options), decode.compile(options), T, S, M)
+    ).lower(with_joined(params, joined), rows, argument(shape.rows.count, T))  # type: ignore[arg-type]
+    return Programs(join, begin.compile(options), prefill.compile(options), decode.compile(options), T, S, M)
 
 
 def row_state_shardings(model: Decoder, split: NamedSharding) -> Rows:

@@ -21,11 +21,13 @@ from pod_job.extraction.packing import Queued
 from pod_job.extraction.pipeline import STEPS_TIMED
 from pod_job.extraction.transfer import local_rows, put_rows, start_copy
 from pod_job.generation.admission import (
+    BLOCK_ROWS,
     FeederShape,
     Outlook,
     Seat,
     Waiting,
     admit,
+    longest_first,
     outlook,
     packed_prompts,
     should_prefill,
@@ -143,6 +145,7 @@ class Run:
     def __init__(self, generator: Generator, prompts: Iterator[Waiting], progress: Progress) -> None:
         self.generator, self.shape, self.prompts, self.progress = generator, generator.shape, prompts, progress
         self.state: Rows = generator.programs.begin()
+        self.decode_params = generator.programs.decode_params(generator.params)
         self.rows: list[Row | None] = [None] * (self.shape.shards * self.shape.rows)
         self.waiting: list[Waiting] = []
         self.more, self.waited = True, False
@@ -165,11 +168,12 @@ class Run:
         yield from self._arrived(keep=0)
 
     def _take_prompts(self) -> None:
-        most = len(self.rows) + self.generator.programs.prompts_per_row
+        enough, block = len(self.rows) + self.generator.programs.prompts_per_row, BLOCK_ROWS * len(self.rows)
         asked = time.monotonic()
-        taken = list(itertools.islice(self.prompts, most - len(self.waiting)))
-        self.more = len(self.waiting) + len(taken) == most
-        self.waiting += taken
+        while self.more and len(self.waiting) < enough:
+            taken = list(itertools.islice(self.prompts, block))
+            self.more = len(taken) == block
+            self.waiting += longest_first(taken)
         self.waited |= time.monotonic() - asked > WAIT_S
 
     def _prefill(self, seats: Sequence[Seat]) -> None:
@@ -201,7 +205,7 @@ class Run:
             if row is not None:
                 decided = row.waiting.decided[len(row.tokens) : len(row.tokens) + T]
                 forced[at, : len(decided)] = decided
-        output = generator.programs.decode(generator.params, self.state, *put_rows((forced,), generator.rows))
+        output = generator.programs.decode(self.decode_params, self.state, *put_rows((forced,), generator.rows))
         tokens = self._started(output)
         parts = []
         for at, row in enumerate(self.rows):

@@ -8,7 +8,7 @@ B rows, S positions, M selected positions of a row, D hidden, N query heads, V v
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -19,15 +19,9 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.arch import Arch, check_generates
 from pod_job.models.attention_settings import soft_cap
 from pod_job.models.cache import Cache, KeyValues, no_key_values
-from pod_job.models.decoder_layer import (
-    Mixer,
-    attention_mixer,
-    decoder_layer,
-    norm,
-    swapped_projections,
-    swaps_by_projection,
-)
+from pod_job.models.decoder_layer import Mixer, attention_mixer, decoder_layer, norm
 from pod_job.models.delta_net import delta_net
+from pod_job.models.joined import JOINED_WEIGHTS, joined_projections, swapped_projections, swaps_by_projection
 from pod_job.models.layer_attention import ToCache, Tokens, WithinRows
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
@@ -107,6 +101,12 @@ class Decoder(nn.Module):
             for name, weight in weight_table(self.arch).items()
             if self.is_initializing() or self.has_variable("params", name)  # the head may be left out
         }
+        joined = [name for name in JOINED_WEIGHTS if self.has_variable("params", name)]
+        self.joined = {name: self.get_variable("params", name) for name in joined}
+
+    def joined_weights(self, params: Params) -> dict[str, Array]:
+        """Returns what may be put beside the parameters so that `extend` runs faster; may be nothing."""
+        return joined_projections(self.arch, self.placement, cast(Mapping[str, Array], params["params"]))
 
     def __call__(
         self,
@@ -240,8 +240,9 @@ class Decoder(nn.Module):
     def _layer(self, tokens: Tokens, cache: Cache | None, replaced: Replaced) -> Layer:
         """Returns the function that runs layer i of the stack over `tokens`."""
         arch, placement = self.arch, self.placement
-        attention = WithinRows(arch, placement, tokens) if cache is None else ToCache(arch, tokens, cache)
-        swaps = cache is None and not replaced and swaps_by_projection(arch, placement)
+        within = cache is None
+        attention = WithinRows(arch, placement, tokens) if within else ToCache(arch, placement, tokens, cache)
+        swaps = within and not replaced and swaps_by_projection(arch, placement)
 
         def run(delta: bool, i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
             x, kept = carry
@@ -251,7 +252,8 @@ class Decoder(nn.Module):
             if delta:
                 mixer = functools.partial(delta_mixer, weights, kept)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
-            carry, sites = decoder_layer(arch, placement, weights, placement.row_major(x), mixer, splice_at(own, i))
+            x = placement.row_major(x) if within else x
+            carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice_at(own, i))
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 
         def delta_mixer(weights: dict[str, Array], kept: KeyValues | None, x: Array, splice: Splice) -> Any:
@@ -278,7 +280,7 @@ class Decoder(nn.Module):
                 places = [sum(layer < j for layer in weight.layers) for j in range(self.arch.layers)]
                 at = places[i] if isinstance(i, int) else jnp.array(places)[i]
             weights[name] = self.placement.gather(self.weights[name][at])
-        return weights
+        return weights | {name: self.placement.gather(stack[i]) for name, stack in self.joined.items()}
 
     def _head(self) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S V"]]:
         """Returns the function from the final norm's output to logits."""

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
-from pod_job.models.attention import LANES
 from pod_job.models.cache import KeyValues
 from pod_job.models.experts import mixture
+from pod_job.models.joined import JOINED, PROJECTIONS, split_heads
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
@@ -88,12 +88,16 @@ def project(
     def heads(name: str) -> Float[Array, "B S _ H"]:
         return jnp.einsum("bsd,dnh->bsnh", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
-    q, k, v = (splice(name, heads(name)) for name in ("q", "k", "v"))
+    if JOINED in w:
+        all_heads = split_heads(arch, heads(JOINED))
+    else:
+        all_heads = {name: heads(name) for name in PROJECTIONS if name in w}
+    q, k, v = (splice(name, all_heads[name]) for name in ("q", "k", "v"))
     queries, keys = q, k
     if arch.qk_norm:
         queries, keys = norm(arch, w, "q_norm", q), norm(arch, w, "k_norm", k)
-    if "q_swapped" in w:
-        swapped = heads("q_swapped"), heads("k_swapped")
+    if "q_swapped" in all_heads:
+        swapped = all_heads["q_swapped"], all_heads["k_swapped"]
     else:
         swapped = swap_halves(queries, arch.rotated), swap_halves(keys, arch.rotated)
     return q, k, v, Projections(queries, keys, v, *swapped, w.get("sinks"))
@@ -114,7 +118,7 @@ def mlp(
         return jnp.einsum("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
     if arch.gated:
-        gate, up = projection("gate"), placement.isolate(projection("up"))
+        gate, up = (placement.isolate(projection(name)) for name in ("gate", "up"))
         mlp_act = gated(arch, gate, up)
     else:
         mlp_act = activate(arch, projection("up"))
@@ -138,22 +142,3 @@ def norm(arch: Arch, w: Mapping[str, Array], name: str, x: Float[Array, "..."]) 
     if arch.norm_plus_one or arch.norm_in_float32:
         return (normed * (scale.astype(jnp.float32) + arch.norm_plus_one)).astype(x.dtype)
     return normed.astype(x.dtype) * scale
-
-
-def swaps_by_projection(arch: Arch, placement: Placement) -> bool:
-    """Returns whether swapped queries and keys come from matrix products of their own, not from moving lanes about.
-
-    A head that fills part of a vector register only makes a TPU shuffle lanes for every rotation, which costs it more
-    than a second projection (Qwen2.5-0.5B on v5e: 7 ms of a 51 ms step). A norm between projection and rotation
-    would need a second norm too.
-    """
-    return placement.platform == "tpu" and arch.head_dim < LANES and not (arch.qk_norm or arch.learned_positions)
-
-
-def swapped_projections(arch: Arch, w: dict[str, Array]) -> dict[str, Array]:
-    """Returns a layer's weights whose projections are swapped queries and keys: the same columns in another order."""
-    return {
-        f"{name[0]}_swapped{name[1:]}": swap_halves(w[name], arch.rotated)
-        for name in ("q", "q_bias", "k", "k_bias")
-        if name in w
-    }

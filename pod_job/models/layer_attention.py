@@ -95,15 +95,15 @@ class WithinRows(LayerStackAttention):
 class ToCache(LayerStackAttention):
     """Attention from one new position of each row to itself and to what is in the cache, which is only read."""
 
-    def __init__(self, arch: Arch, tokens: Tokens, cache: Cache) -> None:
+    def __init__(self, arch: Arch, placement: Placement, tokens: Tokens, cache: Cache) -> None:
         super().__init__(arch, tokens)
-        self.kept = cache.kept
+        self.kept, self.platform = cache.kept, placement.platform
         self.visible = jnp.stack([cache.visible(tokens.positions[:, 0], kind.window) for kind in self.kinds])
 
     def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B 1 N H"]:
         scale = self.scales[kind] if isinstance(kind, int) else jnp.asarray(self.scales, jnp.float32)[kind]
         cached = self.kept.k[i], self.kept.v[i]
-        return attend_cached(heads, cached, self.visible[kind], scale, self.softcap)
+        return attend_cached(heads, cached, self.visible[kind], scale, self.softcap, self.platform)
 
 
 def factor_in_scale(arch: Arch, kind: LayerAttention) -> float:

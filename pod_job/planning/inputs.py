@@ -42,6 +42,7 @@ from pod_job.prompts.concat import joined
 from pod_job.prompts.prompt import Prompt, PromptRules, Tokenized
 from pod_job.prompts.samples import without_broken
 from pod_job.prompts.sources.sample import BrokenTask, Sample
+from pod_job.prompts.stop_texts import check_stop_texts
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.text_ends import check_ends
 from pod_job.prompts.tokenizer import Tokenizer, TokenizerFolder, check_template, end_tokens, tokenizer_fingerprint
@@ -287,7 +288,10 @@ def check_tokenizer(outline: Outline, tokenizer_folder: TokenizerFolder) -> None
         raise JobError(f"tasks.{name} is for chats, and the prompts are none; leave it out")
     if outline.tasks.text:
         check_ends(path, tokenizer_folder.tokenizer)
-    ends = end_tokens(path) if outline.config.mode is Mode.generate else ()
+    generates = outline.config.mode is Mode.generate
+    if generates:
+        check_stop_texts(outline.config.generate.stop, tokenizer_folder.tokenizer)
+    ends = end_tokens(path) if generates else ()
     if outside := [token for token in ends if token >= vocab]:
         raise JobError(
             f"model.path={path}: eos_token_id={outside[0]} is none of the {vocab} rows of the model's embedding; "

@@ -50,6 +50,11 @@ def program_lines(forecast: Forecast, report: PreflightReport) -> Iterator[Line]
     step_ms, turns = 1e3 * forecast.step_s, forecast.tokens_in_turn
     per_token = f" for {turns} tokens of each row, {step_ms / turns:.2f} ms a token" if turns > 1 else ""
     yield "", f"time {step_ms:.1f} ms{per_token}, bound by {forecast.bottleneck} (ms: {causes})"
+    if forecast.kernel_s:
+        own = 1e3 * (forecast.seconds["compute"] - forecast.kernel_s)
+        origin = f", by their {forecast.kernel_origin}" if forecast.kernel_origin else ""
+        kernels = f"{1e3 * forecast.kernel_s:.1f} ms ours for kernels{origin}"
+        yield "", f"compute {own:.1f} ms estimated by the compiler, {kernels}"
     mfu = f"MFU {forecast.mfu:.1%}, {forecast.compute_mfu:.1%} if only compute took time"
     yield "", f"speed {forecast.tokens_per_s:,.0f} tokens/s on the pod; {mfu}"
     for collective in forecast.collectives:

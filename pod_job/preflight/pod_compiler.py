@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.topologies import get_topology_desc
 
-from pod_job.config.generate import Mode, cache_slots, prefill_rows
+from pod_job.config.generate import Mode, cache_slots
 from pod_job.config.schema import Sharding
 from pod_job.errors import JobError
 from pod_job.extraction.feeding import step_rows
@@ -21,7 +21,6 @@ from pod_job.extraction.step import compile_step
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.shape import shape_for
 from pod_job.models.arch import Arch
-from pod_job.models.attention import LANES, products_computed
 from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
@@ -31,11 +30,11 @@ from pod_job.planning.inputs import needed_weights
 from pod_job.planning.model_cost import prefill_positions, step_flops, step_positions, token_flops, vector_bytes
 from pod_job.preflight.compiled_text import Collective, Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
+from pod_job.preflight.kernel_seconds import kernel_seconds
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Chip, Slice
 from pod_job.units import GB
 
-KERNEL = re.compile(r"^splash_")
 RAGGED_PRODUCT = re.compile(r"^ragged-dot-none")
 RAGGED_TILE = 256
 """Rows of a tile of XLA's ragged matrix products; where an expert ends within one, the tile is computed twice."""
@@ -101,7 +100,8 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
     operations, pod, rates = read_program(program.compiled.as_text() or ""), job.pod, job.config.preflight
     moved = collectives(operations)
     hbm, turns = memory(program.compiled, cache), program.tokens_in_turn
-    kernel = kernel_seconds(operations, job, program.layers) + expert_seconds(operations, job, program)
+    kernel, origin = kernel_seconds(operations, job, program.layers)
+    kernel += expert_seconds(operations, job, program)
     host_s = pod.chip.host_bytes_s if rates.host_gb_s is None else rates.host_gb_s * GB
     bucket_s = BUCKET_BYTES_S if rates.bucket_gb_s is None else rates.bucket_gb_s * GB
     leaving = {"host": program.stored_bytes / pod.chips / host_s, "bucket": program.stored_bytes / pod.hosts / bucket_s}
@@ -122,6 +122,7 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
             **leaving,
         },
         kernel_s=kernel,
+        kernel_origin=origin,
         ideal_s=program.flops / pod.chips / pod.chip.peak_flops,
         tokens=program.tokens,
         tokens_in_turn=turns,
@@ -216,22 +217,6 @@ def layers_run(taps: tuple[Tap, ...]) -> int:
     return max(
         0 if tap.site == "embed" else tap.layer if tap.site == "final_norm" else layers_needed(tap) for tap in taps
     )
-
-
-def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) -> float:
-    """Returns the seconds of a step's attention kernels on one chip: FLOPs of their blocks at the matrix units' rate.
-
-    A head narrower than LANES leaves part of a 128 x 128 matrix unit idle, in both products: H/128 of peak.
-    """
-    if not any(KERNEL.match(op.name) for op in operations):
-        return 0.0
-    config, arch = job.config, job.arch
-    split = config.mesh.model if config.sharding is Sharding.tensor and arch.kv_heads % config.mesh.model == 0 else 1
-    S, rows = config.extract.seq_len, config.extract.rows_per_device
-    rows = rows if config.mode is not Mode.generate else prefill_rows(rows, S)
-    products = sum(products_computed(S, layer.window) for layer in arch.attention[:layers] if not layer.delta)
-    flops = 4 * products * arch.head_dim * (arch.heads // split) * rows
-    return flops / (job.pod.chip.peak_flops * min(1.0, arch.head_dim / LANES))
 
 
 def expert_seconds(operations: list[Operation], job: PlannedJob, program: Program) -> float:

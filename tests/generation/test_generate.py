@@ -45,6 +45,7 @@ def overrides(model: Path, run_dir: Path, **changes: Any) -> list[str]:
         "extract.layers": [1, 3],
         "extract.save_every_n_samples": PER_BATCH,
         "generate.max_new_tokens": NEW,
+        "generate.temperature": 1.0,  # a draw that depends on rows, batches or the order of refilling would differ
         "parity.samples": 0,
         "storage.run_dir": run_dir,
     }
@@ -61,9 +62,9 @@ def vectors(run_dir: Path) -> dict[tuple[str, int, int], tuple[int, np.ndarray]]
     return found
 
 
-def completions(run_dir: Path) -> list[Completion]:
+def completions(run_dir: Path, per_batch: int = PER_BATCH) -> list[Completion]:
     folder = open_folder(str(run_dir))
-    return [one for batch in range(1, -(-SAMPLES // PER_BATCH) + 1) for one in read_completions(folder, batch)]
+    return [one for batch in range(1, -(-SAMPLES // per_batch) + 1) for one in read_completions(folder, batch)]
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +149,17 @@ def test_positions_choose_rows_of_all(model: Path, alone: Path, tmp_path: Path, 
 def test_an_attempt_after_a_kill_repeats_the_completions_that_are_there(
     model: Path, alone: Path, tmp_path: Path
 ) -> None:
+    """Also that draws are the same in batches of another size, in other rows."""
     # What a run leaves that chose other tokens (on another mesh, at a tie) and was killed before its first commit.
-    folder, ending = open_folder(str(tmp_path)), Ending(GenerateConfig(), (256,), load_tokenizer(model))
+    folder, ending, per_batch = open_folder(str(tmp_path)), Ending(GenerateConfig(), (256,), load_tokenizer(model)), 5
     others = []
-    for one in completions(alone)[:PER_BATCH]:
+    for one in completions(alone)[:per_batch]:
         tokens = [7, *one.token_ids[1:]]
         others.append(msgspec.structs.replace(one, token_ids=tokens, text=completed_text(tokens, ending)))
     store_completions(folder, 1, others)
-    finish(start(overrides(model, tmp_path), 1, 1))
-    assert completions(tmp_path) == [*others, *completions(alone)[PER_BATCH:]]
+    sizes = {"extract.save_every_n_samples": per_batch, "extract.rows_per_device": 3}
+    finish(start(overrides(model, tmp_path, **sizes), 1, 1))
+    assert completions(tmp_path, per_batch) == [*others, *completions(alone)[per_batch:]]
     found, every = vectors(tmp_path), vectors(alone)
     for one in others:
         key = (one.task_id, one.sample_idx, one.prompt_tokens)

@@ -12,7 +12,8 @@ import pytest
 from pod_job.models import attention, attention_blocks
 from pod_job.models.arch import read_arch
 from pod_job.models.attention_settings import AttentionSettings, Heads
-from pod_job.models.decoder_layer import decoder_layer, swapped_projections
+from pod_job.models.decoder_layer import decoder_layer
+from pod_job.models.joined import swapped_projections
 from pod_job.models.layer_attention import Tokens, WithinRows
 from pod_job.models.placement import Placement
 from pod_job.models.weight_table import weight_table
@@ -118,17 +119,13 @@ def test_a_mesh_of_cpus_attends_in_blocks() -> None:
 def test_the_kernel_computes_the_blocks_that_are_counted(window: int | None) -> None:
     seen = np.asarray(attention.segment_mask(jnp.ones((1, 2 * ROW), jnp.int32), window)[0])
     blocks = seen.reshape(4, 128, 4, 128).any(axis=(1, 3)).sum()
-    assert attention.products_computed(2 * ROW, window) == blocks * 128 * 128
+    assert attention.pairs_computed(2 * ROW, window) == blocks
 
 
 def test_block_sizes() -> None:
-    assert {S: attention.block_size(S) for S in (1024, 768, 640, 256, 100)} == {
-        1024: 512,
-        768: 384,
-        640: 128,
-        256: 256,
-        100: None,
-    }
+    sizes = {8192: 1024, 2560: 640, 1024: 512, 768: 384, 640: 128, 256: 256, 100: None}
+    assert {S: attention.block_size(S, None) for S in sizes} == sizes
+    assert attention.block_size(8192, 512) == 512, "a large block computes mostly what a short window hides"
 
 
 def test_swapped_projections_rotate_alike() -> None:

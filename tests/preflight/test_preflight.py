@@ -126,6 +126,7 @@ def test_a_preflight_compiles_the_step_for_the_pod(sharding: str, model: Path, t
     step = report["step"]
     assert (step["topology"], step["chips"], step["fits"]) == ("v5e:2x2", 4, True)
     assert step["kernel_s"] > 0, "attention did not run as the kernel"
+    assert step["kernel_origin"] == "bundles", "the kernel's instructions were not written, or not read"
     assert step["tokens"] == 4 * 128
     assert step["stored_bytes"] == step["tokens"] * 2 * 64 * 2
     assert 0 < step["mfu"] <= step["compute_mfu"] < 1

@@ -183,6 +183,14 @@ CASES = [
         ),
     ),
     Case(
+        *("generate-arc", "answers to ARC prompts of mixed length, beside Hugging Face", "arc_generation", "token"),
+        ("four taps", "no taps", "hugging face"),
+        figures=(
+            Figure("Hugging Face / ours, without taps in both", "hugging face", "wall_s", "no taps", at_least=3),
+            Figure("four taps / no taps", "four taps", "wall_s", "no taps", at_most=1.05),
+        ),
+    ),
+    Case(
         *("input", "documents read, tokenized and packed on one core and on two, beside datasets as a stream", "input"),
         *("million tokens", [f"{way}, {cores}" for way in ("ours", "datasets") for cores in ("1 core", "2 cores")]),
         figures=(

@@ -5,7 +5,7 @@ programs, one for each length, are compiled before, which the document leaves to
 the token that ours chose.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +83,28 @@ def resolve_four(arch: Arch) -> tuple[Tap, ...]:
 
 
 class Bench:
-    """A model in float32 on one device, and its prompts."""
+    """A model in float32 on one device, its prompts, and the rows in which they are generated."""
 
-    def __init__(self, options: Options, inputs: Path) -> None:
-        self.options, self.prompts = options, np.load(inputs / "prompts.npy")
+    def __init__(self, options: Options, inputs: Path, prompts: Sequence[np.ndarray] | None = None) -> None:
+        self.options = options
+        self.prompts = list(np.load(inputs / "prompts.npy")) if prompts is None else prompts
+        rows = min(options.rows, len(self.prompts))
         overrides = [f"model.path='{options.model}'", "model.dtype=float32", f"tasks.path='{options.tasks}'"]
         job = read_inputs(load([*overrides, "mode=generate", f"storage.run_dir='{inputs}/run'"]))
         mesh, self.tokenizer = make_mesh(job.config.mesh), job.tokenizer
         self.model, self.params = load_model(job, mesh)
         self.four_taps = resolve_four(job.arch)
-        self.feeding = feeding(StepRows(len(self.prompts), row_sharding(mesh, job.config.sharding)), 0)
+        self.feeding = feeding(StepRows(rows, row_sharding(mesh, job.config.sharding)), 0)
 
-    def generator(self, taps: tuple[Tap, ...], new: int) -> Generator:
-        rows, length = self.prompts.shape
+    def generator(
+        self, taps: tuple[Tap, ...], new: int, stop: Sequence[str] = (), ends: tuple[int, ...] = ()
+    ) -> Generator:
+        rows, length = self.feeding.rows.count, max(map(len, self.prompts))
         extract = ExtractConfig(
             seq_len=length, rows_per_device=rows, dtype=StoredDtype.float32, positions=Positions.generated
         )
-        shape, ending = (
-            shape_for(self.feeding.rows, extract),
-            Ending(GenerateConfig(max_new_tokens=new), (), self.tokenizer),
-        )
+        shape = shape_for(self.feeding.rows, extract)
+        ending = Ending(GenerateConfig(max_new_tokens=new, stop=list(stop)), ends, self.tokenizer)
         programs = compile_generation(self.model.clone(taps=taps), self.params, shape, extract, ending.generate)
         prefill = feeding(shape.prefill_rows, 0)
         return Generator(programs, self.params, self.feeding, prefill, ending, extract.positions)

@@ -1,0 +1,90 @@
+"""What decode computes in another way for TPU gives the same: joined projections, sums as matrix products."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pod_job.models.arch import read_arch
+from pod_job.models.attention import sum_of_slots
+from pod_job.models.cache import Cache, empty_cache
+from pod_job.models.decoder import Decoder, Output
+from pod_job.models.joined import JOINED_WEIGHTS, joined_projections
+from pod_job.models.placement import Placement
+from pod_job.models.taps import resolve
+
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "max_position_embeddings": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {},  # biases
+    "qwen3": {"head_dim": 16},  # norms of queries and keys: halves are swapped after them
+    "llama": {"attention_bias": False},
+}
+
+
+class OnTpu(Placement):
+    """Tells a decoder that it is lowered for TPU; nothing that it then does in decode needs one."""
+
+    @property
+    def platform(self) -> str:
+        return "tpu"
+
+
+def decoded(family: str, placement: Placement) -> tuple[Mapping[str, jax.Array], list[jax.Array]]:
+    """Logits and activations of three tokens after each other in three rows, by a random model."""
+    arch = read_arch({"model_type": family, **SIZES, **FAMILIES[family]})
+    model = Decoder(arch, resolve([0, 1], ["layer_1.q", "layer_0.v"], arch), jnp.float32, placement)
+    plain = Decoder(arch, model.taps, jnp.float32)
+    shapes = jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 4, x.dtype), shapes)
+    joined = model.joined_weights(params)
+    cache = empty_cache(arch, 3, 8, jnp.float32)
+    values: list[jax.Array] = []
+    for position in range(3):
+        applied = model.apply(
+            {"params": {**params["params"], **joined}},
+            jnp.array([[1], [7], [position]]),
+            cache,
+            positions=jnp.full((3, 1), position),
+            return_activations=True,
+            method="extend",
+        )
+        (logits, activations), cache = cast(tuple[Output, Cache], applied)
+        values += [cast(jax.Array, logits), *activations.values()]
+    return joined, values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_for_tpu_gives_what_it_gives_elsewhere(family: str) -> None:
+    joined, values = decoded(family, OnTpu())
+    none, expected = decoded(family, Placement())
+    assert (bool(joined), bool(none)) == (True, False)
+    assert set(joined) <= set(JOINED_WEIGHTS)
+    for value, other in zip(values, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_that_devices_share_are_not_joined() -> None:
+    arch = read_arch({"model_type": "llama", **SIZES})
+    assert joined_projections(arch, OnTpu(heads="model"), {}) == {}
+
+
+def test_a_sum_by_a_product_takes_weights_as_the_product_with_values_does() -> None:
+    weights = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 3, 4, 200)), jnp.float32)
+    rounded = weights.astype(jnp.bfloat16).astype(jnp.float32).sum(-1, keepdims=True)
+    summed = sum_of_slots(weights, jnp.dtype(jnp.bfloat16), "tpu")
+    np.testing.assert_allclose(summed, rounded, rtol=1e-6)
+    assert not np.allclose(summed, sum_of_slots(weights, jnp.dtype(jnp.bfloat16), "cpu"), rtol=1e-6)

@@ -1,0 +1,216 @@
+"""Simulates a whole ARC run of generation on its pod, from compiled times and the true lengths of prompts and answers.
+
+`python -m tools.simulate_generation --rows 8 16 --tokenizer runs/models/SmolLM2-135M-Instruct \\
+    experiment=generate-v5e64 storage.run_dir=r`
+
+The programs are compiled for the pod (libtpu, no TPU); prompts are admitted by the code that does it in a run. Answers
+are the solutions and an end token; a new token is useful where it belongs to an answer that fits max_new_tokens or to
+the part of it that does. Hosts are in step, as in a run, and cost nothing themselves.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from pod_job import environment
+
+PREDICTIONS = 8
+BEFORE = {"token_ms": 12.35, "prefill_ms": 616.7}
+"""Compiled times of 2026-11-26, for 8 rows of 8,448 slots: a wave of prompts of 8,192 padded tokens each."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Pod:
+    """Hosts with their devices, sizes of the programs, and seconds of a run of prefill and of a call of decode."""
+
+    hosts: int
+    shape: Any
+    call_tokens: int
+    prefill_s: float
+    call_s: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    way: str
+    seconds: float
+    prefills: int
+    calls: int
+    useful: int
+
+    @property
+    def useful_per_s(self) -> float:
+        return self.useful / self.seconds
+
+
+def arc_samples(tokenizer: Path, config: Any) -> list[Sample]:
+    """Returns lengths of all prompts of the 400 training tasks, in their order, and of the right answers."""
+    from pod_job.prompts.arc_prompts import digits, render
+    from pod_job.prompts.tokenizer import load_tokenizer
+    from tools.arc_tasks import read_arc_tasks
+
+    encode = load_tokenizer(tokenizer)
+    samples = []
+    for task in read_arc_tasks().values():
+        for test, pair in enumerate(task["test"]):
+            prompt = len(encode(render(task, test, config.tasks.arc.prompt))["input_ids"])
+            answer = len(encode(digits(pair["output"]))["input_ids"]) + 1
+            lengths = min(prompt, config.extract.seq_len), min(answer, config.generate.max_new_tokens)
+            samples += [Sample(*lengths)] * PREDICTIONS
+    return samples
+
+
+def of_hosts(samples: Sequence[Sample], hosts: int, per_batch: int) -> list[list[Sample]]:
+    """Returns each host's samples: its batches are those whose number leaves its index, as in a run."""
+    batches = [samples[start : start + per_batch] for start in range(0, len(samples), per_batch)]
+    return [[sample for batch in batches[host::hosts] for sample in batch] for host in range(hosts)]
+
+
+def in_waves(samples: Sequence[Sample], pod: Pod, per_batch: int) -> Outcome:
+    """Returns the outcome where each wave of prompts is read padded, and waits for its longest answer."""
+    rows = pod.shape.shards * pod.shape.rows
+    queues = of_hosts(samples, pod.hosts, per_batch)
+    reads = -(-pod.shape.rows // pod.shape.packed_rows)
+    waves = calls = 0
+    for start in range(0, max(map(len, queues)), rows):
+        wave = [sample for queue in queues for sample in queue[start : start + rows]]
+        waves += 1
+        calls += -(-(max(sample.answer_tokens for sample in wave) - 1) // pod.call_tokens)
+    seconds = waves * reads * pod.prefill_s + calls * pod.call_s
+    return Outcome("waves", seconds, waves * reads, calls, sum(sample.answer_tokens for sample in samples))
+
+
+def queued(sample: Sample) -> Any:
+    """Returns what stands for a prompt of a run: its length, and the sample."""
+    return SimpleNamespace(prompt=SimpleNamespace(token_ids=range(sample.prompt_tokens)), sample=sample)
+
+
+class Host:
+    """Rows of one host, and the prompts that it has not read yet."""
+
+    def __init__(self, samples: Sequence[Sample], pod: Pod, sort: bool) -> None:
+        from pod_job.generation.admission import BLOCK_ROWS, Waiting, longest_first
+
+        self.shape, self.rows = pod.shape, [0] * (pod.shape.shards * pod.shape.rows)
+        block = BLOCK_ROWS * len(self.rows) if sort else 1
+        items = [Waiting(cast(Any, queued(sample)), 0) for sample in samples]
+        blocks = (items[start : start + block] for start in range(0, len(items), block))
+        self.blocks: Iterator[list[Any]] = (longest_first(taken) for taken in blocks)
+        self.waiting: list[Any] = []
+        self.more, self.seats = True, []
+
+    def outlook(self) -> Any:
+        """Takes prompts, and returns what the host would do next."""
+        from pod_job.generation.admission import admit, outlook
+
+        while self.more and len(self.waiting) < len(self.rows) + self.shape.prompts_per_row:
+            taken = next(self.blocks, [])
+            self.more = bool(taken)
+            self.waiting += taken
+        free = [at for at, left in enumerate(self.rows) if not left]
+        self.seats = admit(self.waiting, free, self.shape)
+        return outlook(self.seats, len(self.waiting), self.more, len(self.rows) - len(free), self.shape)
+
+    def prefill(self) -> None:
+        """Reads the prompts that have seats, which gives each its first new token."""
+        seated = {id(seat.waiting) for seat in self.seats}
+        self.waiting = [item for item in self.waiting if id(item) not in seated]
+        for seat in self.seats:
+            self.rows[seat.row] = seat.waiting.queued.sample.answer_tokens - 1
+
+    def decode(self, tokens: int) -> None:
+        self.rows = [max(0, left - tokens) for left in self.rows]
+
+
+def refilled(samples: Sequence[Sample], pod: Pod, per_batch: int, sort: bool) -> Outcome:
+    """Returns the outcome where a row that ends takes the next prompt."""
+    from pod_job.generation.admission import should_prefill
+
+    hosts = [Host(queue, pod, sort) for queue in of_hosts(samples, pod.hosts, per_batch)]
+    prefills = calls = 0
+    while True:
+        outlooks = [host.outlook() for host in hosts]
+        if should_prefill(outlooks):
+            prefills += 1
+            for host in hosts:
+                host.prefill()
+        elif any(outlook.active for outlook in outlooks):
+            calls += 1
+            for host in hosts:
+                host.decode(pod.call_tokens)
+        else:
+            break
+    useful = sum(sample.answer_tokens for sample in samples)
+    seconds = prefills * pod.prefill_s + calls * pod.call_s
+    return Outcome("refilled, longest first" if sort else "refilled, in order", seconds, prefills, calls, useful)
+
+
+def compiled_pod(config: Any) -> Pod:
+    """Compiles both programs for the pod of the configuration."""
+    from pod_job.config.generate import call_tokens, prefill_prompts, prefill_rows
+    from pod_job.generation.admission import FeederShape
+    from pod_job.preflight.planned_job import planned_job
+    from pod_job.preflight.pod_compiler import forecasts
+    from pod_job.preflight.report import pod_slice
+
+    job, _, _ = planned_job(config, pod_slice(config))
+    prefill, decode = forecasts(job)
+    rows, S = config.extract.rows_per_device, config.extract.seq_len
+    shape = FeederShape(
+        config.pod.devices_per_host,
+        rows,
+        prefill_rows(rows, S),
+        prefill_prompts(rows, S, config.extract.prompts_per_row),
+        S,
+    )
+    times = prefill.seconds["compute"], decode.seconds["compute"]
+    return Pod(config.pod.hosts, shape, call_tokens(config.generate.max_new_tokens), *times)
+
+
+def main() -> None:
+    """Prints a table, or JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16], help="rows per device to compare")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a model whose tokenizer counts")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("overrides", nargs="+")
+    arguments = parser.parse_args()
+    os.environ.update(environment.COMPILE_ONLY)
+    from pod_job.config.load import load
+
+    before = True
+    for rows in arguments.rows:
+        config = load([*arguments.overrides, f"extract.rows_per_device={rows}"])
+        samples, per_batch = arc_samples(arguments.tokenizer, config), config.extract.save_every_n_samples
+        pod = compiled_pod(config)
+        outcomes = [in_waves(samples, pod, per_batch)]
+        outcomes += [refilled(samples, pod, per_batch, sort) for sort in (False, True)]
+        if before and rows == 8:
+            old_shape = SimpleNamespace(shards=pod.shape.shards, rows=8, packed_rows=8)
+            old = Pod(pod.hosts, old_shape, pod.call_tokens, BEFORE["prefill_ms"] / 1e3, 16 * BEFORE["token_ms"] / 1e3)
+            outcomes.insert(0, in_waves(samples, old, per_batch))
+        for outcome in outcomes:
+            facts = {"rows": rows, "way": outcome.way, "seconds": round(outcome.seconds, 2), "calls": outcome.calls}
+            facts |= {"prefills": outcome.prefills, "useful_per_s": round(outcome.useful_per_s)}
+            facts |= {
+                "prefill_ms": round(pod.prefill_s * 1e3, 1),
+                "token_ms": round(pod.call_s / pod.call_tokens * 1e3, 2),
+            }
+            print(
+                json.dumps(facts) if arguments.json else "  ".join(f"{name} {value}" for name, value in facts.items())
+            )
+
+
+if __name__ == "__main__":
+    main()
