@@ -14,6 +14,7 @@ from pod_job.generation.admission import (
     Seat,
     Waiting,
     admit,
+    longest_first,
     outlook,
     packed_prompts,
     should_prefill,
@@ -65,7 +66,7 @@ def test_every_seat_is_a_place_of_its_own_on_one_device(plan: tuple[list[int], l
 
 @settings(max_examples=200, deadline=None)
 @given(plans())
-def test_the_oldest_prompt_never_waits_where_a_row_is_free(
+def test_the_first_prompt_never_waits_where_a_row_is_free(
     plan: tuple[list[int], list[int], FeederShape],
 ) -> None:
     lengths, free, shape = plan
@@ -75,6 +76,11 @@ def test_the_oldest_prompt_never_waits_where_a_row_is_free(
         assert items[0].number in {seat.waiting.number for seat in seats}
     else:
         assert not seats
+
+
+def test_the_longest_prompts_are_read_first_and_equal_ones_in_their_order() -> None:
+    ordered = longest_first(waiting([3, 9, 1, 9, 4]))
+    assert [(item.length, item.number) for item in ordered] == [(9, 11), (9, 13), (4, 14), (3, 10), (1, 12)]
 
 
 def test_prefill_runs_where_it_reads_enough_or_nothing_else_can_be_done() -> None:
