@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from pod_job import environment
 
@@ -91,20 +91,33 @@ def in_waves(samples: Sequence[Sample], pod: Pod, per_batch: int) -> Outcome:
     return Outcome("waves", seconds, waves * reads, calls, sum(sample.answer_tokens for sample in samples))
 
 
-def queued(sample: Sample) -> Any:
-    """Returns what stands for a prompt of a run: its length, and the sample."""
-    return SimpleNamespace(prompt=SimpleNamespace(token_ids=range(sample.prompt_tokens)), sample=sample)
+def waiting(samples: Sequence[Sample]) -> list[Any]:
+    """Returns prompts of these lengths, numbered from 0, as a run has them before they are read."""
+    import numpy as np
+
+    from pod_job.extraction.packing import Queued
+    from pod_job.generation.admission import Waiting
+    from pod_job.prompts.prompt import Prompt
+    from pod_job.prompts.sources import sample as sources
+
+    prompts = []
+    for number, sample in enumerate(samples):
+        ids = np.zeros(sample.prompt_tokens, np.int32)
+        prompt = Prompt(sources.Sample(str(number), 0, ids), ids, False)
+        prompts.append(Waiting(Queued(1, number, prompt), number))
+    return prompts
 
 
 class Host:
     """Rows of one host, and the prompts that it has not read yet."""
 
     def __init__(self, samples: Sequence[Sample], pod: Pod, sort: bool) -> None:
-        from pod_job.generation.admission import BLOCK_ROWS, Waiting, longest_first
+        from pod_job.generation.admission import BLOCK_ROWS, longest_first
 
+        self.answers = [sample.answer_tokens for sample in samples]
         self.shape, self.rows = pod.shape, [0] * (pod.shape.shards * pod.shape.rows)
         block = BLOCK_ROWS * len(self.rows) if sort else 1
-        items = [Waiting(cast(Any, queued(sample)), 0) for sample in samples]
+        items = waiting(samples)
         blocks = (items[start : start + block] for start in range(0, len(items), block))
         self.blocks: Iterator[list[Any]] = (longest_first(taken) for taken in blocks)
         self.waiting: list[Any] = []
@@ -127,7 +140,7 @@ class Host:
         seated = {id(seat.waiting) for seat in self.seats}
         self.waiting = [item for item in self.waiting if id(item) not in seated]
         for seat in self.seats:
-            self.rows[seat.row] = seat.waiting.queued.sample.answer_tokens - 1
+            self.rows[seat.row] = self.answers[seat.waiting.number] - 1
 
     def decode(self, tokens: int) -> None:
         self.rows = [max(0, left - tokens) for left in self.rows]

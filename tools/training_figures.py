@@ -21,7 +21,7 @@ from pod_job.config.schema import MeshConfig
 from pod_job.config.train import Architecture
 from pod_job.models.mesh import make_mesh
 from pod_job.preflight.forecast import Forecast
-from pod_job.preflight.pod_compiler import pod_devices
+from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.preflight.trainer_compiler import forecast
 from pod_job.preflight.training_forecast import TrainingForecast, beside_model, training_forecast

@@ -112,7 +112,7 @@ def compile_kernel(shape: KernelShape) -> None:
 
     from pod_job.models.attention import attend_splash
     from pod_job.models.attention_settings import AttentionSettings, Heads
-    from pod_job.preflight.pod_compiler import pod_devices
+    from pod_job.preflight.pod_devices import pod_devices
     from pod_job.preflight.tpu_facts import read_accelerator_type
 
     sharding = jax.sharding.SingleDeviceSharding(pod_devices(read_accelerator_type(shape.accelerator_type))[0])

@@ -11,11 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.topologies import get_topology_desc
 
 from pod_job.config.generate import Mode, cache_slots
 from pod_job.config.schema import Sharding
-from pod_job.errors import JobError
 from pod_job.extraction.feeding import step_rows
 from pod_job.extraction.step import compile_step
 from pod_job.generation.decoding import compile_generation
@@ -32,6 +30,7 @@ from pod_job.preflight.compiled_text import Collective, Operation, collectives, 
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.kernel_seconds import kernel_seconds
 from pod_job.preflight.planned_job import PlannedJob
+from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Chip, Slice
 from pod_job.units import GB
 
@@ -135,23 +134,6 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
 def network_seconds(moved: list[Collective], pod: Slice) -> float:
     """Returns the seconds of the collectives of a run, as if nothing hid them."""
     return sum(kind.count * kind.bytes for kind in moved) / pod.network_bytes_s
-
-
-def pod_devices(pod: Slice) -> list[Any]:
-    """Returns the devices of a pod, to compile for. Raises JobError where libtpu is missing or refuses the topology."""
-    options: dict[str, Any] = {}
-    if pod.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # as on a TPU VM: the two cores of a chip are one device
-    if pod.chips == 1:
-        options["chips_per_host_bounds"] = [1, 1, 1]
-    try:
-        topology = get_topology_desc(platform="tpu", topology_name=pod.topology, **options)
-    except (ModuleNotFoundError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        if "INVALID_ARGUMENT" in reason:
-            raise JobError(f"pod.accelerator_type: the compiler refuses topology {pod.topology}: {reason}") from error
-        raise JobError(f"no TPU compiler here ({reason}); pip install 'tpu-pod-activations[preflight]'") from error
-    return list(topology.devices)
 
 
 def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:

@@ -14,7 +14,8 @@ from pod_job.models.mesh import make_mesh
 from pod_job.preflight.compiled_text import ARRAY, Operation, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedTrainer
-from pod_job.preflight.pod_compiler import network_seconds, pod_devices, too_big
+from pod_job.preflight.pod_compiler import network_seconds, too_big
+from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.tpu_facts import Slice
 from pod_job.preflight.training_forecast import BUFFER, OPTIMIZER, ROWS, SAES
 from pod_job.training.architectures.selection_kernel import kernel_cycles

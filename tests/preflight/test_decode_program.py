@@ -22,7 +22,8 @@ from pod_job.config.load import load
 from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
 from pod_job.preflight.planned_job import PlannedJob
-from pod_job.preflight.pod_compiler import compile_for, pod_devices
+from pod_job.preflight.pod_compiler import compile_for
+from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.report import pod_slice
 texts = []
 for model in sys.argv[1:]:

@@ -264,7 +264,7 @@ os.environ.update(environment.COMPILE_ONLY)
 import jax, sys
 from jax.sharding import SingleDeviceSharding
 from pod_job.preflight.compiled_text import read_program, total_cycles
-from pod_job.preflight.pod_compiler import pod_devices
+from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.tpu_facts import read_accelerator_type
 for name in sys.argv[1:]:
     pod = read_accelerator_type(name)

@@ -1,0 +1,40 @@
+"""The simulation of a run: every answer is made, and refilled rows take no longer than waves."""
+
+import numpy as np
+import pytest
+
+from pod_job.generation.admission import FeederShape
+from tools.simulate_generation import Pod, Sample, in_waves, of_hosts, refilled
+
+SHAPE = FeederShape(shards=2, rows=3, packed_rows=1, prompts_per_row=3, seq_len=100)
+POD = Pod(hosts=2, shape=SHAPE, call_tokens=4, prefill_s=0.5, call_s=0.25)
+PER_BATCH = 5
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    prompts = np.random.default_rng(2).integers(1, 100, 60)
+    return [Sample(int(length), int(length) // 2 + 1) for length in prompts]
+
+
+def test_batches_go_to_hosts_in_turn(samples: list[Sample]) -> None:
+    first, second = of_hosts(samples, 2, PER_BATCH)
+    assert first[:PER_BATCH] == samples[:PER_BATCH]
+    assert second[:PER_BATCH] == samples[PER_BATCH : 2 * PER_BATCH]
+    assert len(first) + len(second) == len(samples)
+
+
+def test_refilling_takes_less_than_waves_and_makes_every_answer(samples: list[Sample]) -> None:
+    waves = in_waves(samples, POD, PER_BATCH)
+    outcomes = [refilled(samples, POD, PER_BATCH, sort) for sort in (False, True)]
+    for outcome in outcomes:
+        assert outcome.useful == waves.useful == sum(sample.answer_tokens for sample in samples)
+        assert outcome.seconds == outcome.prefills * POD.prefill_s + outcome.calls * POD.call_s
+        assert outcome.calls <= waves.calls
+        longest = max(sample.answer_tokens for sample in samples)
+        assert outcome.calls * POD.call_tokens >= longest - 1
+
+
+def test_one_answer_takes_one_prefill_and_its_calls() -> None:
+    assert refilled([Sample(10, 10)], POD, PER_BATCH, sort=True).calls == 3
+    assert refilled([Sample(10, 1)], POD, PER_BATCH, sort=True).calls == 0
