@@ -44,6 +44,7 @@ WITHOUT_DATA = ("parameter", "get-tuple-element", "tuple", "while", "bitcast", "
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_decode_copies_nothing_of_the_caches_size_at_any_depth(
     tmp_path: Path, require: Callable[[bool, str], None]
 ) -> None:
