@@ -207,8 +207,9 @@ def test_jax_distributed_is_started_in_one_place() -> None:
     assert callers == DISTRIBUTED
 
 
-def test_subprocesses_are_started_in_two_places() -> None:
-    # Commands of the launcher, and the process in which chat templates of strangers are rendered.
+def test_subprocesses_are_started_in_three_places() -> None:
+    # Commands of the launcher, the process in which chat templates of strangers are rendered, and the one in which
+    # libtpu, which reads its flags when it is loaded, writes out a kernel.
     starters = {
         path.as_posix()
         for path in SOURCES
@@ -216,7 +217,7 @@ def test_subprocesses_are_started_in_two_places() -> None:
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in {"subprocess.Popen", "subprocess.run", "subprocess.check_output", "os.system"}
     }
-    assert starters == {"launch/shell.py", "pod_job/prompts/chat.py"}
+    assert starters == {"launch/shell.py", "pod_job/prompts/chat.py", "pod_job/preflight/kernel_bundles.py"}
 
 
 def test_the_launcher_loads_no_jax() -> None:
