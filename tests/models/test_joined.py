@@ -1,4 +1,4 @@
-"""What decode computes in another way for TPU gives the same: joined projections, sums as matrix products."""
+"""Decode for TPU gives the same as elsewhere: with joined projections, and sums as matrix products."""
 
 from collections.abc import Mapping
 from typing import Any, cast
