@@ -29,7 +29,7 @@ def swaps_by_projection(arch: Arch, placement: Placement) -> bool:
     return placement.platform == "tpu" and arch.head_dim < LANES and not (arch.qk_norm or arch.learned_positions)
 
 
-def swapped_projections(arch: Arch, w: dict[str, Array]) -> dict[str, Array]:
+def swapped_projections(arch: Arch, w: Mapping[str, Array]) -> dict[str, Array]:
     """Returns a layer's weights whose projections are swapped queries and keys: the same columns in another order."""
     return {
         f"{name[0]}_swapped{name[1:]}": swap_halves(w[name], arch.rotated)

@@ -32,6 +32,7 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
         block, pairs = block_size(S, window), pairs_computed(S, window)
         assert block is not None
         group = arch.heads // arch.kv_heads
+        assert config.pod.accelerator_type is not None  # a preflight has one
         shape = KernelShape(config.pod.accelerator_type, S, group, arch.head_dim, window, arch.attn_softcap)
         bundles = kernel_bundles(shape)
         if bundles is None:
