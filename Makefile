@@ -9,6 +9,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 EXPERIMENTS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/*.yaml))
 RUNS := $(EXPERIMENTS:%=run-%)
 WATCHES := $(EXPERIMENTS:%=watch-%)
@@ -41,40 +42,40 @@ help: ## show this list
 	  printf '  %-20s %s\n' "$$name" "$$(sed -n '2s/^# //p' "conf/experiment/$$name.yaml")"; \
 	done
 
-install: $(INSTALLED) ## make the environment in .venv (every other target does too)
+install: $(DEVELOPED) ## make the environment in .venv with all tools of development (every other target makes what it needs)
 
-demo: $(INSTALLED) ## run a real model on real prompts with a pod of four processes and a bucket, all on this machine
+demo: $(INSTALLED) ## run a real model on real prompts with a pod of four processes and a bucket, all on this machine; four minutes on two cores
 	$(BIN)/python -m tools.demo
 
 demo-sae: $(INSTALLED) ## train an SAE on a real model and real text, on this machine, to a page with its latents; ten minutes on two cores
 	$(BIN)/python -m tools.demo_sae $(ARGS)
 
-rehearse: $(INSTALLED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers, from nothing to its end: real gcloud and ssh, simulated cloud
+rehearse: $(DEVELOPED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers, from nothing to its end: real gcloud and ssh, simulated cloud
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)
 
-test: $(INSTALLED) $(DEMO_MODEL)/config.json ## run the tests, except those of whole pods
+test: $(DEVELOPED) $(DEMO_MODEL)/config.json ## run the tests, except those of whole pods
 	$(BIN)/python -m pytest -m "not pod" -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-pods: $(INSTALLED) $(DEMO_MODEL)/config.json ## test whole jobs on many processes, with faults and in a simulated cloud
+test-pods: $(DEVELOPED) $(DEMO_MODEL)/config.json ## test whole jobs on many processes, with faults and in a simulated cloud
 	$(BIN)/python -m pytest -m pod -n $(WORKERS) --dist loadfile $(ARGS)
 
-smoke: $(INSTALLED) ## run the tests that use most of jax, for a second Python
+smoke: $(DEVELOPED) ## run the tests that use most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)
 
-chaos: $(INSTALLED) ## kill pods 300 times, at random and at every step of a commit, on disk and in a bucket; an hour
+chaos: $(DEVELOPED) ## kill pods 300 times, at random and at every step of a commit, on disk and in a bucket; an hour
 	rm -rf runs/chaos
 	$(BIN)/python -m tools.chaos runs/chaos --runs 300 $(ARGS)
 
 plans: $(COMPILER) ## write docs/plans.md: memory, time and cost of each experiment (needs libtpu, no TPU)
 	$(BIN)/python -m tools.plans
 
-bench: $(INSTALLED) $(DEMO_MODEL)/config.json ## write docs/benchmarks.md: ours beside alternatives; ARGS=storage measures other cases, ARGS=--list shows all
+bench: $(DEVELOPED) $(DEMO_MODEL)/config.json ## write docs/benchmarks.md: ours beside alternatives; ARGS=storage measures other cases, ARGS=--list shows all
 	$(BIN)/python -m tools.bench $(ARGS)
 
-fuzz: $(INSTALLED) ## read 10,000 corrupted files, each refused by name or read unchanged; minutes
+fuzz: $(DEVELOPED) ## read 10,000 corrupted files, each refused by name or read unchanged; minutes
 	$(BIN)/python -m tools.fuzz $(ARGS)
 
-docs: $(INSTALLED) ## write docs/configuration.md, docs/model-configs.md, docs/api.md and the table of docs/commands.md from the code
+docs: $(DEVELOPED) ## write docs/configuration.md, docs/model-configs.md, docs/api.md and the table of docs/commands.md from the code
 	$(BIN)/python -m tools.config_reference > docs/configuration.new
 	mv docs/configuration.new docs/configuration.md
 	$(BIN)/python -m tools.model_config_reference > docs/model-configs.new
@@ -83,12 +84,12 @@ docs: $(INSTALLED) ## write docs/configuration.md, docs/model-configs.md, docs/a
 	mv docs/api.new docs/api.md
 	$(BIN)/python -m tools.verb_reference
 
-lint: $(INSTALLED) ## run ruff and pyright
+lint: $(DEVELOPED) ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-constraints: $(INSTALLED) ## pin the newest versions of all dependencies in constraints.txt
+constraints: $(DEVELOPED) ## pin the newest versions of all dependencies in constraints.txt
 	$(BIN)/python -m pip install --quiet uv
 	{ echo '# Exact versions for Python 3.11 and newer; made by: make constraints'; \
 	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra preflight --universal --python-version 3.11 --upgrade --no-header \
@@ -130,9 +131,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	rm -rf $(VENV)
 	@if command -v uv >/dev/null 2>&1; then set -x; \
 	  uv venv --quiet --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[demo]'; \
+	else set -x; \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'; \
+	fi
+	@touch $@
+
+# On top of it: tools that test and check the code.
+$(DEVELOPED): $(INSTALLED)
+	@if command -v uv >/dev/null 2>&1; then set -x; \
 	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else set -x; \
-	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
 	fi
 	@touch $@
 

@@ -92,6 +92,24 @@ def demo(screen: Console) -> None:
         exported = RUNS / name
         export_pickles(run_dir, exported / "activations")
         show_pickles(exported, screen)
+    show_next(files_of(run_dir), screen)
+
+
+def files_of(run_dir: str) -> str:
+    """Returns the folder on this machine that has the run's files, those of the emulator's bucket too."""
+    return run_dir.replace(f"gs://{BUCKET}", str(RUNS / "buckets" / BUCKET))
+
+
+def show_next(folder: str, screen: Console) -> None:
+    """Shows commands that go on from here."""
+    screen.rule("next")
+    pod_job = os.path.relpath(Path(sys.executable).parent / "pod-job")
+    next_commands = [
+        ("look at it", f"{pod_job} report {folder} --out page.html"),
+        ("read every byte", f"{pod_job} verify {folder}"),
+        ("your own text", f"{pod_job} run experiment=laptop tasks.path=my_texts.jsonl storage.run_dir={RUNS}/mine"),
+    ]
+    show_facts(next_commands, screen)
 
 
 @contextmanager

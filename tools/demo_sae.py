@@ -66,12 +66,13 @@ def show_next(config: JobConfig, screen: Console) -> None:
     """Shows commands that go on from here."""
     run_dir = config.storage.run_dir
     screen.rule("next")
+    pod_job = os.path.relpath(Path(sys.executable).parent / "pod-job")
     next_commands = [
-        ("more documents", f"pod-job evaluate {' '.join(evaluation(config))} --tokens 65536"),
-        ("more latents", f"pod-job report {run_dir} --latents 2000"),
+        ("more documents", f"{pod_job} evaluate {' '.join(evaluation(config))} --tokens 65536"),
+        ("more latents", f"{pod_job} report {run_dir} --latents 2000"),
         (
             "train longer",
-            f"pod-job run {EXPERIMENT} train.tokens=1000000 train.epochs=4 storage.run_dir={run_dir}-longer",
+            f"{pod_job} run {EXPERIMENT} train.tokens=1000000 train.epochs=4 storage.run_dir={run_dir}-longer",
         ),
     ]
     show_facts(next_commands, screen)

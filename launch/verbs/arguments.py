@@ -11,7 +11,7 @@ def add_run(parser: ArgumentParser) -> None:
     add_overrides(parser, purpose, metavar="RUN_DIR")
 
 
-def add_dry_run(parser: ArgumentParser, purpose: str = "print the commands that would be started, start none") -> None:
+def add_dry_run(parser: ArgumentParser, purpose: str = "check, print the commands, start nothing") -> None:
     parser.add_argument("--dry-run", action="store_true", help=purpose)
 
 

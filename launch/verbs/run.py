@@ -14,13 +14,13 @@ from launch.cloud.capacity import bring_up
 from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
 from launch.cloud.fleet import start_slices
-from launch.cloud.job import complete, finish, limit_of, planned, read_job, show_dataset, start, until_end
+from launch.cloud.job import complete, finish, limit_of, read_job, show_dataset, start, until_end
 from launch.cloud.observe import RunningJob
 from launch.cloud.owner import line_of_what_stays, owning
 from launch.cloud.uploads import with_uploads
 from launch.job_config import config_to_start
 from launch.local_job import run_here
-from launch.local_slices import planned_here, run_slices_here
+from launch.local_slices import run_slices_here
 from launch.preflight import preflight_first
 from launch.reference import send_reference
 from launch.slices import has_slices
@@ -52,20 +52,17 @@ def run(options: Namespace) -> int:
     """
     overrides = start_overrides(options)
     config = config_to_start(overrides)
+    if options.dry_run:
+        print(*checked_commands(config, overrides), sep="\n")
+        return DONE
     if config.pod.kind is PodKind.tpu:
         return run_in_cloud(config, overrides, options)
-    if options.dry_run:
-        print(*planned_here(config, overrides), sep="\n")
-        return DONE
     run_local = run_slices_here if has_slices(config) else run_here
     return run_local(config, overrides, failures=0, as_json=options.json)
 
 
 def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace) -> int:
     """Starts the job on its pod; with --follow stays until it ends."""
-    if options.dry_run:
-        print(*planned(config), sep="\n")
-        return DONE
     began = clock.monotonic()
     log = timed_log(began)
     if options.follow and has_slices(config):

@@ -14,14 +14,14 @@ from launch.cloud.capacity import take_down
 from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
 from launch.cloud.fleet import Fleet
-from launch.cloud.job import complete, finish, planned, read_job, show_dataset
+from launch.cloud.job import complete, finish, read_job, show_dataset
 from launch.cloud.job_pods import pods_of
 from launch.cloud.owner import owning
 from launch.cloud.uploads import Placed, with_uploads
 from launch.cloud.watching import Watching
 from launch.job_config import config_to_start
 from launch.local_job import run_here
-from launch.local_slices import planned_here, run_slices_here
+from launch.local_slices import run_slices_here
 from launch.preflight import preflight_first
 from launch.reference import send_reference
 from launch.slices import has_slices
@@ -49,7 +49,7 @@ def watch(options: Namespace) -> int:
     overrides = start_overrides(options)
     config = config_to_start(overrides)
     if options.dry_run:
-        print(*(planned(config) if config.pod.kind is PodKind.tpu else planned_here(config, overrides)), sep="\n")
+        print(*checked_commands(config, overrides), sep="\n")
         return DONE
     if config.pod.kind is PodKind.local:
         run_local = run_slices_here if has_slices(config) else run_here
