@@ -18,6 +18,7 @@ from launch.cloud.job import complete, finish, limit_of, read_job, show_dataset,
 from launch.cloud.observe import RunningJob
 from launch.cloud.owner import line_of_what_stays, owning
 from launch.cloud.uploads import with_uploads
+from launch.dry_run import checked_commands
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import run_slices_here

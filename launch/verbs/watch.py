@@ -19,6 +19,7 @@ from launch.cloud.job_pods import pods_of
 from launch.cloud.owner import owning
 from launch.cloud.uploads import Placed, with_uploads
 from launch.cloud.watching import Watching
+from launch.dry_run import checked_commands
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import run_slices_here

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,7 +99,9 @@ LAUNCHING = {
 
 def test_accepted_differences_reach_every_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = ["--accept-identity", "model.weights", "--accept-identity", "tokenizer_files"]
-    assert main(["run", "experiment=demo", f"storage.run_dir={tmp_path}/run", "--dry-run", *fields]) == 0
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    job = [f"model.path={model}", "extract.layers=[1]", f"storage.run_dir={tmp_path}/run"]
+    assert main(["run", "experiment=demo", *job, "--dry-run", *fields]) == 0
     commands = capsys.readouterr().out.splitlines()
     assert commands
     assert all("storage.accept_identity=[model.weights,tokenizer_files]" in command for command in commands)
@@ -154,14 +157,18 @@ def test_dry_run_prints_one_command_per_host_and_starts_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("subprocess.Popen", None)
-    monkeypatch.chdir(tmp_path)
-    assert main(["run", "experiment=demo", "--dry-run", "tasks.limit=3"]) == 0
+    model = write_tiny_model(tmp_path / "model", layers=4)
+    job = ["experiment=demo", f"model.path={model}", "extract.layers=[1]", f"storage.run_dir={tmp_path / 'run'}"]
+    assert main(["run", "--dry-run", *job]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     for host, line in enumerate(lines):
         assert line.startswith(f"POD_JOB_HOST={host} ")
-        assert line.endswith("-m pod_job experiment=demo tasks.limit=3")
-    assert list(tmp_path.iterdir()) == []
+        assert line.endswith(f"-m pod_job {shlex.join(job)}")
+    assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == []
+    for verb in ("run", "watch"):  # what a start would refuse is refused
+        assert main([verb, "--dry-run", *job, "extract.layers=[4]"]) == 2
+        assert "layer 4 of a 4-layer model" in capsys.readouterr().err
 
 
 def test_a_bad_layer_fails_before_any_host_starts(
