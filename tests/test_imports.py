@@ -62,6 +62,7 @@ LAYERS = {
         "local_job",
         "local_slices",
         "cloud",
+        "dry_run",
         "manifests",
         "doctor",
         "job_config",
