@@ -95,6 +95,7 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
     if config.parity.limit is not None:
         only = TapErrors(median=config.parity.limit, largest=config.parity.limit)
         tap_limits = dict.fromkeys(errors, only)
+        errors = {tap: TapErrors(of_tap.median, of_tap.largest) for tap, of_tap in errors.items()}  # for every row
     worst = max(errors, key=lambda tap: excess(errors[tap], tap_limits[tap]))
     count = sum(trial.rows for trial in trials)
     kind = "error in nats" if worst in COMPUTED else "relative error"
@@ -168,7 +169,7 @@ def refusal(result: ParityRecord) -> str:
     tap_limits = result.limits or {}
     tap = max(result.errors, key=lambda tap: excess(result.errors[tap], tap_limits[tap]))
     errors, limit = result.errors[tap], tap_limits[tap]
-    kind = "largest" if errors.largest / limit.largest >= errors.median / limit.median else "median"
+    kind = "median" if errors.median / limit.median >= excess(errors, limit) else "largest"
     unit = " nats" if tap in COMPUTED else ""
     return (
         f"parity: {tap} is {getattr(errors, kind):.2g}{unit} off the reference ({kind} error of {result.rows} rows; "

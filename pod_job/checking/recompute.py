@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from pod_job.checking.consent import MODEL, NO_CONSENT, TASKS, Consent, config_to_read
-from pod_job.checking.limits import RowRounding, limits, mean_row, stored_rounding, summary
+from pod_job.checking.limits import RowRounding, excess, limits, mean_row, stored_rounding, summary
 from pod_job.checking.reference import find_reference
 from pod_job.config.extract import Positions
 from pod_job.config.schema import JobConfig, MeshConfig, PodConfig, Sharding
@@ -49,10 +49,12 @@ class Deviation:
     limit: float
     median_limit: float | None = None
     unused_limit: float | None = None
+    usual: float | None = None
 
     @property
     def too_far(self) -> bool:
-        return not (self.largest <= self.limit and (self.median_limit is None or self.median <= self.median_limit))
+        limit = TapErrors(np.inf if self.median_limit is None else self.median_limit, self.limit)
+        return self.rows > 0 and excess(TapErrors(self.median, self.largest, self.usual), limit) > 1
 
     def __str__(self) -> str:
         unused = self.unused_limit
@@ -102,7 +104,8 @@ def recompute(run_dir: str | Path, count: int, seed: int = 0, consent: Consent =
             limit = TapErrors(config.parity.limit, config.parity.limit)
         errors = summary(tap_errors(tap, vectors, truth))
         deviations[tap] = Deviation(
-            reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median, unused
+            *(reference.name, len(chosen), errors.median, errors.largest, limit.largest, limit.median, unused),
+            usual=errors.usual if config.parity.limit is None else None,
         )
     return deviations
 

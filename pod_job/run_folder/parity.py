@@ -7,11 +7,15 @@ from pod_job.run_folder import layout
 from pod_job.storage.folder import Folder
 
 
-class TapErrors(Record, frozen=True):
-    """Relative L2 errors of a tap's rows, or differences in nats of a column's; infinite where one was not finite."""
+class TapErrors(Record, frozen=True, omit_defaults=True):
+    """Relative L2 errors of a tap's rows, or differences in nats of a column's; infinite where one was not finite.
+
+    `usual` is the largest without one row of every 50; None where it was not told apart, as in limits.
+    """
 
     median: float
     largest: float
+    usual: float | None = None
 
 
 class ParityRecord(Record, frozen=True, omit_defaults=True):

@@ -12,7 +12,7 @@ import pytest
 from job_processes import JobProcess, finish, start
 
 from pod_job.checking import reference
-from pod_job.checking.limits import FLOAT32
+from pod_job.checking.limits import FLOAT32, excess, summary
 from pod_job.checking.parity import check_parity
 from pod_job.checking.trial import Trial
 from pod_job.checking.verify import verify
@@ -25,6 +25,7 @@ from pod_job.planning.inputs import Inputs
 from pod_job.prompts.prompt import Prompt
 from pod_job.prompts.tokenizer import TokenizerFolder
 from pod_job.run_folder import layout
+from pod_job.run_folder.parity import TapErrors
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
@@ -128,3 +129,13 @@ def test_relative_errors_of_rows() -> None:
     truth = np.array([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     vectors = np.array([[3.0, 4.5], [0.0, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
     assert relative_errors(vectors, truth).tolist() == pytest.approx([0.1, 0.0, np.inf, np.inf])
+
+
+@pytest.mark.parametrize(
+    ("rows", "far", "times", "refused"),
+    [(99, 1, 3.9, False), (99, 1, 4.1, True), (99, 2, 1.1, True), (100, 2, 3.9, False), (49, 1, 1.1, True)],
+)
+def test_one_row_of_fifty_may_be_further_off(rows: int, far: int, times: float, refused: bool) -> None:
+    errors = np.full(rows, 0.005)
+    errors[:far] = 0.04 * times
+    assert (excess(summary(errors), TapErrors(median=0.01, largest=0.04)) > 1) == refused

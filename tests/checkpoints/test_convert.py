@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     mine.mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 9))
-        with pytest.raises(JobError, match=r"OUT=.*: 0\.00 GB are free, the weights are .* GB; free some"):
+        with pytest.raises(JobError, match=r"OUT=.*: 9 bytes are free, the weights are .* kB; free some"):
             convert(str(CASE), tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(converting, "write_orbax", full)
