@@ -37,7 +37,8 @@ def test_only_what_the_job_reads_is_sent(here: Path) -> None:
     assert sent("data", TaskFormat.arc) == sent("./data/", TaskFormat.arc) == ["data/a.json", "data/b.json"]
     assert sent("data/a.json", TaskFormat.arc) == ["data/a.json"]
     assert sent("data/notes.md", TaskFormat.jsonl) == ["data/notes.md"]
-    assert sent(".", TaskFormat.arc) == []
+    (here / "data" / ".secret.json").write_text(TASK)  # as a glob would, ARC tasks leave hidden files out
+    assert sent(".", TaskFormat.arc) == ["data/a.json", "data/b.json"]  # below a folder that has none itself
     assert sent("org/name", TaskFormat.dataset) == sent(str(here / "data"), TaskFormat.arc) == []
 
 
@@ -65,7 +66,6 @@ def test_texts_and_datasets_are_sent_whole(here: Path) -> None:
     [
         ("link.json", "/etc/hostname", TaskFormat.arc, "is a link that leads out of the folder"),
         ("link.json", "../.env", TaskFormat.arc, "is a link that leads out of the folder"),
-        (".secret.json", None, TaskFormat.arc, "is hidden"),
         (".ssh/id.txt", None, TaskFormat.text, "is hidden"),
         ("run/commits/x.txt", None, TaskFormat.text, "is in a run folder"),
         ("run/deep/er/x.txt", None, TaskFormat.text, "is in a run folder"),

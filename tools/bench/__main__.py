@@ -77,7 +77,9 @@ def chosen(names: Sequence[str], every: bool) -> list[Case]:
             raise JobError(f"CASE={name}: not a case; use one of {', '.join(case.name for case in CASES)}")
     if not names:
         return [case for case in CASES if every or case.on_page]
-    return [case for case in CASES if case.name.startswith(tuple(names))]
+    in_full = {case.name for case in CASES} & set(names)
+    beginnings = tuple(set(names) - in_full)
+    return [case for case in CASES if case.name in in_full or case.name.startswith(beginnings)]
 
 
 def described(case: Case) -> str:
