@@ -137,9 +137,10 @@ def describe(outcome: Outcome) -> str:
     return outcome.limit or f"the pod was taken away ({outcome.node.state})"
 
 
-def kill(pod_reach: Reach, hosts: int, log: Log) -> bool:
+def kill(pod_reach: Reach, config: JobConfig, log: Log) -> bool:
     """Ends the job's processes on every host, at once; returns whether none runs on any host now."""
-    answers = ask_briefly(pod_reach, script("stop", {"SIGNAL": "KILL"}), KILL_TIMEOUT_S)
+    hosts = config.pod.hosts
+    answers = ask_briefly(pod_reach, script("stop", {"SIGNAL": "KILL", "RUN": config.storage.run_dir}), KILL_TIMEOUT_S)
     words = [answer.word for answer in answers.values()]
     log(f"ended the job on {words.count('KILLED')} of {hosts} hosts, {words.count('NOT_RUNNING')} had ended before")
     return words.count("KILLED") + words.count("NOT_RUNNING") == hosts

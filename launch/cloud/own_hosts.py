@@ -58,15 +58,20 @@ def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> list[str
         leaving_s: for how long the job may still end by itself.
     """
     uncleared: list[str] = []
+    reasons: list[str] = []
     total = 0
+    values = {"LEAVING_S": f"{leaving_s:.0f}", "RUN": config.storage.run_dir}
     for way in reaches(config):
-        answers = ask_briefly(way, script("clear", {"LEAVING_S": f"{leaving_s:.0f}"}), CLEAR_TIMEOUT_S)
+        answers = ask_briefly(way, script("clear", values), CLEAR_TIMEOUT_S)
         cleared = {host for host, answer in answers.items() if answer.word == "CLEARED"}
-        uncleared += [str(host) for number, host in enumerate(way.hosts) if number not in cleared]
+        for number, host in enumerate(way.hosts):
+            if number not in cleared:
+                uncleared.append(str(host))
+                reasons.append(f"{host} ({answers[number].detail if number in answers else 'no answer'})")
         total += len(way.hosts)
     log(f"nothing of the job is left on {total - len(uncleared)} of {total} hosts of {config.pod.hosts_file}")
     if uncleared:
-        log(f"not cleared, as they gave no answer: {', '.join(uncleared)}; ~/.pod_job may be left there")
+        log(f"not cleared: {', '.join(reasons)}; ~/.pod_job may be left there")
     return uncleared
 
 

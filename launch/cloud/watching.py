@@ -66,7 +66,7 @@ class Watching:
         own = self.config.pod.hosts_file is not None
         ends_job = step is Step.same_pod or (own and step is Step.new_pod)
         # A host where the job cannot be ended is lost for the next start too.
-        unended = ends_job and not kill(reach(self.config, pod.zone), self.config.pod.hosts, self.log)
+        unended = ends_job and not kill(reach(self.config, pod.zone), self.config, self.log)
         if own and (unended or step is not Step.same_pod):
             wait_for_hosts(self.log)
         elif not own and (unended or step is Step.new_pod):

@@ -26,7 +26,7 @@ def stop(options: Namespace) -> int:
     config, pods = pods_of_run(options.overrides)
     if config.pod.kind is not PodKind.tpu:
         raise JobError("pod.kind=local has no pod in the cloud; stop the job with Ctrl-C where it was started")
-    ready, text = [pod for pod in pods if pod.ready], script("stop", {"SIGNAL": "TERM"})
+    ready, text = [pod for pod in pods if pod.ready], script("stop", {"SIGNAL": "TERM", "RUN": config.storage.run_dir})
     if not ready:
         raise JobError(f"{pod_name(config)} is not READY in any zone; there is nothing to stop")
     own = config.pod.hosts_file is not None

@@ -99,7 +99,8 @@ def compare(inputs: Inputs, host: Host, trials: Sequence[Trial]) -> ParityRecord
     worst = max(errors, key=lambda tap: excess(errors[tap], tap_limits[tap]))
     count = sum(trial.rows for trial in trials)
     kind = "error in nats" if worst in COMPUTED else "relative error"
-    shown = f"{kind} {errors[worst].largest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
+    furthest = errors[worst].largest if errors[worst].usual is None else errors[worst].usual  # but for single rows
+    shown = f"{kind} {furthest:.2g} at {worst}, limit {tap_limits[worst].largest:.2g}"
     log.info("parity with %s: %d rows, %s", reference.name, count, shown)
     longest = max(map(len, sequences))
     if not_reached := windows_not_reached(inputs, longest):

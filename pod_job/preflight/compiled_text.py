@@ -6,7 +6,7 @@ loop stands once in the text, so everything in it counts as often as the loop tu
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import ml_dtypes
@@ -18,6 +18,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
 OPERATION = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\]")
+PLUMBING = ("while", "tuple", "get-tuple-element", "parameter", "constant", "copy", "bitcast")
 SELDOM = re.compile(r'op_name="[^"]*\bseldom\b')
 """A loop or a branch in `jax.named_scope("seldom")`, which ordinary data do not enter."""
 REFERENCE = re.compile(r"%([\w.\-]+)")
@@ -99,13 +100,19 @@ def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
                 yield from walk(program, operation.attribute("to_apply"), times)
             case "conditional":
                 names = branch_names(operation)
-                ordinary = [name for name in names if not any(SELDOM.search(op.rest) for op in program[name])]
+                ordinary = [name for name in names if not is_seldom(program[name])]
                 yield from max((list(walk(program, name, times)) for name in ordinary or names), key=total_cycles)
             case "fusion" if starts_collective(program, operation):
                 yield replace(operation, times=times)
                 yield from walk(program, operation.attribute("calls"), times)
             case _:
                 yield replace(operation, times=times)
+
+
+def is_seldom(branch: Sequence[Operation]) -> bool:
+    """Returns whether a branch as a whole is in the scope; one with a loop in it that is may well be ordinary."""
+    computing = [operation for operation in branch if operation.kind not in PLUMBING and "op_name=" in operation.rest]
+    return bool(computing) and all(SELDOM.search(operation.rest) for operation in computing)
 
 
 def branch_names(operation: Operation) -> list[str]:

@@ -75,9 +75,10 @@ def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> 
 
 def priced(run: WholeRun, start: StartTimes, config: JobConfig, pod: Slice) -> WholeRun:
     """Returns the run with its start and its cost, that of all slices' starts too; in the dearest of the zones."""
-    zone = max(config.cloud.zones, key=lambda each: chip_prices(pod.chip, each)[1] or 0.0, default="")
-    own = config.cloud.price_per_chip_hour
-    prices = chip_prices(pod.chip, zone) if own is None else (own, own)
+    own, zones = config.cloud.price_per_chip_hour, config.cloud.zones or [""]
+    of_zones = [chip_prices(pod.chip, zone) if own is None else (own, own) for zone in zones]
+    prices = [max((price for price in kind if price is not None), default=None) for kind in zip(*of_zones, strict=True)]
+    zone = zones[0] if len(zones) == 1 else "the dearest zone"
     pod_s = run.slices * (start.seconds + 3600 * run.hours)
     usd_list, usd_spot = (dollars(pod_s, pod, price) for price in prices)
     return msgspec.structs.replace(run, start=start, usd_list=usd_list, usd_spot=usd_spot, zone=zone)

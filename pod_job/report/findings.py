@@ -67,11 +67,16 @@ def parity_finding(parity: Sequence[ParityRecord]) -> Finding:
         return Finding(Level.look, "No start compared the model with the float32 reference (parity.samples=0).")
     if failed := [record.attempt for record in parity if not record.passed]:
         return Finding(Level.bad, f"Parity with the reference failed in start {failed[-1]}.")
-    errors = [item for record in parity for item in record.errors.items()]
-    largest = max(error.largest for tap, error in errors if tap not in COMPUTED)
-    limit = min(record.limit for record in parity)
-    reference = parity[-1].reference
-    return Finding(Level.good, f"Parity with {reference}: largest relative error {largest:.2g}, limit {limit:g}.")
+    errors = [(tap, error, record) for record in parity for tap, error in record.errors.items() if tap not in COMPUTED]
+    tap, error, record = max(errors, key=lambda item: item[1].largest)
+    limit = (record.limits or {}).get(tap)
+    allowed = f", limit {record.limit if limit is None else limit.largest:.2g}"
+    single = (
+        f" without one row of 50, {error.largest:.2g} with it" if error.usual and error.usual < error.largest else ""
+    )
+    shown = error.usual if single and error.usual else error.largest
+    text = f"largest relative error {shown:.2g}{single} at {tap}{allowed}"
+    return Finding(Level.good, f"Parity with {record.reference}: {text}.")
 
 
 def vector_findings(overview: Overview) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from tools.fakepod.metadata import MetadataServer
 from tools.fakepod.world import served
 
 PARENT = "projects/p/locations/us-west4-a"
+RUN = "gs://b/r"
 NODE = {"acceleratorType": "v4-8", "labels": {}}
 JOBS = {"ends": "exit 0", "hangs": "trap '' TERM; while :; do sleep 0.1; done"}
 
@@ -62,11 +63,13 @@ class GuardedHost:
             program.chmod(0o755)
         self.programs = root
 
-    def start(self, attempt: str, left_s: float | None, job: str = "ends", pod: str = "nodes/pod-x") -> Answer:
+    def start(
+        self, attempt: str, left_s: float | None, job: str = "ends", pod: str = "nodes/pod-x", run: str = RUN
+    ) -> Answer:
         """Runs start.sh as the launcher does."""
         limit = None if left_s is None else Limit(left_s, "cloud.max_hours=2 is reached")
         values = Start(attempt, f"{PARENT}/{pod}", limit).values
-        values |= {"BUNDLE": "b", "PYTHON": str(self.programs / job), "ENVIRONMENT": "", "RUN": "gs://b/r"}
+        values |= {"BUNDLE": "b", "PYTHON": str(self.programs / job), "ENVIRONMENT": "", "RUN": run}
         return self.run("start", values | {"JOB": ["x=1"]})
 
     def run(self, name: str, values: dict[str, str | list[str]], worker: int | None = None) -> Answer:
@@ -87,7 +90,7 @@ class GuardedHost:
             time.sleep(0.05)
 
     def close(self) -> None:
-        self.run("stop", {"SIGNAL": "KILL"})
+        self.run("stop", {"SIGNAL": "KILL", "RUN": RUN})
         guard = self.home / ".pod_job/guard"
         if guard.exists() and Path(f"/proc/{guard.read_text().strip()}").exists():
             os.killpg(int(guard.read_text()), signal.SIGKILL)
@@ -158,6 +161,18 @@ def test_without_a_limit_there_is_no_guard_any_more(host: GuardedHost) -> None:
     assert not (host.home / ".pod_job/guard").exists()
 
 
+def test_the_job_of_another_run_is_neither_taken_for_this_ones_nor_ended(host: GuardedHost) -> None:
+    assert host.start("a1", None, "hangs").word == "LAUNCHED"
+    other = "gs://b/other"
+    answer = host.start("b1", None, run=other)
+    assert (answer.word, answer.detail.startswith(f"the job of {RUN} runs here")) == ("FAILED", True)
+    assert host.run("stop", {"SIGNAL": "KILL", "RUN": other}).word == "NOT_RUNNING"
+    assert host.run("clear", {"LEAVING_S": "0", "RUN": other}).word == "FAILED"
+    assert host.start("a2", None) == Answer(0, "ALREADY_RUNNING", "a1")
+    assert host.run("stop", {"SIGNAL": "KILL", "RUN": RUN}).word == "KILLED"
+    assert host.run("clear", {"LEAVING_S": "0", "RUN": other}).word == "CLEARED"  # nothing runs any more
+
+
 def test_of_many_hosts_one_deletes_and_the_others_are_content(host: GuardedHost) -> None:
     host.start("a1", 1.0)  # another host was first: the pod is gone
     host.wait_for(lambda: "is deleted" in host.log, "the guard does not end")
@@ -172,4 +187,4 @@ def test_clearing_a_host_ends_its_job_and_leaves_nothing(host: GuardedHost, job:
     assert host.run("clear", {"LEAVING_S": "0" if job == "hangs" else "20"}, worker=5) == Answer(5, "CLEARED", "")
     assert list(host.home.iterdir()) == []
     host.wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the job goes on")
-    assert host.run("clear", {"LEAVING_S": "0"}, worker=5).word == "CLEARED"  # again, with nothing there
+    assert host.run("clear", {"LEAVING_S": "0", "RUN": RUN}, worker=5).word == "CLEARED"  # again, with nothing there

@@ -258,7 +258,7 @@ def test_down_says_which_hosts_were_not_cleared(hosts_file: Path, monkeypatch: p
     lines: list[str] = []
     assert clear(config(hosts_file, "pod.slices=2"), lines.append) == ["vm-1"]
     assert lines[0].startswith("nothing of the job is left on 3 of 4 hosts of ")
-    assert "not cleared, as they gave no answer: vm-1" in lines[1]
+    assert "not cleared: vm-1 (no answer)" in lines[1]
 
 
 def test_a_dry_run_names_each_host_and_asks_nothing_of_the_cloud(hosts_file: Path) -> None:

@@ -35,7 +35,7 @@ def test_uv_makes_the_environment_once_for_each_list_of_packages(machine: Machin
     assert machine.answer("prepare", changed) == Answer(0, "READY", "made")
     assert machine.python(changed, "import greeting; print(greeting.VERSION)") == "2.0"
     assert machine.python(values, "import greeting; print(greeting.VERSION)") == "1.0"
-    assert machine.answer("clear", {"LEAVING_S": "0"}) == Answer(0, "CLEARED", "")
+    assert machine.answer("clear", {"LEAVING_S": "0", "RUN": "gs://b/run"}) == Answer(0, "CLEARED", "")
     assert list(machine.home.glob(".pod_job*")) == []
 
 

@@ -142,7 +142,8 @@ def test_a_pod_that_was_taken_away_is_paid_until_the_next_of_its_own_name() -> N
 
 
 def host(phase: Phase, batches: int) -> HostStatus:
-    return HostStatus(host=0, attempt="a", phase=phase, batches=batches, tokens=100, seconds=2.0)
+    computed = {"batches": batches, "prompt_tokens": 100 * batches, "batch_tokens": 100.0}
+    return HostStatus(host=0, attempt="a", phase=phase, tokens=100, seconds=2.0, **computed)
 
 
 def status(*slices: SliceStatus) -> RunStatus:
@@ -171,7 +172,7 @@ def test_progress_does_not_wait_for_a_slice_that_never_comes() -> None:
     hosts = [host(Phase.extracting, 3), None, host(Phase.extracting, 4), None]
     shown = {bar.name: (bar.done, bar.total) for bar in slice_bars(hosts, batches=20, done_before=5)}
     assert shown["hosts arrived"] == shown["compile"] == (2, 2)
-    assert shown["batches"] == (12, 20)
+    assert shown["tokens"] == (1200, 2000)  # of batches of 100 tokens
     assert slice_bars([None, None], 20, 0) == []
 
 

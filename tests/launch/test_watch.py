@@ -123,7 +123,8 @@ def test_ending_a_job_raises_no_error_for_a_host_out_of_reach(
     answers: str, ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "call", lambda *_, **__: Finished(255, answers, "ssh: connect: timed out"))
-    assert kill(Reach("extract-1", "us-west4-a", None, False, []), 2, lambda _: None) == ended
+    config = load(["experiment=v5e64", f"storage.run_dir={tmp_path}", "pod.hosts=2", "mesh.data=1"])
+    assert kill(Reach("extract-1", "us-west4-a", None, False, []), config, lambda _: None) == ended
 
 
 def watch(world: World, capfd: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:

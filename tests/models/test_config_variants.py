@@ -38,6 +38,7 @@ BASE: dict[str, Any] = {
     "pad_token_id": None,
 }
 DELTA: dict[str, Any] = {
+    "head_dim": 16,  # of which a quarter is rotated; of 2 dimensions transformers computes no dynamic angles
     "full_attention_interval": 2,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,

@@ -79,7 +79,7 @@ def test_a_device_that_is_full_is_told_with_what_is_held_and_what_to_lower(model
 def test_a_full_host_is_told_too_and_other_errors_pass(model: Path, tmp_path: Path) -> None:
     inputs = read_inputs(load(overrides(model, tmp_path / "run")))
     with (
-        pytest.raises(JobError, match=r"this host is out of memory \(no room\); each device: .* MB weights"),
+        pytest.raises(JobError, match=r"this host is out of memory \(no room\); each device: .* kB weights"),
         explaining_memory(inputs),
     ):
         raise MemoryError("no room")

@@ -1,5 +1,8 @@
-# Ends the job and removes all that the launcher keeps here. Set before: LEAVING_S (seconds for the job to end by itself).
+# Ends the job and removes all that the launcher keeps here. Set before: LEAVING_S (seconds for the job to end by itself), RUN
+# (its run folder: a job of another run is left alone).
 current=$(cat "$ROOT/attempt" 2>/dev/null)
+run=$(cat "$ROOT/run" 2>/dev/null)
+if [ "${run:-$RUN}" != "$RUN" ] && ! flock -n "$ROOT/alive" true; then answer FAILED "the job of $run runs here"; fi
 if ! flock -w "$LEAVING_S" "$ROOT/alive" true; then
   group=$(cat "$ROOT/attempts/$current/group" 2>/dev/null)
   [ -n "$group" ] || answer FAILED "a job runs that left no pid"

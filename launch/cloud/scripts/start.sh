@@ -6,7 +6,11 @@ flock 9
 current=$(cat "$ROOT/attempt" 2>/dev/null)
 here="$ROOT/attempts/$current"
 # Whoever runs the job holds the lock `alive` until its last process has ended.
-if ! flock -n "$ROOT/alive" true; then answer ALREADY_RUNNING "$current"; fi
+run=$(cat "$ROOT/run" 2>/dev/null)
+if ! flock -n "$ROOT/alive" true; then
+  [ "${run:-$RUN}" = "$RUN" ] || answer FAILED "the job of $run runs here: end it with pod-job down, or use other hosts"
+  answer ALREADY_RUNNING "$current"
+fi
 if [ "$current" = "$ATTEMPT" ] && [ -e "$here/exit" ]; then
   [ "$(cat "$here/exit")" = 0 ] && answer ALREADY_COMPLETE "$current"
   answer ENDED "$(cat "$here/exit")"
@@ -42,6 +46,7 @@ fi
 
 here="$ROOT/attempts/$ATTEMPT"
 mkdir -p "$here"
+echo "$RUN" >"$ROOT/run"
 echo "$ATTEMPT" >"$ROOT/attempt"
 python="${PYTHON:-$ROOT/environments/$ENVIRONMENT/bin/python}"
 export POD_JOB_ATTEMPT="$ATTEMPT" POD_JOB_RUN="${RUN:-}" POD_JOB_HOST="$WORKER" PYTHONPATH="$ROOT/bundles/$BUNDLE" PYTHONUNBUFFERED=1

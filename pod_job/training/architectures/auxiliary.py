@@ -108,13 +108,13 @@ def error_and_gradient(
     def of_many(params: Params) -> tuple[Scalar, Params]:
         return jax.value_and_grad(lambda every: error(every, dead))(params)
 
-    def seldom(params: Params) -> tuple[Scalar, Params]:
+    def among_all(params: Params) -> tuple[Scalar, Params]:
         with jax.named_scope(SELDOM):
             return of_many(params)
 
     if isinstance(batch.many, bool):
         return lax.cond(batch.revive, of_many if batch.many else of_few, of_none, params)
-    return lax.switch(jnp.asarray(batch.revive, jnp.int32) * (1 + batch.many), [of_none, of_few, seldom], params)
+    return lax.switch(jnp.asarray(batch.revive, jnp.int32) * (1 + batch.many), [of_none, of_few, among_all], params)
 
 
 def _forward(

@@ -33,7 +33,8 @@ KERNEL_MEMORY = 64 << 20
 
 
 def tile_rows(latents: int) -> int:
-    return min(MOST_TILE_ROWS, TILE_VALUES // latents)
+    """Returns a power of two, so that it divides what batches have: 8 or more."""
+    return min(MOST_TILE_ROWS, 1 << (TILE_VALUES // latents).bit_length() - 1)
 
 
 def kernel_fits(rows: int, latents: int) -> bool:
