@@ -184,7 +184,9 @@ def test_clearing_a_host_ends_its_job_and_leaves_nothing(host: GuardedHost, job:
     assert host.start("a1", None, job).word == "LAUNCHED"
     pid = int((host.home / ".pod_job/attempts/a1/pid").read_text())
     (host.home / ".pod_job-sent.tar.gz").touch()
-    assert host.run("clear", {"LEAVING_S": "0" if job == "hangs" else "20"}, worker=5) == Answer(5, "CLEARED", "")
+    assert host.run("clear", {"LEAVING_S": "0" if job == "hangs" else "20", "RUN": RUN}, worker=5) == Answer(
+        5, "CLEARED", ""
+    )
     assert list(host.home.iterdir()) == []
     host.wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the job goes on")
     assert host.run("clear", {"LEAVING_S": "0", "RUN": RUN}, worker=5).word == "CLEARED"  # again, with nothing there
