@@ -26,6 +26,11 @@ def has_slices(config: JobConfig) -> bool:
     return config.pod.slices > 1 and config.pod.slice is None
 
 
+def pod_configs(config: JobConfig) -> list[JobConfig]:
+    """Returns the configuration of each pod of a run: of every slice, or of the run's one pod."""
+    return [job.config for job in slice_jobs(config, [])] if has_slices(config) else [config]
+
+
 def slice_jobs(config: JobConfig, overrides: Sequence[str]) -> list[SliceJob]:
     """Returns the jobs of the slices, named by their numbers from 0, or as the file of their hosts names them."""
     own = config.pod.hosts_file is not None

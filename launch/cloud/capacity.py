@@ -52,7 +52,7 @@ class NotWanted(Exception):
 
 
 def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
-    """Deletes all pods of a job that can be, or clears the user's own hosts. JobError for those that cannot."""
+    """Deletes all pods of a job that can be, JobError for the others; or clears the user's own hosts where it can."""
     if config.pod.hosts_file is not None:
         clear(config, log)
         return

@@ -12,7 +12,7 @@ from launch.cloud.remote import ask_briefly, script
 from launch.cloud.request import pod_name, reach
 from launch.cloud.tpu_api import Endpoint, Node
 from launch.hosts_file import groups_of
-from launch.slices import has_slices, slice_jobs
+from launch.slices import pod_configs
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 
@@ -23,8 +23,7 @@ AGAIN_S = 60.0  # until hosts that were lost are tried again: about as long as a
 
 def own_pods(config: JobConfig) -> list[Pod]:
     """Returns the hosts of the file as pods, one for each slice. JobError for a file that is wrong or does not fit."""
-    jobs = [job.config for job in slice_jobs(config, [])] if has_slices(config) else [config]
-    return [own_pod(job) for job in jobs]
+    return [own_pod(of_slice) for of_slice in pod_configs(config)]
 
 
 def own_pod(config: JobConfig) -> Pod:
@@ -41,8 +40,7 @@ def own_pod(config: JobConfig) -> Pod:
 
 def reaches(config: JobConfig) -> list[Reach]:
     """Returns the way to the hosts of each slice."""
-    jobs = [job.config for job in slice_jobs(config, [])] if has_slices(config) else [config]
-    return [reach(job, "") for job in jobs]
+    return [reach(of_slice, "") for of_slice in pod_configs(config)]
 
 
 def wait_for_hosts(log: Log) -> None:
@@ -57,8 +55,7 @@ def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> list[str
     Args:
         leaving_s: for how long the job may still end by itself.
     """
-    uncleared: list[str] = []
-    reasons: list[str] = []
+    uncleared: dict[str, str] = {}
     total = 0
     values = {"LEAVING_S": f"{leaving_s:.0f}", "RUN": config.storage.run_dir}
     for way in reaches(config):
@@ -66,13 +63,13 @@ def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> list[str
         cleared = {host for host, answer in answers.items() if answer.word == "CLEARED"}
         for number, host in enumerate(way.hosts):
             if number not in cleared:
-                uncleared.append(str(host))
-                reasons.append(f"{host} ({answers[number].detail if number in answers else 'no answer'})")
+                uncleared[str(host)] = answers[number].detail if number in answers else "no answer"
         total += len(way.hosts)
     log(f"nothing of the job is left on {total - len(uncleared)} of {total} hosts of {config.pod.hosts_file}")
     if uncleared:
-        log(f"not cleared: {', '.join(reasons)}; ~/.pod_job may be left there")
-    return uncleared
+        reasons = ", ".join(f"{host} ({reason})" for host, reason in uncleared.items())
+        log(f"not cleared: {reasons}; ~/.pod_job may be left there")
+    return list(uncleared)
 
 
 def staying(config: JobConfig, words: str) -> str:

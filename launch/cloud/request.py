@@ -5,7 +5,7 @@ import hashlib
 from launch.cloud.gcloud import PodSpec, Reach
 from launch.cloud.pods import MADE_BY
 from launch.hosts_file import groups_of
-from launch.slices import has_slices, slice_jobs
+from launch.slices import pod_configs
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 from pod_job.preflight.tpu_facts import TPU7X
@@ -23,8 +23,7 @@ def pod_name(config: JobConfig) -> str:
 
 def pod_names(config: JobConfig) -> list[str]:
     """Returns the names of the pods of all slices; of a run on one pod, the name of that."""
-    jobs = slice_jobs(config, []) if has_slices(config) else []
-    return [pod_name(job.config) for job in jobs] or [pod_name(config)]
+    return [pod_name(of_slice) for of_slice in pod_configs(config)]
 
 
 def pod_spec(config: JobConfig) -> PodSpec:

@@ -49,7 +49,7 @@ def down(options: Namespace) -> int:
 
 
 def clear_hosts(config: JobConfig, options: Namespace) -> int:
-    """Clears the hosts of pod.hosts_file; returns FAILED where one gave no answer."""
+    """Clears the hosts of pod.hosts_file; returns FAILED where one was not cleared."""
     ways = reaches(config)
     if options.dry_run:
         print(*(command for way in ways for command in planned_ssh(way, "clear")), sep="\n")
@@ -64,4 +64,4 @@ def clear_hosts(config: JobConfig, options: Namespace) -> int:
     return FAILED if uncleared else DONE
 
 
-COMMAND = Command("down", __doc__, EXAMPLES, add_arguments, down, "a host that gave no answer")
+COMMAND = Command("down", __doc__, EXAMPLES, add_arguments, down, "a host that was not cleared")

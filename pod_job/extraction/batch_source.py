@@ -32,7 +32,7 @@ from pod_job.run_folder.leases import Blocks, Holders, Leases, block_name, first
 POLL_S = 2.0
 """Between two looks of an idle slice at what others have unfinished."""
 SLICES_PER_LOOK = 16
-"""Of so many slices one looks, on average, within POLL_S / 2: more of them look less often."""
+"""Slices of which, on average, one looks within POLL_S / 2: where there are more, each looks less often."""
 LOOKING_SHARE = 4.0
 """Times as long as a look takes, at least, the pause after it is."""
 FOLLOW_S = 0.2

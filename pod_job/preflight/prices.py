@@ -35,11 +35,16 @@ def usd_per_hour(accelerator_type: str, capacity: str, own: float | None, zone: 
     return None if price is None else sold.chips / sold.chip.devices * price
 
 
-def pod_usd_per_hour(config: JobConfig, zone: str | None = None) -> float | None:
-    """Returns the dollars per hour of the configured pod in a zone; without one, in the dearest of cloud.zones."""
+def pod_usd_per_hour(config: JobConfig, zone: str | None = None, capacity: Capacity | None = None) -> float | None:
+    """Returns the dollars per hour of the configured pod in a zone; without one, in the dearest of cloud.zones.
+
+    Args:
+        capacity: None: that of the configuration.
+    """
     cloud, name = config.cloud, config.pod.accelerator_type or ""
+    kind = (capacity or cloud.capacity).value
     zones = (cloud.zones or [""]) if zone is None else [zone]
-    prices = [usd_per_hour(name, cloud.capacity.value, cloud.price_per_chip_hour, each) for each in zones]
+    prices = [usd_per_hour(name, kind, cloud.price_per_chip_hour, each) for each in zones]
     return max((price for price in prices if price is not None), default=None)
 
 

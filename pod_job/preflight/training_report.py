@@ -127,4 +127,4 @@ def whole_training(
         steps=train.steps,
         hours=seconds / 3600,
     )
-    return priced(run, start_times(planned.config, programs, planned.pod), planned.config, planned.pod)
+    return priced(run, start_times(planned.config, programs, planned.pod), planned.config)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from pod_job.config.cloud import Capacity
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, Positions
 from pod_job.planning.inputs import token_counter
@@ -13,7 +14,7 @@ from pod_job.planning.model_cost import stored_rows, vector_bytes
 from pod_job.planning.task_index import ESTIMATED, find_tasks
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedJob
-from pod_job.preflight.prices import chip_prices
+from pod_job.preflight.prices import pod_usd_per_hour
 from pod_job.preflight.records import StartTimes, WholeRun
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Slice
 from pod_job.prompts.prompt import PromptRules
@@ -61,7 +62,7 @@ def whole_run(job: PlannedJob, model_dir: Path, forecasts: Sequence[Forecast]) -
         hours=seconds / 3600 / config.pod.slices,
         slices=config.pod.slices,
     )
-    return priced(run, start_times(config, forecasts, pod), config, pod)
+    return priced(run, start_times(config, forecasts, pod), config)
 
 
 def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> StartTimes:
@@ -73,14 +74,12 @@ def start_times(config: JobConfig, programs: Sequence[Forecast], pod: Slice) -> 
     )
 
 
-def priced(run: WholeRun, start: StartTimes, config: JobConfig, pod: Slice) -> WholeRun:
+def priced(run: WholeRun, start: StartTimes, config: JobConfig) -> WholeRun:
     """Returns the run with its start and its cost, that of all slices' starts too; in the dearest of the zones."""
-    own, zones = config.cloud.price_per_chip_hour, config.cloud.zones or [""]
-    of_zones = [chip_prices(pod.chip, zone) if own is None else (own, own) for zone in zones]
-    prices = [max((price for price in kind if price is not None), default=None) for kind in zip(*of_zones, strict=True)]
-    zone = zones[0] if len(zones) == 1 else "the dearest zone"
-    pod_s = run.slices * (start.seconds + 3600 * run.hours)
-    usd_list, usd_spot = (dollars(pod_s, pod, price) for price in prices)
+    zones, pod_h = config.cloud.zones, run.slices * (start.seconds / 3600 + run.hours)
+    zone = "the dearest zone" if len(zones) > 1 else "".join(zones)
+    hourly = [pod_usd_per_hour(config, capacity=kind) for kind in (Capacity.on_demand, Capacity.spot)]
+    usd_list, usd_spot = (None if usd is None else pod_h * usd for usd in hourly)
     return msgspec.structs.replace(run, start=start, usd_list=usd_list, usd_spot=usd_spot, zone=zone)
 
 
