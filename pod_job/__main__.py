@@ -5,6 +5,8 @@ Exit status: 0 done or stopped as asked, 2 an end that one line explains (bad in
 POD_JOB_RESTART_STATUS. People start it by `pod-job run`.
 """
 
+import atexit
+import faulthandler
 import logging
 import os
 import sys
@@ -52,12 +54,19 @@ def run_logged(overrides: list[str]) -> int:
 
 def run_to_exit(overrides: list[str]) -> None:
     """Runs this host's part of the job as the last thing that this process does."""
+    faulthandler.enable()  # a crash in compiled code leaves the stacks of all threads in the log
+    atexit.register(end_process, 0)  # before jax is imported, whose own function then comes first and waits for peers
     status = main(overrides)
-    sys.stdout.flush()
-    sys.stderr.flush()
     if status:
         # jax waits at exit for peers that will never finish; the reason is already in status/ and the log.
-        os._exit(status)
+        end_process(status)
+
+
+def end_process(status: int) -> None:
+    """Ends the process without taking the interpreter down: threads may still be in compiled code, and would crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
