@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 NAMES = {
-    "pod_job.dataset": ("ActivationDataset", "endless", "scaling"),
-    "pod_job.hooks": ("extract", "load_model", "create_model_with_hooks"),
+    "pod_job.dataset": ("ActivationDataset", "endless", "scaling", "Scaling"),
+    "pod_job.hooks": ("extract", "load_model", "LoadedModel", "create_model_with_hooks"),
     "pod_job.export": ("export_pickles",),
+    "pod_job.training.layouts.export": ("export_saes",),
     "pod_job.training.layouts.read": ("read_saes",),
 }
 """Names that programs import, by the module at whose address they are."""
