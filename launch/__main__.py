@@ -11,6 +11,8 @@ from pod_job.entry import check_python
 
 BUG = 70
 """Exit status of an error of this program itself, EX_SOFTWARE of sysexits.h: a supervisor starts `watch` again."""
+READ_MODELS = ("plan", "doctor", "run", "watch")
+"""Verbs that read a model's configuration and tokenizer."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return dispatch(argv)
     try:
-        return dispatch(sys.argv[1:])
+        words = sys.argv[1:]
+        if words and words[0] in READ_MODELS and not {"-h", "--help"} & set(words):
+            from launch.without_torch import import_transformers
+
+            import_transformers()
+        return dispatch(words)
     except Exception:
         traceback.print_exc()
         return BUG

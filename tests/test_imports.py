@@ -49,6 +49,7 @@ LAYERS = {
     ),
     "launch": (
         "verb_table",
+        "without_torch",
         "clock",
         "shell",
         "host_commands",
