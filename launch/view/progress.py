@@ -91,14 +91,17 @@ def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before:
 
 
 def training_bar(reported: Sequence[HostStatus], steps: int) -> Bar:
-    """Returns the bar of the training steps, with metrics, speed and the time left; hosts take each step together."""
+    """Returns the bar of the training steps, with metrics, speed and the time left; hosts take each step together.
+
+    The time left is by the usual step of late, since the first one is compiled; the last ones, without text, are faster.
+    """
     behind = min((status for status in reported if status.training), key=lambda status: status.steps, default=None)
     if behind is None or behind.training is None:
         return Bar("steps", 0, steps)
     at, parts = behind.training, [str(behind.training)]
     if behind.steps and behind.seconds:
         parts.append(f"{sum(status.tokens for status in reported) / behind.seconds:,.0f} tokens/s")
-        left_s = (at.steps - at.step) * behind.seconds / behind.steps
+        left_s = (at.steps - at.step) * (behind.step_s or behind.seconds / behind.steps)
         parts += [f"{left_s:,.0f} s left"] if at.step < at.steps else []
     return Bar("steps", at.step, at.steps, ", ".join(filter(None, parts)))
 

@@ -95,7 +95,8 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     `waited_steps` counts the steps before which the devices were idle because the input was not ready, for `waited_s`
     seconds in all; None where that was not recorded.
     `hosts` is the number of hosts of the attempt; 0: not recorded.
-    `training` is set with mode=train, where `steps` counts training steps and `tokens` the rows of this host in them.
+    `training` is set with mode=train, where `steps` counts training steps, `tokens` the rows of this host in them, and
+    `step_s` is the mean of the last steps.
     `end` and `blamed_host` are set with the phases `stopped` and `failed`; a run of version 0.1.0 has neither.
     """
 

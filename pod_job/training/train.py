@@ -35,6 +35,8 @@ from pod_job.training.trainer import Trainer, TrainerState
 
 STEPS_IN_FLIGHT = 2
 """Steps that the devices may be behind the host; each holds its input."""
+STEPS_TIMED = 64
+"""The last ones, of which the time of one is reported."""
 CURVES_S = 10.0
 """Seconds between two writes of the curves."""
 
@@ -74,6 +76,7 @@ class Training:
         self.train, self.settings = inputs.train, inputs.config.train
         self.began = self.saved_at = self.written_at = time.monotonic()
         self.earlier_s, self.waited_s = 0.0, 0.0
+        self.noted: deque[float] = deque(maxlen=STEPS_TIMED)
         self.saved_steps: list[int] = []
 
     def begin(self) -> Begun:
@@ -159,7 +162,11 @@ class Training:
         waited_s, self.waited_s = self.source.waited_s - self.waited_s, self.source.waited_s
         self.reporter.waited(waited_s > 0, waited_s)
         self.reporter.add(steps=1, tokens=self.train.batch_rows // jax.process_count())
-        self.reporter.set(seconds=time.monotonic() - self.began)
+        now = time.monotonic()
+        self.noted.append(now)
+        # From the end of a first step on, which is compiled; several steps may take their rows from one forward pass.
+        step_s = (now - self.noted[0]) / max(1, len(self.noted) - 1)
+        self.reporter.set(seconds=now - self.began, step_s=step_s)
         if step % self.settings.log_steps and step != self.train.steps:
             return
         saes, frozen_at = self._measured(metrics)

@@ -12,7 +12,7 @@ from launch.view import progress, summary
 from launch.view.progress import Bar, Screen, bars, slice_bars
 from pod_job.config.load import load
 from pod_job.run_folder.metadata import BatchEntry, Metadata, read_any
-from pod_job.run_folder.status import HostStatus, Phase, waited_share
+from pod_job.run_folder.status import HostStatus, Phase, TrainingStatus, waited_share
 from pod_job.storage.open import open_folder
 
 CONFIG = load(["experiment=demo"])
@@ -146,3 +146,10 @@ def test_summary_of_a_run_with_nothing_left_to_do() -> None:
     assert done.padding is None
     screen = Console(file=io.StringIO())
     summary.show(done, screen)
+
+
+def test_the_time_left_of_training_is_by_the_steps_of_late_and_not_by_the_compiled_first() -> None:
+    at = TrainingStatus(step=40, steps=100)
+    one = status(0, Phase.training, training=at, steps=40, seconds=60.0, step_s=0.5, tokens=400)
+    bar = next(bar for bar in bars([one], 100) if bar.name == "steps")
+    assert bar.detail.endswith("7 tokens/s, 30 s left")
