@@ -93,7 +93,7 @@ def slice_bars(statuses: Sequence[HostStatus | None], batches: int, done_before:
 def training_bar(reported: Sequence[HostStatus], steps: int) -> Bar:
     """Returns the bar of the training steps, with metrics, speed and the time left; hosts take each step together.
 
-    The time left is by the usual step of late, since the first one is compiled; the last ones, without text, are faster.
+    The time left is by the last steps, as the first one is compiled; at the end, without text, they are faster.
     """
     behind = min((status for status in reported if status.training), key=lambda status: status.steps, default=None)
     if behind is None or behind.training is None:
