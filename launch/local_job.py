@@ -90,7 +90,7 @@ def summary_if_complete(
     config: JobConfig, folder: Folder, began: float, screen: Console
 ) -> Summary | TrainingSummary | None:
     """Returns the summary of a run that is finished already, and says so; None where something is left to do."""
-    if not is_complete(folder):
+    if not is_complete(folder, config.mode):
         return None
     screen.print(f"{config.storage.run_dir} is already complete", highlight=False)
     return summary.summary_of(config, folder, [], time.monotonic() - began, f"{folder.url}/logs")

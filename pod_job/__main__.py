@@ -37,6 +37,7 @@ def run_logged(overrides: list[str]) -> int:
 
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.raiseExceptions = False  # a job goes on without its log, where that has no place left
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         config = load(overrides)

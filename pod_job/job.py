@@ -111,7 +111,7 @@ def train_saes(inputs: TrainInputs, host: Host, reporter: Reporter, stop: StopRe
         check_buffer(inputs, free // inputs.config.pod.devices, "this machine, for each of its devices,")
     join_hosts(inputs, host, reporter)
     stop.on_signal()
-    if not is_complete(inputs.folder):
+    if not is_complete(inputs.folder, inputs.config.mode):
         mesh = make_mesh(inputs.config.mesh)
         reporter.phase(Phase.weights)
         source = stream_source(inputs.stream, mesh, host, reporter) if inputs.stream else run_source(inputs, mesh)

@@ -4,15 +4,20 @@ A task's name, a model's name or an error may come out of a stranger's file, and
 would write to the clipboard, change its title or hide a line.
 """
 
+import io
 import logging
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+
+from pod_job.errors import JobError
 
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, delete, C1
@@ -36,15 +41,20 @@ def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode().replace("\\x", "\\u00")
 
 
-class EscapedStream:
-    """A text stream that writes its text escaped; all else is the stream's. `stream` is the one beneath."""
+class CheckedStream:
+    """A text stream that names what keeps it from writing; all else is the stream's. `stream` is the one beneath."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(printable(text))
+        with output_errors():
+            self.stream.write(text)
         return len(text)
+
+    def flush(self) -> None:
+        with output_errors():
+            self.stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -54,16 +64,68 @@ class EscapedStream:
         return getattr(self.stream, name)
 
 
+class EscapedStream(CheckedStream):
+    """A CheckedStream that writes its text escaped."""
+
+    def write(self, text: str) -> int:
+        return super().write(printable(text))
+
+
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """Turns what keeps output from being written into a JobError, as a full disk; but for a reader that has gone."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise JobError(f"the output cannot be written ({error.strerror}); send it elsewhere") from error
+
+
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """Escapes whatever the block prints on stdout and stderr: results, errors, warnings, tracebacks, logs."""
+    """Escapes whatever the block prints on stdout and stderr: results, errors, warnings, tracebacks, logs.
+
+    Characters that the encoding of a stream lacks are escaped, too.
+    """
     before = sys.stdout, sys.stderr
-    streams: list[Any] = [EscapedStream(unescaped(stream)) for stream in before]
+    for stream in map(unescaped, before):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    streams: list[Any] = [stream and EscapedStream(unescaped(stream)) for stream in before]
     sys.stdout, sys.stderr = streams
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def no_backtraces() -> Iterator[None]:
+    """Holds back what the block writes to the descriptor of stderr, and drops it where a library panics.
+
+    A library in Rust writes its backtrace there before Python gets its panic, as an exception that is no Exception.
+    """
+    if sys.stderr is None:  # its descriptor is closed
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        panicked = False
+        try:
+            yield
+        except BaseException as error:
+            panicked = type(error).__name__ == "PanicException"
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            with suppress(OSError):
+                os.write(2, b"" if panicked else held.read())
 
 
 def unescaped(stream: Any) -> Any:
@@ -74,7 +136,8 @@ class SafeConsole(Console):
     """A rich console that escapes texts and not its own colors and bars, which are control characters too."""
 
     def __init__(self, stderr: bool = False, width: int | None = None) -> None:
-        super().__init__(file=unescaped(sys.stderr if stderr else sys.stdout), width=width)
+        stream = unescaped(sys.stderr if stderr else sys.stdout)
+        super().__init__(file=stream and CheckedStream(stream), width=width)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -1,12 +1,20 @@
 """Small SAEs of every architecture, with random parameters: for tests."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec.structs import replace
+from sample_runs import TIME, identity
 
 from pod_job.config.train import Architecture
+from pod_job.formats import records
+from pod_job.run_folder.layout import SAES_METADATA
+from pod_job.run_folder.train_identity import SaeRecord
+from pod_job.run_folder.training import SaeMetrics, TrainedEntry, TrainingMetadata
+from pod_job.storage.folder import Folder
 from pod_job.training.architectures.kinds import decode, encode
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.saes import SaeOrigin, TrainedSae, parameter_shapes
@@ -43,6 +51,25 @@ def random_sae(shape: SaeShape, seed: int = 0) -> TrainedSae:
     taps = tuple(f"layer_{layer}" for layer in range(shape.taps)) if not shape.transcoder else ("layer_3.mlp_in",)
     origin = SaeOrigin(name="one", model="org/model", taps=taps, target="layer_3.mlp_out" if shape.transcoder else None)
     return TrainedSae(shape, parameters, origin)
+
+
+def finish_training(folder: Folder, files: Mapping[str, dict[str, str]] = {}) -> None:
+    """Writes the record that all SAEs are there, with the checksums of the files of some."""
+    record = SaeRecord("", "topk", ["layer_0"], LATENTS, 0, WIDTH, WIDTH, 3e-4, k=5)
+    metrics = SaeMetrics(loss=1.0, l0=5.0, explained_variance=0.5, dead=0.0)
+    described = TrainingMetadata(
+        format=1,
+        complete=True,
+        saes=[TrainedEntry(replace(record, name=name), f"{name}/", metrics, of_sae) for name, of_sae in files.items()],
+        steps=1,
+        rows=1,
+        seconds=1.0,
+        provenance=identity(10),
+        pod_job_version="test",
+        packages={},
+        written=TIME,
+    )
+    folder.replace(SAES_METADATA, records.encode(described))
 
 
 def random_rows(shape: SaeShape, count: int = 64) -> np.ndarray:

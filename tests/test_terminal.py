@@ -200,3 +200,47 @@ def test_the_page_runs_nothing(hostile_run: Path, capsys: pytest.CaptureFixture[
     assert "default-src 'none'" in page
     assert "&lt;script&gt;" in page
     assert "49" not in page.partition("<h1>")[2].partition("</h1>")[0]
+
+
+def run_with(stdout: io.TextIOWrapper | None, command: Callable[[], object]) -> tuple[int, str]:
+    """Returns status and stderr of a command whose stdout is this stream."""
+    errors, before = io.TextIOWrapper(io.BytesIO(), "utf-8"), (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = stdout, errors  # type: ignore[assignment]
+    try:
+        status = exit_status(lambda: (command() and 0) or 0)
+    finally:
+        sys.stdout, sys.stderr = before
+    errors.flush()
+    return status, errors.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+WRITERS: dict[str, Callable[[], object]] = {
+    "print": lambda: print("x"),
+    "much": lambda: print("x" * 100_000),
+    "table": lambda: SafeConsole().print("x"),
+    "refusal": lambda: print("x") or open_folder("s3://x"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_output_that_finds_no_place_is_one_line(writer: str) -> None:
+    with open("/dev/full", "w") as full:
+        status, errors = run_with(full, WRITERS[writer])
+    assert status == 2
+    assert errors.count("\n") == 1
+    assert (
+        writer == "refusal"
+        or errors == "error: the output cannot be written (No space left on device); send it elsewhere\n"
+    )
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_stream_that_is_closed_is_written_to_by_nobody(writer: str) -> None:
+    assert run_with(None, WRITERS[writer])[0] == (2 if writer == "refusal" else 0)
+
+
+@pytest.mark.parametrize("show", [print, lambda text: SafeConsole().print(text)])
+def test_what_an_encoding_lacks_is_escaped(show: Callable[[str], object]) -> None:
+    out = io.BytesIO()
+    assert run_with(io.TextIOWrapper(out, "ascii"), lambda: show("naïve 日本")) == (0, "")
+    assert out.getvalue().decode().strip() == "na\\xefve \\u65e5\\u672c"

@@ -50,7 +50,7 @@ def read_job(config: JobConfig) -> JobInputs:
 
 def complete(inputs: JobInputs) -> bool:
     """Returns whether the run is finished: nothing is left for a pod to do."""
-    return is_complete(inputs.folder)
+    return is_complete(inputs.folder, inputs.config.mode)
 
 
 def limit_of(config: JobConfig, folder: Folder, pod: Pod | None) -> Limit | None:

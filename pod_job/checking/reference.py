@@ -115,7 +115,9 @@ def _built_in_taps(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(inputs.model_dir)).get_text_config()
+    config = AutoConfig.from_pretrained(
+        str(inputs.model_dir), local_files_only=True, trust_remote_code=False
+    ).get_text_config()
     tensors = HfTensors(inputs.checkpoint, inputs.table)
     return numpy_taps(config, tensors, sequences, names, np.dtype(inputs.config.model.dtype.value), _product)
 

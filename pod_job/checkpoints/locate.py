@@ -61,9 +61,9 @@ def find_model(path: str, revision: str | None = None) -> ModelFiles:
     if path.startswith("gs://"):
         folder = open_folder(path, "model.path")
         return ModelFiles(path.rstrip("/").rpartition("/")[2], fetch_small_files(folder), folder)
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return ModelFiles(Path(path).resolve().name, Path(path), open_folder(path, "model.path", follow_links=True))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or Path(path).exists():
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or os.path.exists(path):
         raise JobError(
             f"model.path={path} is not a folder; "
             "give a Hugging Face folder or a hub name (org/model), or gs://bucket/folder"

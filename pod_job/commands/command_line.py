@@ -6,6 +6,7 @@ Exit status of every command: 0 done; 1 it ran and the answer is no, or it faile
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -84,19 +85,35 @@ def exit_status(command: Callable[[], int]) -> int:
 
 def _exit_status(command: Callable[[], int]) -> int:
     try:
-        return command()
+        status = command()
+        print(end="", flush=True)  # while a full disk can still be told
+        return status
     except JobError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return BAD_INPUT
+        return refusal(error)
     except Stopped as stopped:
         print(f"stopped by {stopped}; the same command again finishes what is missing", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader has seen enough; python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough
+        drop_output()
         return 128 + signal.SIGPIPE
+
+
+def refusal(error: JobError) -> int:
+    """Prints the error in one line, wherever that can be; returns the exit status."""
+    try:
+        print(end="", flush=True)
+    except (JobError, BrokenPipeError):
+        drop_output()
+    with contextlib.suppress(JobError, BrokenPipeError):
+        print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+    return BAD_INPUT
+
+
+def drop_output() -> None:
+    """Sends stdout nowhere: Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_run_dir(parser: ArgumentParser, kind: str = "") -> None:

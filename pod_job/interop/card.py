@@ -38,7 +38,7 @@ def dataset_card(repo: str, run: RunRecord, metadata: Metadata, license_id: str 
         "from pod_job.dataset import ActivationDataset",
         "",
         f'folder = snapshot_download("{repo}", repo_type="dataset")',
-        f'rows = ActivationDataset(folder, layer="{metadata.taps[0]}")[:1024]',
+        f"rows = ActivationDataset(folder, layer={json.dumps(metadata.taps[0])})[:1024]",
     ]
     front = {"license": license_id, "tags": ["activations", "interpretability"], "base_model": base_model(run)}
     title = f"Activations of {metadata.model_name}"
@@ -57,8 +57,9 @@ def sae_card(repo: str, folder: Folder, names: Sequence[str], run: RunRecord, li
     ]
     note = "Not evaluated: `pod-job evaluate` measures them on held-out documents."
     if evaluation:
-        note = f"Measured by `pod-job evaluate` on {evaluation.documents}, in contexts of {evaluation.seq_len} tokens."
-    load = ["from sae_lens import SAE", "", f'sae = SAE.from_pretrained("{repo}", "{SAES}{names[0]}")']
+        documents, length = cell(evaluation.documents), evaluation.seq_len
+        note = f"Measured by `pod-job evaluate` on {documents}, in contexts of {length} tokens."
+    load = ["from sae_lens import SAE", "", f'sae = SAE.from_pretrained("{repo}", {json.dumps(SAES + names[0])})']
     front = {
         "license": license_id,
         "library_name": "saelens",
@@ -94,7 +95,8 @@ def find_evaluation(folder: Folder) -> EvaluationRecord | None:
 
 def recipe(run: RunRecord) -> list[str]:
     """Returns the part of the card that says how the run was made."""
-    parts = ["## Made by", f"[pod_job]({PROJECT}) {run.pod_job_version}, {run.created}. The configuration:"]
+    made = f"[pod_job]({PROJECT}) {cell(run.pod_job_version)}, {cell(run.created)}. The configuration:"
+    parts = ["## Made by", made]
     return [*parts, code("json", json.dumps(shareable(run.config), indent=1).splitlines())] if run.config else parts[:1]
 
 

@@ -17,7 +17,7 @@ from pod_job.progress import Progress, no_progress
 from pod_job.run_folder import layout
 from pod_job.run_folder import metadata as metadata_file
 from pod_job.run_folder.identity import read_run
-from pod_job.run_folder.training import read_training
+from pod_job.run_folder.training import has_saes, read_training
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from pod_job.training.layouts.read import sae_names
@@ -33,8 +33,8 @@ DATASET = (
     layout.ACCEPTED,
     layout.COMPACTION,
 )
-TRAINED = (layout.SAES, layout.EVALUATION, "training/metrics.json")
-"""Beginnings of the names that are published, of any run, of activations, and of SAEs."""
+TRAINED = (layout.SAES, layout.EVALUATION, layout.METRICS)
+"""Files and, with a slash at the end, folders that are published, of any run, of activations, and of SAEs."""
 COMMIT_FILES, COMMIT_BYTES = 100, 4 << 30
 
 
@@ -68,9 +68,9 @@ def plan_publication(run_dir: str, repo: str, license_id: str | None = None) -> 
     folder = open_folder(run_dir)
     run = read_run(folder)
     saes = sae_names(folder)
-    if saes or run.identity.train is not None:
-        read_training(folder)  # refuses SAEs of which some may be missing
-    names = [name for prefix in (*SHARED, *(TRAINED if saes else DATASET)) for name in folder.names(prefix)]
+    if (saes or run.identity.train is not None) and not has_saes(folder):
+        read_training(folder)  # says that training has not ended
+    names = [name for place in (*SHARED, *(TRAINED if saes else DATASET)) for name in names_at(folder, place)]
     if saes:
         return Publication(folder, repo, "model", names, sae_card(repo, folder, saes, run, license_id))
     metadata = metadata_file.read_any(folder)
@@ -78,6 +78,11 @@ def plan_publication(run_dir: str, repo: str, license_id: str | None = None) -> 
         missing = f"{len(metadata.missing)} of {metadata.total_batches} batches are missing"
         raise JobError(f"{folder.url}: {missing}; finish the run before it is published")
     return Publication(folder, repo, "dataset", names, dataset_card(repo, run, metadata, license_id))
+
+
+def names_at(folder: Folder, place: str) -> list[str]:
+    """Returns the files at a place: one of that name, or all below a folder; no copy beside it, as editors leave."""
+    return [name for name in folder.names(place) if place.endswith("/") or name == place]
 
 
 def publish(publication: Publication, private: bool = False, progress: Progress = no_progress) -> str:

@@ -20,10 +20,10 @@ from pod_job.planning.prompt_survey import PromptSurvey, survey_run
 from pod_job.planning.task_index import COUNTED_HERE, TaskReading
 from pod_job.planning.training_schedule import steps_of, train_identity
 from pod_job.run_folder.identity import Identity, RunRecord, claim, confirm, find_run
-from pod_job.run_folder.layout import METADATA, SAES_METADATA
+from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.metadata import Metadata, content_checksum, read_any
 from pod_job.run_folder.train_identity import TrainIdentity
-from pod_job.run_folder.training import read_training
+from pod_job.run_folder.training import has_saes
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -112,10 +112,14 @@ def check_tokens(inputs: TrainInputs, survey: PromptSurvey, samples: int) -> Non
         )
 
 
-def is_complete(folder: Folder) -> bool:
-    """Returns whether the run in the folder has its metadata, and all that it describes."""
-    if folder.stat(SAES_METADATA) is not None:
-        return read_training(folder).complete
+def is_complete(folder: Folder, mode: Mode) -> bool:
+    """Returns whether the run in the folder, which is of this mode, has its metadata, and all that it describes.
+
+    Raises:
+        JobError: the metadata is damaged, or a file of an SAE that it lists is missing.
+    """
+    if mode is Mode.train:
+        return has_saes(folder)
     return folder.stat(METADATA) is not None and read_any(folder).complete
 
 

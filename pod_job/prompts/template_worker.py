@@ -21,6 +21,8 @@ MEMORY_BYTES = 1 << 30
 """Memory that rendering may take."""
 MOST_CHARACTERS = 1 << 24
 """Characters of a rendered chat at most."""
+MOST_REASON = 10_000
+"""Characters of a refusal at most; a template may give any text as its reason."""
 
 
 def main(cpu_s: float) -> None:
@@ -61,7 +63,7 @@ def answer(request: Any, answers: TextIO, cpu_s: float) -> None:
             result = {"text": text, "spans": spans}
         except Exception as error:
             reason = str(error) if not isinstance(error, MemoryError) else "it takes too much memory"
-            result = {"error": reason.strip() or type(error).__name__}
+            result = {"error": reason.strip()[:MOST_REASON] or type(error).__name__}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(result) + "\n")

@@ -11,6 +11,7 @@ from pod_job.errors import JobError, first_line
 from pod_job.formats.json_text import read_json_file
 from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
 from pod_job.prompts.text_ends import PROBE
+from pod_job.terminal import no_backtraces
 
 FILES = ("tokenizer*", "chat_template*")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -58,12 +59,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # imports for seconds
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        tokens = len(set(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
-    except Exception as error:  # whatever a damaged file makes transformers, tokenizers or sentencepiece raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        with no_backtraces():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            tokens = len(set(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # whatever damaged files make the libraries raise; a panic is no Exception
         raise JobError(
-            f"model.path={folder}: its tokenizer cannot be loaded ({reason}); copy its files again"
+            f"model.path={folder}: its tokenizer cannot be loaded ({first_line(error)}); copy its files again"
         ) from error
     if tokens < 2:
         raise JobError(f"model.path={folder}: its tokenizer gives all text one token; copy tokenizer.json again")
@@ -95,7 +98,7 @@ def refused_by_tokenizer(sample: Sample, error: BaseException) -> BrokenTask:
 def tokenizer_fingerprint(folder: Path) -> str:
     """Returns the SHA-256 over the files of the tokenizer and its chat template."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern) if path.is_file()):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

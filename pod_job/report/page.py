@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 # matplotlib comes with the extra `report`.
 import base64
+import json
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +34,7 @@ PAGE_FONT = b"system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 SNIPPET = """\
 from pod_job.dataset import ActivationDataset
 
-dataset = ActivationDataset("RUN_DIR", layer="{tap}", exclude="sink")
+dataset = ActivationDataset("RUN_DIR", layer={tap}, exclude="sink")
 for vectors in dataset.batches(4096, seed=0, epoch=0, as_="torch"):
     ...  # [4096, hidden], shuffled
 """
@@ -108,7 +109,7 @@ class PageContent:
     def snippet(self) -> str:
         """Python that trains on the middle tap."""
         tap = self.described.taps[len(self.described.taps) // 2]
-        return SNIPPET.format(tap=tap)
+        return SNIPPET.format(tap=json.dumps(tap))
 
     @property
     def identity(self) -> dict[str, Any]:

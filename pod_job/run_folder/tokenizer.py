@@ -15,6 +15,7 @@ from pod_job.errors import JobError, first_line
 from pod_job.formats.records import decode
 from pod_job.run_folder.layout import TOKENIZER
 from pod_job.storage.folder import Folder, NameTaken
+from pod_job.terminal import no_backtraces
 
 MOST_BYTES = 64 << 20
 """Size of the file; that of Gemma, with 262,144 tokens, has 33 MB."""
@@ -106,7 +107,8 @@ def _tokenizer(file: TokenizerFile) -> Any:
     parts = {"version": "1.0", "added_tokens": file.added_tokens, "decoder": file.decoder}
     head = json.dumps(parts)[:-1].encode()
     try:
-        tokenizer = Tokenizer.from_buffer(head + b', "model": ' + bytes(file.model) + b"}")
+        with no_backtraces():
+            tokenizer = Tokenizer.from_buffer(head + b', "model": ' + bytes(file.model) + b"}")
         longest = max(map(len, tokenizer.get_vocab()), default=0)
     except BaseException as error:  # a panic of the library, which is written in Rust, is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -7,9 +7,9 @@ import msgspec
 from pod_job.errors import JobError
 from pod_job.formats.records import Count, Record, encode, read_file
 from pod_job.run_folder.identity import Identity
-from pod_job.run_folder.layout import METRICS, SAES_METADATA
+from pod_job.run_folder.layout import METRICS, SAE_CONFIG, SAE_WEIGHTS, SAES, SAES_METADATA
 from pod_job.run_folder.train_identity import SaeRecord
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, not_as_stored
 
 MOST_POINTS = 512
 """Points of the curves; when there are more, every other one goes."""
@@ -41,6 +41,11 @@ class MetricsRecord(Record, frozen=True):
     names: list[str]
     points: Annotated[list[MetricsPoint], msgspec.Meta(max_length=2 * MOST_POINTS)]
 
+    def __post_init__(self) -> None:
+        for point in self.points:
+            if len(point.saes) != len(self.names):
+                raise ValueError(f"points has {len(point.saes)} SAEs at step {point.step}, and names {len(self.names)}")
+
     def up_to(self, step: int) -> "MetricsRecord":
         """Returns the record without points after `step`, which a start from there makes again."""
         return msgspec.structs.replace(self, points=[point for point in self.points if point.step <= step])
@@ -58,12 +63,16 @@ class LostSae(Record, frozen=True):
     step: Count
 
 
-class TrainedEntry(Record, frozen=True):
-    """An SAE in saes/metadata.json: its folder below saes/, and its last metrics."""
+class TrainedEntry(Record, frozen=True, omit_defaults=True):
+    """An SAE in saes/metadata.json: its folder below saes/, its last metrics, and CRC-32C of its files.
+
+    `files` is empty where an earlier version wrote it.
+    """
 
     sae: SaeRecord
     folder: str
     metrics: SaeMetrics
+    files: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class TrainingMetadata(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -103,3 +112,30 @@ def read_training(folder: Folder) -> TrainingMetadata:
         raise JobError(
             f"{folder.url}/{SAES_METADATA}: missing; training has not ended: run the same command again"
         ) from None
+
+
+def has_saes(folder: Folder) -> bool:
+    """Returns whether training has ended with all its SAEs.
+
+    Raises:
+        JobError: saes/metadata.json is damaged, or lists an SAE a file of which is missing.
+    """
+    if folder.stat(SAES_METADATA) is None:
+        return False
+    trained, present = read_training(folder), set(folder.names(SAES))
+    wanted = [f"{SAES}{entry.folder}{name}" for entry in trained.saes for name in (SAE_CONFIG, SAE_WEIGHTS)]
+    if missing := [name for name in wanted if name not in present]:
+        raise JobError(
+            f"{folder.url}/{missing[0]}: missing, and {SAES_METADATA} says that training has ended; copy the SAE back, "
+            f"or remove {SAES_METADATA} to have it written from the last checkpoint"
+        )
+    return trained.complete
+
+
+def check_sae_files(folder: Folder, trained: TrainingMetadata, prefix: str) -> None:
+    """Raises JobError where a file of the SAE below `prefix` is not as saes/metadata.json describes it."""
+    files = next((entry.files for entry in trained.saes if f"{SAES}{entry.folder}" == prefix), {})
+    for name, crc32c in files.items():
+        stored = folder.stat(prefix + name)
+        if stored is not None and stored.crc32c != crc32c:
+            raise not_as_stored(folder.url, prefix + name)

@@ -15,6 +15,7 @@ from pod_job.storage.checksums import Part, RunningChecksum, Stored, checksum, j
 from pod_job.storage.folder import NameTaken, check_name, is_name, not_as_stored
 from pod_job.storage.local_files import (
     TEMPORARY,
+    expanded,
     give_name,
     name_new,
     reason_of,
@@ -41,7 +42,7 @@ class LocalFolder:
     """
 
     def __init__(self, url: str, field: str = "storage.run_dir", follow_links: bool = False) -> None:
-        self.root = Path(url).expanduser().absolute()
+        self.root = expanded(url).absolute()
         self.url = str(self.root)
         self.field = field
         self.follow_links = follow_links
@@ -101,18 +102,17 @@ class LocalFolder:
     def names(self, prefix: str) -> list[str]:
         parent = prefix.rpartition("/")[0]
         top = self._inside(self.root / check_name(parent, self.url)) if parent else self.root
-        names = _files_below(top, f"{parent}/" if parent else "")
-        return sorted(name for name in names if name.startswith(prefix) and is_name(name))
+        return sorted(name for name in _files_below(top, f"{parent}/" if parent else "") if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
         with user_errors(f"{self.url}/{name}"):
             self._new_path(name).unlink(missing_ok=True)
 
     def sweep(self, idle_s: float, finished: Callable[[str], bool] = lambda name: False) -> None:
-        for path in self.root.rglob("*"):
-            if (temporary := TEMPORARY.fullmatch(path.name)) is None:
+        for name, entry in _entries_below(self.root, "", strict=False):
+            if (temporary := TEMPORARY.fullmatch(entry.name)) is None:
                 continue
-            name = (path.parent.relative_to(self.root) / (temporary["name"] or "")).as_posix()
+            name, path = name.removesuffix(entry.name) + (temporary["name"] or ""), Path(entry.path)
             # Its writer is alive and renamed it, or another host sweeps; or the folder may only be read.
             with contextlib.suppress(OSError):
                 if finished(name) or time.time() - path.stat().st_mtime > idle_s:
@@ -219,17 +219,32 @@ def _files_below(directory: Path, base: str) -> Iterator[str]:
 
     Links to files count, where there is a file; links to folders are not followed.
     """
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _files_below(Path(entry.path), f"{base}{entry.name}/")
-                elif not entry.name.startswith(".") and (not entry.is_symlink() or _leads_to_file(entry)):
-                    yield base + entry.name
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise JobError(f"{directory}: {reason_of(error)}") from error
+    for name, entry in _entries_below(directory, base):
+        if not entry.name.startswith(".") and is_name(name) and (not entry.is_symlink() or _leads_to_file(entry)):
+            yield name
+
+
+def _entries_below(directory: Path, base: str, strict: bool = True) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Yields all below the directory that is no folder, with `base` and its path; no folder too deep for a name.
+
+    Raises:
+        JobError: where `strict`, a folder that cannot be read.
+    """
+    folders = [(os.fspath(directory), base)]
+    while folders:
+        path, above = folders.pop()
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield above + entry.name, entry
+                    elif is_name(above + entry.name):
+                        folders.append((entry.path, f"{above}{entry.name}/"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if strict:
+                raise JobError(f"{path}: {reason_of(error)}") from error
 
 
 def _leads_to_file(link: os.DirEntry) -> bool:

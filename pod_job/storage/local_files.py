@@ -22,6 +22,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCL = -100, 1, 4
 
 
+def expanded(path: str | Path) -> Path:
+    """Returns the path with the home folder in place of ~; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def user_errors(what: str) -> Iterator[None]:
     """Turns what a file system refuses into a JobError about `what`; FileNotFoundError passes."""

@@ -1,5 +1,6 @@
 """Opens a folder by its path or gs:// URL."""
 
+import os
 import re
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def open_folder(url: str | Path, field: str = "storage.run_dir", follow_links: b
         return BucketFolder(url, field)
     if not url or "://" in url or SCHEME.match(url):
         raise JobError(f"{field}={url}: must be a local folder or gs://bucket/prefix")
-    if Path(url).expanduser().is_file():
+    if os.path.isfile(path := os.path.expanduser(url)):
         raise JobError(f"{field}={url}: is a file; name a folder")
-    return LocalFolder(url, field, follow_links)
+    if path.startswith("~"):
+        raise JobError(f"{field}={url}: this machine has no such user; name a folder, ./{url} if it is called so")
+    try:
+        return LocalFolder(url, field, follow_links)
+    except OSError as error:
+        raise JobError(f"{field}={url}: the folder of this shell is gone ({error.strerror}); cd to another") from error

@@ -23,7 +23,8 @@ from pod_job.checkpoints.convert import output_folder
 from pod_job.checkpoints.orbax import location
 from pod_job.errors import JobError
 from pod_job.extraction.feeder import on_any_host
-from pod_job.formats.records import Count, Record, encode, read_file
+from pod_job.formats.checksummed_json import KEY, read_checksummed, with_checksum
+from pod_job.formats.records import Count, Record, decode, encode, read_bounded, read_file
 from pod_job.run_folder.accepted import short
 from pod_job.run_folder.differences import differences
 from pod_job.run_folder.layout import CHECKPOINTS
@@ -32,6 +33,8 @@ from pod_job.storage.folder import Folder
 
 KEPT = 2
 """Checkpoints that stay: the newest may be the one that a fault came with."""
+CHECKSUM_BYTES = 32
+"""Bytes at the end of a record that its checksum is in."""
 RECORD = re.compile(re.escape(CHECKPOINTS) + r"step_(\d{9})/host_(\d{2,})\.json")
 
 log = logging.getLogger("pod_job")
@@ -85,6 +88,15 @@ def part_folder(step: int, host: int) -> str:
     return f"{step_folder(step)}host_{host:02d}"
 
 
+def read_part(folder: Folder, name: str) -> PartRecord:
+    """Returns the record of a part. JobError where it is damaged; one of an earlier version has no checksum."""
+    data, where = read_bounded(folder, name), f"{folder.url}/{name}"
+    if f'"{KEY}":'.encode() not in data[-CHECKSUM_BYTES:]:
+        return read_file(folder, name, PartRecord)
+    advice = f"; remove {where} to go on from another checkpoint"
+    return decode(read_checksummed(data, where, advice), PartRecord, where)
+
+
 class CheckpointWriter:
     """Writes this host's parts in a thread, one at a time. A context manager, which waits for the last one."""
 
@@ -133,7 +145,7 @@ class CheckpointWriter:
             pieces=list(pieces),
             files=files,
         )
-        self.folder.replace(f"{path}.json", encode(record))
+        self.folder.replace(f"{path}.json", with_checksum(encode(record)))
         log.info("checkpoint of step %d: %.1f MB", step, size / 1e6)
         if self.host == 0:
             remove_old(self.folder)
@@ -183,7 +195,7 @@ def complete_checkpoints(folder: Folder) -> list[Checkpoint]:
     by_step: dict[int, list[PartRecord]] = {}
     for name in folder.names(CHECKPOINTS):
         if match := RECORD.fullmatch(name):
-            by_step.setdefault(int(match[1]), []).append(read_file(folder, name, PartRecord))
+            by_step.setdefault(int(match[1]), []).append(read_part(folder, name))
     complete = []
     for step, parts in sorted(by_step.items()):
         hosts = parts[0].hosts

@@ -68,6 +68,10 @@ class SaeEvaluation(Record, frozen=True, kw_only=True):
     cross_entropy: CrossEntropy
     recovered: float
 
+    def __post_init__(self) -> None:
+        if len(self.densities) != len(DENSITY_EDGES):
+            raise ValueError(f"densities has {len(self.densities)} numbers, and {len(DENSITY_EDGES)} bins")
+
 
 class EvaluationRecord(Record, frozen=True, kw_only=True):
     """evaluation/record.json: the SAEs of a training run on held-out documents."""

@@ -39,9 +39,10 @@ def write_saes(inputs: TrainInputs, trainer: Trainer, state: TrainerState, secon
         if (frozen_at := int(member.frozen_at)) >= 0:
             lost.append(LostSae(name, frozen_at))
         measured = dict(zip(metrics.names, last, strict=True)).get(name) if metrics is not None and last else None
-        entries[name] = TrainedEntry(records[name], f"{name}/", measured or NOT_MEASURED)
         if jax.process_index() == 0:
-            write_sae(inputs.folder, f"{SAES}{name}/", trained_sae(inputs, records[name], member, written))
+            sae = trained_sae(inputs, records[name], member, written)
+            files = write_sae(inputs.folder, f"{SAES}{name}/", sae)
+            entries[name] = TrainedEntry(records[name], f"{name}/", measured or NOT_MEASURED, files)
             log.info("%s is written", name)
     if jax.process_index() == 0:
         described = TrainingMetadata(

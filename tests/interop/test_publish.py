@@ -1,5 +1,7 @@
 """A run is published whole, with a card made of its records and without private files; and goes on after a stop."""
 
+import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,23 +9,33 @@ import pytest
 import yaml
 from fake_hub import FakeHub
 from msgspec.structs import replace
-from sae_samples import random_sae, sae_shape
-from sample_runs import TIME, WIDTH, finished_run, identity
+from sae_samples import finish_training, random_sae, sae_shape
+from sample_runs import WIDTH, finished_run, identity
 
 from pod_job.commands.publish import main
 from pod_job.config.train import SaeGrid, TrainConfig
 from pod_job.formats.records import encode
+from pod_job.interop.card import dataset_card, sae_card
 from pod_job.interop.publish import plan_publication, publish
 from pod_job.planning.training_schedule import train_identity
-from pod_job.run_folder.identity import claim
-from pod_job.run_folder.layout import METADATA, SAES_METADATA, sae_prefix
-from pod_job.run_folder.training import TrainingMetadata
+from pod_job.run_folder.identity import claim, read_run
+from pod_job.run_folder.layout import EVALUATION, METADATA, SAES_METADATA, sae_prefix
+from pod_job.run_folder.metadata import read_any
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
+from pod_job.training.evaluation import DENSITY_EDGES, CrossEntropy, EvaluationRecord, SaeEvaluation
 from pod_job.training.layouts.read import read_saes
 from pod_job.training.layouts.sae_lens import write_sae
 
 PRIVATE = ("launcher/start.json", "pods/a_created.json", "status/host_00.json", "logs/host_00.log", "code/a.tar.gz")
+PRIVATE += (
+    "run.json~",
+    "run.json.orig",
+    "training/metrics.json.bak",
+    "evaluation/record.json.1",
+    "tokenizer/tokenizer.json_",
+)
+HOSTILE = 'x"); import os; (("\n\n# head\n<img src=x> | `ls` [a](b) ``` \u202e\x1b[2J'
 
 
 @pytest.fixture
@@ -42,23 +54,6 @@ def run_of(kind: str, folder: Folder) -> None:
         finish_training(folder)
     for name in PRIVATE:
         folder.replace(name, b"secret")
-
-
-def finish_training(folder: Folder) -> None:
-    """Writes the record that all SAEs are there."""
-    described = TrainingMetadata(
-        format=1,
-        complete=True,
-        saes=[],
-        steps=1,
-        rows=1,
-        seconds=1.0,
-        provenance=identity(10),
-        pod_job_version="test",
-        packages={},
-        written=TIME,
-    )
-    folder.replace(SAES_METADATA, encode(described))
 
 
 def published(hub: FakeHub, repo: str) -> dict[str, bytes]:
@@ -92,6 +87,43 @@ def test_a_run_is_published_without_what_is_nobody_elses(
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(content)
         assert list(read_saes(tmp_path / "copy")) == ["one"]
+
+
+def test_texts_of_a_run_are_no_code_and_no_markup_on_its_card(tmp_path: Path) -> None:
+    """A card has code to copy, which whoever reads it runs; and the hub shows it as a page."""
+    folder = open_folder(tmp_path / "run")
+    finished_run(folder, [5])
+    run, metadata = read_run(folder), read_any(folder)
+    model = replace(run.identity.model, name=HOSTILE)
+    run = replace(run, identity=replace(run.identity, model=model), pod_job_version=HOSTILE, created=HOSTILE)
+    run = replace(run, config={"tasks": {"path": HOSTILE}})
+    named = replace(metadata, taps=[HOSTILE], widths={HOSTILE: 3}, model_name=HOSTILE, pod_job_version=HOSTILE)
+    name = HOSTILE.translate({ord(mark): None for mark in "/\n\x1b"})  # as a folder may be called
+    write_sae(folder, sae_prefix(name), random_sae(sae_shape("topk")))
+    measured = SaeEvaluation(
+        **{"name": name, "rows": 1, "latents": 1, "densities": [0] * len(DENSITY_EDGES)},
+        **dict.fromkeys(("l0", "mse", "explained_variance", "cosine", "dead", "recovered"), 0.5),
+        cross_entropy=CrossEntropy(1, 1.0, 1.0, 1.0),
+    )
+    record = EvaluationRecord(
+        **{"format": 1, "skipped": 0, "seq_len": 8, "saes": [measured], "versions": {}},
+        **dict.fromkeys(("model", "documents", "dtype", "measured"), HOSTILE),
+    )
+    folder.replace(EVALUATION, encode(record))
+    for card in (dataset_card("me/run", run, named, HOSTILE), sae_card("me/run", folder, [name], run, HOSTILE)):
+        _, front, body = card.split("---\n", 2)
+        assert yaml.safe_load(front)["license"] == HOSTILE
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", body)
+        text, *blocks = re.split(r"^```", body, flags=re.MULTILINE)
+        code = [block.removeprefix("python\n") for block in blocks if block.startswith("python\n")]
+        assert [[type(line).__name__ for line in ast.parse(block).body] for block in code] in (
+            [["ImportFrom", "ImportFrom", "Assign", "Assign"]],
+            [["ImportFrom", "Assign"]],
+        )
+        outside = text + "".join(block for block in blocks if not block.startswith(("python\n", "json\n")))
+        assert "<img" not in outside
+        assert "\n# head" not in outside
+        assert "[a](b)" not in outside.replace("\\[", "")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # within huggingface_hub

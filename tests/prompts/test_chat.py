@@ -80,6 +80,7 @@ def test_chance_in_a_template_is_the_same_every_time(tokenizer: Any) -> None:
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ 'x' * 3000000000 }}", "it takes too much memory"),
         ("{{ 'x' * 20000000 }}", "it writes 20,000,000 characters"),
+        ("{{ raise_exception('x' * 20000000) }}", "xxx"),
     ],
 )
 def test_what_a_template_fails_on_is_one_line(tokenizer: Any, template: str, says: str) -> None:

@@ -112,6 +112,25 @@ def test_a_dataset_without_files_that_can_be_read_is_read_as_the_hub_converted_i
     assert texts(read("org/web")) == prompts_of(records(9))
 
 
+@pytest.mark.parametrize(
+    "configs",
+    [
+        "2001-99-99",
+        "!!int x",
+        "9" * 5000,
+        "[[[",
+        "3",
+        "[3, [x], {data_files: 3}]",
+        "[{data_files: [{split: train}, {path: x}, {split: [], path: {}}, 3]}]",
+        "[{data_files: {split: x}}]",
+        "&a [*a]",
+    ],
+)
+def test_a_card_that_says_nothing_of_files_leaves_it_to_their_names(hub: FakeHub, large: None, configs: str) -> None:
+    hub.put(REPO, {"README.md": f"---\nconfigs: {configs}\n---\n".encode(), "t.jsonl": json_lines(records(5))})
+    assert texts(read("org/web")) == prompts_of(records(5))
+
+
 def of_a_host() -> TaskReading:
     return TaskReading(Counting.hosts, Share(0, 1))
 
@@ -206,6 +225,9 @@ def test_bad_input_is_one_line_that_names_the_file(hub: FakeHub, large: None, pa
         ("a[", ["a["], ["a"]),
         ("[]x]", ["]", "x"], ["[]x]"]),
         ("[[\\]", ["[", "\\"], ["x"]),
+        ("[z-a]", [], ["z", "a"]),
+        ("*a" * 60 + "*b", [], ["a" * 250]),
+        ("**/*" * 20 + "b", [], ["a/" * 100]),
     ],
 )
 def test_a_glob_of_names_is_that_of_a_shell(pattern: str, matching: list[str], others: list[str]) -> None:

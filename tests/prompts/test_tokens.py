@@ -1,6 +1,7 @@
 """Prompts to token ids: texts, chats through the model's template, ids as they are; and a model without a template."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -112,6 +113,31 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(model: Path, content: bytes)
     ) as refused:
         load_tokenizer(model)
     assert "\n" not in str(refused.value)
+
+
+PANICS: dict[str, dict[str, Any]] = {
+    "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "merge": {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}},
+}
+
+
+@pytest.mark.parametrize("part", PANICS)
+def test_a_panic_of_the_tokenizer_is_one_line(model: Path, part: str, capfd: pytest.CaptureFixture[str]) -> None:
+    tokens: Any = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(tokens | PANICS[part]))
+    with pytest.raises(JobError, match=r"its tokenizer cannot be loaded \(.*\); copy its files again") as caught:
+        load_tokenizer(model)
+    assert "\n" not in str(caught.value)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_what_is_no_file_is_no_part_of_a_tokenizer(model: Path) -> None:
+    before = tokenizer_fingerprint(model)
+    (model / "tokenizer").mkdir()
+    (model / "tokenizer_link.json").symlink_to("/dev/zero")
+    os.mkfifo(model / "tokenizer_pipe")
+    assert tokenizer_fingerprint(model) == before
 
 
 def test_a_tokenizer_that_knows_no_word_is_refused(model: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,6 +184,26 @@ def test_a_linked_folder_is_not_listed(prefix: str, tmp_path: Path) -> None:
             LocalFolder(str(tmp_path / "run")).names(prefix)
     else:
         assert LocalFolder(str(tmp_path / "run")).names(prefix) == []
+
+
+def test_folders_of_any_depth_are_listed_and_swept(tmp_path: Path) -> None:
+    """Deeper than Python recurses, and than a path may be long; a name that is too long is none."""
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for depth in range(1, 3000):
+            os.mkdir("a")
+            os.chdir("a")
+            if depth in (2, 450, 2500):
+                Path("x").write_bytes(b"")
+                Path(f".x.{'0' * 32}.tmp").write_bytes(b"")
+    finally:
+        os.chdir(here)
+    folder = LocalFolder(str(tmp_path))
+    assert [name.count("/") for name in folder.names("")] == [450, 2]
+    folder.sweep(-1)
+    assert folder.names("a/a/a/") == ["a/" * 450 + "x"]
+    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # shutil recurses
 
 
 def test_links_within_the_folder_and_to_the_folder_are_followed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pod_job.errors import JobError
+from pod_job.formats.checksummed_json import read_checksummed
 from pod_job.run_folder.layout import CHECKPOINTS
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
 from pod_job.storage.folder import Folder
@@ -139,6 +140,19 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     assert checkpoint is not None
     with pytest.raises(JobError, match=r"is not what was written; remove .*step_000000004"):
         restore(folder, checkpoint, like(LAYOUTS[0]))
+
+
+def test_no_byte_of_a_record_changes_unnoticed(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    saved(folder, [4])
+    [record] = tmp_path.rglob("host_*.json")
+    content = record.read_bytes()
+    for at in range(0, len(content), 7):
+        record.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(JobError, match=r"host_00\.json"):
+            latest_checkpoint(folder)
+    record.write_bytes(read_checksummed(content, ""))  # as an earlier version wrote it
+    assert latest_checkpoint(folder) is not None
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ MOST_MEMORY = 3 << 30
 def try_here(numbers: Iterable[int], seed: int, only: str = "") -> Iterator[Trial]:
     """Yields the trials of these numbers, tried in this process; one that hangs in a library ends the process."""
     os.environ |= {"HF_TOKEN": TOKEN, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}  # as the corpus has its jobs
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs run once
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(make_corpus(Path(scratch) / "sound"))
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))

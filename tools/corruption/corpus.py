@@ -1,4 +1,4 @@
-"""Sound folders that are spoilt: runs of every kind, finished or killed halfway, pickles and shards; their content."""
+"""Sound folders that are spoilt, and their content: runs of every kind, finished or killed, SAEs, pickles, shards."""
 
 import contextlib
 import gzip
@@ -49,10 +49,13 @@ ATTEMPT = "20261126T090000Z-0a1b2c"
 PICKLES, SHARDS = "pickles", "shards"
 HALFWAY, HALF_IMPORTED = "halfway", "half_imported"
 """A job and an import that were killed: some batches are committed, one has files and no record, one has none."""
+EXTRACTED, TRAINED, TRAINING = "extracted", "trained", "training"
+"""A finished job, SAEs that were trained on it, and a training of the same that was killed."""
 MODEL = "model"
 """Folder of the model and the tasks of the job."""
-APART = (PICKLES, SHARDS, HALFWAY, HALF_IMPORTED, MODEL)
-"""Folders that are no finished runs."""
+TRAININGS = (TRAINED, TRAINING)
+APART = (PICKLES, SHARDS, HALFWAY, HALF_IMPORTED, *TRAININGS, MODEL)
+"""Folders that are no finished runs of activations."""
 KILLED_IN = 3
 """Batch in which a killed job had begun to store files."""
 
@@ -75,6 +78,14 @@ class Corpus:
         """Content of each run."""
         return {name: run_content(self.root / name) for name in self.runs}
 
+    def folder(self, name: str) -> Path:
+        """Returns the sound folder; those of trainings are made when one is first wanted, as that takes seconds."""
+        if name in TRAININGS and not (self.root / name).exists():
+            run_to_its_end(training_words(self.root / EXTRACTED, self.root / TRAINED))
+            shutil.copytree(self.root / TRAINED, self.root / TRAINING)
+            kill_training(self.root / TRAINING)
+        return self.root / name
+
 
 def make_corpus(root: Path) -> Corpus:
     """Writes the folders: those of `tests/data/old_runs` are of 0.1.0, the others of this version.
@@ -94,9 +105,8 @@ def make_corpus(root: Path) -> Corpus:
     write_tiny_model(root / MODEL, layers=2)
     tasks = [json.dumps({"text": f"task {number} " + "x" * number}) for number in range(8)]
     (root / MODEL / "tasks.jsonl").write_text("\n".join(tasks))
-    with contextlib.redirect_stdout(io.StringIO()) as log:
-        if run_job(job_words(root / MODEL, root / HALFWAY)):
-            raise RuntimeError(log.getvalue())
+    run_to_its_end(job_words(root / MODEL, root / EXTRACTED))
+    shutil.copytree(root / EXTRACTED, root / HALFWAY)
     kill(root / HALFWAY)
     return Corpus(root)
 
@@ -106,6 +116,20 @@ def job_words(model: Path | str, run: Path | str) -> list[str]:
     extract = ["extract.layers=[0,1]", "extract.positions=all", "extract.seq_len=32", "extract.save_every_n_samples=2"]
     places = [f"model.path={model}", f"tasks.path={model}/tasks.jsonl", f"storage.run_dir={run}"]
     return [*places, *extract, "model.dtype=float32", "parity.samples=0"]
+
+
+def training_words(source: Path | str, run: Path | str) -> list[str]:
+    """Returns the command line of a training of six steps, with a checkpoint after each two."""
+    steps = ["train.steps=6", "train.warmup_steps=1", "train.checkpoint_steps=2", "train.log_steps=1", "train.epochs=9"]
+    rows = ["train.batch_rows=16", "train.buffer_rows=64", "train.statistics_rows=32", "train.dtype=float32"]
+    places = ["mode=train", "train.source=run", f"train.run={source}", f"storage.run_dir={run}"]
+    return [*places, "train.saes=[{tap:layer_0,latents:32,k:4}]", *steps, *rows]
+
+
+def run_to_its_end(words: Sequence[str]) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        if run_job(words):
+            raise RuntimeError(log.getvalue())
 
 
 def run_job(words: Sequence[str]) -> int:
@@ -130,6 +154,13 @@ def kill(run: Path) -> None:
             number == KILLED_IN and (path.parent.name == "commits" or path.name.startswith(last))
         ):
             path.unlink()
+
+
+def kill_training(run: Path) -> None:
+    """Removes from a finished training what one that died before its last checkpoint would not have written."""
+    shutil.rmtree(run / layout.SAES)
+    last = max((run / layout.CHECKPOINTS).iterdir())
+    shutil.rmtree(last)
 
 
 def last_tap(run: Path) -> str:
@@ -216,6 +247,16 @@ def pickle_content(folder: Path) -> Content:
         for path in sorted(folder.glob("*.pkl"))
     }
     return activations, json.loads((folder / "metadata.json").read_text())["batches"]
+
+
+def sae_content(run: Path) -> Content:
+    """Returns shape and parameters of each SAE."""
+    from pod_job.training.layouts.read import read_saes  # jax, whose platform is not set before
+
+    return {
+        name: (sae.shape, {key: values.tobytes() for key, values in sae.parameters.items()})
+        for name, sae in read_saes(run).items()
+    }
 
 
 def file_content(folder: Path) -> Content:

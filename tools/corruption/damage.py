@@ -13,6 +13,7 @@ from typing import Any
 
 from pod_job.formats.checksummed_json import KEY, read_checksummed, with_checksum
 from tools.corruption.bombs import BOMBS
+from tools.corruption.corpus import TRAININGS
 
 SECRET = b"the reader's secret"
 """Content of a file outside the folder, which no command may read or change."""
@@ -90,7 +91,7 @@ Change = Callable[[Place], object]
 
 def file_kind(name: str) -> str:
     """Returns the name with all its numbers alike: files of a kind are read by the same reader."""
-    return re.sub(r"\d+[^\W_]*", "0", name)
+    return re.sub(r"\d+[^\W_]*", "0", re.sub("[0-9a-f]{32}", "0", name))
 
 
 def damage(folder: Path, sound: Path, rng: random.Random) -> Damage:
@@ -191,10 +192,18 @@ def of_another_batch(place: Place) -> object:
     return place.path.write_bytes(place.rng.choice(others).read_bytes()) if others else False
 
 
+def other_runs(place: Place) -> list[Path]:
+    """Returns the other sound folders; trainings for trainings only, as they are made late."""
+    names = sorted(run.name for run in place.sound.iterdir())
+    if place.folder.name not in TRAININGS:
+        names = [name for name in names if name not in TRAININGS]
+    return [place.sound / name for name in names if name != place.folder.name]
+
+
 def of_another_run(place: Place) -> object:
     """Puts the file of the same name of another run in its place."""
     content = place.path.read_bytes()
-    donors = [run / place.name for run in sorted(place.sound.iterdir()) if run.name != place.folder.name]
+    donors = [run / place.name for run in other_runs(place)]
     contents = [donor.read_bytes() for donor in donors if donor.is_file()]
     contents = [other for other in contents if other != content]
     return place.path.write_bytes(place.rng.choice(contents)) if contents else False
@@ -203,7 +212,7 @@ def of_another_run(place: Place) -> object:
 def batch_of_another_run(place: Place) -> object:
     """Puts all files of a batch of another run in the place of one of this run: only metadata.json can tell."""
     number = place.rng.randrange(1, 4)
-    donor = place.sound / place.rng.choice([run.name for run in place.sound.iterdir() if run.name != place.folder.name])
+    donor = place.rng.choice(other_runs(place))
     names = [path.relative_to(donor) for path in sorted(donor.rglob(f"*batch_{number:06d}.*"))]
     if not any((place.folder / name).exists() for name in names):
         return False

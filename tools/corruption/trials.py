@@ -23,13 +23,15 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.metadata import Metadata, read_any
 from pod_job.storage.open import open_folder
-from tools.corruption.commands import ANSWERS_NO, COMMANDS, READ, WAITED_S, Command, Ended, run
-from tools.corruption.corpus import PICKLES, SHARDS, Content, Corpus, run_content
+from tools.corruption.commands import ANSWERS_NO, COMMANDS, READ, TRAIN, WAITED_S, Command, Ended, run
+from tools.corruption.corpus import PICKLES, SHARDS, Content, Corpus, run_content, sae_content
 from tools.corruption.damage import SECRET, Damage, damage, file_kind
 
 MOST_LINE = 2000
 """Characters of an error: it may name a path and list some values."""
 TOKEN = "hf_token_of_the_reader"
+NO_CHECKSUMS = (PICKLES, SHARDS)
+"""Folders with files whose content no record vouches for: as other programs write and read them."""
 VARYING = ("merged", "pod_job_version", "parity", "accepted")
 """Keys of metadata.json that a later merge may give other values, or that come from records without a checksum."""
 ANNOTATIONS = ("run", "verified", "created", "version", "starts", "parity", "note", "before", "token", "after")
@@ -75,7 +77,7 @@ def try_one(bench: Bench, number: int, seed: int, only: str = "") -> Trial:
     name = command.on or rng.choice(bench.corpus.runs)
     with tempfile.TemporaryDirectory(dir=bench.corpus.root.parent) as scratch:
         folder, out = Path(scratch) / name, Path(scratch) / "out"
-        shutil.copytree(bench.corpus.root / name, folder)
+        shutil.copytree(bench.corpus.folder(name), folder)
         damaged = damage(folder, bench.corpus.root, rng)
         try:
             outcome = outcome_of(bench, command, damaged, folder, out)
@@ -128,6 +130,8 @@ def result(command: Command, ended: Ended, sound: Path, folder: Path, out: Path)
     """Returns the data that a command which succeeded has shown or made."""
     if command.made:
         return command.made(out)
+    if command.name == TRAIN:
+        return sae_content(folder)
     if command.resumes or command.name in ("verify", READ):
         return run_content(folder)
     if command.name == "merge":
@@ -137,6 +141,8 @@ def result(command: Command, ended: Ended, sound: Path, folder: Path, out: Path)
         return {key: described.get(key) for key in Metadata.__struct_fields__ if key not in VARYING}, data
     if command.name == "diff":
         return msgspec.to_builtins(read_run(open_folder(folder)).identity)
+    if command.name == "evaluate":
+        return json.loads(ended.out)["saes"]
     if command.name in ("inspect", "report") and "--json" in command.words:
         facts = json.loads(ended.out)
         return (
@@ -171,7 +177,7 @@ def judge_data(command: Command, damaged: Damage, given: Content, expected: Cont
     """Returns `done` where a command that took the folder for sound gave the right data."""
     if given == expected:
         return "done"
-    if command.on in (PICKLES, SHARDS) or (damaged.lie and command.name != "verify"):  # pickles carry no checksums
+    if command.on in NO_CHECKSUMS or (damaged.lie and command.name != "verify"):
         return "done, of a lie"
     return "WRONG DATA"
 

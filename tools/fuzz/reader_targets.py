@@ -45,7 +45,7 @@ from pod_job.run_folder.tap_file import tap_parts, vectors_in
 from pod_job.run_folder.timeline import Timeline, read_timelines, write_timeline
 from pod_job.storage.open import open_folder
 from tools.fuzz.mutate import mutate, mutate_behind_checksum
-from tools.fuzz.sae_targets import saes_of, write_gemma, write_native, write_set, write_torch
+from tools.fuzz.sae_targets import mutate_member, saes_of, write_gemma, write_native, write_set, write_torch
 from tools.random_run import RunShape, make_rows, make_run, make_vectors
 
 SHAPE = RunShape(batches=2, rows=20, samples=4, width=16, taps=("layer_6", "layer_12"), distinct=True)
@@ -281,10 +281,10 @@ ALL = [
     Target("shard", "shard_*", write_shards, shard_of, False, mutate_inside),
     Target("token arrays", "tokens.*", write_tokens, samples_of(TaskFormat.tokens)),
     Target("JSON lines", "*.jsonl", write_lines, samples_of(TaskFormat.jsonl)),
-    Target("SAE of SAELens", "*.*", write_native, saes_of),
-    Target("SAE of Gemma Scope", "*/params.*", write_gemma, saes_of),
+    Target("SAE of SAELens", "*/*.*", write_native, saes_of),
+    Target("SAE of Gemma Scope", "*/params.*", write_gemma, saes_of, damage=mutate_member),
     Target("transcoders of circuit-tracer", "*.*", write_set, saes_of),
 ]
 if importlib.util.find_spec("torch"):
-    ALL.append(Target("SAE of dictionary_learning", "*.*", write_torch, saes_of))
+    ALL.append(Target("SAE of dictionary_learning", "*.*", write_torch, saes_of, damage=mutate_member))
 TARGETS = {target.name: target for target in ALL}

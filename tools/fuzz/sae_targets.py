@@ -1,5 +1,8 @@
 """SAEs of strangers as targets of fuzzing: sound folders of every layout, and what is read of one."""
 
+import io
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from pod_job.training.layouts.circuit_tracer import write_transcoders
 from pod_job.training.layouts.dictionary_learning import write_dictionary
 from pod_job.training.layouts.read import read_saes
 from pod_job.training.saes import SaeOrigin, TrainedSae, parameter_shapes
+from tools.fuzz.mutate import mutate
 
 WIDTH, LATENTS, GROUPS = 4, 8, (2, 6)
 MATRYOSHKA, JUMP_RELU = Architecture.matryoshka, Architecture.jump_relu
@@ -20,7 +24,7 @@ MATRYOSHKA, JUMP_RELU = Architecture.matryoshka, Architecture.jump_relu
 
 def random_sae(architecture: Architecture, transcoder: bool = False) -> TrainedSae:
     groups = GROUPS if architecture is MATRYOSHKA else ()
-    k = 2 if groups else None
+    k = 2 if architecture.has_k else None
     sizes = {"input_width": WIDTH, "output_width": WIDTH, "latents": LATENTS}
     forms = {"k": k, "group_sizes": groups, "transcoder": transcoder, "skip": transcoder}
     shape = SaeShape(architecture=architecture, **sizes, **forms)
@@ -32,7 +36,9 @@ def random_sae(architecture: Architecture, transcoder: bool = False) -> TrainedS
 
 
 def write_native(root: Path) -> None:
-    sae_lens.write_sae(open_folder(root), "", random_sae(MATRYOSHKA))
+    """Writes an SAE with one threshold, and one with k, each in a folder of its own."""
+    for architecture in (MATRYOSHKA, Architecture.topk):
+        sae_lens.write_sae(open_folder(root / architecture.value), "", random_sae(architecture))
 
 
 def write_gemma(root: Path) -> None:
@@ -52,6 +58,21 @@ def write_set(root: Path) -> None:
 
 def write_torch(root: Path) -> None:
     write_dictionary(open_folder(root), "", random_sae(MATRYOSHKA))
+
+
+def mutate_member(data: bytes, rng: random.Random) -> bytes:
+    """Returns a damaged file; of half of those that are zip archives a member is damaged, and its checksum fits it."""
+    if data[:2] != b"PK" or rng.random() < 0.5:
+        return mutate(data, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        contents = {member.filename: archive.read(member) for member in archive.infolist()}
+    name = rng.choice([name for name, content in contents.items() if content])
+    contents[name] = mutate(contents[name], rng)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, content in contents.items():
+            archive.writestr(member, content)
+    return file.getvalue()
 
 
 def saes_of(root: Path, path: Path) -> list[Any]:

@@ -20,6 +20,7 @@ from pod_job.prompts.sources.lines import codec_of, pieces_of
 from pod_job.prompts.sources.listing import Listing
 from pod_job.prompts.sources.places import open_file
 from pod_job.prompts.sources.sample import BrokenTask, Sample, checked
+from pod_job.storage.local_files import expanded
 
 
 class ArcDocuments(Documents):
@@ -92,7 +93,7 @@ def arc_files(listing: Listing, config: TasksConfig) -> list[FileEntry]:
 def on_this_machine(entry: FileEntry) -> Iterator[Path]:
     """Yields the path of a file, or for as long of a copy, where it is elsewhere or compressed."""
     if "://" not in entry.url and codec_of(entry.url) is None:
-        yield Path(entry.url).expanduser()
+        yield expanded(entry.url)
         return
     name = entry.url.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,13 +1,26 @@
 """Lists of the files at a place: on a disk, in a bucket, on the Hugging Face hub."""
 
+import fnmatch
 import glob
 import os
 import re
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pod_job.errors import JobError
-from pod_job.prompts.sources.places import FIELD, HUB, FileState, Listed, LocalFile, bucket_folder, hub_parts, naming
+from pod_job.prompts.sources.places import (
+    FIELD,
+    HUB,
+    FileState,
+    Listed,
+    LocalFile,
+    bucket_folder,
+    hub_parts,
+    naming,
+    unreadable,
+)
+from pod_job.storage.local_files import expanded, reason_of
 
 IRREGULAR = FileState(0, "irregular")
 """State of what is no regular file: a pipe, or a link to nothing."""
@@ -30,22 +43,22 @@ def list_place(path: str) -> tuple[str, list[Listed]]:
     elif "://" in path:
         raise JobError(f"{FIELD}={path}: give a path of this machine, gs://bucket/... or {HUB}OWNER/NAME/...")
     elif pattern:
-        paths = sorted(glob.glob(str(Path(path).expanduser()), recursive=True, include_hidden=False))
+        paths = sorted(glob.glob(str(expanded(path)), recursive=True, include_hidden=False))
         listed = [entry for file in paths if not os.path.isdir(file) for entry in list_local(Path(file), file)]
     else:
-        listed = list_local(Path(path).expanduser(), path)
+        listed = list_local(expanded(path), path)
     if pattern and "://" in path:
         listed = [entry for entry in listed if matches(below(entry.url, base), path[len(base) + 1 :])]
     if not listed and pattern:
         raise JobError(f"{FIELD}={path} matches no file; correct the pattern")
-    if not listed and not Path(path).expanduser().is_dir():
+    if not listed and not os.path.isdir(expanded(path)):
         raise JobError(f"{FIELD}={path} does not exist; give a file, a folder or a pattern of task files")
     return base, listed
 
 
 def pattern_of(path: str) -> bool:
     """Returns whether a path is a glob; one that exists under this very name is none."""
-    return WILDCARDS.search(path) is not None and not os.path.exists(Path(path).expanduser())
+    return WILDCARDS.search(path) is not None and not os.path.exists(expanded(path))
 
 
 def base_of(path: str) -> str:
@@ -63,9 +76,25 @@ def below(url: str, base: str) -> str:
     return url.rpartition("/")[2] if inside == url or not inside else inside
 
 
+def files_below(top: Path) -> Iterator[Path]:
+    """Yields all below a folder but folders and links to them, however deep. JobError for one that cannot be read."""
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(folder / entry.name)
+                    elif not os.path.isdir(entry):
+                        yield folder / entry.name
+        except OSError as error:
+            raise unreadable(str(folder), reason_of(error)) from error
+
+
 def list_local(top: Path, url: str) -> list[Listed]:
     """Returns the file at a path, or all files below the folder there; what is written later has another time."""
-    files = [file for file in sorted(top.rglob("*")) if not file.is_dir()] if top.is_dir() else [top]
+    files = sorted(files_below(top)) if os.path.isdir(top) else [top]
     entries = []
     for file in files:
         place = url if file == top else f"{url.rstrip('/')}/{file.relative_to(top).as_posix()}"
@@ -133,17 +162,31 @@ GLOB_WORDS = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])")
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Returns whether a name matches a glob; ** stands for any folders, and a folder for all that is in it."""
+    """Returns whether a name matches a glob; ** stands for any folders, and a folder for all that is in it.
+
+    In time that grows with the lengths alone: the pattern may be of the README.md of a stranger.
+    """
     if name.startswith(f"{pattern.rstrip('/')}/"):
         return True
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    words = GLOB_WORDS.split(pattern)
-    return re.fullmatch("".join(known.get(word) or char_class(word) for word in words), name) is not None
+    places = {0}
+    for word in filter(None, GLOB_WORDS.split(pattern)):
+        places = {after for place in places for after in places_after(name, place, word)}
+    return len(name) in places
 
 
-def char_class(word: str) -> str:
-    """Returns a word of a glob that has no star: [abc] or [!abc], or characters that stand for themselves."""
-    if not (word.startswith("[") and word.endswith("]") and len(word) > 2):
-        return re.escape(word)
-    inside = word[1:-1].replace("\\", r"\\").replace("[", r"\[")
-    return f"[^/{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+def places_after(name: str, place: int, word: str) -> Iterable[int]:
+    """Returns the places in the name that a word of a glob may end at, which begins at `place`."""
+    following = name[place : place + 1]
+    match word:
+        case "**/":
+            return [place, *(i + 1 for i in range(place, len(name)) if name[i] == "/")]
+        case "**":
+            return range(place, len(name) + 1)
+        case "*":
+            end = name.find("/", place)
+            return range(place, (len(name) if end < 0 else end) + 1)
+        case "?":
+            return [place + 1] if following not in ("", "/") else []
+    if word.startswith("[") and word.endswith("]") and len(word) > 2:
+        return [place + 1] if following not in ("", "/") and fnmatch.fnmatchcase(following, word) else []
+    return [place + len(word)] if name.startswith(word, place) else []

@@ -1,5 +1,6 @@
 """The files that a task source reads, for whoever sends them to other machines."""
 
+import os
 from pathlib import Path
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
@@ -7,6 +8,7 @@ from pod_job.prompts.sources.file_lists import list_place
 from pod_job.prompts.sources.hub_names import is_dataset_name
 from pod_job.prompts.sources.listing import list_source
 from pod_job.prompts.sources.saved import INFO, SPLITS, STATE
+from pod_job.storage.local_files import expanded
 
 
 def source_files(config: TasksConfig) -> list[Path]:
@@ -28,11 +30,11 @@ def source_files(config: TasksConfig) -> list[Path]:
 
 
 def here(path: str) -> bool:
-    return Path(path).expanduser().exists()
+    return os.path.exists(expanded(path))
 
 
 def saved(paths: list[str]) -> bool:
-    return any((Path(path).expanduser() / name).is_file() for path in paths for name in (STATE, SPLITS))
+    return any(os.path.isfile(expanded(path) / name) for path in paths for name in (STATE, SPLITS))
 
 
 def is_record(url: str) -> bool:

@@ -18,6 +18,7 @@ from pod_job.prompts.sources.split import SplitPart, chosen_parts
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./%-]+)?")
 CONVERTED = "refs%2Fconvert%2Fparquet"
+MOST_README = 8 << 20
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -49,11 +50,11 @@ def readme(files: dict[str, Listed]) -> Mapping[str, Any]:
     if "README.md" not in files:
         return {}
     entry = files["README.md"]
-    text = open_file(entry.url).read(0, entry.state.size).decode(errors="replace")
+    text = open_file(entry.url).read(0, min(entry.state.size, MOST_README)).decode(errors="replace")
     match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     try:
         content = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, RecursionError):
+    except Exception:  # its constructors raise what a value makes them raise
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -73,16 +74,24 @@ def declared(config: TasksConfig, metadata: Mapping[str, Any], names: Sequence[s
     if subset not in by_subset:
         missing = " is not set" if subset is None else f"={subset} is not there"
         raise JobError(f"tasks.subset{missing}; {config.path} has {', '.join(list(by_subset)[:20])}")
-    given = by_subset[subset]["data_files"]
-    if isinstance(given, str) or all(isinstance(pattern, str) for pattern in given):
-        given = [{"split": "train", "path": given}]
     directory = str(by_subset[subset].get("data_dir") or "").strip("/")
     splits = {}
-    for entry in given:
-        patterns = [entry["path"]] if isinstance(entry["path"], str) else list(entry["path"])
-        patterns = [f"{directory}/{pattern}".lstrip("/") for pattern in patterns]
-        splits[str(entry["split"])] = [name for name in names if any(matches(name, pattern) for pattern in patterns)]
+    for split, patterns in split_patterns(by_subset[subset]["data_files"]).items():
+        inside = [f"{directory}/{pattern}".lstrip("/") for pattern in patterns]
+        splits[split] = [name for name in names if any(matches(name, pattern) for pattern in inside)]
     return splits
+
+
+def split_patterns(given: Any) -> dict[str, list[str]]:
+    """Returns the patterns of each split in `data_files` of README.md; what is not as documented is left out."""
+    entries = given if isinstance(given, list) else [given]
+    if all(isinstance(entry, str) for entry in entries):
+        return {"train": entries}
+    patterns = {}
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(path := entry.get("path"), str | list) and "split" in entry:
+            patterns[str(entry["split"])] = [str(pattern) for pattern in (path if isinstance(path, list) else [path])]
+    return patterns
 
 
 def by_name(config: TasksConfig, names: Iterable[str]) -> dict[str, list[str]]:

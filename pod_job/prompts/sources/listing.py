@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
@@ -19,6 +18,7 @@ from pod_job.prompts.sources.lines import CODECS, codec_of, pieces_of
 from pod_job.prompts.sources.places import FIELD, HUB, Listed, open_file
 from pod_job.prompts.sources.saved import is_saved, saved_parts
 from pod_job.prompts.sources.split import SplitPart, chosen_parts
+from pod_job.storage.local_files import expanded
 
 KINDS = {
     "parquet": (".parquet",),
@@ -129,7 +129,7 @@ def list_source(config: TasksConfig) -> Listing:
 
 def expand(config: TasksConfig, path: str) -> list[tuple[SplitPart | None, str, list[Listed]]]:
     """Returns the files of one path, of each part of `tasks.split` where it has splits; and the folder they are in."""
-    local = Path(path).expanduser()
+    local = expanded(path)
     by_split = config.format is TaskFormat.dataset
     if config.format in (TaskFormat.auto, TaskFormat.dataset) and is_dataset_name(path) and not os.path.lexists(local):
         return [

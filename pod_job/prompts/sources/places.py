@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pod_job.errors import JobError
 from pod_job.storage.checksums import RunningChecksum
 from pod_job.storage.folder import Folder, Readable
-from pod_job.storage.local_files import reason_of
+from pod_job.storage.local_files import expanded, reason_of
 
 FIELD = "tasks.path"
 HUB = "hf://datasets/"
@@ -57,7 +56,7 @@ class LocalFile:
     """A file of this machine."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.path = url, Path(url).expanduser()
+        self.url, self.path = url, expanded(url)
 
     def read(self, start: int, size: int) -> bytes:
         try:

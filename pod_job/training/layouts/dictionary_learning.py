@@ -9,6 +9,7 @@ torch, which `torch.load(weights_only=True)` reads without running anything.
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -161,20 +162,28 @@ def read_dictionary(folder: Readable, prefix: str) -> TrainedSae:
     if "threshold" in parameters:
         parameters["threshold"] = np.maximum(parameters["threshold"], np.float32(0))
     origin = config.buffer.pod_job if config.buffer and config.buffer.pod_job else described(config)
-    return check_sae(TrainedSae(shape_of(config.trainer, parameters, state), parameters, origin), where)
+    return check_sae(TrainedSae(shape_of(config.trainer, parameters, state, where), parameters, origin), where)
 
 
-def shape_of(trainer: Trainer, parameters: Parameters, state: dict[str, np.ndarray]) -> SaeShape:
+def whole_numbers(state: Mapping[str, np.ndarray], name: str, where: str) -> list[int]:
+    """Returns the whole numbers of a tensor, none where it is not there. JobError for other values."""
+    values = np.atleast_1d(state.get(name, np.zeros(0)))
+    if values.ndim != 1 or not np.can_cast(values.dtype, np.float64, "same_kind") or not np.all(np.isfinite(values)):
+        raise JobError(f"{where}: {name} is {values.dtype} {list(values.shape)}; whole numbers are needed")
+    return [int(value) for value in values]
+
+
+def shape_of(trainer: Trainer, parameters: Parameters, state: Mapping[str, np.ndarray], where: str) -> SaeShape:
     architecture = {name: kind for kind, name in CLASSES.items()} | {"AutoEncoderNew": Architecture.relu}
-    groups = state["group_sizes"].tolist() if "group_sizes" in state else ()
-    decoder = parameters["decoder"]
+    groups = whole_numbers(state, "group_sizes", where)
+    decoder, ks = parameters["decoder"], whole_numbers(state, "k", where)
     return SaeShape(
         architecture=architecture[trainer.dict_class],
         input_width=decoder.shape[-1] if decoder.ndim else 0,
         output_width=decoder.shape[-1] if decoder.ndim else 0,
         latents=parameters["encoder_bias"].size,
-        k=int(state["k"]) if "k" in state else trainer.k,
-        group_sizes=tuple(int(size) for size in groups),
+        k=ks[0] if ks else trainer.k,
+        group_sizes=tuple(groups),
         transcoder=trainer.dict_class in UNCENTERED,
     )
 

@@ -7,6 +7,7 @@ import msgspec
 
 from pod_job.errors import JobError
 from pod_job.run_folder import layout
+from pod_job.run_folder.training import check_sae_files, read_training
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from pod_job.training.layouts import circuit_tracer, dictionary_learning, gemma_scope, sae_lens
@@ -24,7 +25,7 @@ def read_saes(path: str | Path, only: Sequence[str] = ()) -> dict[str, TrainedSa
     folder = open_folder(path)
     if names := sae_names(folder):
         check_names(only, names, folder.url)
-        found = {name: sae_lens.read_sae(folder, layout.sae_prefix(name)) for name in names if name in only or not only}
+        found = read_trained(folder, [name for name in names if name in only or not only])
     elif has(folder, circuit_tracer.CONFIG):
         read = circuit_tracer.read_transcoders(folder, folder.names("layer_"))
         check_names(only, list(read), folder.url)
@@ -34,6 +35,15 @@ def read_saes(path: str | Path, only: Sequence[str] = ()) -> dict[str, TrainedSa
         found = {sae.origin.name or Path(folder.url).name: sae}
         check_names(only, list(found), folder.url)
     return {name: named(sae, name) for name, sae in found.items()}
+
+
+def read_trained(folder: Folder, names: Sequence[str]) -> dict[str, TrainedSae]:
+    """Returns SAEs of a training run. JobError where one is not as the record describes it that ends training."""
+    if has(folder, layout.SAES_METADATA):
+        trained = read_training(folder)
+        for name in names:
+            check_sae_files(folder, trained, layout.sae_prefix(name))
+    return {name: sae_lens.read_sae(folder, layout.sae_prefix(name)) for name in names}
 
 
 def read_one(folder: Folder) -> TrainedSae:

@@ -4,6 +4,8 @@ Source: sae_lens 6.54, `saes/sae.py` (`load_from_disk`) and the module of each a
 SAELens has no architecture (TopK and gated transcoders, crosscoders) have names of the same pattern, which it refuses.
 """
 
+import math
+
 import msgspec
 import numpy as np
 
@@ -14,13 +16,15 @@ from pod_job.formats.records import DamagedRecord, convert, encode, read_bounded
 from pod_job.formats.safetensors import write_parts
 from pod_job.models.hook_names import hook_of, tap_of
 from pod_job.models.taps import named_tap
+from pod_job.run_folder.layout import SAE_CONFIG, SAE_WEIGHTS
 from pod_job.run_folder.start import shared_name
+from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder, Readable
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.layouts.tensors import float32, read_tensors
 from pod_job.training.saes import NOT_RECORDED, WITH_THRESHOLD, Parameters, SaeOrigin, TrainedSae, check_sae
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS = SAE_CONFIG, SAE_WEIGHTS
 VERSION = "6.0.0"
 """Version of SAELens that first read this layout."""
 NAMES = {"encoder": "W_enc", "encoder_bias": "b_enc", "decoder": "W_dec", "decoder_bias": "b_dec"}
@@ -84,10 +88,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Metadata(hook_name=self.hook_name or self.hook_point, model_name=self.model_name)
 
 
-def write_sae(folder: Folder, prefix: str, sae: TrainedSae) -> None:
-    """Writes `prefix`cfg.json and `prefix`sae_weights.safetensors, the configuration last."""
-    folder.replace(prefix + WEIGHTS, b"".join(write_parts(tensors_of(sae))))
-    folder.replace(prefix + CONFIG, encode(config_of(sae), indent=2))
+def write_sae(folder: Folder, prefix: str, sae: TrainedSae) -> dict[str, str]:
+    """Writes `prefix`cfg.json and `prefix`sae_weights.safetensors, the configuration last; returns their CRC-32C."""
+    contents = {WEIGHTS: b"".join(write_parts(tensors_of(sae))), CONFIG: encode(config_of(sae), indent=2)}
+    for name, content in contents.items():
+        folder.replace(prefix + name, content)
+    return {name: checksum([content]).crc32c for name, content in contents.items()}
 
 
 def config_of(sae: TrainedSae) -> Config:
@@ -199,7 +205,7 @@ def shape_of(config: Config, tensors: dict[str, np.ndarray], where: str) -> SaeS
         input_width=config.d_in,
         output_width=config.d_out or config.d_in,
         latents=config.d_sae,
-        k=int(k) if isinstance(k, int | float) and base == "topk" else None,
+        k=int(k) if isinstance(k, int | float) and math.isfinite(k) and base == "topk" else None,
         transcoder=transcoder or (config.apply_b_dec_to_input is False and not crosscoder),
         skip="W_skip" in tensors,
         taps=len(crosscoder.taps) if crosscoder else 1,

@@ -1,13 +1,15 @@
 """SAEs come back from every layout as they were, and a damaged file is refused in one line."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from sae_samples import KINDS, outputs, random_rows, random_sae, sae_shape
+from sae_samples import KINDS, finish_training, outputs, random_rows, random_sae, sae_shape
 
 from pod_job.commands import export
 from pod_job.errors import JobError
@@ -195,6 +197,45 @@ def test_a_spoiled_sae_is_refused_in_one_line(case: str, tmp_path: Path) -> None
         read_saes(tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("k", ["NaN", "Infinity", "-1", "1e300", "0", "null", "41"])
+@pytest.mark.parametrize("before_6", [False, True])
+def test_a_k_that_is_no_number_of_latents_is_refused(k: str, before_6: bool, tmp_path: Path) -> None:
+    sae_lens.write_sae(open_folder(tmp_path), "", random_sae(sae_shape("topk")))
+    fields = {"activation_fn": "topk", "activation_fn_kwargs": {"k": "K"}} if before_6 else {"k": "K"}
+    spoil_config(tmp_path, metadata={}, **fields)
+    (tmp_path / "cfg.json").write_text((tmp_path / "cfg.json").read_text().replace('"K"', k))
+    with pytest.raises(JobError, match=r"cfg\.json: (k=|architecture=topk needs k)") as caught:
+        read_saes(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["k", "group_sizes"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [[1, 2]], 1j, [1.5, 38.5], 2**62, []])
+def test_numbers_of_a_state_dict_that_are_none_are_refused(
+    name: str, value: Any, tmp_path: Path, torch_there: None
+) -> None:
+    import torch
+
+    write_dictionary(open_folder(tmp_path), "", random_sae(sae_shape("matryoshka")))
+    state = torch.load(tmp_path / "ae.pt")
+    torch.save(state | {name: torch.tensor(value)}, tmp_path / "ae.pt")
+    with contextlib.suppress(JobError) if name == "k" and value == [] else pytest.raises(JobError) as caught:
+        read_saes(tmp_path)
+    assert caught is None or "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_byte_of_a_finished_training_that_changed_is_noticed(name: str, tmp_path: Path) -> None:
+    folder, prefix = open_folder(tmp_path), sae_prefix("one")
+    finish_training(folder, {"one": sae_lens.write_sae(folder, prefix, random_sae(sae_shape("topk")))})
+    assert read_saes(tmp_path)
+    content = folder.read(prefix + name)
+    for at in (len(content) // 2, len(content) - 2):
+        folder.replace(prefix + name, content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(JobError, match=rf"one/{name}: its content is not what was stored"):
+            read_saes(tmp_path)
 
 
 @pytest.mark.parametrize("case", ["pickled", "bomb", "nan", "shape"])
