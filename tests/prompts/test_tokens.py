@@ -117,7 +117,6 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(model: Path, content: bytes)
 
 PANICS: dict[str, dict[str, Any]] = {
     "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
-    "length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     "merge": {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}},
 }
 

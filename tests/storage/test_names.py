@@ -201,7 +201,7 @@ def test_folders_of_any_depth_are_listed_and_swept(tmp_path: Path) -> None:
         os.chdir(here)
     folder = LocalFolder(str(tmp_path))
     assert [name.count("/") for name in folder.names("")] == [450, 2]
-    folder.sweep(-1)
+    folder.sweep(-1.0)
     assert folder.names("a/a/a/") == ["a/" * 450 + "x"]
     subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # shutil recurses
 

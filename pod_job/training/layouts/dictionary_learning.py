@@ -168,7 +168,8 @@ def read_dictionary(folder: Readable, prefix: str) -> TrainedSae:
 def whole_numbers(state: Mapping[str, np.ndarray], name: str, where: str) -> list[int]:
     """Returns the whole numbers of a tensor, none where it is not there. JobError for other values."""
     values = np.atleast_1d(state.get(name, np.zeros(0)))
-    if values.ndim != 1 or not np.can_cast(values.dtype, np.float64, "same_kind") or not np.all(np.isfinite(values)):
+    real = values.ndim == 1 and np.can_cast(values.dtype, np.float64, "same_kind")
+    if not real or not np.all(np.isfinite(values)) or np.any(values != np.round(values)):
         raise JobError(f"{where}: {name} is {values.dtype} {list(values.shape)}; whole numbers are needed")
     return [int(value) for value in values]
 
