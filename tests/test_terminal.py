@@ -242,5 +242,7 @@ def test_a_stream_that_is_closed_is_written_to_by_nobody(writer: str) -> None:
 @pytest.mark.parametrize("show", [print, lambda text: SafeConsole().print(text)])
 def test_what_an_encoding_lacks_is_escaped(show: Callable[[str], object]) -> None:
     out = io.BytesIO()
-    assert run_with(io.TextIOWrapper(out, "ascii"), lambda: show("naïve 日本")) == (0, "")
+    stream = io.TextIOWrapper(out, "ascii")
+    assert run_with(stream, lambda: show("naïve 日本")) == (0, "")
+    stream.flush()
     assert out.getvalue().decode().strip() == "na\\xefve \\u65e5\\u672c"

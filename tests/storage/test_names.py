@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -186,8 +186,9 @@ def test_a_linked_folder_is_not_listed(prefix: str, tmp_path: Path) -> None:
         assert LocalFolder(str(tmp_path / "run")).names(prefix) == []
 
 
-def test_folders_of_any_depth_are_listed_and_swept(tmp_path: Path) -> None:
-    """Deeper than Python recurses, and than a path may be long; a name that is too long is none."""
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder deeper than Python recurses, and than a path may be long, with files at three depths."""
     here = Path.cwd()
     os.chdir(tmp_path)
     try:
@@ -197,13 +198,18 @@ def test_folders_of_any_depth_are_listed_and_swept(tmp_path: Path) -> None:
             if depth in (2, 450, 2500):
                 Path("x").write_bytes(b"")
                 Path(f".x.{'0' * 32}.tmp").write_bytes(b"")
+        yield tmp_path
     finally:
         os.chdir(here)
-    folder = LocalFolder(str(tmp_path))
+        subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # shutil recurses, also that of pytest
+
+
+def test_folders_of_any_depth_are_listed_and_swept(deep: Path) -> None:
+    folder = LocalFolder(str(deep))
     assert [name.count("/") for name in folder.names("")] == [450, 2]
     folder.sweep(-1.0)
-    assert folder.names("a/a/a/") == ["a/" * 450 + "x"]
-    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # shutil recurses
+    swept = [name for place in ("a/a", "a/" * 449 + "a") for name in os.listdir(deep / place)]
+    assert sorted(swept) == ["a", "a", "x", "x"]
 
 
 def test_links_within_the_folder_and_to_the_folder_are_followed(tmp_path: Path) -> None:
