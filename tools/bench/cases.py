@@ -198,6 +198,15 @@ CASES = [
             Figure("one core / two", "ours, 1 core", "wall_s", "ours, 2 cores", at_least=1.7),
             Figure("padding", "ours, 1 core", "padding", at_most=0.02),
         ),
+        on_page=True,
+    ),
+    Case(
+        *("train", "text to a trained SAE, beside SAELens' runner; starts are left out", "training", "token"),
+        ["ours", "sae_lens"],
+        figures=(Figure("SAELens / ours, CPU seconds of a token", "sae_lens", "cpu_s", "ours", at_least=1.5),),
+        rounds=2,
+        on_page=True,
+        limit_s=900,
     ),
     Case(
         *("input-start", "opening a run of few and of many documents, the first time and again", "input", "start"),

@@ -1,4 +1,4 @@
-"""Results as tables, and those of extraction and reading as the page docs/benchmarks.md."""
+"""Results as tables, and those beside other programs as the page docs/benchmarks.md."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from tools.bench.results import Results
 
 HEAD = """# Benchmarks
 
-Extraction and reading compared with other programs.
+Extraction, reading, text and training compared with other programs.
 
 Made by `make bench` on {date}: {machine}, {versions}.
 
@@ -46,6 +46,27 @@ A million vectors of width 896 in bfloat16, one tap, in batches of 4,096 from th
 - Hugging Face datasets has no bfloat16: its column is float16. SAELens has float32 alone and shuffles 32,768 rows.
 - {behind}
 """
+OTHERS = """
+## {heading}
+
+{about}
+
+{table}
+{figures}"""
+ABOUT = {
+    "input": (
+        "Text: read, tokenized and packed",
+        "English words in documents with the lengths of web text, SmolLM2's tokenizer, rows of 1,024 tokens; no device "
+        "computes. *datasets* reads the same files as a stream and tokenizes in batches.",
+    ),
+    "train": (
+        "Training: text to a trained SAE",
+        "One TopK SAE of 2,048 latents (k=32, float32) on layer 12 of SmolLM2-135M, contexts of 256 tokens, batches of "
+        "1,024 rows: `mode=train train.source=stream` and SAELens' `LanguageModelSAETrainingRunner`. Loading and "
+        "compilation are left out. That the SAEs are as good is in [training.md](training.md).",
+    ),
+}
+"""Heading and introduction of cases that are neither extraction nor reading."""
 TITLES = {
     "hugging_face": "Hugging Face hooks, torch.save",
     "transformer_lens": "TransformerLens",
@@ -68,11 +89,17 @@ def title(name: str) -> str:
 def shown(case: Case, results: Results) -> str:
     """Returns a case's table with all metrics, and its figures beside what is wanted of them."""
     columns = [metric for metric in results.metrics(case.name) if metric not in ("wall_s", "cpu_s", "amount")]
-    lines = [f"{case.name}: {case.question}", table(case, results, columns)]
-    for figure in case.figures:
-        value = figure.value(case.name, results)
-        lines.append(f"{figure.name}: {'not measured' if value is None else f'{value:.4g}'}{figure.wanted}")
+    lines = [f"{case.name}: {case.question}", table(case, results, columns), *figure_lines(case, results)]
     return "\n".join(lines) + "\n" + failures([case], results)
+
+
+def figure_lines(case: Case, results: Results) -> list[str]:
+    """Returns the figures of a case beside what is wanted of them."""
+    values = [(figure, figure.value(case.name, results)) for figure in case.figures]
+    return [
+        f"{figure.name}: {'not measured' if value is None else f'{value:.4g}'}{figure.wanted}"
+        for figure, value in values
+    ]
 
 
 def table(case: Case, results: Results, columns: Sequence[str]) -> str:
@@ -132,7 +159,12 @@ def page(results: Results) -> str:
         notes = {"failures": failures(extractions, results), "behind": behind(extractions, results)}
         parts.append(NOTES.format(memory=memory(extractions, results), **notes))
     for case in cases[len(extractions) :]:
-        parts.append(READING.format(table=table(case, results, ("bytes",)), behind=behind([case], results)))
+        if case.name not in ABOUT:
+            parts.append(READING.format(table=table(case, results, ("bytes",)), behind=behind([case], results)))
+            continue
+        heading, about = ABOUT[case.name]
+        figures = "".join(f"- {line}\n" for line in figure_lines(case, results))
+        parts.append(OTHERS.format(heading=heading, about=about, table=table(case, results, ()), figures=figures))
     return "".join(parts)
 
 
