@@ -137,7 +137,8 @@ class SafeConsole(Console):
 
     def __init__(self, stderr: bool = False, width: int | None = None) -> None:
         stream = unescaped(sys.stderr if stderr else sys.stdout)
-        super().__init__(file=stream and CheckedStream(stream), width=width)
+        checked: Any = stream and CheckedStream(stream)  # which has all of a stream's
+        super().__init__(file=checked, width=width)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

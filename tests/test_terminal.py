@@ -207,7 +207,7 @@ def run_with(stdout: io.TextIOWrapper | None, command: Callable[[], object]) -> 
     errors, before = io.TextIOWrapper(io.BytesIO(), "utf-8"), (sys.stdout, sys.stderr)
     sys.stdout, sys.stderr = stdout, errors  # type: ignore[assignment]
     try:
-        status = exit_status(lambda: (command() and 0) or 0)
+        status = exit_status(lambda: (command(), 0)[1])
     finally:
         sys.stdout, sys.stderr = before
     errors.flush()

@@ -46,13 +46,22 @@ def reason_of(error: OSError) -> str:
 
 
 def write_temporary(path: Path, parts: Iterable[Part]) -> Path:
-    """Writes the parts to a synced file beside `path`; its leading dot hides it in listings should we die here."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync_directory(path.parent.parent)
+    """Writes the parts to a synced file beside `path`; its leading dot hides it in listings should we die here.
+
+    Raises:
+        JobError: its folder was removed, or is one in which nothing can be made, as in /proc.
+        OSError: anything else that the file system refuses.
+    """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "xb", buffering=0) as file:
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_directory(path.parent.parent)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError as error:
+        raise JobError(f"{path}: nothing can be made in its folder; name another one") from error
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
             write_all(file.fileno(), parts)
             os.fsync(file.fileno())
     except BaseException:

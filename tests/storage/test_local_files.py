@@ -101,6 +101,13 @@ def test_what_a_file_system_refuses_is_one_line_and_leaves_nothing(tmp_path: Pat
     assert folder.read("a/x") in (b"before", b"after")
 
 
+@pytest.mark.parametrize("name", ["x", "a/x"])
+def test_a_folder_in_which_nothing_can_be_made_is_one_line(name: str) -> None:
+    folder = open_folder("/proc")
+    for use in (lambda: folder.create(name, [b"x"]), lambda: folder.replace(name, b"x")):
+        assert refusal(use) == f"/proc/{name}: nothing can be made in its folder; name another one"
+
+
 def test_a_folder_that_has_the_name_is_not_content(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     folder.create("a/x", [b"x"])
