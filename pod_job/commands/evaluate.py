@@ -28,6 +28,8 @@ DEFAULTS = (
 )
 SEQ_LEN = 512
 """Tokens of a context, where the SAE does not say on how many it was trained."""
+MOST_CONTEXT = 1 << 20
+"""Tokens of a context at most; an SAE whose files name more does not say it."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -62,7 +64,7 @@ def run_evaluate(options: Namespace) -> int:
     saes = {
         name: at_taps(sae, options.tap, options.target) for name, sae in read_saes(options.path, options.sae).items()
     }
-    sizes = [sae.origin.context_size for sae in saes.values() if sae.origin.context_size]
+    sizes = [sae.origin.context_size for sae in saes.values() if 0 < (sae.origin.context_size or 0) <= MOST_CONTEXT]
     of_saes = f"extract.seq_len={max(sizes, default=SEQ_LEN)}"
     config = load([*DEFAULTS, *of_machine, of_saes, *options.overrides])
     opened = open_model(config, saes, options.skip, options.tokens)

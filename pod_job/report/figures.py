@@ -24,6 +24,7 @@ T = TypeVar("T")
 INK, FAINT = "#1f2933", "#cbd2d9"
 ACCENT = "#2f6f9f"
 SCALE = LinearSegmentedColormap.from_list("taps", ["#3b6fb6", "#2a9d8f", "#7fa03a", "#d08a2e", "#d1495b"])
+MOST_DRAWN = 1e100
 MOST_LINES = 8
 """Taps drawn as lines of one figure; more cannot be distinguished."""
 BARS = ((0.001, 0.999, 2, FAINT), (0.05, 0.95, 5, "#9bb8cf"), (0.25, 0.75, 9, ACCENT))
@@ -205,6 +206,11 @@ def throughput(work: Work) -> Figure:
     axes.set_xlim(left=0)
     axes.legend(fontsize=8, ncols=3)
     return figure
+
+
+def drawable(values: Sequence[float]) -> Float[np.ndarray, "n"]:
+    """Returns the values, NaN in place of those that are so large that axes cannot be scaled to them."""
+    return np.where(np.abs(values) < MOST_DRAWN, values, np.nan)
 
 
 def log_scaled(axes: Axes) -> None:

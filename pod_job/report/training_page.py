@@ -186,7 +186,7 @@ def curves(metrics: MetricsRecord) -> Figure:
     steps = [point.step for point in metrics.points]
     for axes, (field, label) in zip(panels, CURVES.items(), strict=True):
         for (place, name), color in zip(shown, figures.colors(len(shown)), strict=True):
-            values = [getattr(point.saes[place], field) for point in metrics.points]
+            values = figures.drawable([getattr(point.saes[place], field) for point in metrics.points])
             axes.plot(steps, values, color=color, linewidth=1.2, label=printable(name))
         if field == "loss":
             figures.log_scaled(axes)

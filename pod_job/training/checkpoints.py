@@ -21,7 +21,7 @@ import numpy as np
 from pod_job.checkpoints.content import checksums
 from pod_job.checkpoints.convert import output_folder
 from pod_job.checkpoints.orbax import location
-from pod_job.errors import JobError
+from pod_job.errors import JobError, first_line
 from pod_job.extraction.feeder import on_any_host
 from pod_job.formats.checksummed_json import KEY, read_checksummed, with_checksum
 from pod_job.formats.records import Count, Record, decode, encode, read_bounded, read_file
@@ -265,7 +265,11 @@ def restore(folder: Folder, checkpoint: Checkpoint, like: Any) -> Any:
 
         def fill(index: Any) -> np.ndarray:
             box = [part.indices(size)[:2] for part, size in zip(index, target.shape, strict=True)]
-            return read_box(folder, pieces.get(name, []), box, np.dtype(target.dtype))
+            try:
+                return read_box(folder, pieces.get(name, []), box, np.dtype(target.dtype))
+            except (ValueError, IndexError) as error:  # of tensorstore, and of boxes that do not overlap
+                reason = f"its records do not fit its arrays ({first_line(error)})"
+                raise damaged(folder, checkpoint, reason) from error
 
         return jax.make_array_from_callback(target.shape, target.sharding, fill)
 

@@ -96,6 +96,16 @@ def test_a_browser_shows_a_latent_that_an_address_names(tmp_path: Path, require:
     assert {url.split(":")[0] for url in asked} == {"file", "data"}
 
 
+def test_values_of_any_size_are_drawn() -> None:
+    from pod_job.report.training_page import curves
+
+    extreme = (1e308, -1e308, float("inf"), float("nan"), 5e-324, 2.0)
+    points = [MetricsPoint(step, step, 1.0, [SaeMetrics(*[x] * 4)]) for step, x in enumerate(extreme, 1)]
+    figure = curves(MetricsRecord(1, ["$\\frac{$"], points))
+    figure.canvas.draw()
+    assert [line.get_ydata()[-1] for axes in figure.axes for line in axes.get_lines()] == [2.0] * 4
+
+
 @pytest.mark.parametrize("losses", [(264.0, 258.0, 251.5), (2.0, 0.5, 0.02), (0.0317, 0.0311, 0.0308), (9e4, 3e3, 7.0)])
 def test_ticks_of_curves_are_plain_numbers_and_no_two_are_alike(losses: tuple[float, ...]) -> None:
     from pod_job.report.training_page import curves

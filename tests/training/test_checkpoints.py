@@ -19,6 +19,7 @@ from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from pod_job.training import checkpoints as module
 from pod_job.training.checkpoints import (
+    Checkpoint,
     CheckpointWriter,
     check_same_training,
     complete_checkpoints,
@@ -153,6 +154,31 @@ def test_no_byte_of_a_record_changes_unnoticed(tmp_path: Path) -> None:
             latest_checkpoint(folder)
     record.write_bytes(read_checksummed(content, ""))  # as an earlier version wrote it
     assert latest_checkpoint(folder) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"start": [0] * 5},
+        {"shape": [40, 24]},
+        {"shape": [3, 3]},
+        {"start": [1, 0]},
+        {"name": "../x"},
+        {"leaf": "other"},
+    ],
+)
+def test_records_that_do_not_fit_their_arrays_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = open_folder(tmp_path)
+    saved(folder, [4])
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None
+    [part] = checkpoint.parts
+    pieces = [msgspec.structs.replace(piece, **changes) for piece in part.pieces if "wide" in piece.leaf]
+    rest = [piece for piece in part.pieces if "wide" not in piece.leaf]
+    lying = Checkpoint(4, (msgspec.structs.replace(part, pieces=pieces + rest),))
+    with pytest.raises(JobError, match=r"step_000000004|has not all of its state") as caught:
+        restore(folder, lying, like(LAYOUTS[0]))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
