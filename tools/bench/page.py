@@ -30,8 +30,8 @@ NOTES = """
 - SAELens cuts contexts of 128 tokens from the concatenated prompts, so that its vectors differ near a prompt's start
   (only the first context is compared), and it has no last position of a prompt; it makes one run for each tap, and
   stores float32.
-- The document's way computes a full pass for each position (timed on every 64th) and its logits; its pickles hold
-  float32.
+- The document's way is that of the [extraction document](document.md) that this program began with: a full pass and
+  logits for each position (timed on every 64th); its pickles hold float32.
 {failures}- {behind}
 - {memory}
 """
