@@ -30,6 +30,8 @@ from pod_job.training.layouts.read import sae_names
 from pod_job.training.layouts.sae_lens import CONFIG, read_config
 
 CURVES = {"loss": "loss", "l0": "L0", "explained_variance": "explained variance", "dead": "share of dead latents"}
+LEAST_TOP = {"l0": 1.0, "dead": 0.01}
+"""Curves that begin at zero, with the least that their axis goes up to: a constant one is no cliff then."""
 
 
 class SaeFacts(msgspec.Struct, frozen=True):
@@ -190,6 +192,8 @@ def curves(metrics: MetricsRecord) -> Figure:
             axes.plot(steps, values, color=color, linewidth=1.2, label=printable(name))
         if field == "loss":
             figures.log_scaled(axes)
+        elif field in LEAST_TOP:
+            axes.set_ylim(0, max(LEAST_TOP[field], 1.05 * axes.get_ylim()[1]))
         figures.label_axes(axes, "step", label)
     panels[0].legend(fontsize=6)
     return figure
