@@ -15,6 +15,7 @@ from launch.verbs.arguments import add_follow, add_run
 from pod_job.commands.command_line import DONE, Command
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
+from pod_job.formats.records import read_bounded
 from pod_job.run_folder.layout import log_file
 from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import HostStatus, Phase, latest_start
@@ -22,6 +23,8 @@ from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
 EXAMPLES = ("runs/first", "gs://my-bucket/qwen --host 3 --follow", "gs://my-bucket/qwen --slice 1")
+MOST_BYTES = 256 << 20
+"""Size of a host's log, which is held in memory; a day's has some megabytes."""
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
 
 
@@ -126,7 +129,7 @@ def split_entries(text: str) -> Iterator[list[str]]:
 
 def host_log(folder: Folder, host: int) -> str:
     try:
-        return folder.read(log_file(host)).decode(errors="replace")
+        return read_bounded(folder, log_file(host), MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return ""
 

@@ -57,7 +57,7 @@ def plan_publication(run_dir: str, repo: str, license_id: str | None = None) -> 
     """Returns what a run would publish. Sends nothing.
 
     Raises:
-        JobError: the run is not finished, or `repo` is no name on the hub.
+        JobError: the run is not finished, has a link out of it or a file that is none, or `repo` is no name on the hub.
     """
     try:
         validate_repo_id(repo)
@@ -71,6 +71,8 @@ def plan_publication(run_dir: str, repo: str, license_id: str | None = None) -> 
     if (saes or run.identity.train is not None) and not has_saes(folder):
         read_training(folder)  # says that training has not ended
     names = [name for place in (*SHARED, *(TRAINED if saes else DATASET)) for name in names_at(folder, place)]
+    for name in names:
+        folder.local_path(name)  # refuses links out of the folder, and what is no file
     if saes:
         return Publication(folder, repo, "model", names, sae_card(repo, folder, saes, run, license_id))
     metadata = metadata_file.read_any(folder)

@@ -1,6 +1,7 @@
 """A run is published whole, with a card made of its records and without private files; and goes on after a stop."""
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_a_run_is_published_without_what_is_nobody_elses(
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(content)
         assert list(read_saes(tmp_path / "copy")) == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_of_the_run_is_refused_before_anything_is_sent(
+    kind: str, tmp_path: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of("saes", open_folder(tmp_path / "run"))
+    place = tmp_path / "run" / sae_prefix("one") / "notes.txt"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to("/etc/hostname")
+    for words in (["--dry-run"], []):
+        assert main([str(tmp_path / "run"), "me/run", *words]) == 2
+        assert re.search("leads out of|is not a regular file", capsys.readouterr().err)
+    assert not hub.requests
 
 
 def test_texts_of_a_run_are_no_code_and_no_markup_on_its_card(tmp_path: Path) -> None:
