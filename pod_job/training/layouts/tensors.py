@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from io import BytesIO
 
@@ -14,9 +13,6 @@ from pod_job.storage.folder import Readable
 
 MOST_EXPANDED = 8
 """Times its size that a compressed file may have; parameters come nowhere near it."""
-READ_ERRORS = (ValueError, TypeError, OSError, EOFError, MemoryError, KeyError, RecursionError, SyntaxError)
-READ_ERRORS += (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-"""Errors of the libraries that read zip files and arrays, on whatever bytes."""
 
 
 def read_tensors(folder: Readable, name: str) -> dict[str, np.ndarray]:
@@ -50,7 +46,7 @@ def read_npz(folder: Readable, name: str) -> dict[str, np.ndarray]:
             if sum(member.file_size for member in members) > MOST_EXPANDED * len(data):
                 raise ValueError(f"it expands to more than {MOST_EXPANDED} times its size, which no parameters do")
             return {member.filename.removesuffix(".npy"): read_npy(archive, member) for member in members}
-    except READ_ERRORS as error:
+    except Exception as error:  # of zip files, of arrays, and of Python's tokenizer, by which numpy reads headers
         raise JobError(f"{where}: not a usable .npz file: {first_line(error)}; copy it again") from error
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,19 @@ def test_a_spoiled_npz_is_refused(case: str, tmp_path: Path) -> None:
         np.savez(path, **tensors)  # pyright: ignore[reportArgumentType]
     with pytest.raises(JobError, match=r"params\.npz"):
         read_saes(tmp_path)
+
+
+HEADERS = [b"{'descr': '<f4', 'shape': (", b"(" * 60, b"'''", b"9" * 60, b"\0", b"{1: 2}", b"1L"]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_an_array_whose_header_is_none_is_refused(header: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
+        text = header + b" " * (117 - len(header)) + b"\n"
+        archive.writestr("W_enc.npy", b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + bytes(64))
+    with pytest.raises(JobError, match=r"params\.npz: not a usable \.npz file: .*; copy it again") as caught:
+        read_saes(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["!!int ''", "!!timestamp x", "!!float x", "{[]: 1}", "&a [*a]", "9999-99-99"])
