@@ -30,7 +30,7 @@ from pod_job.models.mesh import make_mesh
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import available_memory, check_machine
 from pod_job.planning.inputs import Inputs, claim_run, open_run_folder, read_inputs
-from pod_job.planning.memory import explaining_memory
+from pod_job.planning.memory import check_rows, explaining_memory
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import Counting, TaskReading
@@ -75,6 +75,8 @@ def run(config: JobConfig) -> bool:
             return train_saes(read_train_inputs(config, folder, reading), host, reporter, stop)
         inputs = read_inputs(config, folder, reading)
         check_prompts(inputs, host, reporter)
+        if config.pod.kind is PodKind.local and (free := available_memory()) is not None:
+            check_rows(inputs, free // config.pod.devices, "this machine, for each of its devices,")
         join_hosts(inputs, host, reporter)
         stop.on_signal()
         pending = pending_batches(inputs)

@@ -5,7 +5,9 @@
 
 The programs are compiled for the pod (libtpu, no TPU); prompts are admitted by the code that does it in a run. Answers
 are the solutions and an end token; a new token is useful where it belongs to an answer that fits max_new_tokens or to
-the part of it that does. Hosts are in step, as in a run, and cost nothing themselves.
+the part of it that does. Hosts are in step, as in a run, and cost nothing themselves. A call of decode takes as long as
+on the device whose rows have the most slots filled, with one block more for each row than its tokens need, as they may
+begin and end within blocks.
 """
 
 import argparse
@@ -32,13 +34,32 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pod:
-    """Hosts with their devices, sizes of the programs, and seconds of a run of prefill and of a call of decode."""
+    """Hosts with their devices, sizes of the programs, and their times.
+
+    Attributes:
+        prefill_s: of one run of prefill.
+        token_s: of a token of every row, beside reading the cache.
+        block_s: of reading one block of slots of one row, in all layers.
+        block: slots of a block.
+        blocks: of a row.
+    """
 
     hosts: int
     shape: Any
     call_tokens: int
     prefill_s: float
-    call_s: float
+    token_s: float
+    block_s: float = 0.0
+    block: int = 1
+    blocks: int = 0
+
+    def call_s(self, blocks: int) -> float:
+        """Returns the seconds of a call of decode where a device reads so many blocks for each token."""
+        return self.call_tokens * (self.token_s + blocks * self.block_s)
+
+    def blocks_read(self, tokens: int) -> int:
+        """Returns the blocks that a row with so many tokens has to read; 1 of a row without a prompt."""
+        return min(self.blocks, -(-tokens // self.block) + 1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,10 @@ def of_hosts(samples: Sequence[Sample], hosts: int, per_batch: int) -> list[list
 
 
 def in_waves(samples: Sequence[Sample], pod: Pod, per_batch: int) -> Outcome:
-    """Returns the outcome where each wave of prompts is read padded, and waits for its longest answer."""
+    """Returns the outcome where each wave of prompts is read padded, and waits for its longest answer.
+
+    Every token reads the whole cache.
+    """
     rows = pod.shape.shards * pod.shape.rows
     queues = of_hosts(samples, pod.hosts, per_batch)
     reads = -(-pod.shape.rows // pod.shape.packed_rows)
@@ -87,7 +111,7 @@ def in_waves(samples: Sequence[Sample], pod: Pod, per_batch: int) -> Outcome:
         wave = [sample for queue in queues for sample in queue[start : start + rows]]
         waves += 1
         calls += -(-(max(sample.answer_tokens for sample in wave) - 1) // pod.call_tokens)
-    seconds = waves * reads * pod.prefill_s + calls * pod.call_s
+    seconds = waves * reads * pod.prefill_s + calls * pod.call_s(pod.shape.rows * pod.blocks)
     return Outcome("waves", seconds, waves * reads, calls, sum(sample.answer_tokens for sample in samples))
 
 
@@ -115,7 +139,8 @@ class Host:
         from pod_job.generation.admission import BLOCK_ROWS, longest_first
 
         self.answers = [sample.answer_tokens for sample in samples]
-        self.shape, self.rows = pod.shape, [0] * (pod.shape.shards * pod.shape.rows)
+        self.pod, self.shape, self.rows = pod, pod.shape, [0] * (pod.shape.shards * pod.shape.rows)
+        self.lengths = [0] * len(self.rows)
         block = BLOCK_ROWS * len(self.rows) if sort else 1
         items = waiting(samples)
         blocks = (items[start : start + block] for start in range(0, len(items), block))
@@ -141,9 +166,15 @@ class Host:
         self.waiting = [item for item in self.waiting if id(item) not in seated]
         for seat in self.seats:
             self.rows[seat.row] = self.answers[seat.waiting.number] - 1
+            self.lengths[seat.row] = seat.waiting.length
 
-    def decode(self, tokens: int) -> None:
-        self.rows = [max(0, left - tokens) for left in self.rows]
+    def decode(self) -> int:
+        """Adds the tokens of a call, and returns the blocks that the device with the most of them reads for each."""
+        read = [self.pod.blocks_read(length) for length in self.lengths]
+        for row, left in enumerate(self.rows):
+            self.rows[row] = max(0, left - self.pod.call_tokens)
+            self.lengths[row] = self.lengths[row] + self.pod.call_tokens if self.rows[row] else 0
+        return max(sum(read[start : start + self.shape.rows]) for start in range(0, len(read), self.shape.rows))
 
 
 def refilled(samples: Sequence[Sample], pod: Pod, per_batch: int, sort: bool) -> Outcome:
@@ -151,28 +182,30 @@ def refilled(samples: Sequence[Sample], pod: Pod, per_batch: int, sort: bool) ->
     from pod_job.generation.admission import should_prefill
 
     hosts = [Host(queue, pod, sort) for queue in of_hosts(samples, pod.hosts, per_batch)]
-    prefills = calls = 0
+    prefills = calls = since = 0
+    seconds = 0.0
     while True:
         outlooks = [host.outlook() for host in hosts]
-        if should_prefill(outlooks):
-            prefills += 1
+        if should_prefill(outlooks, since):
+            prefills, since = prefills + 1, 0
+            seconds += pod.prefill_s
             for host in hosts:
                 host.prefill()
         elif any(outlook.active for outlook in outlooks):
-            calls += 1
-            for host in hosts:
-                host.decode(pod.call_tokens)
+            calls, since = calls + 1, since + 1
+            seconds += pod.call_s(max([host.decode() for host in hosts]))
         else:
             break
     useful = sum(sample.answer_tokens for sample in samples)
-    seconds = prefills * pod.prefill_s + calls * pod.call_s
     return Outcome("refilled, longest first" if sort else "refilled, in order", seconds, prefills, calls, useful)
 
 
 def compiled_pod(config: Any) -> Pod:
     """Compiles both programs for the pod of the configuration."""
-    from pod_job.config.generate import call_tokens, prefill_prompts, prefill_rows
+    from pod_job.config.generate import cache_slots, call_tokens, prefill_prompts, prefill_rows
+    from pod_job.formats.safetensors import DTYPE_OF
     from pod_job.generation.admission import FeederShape
+    from pod_job.models.cache_kernel import block_slots
     from pod_job.preflight.planned_job import planned_job
     from pod_job.preflight.pod_compiler import forecasts
     from pod_job.preflight.report import pod_slice
@@ -187,14 +220,25 @@ def compiled_pod(config: Any) -> Pod:
         prefill_prompts(rows, S, config.extract.prompts_per_row),
         S,
     )
-    times = prefill.seconds["compute"], decode.seconds["compute"]
-    return Pod(config.pod.hosts, shape, call_tokens(config.generate.max_new_tokens), *times)
+    tokens, slots = call_tokens(config.generate.max_new_tokens), cache_slots(S, config.generate.max_new_tokens)
+    block = block_slots("tpu", slots, DTYPE_OF[config.model.dtype.value]) or slots
+    blocks = slots // block
+    return Pod(
+        hosts=config.pod.hosts,
+        shape=shape,
+        call_tokens=tokens,
+        prefill_s=prefill.seconds["compute"],
+        token_s=(decode.seconds["compute"] - decode.kernel_s) / tokens,
+        block_s=decode.kernel_s / (tokens * rows * blocks),
+        block=block,
+        blocks=blocks,
+    )
 
 
 def main() -> None:
     """Prints a table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16], help="rows per device to compare")
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="rows per device to compare")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a model whose tokenizer counts")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="+")
@@ -211,14 +255,15 @@ def main() -> None:
         outcomes += [refilled(samples, pod, per_batch, sort) for sort in (False, True)]
         if before and rows == 8:
             old_shape = SimpleNamespace(shards=pod.shape.shards, rows=8, packed_rows=8)
-            old = Pod(pod.hosts, old_shape, pod.call_tokens, BEFORE["prefill_ms"] / 1e3, 16 * BEFORE["token_ms"] / 1e3)
+            old = Pod(pod.hosts, old_shape, pod.call_tokens, BEFORE["prefill_ms"] / 1e3, BEFORE["token_ms"] / 1e3)
             outcomes.insert(0, in_waves(samples, old, per_batch))
         for outcome in outcomes:
             facts = {"rows": rows, "way": outcome.way, "seconds": round(outcome.seconds, 2), "calls": outcome.calls}
             facts |= {"prefills": outcome.prefills, "useful_per_s": round(outcome.useful_per_s)}
             facts |= {
                 "prefill_ms": round(pod.prefill_s * 1e3, 1),
-                "token_ms": round(pod.call_s / pod.call_tokens * 1e3, 2),
+                "token_ms_beside_the_cache": round(pod.token_s * 1e3, 2),
+                "block_us": round(pod.block_s * 1e6, 2),
             }
             print(
                 json.dumps(facts) if arguments.json else "  ".join(f"{name} {value}" for name, value in facts.items())

@@ -27,7 +27,7 @@ from pod_job.errors import NoWeights
 from pod_job.formats.records import encode
 from pod_job.planning.batches import feeding_hosts, idle_line
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
-from pod_job.planning.memory import RunMemory, described, run_memory
+from pod_job.planning.memory import RunMemory, check_rows, described, run_memory
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run
 from pod_job.planning.reading import read_line
 from pod_job.planning.task_index import ESTIMATED
@@ -92,6 +92,8 @@ def plan(options: Namespace) -> int:
     if config.mode is Mode.train:
         return plan_training(config, overrides, options)
     run = inputs_or_outline(config)
+    if (wanted := slice_of(config)) is not None:
+        check_rows(run, wanted.chip.hbm_bytes, f"a {wanted.chip.name} chip")
     job_plan = make_plan(run, survey_run(run), planned_here(config, overrides))
     screen = SafeConsole()
     if not options.json:

@@ -33,6 +33,8 @@ class GenerateConfig:
 
 
 CALL_TOKENS = 16
+SLOTS_TOGETHER = 128
+"""A TPU's memory has slots in groups of so many, and pads others."""
 PREFILL_POSITIONS = 1024
 """Positions that a device reads in one prefill where rows are that short: enough to keep a TPU's matrix units busy."""
 PREFILL_PROMPTS = 16
@@ -45,9 +47,10 @@ def call_tokens(max_new_tokens: int) -> int:
 
 
 def cache_slots(seq_len: int, max_new_tokens: int) -> int:
-    """Returns the cache slots of a row: the longest prompt, and whole calls of decode."""
+    """Returns the cache slots of a row: the longest prompt, and whole calls of decode, in whole vector registers."""
     T = call_tokens(max_new_tokens)
-    return seq_len + -(-max_new_tokens // T) * T
+    slots = seq_len + -(-max_new_tokens // T) * T
+    return -(-slots // SLOTS_TOGETHER) * SLOTS_TOGETHER
 
 
 def prefill_rows(rows_per_device: int, seq_len: int) -> int:

@@ -16,7 +16,9 @@ from pod_job.generation.decoding import FREE
 ENOUGH_FILLED = 0.5
 """Prefill runs where prompts fill this share of the positions that it reads, on the average of all feeders,"""
 ENOUGH_ROWS = 0.25
-"""or take this share of the rows of the cache."""
+"""or take this share of the rows of the cache,"""
+MOST_CALLS = 4
+"""or have waited for free rows during so many calls of decode: the last long answers would begin late."""
 BLOCK_ROWS = 4
 """Prompts for each row of the cache that are put in order at a time; their batches are in memory together."""
 
@@ -79,13 +81,13 @@ class Outlook(NamedTuple):
     beyond: bool
 
 
-def should_prefill(outlooks: Sequence[Outlook]) -> bool:
-    """Returns whether prefill runs next, rather than decode."""
+def should_prefill(outlooks: Sequence[Outlook], calls: int) -> bool:
+    """Returns whether prefill runs next, rather than decode, of which `calls` ran since the latest prefill."""
     filled, seated = (sum(values) / len(outlooks) for values in zip(*(o[:2] for o in outlooks), strict=True))
     if not seated:
         return False
     nothing_else = not any(outlook.active for outlook in outlooks) or not any(outlook.beyond for outlook in outlooks)
-    return nothing_else or filled >= ENOUGH_FILLED or seated >= ENOUGH_ROWS
+    return nothing_else or filled >= ENOUGH_FILLED or seated >= ENOUGH_ROWS or calls >= MOST_CALLS
 
 
 def longest_first(block: Sequence[Waiting]) -> list[Waiting]:
@@ -97,7 +99,10 @@ def longest_first(block: Sequence[Waiting]) -> list[Waiting]:
 
 
 def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -> list[Seat]:
-    """Returns seats for waiting prompts in their order, each in the fullest row of prefill that has room for it.
+    """Returns seats for waiting prompts in their order.
+
+    Each goes to the device that has the most free rows of the cache, so that all have as much to read in decode, and
+    there into the fullest row of prefill that has room for it.
 
     Args:
         free: rows of the feeder's cache that have no prompt.
@@ -117,7 +122,7 @@ def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -
             and used[row] + item.length <= shape.seq_len
         ]
         if open_rows:
-            row = max(open_rows, key=lambda row: used[row])
+            row = max(open_rows, key=lambda row: (len(free_of_shard[row // shape.packed_rows]), used[row]))
             seats.append(Seat(item, row, slots[row], used[row], free_of_shard[row // shape.packed_rows].pop()))
             used[row] += item.length
             slots[row] += 1

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pod_job.config.generate import GenerateConfig, cache_slots, call_tokens
 from pod_job.config.schema import ExtractConfig, Positions
@@ -72,8 +72,11 @@ class Generated(NamedTuple):
 
 
 Prefill = Callable[[Params, Rows, PackedPrompts], Generated]
-Decode = Callable[[Params, Rows, Int[Array, "B T"]], Generated]
-"""Takes the forced tokens (or FREE) after each token read. Rows without a prompt are computed too, for nothing."""
+Decode = Callable[[Params, Rows, Int[Array, "B T"], Bool[Array, " B"]], Generated]
+"""Takes the forced tokens (or FREE) after each token read, and which rows have a prompt.
+
+The others are computed too, for nothing, as sequences without tokens before: nothing is read from the cache for them.
+"""
 
 
 @dataclass(frozen=True)
@@ -138,11 +141,12 @@ def compile_generation(
         joining.out_info,
         join.output_shardings,
     )
+    active = jax.ShapeDtypeStruct((shape.rows.count,), jnp.bool_, sharding=split)
     decode = jax.jit(
         decode_function(model, extract, generate),
         donate_argnums=1,
         out_shardings=Generated(shardings, taps, split),  # type: ignore[arg-type]
-    ).lower(with_joined(params, joined), rows, argument(shape.rows.count, T))  # type: ignore[arg-type]
+    ).lower(with_joined(params, joined), rows, argument(shape.rows.count, T), active)  # type: ignore[arg-type]
     return Programs(join, begin.compile(options), prefill.compile(options), decode.compile(options), T, S, M)
 
 
@@ -237,7 +241,9 @@ def decode_function(model: Decoder, extract: ExtractConfig, generate: GenerateCo
     """Returns the program that reads the last token of every row and chooses the next, T times."""
     dtype, T = DTYPE_OF[extract.dtype.value], call_tokens(generate.max_new_tokens)
 
-    def decode(params: Params, rows: Rows, forced: Int[Array, "B T"]) -> Generated:
+    def decode(params: Params, rows: Rows, forced: Int[Array, "B T"], active: Bool[Array, " B"]) -> Generated:
+        rows = rows._replace(position=jnp.where(active, rows.position, 0))
+
         def read(rows: Rows, forced: Int[Array, " B"]) -> tuple[Rows, tuple[dict[str, Array], Array]]:
             applied = model.apply(
                 params,

@@ -149,6 +149,7 @@ class Run:
         self.rows: list[Row | None] = [None] * (self.shape.shards * self.shape.rows)
         self.waiting: list[Waiting] = []
         self.more, self.waited = True, False
+        self.calls = 0  # of decode, since the latest prefill
         self.arrivals: deque[Arrival] = deque()
 
     def results(self) -> Iterator[Result]:
@@ -158,10 +159,12 @@ class Run:
             seats = admit(self.waiting, free, self.shape)
             active = len(self.rows) - len(free)
             outlooks = everywhere(outlook(seats, len(self.waiting), self.more, active, self.shape))
-            if should_prefill(outlooks):
+            if should_prefill(outlooks, self.calls):
                 self._prefill(seats)
+                self.calls = 0
             elif any(other.active for other in outlooks):
                 self._decode()
+                self.calls += 1
             else:
                 break
             yield from self._arrived(keep=1)
@@ -205,7 +208,9 @@ class Run:
             if row is not None:
                 decided = row.waiting.decided[len(row.tokens) : len(row.tokens) + T]
                 forced[at, : len(decided)] = decided
-        output = generator.programs.decode(self.decode_params, self.state, *put_rows((forced,), generator.rows))
+        active = np.array([row is not None for row in self.rows])
+        inputs = put_rows((forced, active), generator.rows)
+        output = generator.programs.decode(self.decode_params, self.state, *inputs)
         tokens = self._started(output)
         parts = []
         for at, row in enumerate(self.rows):

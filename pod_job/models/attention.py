@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -101,57 +100,6 @@ def attend_xla(
         scores = jnp.concatenate([scores, jnp.broadcast_to(of_sinks, (B, K, N // K, S, 1))], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)[..., :S]
     return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
-
-
-def attend_cached(
-    heads: Heads,
-    cached: tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]],
-    visible: Bool[Array, "B C"],
-    scale: Float[Array, ""] | float,
-    softcap: float | None,
-    platform: str | None,
-) -> Float[Array, "B 1 N H"]:
-    """Attends from one position of each row to its own key and value, and to those `cached` slots that it sees.
-
-    The own ones are scored beside the cache, so that the loop over layers only reads it. `scale` and `softcap` are as
-    in AttentionSettings; `platform` is that of the devices the program is lowered for.
-    """
-    (q, own_k, own_v, sinks), (k, v) = heads, cached
-    B, _, N, H = q.shape
-    K = k.shape[1]
-    grouped = q.reshape(B, K, N // K, H)
-
-    def scores(equation: str, keys: Array) -> Array:
-        products = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
-        return soft_cap(scale * products, softcap)
-
-    others = jnp.where(visible[:, None, None], scores("bkgh,bkhc->bkgc", k), jnp.finfo(jnp.float32).min)
-    itself = scores("bkgh,bkh->bkg", own_k[:, 0])[..., None]
-    most = jnp.maximum(others.max(axis=-1, keepdims=True), itself)
-    sink = 0.0
-    if sinks is not None:
-        of_sinks = sinks.astype(jnp.float32).reshape(1, K, N // K, 1)
-        most = jnp.maximum(most, of_sinks)
-        sink = jnp.exp(of_sinks - most)
-    others, itself = jnp.exp(others - most), jnp.exp(itself - most)
-    total = sum_of_slots(others, v.dtype, platform) + itself + sink
-    z = jnp.einsum("bkgc,bkhc->bkgh", others.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    z = (z + itself * own_v[:, 0][:, :, None].astype(jnp.float32)) / total
-    return z.astype(v.dtype).reshape(B, 1, N, H)
-
-
-def sum_of_slots(weights: Float[Array, "B K G C"], dtype: np.dtype, platform: str | None) -> Float[Array, "B K G 1"]:
-    """Returns the sum of the weights, which the product with values takes in `dtype`, over all slots.
-
-    On TPU by a matrix product with ones: sums over the innermost dimension are slow on its vector units, and the
-    exponentials would be computed for themselves (v5e, 64 rows of 8,448 slots: 16.5 in place of 13.5 ms a token).
-    """
-    if platform != "tpu":
-        return weights.sum(axis=-1, keepdims=True)
-    # Eight columns, of which one is used: of a product with a single one the compiler makes the sum again.
-    ones = jnp.ones((*weights.shape[:2], 8, weights.shape[-1]), dtype)
-    product = jnp.einsum("bkgc,bkxc->bkgx", weights.astype(dtype), ones, preferred_element_type=jnp.float32)
-    return product[..., :1]
 
 
 def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch
 
@@ -18,6 +18,11 @@ class KeyValues(NamedTuple):
 
     k: Float[Array, "L B K H S"]
     v: Float[Array, "L B K H S"]
+
+    @property
+    def slots(self) -> int:
+        """Positions of a row."""
+        return self.k.shape[-1]
 
     def write(self, layer: Int[Array, ""] | int, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"]) -> "KeyValues":
         """Returns these with the keys and values of one layer."""
@@ -41,13 +46,7 @@ class Cache(NamedTuple):
     @property
     def slots(self) -> int:
         """Slots of a row."""
-        return self.kept.k.shape[-1]
-
-    def visible(self, before: Int[Array, " B"], window: int | None) -> Bool[Array, "B C"]:
-        """Returns True at the slots that the next position of each row sees, which has `before` tokens before it."""
-        back = (self.slot - jnp.arange(self.slots)) % self.slots
-        reach = before if window is None else jnp.minimum(before, window - 1)
-        return (back > 0) & (back <= reach[:, None])
+        return self.kept.slots
 
     def append(self, new: KeyValues) -> "Cache":
         """Returns the cache with the keys and values [L B K H 1] of the next position of every row."""

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch, LayerAttention
-from pod_job.models.attention import attend, attend_cached
+from pod_job.models.attention import attend
 from pod_job.models.attention_settings import AttentionSettings, Heads
 from pod_job.models.cache import Cache, KeyValues
+from pod_job.models.cached_attention import CachedLayer, attend_cached, make_view
 from pod_job.models.placement import Placement
 from pod_job.models.rope import Rope
 
@@ -97,13 +98,17 @@ class ToCache(LayerStackAttention):
 
     def __init__(self, arch: Arch, placement: Placement, tokens: Tokens, cache: Cache) -> None:
         super().__init__(arch, tokens)
-        self.kept, self.platform = cache.kept, placement.platform
-        self.visible = jnp.stack([cache.visible(tokens.positions[:, 0], kind.window) for kind in self.kinds])
+        self.kept, self.placement = cache.kept, placement
+        before = tokens.positions[:, 0]
+        views = [
+            make_view(cache, before, kind.window, scale, placement)
+            for kind, scale in zip(self.kinds, self.scales, strict=True)
+        ]
+        self.views = jax.tree.map(lambda *parts: jnp.stack(parts), *views)
 
     def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B 1 N H"]:
-        scale = self.scales[kind] if isinstance(kind, int) else jnp.asarray(self.scales, jnp.float32)[kind]
-        cached = self.kept.k[i], self.kept.v[i]
-        return attend_cached(heads, cached, self.visible[kind], scale, self.softcap, self.platform)
+        view = jax.tree.map(lambda parts: parts[kind], self.views)
+        return attend_cached(heads, CachedLayer(self.kept, i, view), self.softcap, self.placement)
 
 
 def factor_in_scale(arch: Arch, kind: LayerAttention) -> float:

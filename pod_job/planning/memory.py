@@ -4,10 +4,11 @@ Shown before a run starts, and again where memory ran out. What the compiler nee
 the preflight reports that too.
 """
 
+import bisect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_rows
 from pod_job.config.schema import JobConfig, Positions, Sharding
@@ -37,6 +38,11 @@ class RunMemory:
     cache: int
     vectors: int
     batches: int
+
+    @property
+    def device(self) -> int:
+        """Bytes on each device; what the compiler needs for itself comes on top."""
+        return self.weights + self.cache + self.vectors
 
 
 def run_memory(run: Outline) -> RunMemory:
@@ -96,11 +102,41 @@ def weights_on_host(run: Outline, on_cpu: bool) -> int:
     return sum(sizes) * config.pod.devices // parts if on_cpu else 2 * max(sizes)
 
 
+def check_rows(run: Outline, available: int, where: str) -> None:
+    """Raises JobError where the run takes more than the `available` bytes of each device, with the rows that fit.
+
+    `where` names what has these bytes, for the message.
+    """
+    memory, rows = run_memory(run), run.config.extract.rows_per_device
+    if memory.device <= available:
+        return
+    fits = bisect.bisect_right(range(1, rows), available, key=lambda count: with_rows(run, count).device)
+    if fits:
+        fix = f"use extract.rows_per_device={fits} or less"
+    else:
+        fix = "not one row fits: lower extract.seq_len or generate.max_new_tokens, or split the weights (sharding=fsdp)"
+    taken = f"{size_text(memory.device)} ({on_device(memory)})"
+    raise JobError(
+        f"extract.rows_per_device={rows}: the run takes {taken} of each device, and {where} has "
+        f"{size_text(available)}; {fix}"
+    )
+
+
+def with_rows(run: Outline, rows: int) -> RunMemory:
+    """Returns what the run would hold with so many rows of each device."""
+    extract = replace(run.config.extract, rows_per_device=rows)
+    return run_memory(replace(run, config=replace(run.config, extract=extract)))
+
+
+def on_device(memory: RunMemory) -> str:
+    sizes = {"weights": memory.weights, "keys and values": memory.cache, "vectors": memory.vectors}
+    return ", ".join(f"{size_text(size)} {name}" for name, size in sizes.items() if size)
+
+
 def described(memory: RunMemory) -> str:
     """Returns one line for people: the bytes on each device and on each host."""
-    sizes = {"weights": memory.weights, "keys and values": memory.cache, "vectors": memory.vectors}
-    on_device = ", ".join(f"{size_text(size)} {name}" for name, size in sizes.items() if size)
-    return f"each device: {on_device}; each host: up to {size_text(memory.batches)} of vectors on their way to files"
+    batches = size_text(memory.batches)
+    return f"each device: {on_device(memory)}; each host: up to {batches} of vectors on their way to files"
 
 
 def remedies(config: JobConfig) -> str:

@@ -20,9 +20,10 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
             weights and cache once per token position in turn, writing results; `network`: all collectives, as if
             nothing hid them; `host`: results to the host's memory; `bucket`: results to storage, both not with
             mode=train. They overlap, so the program takes the longest of them.
-        kernel_s: part of `seconds["compute"]` that custom kernels take, which the compiler does not state.
-        kernel_origin: `bundles`, where the attention kernel's instructions were counted; `FLOPs`, where they could not
-            be read; "" without a kernel, and in forecasts of older versions.
+        kernel_s: part of `seconds["compute"]` that custom kernels take, which the compiler does not state; of decode,
+            with all slots of all rows filled.
+        kernel_origin: `bundles`, where the attention kernel's instructions were counted; `FLOPs` or of decode `bytes`,
+            where they could not be read; "" without a kernel, and in forecasts of older versions.
         ideal_s: model FLOPs of a run at the chips' peak.
         tokens: token positions computed, on all chips.
         tokens_in_turn: 1; of decode, how many tokens one run adds to each row.

@@ -1,10 +1,12 @@
-"""Cycles of the attention kernel, from the instructions that the TPU compiler writes for it.
+"""Cycles of the attention kernels, from the instructions that the TPU compiler writes for them.
 
 The compiler states no cost of custom kernels, but libtpu can write out the bundles of instructions it makes, one a
-cycle. The kernel is compiled alone, for two rows and two key/value heads, in a process of its own: the flags are read
-when libtpu is loaded. It loops over (block of queries, block of keys); what it does in a turn stands in predicated
-regions, of which the largest computes a visible pair of blocks, and the other large ones begin and end a block of
-queries. Waiting for memory is not in the bundles.
+cycle. A kernel is compiled alone, in a process of its own: the flags are read when libtpu is loaded. What it does in a
+turn of its loop stands partly in predicated regions. Waiting for memory is not in the bundles.
+
+That of prefill loops over (block of queries, block of keys): the largest region computes a visible pair of blocks, and
+the other large ones begin and end a block of queries. That of decode loops over blocks of slots: large regions begin
+and end a row.
 """
 
 import functools
@@ -14,13 +16,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pod_job import environment
 
 log = logging.getLogger("pod_job")
+T = TypeVar("T")
 
 BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(LB|LH|LE|PB|PF|CT)?\s*:")
 BRANCH = re.compile(r"sbr\.rel .*?target = \$region(\d+)")
@@ -55,8 +59,47 @@ class Bundles:
         return pairs * self.pair + blocks * blocks * self.turn + blocks * self.queries
 
 
+@dataclass(frozen=True)
+class CacheKernelShape:
+    """One row of a cache, `kv_heads` key/value heads of size `head` with `group` query heads each; softcap or None."""
+
+    accelerator_type: str
+    slots: int
+    kv_heads: int
+    group: int
+    head: int
+    softcap: float | None
+
+
+@dataclass(frozen=True)
+class CacheBundles:
+    """Bundles of a turn of decode's kernel, which is a block of slots, and beside them of each row."""
+
+    block: int
+    row: int
+
+
 def read_bundles(text: str) -> Bundles:
-    """Returns the counts of a kernel's final bundles. Raises ValueError where the text is no such loop."""
+    """Returns the counts of prefill's kernel's final bundles. Raises ValueError where the text is no such loop."""
+    turn, regions = read_loop(text)
+    pair, *others = sorted(regions, reverse=True)
+    queries = sum(size for size in others if size >= SMALL_REGION)
+    return Bundles(turn - pair - queries, pair, queries)
+
+
+def read_cache_bundles(text: str) -> CacheBundles:
+    """Returns the counts of decode's kernel's final bundles. Raises ValueError where the text is no such loop."""
+    turn, regions = read_loop(text)
+    row = sum(size for size in regions if size >= SMALL_REGION)
+    return CacheBundles(turn - row, row)
+
+
+def read_loop(text: str) -> tuple[int, list[int]]:
+    """Returns the bundles of a turn of a kernel's loop with all regions, and those of each region that holds no other.
+
+    Raises:
+        ValueError: there is no loop, or none with regions.
+    """
     starts: dict[str, int] = {}
     regions: dict[str, tuple[int, int]] = {}
     begin = end = None
@@ -76,10 +119,7 @@ def read_bundles(text: str) -> Bundles:
             end = address
     if begin is None or end is None or not regions:
         raise ValueError("no loop with predicated regions")
-    innermost = leaves(regions.values())
-    pair, *others = sorted((stop - start for start, stop in innermost), reverse=True)
-    queries = sum(size for size in others if size >= SMALL_REGION)
-    return Bundles(end - begin - pair - queries, pair, queries)
+    return end - begin, [stop - start for start, stop in leaves(regions.values())]
 
 
 def leaves(regions: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -90,49 +130,27 @@ def leaves(regions: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 @functools.cache
 def kernel_bundles(shape: KernelShape) -> Bundles | None:
-    """Compiles the kernel and returns its bundles; None where libtpu does not write them, or as other text."""
+    """Compiles prefill's kernel and returns its bundles; None where libtpu does not write them, or as other text."""
+    return read_dumped(shape, "splash", read_bundles)
+
+
+@functools.cache
+def cache_kernel_bundles(shape: CacheKernelShape) -> CacheBundles | None:
+    """Compiles decode's kernel and returns its bundles; None where libtpu does not write them, or as other text."""
+    return read_dumped(shape, "cached_attention", read_cache_bundles)
+
+
+def read_dumped(shape: KernelShape | CacheKernelShape, name: str, read: Callable[[str], T]) -> T | None:
+    """Returns what `read` makes of the final bundles of the kernel of this name; None where it cannot."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         env = {**os.environ, **environment.COMPILE_ONLY, "LIBTPU_INIT_ARGS": flags}
-        arguments = ["" if value is None else str(value) for value in astuple(shape)]
-        command = [sys.executable, "-m", "pod_job.preflight.kernel_bundles", *arguments]
+        arguments = [type(shape).__name__, *("" if value is None else str(value) for value in astuple(shape))]
+        command = [sys.executable, "-m", "pod_job.preflight.compile_kernel", *arguments]
         try:
             subprocess.run(command, env=env, capture_output=True, check=True, timeout=TIMEOUT_S)
-            (file,) = Path(folder).glob("*splash*-final_bundles.txt")
-            return read_bundles(file.read_text())
+            (file,) = Path(folder).glob(f"*{name}*-final_bundles.txt")
+            return read(file.read_text())
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            log.info("the attention kernel's instructions cannot be read (%s); its FLOPs are counted", error)
+            log.info("the instructions of kernel %s cannot be read (%s); its FLOPs and bytes are counted", name, error)
             return None
-
-
-def compile_kernel(shape: KernelShape) -> None:
-    """Compiles the kernel for two rows and two key/value heads; libtpu writes what its flags ask for."""
-    import jax
-    import jax.numpy as jnp
-
-    from pod_job.models.attention import attend_splash
-    from pod_job.models.attention_settings import AttentionSettings, Heads
-    from pod_job.preflight.pod_devices import pod_devices
-    from pod_job.preflight.tpu_facts import read_accelerator_type
-
-    sharding = jax.sharding.SingleDeviceSharding(pod_devices(read_accelerator_type(shape.accelerator_type))[0])
-
-    def argument(dtype: type, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((2, shape.S, *sizes), dtype, sharding=sharding)
-
-    q, k = (argument(jnp.bfloat16, heads, shape.head) for heads in (2 * shape.group, 2))
-    settings = AttentionSettings(shape.head**-0.5, shape.softcap, shape.window)
-    heads = Heads(q, k, k, None)  # type: ignore[arg-type]
-    jax.jit(lambda heads, segments: attend_splash(heads, segments, settings)).lower(heads, argument(jnp.int32)).compile(
-        {"xla_tpu_scoped_vmem_limit_kib": "32768"}
-    )
-
-
-def main(accelerator_type: str, S: str, group: str, head: str, window: str, softcap: str) -> None:
-    """Compiles the kernel of these sizes."""
-    reach, cap = int(window) if window else None, float(softcap) if softcap else None
-    compile_kernel(KernelShape(accelerator_type, int(S), int(group), int(head), reach, cap))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -3,14 +3,18 @@
 import re
 from collections import Counter
 
-from pod_job.config.generate import Mode, prefill_rows
-from pod_job.config.schema import Sharding
+from pod_job.config.generate import Mode, cache_slots, prefill_rows
+from pod_job.config.schema import JobConfig, Sharding
+from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.models.arch import Arch
 from pod_job.models.attention import LANES, block_size, pairs_computed
+from pod_job.models.cache_kernel import block_slots
 from pod_job.preflight.compiled_text import Operation
-from pod_job.preflight.kernel_bundles import KernelShape, kernel_bundles
+from pod_job.preflight.kernel_bundles import CacheKernelShape, KernelShape, cache_kernel_bundles, kernel_bundles
 from pod_job.preflight.planned_job import PlannedJob
 
 KERNEL = re.compile(r"^splash_")
+CACHE_KERNEL = re.compile(r"^cached_attention")
 
 
 def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) -> tuple[float, str]:
@@ -20,10 +24,11 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
     units' rate: a head narrower than LANES leaves part of a 128 x 128 matrix unit idle, in both products: H/128 of
     peak.
     """
+    if any(CACHE_KERNEL.match(op.name) for op in operations):
+        return cache_kernel_seconds(job)
     if not any(KERNEL.match(op.name) for op in operations):
         return 0.0, ""
-    config, arch, chip = job.config, job.arch, job.pod.chip
-    split = config.mesh.model if config.sharding is Sharding.tensor and arch.kv_heads % config.mesh.model == 0 else 1
+    config, arch, chip, split = job.config, job.arch, job.pod.chip, heads_split(job.config, job.arch)
     S, rows = config.extract.seq_len, config.extract.rows_per_device
     rows = rows if config.mode is not Mode.generate else prefill_rows(rows, S)
     heads, seconds, origin = arch.heads // split * rows, 0.0, "bundles"
@@ -41,3 +46,33 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
         else:
             seconds += count * heads * bundles.cycles(pairs, S // block) / chip.cycles_s
     return seconds, origin
+
+
+def cache_kernel_seconds(job: PlannedJob) -> tuple[float, str]:
+    """Returns the seconds of a token's kernels on one chip whose rows are full, and where they are from.
+
+    A block of slots takes its instructions' time, or its bytes' at the memory's rate where that is longer.
+    """
+    config, arch, chip = job.config, job.arch, job.pod.chip
+    slots = cache_slots(config.extract.seq_len, config.generate.max_new_tokens)
+    kv_heads, T = (
+        arch.kv_heads // heads_split(config, arch),
+        block_slots("tpu", slots, DTYPE_OF[config.model.dtype.value]),
+    )
+    assert T is not None  # or the kernel would not be in the program
+    assert config.pod.accelerator_type is not None  # a preflight has one
+    group = arch.heads // arch.kv_heads
+    shape = CacheKernelShape(config.pod.accelerator_type, slots, kv_heads, group, arch.head_dim, arch.attn_softcap)
+    bundles, read_s = cache_kernel_bundles(shape), 2 * kv_heads * arch.head_dim * T * 2 / chip.hbm_bytes_s
+    block_s = read_s if bundles is None else max(read_s, bundles.block / chip.cycles_s)
+    row_s = 0.0 if bundles is None else bundles.row / chip.cycles_s
+    windows = [slots if layer.window is None else min(slots, layer.window) for layer in arch.attention]
+    blocks = sum(min(slots // T, -(-window // T) + 1) for window in windows)
+    seconds = config.extract.rows_per_device * (blocks * block_s + len(windows) * row_s)
+    return seconds, "bytes" if bundles is None else "bundles"
+
+
+def heads_split(config: JobConfig, arch: Arch) -> int:
+    """Returns how many devices share the heads of a row."""
+    split = config.mesh.model if config.sharding is Sharding.tensor else 1
+    return split if arch.kv_heads % split == 0 else 1

@@ -100,6 +100,7 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
     moved = collectives(operations)
     hbm, turns = memory(program.compiled, cache), program.tokens_in_turn
     kernel, origin = kernel_seconds(operations, job, program.layers)
+    kernel *= turns
     kernel += expert_seconds(operations, job, program)
     host_s = pod.chip.host_bytes_s if rates.host_gb_s is None else rates.host_gb_s * GB
     bucket_s = BUCKET_BYTES_S if rates.bucket_gb_s is None else rates.bucket_gb_s * GB

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pod_job.extraction.packing import Queued
 from pod_job.generation.admission import (
+    MOST_CALLS,
     FeederShape,
     Outlook,
     Seat,
@@ -85,14 +86,21 @@ def test_the_longest_prompts_are_read_first_and_equal_ones_in_their_order() -> N
 
 def test_prefill_runs_where_it_reads_enough_or_nothing_else_can_be_done() -> None:
     quiet, busy = Outlook(0, 0, 3, beyond=True), Outlook(0.1, 0.1, 3, beyond=True)
-    assert not should_prefill([quiet, quiet])
-    assert not should_prefill([busy, quiet])
-    assert should_prefill([Outlook(1.0, 0.1, 3, beyond=True), quiet])  # half of the positions, on the average
-    assert not should_prefill([Outlook(0.9, 0.1, 3, beyond=True), quiet])
-    assert should_prefill([Outlook(0.1, 0.5, 3, beyond=True), quiet])  # a quarter of the rows
-    assert should_prefill([busy._replace(active=0), quiet._replace(active=0)])
-    assert should_prefill([busy._replace(beyond=False), quiet._replace(beyond=False)])  # the last prompts there are
-    assert not should_prefill([quiet._replace(active=0, beyond=False)])
+    assert not should_prefill([quiet, quiet], MOST_CALLS)
+    assert not should_prefill([busy, quiet], MOST_CALLS - 1)
+    assert should_prefill([busy, quiet], MOST_CALLS)
+    assert should_prefill([Outlook(1.0, 0.1, 3, beyond=True), quiet], 0)  # half of the positions, on the average
+    assert not should_prefill([Outlook(0.9, 0.1, 3, beyond=True), quiet], 0)
+    assert should_prefill([Outlook(0.1, 0.5, 3, beyond=True), quiet], 0)  # a quarter of the rows
+    assert should_prefill([busy._replace(active=0), quiet._replace(active=0)], 0)
+    assert should_prefill([busy._replace(beyond=False), quiet._replace(beyond=False)], 0)  # the last prompts there are
+    assert not should_prefill([quiet._replace(active=0, beyond=False)], 0)
+
+
+def test_prompts_go_to_the_device_with_the_most_free_rows() -> None:
+    shape = FeederShape(shards=3, rows=2, packed_rows=1, prompts_per_row=4, seq_len=10)
+    seats = admit(waiting([4, 3, 2, 1]), [0, 2, 3, 4, 5], shape)
+    assert [seat.row // shape.rows for seat in seats] == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(("more", "beyond"), [(True, True), (False, False)])

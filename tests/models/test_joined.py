@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pod_job.models.arch import read_arch
-from pod_job.models.attention import sum_of_slots
 from pod_job.models.cache import Cache, empty_cache
 from pod_job.models.decoder import Decoder, Output
 from pod_job.models.joined import JOINED_WEIGHTS, joined_projections
@@ -80,11 +79,3 @@ def test_decode_for_tpu_gives_what_it_gives_elsewhere(family: str) -> None:
 def test_heads_that_devices_share_are_not_joined() -> None:
     arch = read_arch({"model_type": "llama", **SIZES})
     assert joined_projections(arch, OnTpu(heads="model"), {}) == {}
-
-
-def test_a_sum_by_a_product_takes_weights_as_the_product_with_values_does() -> None:
-    weights = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 3, 4, 200)), jnp.float32)
-    rounded = weights.astype(jnp.bfloat16).astype(jnp.float32).sum(-1, keepdims=True)
-    summed = sum_of_slots(weights, jnp.dtype(jnp.bfloat16), "tpu")
-    np.testing.assert_allclose(summed, rounded, rtol=1e-6)
-    assert not np.allclose(summed, sum_of_slots(weights, jnp.dtype(jnp.bfloat16), "cpu"), rtol=1e-6)

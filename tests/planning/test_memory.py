@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.planning.inputs import read_inputs
-from pod_job.planning.memory import described, explaining_memory, run_memory
+from pod_job.planning.memory import check_rows, described, explaining_memory, run_memory, with_rows
 from tools.tiny_model import write_tiny_model
 
 
@@ -55,7 +55,9 @@ def test_what_is_held_follows_from_the_configuration(model: Path, tmp_path: Path
     generation = {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 3}
     generated = of(**generation)
     reading = 3  # rows of prefill, beside those of the cache
-    row = (64 + 32) * 4 * 2 * 2 * 16 * 4  # slots, layers, keys and values, heads, head size, float32
+    row = (
+        128 * 4 * 2 * 2 * 16 * 4
+    )  # slots (64 + 32, in whole vector registers), layers, keys and values, heads, head size, float32
     assert generated.cache == (3 + reading) * row
     assert generated.vectors == 2 * (reading + 3 * 16) * vector  # one prompt in a row of prefill
     assert generated.batches == 8 * 20 * vector * writers_and_two
@@ -66,14 +68,34 @@ def test_what_is_held_follows_from_the_configuration(model: Path, tmp_path: Path
     assert "keys and values" not in described(last)
 
 
-def test_a_device_that_is_full_is_told_with_what_is_held_and_what_to_lower(model: Path, tmp_path: Path) -> None:
-    # Terabytes of cache, which no machine gives out.
+def test_rows_that_do_not_fit_are_refused_with_the_number_that_does(model: Path, tmp_path: Path) -> None:
+    generation = {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 100}
+    inputs = read_inputs(load(overrides(model, tmp_path / "run", **generation)))
+    for fits in (1, 7, 64, 99):
+        room = with_rows(inputs, fits).device
+        assert with_rows(inputs, fits + 1).device > room
+        with pytest.raises(JobError) as refused:
+            check_rows(inputs, room, "a v5e chip")
+        assert str(refused.value).startswith("extract.rows_per_device=100: the run takes ")
+        assert str(refused.value).endswith(f"; use extract.rows_per_device={fits} or less")
+    check_rows(inputs, run_memory(inputs).device, "a v5e chip")
+    with pytest.raises(JobError, match=r"a v5e chip has .*; not one row fits: lower extract.seq_len or generate.max"):
+        check_rows(inputs, with_rows(inputs, 1).device - 1, "a v5e chip")
+
+
+def test_a_job_of_more_rows_than_this_machine_holds_does_not_start(model: Path, tmp_path: Path) -> None:
+    # Terabytes of cache, which no machine has.
     greedy = {"mode": "generate", "generate.max_new_tokens": 4000, "extract.rows_per_device": 1 << 18}
     said = finish(start(overrides(model, tmp_path, **greedy, **{"extract.seq_len": 8}), 1, 1), status=2)
-    assert "a device is out of memory (Out of memory allocating" in said
     assert "GB keys and values" in said
-    assert "lower extract.rows_per_device=262144, on a host lower extract.save_every_n_samples=8; " in said
-    assert "extract fewer layers (extract.layers)" in said
+    assert "of each device, and this machine, for each of its devices, has " in said
+
+
+def test_a_device_that_is_full_is_told_with_what_is_held_and_what_to_lower(model: Path, tmp_path: Path) -> None:
+    inputs = read_inputs(load(overrides(model, tmp_path / "run")))
+    said = r"a device is out of memory \(Out of memory\); each device: .*; for less on a device lower extract.rows_per"
+    with pytest.raises(JobError, match=said), explaining_memory(inputs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 
 def test_a_full_host_is_told_too_and_other_errors_pass(model: Path, tmp_path: Path) -> None:

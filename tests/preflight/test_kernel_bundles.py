@@ -1,8 +1,8 @@
-"""Instructions of the attention kernel are counted turn by turn of its loop."""
+"""Instructions of the attention kernels are counted turn by turn of their loops."""
 
 import pytest
 
-from pod_job.preflight.kernel_bundles import Bundles, read_bundles
+from pod_job.preflight.kernel_bundles import Bundles, CacheBundles, read_bundles, read_cache_bundles
 
 
 def bundle(address: int, text: str = "", kind: str = "") -> str:
@@ -28,6 +28,10 @@ def test_a_turn_is_what_the_regions_leave() -> None:
     assert read_bundles(kernel(198, 1189, 434)) == Bundles(turn=16 + 32 + 20 + 16, pair=1189, queries=632)
 
 
+def test_a_block_of_the_cache_is_what_the_regions_of_a_row_leave() -> None:
+    assert read_cache_bundles(kernel(198, 1189, 434)) == CacheBundles(block=16 + 32 + 20 + 16, row=198 + 1189 + 434)
+
+
 def test_pairs_turns_and_blocks_of_queries_add_up() -> None:
     bundles = Bundles(turn=305, pair=1189, queries=632)
     assert bundles.cycles(pairs=3, blocks=2) == 3 * 1189 + 4 * 305 + 2 * 632
@@ -35,5 +39,6 @@ def test_pairs_turns_and_blocks_of_queries_add_up() -> None:
 
 @pytest.mark.parametrize("text", ["", "   0x1   : > { }", bundle(0x10, kind="LB")])
 def test_text_without_such_a_loop_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no loop"):
-        read_bundles(text)
+    for read in (read_bundles, read_cache_bundles):
+        with pytest.raises(ValueError, match="no loop"):
+            read(text)

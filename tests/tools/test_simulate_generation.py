@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pod_job.generation.admission import FeederShape
-from tools.simulate_generation import Pod, Sample, in_waves, of_hosts, refilled
+from tools.simulate_generation import Host, Pod, Sample, in_waves, of_hosts, refilled
 
 SHAPE = FeederShape(shards=2, rows=3, packed_rows=1, prompts_per_row=3, seq_len=100)
-POD = Pod(hosts=2, shape=SHAPE, call_tokens=4, prefill_s=0.5, call_s=0.25)
+POD = Pod(2, SHAPE, call_tokens=4, prefill_s=0.5, token_s=0.05, block_s=0.001, block=10, blocks=15)
 PER_BATCH = 5
 
 
@@ -29,10 +29,22 @@ def test_refilling_takes_less_than_waves_and_makes_every_answer(samples: list[Sa
     outcomes = [refilled(samples, POD, PER_BATCH, sort) for sort in (False, True)]
     for outcome in outcomes:
         assert outcome.useful == waves.useful == sum(sample.answer_tokens for sample in samples)
-        assert outcome.seconds == outcome.prefills * POD.prefill_s + outcome.calls * POD.call_s
+        least = outcome.prefills * POD.prefill_s + outcome.calls * POD.call_s(SHAPE.rows)
+        most = outcome.prefills * POD.prefill_s + outcome.calls * POD.call_s(SHAPE.rows * POD.blocks)
+        assert least < outcome.seconds < most
         assert outcome.calls <= waves.calls
         longest = max(sample.answer_tokens for sample in samples)
         assert outcome.calls * POD.call_tokens >= longest - 1
+
+
+def test_a_call_reads_the_blocks_of_the_device_with_the_most() -> None:
+    host = Host([Sample(95, 9), Sample(5, 9), Sample(31, 9)], POD, sort=False)
+    host.outlook()
+    host.prefill()
+    # Rows of the first device: 95 tokens, and none in two; of the second: 5 and 31 tokens, and none.
+    assert host.decode() == (10 + 1) + 1 + 1
+    assert host.decode() == (10 + 1) + 1 + 1
+    assert host.decode() == SHAPE.rows
 
 
 def test_one_answer_takes_one_prefill_and_its_calls() -> None:
