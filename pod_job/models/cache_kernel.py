@@ -39,8 +39,10 @@ class SlotSums(NamedTuple):
 
 
 def block_slots(platform: str | None, slots: int, dtype: Any) -> int | None:
-    """Returns the slots of a block for devices of this platform; None where all slots are read."""
+    """Returns the slots of a block for devices of this platform; None where all slots of all rows are read."""
     if slots % LANES or (platform == "tpu" and dtype.itemsize != 2) or platform not in LARGEST_BLOCKS:
+        return None
+    if platform == "cpu" and slots == LANES:  # a single block: a loop would only take time to compile
         return None
     return next(size for size in range(LARGEST_BLOCKS[platform], 0, -LANES) if slots % size == 0)
 

@@ -57,7 +57,8 @@ def test_turns_are_the_blocks_that_a_row_sees_and_one_of_a_row_that_sees_nothing
     turns = np.asarray(list_turns(jnp.int32(end), jnp.array(reach, jnp.int32), SLOTS, T))
     made = [divmod(int(turn), blocks) for turn in turns[: turns[-1]]]
     seen = np.asarray(visible(View(jnp.int32(end), jnp.array(reach), jnp.float32(1), None), SLOTS))
-    for row, slots in enumerate(seen.reshape(len(reach), blocks, -1).any(axis=-1)):
+    of_blocks: np.ndarray = seen.reshape(len(reach), blocks, -1).max(axis=-1)
+    for row, slots in enumerate(of_blocks):
         own = [block for of_row, block in made if of_row == row]
         assert sorted(own) == (list(np.flatnonzero(slots)) if slots.any() else own[:1])
         assert len(own) >= 1
@@ -97,3 +98,4 @@ def test_blocks_are_taken_on_tpu_in_half_precision_and_on_cpus() -> None:
     assert block_slots("tpu", 9216, whole) is None
     assert block_slots("cpu", 9216, whole) == 128
     assert block_slots("gpu", 9216, half) is block_slots(None, 9216, half) is block_slots("cpu", 200, half) is None
+    assert block_slots("cpu", 128, whole) is None
