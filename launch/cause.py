@@ -49,7 +49,7 @@ class HostExit:
         if self.aborted:
             return EndKind.lost_peer
         if self.code in BROKEN:
-            return EndKind.bad_machine
+            return None if self.at_exit else EndKind.bad_machine
         if self.unreported:
             return None
         if self.code == USER_ERROR:
@@ -63,6 +63,11 @@ class HostExit:
         """Returns whether it ended by itself while its status says that it runs: its last report is missing."""
         running = self.status is not None and self.status.end is None and self.status.phase is not Phase.failed
         return running and self.code in (BUG, USER_ERROR)
+
+    @property
+    def at_exit(self) -> bool:
+        """Returns whether all of its batches were committed: what ends it after that need not be its machine."""
+        return self.status is not None and self.status.phase in (Phase.merging, Phase.done)
 
     @property
     def aborted(self) -> bool:
@@ -134,7 +139,9 @@ def first_cause(exits: Sequence[HostExit], running: Collection[int] = ()) -> Cau
     """
     first = min(exits, key=lambda exit: (exit.unreported, ORDER.get(exit.kind, 2), exit.blamed_host is not None))
     if first.kind is not EndKind.lost_peer:
-        return Cause(first.host, first.reason, first.kind, certain=not first.unreported)
+        # The others may finish without one that had nothing left to compute.
+        certain = not first.unreported and not first.at_exit
+        return Cause(first.host, first.reason, first.kind, certain)
     if len(running) == 1 and any(exit.aborted for exit in exits):
         return Cause(next(iter(running)), "stopped answering; the other hosts ended because of it", first.kind)
     host = first.host if first.blamed_host is None else first.blamed_host

@@ -9,8 +9,10 @@ from rich.console import Console
 from launch.cause import Cause, HostExit, first_cause, tail
 from launch.host_commands import HostCommand, host_commands, new_attempt
 from launch.local import LocalPod, coordinator_address, follow, stopped_by_signals
+from launch.merging import completed
 from launch.view import progress, summary
 from launch.view.summary import Summary, TrainingSummary
+from launch.view.timed_log import Log
 from pod_job.commands.command_line import BAD_INPUT, DONE, FAILED
 from pod_job.config.schema import JobConfig, PodKind
 from pod_job.planning.task_index import ESTIMATED
@@ -82,7 +84,13 @@ def run_pod(config: JobConfig, overrides: Sequence[str], screen: Console) -> Sum
     logs = LOGS / attempt
     commands = host_commands(config, overrides, coordinator_address(config.pod.port), attempt)
     reports = report_folder(inputs.folder, config.pod.slice)
-    statuses = watch_hosts(commands, reports, inputs.total_batches, attempt, logs, screen)
+    try:
+        statuses = watch_hosts(commands, reports, inputs.total_batches, attempt, logs, screen)
+    except HostFailed as failure:
+        if not (failure.cause.lost and completed(inputs, plain_log(screen))):
+            raise
+        report_failure(failure, screen)
+        statuses = reported(reports, len(commands), attempt)
     return summary.summary_of(config, inputs.folder, statuses, time.monotonic() - started, logs)
 
 
@@ -104,19 +112,32 @@ def watch_hosts(
     Raises HostFailed, after the other hosts have been ended.
     """
 
-    def statuses() -> list[HostStatus | None]:
-        return [read_status(folder, host, attempt) for host in range(len(commands))]
-
+    hosts = len(commands)
     with stopped_by_signals(), LocalPod(commands, logs) as pod, progress.Screen(screen) as bars:
-        ended = follow(pod, lambda: bars.show(progress.bars(statuses(), batches)))
+        ended = follow(pod, lambda: bars.show(progress.bars(read_statuses(folder, hosts, attempt), batches)))
         if any(ended.values()):
-            running = set(range(len(commands))) - ended.keys()
+            running = set(range(hosts)) - ended.keys()
             cause = first_cause(failed_hosts(ended, folder, attempt, pod.logs), running)
             raise HostFailed(cause, pod.logs[cause.host])
-    final = [status for status in statuses() if status is not None]
+    final = reported(folder, hosts, attempt)
     if cause := stopped_host(final):
         raise HostFailed(cause, pod.logs[cause.host])
     return final
+
+
+def read_statuses(folder: Folder, hosts: int, attempt: str) -> list[HostStatus | None]:
+    """Returns the hosts' latest statuses in this attempt, None for a host that has not reported."""
+    return [read_status(folder, host, attempt) for host in range(hosts)]
+
+
+def reported(folder: Folder, hosts: int, attempt: str) -> list[HostStatus]:
+    """Returns the latest statuses of the hosts that have reported in this attempt."""
+    return [status for status in read_statuses(folder, hosts, attempt) if status is not None]
+
+
+def plain_log(screen: Console) -> Log:
+    """Returns what prints a line as it is."""
+    return lambda line: screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def stopped_host(statuses: Sequence[HostStatus | None]) -> Cause | None:
@@ -136,8 +157,9 @@ def failed_hosts(ended: Mapping[int, int], folder: Folder, attempt: str, logs: S
 
 def report_failure(failure: HostFailed, screen: Console, where: str = "") -> None:
     """Prints the first cause in one line; for a bug, the end of the host's log below it; then the log's path."""
-    screen.print(f"error: {where}{failure}", highlight=False, markup=False, soft_wrap=True)
+    log = plain_log(screen)
+    log(f"error: {where}{failure}")
     if not failure.cause.user_error:
         for line in tail(failure.log)[-LINES_SHOWN:]:
-            screen.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    screen.print(f"its log: {failure.log}", highlight=False, markup=False, soft_wrap=True)
+            log(f"  {line}")
+    log(f"its log: {failure.log}")

@@ -14,12 +14,14 @@ from launch.local_job import (
     LOGS,
     HostFailed,
     failed_hosts,
+    plain_log,
     planned_commands,
     report_failure,
     show_summary,
     stopped_host,
     summary_if_complete,
 )
+from launch.merging import completed
 from launch.slices import Next, SliceJob, after_loss, has_slices, slice_jobs
 from launch.view import progress, summary
 from pod_job.commands.command_line import BAD_INPUT, FAILED
@@ -133,6 +135,9 @@ def follow_slices(slices: Sequence[LocalSlice], inputs: Inputs, failures: int, s
                 if failure is None:
                     continue
                 report_failure(failure, screen, f"slice {one.job.name}, ")
+                if failure.cause.lost and completed(inputs, plain_log(screen)):
+                    one.done = True
+                    continue
                 lost += not failure.cause.asked
                 step = after_loss(failure.cause.lost, failure.cause.asked, lost, failures)
                 if step is Next.end:

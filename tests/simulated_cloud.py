@@ -11,6 +11,8 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from email.message import Message
+from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +21,11 @@ from sample_runs import batch, identity
 from simulated_hosts import BATCHES, MERGING_S, Clock, SimHosts
 
 from launch import clock
-from launch.cloud import calls
+from launch.cloud import api_time, calls
 from launch.cloud.bundle import Bundle
 from launch.cloud.remote import SCRIPTS
 from launch.shell import Finished
+from pod_job.config.generate import Mode
 from pod_job.finishing import merge
 from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
@@ -50,6 +53,7 @@ class World:
         unprepared: host -> why it cannot be prepared.
         crashes: gcloud's next calls that crash; `hangs`: that give no answer.
         unreachable_until: moment until which ssh reaches no host.
+        ahead_s: by how much the workstation's clock is ahead of that of the API and the hosts.
         stages: what happens when a stage is reached the first time.
     """
 
@@ -63,6 +67,7 @@ class World:
     crashes: int = 0
     hangs: int = 0
     unreachable_until: float = 0.0
+    ahead_s: float = 0.0
     stages: dict[str, Callable[["World"], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,6 +122,12 @@ class World:
     def reach_stage(self, stage: str) -> None:
         if fault := self.stages.pop(stage, None):
             fault(self)
+
+    def headers(self) -> Message:
+        """Returns the headers of an answer of the API."""
+        headers = Message()
+        headers["Date"] = formatdate(self.clock.now(), usegmt=True)
+        return headers
 
     # gcloud.
 
@@ -208,9 +219,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """An empty cloud, in which the launcher's verbs run; their inputs are read elsewhere."""
     world = World(open_folder(tmp_path / "run"))
     monkeypatch.setattr(calls, "call", world.call)
-    for name in ("monotonic", "now", "sleep"):
+    for name in ("monotonic", "sleep"):
         monkeypatch.setattr(clock, name, getattr(world.clock, name))
-    config = SimpleNamespace(parity=SimpleNamespace(samples=0))  # without a reference to be computed beforehand
+    monkeypatch.setattr(clock, "now", lambda: world.clock.now() + world.ahead_s)
+    monkeypatch.setattr(api_time, "headers_of_answer", world.headers)
+    # Without a reference to be computed beforehand.
+    config = SimpleNamespace(parity=SimpleNamespace(samples=0), mode=Mode.prefill)
     inputs = SimpleNamespace(folder=world.folder, total_batches=BATCHES, config=config)
     for module in ("launch.verbs.watch", "launch.verbs.run"):
         monkeypatch.setattr(f"{module}.read_job", lambda config: inputs)

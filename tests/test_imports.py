@@ -60,6 +60,7 @@ LAYERS = {
         "reference",
         "cause",
         "view",
+        "merging",
         "local_job",
         "local_slices",
         "cloud",

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from launch import clock
 from launch.cloud import gcloud
+from launch.cloud.api_time import api_now
 from launch.cloud.calls import (
     CREATE_TIMEOUT_S,
     PATIENCE_S,
@@ -14,7 +15,7 @@ from launch.cloud.calls import (
     gcloud_error,
     passes_by_itself,
 )
-from launch.cloud.own_hosts import clear, own_pod
+from launch.cloud.own_hosts import clear, not_cleared, own_pod
 from launch.cloud.pod_records import note_end, note_start, record_of
 from launch.cloud.pods import Pod, delete, find_pods
 from launch.cloud.refusal import Refusal, Scope, read_refusal
@@ -52,9 +53,10 @@ class NotWanted(Exception):
 
 
 def take_down(pods: Sequence[Pod], config: JobConfig, log: Log) -> None:
-    """Deletes all pods of a job that can be, JobError for the others; or clears the user's own hosts where it can."""
+    """Deletes all pods of a job that can be, or clears the user's own hosts; JobError for those that cannot."""
     if config.pod.hosts_file is not None:
-        clear(config, log)
+        if uncleared := clear(config, log):
+            raise JobError(not_cleared(config, uncleared))
         return
     errors = []
     for pod in pods:
@@ -137,7 +139,7 @@ def delete_and_record(pod: Pod, config: JobConfig, log: Log) -> None:
     living = pod.ready or pod.coming
     delete(pod, config.cloud.project, log)
     if living:
-        note(config, log, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), clock.now()))
+        note(config, log, lambda folder: note_end(folder, record_of(pod, config.cloud.capacity), api_now()))
 
 
 def note(config: JobConfig, log: Log, write: Callable[[Folder], None]) -> None:

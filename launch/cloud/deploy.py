@@ -18,7 +18,7 @@ from launch.cloud.calls import patiently
 from launch.cloud.environment import object_path, place_environment
 from launch.cloud.gcloud import Reach
 from launch.cloud.limits import Limit
-from launch.cloud.remote import Answer, Refused, ask, ask_each, copy, first_contact_s, script
+from launch.cloud.remote import Answer, Refused, addresses, ask, ask_each, copy, first_contact_s, script
 from launch.view.timed_log import Log
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
@@ -61,7 +61,7 @@ def deploy(config: JobConfig, overrides: Sequence[str], reach: Reach, folder: Fo
         send_secrets(config, reach)
         log(f"{', '.join(config.cloud.secrets)} sent to {config.pod.hosts} hosts")
     values = common_values(config, bundle) | start.values
-    hosts = ",".join(host.name for host in reach.hosts)
+    hosts = ",".join(addresses(reach))
     values |= {"JOB": list(overrides), "RUN": config.storage.run_dir, "HOSTS": hosts}
     answers = expect(
         ask(reach, config.pod.hosts, script("start", values)), {"LAUNCHED", "ALREADY_RUNNING", "ALREADY_COMPLETE"}

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from launch import clock
 from launch.cloud import gcloud
+from launch.cloud.api_time import api_now
+from launch.cloud.calls import patiently
 from launch.cloud.checks import slice_of
 from launch.cloud.deploy import Start, deploy
 from launch.cloud.gcloud import Reach
@@ -21,6 +23,7 @@ from launch.cloud.remote import ask_briefly, planned_ssh, script
 from launch.cloud.request import pod_name, pod_names, pod_spec, reach
 from launch.cloud.uploads import to_upload, upload_line
 from launch.host_commands import new_attempt
+from launch.merging import completed
 from launch.slices import has_slices, slice_jobs
 from launch.view import progress, summary
 from launch.view.timed_log import Log
@@ -41,16 +44,11 @@ KILL_TIMEOUT_S = 60.0  # stop.sh waits up to 10 s for the job's end
 def read_job(config: JobConfig) -> JobInputs:
     """Reads and checks what the job starts from, with a look at the prompts of a run that is not finished."""
     inputs = read_job_inputs(config, reading=ESTIMATED)
-    if not complete(inputs):
+    if not is_complete(inputs.folder, inputs.config.mode):
         look_at_prompts(inputs)
     if isinstance(inputs, TrainInputs) and (wanted := slice_of(config)) is not None:
         check_buffer(inputs, wanted.chip.hbm_bytes, f"a {wanted.chip.name} chip")
     return inputs
-
-
-def complete(inputs: JobInputs) -> bool:
-    """Returns whether the run is finished: nothing is left for a pod to do."""
-    return is_complete(inputs.folder, inputs.config.mode)
 
 
 def limit_of(config: JobConfig, folder: Folder, pod: Pod | None) -> Limit | None:
@@ -61,7 +59,7 @@ def limit_of(config: JobConfig, folder: Folder, pod: Pod | None) -> Limit | None
     heard = max((status.updated for status in statuses if status is not None), default=0.0)
     living = ([pod] if pod else []) if config.pod.slice is None else living_slices(config, pod)
     alive = {record_of(one, config.cloud.capacity).key for one in living}
-    return nearest_limit(config, all_records(folder, living, config), alive, heard, clock.now())
+    return nearest_limit(config, all_records(folder, living, config), alive, heard, api_now())
 
 
 def living_slices(config: JobConfig, pod: Pod | None) -> list[Pod]:
@@ -85,10 +83,16 @@ def start(pod: Pod, config: JobConfig, overrides: Sequence[str], inputs: JobInpu
     pod_reach = reach(config, pod.zone)
     limit = limit_of(config, inputs.folder, pod)
     attempt = deploy(config, overrides, pod_reach, inputs.folder, Start(new_attempt(), pod.resource, limit), log)
-    ends_at = float("inf") if limit is None else clock.now() + limit.left_s
+    ends_at = float("inf") if limit is None else clock.monotonic() + limit.left_s
     stays = what_stays([pod], config, overrides)
     reports = report_folder(inputs.folder, config.pod.slice)
-    return RunningJob(pod_reach, config.pod.hosts, reports, attempt, inputs.total_batches, limit, ends_at, stays)
+    return RunningJob(
+        *(pod_reach, config.pod.hosts, reports, attempt, inputs.total_batches),
+        complete=lambda: is_complete(inputs.folder, inputs.config.mode),
+        limit=limit,
+        ends_at=ends_at,
+        stays=stays,
+    )
 
 
 def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Outcome:
@@ -99,13 +103,21 @@ def until_end(config: JobConfig, job: RunningJob, log: Log, began: float) -> Out
         )
 
 
+def settled(inputs: JobInputs, outcome: Outcome, log: Log) -> Outcome:
+    """Returns the outcome; `done` where hosts were lost that had nothing left to do, for the run is complete then."""
+    if outcome.end in (End.lost, End.preempted, End.limit) and patiently(lambda: completed(inputs, log), log):
+        log(describe(outcome))
+        return Outcome(End.done)
+    return outcome
+
+
 def finish(config: JobConfig, job: RunningJob | None, outcome: Outcome, elapsed_s: float, as_json: bool) -> int:
     """Shows the dataset, or why there is none; returns the exit status of the verb. `job`: None if it did not start."""
-    if job is None or outcome.end is not End.done:
+    if outcome.end is not End.done:
         show_outcome(outcome, SafeConsole(stderr=True))
         return BAD_INPUT if outcome.cause is not None and outcome.cause.user_error else FAILED
     folder = open_folder(config.storage.run_dir)
-    return show_dataset(config, folder, job.statuses(), elapsed_s, as_json)
+    return show_dataset(config, folder, [] if job is None else job.statuses(), elapsed_s, as_json)
 
 
 def show_dataset(config: JobConfig, folder: Folder, statuses: Statuses, elapsed_s: float, as_json: bool) -> int:

@@ -48,8 +48,8 @@ Statuses = Sequence[HostStatus | None]
 class RunningJob:
     """A job on a pod: how its hosts are reached, the folder in which they report, and the batches of its whole run.
 
-    `ends_at`: Unix time at which the limit of the run is reached, if it has one. `stays`: what exists, its price and
-    the command that deletes it, in one line.
+    `complete`: whether the run is complete. `ends_at`: moment of clock.monotonic() at which the limit of the run is reached, if it has one. `stays`: what
+    exists, its price and the command that deletes it, in one line.
     """
 
     reach: Reach
@@ -57,6 +57,7 @@ class RunningJob:
     folder: Folder
     attempt: str
     batches: int
+    complete: Callable[[], bool]
     limit: Limit | None = None
     ends_at: float = float("inf")
     stays: str = ""
@@ -105,7 +106,7 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
                 return Outcome(End.done)
             if phases <= {Phase.done, Phase.stopped}:
                 return stopped(job.reach, statuses)
-            if job.limit is not None and clock.now() > job.ends_at + STOPPING_S:
+            if job.limit is not None and clock.monotonic() > job.ends_at + STOPPING_S:
                 return Outcome(End.limit, limit=job.limit.reason)
             liveness.update(statuses)
             failed = Phase.failed in phases
@@ -126,6 +127,8 @@ def follow(job: RunningJob, stall_s: float, show: Callable[[Statuses], None], lo
                 outcome = judge(statuses, answers, node, job.attempt, now - worried_since, stalled)
                 if outcome is not None:
                     return outcome
+                if worried and job.complete():
+                    return Outcome(End.done)  # what is wrong is at the exit of hosts
         except Exception as error:
             if not (isinstance(error, JobError) or from_network(error)):
                 raise

@@ -5,6 +5,8 @@ is made on the same hosts after a while, and in place of a deletion the hosts ar
 the launcher keeps there is removed.
 """
 
+from collections.abc import Mapping
+
 from launch import clock
 from launch.cloud.gcloud import Reach
 from launch.cloud.pods import Pod
@@ -49,8 +51,10 @@ def wait_for_hosts(log: Log) -> None:
     clock.sleep(AGAIN_S)
 
 
-def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> list[str]:
-    """Ends the job on all hosts of the file and removes what the launcher keeps there; returns the hosts not cleared.
+def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> dict[str, str]:
+    """Ends the job on all hosts of the file and removes what the launcher keeps there.
+
+    Returns the hosts that were not cleared, and why.
 
     Args:
         leaving_s: for how long the job may still end by itself.
@@ -66,10 +70,16 @@ def clear(config: JobConfig, log: Log, leaving_s: float = LEAVING_S) -> list[str
                 uncleared[str(host)] = answers[number].detail if number in answers else "no answer"
         total += len(way.hosts)
     log(f"nothing of the job is left on {total - len(uncleared)} of {total} hosts of {config.pod.hosts_file}")
-    if uncleared:
-        reasons = ", ".join(f"{host} ({reason})" for host, reason in uncleared.items())
-        log(f"not cleared: {reasons}; ~/.pod_job may be left there")
-    return list(uncleared)
+    return uncleared
+
+
+def not_cleared(config: JobConfig, uncleared: Mapping[str, str]) -> str:
+    """Returns the hosts that were not cleared, with the reasons and the fix, in one line."""
+    reasons = ", ".join(f"{host} ({reason})" for host, reason in uncleared.items())
+    return (
+        f"pod.hosts_file={config.pod.hosts_file}: not cleared: {reasons}; the job may go on there, and ~/.pod_job is "
+        "left: `pod-job down` with the same arguments clears it"
+    )
 
 
 def staying(config: JobConfig, words: str) -> str:

@@ -12,6 +12,13 @@ def ssh(reach: Reach, worker: int, command: str) -> list[str]:
     return ["ssh", *options(reach), *port, host.target, command]
 
 
+def resolve(reach: Reach, worker: int) -> list[str]:
+    """Prints what ssh has for one host, of ~/.ssh/config too, and connects to nothing."""
+    host = reach.hosts[worker]
+    port = [] if host.port is None else ["-p", str(host.port)]
+    return ["ssh", "-G", *reach.ssh_flags, *port, host.target]
+
+
 def scp(reach: Reach, worker: int, source: str, target: str) -> list[str]:
     """Copies a local file to `target` in the home folder of one host."""
     host = reach.hosts[worker]

@@ -153,6 +153,18 @@ def planned_ssh(reach: Reach, name: str) -> list[str]:
     return [shlex.join(argv) for argv in ssh_commands(reach, lambda _: f"... # launch/cloud/scripts/{name}.sh")]
 
 
+def addresses(reach: Reach) -> list[str]:
+    """Returns the names by which hosts of the user's own know each other: those that ssh resolves its aliases to."""
+    with ThreadPoolExecutor(SSH_CALLS) as pool:
+        resolved = list(pool.map(lambda worker: call_hosts(plain_ssh.resolve(reach, worker)), range(len(reach.hosts))))
+    names = []
+    for host, done in zip(reach.hosts, resolved, strict=True):
+        match = re.search(r"^hostname (\S+)$", done.out, re.MULTILINE) if done.code == 0 else None
+        name = match[1] if match else host.name
+        names.append(f"[{name}]" if ":" in name else name)
+    return names
+
+
 def run_on(
     reach: Reach, workers: Sequence[int] | None, text: str, stdin: bytes = b"", timeout_s: float = SSH_TIMEOUT_S
 ) -> list[Finished]:

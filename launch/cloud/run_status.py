@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from launch import clock
 from launch.cloud.observe import latest_statuses
 from launch.cloud.pod_records import all_records, record_of
 from launch.cloud.pods import Pod
@@ -34,11 +33,11 @@ def planned_batches(config: JobConfig, folder: Folder) -> int:
     return total_batches(identity.tasks.samples, identity.save_every_n_samples)
 
 
-def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod]) -> RunStatus:
-    """Returns the run as it is now; `batches`: its planned number."""
+def read_run_status(config: JobConfig, folder: Folder, batches: int, pods: Sequence[Pod], now: float) -> RunStatus:
+    """Returns the run as it is now, at the Unix time `now`; `batches`: its planned number."""
     statuses = latest_statuses(folder, config)
     hosts = [status for of_slice in statuses.values() for status in of_slice]
-    run = run_status(config, folder, batches, hosts, pods, clock.now())
+    run = run_status(config, folder, batches, hosts, pods, now)
     return msgspec.structs.replace(run, slices=slices_of(statuses, pods, config))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from launch.cloud.budgets import Budgets, Step, budgets_of
 from launch.cloud.calls import PATIENCE_S
 from launch.cloud.capacity import bring_up, take_down
-from launch.cloud.job import describe, kill, limit_of, show_outcome, start, until_end
+from launch.cloud.job import describe, kill, limit_of, settled, show_outcome, start, until_end
 from launch.cloud.job_pods import pods_of
 from launch.cloud.observe import RunningJob, node_view
 from launch.cloud.outcome import End, Outcome, not_started
@@ -52,6 +52,7 @@ class Watching:
             if job is not None and outcome is None:
                 outcome = self.follow(job)
             assert outcome is not None
+            outcome = settled(self.inputs, outcome, self.log)
             budgets, step = self.pay(outcome)
             if outcome.end is not End.done:
                 self.log("; ".join(filter(None, [describe(outcome), budgets.line(outcome)])))

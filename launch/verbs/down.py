@@ -8,7 +8,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 
 from launch.cloud.capacity import take_down
-from launch.cloud.own_hosts import clear, reaches
+from launch.cloud.own_hosts import clear, not_cleared, reaches
 from launch.cloud.pods import delete_commands
 from launch.cloud.remote import planned_ssh
 from launch.job_config import pods_of_run
@@ -54,13 +54,16 @@ def clear_hosts(config: JobConfig, options: Namespace) -> int:
     if options.dry_run:
         print(*(command for way in ways for command in planned_ssh(way, "clear")), sep="\n")
         return DONE
-    uncleared = clear(config, timed_log(), leaving_s=0)
+    log = timed_log()
+    uncleared = clear(config, log, leaving_s=0)
     if options.json:
         print(
             json.dumps(
                 [{"host": str(host), "cleared": str(host) not in uncleared} for way in ways for host in way.hosts]
             )
         )
+    if uncleared:
+        log(not_cleared(config, uncleared))
     return FAILED if uncleared else DONE
 
 

@@ -16,6 +16,7 @@ from pod_job.commands.command_line import DONE, Command
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.formats.records import read_bounded
+from pod_job.planning.training import is_complete
 from pod_job.run_folder.layout import log_file
 from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import HostStatus, Phase, latest_start
@@ -25,6 +26,7 @@ from pod_job.storage.open import open_folder
 EXAMPLES = ("runs/first", "gs://my-bucket/qwen --host 3 --follow", "gs://my-bucket/qwen --slice 1")
 MOST_BYTES = 256 << 20
 """Size of a host's log, which is held in memory; a day's has some megabytes."""
+QUIET_S = 60.0  # from the last line of a run that is complete: hosts may have died at their exit
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
 
 
@@ -49,6 +51,7 @@ def logs(options: Namespace) -> int:
     config = config_of_run(options.overrides)
     folder = open_folder(config.storage.run_dir)
     shown: dict[Log, int] = {}
+    printed = clock.monotonic()
     while True:
         statuses = latest_statuses(folder, config)
         if options.slice is not None:
@@ -58,7 +61,9 @@ def logs(options: Namespace) -> int:
         for log, lines in sorted_entries(folder, shown):
             for line in lines:
                 print(f"{log} {line}", flush=options.follow)
-        if not options.follow or ended(statuses):
+                printed = clock.monotonic()
+        quiet = clock.monotonic() - printed > QUIET_S
+        if not options.follow or ended(statuses) or (quiet and is_complete(folder, config.mode)):
             if not any(shown.values()):
                 raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")
             return DONE

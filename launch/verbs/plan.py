@@ -51,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True):
     layers: int
     hidden: int
     pod: str
+    slices: int  # pods of this kind that work on the run at the same time
     hosts: int
     devices_per_host: int
     devices: int
@@ -159,6 +160,7 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         layers=inputs.arch.layers,
         hidden=inputs.arch.hidden,
         pod=pod.accelerator_type or pod.kind.value,
+        slices=1 if pod.slice is not None else pod.slices,
         hosts=pod.hosts,
         devices_per_host=pod.devices_per_host,
         devices=pod.devices,
@@ -180,7 +182,7 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         commands=commands,
         uploads=uploads_of(config),
         idle=idle_line(samples, inputs.total_batches, feeding_hosts(config)),
-        reading=read_line(inputs.tasks.sequential, pod.hosts),
+        reading=read_line(inputs.tasks.sequential, feeding_hosts(config)),
     )
 
 
@@ -196,6 +198,12 @@ def data_line(job_plan: Plan) -> str:
     return f"{job_plan.samples:,} samples{about} in {job_plan.batches:,} batches{tokens}"
 
 
+def pod_line(job_plan: Plan) -> str:
+    """Returns the pod's shape; of several slices, that of each."""
+    shape = f"{job_plan.pod}: {job_plan.hosts} hosts x {job_plan.devices_per_host} devices = {job_plan.devices}"
+    return shape if job_plan.slices == 1 else f"{job_plan.slices} slices, each {shape}"
+
+
 def within(error: float) -> str:
     return f" (+-{error:.1%})" if error else ""
 
@@ -205,9 +213,10 @@ def show(job_plan: Plan, console: Console) -> None:
     mesh = " x ".join(f"{name} {size}" for name, size in job_plan.mesh.items())
     first, *others = job_plan.commands
     same = "the same" if all(other == first for other in others) else "the same with its own POD_JOB_HOST"
+    same += ", and that of its slice in pod.slice" if job_plan.slices > 1 else ""
     facts = [
         ("model", f"{job_plan.model}: {job_plan.family}, {job_plan.layers} layers of width {job_plan.hidden}"),
-        ("pod", f"{job_plan.pod}: {job_plan.hosts} hosts x {job_plan.devices_per_host} devices = {job_plan.devices}"),
+        ("pod", pod_line(job_plan)),
         ("mesh", f"{mesh}, weights {job_plan.sharding}"),
         ("data", data_line(job_plan)),
         ("prompts", str(job_plan.prompts or "not looked at: the model has no tokenizer yet")),

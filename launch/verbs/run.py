@@ -10,11 +10,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from launch import clock
+from launch.cloud.calls import patiently
 from launch.cloud.capacity import bring_up
 from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
 from launch.cloud.fleet import start_slices
-from launch.cloud.job import complete, finish, limit_of, read_job, show_dataset, start, until_end
+from launch.cloud.job import finish, limit_of, read_job, settled, show_dataset, start, until_end
 from launch.cloud.observe import RunningJob
 from launch.cloud.owner import line_of_what_stays, owning
 from launch.cloud.uploads import with_uploads
@@ -22,6 +23,7 @@ from launch.dry_run import checked_commands
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import run_slices_here
+from launch.merging import completed
 from launch.preflight import preflight_first
 from launch.reference import send_reference
 from launch.slices import has_slices
@@ -70,7 +72,7 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
         raise JobError(f"--follow: one run of pod.slices={config.pod.slices} is followed by `pod-job watch`")
     check_before_paid(config, log)
     inputs = read_job(config)
-    if complete(inputs):
+    if patiently(lambda: completed(inputs, log), log):
         log(f"{config.storage.run_dir} is already complete")
         return show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
     limit = limit_of(config, inputs.folder, None)
@@ -86,7 +88,7 @@ def run_in_cloud(config: JobConfig, overrides: Sequence[str], options: Namespace
             return show_started(start_slices(placed.config, placed.overrides, inputs, log), overrides, options.json)
     with owning(config, overrides, log):
         job = start(bring_up(config, log), placed.config, placed.overrides, inputs, log)
-        outcome = until_end(config, job, log, began) if options.follow else None
+        outcome = settled(inputs, until_end(config, job, log, began), log) if options.follow else None
     if outcome is None:
         return show_started([job], overrides, options.json)
     if line := line_of_what_stays(config, overrides):

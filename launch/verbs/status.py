@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 from launch import clock
+from launch.cloud.api_time import api_now
 from launch.cloud.job_pods import pods_of
 from launch.cloud.observe import NODE_EVERY_S, POLL_S, latest_statuses
 from launch.cloud.run_status import planned_batches, read_run_status
@@ -16,6 +17,7 @@ from launch.view.status_view import Live, RunStatus, table
 from pod_job.commands.command_line import DONE, Command, add_json
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
+from pod_job.planning.training import is_complete
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
@@ -39,7 +41,9 @@ def status(options: Namespace) -> int:
             raise JobError(f"storage.run_dir={config.storage.run_dir}: no run is there, and no pod of one; start it")
         batches = planned_batches(config, folder)
         pods = asked.result()
-    view = read_run_status(config, folder, batches, pods)
+    # Pods are paid by the API's clock; this machine's counts on from there.
+    began = (api_now() if any(pod.created for pod in pods) else clock.now()) - clock.monotonic()
+    view = read_run_status(config, folder, batches, pods, began + clock.monotonic())
     if not options.follow:
         show(view, options.json)
         return DONE
@@ -50,13 +54,14 @@ def status(options: Namespace) -> int:
                 print(encode(view).decode(), flush=True)
             else:
                 live.show(view)
-            if view.ended:
+            # A host that died at its exit never reports its end.
+            if view.ended or (view.batches_done == view.batches and is_complete(folder, config.mode)):
                 return DONE
             clock.sleep(POLL_S)
             if clock.monotonic() - looked > NODE_EVERY_S:
                 looked = clock.monotonic()
                 pods = pods_of(config)
-            view = read_run_status(config, folder, batches, pods)
+            view = read_run_status(config, folder, batches, pods, began + clock.monotonic())
 
 
 def show(view: RunStatus, with_json: bool) -> None:

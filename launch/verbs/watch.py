@@ -8,21 +8,24 @@ and what that costs; started again, it finds the pod, the job and the batches th
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 
 from launch import clock
+from launch.cloud.calls import patiently
 from launch.cloud.capacity import take_down
 from launch.cloud.checks import check_before_paid
 from launch.cloud.environment import send_environment
 from launch.cloud.fleet import Fleet
-from launch.cloud.job import complete, finish, read_job, show_dataset
+from launch.cloud.job import finish, read_job, show_dataset
 from launch.cloud.job_pods import pods_of
 from launch.cloud.owner import owning
-from launch.cloud.uploads import Placed, with_uploads
+from launch.cloud.uploads import with_uploads
 from launch.cloud.watching import Watching
 from launch.dry_run import checked_commands
 from launch.job_config import config_to_start
 from launch.local_job import run_here
 from launch.local_slices import run_slices_here
+from launch.merging import completed
 from launch.preflight import preflight_first
 from launch.reference import send_reference
 from launch.slices import has_slices
@@ -59,17 +62,18 @@ def watch(options: Namespace) -> int:
     log = timed_log(began)
     check_before_paid(config, log)
     inputs = read_job(config)
-    if not complete(inputs) and not options.no_preflight:
+    if patiently(lambda: completed(inputs, log), log):
+        log(f"{config.storage.run_dir} is already complete")
+        with owning(config, overrides, log):
+            return after_deletion(
+                config, log, lambda: show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
+            )
+    if not options.no_preflight:
         preflight_first(overrides, log)
-    if not complete(inputs):
-        send_reference(inputs, overrides, log)
-        send_environment(config, log)
-    placed = Placed(config, overrides) if complete(inputs) else with_uploads(config, overrides, log)
+    send_reference(inputs, overrides, log)
+    send_environment(config, log)
+    placed = with_uploads(config, overrides, log)
     with owning(config, overrides, log):
-        if complete(inputs):
-            log(f"{config.storage.run_dir} is already complete")
-            delete_pods(config, log)
-            return show_dataset(config, inputs.folder, [], clock.monotonic() - began, options.json)
         try:
             watching = Fleet if has_slices(config) else Watching
             job, outcome = watching(placed.config, placed.overrides, inputs, log, began).run_to_the_end()
@@ -77,12 +81,27 @@ def watch(options: Namespace) -> int:
             log(f"giving up: {error}")
             delete_pods(config, log)
             raise
+        return after_deletion(
+            config, log, lambda: finish(config, job, outcome, clock.monotonic() - began, options.json)
+        )
+
+
+def after_deletion(config: JobConfig, log: Log, show: Callable[[], int]) -> int:
+    """Deletes the pods of the job, then shows how it ended; returns what `show` does.
+
+    Raises:
+        JobError: a pod could not be deleted, or a host not cleared; shown is how the job ended all the same.
+    """
+    try:
         delete_pods(config, log)
-    return finish(config, job, outcome, clock.monotonic() - began, options.json)
+    except JobError:
+        show()
+        raise
+    return show()
 
 
 def delete_pods(config: JobConfig, log: Log) -> None:
-    """Deletes the pods of the job, of all its slices."""
+    """Deletes the pods of the job, of all its slices. JobError for those that cannot be."""
     take_down(pods_of(config), config, log)
 
 

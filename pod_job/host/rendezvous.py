@@ -9,6 +9,7 @@ import re
 import socket
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -137,12 +138,34 @@ def engine_coordinator(pod: PodConfig) -> str | None:
     workers = listed_workers() if pod.kind is PodKind.tpu else None
     if workers is None and pod.kind is PodKind.tpu and is_tpu_vm():
         return None
-    engine_hosts = os.environ.get(environment.HOSTS) or os.environ.get(environment.SKYPILOT_ADDRESSES, "")
-    addresses = (workers or engine_hosts.replace("\n", ",")).split(",")
-    name = addresses[0].partition(":")[0].strip()  # which TPU_PROCESS_ADDRESSES has with libtpu's own port
-    return (
-        f"{name}:{os.environ.get(environment.JAX_PORT) or pod.port or environment.COORDINATOR_PORT}" if name else None
-    )
+    own_hosts = None if workers else os.environ.get(environment.HOSTS)
+    listed = workers or own_hosts or os.environ.get(environment.SKYPILOT_ADDRESSES, "").replace("\n", ",")
+    names = [host_name(address) for address in listed.split(",")]
+    if own_hosts:
+        check_names(names)
+    port = os.environ.get(environment.JAX_PORT) or pod.port or environment.COORDINATOR_PORT
+    return f"{names[0]}:{port}" if names[0] else None
+
+
+def host_name(address: str) -> str:
+    """Returns the host of an address, which may have a port, such as libtpu's own; an IPv6 address in brackets."""
+    address = address.strip()
+    if address.startswith("["):
+        return address.partition("]")[0] + "]"
+    return f"[{address}]" if address.count(":") > 1 else address.partition(":")[0]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises JobError for names of pod.hosts_file by which the hosts of a slice cannot meet."""
+    own = "list each host by an address that the other hosts know, or give it as HostName in ~/.ssh/config"
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise JobError(f"pod.hosts_file: {twice} is the address of {names.count(twice)} hosts of this slice; {own}")
+    try:
+        socket.getaddrinfo(names[0].strip("[]"), None)
+    except OSError as error:
+        raise JobError(
+            f"pod.hosts_file: {names[0]}, the first host of this slice, is not known here ({error}); {own}"
+        ) from error
 
 
 def await_hosts(folder: Folder, host: Host, timeout_s: int) -> None:

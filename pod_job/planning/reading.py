@@ -11,6 +11,8 @@ WORTH_A_LINE = 1.1
 def read_factor(sizes: Sequence[int], hosts: int) -> float:
     """Returns the bytes that hosts read in all, as a multiple of the files' own.
 
+    `sizes` are of files, or of their parts between the members that can be entered.
+
     Each host's batches are neighbors: it reads from the start of the file that they begin in. One file that 16 hosts
     share is read 8.5 times, five files for each host 1.1 times.
     """
@@ -28,6 +30,6 @@ def read_line(sizes: Sequence[int], hosts: int) -> str | None:
     if factor <= WORTH_A_LINE:
         return None
     return (
-        f"files that can only be read from their start are read {factor:.1f} times: {hosts} hosts share "
-        f"{len(sizes)} of them; use {5 * hosts} or more, or Parquet, or lines that are not compressed"
+        f"compressed files and CSV can only be read from their start: they are read {factor:.1f} times, since {hosts} "
+        f"hosts share {len(sizes)} of them; use {5 * hosts} or more, or gzip files by bgzip, or Parquet, or plain lines"
     )

@@ -164,7 +164,7 @@ def estimated_tasks(
         text=has_text(estimated.drawn),
         chat=has_chat(estimated.drawn),
         whole=False,
-        sequential=sequential_sizes(listing.kind, listing.files),
+        sequential=() if estimated.members else sequential_sizes(listing.kind, listing.files),
     )
 
 

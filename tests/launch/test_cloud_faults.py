@@ -36,6 +36,8 @@ __all__ = ["world"]  # the fixture
 STAGES = ("asking", "creating", "preparing", "starting", "running", "merging", "deleting")
 HAS_NODE = STAGES[1:]
 HAS_JOB = ("running", "merging")
+FINISHED = ("merging", "deleting")
+"""Stages at which all batches are committed: nothing is left that a pod is needed for."""
 ZONE = "us-west4-a"
 RATE = "Quota exceeded for quota metric 'Read requests' and limit 'Read requests per minute' of service"
 
@@ -148,8 +150,7 @@ def struck(world: World, stage: str, name: str, capfd: pytest.CaptureFixture[str
         assert world.empty, printed
     if fault.status == 0:
         assert world.folder.stat(METADATA) is not None
-        finished = stage in ("merging", "deleting") and world.creates == 1
-        assert world.creates == 1 + (fault.new_pod and not finished), printed
+        assert world.creates == 1 + (fault.new_pod and stage not in FINISHED), printed
     assert world.clock.time - began < 1800, printed
     return printed.splitlines()[-1]
 
@@ -183,7 +184,6 @@ def test_the_document_has_the_outcome_of_every_combination() -> None:
     assert shown.keys() == set(TABLE)
     for (stage, name), cell in shown.items():
         fault = FAULTS[name]
-        replaced = {"another pod"} if fault.new_pod else set()
-        late = {"goes on"} if not fault.new_pod or stage in ("merging", "deleting") else set()
-        ends = {0: replaced | late, 130: {"says what stays", "nothing is there"}}
+        replaced = fault.new_pod and stage not in FINISHED
+        ends = {0: {"another pod" if replaced else "goes on"}, 130: {"says what stays", "nothing is there"}}
         assert cell in ends.get(fault.status, {f"ends, {fault.status}"}), (stage, name)

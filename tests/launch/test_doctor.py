@@ -15,6 +15,8 @@ from launch.cloud.pods import Pod
 from launch.cloud.remote import Answer
 from launch.cloud.tpu_api import Node, QueuedResource
 from launch.doctor import bucket, bucket_rate, project, versions
+from launch.doctor.answer import check_answer
+from launch.doctor.findings import all_findings, each_cause_once
 from launch.shell import Finished
 from launch.verbs import doctor
 from pod_job.config.load import load
@@ -212,3 +214,49 @@ def test_the_flag_measures_where_the_list_only_looks(capsys: pytest.CaptureFixtu
     assert {name: look for name, look in looks.items() if name != "rate"} == {
         check.name: check.look for check in doctor.CHECKS if check.name != "rate"
     }
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> JobConfig:
+    """A job on three hosts of a file, each a slice."""
+    (tmp_path / "hosts.txt").write_text("me@vm-0:2222\n\nvm-1\n\n[2001:db8::1]\n")
+    pod = ("pod=v5e_8", "mesh=8x1", "pod.slices=3", f"pod.hosts_file={tmp_path}/hosts.txt")
+    return load(["experiment=v5e64", *pod, f"storage.run_dir={tmp_path}/run", f"cloud.shared_folders=[{tmp_path}]"])
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """Has ssh answer with a word on each host of the file in turn; "" stands for a host that it cannot reach."""
+    targets = ["me@vm-0", "vm-1", "2001:db8::1"]
+
+    def call(argv: list[str], stdin: bytes = b"", timeout_s: float = 0.0) -> Finished:
+        word = words[targets.index(argv[-2])]
+        return Finished(0, f"pod-job 0 {word} a\n", "") if word else Finished(255, "", "ssh: connect: timed out")
+
+    monkeypatch.setattr("launch.cloud.calls.call", call)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["NONE", "NONE", "EXITED"], "all hosts answer over ssh"),
+        (["NONE", "RUNNING", "EXITED"], "all hosts answer over ssh; a job runs on vm-1"),
+        (["RUNNING", "NONE", "RUNNING"], "all hosts answer over ssh; a job runs on me@vm-0:2222, 2001:db8::1"),
+    ],
+)
+def test_hosts_of_a_file_are_asked_and_a_job_on_them_is_named(
+    own: JobConfig, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, words)
+    assert check_answer(own) == said
+
+
+def test_a_host_of_a_file_that_does_not_answer_is_bad_and_what_needs_it_is_not_checked(
+    own: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, ["NONE", "", "NONE"])
+    checks = [check for check in doctor.CHECKS_OF_OWN_HOSTS if check.name in ("hosts file", "answer", "versions")]
+    findings = {finding.check: finding for finding in each_cause_once(all_findings(checks, own))}
+    assert findings["hosts file"].well
+    assert findings["answer"].said.startswith("worker 0 (vm-1) of 1 gave no answer over ssh: ssh: connect: timed out")
+    assert not findings["answer"].well
+    assert (findings["versions"].checked, findings["versions"].said) == (False, "not checked: it needs answer")

@@ -1,6 +1,8 @@
 """Hosts that the user has started: the file that lists them, and what each command does with them."""
 
+import socket
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -8,13 +10,13 @@ import pytest
 
 from launch.cloud import capacity, plain_ssh, watching
 from launch.cloud.budgets import Step
-from launch.cloud.capacity import bring_up
+from launch.cloud.capacity import bring_up, take_down
 from launch.cloud.gcloud import Reach
 from launch.cloud.job import planned
 from launch.cloud.job_pods import pods_of
 from launch.cloud.outcome import End, NodeView, not_started
 from launch.cloud.own_hosts import clear, reaches
-from launch.cloud.remote import NoAnswer, ask, ask_each, command, copy, ssh_commands
+from launch.cloud.remote import NoAnswer, addresses, ask, ask_each, command, copy, ssh_commands
 from launch.cloud.request import reach
 from launch.dispatch import dispatch
 from launch.hosts_file import UNREAD, SshHost, parse_hosts, read_hosts_file
@@ -256,9 +258,12 @@ def test_down_says_which_hosts_were_not_cleared(hosts_file: Path, monkeypatch: p
 
     monkeypatch.setattr("launch.cloud.calls.call", call)
     lines: list[str] = []
-    assert clear(config(hosts_file, "pod.slices=2"), lines.append) == ["vm-1"]
-    assert lines[0].startswith("nothing of the job is left on 3 of 4 hosts of ")
-    assert "not cleared: vm-1 (no answer)" in lines[1]
+    whole = config(hosts_file, "pod.slices=2")
+    assert clear(whole, lines.append) == {"vm-1": "no answer"}
+    assert lines == [f"nothing of the job is left on 3 of 4 hosts of {hosts_file}"]
+    reason = rf"^pod\.hosts_file={hosts_file}: not cleared: vm-1 \(no answer\); .*`pod-job down` with the same arg"
+    with pytest.raises(JobError, match=reason):
+        take_down(pods_of(whole), whole, lines.append)
 
 
 def test_a_dry_run_names_each_host_and_asks_nothing_of_the_cloud(hosts_file: Path) -> None:
@@ -307,7 +312,38 @@ def test_hosts_that_are_no_tpu_vms_meet_at_the_first_of_their_group(
 ) -> None:
     monkeypatch.setenv("POD_JOB_HOSTS", "vm-0,vm-1")
     monkeypatch.setattr("pod_job.host.rendezvous.is_tpu_vm", lambda: False)
-    assert engine_coordinator(config(hosts_file, "pod.slice=a").pod) == "vm-0:8476"
+    known = {"vm-0", "10.0.0.7", "2001:db8::1"}
+
+    def getaddrinfo(name: str, port: None) -> None:
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    pod = config(hosts_file, "pod.slice=a").pod
+    for listed, address in {
+        "vm-0,vm-1": "vm-0:8476",
+        "[2001:db8::1],vm-1": "[2001:db8::1]:8476",
+        "10.0.0.7,10.0.0.8": "10.0.0.7:8476",
+    }.items():
+        monkeypatch.setenv("POD_JOB_HOSTS", listed)
+        assert engine_coordinator(pod) == address
+    for listed, reason in {
+        "east,west": "east, the first host of this slice, is not known here",
+        "localhost,localhost": "localhost is the address of 2 hosts of this slice",
+    }.items():
+        monkeypatch.setenv("POD_JOB_HOSTS", listed)
+        with pytest.raises(JobError, match=rf"^pod\.hosts_file: {reason}.*; list each host by an address") as refused:
+            engine_coordinator(pod)
+        assert "\n" not in str(refused.value)
+
+
+def test_hosts_know_each_other_by_what_ssh_makes_of_their_names(tmp_path: Path) -> None:
+    """By the real ssh, which resolves aliases as it does when it connects."""
+    (tmp_path / "ssh_config").write_text("Host east\n  HostName 10.0.0.7\nHost v6\n  HostName 2001:db8::7\n")
+    hosts = (SshHost("east", "me", 2222), SshHost("v6"), SshHost("vm-1"), SshHost("2001:db8::1"))
+    way = Reach("extract-1", "", None, False, [f"-F{tmp_path}/ssh_config"], hosts=hosts)
+    assert addresses(way) == ["10.0.0.7", "[2001:db8::7]", "vm-1", "[2001:db8::1]"]
+    assert addresses(replace(way, ssh_flags=["-oNoSuchOption=1"])) == ["east", "v6", "vm-1", "[2001:db8::1]"]
 
 
 def test_nothing_is_asked_of_the_cloud(hosts_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sample_runs import finished_run
 
 from launch.cause import Cause
 from launch.cloud import observe
@@ -11,6 +12,8 @@ from launch.cloud.gcloud import Reach
 from launch.cloud.observe import RunningJob, follow
 from launch.cloud.outcome import End, NodeView, Outcome
 from launch.cloud.remote import Answer
+from pod_job.config.generate import Mode
+from pod_job.planning.training import is_complete
 from pod_job.run_folder.status import EndKind, HostStatus, Phase, write_status
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -36,7 +39,8 @@ def followed(
     monkeypatch.setattr(observe, "node_view", lambda _: NodeView("READY"))
     monkeypatch.setattr(observe, "POLL_S", 0.01)
     monkeypatch.setattr(observe, "WORRIED_EVERY_S", -1.0)
-    job = RunningJob(Reach("extract-1", "us-west4-a", None, False, []), len(codes), folder, ATTEMPT, 4)
+    complete = lambda: is_complete(folder, Mode.prefill)  # noqa: E731
+    job = RunningJob(Reach("extract-1", "us-west4-a", None, False, []), len(codes), folder, ATTEMPT, 4, complete)
     return follow(job, 600.0, lambda _: None, lambda _: None)
 
 
@@ -58,3 +62,21 @@ def test_an_error_reported_while_the_hosts_are_asked_ends_the_job(
     report(folder, 1)
     outcome = followed(folder, (1, code), lambda: report(folder, 1, kind), monkeypatch)
     assert (outcome.end, outcome.cause) == (End.failed, Cause(1, "error of host 1", kind))
+
+
+def test_a_host_that_died_at_its_exit_does_not_hold_up_a_run_that_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_folder(str(tmp_path))
+    for host, phase in enumerate((Phase.merging, Phase.done)):
+        write_status(folder, HostStatus(host=host, attempt=ATTEMPT, phase=phase))
+    asked: list[int] = []
+
+    def merged() -> None:
+        if not asked:
+            finished_run(folder, [3])
+        asked.append(1)
+
+    monkeypatch.setattr(observe, "SILENT_S", -1.0)
+    outcome = followed(folder, (139, 0), merged, monkeypatch)
+    assert (outcome.end, len(asked)) == (End.done, 1)

@@ -24,7 +24,7 @@ def exited(code: int, log: str = "", attempt: str = ATTEMPT) -> tuple[str, str]:
 class Case:
     """Answers and ends of the hosts in their order, None where there is none; the outcome that they make.
 
-    `mute`: the hosts without a status.
+    `mute`: the hosts without a status; `merging`: those with no batch left to compute.
     """
 
     answers: list[tuple[str, str] | None]
@@ -33,6 +33,7 @@ class Case:
     ends: list[EndKind | None] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
     mute: tuple[int, ...] = ()
+    merging: tuple[int, ...] = ()
 
 
 CASES = {
@@ -82,6 +83,13 @@ CASES = {
         [RUNNING, RUNNING], End.preempted, more={"node": "PREEMPTED", "worried_s": 0}
     ),
     "no progress": Case([RUNNING, RUNNING], End.lost, 0, more={"stalled": True}),
+    "SIGSEGV at its exit, and the others still write": Case([RUNNING, exited(139)], None, merging=(1,)),
+    "killed at its exit, and the others still write": Case([RUNNING, exited(137)], None, merging=(0, 1)),
+    "SIGSEGV at its exit, and the others hang": Case([RUNNING, exited(139)], End.lost, 1, more=LATER, merging=(1,)),
+    "SIGSEGV at its exit, and the others ended of it": Case(
+        [exited(1), exited(139)], End.lost, 1, [PEER, None], merging=(1,)
+    ),
+    "a bug while merging": Case([RUNNING, exited(1)], End.failed, 1, [None, BUG], merging=(0,)),
     "asked to stop, and one still ends": Case([exited(0), RUNNING], None, None, [EndKind.stopped, None]),
 }
 
@@ -93,7 +101,7 @@ def outcome_of(case: Case) -> Outcome | None:
         HostStatus(
             host=host,
             attempt=ATTEMPT,
-            phase=phases.get(end, Phase.failed),
+            phase=Phase.merging if host in case.merging else phases.get(end, Phase.failed),
             steps=5,
             error=f"error of host {host}" if end else None,
             end=end,
@@ -121,6 +129,14 @@ def test_only_a_user_error_is_one_and_only_a_bad_machine_needs_another_pod(kind:
     outcome = outcome_of(Case([RUNNING, exited(1)], None, ends=[None, kind], more=LATER))
     assert bool(outcome and outcome.cause and outcome.cause.user_error) == (kind is USER)
     assert bool(outcome and outcome.needs_new_pod) == (kind is MACHINE)
+
+
+@pytest.mark.parametrize("code", [135, 139])
+def test_memory_that_fails_at_the_exit_of_a_host_is_no_reason_for_another_pod(code: int) -> None:
+    for merging in ((), (1,)):
+        outcome = outcome_of(Case([RUNNING, exited(code)], End.lost, more=LATER, merging=merging))
+        assert outcome is not None
+        assert outcome.needs_new_pod is not bool(merging)
 
 
 def test_an_exit_code_beyond_the_signals_is_shown_as_it_is() -> None:

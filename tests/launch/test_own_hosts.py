@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -138,6 +139,28 @@ def test_watch_runs_slices_on_hosts_of_a_file_and_clears_them(machines: Machines
     logs = machines.launch("logs", run)[0].splitlines()
     assert {line.split()[0] for line in logs} == {f"{name}/{host:02d}" for name in SLICES for host in range(HOSTS)}
     assert not list(machines.root.rglob("stolen"))
+
+
+def test_a_host_that_is_lost_is_named_and_the_other_slice_finishes(machines: Machines, tmp_path: Path) -> None:
+    hosts_file = tmp_path / "hosts.txt"
+    hosts_file.write_text("\n\n".join("\n".join(machines.lines(name)) for name in SLICES))
+    job = machines.job("lost", hosts_file, "pod.slices=2", "pod.lease_timeout_s=10")
+    watcher = machines.start("watch", *job, "--no-preflight", "--json")
+    while machines.committed("lost") < 1:
+        assert watcher.poll() is None, watcher.communicate()
+        time.sleep(0.05)
+    machines.slices["b"].kill(1)
+    out, err = watcher.communicate(timeout=200)
+    assert watcher.returncode == 2, err
+    assert json.loads(out)["complete"]
+    assert len(ActivationDataset(str(machines.root / "buckets" / BUCKET / "lost"), layer=1)) == PROMPTS
+    *before, error = err.splitlines()
+    lost = machines.lines("b")[1]
+    assert error.startswith(f"error: pod.hosts_file={hosts_file}: not cleared: {lost} (no answer); ")
+    assert any(line.endswith(shlex.join(["pod-job", "down", *job])) for line in before), err
+    machines.slices["b"].restart(1)
+    machines.launch("down", *job)
+    assert machines.left_behind() == []
 
 
 def test_run_stop_and_down_on_the_hosts_of_one_slice(machines: Machines, tmp_path: Path) -> None:

@@ -154,6 +154,21 @@ def test_plan_as_a_table(job: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert "-m pod_job" in shown
 
 
+def test_a_plan_is_of_all_slices(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    of_slices = [*job, "pod.slices=2", "extract.save_every_n_samples=1"]
+    assert main(["plan", *of_slices, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["slices"], plan["hosts"], plan["idle"]) == (2, 2, None)
+    assert [command["argv"][-1] for command in plan["commands"]] == [f"pod.slice='{i}'" for i in (0, 0, 1, 1)]
+    assert main(["plan", *of_slices, "extract.save_every_n_samples=4"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pod 2 slices, each local: 2 hosts x 2 devices = 4" in shown
+    assert "idle 1 of 4 hosts that feed the devices have no batch" in shown  # of three batches
+    assert "the same with its own POD_JOB_HOST, and that of its slice in pod.slice" in shown
+    assert main(["plan", *of_slices, "pod.slice='1'", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["slices"] == 1
+
+
 def test_plan_starts_and_writes_nothing(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.Popen", None)
     assert main(["plan", *job]) == 0

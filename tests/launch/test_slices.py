@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,10 @@ from launch.view.status_view import RunStatus, SliceStatus, line, table
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.host.rendezvous import this_host
+from pod_job.preflight.lines import cost_lines
 from pod_job.preflight.prices import hours
+from pod_job.preflight.records import StartTimes, WholeRun
+from pod_job.preflight.whole_run import priced
 from pod_job.run_folder.pods import PodRecord
 from pod_job.run_folder.status import EndKind, HostStatus, Phase
 
@@ -182,3 +186,15 @@ def test_a_run_has_ended_when_a_slice_is_done_though_another_never_reported() ->
     assert status(done, lost).ended
     assert not status(lost, SliceStatus("2", "", "", [None])).ended
     assert status(SliceStatus("1", "", "", [host(Phase.failed, 1)])).ended
+
+
+def test_a_plan_counts_the_starts_and_the_hours_of_all_slices() -> None:
+    config = load([*JOB, "pod.slices=3", "cloud.price_per_chip_hour=1", "cloud.capacity=on_demand"])
+    start = StartTimes(prepare_s=600.0, weights_s=900.0, compile_s=300.0)
+    run = WholeRun(samples=9, tokens=9, new_tokens=0, rows=9, bytes=9, steps=9, hours=1.5, slices=3)
+    planned = priced(run, start, config)
+    assert planned.usd_list == pytest.approx(3 * (0.5 + 1.5) * 64)
+    alone = priced(msgspec.structs.replace(run, slices=1), start, config)
+    lines = [" ".join(text for _, text in cost_lines(plan, "prices")) for plan in (planned, alone)]
+    assert "then 1.500 hours of steps with 3 slices at work." in lines[0]
+    assert "then 1.500 hours of steps." in lines[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from simulated_cloud import World, job, world
-from simulated_hosts import SimHosts
+from simulated_hosts import BATCHES, SimHosts
 
 from launch.__main__ import main
 from launch.cause import Cause
@@ -18,6 +18,7 @@ from launch.cloud.remote import NoAnswer, Refused
 from launch.shell import Finished
 from pod_job.config.load import load
 from pod_job.run_folder.layout import METADATA
+from pod_job.run_folder.pods import read_pods
 from pod_job.run_folder.status import EndKind
 from tools.fakepod.cloud import UNAUTHENTICATED, ApiError
 
@@ -210,6 +211,41 @@ def test_the_limit_of_hours_ends_a_run_through_preemptions(world: World, capfd: 
     assert 1 < world.creates < 5
     assert float(world.starts[0]["LEFT_S"]) < 180
     assert world.starts[0]["POD"].endswith("/queuedResources/extract-1")
+
+
+@pytest.mark.parametrize("ahead_h", [-7, 9])
+def test_the_limit_counts_by_the_clock_of_the_api(
+    world: World, capfd: pytest.CaptureFixture[str], ahead_h: float
+) -> None:
+    """The workstation's clock, or its time zone, is off by hours: that neither ends the run nor lets it cost more."""
+    world.ahead_s = 3600.0 * ahead_h
+    every_pod(world, lambda _: world.cloud.preempt("extract-1"))
+    status, printed = watch(world, capfd, "cloud.max_hours=0.05")
+    assert status == 1
+    assert "cloud.max_hours=0.05 is reached" in printed
+    assert 1 < world.creates < 5
+    assert 0 < float(world.starts[0]["LEFT_S"]) < 180
+    ends = [record.ended - record.created for record in read_pods(world.folder) if record.ended is not None]
+    assert all(0 < seconds < 400 for seconds in ends)
+
+
+def test_what_is_committed_whole_is_merged_without_a_pod(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(1, BATCHES + 1):
+        world.commit(number)
+    assert watch(world, capfd)[0] == 0
+    assert world.creates == 0
+    assert world.folder.stat(METADATA) is not None
+
+
+@pytest.mark.parametrize("code", [137, 139])
+def test_a_host_that_dies_when_all_is_committed_costs_nothing(
+    world: World, capfd: pytest.CaptureFixture[str], code: int
+) -> None:
+    world.stages["merging"] = lambda world: world.machines[0].end(1, code)
+    status, printed = watch(world, capfd, "cloud.failures=0", "cloud.bad_machines=0")
+    assert status == 0, printed
+    assert "all 4 batches are committed: merging them from here" in printed
+    assert (world.creates, len(world.starts), world.empty) == (1, 1, True)
 
 
 def test_a_finished_run_needs_no_pod(world: World, capfd: pytest.CaptureFixture[str]) -> None:

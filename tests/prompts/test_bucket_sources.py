@@ -1,5 +1,6 @@
 """Tasks in a bucket: indexed, read in ranges, refused by name once they are changed or may not be read."""
 
+import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from test_text_at_scale import json_lines, read, records, texts
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.planning.task_index import ESTIMATED, find_tasks
-from pod_job.prompts.sources import listing, places
+from pod_job.prompts.sources import compressed, lines, listing, places
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
@@ -33,6 +34,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory, require: Callable[[bool, st
         folder = open_folder(BASE)
         for name, write in WAYS.items():
             folder.create(f"one/{name}", [write(ROWS)])
+        parts = [ROWS[start : start + 50] for start in range(0, len(ROWS), 50)]
+        folder.create("one/members.jsonl.gz", [gzip.compress(json_lines(part)) for part in parts])
         for number in range(4):
             folder.create(f"shards/{number}.jsonl", [json_lines(ROWS[number * 400 : (number + 1) * 400])])
         yield folder
@@ -64,8 +67,12 @@ def test_files_of_a_bucket_are_read_like_files_of_a_disk(bucket: Folder, path: s
     assert texts(read(f"{BASE}/{path}")) == prompts_of(ROWS)
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
-def test_a_batch_takes_its_range_of_a_file(bucket: Folder, taken: Counter[str], name: str) -> None:
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet", "members.jsonl.gz"])
+def test_a_batch_takes_its_range_of_a_file(
+    bucket: Folder, taken: Counter[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "ENTRY_BYTES", 40_000)
+    monkeypatch.setattr(compressed, "FED_BYTES", 10_000)
     tasks, stored = read(f"{BASE}/one/{name}"), bucket.stat(f"one/{name}")
     assert stored is not None
     tasks.samples.documents.forget()

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from pod_job.errors import JobError
 from pod_job.prompts.samples import without_broken
 from pod_job.prompts.sources import estimate as estimates
 from pod_job.prompts.sources import lines, listing
+from pod_job.prompts.sources.documents import sequential_sizes
 from pod_job.prompts.sources.estimate import estimate
 from pod_job.prompts.sources.index import pack_marks, unpack_marks
 from pod_job.prompts.sources.lines import scan_lines
 from pod_job.prompts.sources.listing import list_source
 from pod_job.prompts.sources.order import Order, OrderRules
 from pod_job.prompts.sources.sample import BrokenTask, Sample
-from pod_job.prompts.tasks import Tasks, read_tasks
+from pod_job.prompts.tasks import Tasks, estimated_tasks, read_tasks
 
 ROWS = 1000
 
@@ -101,6 +103,72 @@ def test_any_document_is_found_in_any_order(tmp_path: Path, name: str, monkeypat
     ]
 
 
+def gzip_members(data: bytes, ends: list[int]) -> bytes:
+    """Returns a gzip file whose members end at these places of the content, which need not be line ends."""
+    return b"".join(gzip.compress(data[start:stop]) for start, stop in pairwise([0, *ends, len(data)]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gzip_file_is_entered_at_its_members(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members end anywhere, as `bgzip` cuts them; some are empty, as its last one is; zeros may follow."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(lines, "ENTRY_BYTES", int(rng.integers(1, 400)))
+    for name in ("PIECE_BYTES", "FED_BYTES"):
+        monkeypatch.setattr(compressed, name, int(rng.integers(1, 3000)))
+    rows = records()
+    data = b"\n \n" + json_lines(rows)
+    ends = np.sort(rng.integers(0, len(data), 60)).tolist()
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip_members(data, [*ends, len(data)]) + bytes(int(rng.integers(0, 5000))))
+    tasks = read(tmp_path / "t.jsonl.gz")
+    [entry] = tasks.samples.documents.index.files
+    assert len(unpack_marks(entry.entries, 2)) > 5
+    assert sum(sequential_sizes("jsonl", [entry])) == entry.size
+    for start in rng.permutation(ROWS - 10)[:20].tolist():
+        tasks.samples.documents.forget()
+        assert texts(tasks, range(start, start + 10)) == [row["text"] for row in rows[start : start + 10]]
+    assert tasks.samples[0].task_id == "line_3"
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut in a header", "flipped", "followed by text"])
+def test_a_damaged_member_is_named_with_its_file(tmp_path: Path, damage: str) -> None:
+    data = gzip_members(json_lines(records(50)), [700, 900])
+    ends = {"cut": data[:-9], "cut in a header": data + data[:5], "followed by text": data + b"text"}
+    flipped = data[:600] + bytes([data[600] ^ 255]) + data[601:]
+    (tmp_path / "t.jsonl.gz").write_bytes(ends.get(damage, flipped))
+    with pytest.raises(JobError, match=r"t\.jsonl\.gz cannot be read \(cut short or damaged: .*; copy it again\)$"):
+        texts(read(tmp_path / "t.jsonl.gz"))
+
+
+@pytest.mark.parametrize("codec", ["gz", "zst", "bz2"])
+def test_a_compressed_file_may_begin_with_blank_lines(tmp_path: Path, codec: str) -> None:
+    data = b"\n\n  \n" + json_lines(records(200))
+    path = tmp_path / f"t.jsonl.{codec}"
+    path.write_bytes({"gz": gzip.compress, "zst": zstd, "bz2": bz2.compress}[codec](data))
+    assert texts(read(path)) == [row["text"] for row in records(200)]
+
+
+@pytest.mark.parametrize("length", [10, 1000, 30_000])
+def test_marks_are_as_many_as_a_host_needs_to_read_its_part(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MARKS_IN_MEMORY", 500)
+    count = 3_000_000 // length
+    data = (b"x" * (length - 1) + b"\n") * count
+    rows, marks = scan_lines("x", iter([data[i : i + 100_000] for i in range(0, len(data), 100_000)]))
+    blocks = len(marks) - 1
+    assert rows == count
+    assert lines.lines_of_block(rows, blocks) == max(
+        1, min(lines.MOST_LINES, 1 << (max(1, (16 << 10) // length)).bit_length() - 1)
+    )
+    assert (np.diff(marks[:-1, 0]) == length * lines.lines_of_block(rows, blocks)).all()
+
+
+def test_an_index_of_before_has_a_mark_every_64_lines() -> None:
+    for rows in (0, 1, 64, 65, 1000, 12_345):
+        blocks = -(-rows // 64)
+        step = lines.lines_of_block(rows, blocks)
+        assert -(-rows // step) == blocks
+        assert step == 64 or rows <= step
+
+
 def test_blank_lines_are_no_samples_but_have_numbers(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     rows = [json.dumps(row) for row in records(200)]
@@ -117,7 +185,7 @@ def test_lines_are_counted_whatever_the_pieces(parts: list[bytes], size: int) ->
     rows, marks = scan_lines("x", iter([data[i : i + size] for i in range(0, len(data), size)]))
     filled = [number for number, line in enumerate(data.split(b"\n")) if line.strip()]
     assert rows == len(filled)
-    assert marks[:-1, 1].tolist() == filled[:: lines.BLOCK]
+    assert marks[:-1, 1].tolist() == filled[:: lines.lines_of_block(rows, len(marks) - 1)]
     for offset, number in marks[:-1].tolist():
         assert data[:offset].count(b"\n") == number
     assert unpack_marks(pack_marks(marks), 2).tolist() == marks.tolist()
@@ -305,6 +373,18 @@ def test_a_large_source_is_estimated_by_a_few_looks(tmp_path: Path, name: str, m
     assert [item.prompt for item in estimated.drawn[:3] if isinstance(item, Sample)] == [
         row["text"] for row in records(3)
     ]
+
+
+@pytest.mark.parametrize(("name", "members"), [("t.jsonl.gz", False), ("members.jsonl.gz", True), ("t.jsonl", False)])
+def test_an_estimate_sees_whether_files_can_be_entered(tmp_path: Path, name: str, members: bool) -> None:
+    for number in range(3):
+        WRITERS[name](tmp_path / f"{number}_{name}", records())
+    config = TasksConfig(path=str(tmp_path))
+    listed = list_source(config)
+    estimated = estimate(listed, config)
+    assert estimated.members is members
+    tasks = estimated_tasks(listed, config, estimated, None)
+    assert len(tasks.sequential) == (3 if name == "t.jsonl.gz" else 0)
 
 
 def test_documents_of_an_estimate_have_places_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,13 +59,24 @@ class Hosts:
             elif delay_s < math.inf:
                 self.late.append(threading.Timer(delay_s, self._start_late, [worker]))
                 self.late[-1].start()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        for worker, sshd in list(self.sshds.items()):
-            log = Path(f"{self.homes[worker]}.sshd.log")
-            while not log.exists() or "Server listening" not in log.read_text():
-                if sshd.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"sshd of host {worker} did not start; see {log}")
-                time.sleep(0.02)
+        for worker in list(self.sshds):
+            self._await_sshd(worker)
+
+    def restart(self, worker: int) -> None:
+        """Starts a host again that was killed, with the files that it had; returns when it accepts connections."""
+        self._log(worker).unlink()
+        self.sshds[worker] = self._start_sshd(worker)
+        self._await_sshd(worker)
+
+    def _await_sshd(self, worker: int) -> None:
+        deadline, log = time.monotonic() + START_TIMEOUT_S, self._log(worker)
+        while not log.exists() or "Server listening" not in log.read_text():
+            if self.sshds[worker].poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"sshd of host {worker} did not start; see {log}")
+            time.sleep(0.02)
+
+    def _log(self, worker: int) -> Path:
+        return Path(f"{self.homes[worker]}.sshd.log")
 
     def stop(self) -> None:
         """Kills every host, as a power cut does; their folders stay."""
@@ -142,7 +153,9 @@ class Hosts:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
         process = subprocess.Popen(
-            [sshd, "-D", "-f", str(config), "-E", f"{home}.sshd.log"], stdin=subprocess.DEVNULL, start_new_session=True
+            [sshd, "-D", "-f", str(config), "-E", str(self._log(worker))],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         supervisor.supervise(process.pid)
         supervisor.supervise_marked(self._mark(worker))

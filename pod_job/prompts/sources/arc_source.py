@@ -13,10 +13,10 @@ from pod_job.prompts.arc import check_task, read_arc
 from pod_job.prompts.arc_lines import JoinedTasks, NumberedTasks
 from pod_job.prompts.arc_prompts import render
 from pod_job.prompts.augment import augmentation
+from pod_job.prompts.sources.compressed import codec_of, pieces_of
 from pod_job.prompts.sources.documents import Documents, Read
 from pod_job.prompts.sources.file_lists import pattern_of
 from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex
-from pod_job.prompts.sources.lines import codec_of, pieces_of
 from pod_job.prompts.sources.listing import Listing
 from pod_job.prompts.sources.places import open_file
 from pod_job.prompts.sources.sample import BrokenTask, Sample, checked

@@ -52,10 +52,10 @@ def size_of(block: Any) -> int:
 
 
 class Counted:
-    """Result of counting a file: its samples, the reader's marks, and its checksum where all of it was read."""
+    """Result of counting a file: what its entry of an index has; `checksum`: where all of it was read."""
 
-    def __init__(self, samples: int, marks: bytes = b"", checksum: str | None = None) -> None:
-        self.samples, self.marks, self.checksum = samples, marks, checksum
+    def __init__(self, samples: int, marks: bytes = b"", checksum: str | None = None, entries: bytes = b"") -> None:
+        self.samples, self.marks, self.checksum, self.entries = samples, marks, checksum, entries
 
 
 class FileReader(ABC):

@@ -13,8 +13,9 @@ from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.prompts.sources.arrays import ArrayReader
 from pod_job.prompts.sources.blocks import BlockCache, FileReader, changed
-from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex
-from pod_job.prompts.sources.lines import LinesReader, codec_of
+from pod_job.prompts.sources.compressed import codec_of
+from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex, unpack_marks
+from pod_job.prompts.sources.lines import LinesReader
 from pod_job.prompts.sources.listing import Listing, source_key
 from pod_job.prompts.sources.places import FileState, crc32c_of, open_file
 from pod_job.prompts.sources.sample import BrokenTask, Sample
@@ -150,9 +151,13 @@ def segments_of(files: Sequence[FileEntry], parts: Sequence[SplitPart]) -> list[
 
 
 def sequential_sizes(kind: str, files: Sequence[FileEntry]) -> tuple[int, ...]:
-    """Returns the sizes of the files that can only be read from their start."""
-    lines = kind in ("jsonl", "lines")
-    return tuple(entry.size for entry in files if kind == "csv" or (lines and codec_of(entry.url) is not None))
+    """Returns the sizes of the files, or parts of files, that can only be read from their start."""
+    sizes: list[int] = []
+    for entry in files:
+        if kind == "csv" or (kind in ("jsonl", "lines") and codec_of(entry.url) is not None):
+            starts = unpack_marks(entry.entries, 2)[:, 0] if entry.entries else np.zeros(1, np.int64)
+            sizes += np.diff(starts, append=entry.size).tolist()
+    return tuple(sizes)
 
 
 def counted(kind: str, entry: FileEntry, config: TasksConfig) -> FileEntry:
@@ -170,6 +175,7 @@ def counted(kind: str, entry: FileEntry, config: TasksConfig) -> FileEntry:
         checksum=checksum,
         samples=result.samples,
         marks=result.marks,
+        entries=result.entries,
         split=entry.split,
     )
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.prompts.sources.blocks import FileReader
+from pod_job.prompts.sources.compressed import ChecksummedFile, decompressed
 from pod_job.prompts.sources.documents import Read, check_columns, make_reader
 from pod_job.prompts.sources.index import FileEntry
-from pod_job.prompts.sources.lines import ChecksummedFile, LinesReader, decompressed
+from pod_job.prompts.sources.lines import LinesReader
 from pod_job.prompts.sources.listing import Listing
 from pod_job.prompts.sources.places import open_file
 
@@ -30,20 +31,25 @@ DEVIATIONS = 1.96
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """About `samples` documents; the truth is within the part `error` of it with 95% certainty. `drawn` are some."""
+    """About `samples` documents; the truth is within the part `error` of it with 95% certainty. `drawn` are some.
+
+    `members`: compressed files seem to have members, at which they can be entered.
+    """
 
     samples: int
     error: float
     drawn: list[Read]
+    members: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Documents within some bytes of a file: how many, and some of them."""
+    """Documents within some bytes of a file: how many, and some of them; `members`: of how many members, if of any."""
 
     rows: int
     bytes: int
     drawn: list[Read]
+    members: int = 0
 
 
 def estimate(listing: Listing, config: TasksConfig, seed: int = 0) -> Estimate:
@@ -68,9 +74,9 @@ def estimate(listing: Listing, config: TasksConfig, seed: int = 0) -> Estimate:
         density, spread = len(listing.files) / max(1, total), 0.0
     elif len(files) == len(listing.files) and listing.kind in ("parquet", "tokens"):
         spread = 0.0
-    return Estimate(
-        max(1, round(density * total)), DEVIATIONS * spread, [item for look in looks for item in look.drawn]
-    )
+    drawn = [item for look in looks for item in look.drawn]
+    members = bool(looks) and all(look.members > 1 for look in looks)
+    return Estimate(max(1, round(density * total)), DEVIATIONS * spread, drawn, members)
 
 
 def some_files(files: Sequence[FileEntry], seed: int) -> list[FileEntry]:
@@ -90,12 +96,12 @@ def looks_at(reader: FileReader, seed: int) -> list[Look]:
         return [Look(reader.rows_at_a_glance(), entry.size, head)]
     if reader.sequential:
         file = ChecksummedFile(open_file(entry.url), entry.size, None)
-        lines = 0
-        for piece in decompressed(file, entry.url):
+        lines, members = 0, list[int]()
+        for piece in decompressed(file, entry.url, lambda place, content: members.append(place)):
             lines += piece.count(b"\n")
             if file.taken >= COMPRESSED_BYTES:
                 break
-        return [Look(max(lines, len(head)), file.taken, head)]
+        return [Look(max(lines, len(head)), file.taken, head, len(members))]
     places = [0] if entry.size <= PLACE_BYTES else starts_of_places(entry.size, f"{seed} {entry.name}")
     looks = []
     for place in places:

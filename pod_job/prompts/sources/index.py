@@ -1,7 +1,7 @@
 """Index of a task source: its files as they were when they were counted, and where in them samples begin.
 
 A large source is counted once for a run; the index is kept in the run folder, and every later start reads it instead of
-the source. It is small: one mark of a few bytes for every 64 lines.
+the source. It is small: of a file of lines a mark of a few bytes for every 64, or at most 4096 for all of them.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ class FileEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
         version: what `FileState` has; `checksum` is over its content, with the algorithm in front.
         samples: None until the file is counted.
         marks: what its reader needs to find a sample; its form depends on the kind of file.
+        entries: of a compressed file of several members, where some of them begin: in the file, and in its content.
         split: split of a dataset.
     """
 
@@ -38,6 +39,7 @@ class FileEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     checksum: str | None = None
     samples: Count | None = None
     marks: bytes = b""
+    entries: bytes = b""
     split: str = ""
 
 

@@ -1,110 +1,88 @@
 """Files of lines: JSON objects or plain text, as they are or compressed.
 
-Lines are counted at the speed of the disk; every BLOCK lines their place is marked, by which a batch is found. A
-compressed file can only be read from its start on.
+Lines are counted at the speed of the disk; the places of some are marked, by which a batch is found: every 64th, or
+more where lines are long, since a reader takes all lines between two marks. A compressed file can only be read from its
+start on, or from the start of one of its members, where a gzip file has several (as `bgzip` writes it, or `cat` joins
+files).
 """
 
-import io
 from collections.abc import Iterator
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Int64
 
 from pod_job.config.tasks import TasksConfig
-from pod_job.errors import JobError, first_line
+from pod_job.errors import JobError
 from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.blocks import BlockCache, Counted, FileReader
+from pod_job.prompts.sources.compressed import codec_of, pieces_of
 from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
-from pod_job.prompts.sources.places import DataFile, RangedFile, unreadable
+from pod_job.prompts.sources.places import DataFile
 from pod_job.prompts.sources.record import read_record
 from pod_job.prompts.sources.sample import BrokenTask, Sample, checked
 from pod_job.storage.checksums import RunningChecksum
 
-BLOCK = 64
-"""Lines between two marks."""
 PIECE_BYTES = 2 << 20
+"""Bytes of blocks that are read in one request, about."""
+MOST_LINES = 64
+"""Lines between two marks at most; a power of two, as all numbers of lines between marks are."""
+BLOCK_BYTES, BLOCKS = 16 << 10, 4096
+"""Bytes between two marks, about: so many, or the file's by BLOCKS if that is more."""
+MARKS_IN_MEMORY = 1 << 16
+ENTRY_BYTES = 1 << 20
+"""Compressed bytes between two members that are entered, at least; or the file's by BLOCKS if that is more."""
 LONGEST_LINE = 1 << 30
-CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 NEWLINE = 10
 BLANK = np.zeros(256, bool)
 BLANK[[9, 10, 11, 12, 13, 32]] = True
 
 
-def codec_of(url: str) -> str | None:
-    """Returns the compression of a file by its name; None where it is not compressed."""
-    return next((codec for suffix, codec in CODECS.items() if url.lower().endswith(suffix)), None)
-
-
-def pieces_of(file: DataFile, size: int, checksum: RunningChecksum | None = None) -> Iterator[bytes]:
-    """Yields the content of a file in pieces, decompressed. JobError for a compressed file that is cut or damaged."""
-    raw = ChecksummedFile(file, size, checksum)
-    if codec_of(file.url) is not None:
-        yield from decompressed(raw, file.url)
-        return
-    while piece := raw.read(PIECE_BYTES):
-        yield piece
-
-
-def decompressed(raw: RangedFile, url: str) -> Iterator[bytes]:
-    """Yields the content of a compressed file, and reads that to its end. JobError where it is cut or damaged."""
-    codec, size = codec_of(url), raw.size
-    buffered = io.BufferedReader(raw, PIECE_BYTES)
-    try:
-        stream = pa.CompressedInputStream(pa.PythonFile(buffered, "r"), codec)
-        while piece := stream.read(PIECE_BYTES):
-            yield piece
-        if size == 0:
-            raise OSError("it is empty")
-    except (OSError, pa.ArrowInvalid) as error:
-        raise unreadable(url, f"cut short or damaged: {first_line(error)}; copy it again") from error
-    buffered.read()  # what follows the compressed content counts too
-
-
-class ChecksummedFile(RangedFile):
-    """A file whose checksum is taken as it is read from start to end."""
-
-    def __init__(self, file: DataFile, size: int, checksum: RunningChecksum | None) -> None:
-        super().__init__(file, size)
-        self.checksum = checksum
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        if self.checksum is not None:
-            self.checksum.update(data)
-        return data
-
-
 def scan_lines(url: str, pieces: Iterator[bytes]) -> tuple[int, Int64[np.ndarray, "n 2"]]:
-    """Returns the number of lines that are not blank, and of every BLOCK-th its offset and its number among all lines.
+    """Returns the number of lines that are not blank, and of every n-th its offset and its number among all lines.
 
-    The last mark is the end of the content.
+    The last mark is the end of the content. `lines_of_block` tells n.
     """
     rows = lines = place = 0
+    step = 1
     marks: list[np.ndarray] = []
-    rest = b""
+    rest = bytearray()
     for piece in pieces:
-        data = np.frombuffer(rest + piece if rest else piece, np.uint8)
-        ends = np.flatnonzero(data == NEWLINE)
-        if not len(ends):
+        if b"\n" not in piece:
             rest += piece
             if len(rest) > LONGEST_LINE:
                 raise JobError(f"tasks.path={url}: a line is longer than {LONGEST_LINE >> 20} MiB; is it text?")
             continue
+        data = np.frombuffer(bytes(rest) + piece if rest else piece, np.uint8)
+        ends = np.flatnonzero(data == NEWLINE)
         starts = np.concatenate([[0], ends[:-1] + 1])
         numbers = filled(data, starts, ends)
-        chosen = numbers[-rows % BLOCK :: BLOCK]
+        chosen = numbers[-rows % step :: step]
         marks.append(np.stack([starts[chosen] + place, chosen + lines], axis=1))
+        if step < MOST_LINES and sum(map(len, marks)) > MARKS_IN_MEMORY:
+            marks, step = [np.concatenate(marks)[::2]], 2 * step
         rows, lines = rows + len(numbers), lines + len(ends)
-        rest = data[ends[-1] + 1 :].tobytes()
+        rest = bytearray(data[ends[-1] + 1 :])
         place += int(ends[-1]) + 1
     if rest.strip():
-        if rows % BLOCK == 0:
+        if rows % step == 0:
             marks.append(np.array([[place, lines]]))
         rows, lines = rows + 1, lines + 1
-    marks.append(np.array([[place + len(rest), lines]]))
-    return rows, np.concatenate(marks).astype(np.int64)
+    size = place + len(rest)
+    block_bytes = max(BLOCK_BYTES, size // BLOCKS)
+    wanted = step
+    while wanted < MOST_LINES and 2 * wanted * size <= block_bytes * rows:
+        wanted *= 2
+    thinned = np.concatenate([np.empty((0, 2), np.int64), *marks])[:: wanted // step]
+    return rows, np.concatenate([thinned, [[size, lines]]]).astype(np.int64)
+
+
+def lines_of_block(rows: int, blocks: int) -> int:
+    """Returns the lines between two marks of a file with so many lines and blocks. ValueError where none are."""
+    for power in range(MOST_LINES.bit_length()):
+        if -(-rows // (1 << power)) == blocks:
+            return 1 << power
+    raise ValueError(f"{blocks} blocks of {rows} lines")
 
 
 def filled(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -128,23 +106,36 @@ class LinesReader(FileReader):
         super().__init__(file, entry, cache, alone)
 
     def count(self) -> Counted:
-        checksum = RunningChecksum()
-        rows, marks = scan_lines(self.entry.url, pieces_of(self.file, self.entry.size, checksum))
-        return Counted(rows, pack_marks(marks), f"crc32c:{checksum.stored.crc32c}")
+        checksum, size = RunningChecksum(), self.entry.size
+        entries = [(0, 0)]
+
+        def note(place: int, content: int) -> None:
+            if place - entries[-1][0] >= max(ENTRY_BYTES, size // BLOCKS):
+                entries.append((place, content))
+
+        rows, marks = scan_lines(self.entry.url, pieces_of(self.file, size, checksum, note=note))
+        packed = pack_marks(np.array(entries)) if len(entries) > 1 else b""
+        return Counted(rows, pack_marks(marks), f"crc32c:{checksum.stored.crc32c}", packed)
 
     def block_starts(self) -> Int64[np.ndarray, " n"]:
         marks = unpack_marks(self.entry.marks, 2)
         self.offsets, self.numbers = marks[:, 0], marks[:, 1]
-        starts = np.arange(len(marks), dtype=np.int64) * BLOCK
-        starts[-1] = self.entry.samples or 0
+        rows = self.entry.samples or 0
+        self.block_lines = lines_of_block(rows, len(marks) - 1)
+        starts = np.arange(len(marks), dtype=np.int64) * self.block_lines
+        starts[-1] = rows
+        self.members = unpack_marks(self.entry.entries, 2) if self.entry.entries else np.zeros((1, 2), np.int64)
+        self.first_blocks = np.searchsorted(self.offsets[:-1], self.members[:, 1])
         return starts
 
     def entry_block(self, block: int) -> int:
-        return 0 if self.sequential else block
+        if not self.sequential:
+            return block
+        return int(self.first_blocks[np.searchsorted(self.first_blocks, block, side="right") - 1])
 
     def stream(self, block: int, stop: int) -> Iterator[bytes]:
         if self.sequential:
-            yield from self._decompressed()
+            yield from self._decompressed(block)
             return
         while block < stop:
             # As many blocks as make a piece, in one request.
@@ -156,12 +147,16 @@ class LinesReader(FileReader):
                 yield data[int(self.offsets[number]) - start : int(self.offsets[number + 1]) - start]
             block = last
 
-    def _decompressed(self) -> Iterator[bytes]:
-        pieces, data, place = pieces_of(self.file, self.entry.size), b"", 0
-        for start, stop in zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True):
-            while place + len(data) < stop and (piece := next(pieces, b"")):
-                data, place = data[start - place :] + piece, start
-            yield data[start - place : stop - place]
+    def _decompressed(self, block: int) -> Iterator[bytes]:
+        """Yields the blocks from `block` on, from the last member that begins before them."""
+        member = int(np.searchsorted(self.members[:, 1], self.offsets[block], side="right")) - 1
+        start, place = self.members[member].tolist()
+        pieces, held = pieces_of(self.file, self.entry.size, start=start), b""  # `place` is that of what is held
+        for first, stop in pairwise(self.offsets[block:].tolist()):
+            while place + len(held) < stop and (piece := next(pieces, b"")):
+                passed = min(len(held), max(0, first - place))
+                held, place = held[passed:] + piece, place + passed
+            yield held[max(0, first - place) : stop - place]
 
     def opened(self, block: bytes) -> list[tuple[int, bytes]]:
         return [(number, line) for number, line in enumerate(block.split(b"\n")) if line.strip()]
@@ -170,7 +165,7 @@ class LinesReader(FileReader):
         if index >= len(block):
             raise BrokenTask(f"{self.where}, row {row} is missing")
         offset, line = block[index]
-        return self.parse(line, int(self.numbers[(row - index) // BLOCK]) + offset + 1)
+        return self.parse(line, int(self.numbers[(row - index) // self.block_lines]) + offset + 1)
 
     def head(self, count: int) -> Iterator[Sample | BrokenTask]:
         rest = b""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pod_job.config.tasks import TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.formats.json_text import parse_json
+from pod_job.prompts.sources.compressed import CODECS, codec_of, pieces_of
 from pod_job.prompts.sources.file_lists import IRREGULAR, WILDCARDS, base_of, below, list_place, matches
 from pod_job.prompts.sources.hub_names import by_name, is_dataset_name, list_dataset
 from pod_job.prompts.sources.index import FileEntry
-from pod_job.prompts.sources.lines import CODECS, codec_of, pieces_of
 from pod_job.prompts.sources.places import FIELD, HUB, Listed, open_file
 from pod_job.prompts.sources.saved import is_saved, saved_parts
 from pod_job.prompts.sources.split import SplitPart, chosen_parts

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from pod_job.prompts.sources.blocks import Counted, FileReader
-from pod_job.prompts.sources.lines import CODECS, pieces_of
+from pod_job.prompts.sources.compressed import CODECS, pieces_of
 from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample, checked
 from pod_job.storage.checksums import RunningChecksum
 
