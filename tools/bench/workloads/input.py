@@ -147,22 +147,29 @@ def write_short(folder: Path, documents: int) -> None:
 
 
 def bytes_read(hosts: int, inputs: Path, scratch: Path) -> Work:
-    """Counts the bytes that each host reads for its share of the batches, in a run that was opened before."""
-    from pod_job.planning.batches import assign_batches
+    """Counts the bytes that each host reads for its share of the batches, in a run that was opened before.
+
+    Documents differ in length, so that shares of as many documents differ in bytes: a host's is the bytes of its own.
+    """
+    import numpy as np
+
+    from pod_job.planning.batches import assign_batches, batch_samples
     from pod_job.planning.inputs import read_inputs
 
-    documents = inputs / "documents"
-    config = job_config(inputs / "model", documents, scratch / "run", "extract.save_every_n_samples=16")
-    size = sum(file.stat().st_size for file in documents.iterdir())
+    per_batch, documents = 16, inputs / "documents"
+    config = job_config(inputs / "model", documents, scratch / "run", f"extract.save_every_n_samples={per_batch}")
+    lengths = np.array([len(line) for file in sorted(documents.iterdir()) for line in file.open("rb")])
+    size = int(lengths.sum())
 
     def share_of(host: int) -> float:
-        """Returns what a host reads over its share of all bytes."""
+        """Returns what a host reads over the bytes of its own documents."""
         opened = read_inputs(config)
         batches = assign_batches(range(1, opened.total_batches + 1), hosts)[host]
+        own = sum(int(lengths[batch_samples(batch, len(lengths), per_batch)].sum()) for batch in batches)
         before = characters_read()
         for batch in batches:
             opened.samples(batch)
-        return (characters_read() - before) / (size / hosts)
+        return (characters_read() - before) / own
 
     def run() -> Metrics:
         shares = [measured(functools.partial(share_of, host))[0] for host in range(hosts)]
