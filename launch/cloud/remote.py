@@ -154,13 +154,20 @@ def planned_ssh(reach: Reach, name: str) -> list[str]:
 
 
 def addresses(reach: Reach) -> list[str]:
-    """Returns the names by which hosts of the user's own know each other: those that ssh resolves its aliases to."""
+    """Returns the names by which hosts of the user's own know each other: those that ssh resolves its aliases to.
+
+    Raises:
+        JobError: two of them are one machine.
+    """
     with ThreadPoolExecutor(SSH_CALLS) as pool:
         resolved = list(pool.map(lambda worker: call_hosts(plain_ssh.resolve(reach, worker)), range(len(reach.hosts))))
-    names = []
+    names: list[str] = []
+    machines: dict[tuple[str, str], SshHost] = {}
     for host, done in zip(reach.hosts, resolved, strict=True):
-        match = re.search(r"^hostname (\S+)$", done.out, re.MULTILINE) if done.code == 0 else None
-        name = match[1] if match else host.name
+        settings = dict(re.findall(r"^(hostname|port) (\S+)$", done.out, re.MULTILINE)) if done.code == 0 else {}
+        name, port = settings.get("hostname", host.name), settings.get("port", str(host.port))
+        if (first := machines.setdefault((name, port), host)) is not host:
+            raise JobError(f"pod.hosts_file: {first} and {host} are one machine, {name} port {port}; list it once")
         names.append(f"[{name}]" if ":" in name else name)
     return names
 

@@ -344,6 +344,11 @@ def test_hosts_know_each_other_by_what_ssh_makes_of_their_names(tmp_path: Path) 
     way = Reach("extract-1", "", None, False, [f"-F{tmp_path}/ssh_config"], hosts=hosts)
     assert addresses(way) == ["10.0.0.7", "[2001:db8::7]", "vm-1", "[2001:db8::1]"]
     assert addresses(replace(way, ssh_flags=["-oNoSuchOption=1"])) == ["east", "v6", "vm-1", "[2001:db8::1]"]
+    assert len(addresses(replace(way, hosts=(SshHost("east", port=1), SshHost("east", port=2))))) == 2
+    with pytest.raises(
+        JobError, match=r"^pod\.hosts_file: east and me@10\.0\.0\.7:22 are one machine, 10\.0\.0\.7 port 22; "
+    ):
+        addresses(replace(way, hosts=(SshHost("east"), SshHost("10.0.0.7", "me", 22))))
 
 
 def test_nothing_is_asked_of_the_cloud(hosts_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
