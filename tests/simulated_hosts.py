@@ -133,7 +133,7 @@ class SimHosts:
         if not (self.up and self.running):
             return
         elapsed = self.world.clock.time - self.began
-        done = all(host.exit is None for host in self.hosts)
+        done = all(host.exit is None and not host.silent for host in self.hosts)  # a silent machine computes nothing
         if done:
             for number in range(1, BATCHES + 1):
                 if elapsed >= PHASES[Phase.extracting] + number * BATCH_S:
