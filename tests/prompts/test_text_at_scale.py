@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from pod_job.config.tasks import OnBroken, TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.prompts.samples import without_broken
+from pod_job.prompts.sources import compressed, lines, listing
 from pod_job.prompts.sources import estimate as estimates
-from pod_job.prompts.sources import lines, listing
 from pod_job.prompts.sources.documents import sequential_sizes
 from pod_job.prompts.sources.estimate import estimate
 from pod_job.prompts.sources.index import pack_marks, unpack_marks
@@ -133,7 +133,7 @@ def test_a_gzip_file_is_entered_at_its_members(tmp_path: Path, seed: int, monkey
 def test_a_damaged_member_is_named_with_its_file(tmp_path: Path, damage: str) -> None:
     data = gzip_members(json_lines(records(50)), [700, 900])
     ends = {"cut": data[:-9], "cut in a header": data + data[:5], "followed by text": data + b"text"}
-    flipped = data[:600] + bytes([data[600] ^ 255]) + data[601:]
+    flipped = data[:90] + bytes([data[90] ^ 255]) + data[91:]
     (tmp_path / "t.jsonl.gz").write_bytes(ends.get(damage, flipped))
     with pytest.raises(JobError, match=r"t\.jsonl\.gz cannot be read \(cut short or damaged: .*; copy it again\)$"):
         texts(read(tmp_path / "t.jsonl.gz"))
