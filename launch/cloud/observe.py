@@ -48,8 +48,8 @@ Statuses = Sequence[HostStatus | None]
 class RunningJob:
     """A job on a pod: how its hosts are reached, the folder in which they report, and the batches of its whole run.
 
-    `complete`: whether the run is complete. `ends_at`: moment of clock.monotonic() at which the limit of the run is reached, if it has one. `stays`: what
-    exists, its price and the command that deletes it, in one line.
+    `complete`: whether the run is complete. `ends_at`: moment of clock.monotonic() at which the limit of the run is
+    reached, if it has one. `stays`: what exists, its price and the command that deletes it, in one line.
     """
 
     reach: Reach

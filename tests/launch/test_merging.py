@@ -2,9 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
 
-import msgspec
 import pytest
 from sample_runs import PER_BATCH, batch, identity
 
