@@ -48,14 +48,22 @@ class HfTensors:
         return read
 
     def _read_converted(self, checkpoint: Converted, name: str) -> np.ndarray:
+        whole = None
         for key, weight in self.table.items():
             names = checkpoint_names(weight)
-            if name in names:
-                whole = tuple((0, size) for size in weight.shape)
-                place = np.unravel_index(names.index(name), weight.stack) if weight.stack else ()
-                spans = (*((int(at), int(at) + 1) for at in place), *whole[len(place) :])
-                array = np.empty([stop - start for start, stop in spans], np.float32)
-                fill_from_converted(checkpoint, key)(weight, {spans: array})
-                shape = weight.checkpoint_shape
-                return array.reshape(shape[::-1]).T if weight.linear else array.reshape(shape)
-        raise KeyError(name)
+            if name not in names:
+                continue
+            spans = tuple((0, size) for size in weight.shape)
+            place = np.unravel_index(names.index(name), weight.stack) if weight.stack else ()
+            spans = (*((int(at), int(at) + 1) for at in place), *spans[len(place) :])
+            array = np.empty([stop - start for start, stop in spans], np.float32)
+            fill_from_converted(checkpoint, key)(weight, {spans: array})
+            shape, part = weight.part_shape, weight.part
+            array = array.reshape(shape[::-1]).T if weight.linear else array.reshape(shape)
+            if part is None:
+                return array
+            whole = np.empty(weight.checkpoint_shape, np.float32) if whole is None else whole
+            whole[part.index if part.rows else (..., part.index)] = array
+        if whole is None:
+            raise KeyError(name)
+        return whole

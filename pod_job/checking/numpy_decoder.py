@@ -17,6 +17,15 @@ from jaxtyping import Float
 
 from pod_job.checking.hf_tensors import HfTensors
 from pod_job.checking.numpy_rotary import head_size, rotary_tables, rotates, window_of
+from pod_job.checking.numpy_tensors import (
+    GEMMA,
+    KINDS,
+    OLMO,
+    OUTER_MODULES,
+    POST_NORMS,
+    layer_tensors,
+    outer_modules,
+)
 from pod_job.checking.reference_facts import facts_of_logits
 from pod_job.formats.relative_errors import tap_errors
 from pod_job.formats.rows_table import COMPUTED
@@ -24,10 +33,7 @@ from pod_job.run_folder.layout import layer_number
 
 Product = Callable[[Float[np.ndarray, "T i"], Float[np.ndarray, "o i"]], Float[np.ndarray, "T o"]]
 """Returns x times the transpose of a weight, in float32."""
-GEMMA = ("gemma", "gemma2", "gemma3_text")
-OLMO = ("olmo2", "olmo3")
-POST_NORMS = ("gemma2", "gemma3_text", *OLMO)
-COVERED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", *GEMMA, *OLMO)
+COVERED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", *GEMMA, *OLMO, "gpt2", "gpt_neox", "phi3")
 """Families that are written out here."""
 
 
@@ -53,18 +59,27 @@ class Pass:
     keep: Rounding
     product: Product
 
-    def project(self, x: np.ndarray, w: dict[str, np.ndarray], name: str, bias: bool) -> np.ndarray:
-        y = self.product(x, self.keep(w[f"{name}.weight"]))
-        return self.keep(y + self.keep(w[f"{name}.bias"]) if bias else y)
+    def project(self, x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
+        y, bias = self.product(x, self.keep(w[f"{name}.weight"])), w.get(f"{name}.bias")
+        return self.keep(y if bias is None else y + self.keep(bias))
 
-    def norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """Returns the RMSNorm over the last dimension; Gemma's weight is added to one."""
-        normed = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps))
+    def norm(self, x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
+        """Returns the norm over the last dimension: a LayerNorm has a bias; Gemma's weight is added to one."""
+        weight, bias = self.keep(w[f"{name}.weight"]), w.get(f"{name}.bias")
+        x = x if bias is None else x - np.mean(x, axis=-1, keepdims=True)
+        normed = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(norm_eps(self.config)))
+        if bias is not None:
+            return self.keep(normed * weight + self.keep(bias))
         if self.config.model_type in (*GEMMA, *OLMO):
-            return self.keep(normed * (self.keep(weight) + (self.config.model_type in GEMMA)))
-        return self.keep(self.keep(normed) * self.keep(weight))
+            return self.keep(normed * (weight + (self.config.model_type in GEMMA)))
+        return self.keep(self.keep(normed) * weight)
 
-    def embed(self, rows: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T D"]:
+    def embed(self, rows: Float[np.ndarray, "T D"], tensors: HfTensors) -> Float[np.ndarray, "T D"]:
+        """Returns the rows of the embedding as the first layer takes them."""
+        if self.config.model_type == "gpt2":
+            positions = tensors.read("model.wpe.weight")
+            of_rows = np.concatenate([positions[: span.stop - span.start] for span in self.bounds])
+            return self.keep(self.keep(rows) + self.keep(of_rows))
         scale = math.sqrt(self.config.hidden_size) if self.config.model_type in GEMMA else 1.0
         scale *= getattr(self.config, "embedding_multiplier", 1.0)
         return self.keep(self.keep(rows) * self.keep(np.array(scale, np.float32)))
@@ -75,24 +90,21 @@ class Pass:
         """Returns the residual stream after layer i, and every site of the layer."""
         config, post_norms = self.config, self.config.model_type in POST_NORMS
         pre_norms, multiplier = config.model_type not in OLMO, np.float32(getattr(config, "residual_multiplier", 1.0))
-        attn_in = self.norm(x, w["input_layernorm.weight"]) if pre_norms else x
-        bias = bool(getattr(config, "attention_bias", False))
-        qkv_bias = bias or config.model_type == "qwen2"
-        q, k, v = (self.project(attn_in, w, f"self_attn.{name}_proj", qkv_bias) for name in "qkv")
+        attn_in = self.norm(x, w, "input_layernorm") if pre_norms else x
+        q, k, v = (self.project(attn_in, w, f"self_attn.{name}_proj") for name in "qkv")
         z = self.attention(i, q, k, v, w)
-        attn_raw = self.project(z, w, "self_attn.o_proj", bias)
-        attn_out = self.norm(attn_raw, w["post_attention_layernorm.weight"]) if post_norms else attn_raw
+        attn_raw = self.project(z, w, "self_attn.o_proj")
+        attn_out = self.norm(attn_raw, w, "post_attention_layernorm") if post_norms else attn_raw
         attn_out = self.keep(attn_out * multiplier)
-        resid_mid = self.keep(x + attn_out)
+        resid_mid, parallel = self.keep(x + attn_out), bool(getattr(config, "use_parallel_residual", False))
         mlp_norm = "pre_feedforward_layernorm" if post_norms else "post_attention_layernorm"
-        mlp_in = self.norm(resid_mid, w[f"{mlp_norm}.weight"]) if pre_norms else resid_mid
-        mlp_bias = bool(getattr(config, "mlp_bias", False))
-        gate, up = (self.project(mlp_in, w, f"mlp.{name}_proj", mlp_bias) for name in ("gate", "up"))
-        mlp_act = self.keep(self.keep(activation(config, gate)) * up)
-        mlp_raw = self.project(mlp_act, w, "mlp.down_proj", mlp_bias)
-        mlp_out = self.norm(mlp_raw, w["post_feedforward_layernorm.weight"]) if post_norms else mlp_raw
+        mlp_in = x if parallel else resid_mid
+        mlp_in = self.norm(mlp_in, w, mlp_norm) if pre_norms else mlp_in
+        mlp_act = self.mlp_act(mlp_in, w)
+        mlp_raw = self.project(mlp_act, w, "mlp.down_proj")
+        mlp_out = self.norm(mlp_raw, w, "post_feedforward_layernorm") if post_norms else mlp_raw
         mlp_out = self.keep(mlp_out * multiplier)
-        resid_post = self.keep(resid_mid + mlp_out)
+        resid_post = self.keep(self.keep(mlp_out + attn_out) + x if parallel else resid_mid + mlp_out)
         sites = {
             **{"resid_pre": x, "attn_in": attn_in, "q": q, "k": k, "v": v, "z": z, "attn_out_pre_norm": attn_raw},
             **{"attn_out": attn_out, "resid_mid": resid_mid, "mlp_in": mlp_in, "mlp_act": mlp_act},
@@ -100,22 +112,30 @@ class Pass:
         }
         return resid_post, sites
 
+    def mlp_act(self, x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
+        """Returns what the down projection takes."""
+        up = self.project(x, w, "mlp.up_proj")
+        if "mlp.gate_proj.weight" not in w:
+            return self.keep(activation(self.config, up))
+        return self.keep(self.keep(activation(self.config, self.project(x, w, "mlp.gate_proj"))) * up)
+
     def attention(
         self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, w: dict[str, np.ndarray]
     ) -> Float[np.ndarray, "T NH"]:
         config = self.config
         H = head_size(config)
         if config.model_type in OLMO:  # over all heads at once
-            q, k = self.norm(q, w["self_attn.q_norm.weight"]), self.norm(k, w["self_attn.k_norm.weight"])
+            q, k = self.norm(q, w, "self_attn.q_norm"), self.norm(k, w, "self_attn.k_norm")
         q, k, v = (x.reshape(len(x), -1, H) for x in (q, k, v))
         if config.model_type not in OLMO and "self_attn.q_norm.weight" in w:
-            q, k = self.norm(q, w["self_attn.q_norm.weight"]), self.norm(k, w["self_attn.k_norm.weight"])
+            q, k = self.norm(q, w, "self_attn.q_norm"), self.norm(k, w, "self_attn.k_norm")
         z = np.empty_like(q)
         group, window = q.shape[1] // k.shape[1], window_of(config, i)
         for span in self.bounds:
-            cos, sin = (self.keep(table) for table in rotary_tables(config, i, span.stop - span.start))
-            turned = (self.rotate(x[span], cos, sin) for x in (q, k))
-            queries, keys = turned if rotates(config, i) else (q[span], k[span])
+            queries, keys = q[span], k[span]
+            if rotates(config, i):
+                cos, sin = (self.keep(table) for table in rotary_tables(config, i, len(queries)))
+                queries, keys = self.rotate(queries, cos, sin), self.rotate(keys, cos, sin)
             seen = visible(len(queries), window)
             for head in range(q.shape[1]):
                 z[span, head] = self.attend(queries[:, head], keys[:, head // group], v[span, head // group], seen)
@@ -146,9 +166,12 @@ class Pass:
         return {name: np.concatenate([of_one[name] for of_one in columns]) for name in COMPUTED}
 
     def rotate(self, x: Float[np.ndarray, "S _ H"], cos: np.ndarray, sin: np.ndarray) -> Float[np.ndarray, "S _ H"]:
-        half = x.shape[-1] // 2
-        turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
-        return self.keep(self.keep(x * cos[:, None]) + self.keep(turned * sin[:, None]))
+        """Returns x with the first dimensions of each head rotated, as many as `cos` and `sin` have."""
+        size = cos.shape[-1]
+        part, half = x[..., :size], size // 2
+        turned = np.concatenate([-part[..., half:], part[..., :half]], -1)
+        turned = self.keep(self.keep(part * cos[:, None]) + self.keep(turned * sin[:, None]))
+        return np.concatenate([turned, x[..., size:]], -1)
 
 
 def numpy_taps(
@@ -178,46 +201,35 @@ def numpy_taps(
             errors[name] = tap_errors(name, values[1], values[0])
 
     rows = tensors.embedding(np.concatenate(sequences))
-    states = [one.embed(rows) for one in passes]
+    states = [one.embed(rows, tensors) for one in passes]
     record("embed", states)
     facts = [name for name in COMPUTED if name in names]
     last = config.num_hidden_layers if facts else 1 + max(map(layer_number, names))
     for i in range(min(config.num_hidden_layers, last)):
-        weights = {name: tensors.read(f"model.layers.{i}.{name}") for name in tensor_names(config)}
+        weights = layer_tensors(config, i, tensors.read)
         both = [one.layer(i, x, weights) for one, x in zip(passes, states, strict=True)]
         states = [x for x, _ in both]
         for site in both[0][1]:
             name = f"layer_{i}" if site == "resid_post" else f"layer_{i}.{site}"
             record(name, [sites[site] for _, sites in both])
     final = f"layer_{config.num_hidden_layers}_norm"
+    _, final_norm, head_name = outer_modules(config)
     if final in names or facts:
-        norm = tensors.read("model.norm.weight")
-        states = [one.norm(x, norm) for one, x in zip(passes, states, strict=True)]
+        kinds = KINDS if config.model_type in OUTER_MODULES else KINDS[:1]
+        norm = {f"{final_norm}.{kind}": tensors.read(f"{final_norm}.{kind}") for kind in kinds}
+        states = [one.norm(x, norm, final_norm) for one, x in zip(passes, states, strict=True)]
         record(final, states)
     if facts:
-        head = tensors.read("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+        head = tensors.read(f"{head_name}.weight")
         found = [one.facts(x, head, sequences) for one, x in zip(passes, states, strict=True)]
         for name in facts:
             record(name, [columns[name] for columns in found])
     return truths, errors
 
 
-def tensor_names(config: Any) -> list[str]:
-    """Returns the names of a layer's tensors, after `model.layers.{i}.`."""
-    family, bias = config.model_type, bool(getattr(config, "attention_bias", False))
-    names = ["post_attention_layernorm.weight", *(["input_layernorm.weight"] if family not in OLMO else [])]
-    if family in POST_NORMS:
-        names += ["post_feedforward_layernorm.weight"]
-        names += ["pre_feedforward_layernorm.weight"] if family not in OLMO else []
-    if family in ("qwen3", "gemma3_text", *OLMO):
-        names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
-    for projection in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
-        names.append(f"{projection}.weight")
-        if bias or (family == "qwen2" and projection != "self_attn.o_proj"):
-            names.append(f"{projection}.bias")
-    for projection in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
-        names += [f"{projection}.weight", *([f"{projection}.bias"] if getattr(config, "mlp_bias", False) else [])]
-    return names
+def norm_eps(config: Any) -> float:
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+    return next(getattr(config, name) for name in names if hasattr(config, name))
 
 
 def visible(S: int, window: int | None) -> np.ndarray:
@@ -226,7 +238,8 @@ def visible(S: int, window: int | None) -> np.ndarray:
 
 
 def activation(config: Any, x: np.ndarray) -> np.ndarray:
-    name = getattr(config, "hidden_activation", None) or config.hidden_act
+    names = ("hidden_activation", "activation_function", "hidden_act")
+    name = next(value for key in names if (value := getattr(config, key, None)))
     with np.errstate(over="ignore"):
         if name in ("silu", "swish"):
             return x / (1 + np.exp(-x))

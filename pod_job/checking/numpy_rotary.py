@@ -27,15 +27,21 @@ def window_of(config: Any, i: int) -> int | None:
 
 def rotates(config: Any, i: int) -> bool:
     """Returns whether layer i has a rotary embedding; in `no_rope_layers` of SmolLM3 a 1 says that it has."""
+    if config.model_type == "gpt2":
+        return False
     rotated = getattr(config, "no_rope_layers", None)
     return rotated is None or bool(rotated[i])
 
 
 def rotary_tables(config: Any, i: int, S: int) -> tuple[Float[np.ndarray, "S H"], Float[np.ndarray, "S H"]]:
-    """Returns cosine and sine of layer i for positions 0 .. S - 1."""
+    """Returns cosine and sine of layer i for positions 0 .. S - 1, of the dimensions that are rotated."""
     parameters = config.rope_parameters
     settings = parameters.get(layer_type(config, i), parameters)
-    frequencies, factor = rotary_frequencies(settings, head_size(config), config.max_position_embeddings)
+    rotated = int(head_size(config) * settings.get("partial_rotary_factor", 1.0))
+    if settings.get("rope_type") == "longrope":
+        frequencies, factor = longrope_frequencies(settings, rotated, config.max_position_embeddings, S)
+    else:
+        frequencies, factor = rotary_frequencies(settings, rotated, config.max_position_embeddings)
     angles = np.arange(S, dtype=np.float32)[:, None] * frequencies
     angles = np.concatenate([angles, angles], -1)
     return factor * np.cos(angles), factor * np.sin(angles)
@@ -57,6 +63,19 @@ def rotary_frequencies(settings: dict[str, Any], H: int, positions: int) -> tupl
         return yarn_frequencies(settings, plain, original), np.float32(yarn_factor(settings, factor))
     assert kind in ("default", "dynamic"), kind  # up to max_position_embeddings, past which no run goes, they are one
     return plain, np.float32(1)
+
+
+def longrope_frequencies(
+    settings: dict[str, Any], H: int, positions: int, S: int
+) -> tuple[Float[np.ndarray, "R"], np.float32]:
+    """Returns radians per position, by the sequence's length S, and the factor of cosine and sine."""
+    original = settings["original_max_position_embeddings"]
+    factor = settings.get("factor") or positions / original
+    growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    given = settings.get("attention_factor")
+    divisors = np.array(settings["long_factor" if original < S else "short_factor"], np.float32)
+    turns = divisors * np.float32(settings["rope_theta"]) ** (np.arange(0, H, 2, dtype=np.float32) / np.float32(H))
+    return (1 / turns).astype(np.float32), np.float32(growth if given is None else given)
 
 
 def yarn_frequencies(settings: dict[str, Any], plain: np.ndarray, original: int) -> Float[np.ndarray, "R"]:
