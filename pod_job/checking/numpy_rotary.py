@@ -4,6 +4,7 @@ S positions, H head size, R = H/2 rotary pairs.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def rotary_frequencies(settings: dict[str, Any], H: int, positions: int) -> tupl
 
 
 def longrope_frequencies(
-    settings: dict[str, Any], H: int, positions: int, S: int
+    settings: Mapping[str, Any], H: int, positions: int, S: int
 ) -> tuple[Float[np.ndarray, "R"], np.float32]:
     """Returns radians per position, by the sequence's length S, and the factor of cosine and sine."""
     original = settings["original_max_position_embeddings"]
