@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, shape types checked at run time, and skips for missing optional tools."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -12,6 +13,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Most tests compile many small programs, each of which runs few times: compiling takes half as long, in jobs too.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+IMPORTED_FIRST = (
+    *("beartype.claw", "jax.experimental.multihost_utils", "optax", "orbax.checkpoint", "rich.console", "scipy.stats"),
+    *("torch", "transformers.modeling_utils"),
+)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # What a module with checked shapes imports is compiled from its source each time: the large packages come before.
+    for name in IMPORTED_FIRST:
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,7 @@ def test_last_positions_are_the_last_of_all_positions(reference: dict, model: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
     reference: dict, finished: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -278,12 +278,12 @@ def compare(variants: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> Cou
 
 
 def test_variants_are_computed_as_torch_computes_them_or_refused(torch_there: None, tmp_path: Path) -> None:
-    """Every third change, each in one of the families; the test below runs all changes in all families."""
+    """Every sixth change, each in one of the families; the test below runs all changes in several families."""
     families = list(CAUSAL)
     variants = [(families[n % len(families)], change) for n, change in enumerate(CHANGES)]
-    counts = compare(variants[::3], tmp_path)
-    assert counts["computed"] >= 14
-    assert counts["refused"] >= 5
+    counts = compare(variants[::6], tmp_path)
+    assert counts["computed"] >= 7
+    assert counts["refused"] >= 3
 
 
 @pytest.mark.pod
