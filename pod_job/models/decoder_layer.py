@@ -115,7 +115,7 @@ def mlp(
     """Returns the output of the down projection, and its input as the site it is."""
 
     def projection(name: str) -> Float[Array, "B S F"]:
-        return jnp.einsum("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
+        return placement.product("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
     if arch.gated:
         gate, up = (placement.isolate(projection(name)) for name in ("gate", "up"))
@@ -123,7 +123,7 @@ def mlp(
     else:
         mlp_act = activate(arch, projection("up"))
     mlp_act = splice("mlp_act", mlp_act)
-    mlp_out = jnp.einsum("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
+    mlp_out = placement.product("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
     return mlp_out, {"mlp_act": mlp_act}
 
 

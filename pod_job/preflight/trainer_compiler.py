@@ -80,11 +80,17 @@ def uncounted_cycles(trainer: Trainer, operations: list[Operation]) -> float:
         if operation.kind == "custom-call" and operation.name.startswith(KERNEL):
             _, sizes = ARRAY.findall(operation.shape)[0]
             rows, latents = math.prod(int(size) for size in sizes.split(",")[:-1]), int(sizes.split(",")[-1])
-            cycles += operation.times * kernel_cycles(rows, latents)
+            cycles += operation.times * kernel_cycles(rows, latents, most_chosen(trainer, latents))
     for group in trainer.groups:
         if group.shape.architecture in WITH_AUXK and any(plan.auxiliary for plan in group.plans):
             cycles += REVIVED_CYCLES * group.shape.few_latents * len(group.plans) / trainer.sae_mesh.shape["saes"]
     return cycles
+
+
+def most_chosen(trainer: Trainer, latents: int) -> int:
+    """Returns the largest number that the kernel chooses of so many latents: k of all, or AuxK's of the dead ones."""
+    of_all = [group.shape.k or 0 for group in trainer.groups if group.shape.latents == latents]
+    return max(of_all or [group.shape.auxiliary_k for group in trainer.groups])
 
 
 def memory(trainer: Trainer, compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pod_job.training.architectures.kinds import coefficients_for, initial_parameters, loss
 from pod_job.training.architectures.parts import Batch, Coefficients, Metrics, Params, Scalar
 from pod_job.training.architectures.selection import keep_largest
+from pod_job.training.architectures.selection_cpu import keep_largest_on_cpu
 from pod_job.training.architectures.selection_kernel import keep_largest_on_tpu
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Rows
@@ -30,6 +31,7 @@ from pod_job.training.optimizer import (
     resamples,
     rising,
     schedule,
+    threshold_rate,
     with_unit_norms,
     without_growth,
 )
@@ -164,6 +166,9 @@ def train_group(
     update = jax.vmap(partial(updated, group.shape, recipe), in_axes=(0, axes, 0, 0), spmd_axis_name="saes")
     new = update((state.params, state.moments), batch, coefficients, (dead, rates))
     new = redrawn(group, new, batch, dead, step, recipe)
+    if (threshold := new.params.get("threshold")) is not None:
+        threshold = followed(threshold, new.metrics.lowest, threshold_rate(step, recipe))
+        new = new._replace(params=new.params | {"threshold": threshold})
     finite = jnp.isfinite(new.metrics.loss) & jnp.isfinite(new.gradient_norm)
     count = jnp.sum(batch.valid, dtype=jnp.int32)
     moves = finite & (state.frozen_at < 0) & (count > 0)
@@ -220,10 +225,11 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe, m
 
 
 def keep_for(mesh: Mesh, dtype: str) -> Partial:
-    """Returns `Batch.keep`: a kernel where the mesh is of TPUs, of which each has whole rows, else XLA's operations."""
-    if mesh.shape["model"] == 1 and dtype == "bfloat16" and mesh.devices.flat[0].platform == "tpu":
+    """Returns `Batch.keep` for devices of a kind, of which each has whole rows, or for any."""
+    platform = mesh.devices.flat[0].platform if mesh.shape["model"] == 1 else None
+    if platform == "tpu" and dtype == "bfloat16":
         return Partial(partial(keep_largest_on_tpu, mesh=mesh))
-    return Partial(keep_largest)
+    return Partial(keep_largest_on_cpu if platform == "cpu" else keep_largest)
 
 
 def updated(
@@ -245,8 +251,6 @@ def updated(
     params = jax.tree.map(lambda value, change: value - rate * change, params, direction)
     if recipe.unit_norm:
         params = with_unit_norms(shape, params)
-    if "threshold" in params:
-        params = params | {"threshold": followed(params["threshold"], metrics.lowest, recipe.threshold_rate)}
     return Update(params, moments, metrics, norm)
 
 

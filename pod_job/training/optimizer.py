@@ -18,6 +18,8 @@ from pod_job.training.recipe import Recipe
 
 RESAMPLED_ENCODER = 0.2
 """Norm of a resampled latent's encoder, in mean norms of the living ones' (Bricken et al. 2023)."""
+RECENT = 10.0
+"""Part of the steps so far, as one in so many, over which the threshold of BatchTopK is averaged."""
 
 
 def schedule(step: Int[Array, ""] | int, recipe: Recipe) -> Scalar:
@@ -123,7 +125,16 @@ def unit_columns(rows: Float[Array, "F D"]) -> Float[Array, "D F"]:
     return (rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).T
 
 
-def followed(threshold: Scalar, lowest: Scalar, rate: float) -> Scalar:
-    """Returns the moving average of the smallest active value; batches without any leave it as it is."""
+def threshold_rate(step: Int[Array, ""] | int, recipe: Recipe) -> Scalar:
+    """Returns the rate of the threshold's moving average: 1 at the first step, and lower later.
+
+    It is the average of about the last tenth of the steps so far, until `recipe.threshold_rate` stands for fewer: with
+    that rate alone, the first batches would weigh as much as the last ones in a short training.
+    """
+    return jnp.maximum(recipe.threshold_rate, RECENT / (step + RECENT))
+
+
+def followed(threshold: Float[Array, "S"], lowest: Float[Array, "S"], rate: Scalar) -> Float[Array, "S"]:
+    """Returns the moving average of each SAE's smallest active value; batches without any leave it as it is."""
     moved = jnp.where(threshold > 0, threshold + rate * (lowest - threshold), lowest)
     return jnp.where(jnp.isfinite(lowest), moved, threshold)

@@ -50,7 +50,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         dead_rows: a latent is dead that was not active in this many rows (Gao et al. 2024: 10 million).
         resample_steps: relu and gated: dead latents are drawn again every so many steps in the first half of the
             training (Bricken et al. 2023: every 25,000); 0 for never.
-        threshold_rate: of the moving average of BatchTopK's threshold (SAELens: 0.01).
+        threshold_rate: of the moving average of BatchTopK's threshold, at least (SAELens: 0.01); it is higher in the
+            first steps.
         unit_norm: decoder rows keep norm 1 (Bricken et al. 2023; Gao et al. 2024).
         buffer_steps: rows of the shuffle buffer, in steps' worth of rows; 0 for no buffer.
         dtype: of the factors of matrix products; master weights are float32 always.

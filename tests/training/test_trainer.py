@@ -12,9 +12,10 @@ from msgspec.structs import replace as changed
 from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.planning.trainer_layout import TrainerLayout
+from pod_job.training.architectures.kinds import encode
 from pod_job.training.architectures.parts import decoder_norms
 from pod_job.training.architectures.shape import SaeShape
-from pod_job.training.optimizer import schedule
+from pod_job.training.optimizer import followed, schedule, threshold_rate
 from pod_job.training.recipe import Recipe, SaePlan, check_plans, check_recipe
 from pod_job.training.tap_statistics import TapStatistics, measure_tap
 from pod_job.training.trainer import Trainer, TrainerState
@@ -198,6 +199,30 @@ def test_a_transcoder_and_a_crosscoder_read_the_taps_they_name() -> None:
     assert float(metrics[1].explained_variance[0]) > 0.7
     threshold = float(state.groups[1].params["threshold"][0])
     assert 0 < threshold < 10
+
+
+@pytest.mark.parametrize("steps", [1, 58, 400, 3000])
+def test_the_threshold_lags_by_a_tenth_of_the_steps_at_most(steps: int) -> None:
+    recipe, slopes = Recipe(steps=steps, warm_up_steps=0), jnp.array([1.0, 5.0])
+
+    def follow(step: jax.Array, threshold: jax.Array) -> jax.Array:
+        return followed(threshold, slopes * (step + 1), threshold_rate(step, recipe))
+
+    thresholds = jax.lax.fori_loop(0, steps, follow, jnp.zeros(2)) / slopes
+    assert (thresholds <= steps).all()
+    assert (thresholds > 0.9 * steps).all()
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("steps", [20, 60])
+def test_a_batch_topk_sae_has_k_active_latents_at_inference_after_a_short_training(steps: int) -> None:
+    shape = changed(TOPK, architecture=Architecture.batch_topk)
+    recipe = changed(RECIPE, steps=steps)
+    state, _ = trained(trainer_of(plan(shape=shape, learning_rate=1e-2), recipe=recipe), steps)
+    params = {name: value[0] for name, value in state.groups[0].params.items()}
+    rows = jnp.asarray(sparse_rows(9999, 2000) * np.float32(STATISTICS["a"].scale))
+    active = np.mean(np.sum(np.asarray(encode(shape, params, rows)) > 0, axis=1))
+    assert active == pytest.approx(shape.k, rel=0.15)
 
 
 def test_the_schedule_rises_stays_and_falls() -> None:

@@ -1,8 +1,8 @@
 """Compares text to trained SAE with SAELens' `LanguageModelSAETrainingRunner`: `python -m tools.sae_peers.runner`.
 
-A model's layer, documents of a file, one TopK SAE, on this machine's CPUs in turn. Each side runs twice, on few and
-on more tokens; the figure is the tokens between them over the CPU seconds between them: starts, compilation and
-loading are in neither. Prints JSON. Needs the environment `sae-lens` of tools.peers.
+A model's layer, documents of a file, one TopK SAE, on this machine's CPUs in turn. In each round each side runs twice,
+on few and on more tokens; the figure is the tokens between them over the CPU seconds between them, summed over the
+rounds: starts, compilation and loading are in neither. Prints JSON. Needs the environment `sae-lens` of tools.peers.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Trial(msgspec.Struct, frozen=True):
     model: str
     documents: str
     layer: int = 12
-    latents: int = 2048
+    latents: int = 4096
     k: int = 32
     context: int = 256
     prompts: int = 16
@@ -79,25 +79,34 @@ def sae_lens(trial: Trial, tokens: int) -> float:
     return cpu_seconds(argv, peers.quiet_environment())
 
 
+def cpu_seconds_of(side: str, trial: Trial, tokens: int) -> float:
+    """Returns the CPU seconds of a training on one side."""
+    if side == "SAELens":
+        return sae_lens(trial, tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        return ours(trial, tokens, Path(folder) / "run")
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.sae_peers.runner", description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("runs/models/SmolLM2-135M-Instruct"))
     parser.add_argument("--documents", type=Path, default=Path("runs/demo-text.jsonl"))
     parser.add_argument("--tokens", type=int, nargs=2, default=(16384, 49152), metavar=("FEW", "MORE"))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--latents", type=int, default=Trial.latents)
     given = parser.parse_args(argv)
-    trial = Trial(str(given.model.absolute()), str(given.documents.absolute()))
-    few, more = given.tokens
-    rates: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for side in ("ours", "SAELens"):
-            seconds = [
-                ours(trial, tokens, Path(folder) / str(tokens)) if side == "ours" else sae_lens(trial, tokens)
-                for tokens in (few, more)
-            ]
-            rates[side] = (more - few) / (seconds[1] - seconds[0])
-            print(json.dumps({"side": side, "cpu_s": seconds, "tokens_per_cpu_s": rates[side]}), flush=True)
-    print(json.dumps({"ours / SAELens": rates["ours"] / rates["SAELens"]}))
+    trial = Trial(str(given.model.absolute()), str(given.documents.absolute()), latents=given.latents)
+    more_tokens = given.tokens[1] - given.tokens[0]
+    seconds = {"ours": 0.0, "SAELens": 0.0}
+    for number in range(1, given.rounds + 1):
+        for side in seconds:
+            few_s, more_s = (cpu_seconds_of(side, trial, tokens) for tokens in given.tokens)
+            seconds[side] += more_s - few_s
+            rate = more_tokens / (more_s - few_s)
+            shown = {"round": number, "side": side, "cpu_s": [few_s, more_s], "tokens_per_cpu_s": rate}
+            print(json.dumps(shown), flush=True)
+    print(json.dumps({"ours / SAELens": seconds["SAELens"] / seconds["ours"]}))
     return 0
 
 

@@ -32,7 +32,7 @@ from pod_job.training.architectures.parts import (
 from pod_job.training.architectures.selection import SELDOM
 from pod_job.training.architectures.shape import SaeShape
 
-Choose = Callable[[Float[Array, "N F"], Batch, Coefficients], Float[Array, "N F"]]
+Choose = Callable[[SaeShape, Params, Float[Array, "N F"], Batch, Coefficients], Float[Array, "N F"]]
 """Chooses among the latents above 0 of the valid rows; the others become 0."""
 
 
@@ -48,7 +48,7 @@ def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
         dtype: DTypeLike = jnp.float32,
     ) -> tuple[Scalar, Metrics]:
         positive = relu.encode(shape, params, batch.rows, dtype)
-        latents = choose(positive, batch, coefficients)
+        latents = choose(shape, params, positive, batch, coefficients)
         output = decode(shape, params, latents, batch.rows, dtype)
         error = squared_error(output, batch.targets, batch.weights)
         auxiliary = auxiliary_loss(shape, params, batch, output, dead, dtype)
@@ -95,7 +95,8 @@ def error_and_gradient(
 
     def error(latents: Params, candidate: Bool[Array, "C"]) -> Scalar:
         values = jnp.where(candidate, relu.encode(shape, latents, batch.rows, dtype), 0)
-        taken = cast(jax.Array, largest(batch.keep, values, jnp.minimum(count, shape.auxiliary_k)))
+        k = jnp.minimum(count, shape.auxiliary_k)
+        taken = cast(jax.Array, largest(batch.keep, shape.auxiliary_k, values, k))
         return squared_error(product(taken, latents["decoder"], dtype), residual, batch.weights)
 
     def of_none(params: Params) -> tuple[Scalar, Params]:

@@ -24,11 +24,13 @@ def encode(
     return jnp.where(positive > params["threshold"], positive, 0)
 
 
-def chosen_latents(positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients) -> Float[Array, "N F"]:
+def chosen_latents(
+    shape: SaeShape, params: Params, positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients
+) -> Float[Array, "N F"]:
     """Returns the k N largest latents of the N valid rows, the others as 0."""
     count = jnp.floor(coefficients.k * jnp.sum(batch.valid)).astype(jnp.int32)
     candidates = jnp.where(batch.valid[:, None], positive, 0)
-    return kept(candidates, largest_of_batch(candidates, count))
+    return kept(candidates, largest_of_batch(candidates, count, params["threshold"]))
 
 
 loss = loss_of_chosen(chosen_latents)

@@ -39,7 +39,7 @@ def loss(
 ) -> tuple[Scalar, Metrics]:
     """Returns the squared errors of all prefixes of groups + auxiliary * AuxK of the whole; metrics are the whole's."""
     positive = relu.encode(shape, params, batch.rows, dtype)
-    latents = batch_topk.chosen_latents(positive, batch, coefficients)
+    latents = batch_topk.chosen_latents(shape, params, positive, batch, coefficients)
     outputs = prefix_outputs(shape, params, latents, batch.rows, dtype)
     errors = [squared_error(output, batch.targets, batch.weights) for output in outputs]
     auxiliary = auxiliary_loss(shape, params, batch, outputs[-1], dead, dtype)

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         revive: whether any latent of any SAE that runs together is dead; where none is, AuxK costs nothing.
         many: whether any of them has more dead latents than `SaeShape.few_latents`; else AuxK computes these alone. A
             bool of Python where one of both is always right.
-        keep: keeps the k largest values of each row; on a TPU a kernel.
+        keep: `selection.keep_largest`, or what gives the same faster on the devices.
     """
 
     rows: Float[Array, "N D"]
@@ -167,20 +167,25 @@ def _kept_backward(result: Float[Array, "N F"], gradient: Float[Array, "N F"]) -
 kept.defvjp(_kept_forward, _kept_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def largest(keep: Partial, values: Float[Array, "N F"], k: Int[Array, ""]) -> Float[Array, "N F"]:
-    """Returns the k largest values of each row, chosen by `Batch.keep`; its gradient needs only what it returns."""
-    return keep(values, k)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def largest(keep: Partial, most: int, values: Float[Array, "N F"], k: Int[Array, ""]) -> Float[Array, "N F"]:
+    """Returns the k largest values of each row, chosen by `Batch.keep`; its gradient needs only what it returns.
+
+    `most` is what k is at most.
+    """
+    return keep(values, k, most)
 
 
 def _largest_forward(
-    keep: Partial, values: Float[Array, "N F"], k: Int[Array, ""]
+    keep: Partial, most: int, values: Float[Array, "N F"], k: Int[Array, ""]
 ) -> tuple[Float[Array, "N F"], Float[Array, "N F"]]:
-    result = keep(values, k)
+    result = keep(values, k, most)
     return result, result
 
 
-def _largest_backward(_: Partial, result: Float[Array, "N F"], gradient: Float[Array, "N F"]) -> tuple[jax.Array, None]:
+def _largest_backward(
+    _: Partial, most: int, result: Float[Array, "N F"], gradient: Float[Array, "N F"]
+) -> tuple[jax.Array, None]:
     return _kept_backward(result, gradient)
 
 

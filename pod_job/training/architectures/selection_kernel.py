@@ -2,12 +2,14 @@
 
 What it keeps is what `selection.keep_largest` keeps. A value and its place make one whole number, which no two values
 of a row share: the bits of a bfloat16 above those of the place, counted from the end. The k-th largest of these numbers
-follows bit by bit, and everything from it on is kept. The bits are decided among the `LEVELS` largest numbers of each
-lane; where a lane has more of the k largest, which a count of all numbers shows, among all.
+follows bit by bit, and everything from it on is kept. Of many numbers and a small k, the bits are decided among the
+`LEVELS` largest numbers of each lane; where a lane has more of the k largest, which a count of all numbers shows, and
+otherwise, among all.
 
 N rows, F latents of a row, all on one device; R rows of a tile.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +30,8 @@ TILE_VALUES, MOST_TILE_ROWS, LANES = 1 << 19, 32, 128
 LEVELS = 6
 """Numbers of each lane that the bits are decided among at first: of 64 chosen ones, seven share a lane in 1 row of
 7,000 where chance places them."""
+MOST_BY_LANES = 64
+"""Largest k for which that is tried: of 128 chosen ones, seven share a lane in a third of all tiles."""
 KERNEL_MEMORY = 64 << 20
 """Bytes of the core's memory that the kernel may take: twice a tile of values and results, and one of numbers."""
 
@@ -42,29 +46,37 @@ def kernel_fits(rows: int, latents: int) -> bool:
     return latents <= MOST_LATENTS and latents % LANES == 0 and rows % tile_rows(latents) == 0
 
 
-def kernel_cycles(rows: int, latents: int) -> float:
+def begins_with_lanes(latents: int, most: int) -> bool:
+    """Returns whether bits are decided among the largest numbers of each lane first; k is `most` at most."""
+    return latents > 4 * LEVELS * LANES and most <= MOST_BY_LANES
+
+
+def kernel_cycles(rows: int, latents: int, most: int) -> float:
     """Returns the cycles of the kernel where no lane is crowded: instructions in the TPU compiler's listing of them.
 
     The listing is that of libtpu 0.0.42.1 for v5e; each register of 8 x 128 values takes so many in each part.
     """
     registers, turns = rows * latents / (8 * LANES), VALUE_BITS + (latents - 1).bit_length()
-    if latents > 4 * LEVELS * LANES:
+    if begins_with_lanes(latents, most):
         return 10.1 * registers + 50.0 * turns * rows / tile_rows(latents)
     return (3.5 + 0.95 * turns) * registers
 
 
-def keep_largest_on_tpu(values: Float[Array, "N F"], k: Int[Array, ""], *, mesh: Mesh) -> Float[Array, "N F"]:
+def keep_largest_on_tpu(
+    values: Float[Array, "N F"], k: Int[Array, ""], most: int, *, mesh: Mesh
+) -> Float[Array, "N F"]:
     """Returns `selection.keep_largest` of rows that are split over `data`, each whole on its device."""
     if not kernel_fits(len(values) // mesh.shape["data"], values.shape[1]):
         return keep_largest(values, k)
     rows = PartitionSpec("data")
     counts = jnp.broadcast_to(k, (len(values), 1)).astype(jnp.float32)
-    kernel = jax.shard_map(keep_largest_of_rows, mesh=mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False)
-    return kernel(values, counts)
+    kernel = partial(keep_largest_of_rows, most=most)
+    of_devices = jax.shard_map(kernel, mesh=mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False)
+    return of_devices(values, counts)
 
 
 def keep_largest_of_rows(
-    values: Float[Array, "N F"], counts: Float[Array, "N 1"], *, interpret: bool = False
+    values: Float[Array, "N F"], counts: Float[Array, "N 1"], *, most: int, interpret: bool = False
 ) -> Float[Array, "N F"]:
     """Returns the `counts` largest positive values of each row on this device, the others as 0."""
     rows, latents = values.shape
@@ -72,7 +84,7 @@ def keep_largest_of_rows(
     tile, column = pl.BlockSpec((size, latents), at_tile), pl.BlockSpec((size, 1), at_tile)
     numbers, largest = pltpu.VMEM((size, latents), jnp.int32), pltpu.VMEM((size, LEVELS * LANES), jnp.int32)
     return pl.pallas_call(
-        keep_largest_of_tile,
+        partial(keep_largest_of_tile, begins_with_lanes(latents, most)),
         out_shape=jax.ShapeDtypeStruct(values.shape, values.dtype),
         grid=(rows // size,),
         in_specs=[column, tile],
@@ -88,14 +100,17 @@ def at_tile(number: Any) -> tuple[Any, int]:
     return number, 0
 
 
-def keep_largest_of_tile(counts: Any, values: Any, results: Any, numbers: Any, largest: Any) -> None:
-    """Kernel of one tile: references to k of each row, values and results, and memory for numbers."""
+def keep_largest_of_tile(by_lanes: bool, counts: Any, values: Any, results: Any, numbers: Any, largest: Any) -> None:
+    """Kernel of one tile: references to k of each row, values and results, and memory for numbers.
+
+    `by_lanes`: whether bits are decided among the largest numbers of each lane first.
+    """
     latents = values.shape[1]
     place_bits = (latents - 1).bit_length()
     bits = lax.bitcast_convert_type(values[...].astype(jnp.float32), jnp.int32) >> 16
     numbers[...] = (bits << place_bits) | (latents - 1 - lax.broadcasted_iota(jnp.int32, values.shape, 1))
     width = VALUE_BITS + place_bits
-    if latents > 4 * LEVELS * LANES:
+    if by_lanes:
         write_largest_of_lanes(numbers, largest)
         lowest = kth_largest(largest, counts, width, width)
         crowded = jnp.max(reaching(numbers, lowest) - counts[...]) > 0

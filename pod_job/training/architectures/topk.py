@@ -24,9 +24,12 @@ def encode(
     return keep_largest(positive, jnp.int32(shape.k))
 
 
-def chosen_latents(positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients) -> Float[Array, "N F"]:
+def chosen_latents(
+    shape: SaeShape, params: Params, positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients
+) -> Float[Array, "N F"]:
     """Returns the k largest latents of each row, the others as 0."""
-    return largest(batch.keep, positive, coefficients.k.astype(jnp.int32))
+    assert shape.k is not None
+    return largest(batch.keep, shape.k, positive, coefficients.k.astype(jnp.int32))
 
 
 loss = loss_of_chosen(chosen_latents)

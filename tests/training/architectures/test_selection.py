@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pod_job.training.architectures.selection import kth_largest, largest_of_batch, largest_per_row
+from pod_job.training.architectures.selection_cpu import keep_largest_on_cpu
 
 ROWS = jax.jit(largest_per_row)
-BATCH = jax.jit(largest_of_batch)
+ON_CPU = jax.jit(lambda values, k: keep_largest_on_cpu(values, k, values.shape[1]) > 0)
+BATCH = jax.jit(lambda values, count, guess=0.0: largest_of_batch(values, count, jnp.float32(guess)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -24,7 +26,8 @@ def test_a_row_keeps_its_first_k_largest_positive_values(values: np.ndarray, k: 
     order = np.argsort(-values, axis=1, kind="stable")[:, :k]
     expected = np.zeros_like(values, bool)
     np.put_along_axis(expected, order, True, axis=1)
-    np.testing.assert_array_equal(ROWS(values, jnp.int32(k)), expected & (values > 0))
+    for chosen in (ROWS(values, jnp.int32(k)), ON_CPU(values, jnp.int32(k))):
+        np.testing.assert_array_equal(chosen, expected & (values > 0))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 300, 4000])
@@ -33,6 +36,16 @@ def test_a_batch_keeps_its_largest_values(count: int) -> None:
     expected = np.zeros(values.size, bool)
     expected[np.argsort(-values, axis=None)[:count]] = True
     np.testing.assert_array_equal(BATCH(values, jnp.int32(count)), expected.reshape(values.shape) & (values > 0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 500, 3000])
+@pytest.mark.parametrize("off", [-1e9, -0.5, -0.02, -0.005, 0.0, 0.005, 0.02, 0.5, np.inf, np.nan])
+def test_a_guess_makes_no_difference(count: int, off: float) -> None:
+    values = jnp.array(np.random.default_rng(8).normal(size=(64, 80)), jnp.bfloat16)
+    ordered = np.sort(np.asarray(values, np.float32), axis=None)[::-1]
+    lowest = ordered[max(count, 1) - 1]
+    chosen = BATCH(values, jnp.int32(count), lowest * (1 + off))
+    np.testing.assert_array_equal(chosen, (values >= lowest) & (values > 0) & (count > 0))
 
 
 def test_k_differs_between_saes_that_run_together() -> None:
@@ -54,7 +67,14 @@ def test_rounded_values_are_chosen_by_value_then_by_place() -> None:
     values = jnp.array(np.random.default_rng(6).normal(size=(16, 400)), jnp.bfloat16)
     wide = np.asarray(values, np.float32)
     assert len(np.unique(wide)) < wide.size / 2
-    chosen = np.asarray(ROWS(values, jnp.int32(32)))
-    expected = np.zeros_like(chosen)
+    expected = np.zeros(values.shape, bool)
     np.put_along_axis(expected, np.argsort(-wide, axis=1, kind="stable")[:, :32], True, axis=1)
-    np.testing.assert_array_equal(chosen, expected)
+    np.testing.assert_array_equal(ROWS(values, jnp.int32(32)), expected)
+    np.testing.assert_array_equal(ON_CPU(values, jnp.int32(32)), expected)
+
+
+def test_a_cpu_keeps_what_other_devices_keep() -> None:
+    # More columns than are counted side by side; one row of ties.
+    values = np.random.default_rng(7).normal(size=(8, 600)).astype(np.float32)
+    values[3] = np.round(values[3])
+    np.testing.assert_array_equal(ON_CPU(values, jnp.int32(32)), ROWS(values, jnp.int32(32)))

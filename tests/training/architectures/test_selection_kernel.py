@@ -32,13 +32,14 @@ def hardly_any(random: np.random.Generator, latents: int) -> np.ndarray:
     return np.where(random.random((ROWS, latents)) < 3 / latents, random.random((ROWS, latents)), -1.0)
 
 
-@pytest.mark.parametrize("latents", [256, 3200])  # decided among all numbers, and among the largest of each lane
+# Decided among all numbers, as these are few or k may be large, and among the largest of each lane.
+@pytest.mark.parametrize(("latents", "most"), [(256, 64), (3200, 3200), (3200, 64)])
 @pytest.mark.parametrize("values", [gaussian, few_values, one_lane, hardly_any])
-def test_the_kernel_keeps_what_xla_keeps(monkeypatch: pytest.MonkeyPatch, values, latents: int) -> None:
+def test_the_kernel_keeps_what_xla_keeps(monkeypatch: pytest.MonkeyPatch, values, latents: int, most: int) -> None:
     monkeypatch.setattr(selection_kernel, "MOST_TILE_ROWS", ROWS // 2)
     assert kernel_fits(ROWS, latents)
     rows = jax.nn.relu(jnp.asarray(values(np.random.default_rng(7), latents), jnp.bfloat16))
     counts = jnp.asarray([0, 1, 7, 16, 32, 33, 64, latents], jnp.float32)[:, None]
-    kept = jax.jit(lambda rows, counts: keep_largest_of_rows(rows, counts, interpret=True))(rows, counts)
+    kept = jax.jit(lambda rows, counts: keep_largest_of_rows(rows, counts, most=most, interpret=True))(rows, counts)
     expected = jax.vmap(lambda row, k: keep_largest(row[None], k)[0])(rows, counts[:, 0].astype(jnp.int32))
     np.testing.assert_array_equal(np.asarray(kept, np.float32), np.asarray(expected, np.float32))
