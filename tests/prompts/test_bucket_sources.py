@@ -81,6 +81,13 @@ def test_a_batch_takes_its_range_of_a_file(
     assert 0 < taken[name] < stored.size / 4
 
 
+def test_an_object_may_have_a_name_that_looks_like_a_pattern(bucket: Folder) -> None:
+    for number, name in enumerate(("odd/[1].jsonl", "odd/1.jsonl", "odd/a?.jsonl")):
+        bucket.create(name, [json_lines(ROWS[number : number + 1])])
+    found = [texts(read(f"{BASE}/odd/{name}.jsonl")) for name in ("[1]", "a?", "[12]", "?")]
+    assert found == [prompts_of(ROWS[number : number + 1]) for number in (0, 2, 1, 1)]
+
+
 def test_a_restart_reads_the_index_and_no_file(bucket: Folder, taken: Counter[str], tmp_path: Path) -> None:
     config, run = TasksConfig(path=f"{BASE}/shards"), open_folder(tmp_path / "run")
     first = find_tasks(config, folder=run, reading=of_a_host())

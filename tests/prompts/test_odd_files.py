@@ -52,6 +52,9 @@ def prompts(path: Path, **fields: Any) -> list[Any]:
         ("CAPS.JSONL.GZ", content(gzip.compress(TWO_LINES))),
         ("bom.csv", content(BOM + b"text,n\na,1\nb,2\n")),
         ("crlf.csv", content(b"text,n\r\na,1\r\nb,2\r\n")),
+        ("tabs.tsv", content(b"text\tn\na\t1\nb\t2\n")),
+        ("some.csv.gz", content(gzip.compress(b"text,n\na,1\nb,2\n"))),
+        ("some.tsv.zst", content(pa.compress(b"text\tn\na\t1\nb\t2\n", codec="zstd", asbytes=True))),
         ("bytes.parquet", column(b"a", b"b")),
         ("views.parquet", column("a", "b", kind=pa.string_view())),
         ("large.parquet", column("a", "b", kind=pa.large_string())),
@@ -105,6 +108,18 @@ def test_texts_of_several_types_are_one_source(tmp_path: Path) -> None:
         ("empty.parquet", content(b""), r"empty\.parquet cannot be read"),
         ("empty.csv", content(b""), r"empty\.csv cannot be read"),
         ("empty.jsonl", content(b""), r"empty\.jsonl is empty"),
+        (
+            "latin.csv",
+            content(b"t\xe9xt,n\na,1\n"),
+            r"latin\.csv cannot be read \(damaged, or not what its name says: 'utf",
+        ),
+        (
+            "long.csv",
+            content(b"text\na\n" + bytes(20 << 20) + b"\n"),
+            r"a row is longer than 8 MiB; save the table as Parq",
+        ),
+        ("really.jsonl", content(gzip.compress(TWO_LINES)), r"it is compressed; let its name end in \.gz"),
+        ("really.jsonl.gz", content(TWO_LINES), "it is not compressed by gzip, as its name says; name it by what it"),
         ("twice.csv", content(b"text,text\na,b\n"), r'twice\.csv has the column "text" more than once'),
         ("list.json", content(b'[{"text": "a"}]'), r"list\.json: must be a JSON object of tasks, not list; records of"),
         ("utf16.jsonl", content(TWO_LINES.decode().encode("utf-16")), r"utf16\.jsonl, line \d is not JSON"),
@@ -117,6 +132,16 @@ def test_a_file_that_cannot_be_used_is_one_line(
     with pytest.raises(JobError, match=says) as refused:
         prompts(tmp_path / name)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "parquet"])
+def test_a_text_of_megabytes_is_one_sample(tmp_path: Path, kind: str) -> None:
+    texts = ["a", "x" * (3 << 20), "b"]
+    lines = "".join(f'{{"text": "{text}"}}\n' for text in texts).encode()
+    plain = {"jsonl": lines, "jsonl.gz": gzip.compress(lines, 1), "csv": "\n".join(["text", *texts]).encode()}
+    write = column(*texts) if kind == "parquet" else content(plain[kind])
+    write(tmp_path / f"t.{kind}")
+    assert prompts(tmp_path / f"t.{kind}") == texts
 
 
 def test_an_empty_path_is_no_folder() -> None:

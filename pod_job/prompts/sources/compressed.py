@@ -11,6 +11,8 @@ from pod_job.prompts.sources.places import DataFile, RangedFile, unreadable
 from pod_job.storage.checksums import RunningChecksum
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+"""Bytes with which a compressed file begins; no text does."""
 PIECE_BYTES = 2 << 20
 FED_BYTES = 128 << 10
 """Compressed bytes that are fed to zlib at a time: it copies what follows the end of a member."""
@@ -19,6 +21,12 @@ FED_BYTES = 128 << 10
 def codec_of(url: str) -> str | None:
     """Returns the compression of a file by its name; None where it is not compressed."""
     return next((codec for suffix, codec in CODECS.items() if url.lower().endswith(suffix)), None)
+
+
+def check_plain(url: str, start: bytes) -> None:
+    """Raises JobError for a file that begins as a compressed one, though its name does not say so."""
+    if codec := next((ending for ending, magic in MAGIC.items() if start.startswith(magic)), None):
+        raise unreadable(url, f"it is compressed; let its name end in {codec}")
 
 
 Note = Callable[[int, int], None]
@@ -50,7 +58,7 @@ def decompressed(raw: RangedFile, url: str, note: Note | None = None) -> Iterato
         if raw.size == 0:
             raise OSError("it is empty")
         if codec == "gzip":
-            yield from gunzipped(raw, note)
+            yield from gunzipped(raw, url, note)
             return
         buffered = io.BufferedReader(raw, PIECE_BYTES)
         stream = pa.CompressedInputStream(pa.PythonFile(buffered, "r"), codec)
@@ -61,10 +69,12 @@ def decompressed(raw: RangedFile, url: str, note: Note | None = None) -> Iterato
         raise unreadable(url, f"cut short or damaged: {first_line(error)}; copy it again") from error
 
 
-def gunzipped(raw: RangedFile, note: Note | None = None) -> Iterator[bytes]:
+def gunzipped(raw: RangedFile, url: str, note: Note | None = None) -> Iterator[bytes]:
     """Yields the content of a gzip file from where a member begins. OSError, zlib.error: it is cut, or damaged."""
     place, content, fed, first = raw.tell(), 0, b"", True
     while fed := fed or raw.read(FED_BYTES):
+        if first and not MAGIC[".gz"].startswith(fed[:2]):
+            raise unreadable(url, "it is not compressed by gzip, as its name says; name it by what it is")
         body = fed if first else fed.lstrip(b"\0")  # padding, which tapes and some writers leave
         place, fed, first = place + len(fed) - len(body), body, False
         if not fed:

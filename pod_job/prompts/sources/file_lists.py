@@ -47,6 +47,8 @@ def list_place(path: str) -> tuple[str, list[Listed]]:
         listed = [entry for file in paths if not os.path.isdir(file) for entry in list_local(Path(file), file)]
     else:
         listed = list_local(expanded(path), path)
+    if pattern and "://" in path and (named := [entry for entry in listed if entry.url == path]):
+        return path, named  # an object may have a name that looks like a pattern
     if pattern and "://" in path:
         listed = [entry for entry in listed if matches(below(entry.url, base), path[len(base) + 1 :])]
     if not listed and pattern:

@@ -16,7 +16,7 @@ from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
 from pod_job.formats.json_text import parse_json
 from pod_job.prompts.sources.blocks import BlockCache, Counted, FileReader
-from pod_job.prompts.sources.compressed import codec_of, pieces_of
+from pod_job.prompts.sources.compressed import check_plain, codec_of, pieces_of
 from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
 from pod_job.prompts.sources.places import DataFile
 from pod_job.prompts.sources.record import read_record
@@ -113,6 +113,8 @@ class LinesReader(FileReader):
             if place - entries[-1][0] >= max(ENTRY_BYTES, size // BLOCKS):
                 entries.append((place, content))
 
+        if not self.sequential:
+            check_plain(self.entry.url, self.file.read(0, 4))
         rows, marks = scan_lines(self.entry.url, pieces_of(self.file, size, checksum, note=note))
         packed = pack_marks(np.array(entries)) if len(entries) > 1 else b""
         return Counted(rows, pack_marks(marks), f"crc32c:{checksum.stored.crc32c}", packed)

@@ -24,7 +24,7 @@ KINDS = {
     "parquet": (".parquet",),
     "arrow": (".arrow", ".feather"),
     "jsonl": (".jsonl", ".ndjson"),
-    "csv": (".csv",),
+    "csv": (".csv", ".tsv"),
     "tokens": (".npy", ".npz", ".safetensors", ".bin"),
     "json": (".json",),
     "text": (".txt",),
@@ -41,7 +41,7 @@ OF_FORMAT = {
 }
 """Kinds of files that a format reads."""
 TABLES = ("parquet", "arrow", "csv", "jsonl")
-COMPRESSED = ("jsonl", "json", "text")
+COMPRESSED = ("jsonl", "json", "text", "csv")
 SHARD = re.compile(r"(?P<before>.*?)(?P<number>\d+)-of-(?P<total>\d+)(?P<after>[^/]*)")
 MOST_SHARDS = 100_000
 SMALL_BYTES = 32 << 20

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError, first_line
 from pod_job.prompts.sources.blocks import BlockCache, Counted, FileReader, changed
+from pod_job.prompts.sources.compressed import codec_of
 from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
 from pod_job.prompts.sources.places import DataFile, RangedFile, crc32c_of, unreadable
 from pod_job.prompts.sources.record import read_record
@@ -24,6 +25,8 @@ from pod_job.prompts.sources.sample import RECORD_FIELDS, BrokenTask, Sample
 ROWS = 128
 """Rows of a Parquet file that are decoded at a time."""
 BUFFER_BYTES = 1 << 20
+LONGEST_ROW = 8 << 20
+"""Bytes of a row of a CSV file at most: it is read so many at a time."""
 ROW_GROUP_BYTES = 64 << 20
 """A larger row group is better read on than from its start again."""
 TEXTS = tuple(
@@ -82,7 +85,10 @@ class TableReader(FileReader):
             state = self.file.state()
             if state is not None and (state.size, state.version) != (self.entry.size, self.entry.version):
                 raise changed(self.entry.url) from error
-            raise unreadable(self.entry.url, f"damaged, or not what its name says: {first_line(error)}") from error
+            reason = f"damaged, or not what its name says: {first_line(error)}"
+            if "straddles two block boundaries" in reason:
+                reason = f"a row is longer than {LONGEST_ROW >> 20} MiB; save the table as Parquet"
+            raise unreadable(self.entry.url, reason) from error
 
     def sample(self, block: pa.RecordBatch, index: int, row: int) -> Sample:
         where = f"{self.where}, row {row}"
@@ -216,20 +222,27 @@ class ArrowReader(TableReader):
 
 
 class CsvReader(TableReader):
-    """A CSV file, read from its start on."""
+    """A CSV file, or with tabs in place of commas a TSV file, read from its start on, decompressed."""
 
     sequential = True
 
     def parsed(self, raw: RangedFile | None = None) -> pyarrow.csv.CSVStreamingReader:
-        options = pyarrow.csv.ReadOptions(block_size=BUFFER_BYTES, use_threads=False)
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        raw, codec = raw or self.raw(), codec_of(self.entry.url)
+        options = pyarrow.csv.ReadOptions(block_size=LONGEST_ROW, use_threads=False)
+        delimiter = "\t" if ".tsv" in self.entry.url.lower().rpartition("/")[2] else ","
+        parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         # "2" is a text, too; and one that is not UTF-8 is a broken row, and not the end of the file.
         convert = pyarrow.csv.ConvertOptions(column_types={self.config.field: pa.binary()})
-        return pyarrow.csv.open_csv(raw or self.raw(), options, parse, convert)
+        if codec is None:
+            return pyarrow.csv.open_csv(raw, options, parse, convert)
+        buffered = pa.PythonFile(io.BufferedReader(raw, BUFFER_BYTES), "r")
+        return pyarrow.csv.open_csv(pa.CompressedInputStream(buffered, codec), options, parse, convert)
 
     def schema(self) -> pa.Schema:
         with self.errors():
-            return self.parsed().schema
+            schema = self.parsed().schema
+            _ = schema.names  # which are decoded now
+            return schema
 
     def count(self) -> Counted:
         with self.errors():
@@ -244,7 +257,7 @@ class CsvReader(TableReader):
 
     def stream(self, block: int, stop: int) -> Iterator[pa.RecordBatch]:
         with self.errors():
-            yield from self.batches()
+            yield from cut(self.batches(), np.diff(self.starts).tolist())
 
     def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
         names = self.columns()
