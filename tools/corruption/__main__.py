@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from tools.corruption.commands import COMMANDS, WAITED_S
+from tools.corruption.commands import COMMANDS, QUICK, WAITED_S
 from tools.corruption.corpus import make_corpus
 from tools.corruption.trials import TOKEN, Bench, Trial, try_one
 
@@ -79,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.corruption", description="Run commands on spoilt folders.")
     parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    names = sorted({command.name for command in COMMANDS})
-    parser.add_argument("--command", choices=["", *names], default="", metavar="NAME", help=f"of {', '.join(names)}")
+    names = [QUICK, *sorted({command.name for command in COMMANDS})]
+    parser.add_argument(
+        "--command", choices=["", QUICK, *names], default="", metavar="NAME", help=f"{QUICK} or {', '.join(names)}"
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     parser.add_argument("--try", type=int, nargs="+", metavar="NUMBER", help="these only, in this process; as JSON")
     options = parser.parse_args(argv)

@@ -59,7 +59,14 @@ class Command:
     most_s: int = HANG_S
     share: float = 1.0
 
+    @property
+    def slow(self) -> bool:
+        """Whether it compiles a trainer or an evaluation, which takes seconds."""
+        return self.name in (TRAIN, TRAIN_ON, "evaluate")
 
+
+QUICK = "quick"
+"""In place of a command's name: all but the slow ones."""
 READ, RUN, TRAIN, TRAIN_ON = "ActivationDataset", "run", "train", "train on a run"
 EVALUATE = "{run} model.path={model} tasks.path={model}/tasks.jsonl model.dtype=float32 --tokens 64 --json"
 COMMANDS = (

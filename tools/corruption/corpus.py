@@ -50,11 +50,10 @@ PICKLES, SHARDS = "pickles", "shards"
 HALFWAY, HALF_IMPORTED = "halfway", "half_imported"
 """A job and an import that were killed: some batches are committed, one has files and no record, one has none."""
 EXTRACTED, TRAINED, TRAINING = "extracted", "trained", "training"
-"""A finished job, SAEs that were trained on it, and a training of the same that was killed."""
+"""A finished job, SAEs as a training on it leaves them, and such a training that was killed."""
 MODEL = "model"
 """Folder of the model and the tasks of the job."""
-TRAININGS = (TRAINED, TRAINING)
-APART = (PICKLES, SHARDS, HALFWAY, HALF_IMPORTED, *TRAININGS, MODEL)
+APART = (PICKLES, SHARDS, HALFWAY, HALF_IMPORTED, TRAINED, TRAINING, MODEL)
 """Folders that are no finished runs of activations."""
 KILLED_IN = 3
 """Batch in which a killed job had begun to store files."""
@@ -79,10 +78,9 @@ class Corpus:
         return {name: run_content(self.root / name) for name in self.runs}
 
     def folder(self, name: str) -> Path:
-        """Returns the sound folder; those of trainings are made when one is first wanted, as that takes seconds."""
-        if name in TRAININGS and not (self.root / name).exists():
-            run_to_its_end(training_words(self.root / EXTRACTED, self.root / TRAINED))
-            shutil.copytree(self.root / TRAINED, self.root / TRAINING)
+        """Returns the sound folder; that of the killed training takes seconds, and is made when it is first wanted."""
+        if name == TRAINING and not (self.root / name).exists():
+            run_to_its_end(training_words(self.root / EXTRACTED, self.root / TRAINING))
             kill_training(self.root / TRAINING)
         return self.root / name
 
@@ -108,6 +106,9 @@ def make_corpus(root: Path) -> Corpus:
     run_to_its_end(job_words(root / MODEL, root / EXTRACTED))
     shutil.copytree(root / EXTRACTED, root / HALFWAY)
     kill(root / HALFWAY)
+    from tools.corruption.trained_run import write_trained  # jax, whose platform is not set before
+
+    write_trained(open_folder(root / EXTRACTED), open_folder(root / TRAINED))
     return Corpus(root)
 
 

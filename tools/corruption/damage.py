@@ -13,7 +13,7 @@ from typing import Any
 
 from pod_job.formats.checksummed_json import KEY, read_checksummed, with_checksum
 from tools.corruption.bombs import BOMBS
-from tools.corruption.corpus import TRAININGS
+from tools.corruption.corpus import TRAINING
 
 SECRET = b"the reader's secret"
 """Content of a file outside the folder, which no command may read or change."""
@@ -193,11 +193,8 @@ def of_another_batch(place: Place) -> object:
 
 
 def other_runs(place: Place) -> list[Path]:
-    """Returns the other sound folders; trainings for trainings only, as they are made late."""
-    names = sorted(run.name for run in place.sound.iterdir())
-    if place.folder.name not in TRAININGS:
-        names = [name for name in names if name not in TRAININGS]
-    return [place.sound / name for name in names if name != place.folder.name]
+    """Returns the other sound folders, but for the one that is made late."""
+    return [run for run in sorted(place.sound.iterdir()) if run.name not in (place.folder.name, TRAINING)]
 
 
 def of_another_run(place: Place) -> object:

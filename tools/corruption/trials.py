@@ -23,7 +23,7 @@ from pod_job.run_folder import layout
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.metadata import Metadata, read_any
 from pod_job.storage.open import open_folder
-from tools.corruption.commands import ANSWERS_NO, COMMANDS, READ, TRAIN, WAITED_S, Command, Ended, run
+from tools.corruption.commands import ANSWERS_NO, COMMANDS, QUICK, READ, TRAIN, WAITED_S, Command, Ended, run
 from tools.corruption.corpus import PICKLES, SHARDS, Content, Corpus, run_content, sae_content
 from tools.corruption.damage import SECRET, Damage, damage, file_kind
 
@@ -70,9 +70,9 @@ class Bench:
 
 
 def try_one(bench: Bench, number: int, seed: int, only: str = "") -> Trial:
-    """Spoils a copy of a folder, and runs a command on it, or of that name `only`."""
+    """Spoils a copy of a folder, and runs a command on it: of that name `only`, or of QUICK those that are."""
     rng = random.Random(f"corruption/{seed}/{number}")
-    commands = [command for command in COMMANDS if only in ("", command.name)]
+    commands = [command for command in COMMANDS if only in ("", command.name) or (only == QUICK and not command.slow)]
     command = rng.choices(commands, [command.share for command in commands])[0]
     name = command.on or rng.choice(bench.corpus.runs)
     with tempfile.TemporaryDirectory(dir=bench.corpus.root.parent) as scratch:

@@ -22,10 +22,10 @@ WIDTH, LATENTS, GROUPS = 4, 8, (2, 6)
 MATRYOSHKA, JUMP_RELU = Architecture.matryoshka, Architecture.jump_relu
 
 
-def random_sae(architecture: Architecture, transcoder: bool = False) -> TrainedSae:
+def random_sae(architecture: Architecture, transcoder: bool = False, width: int = WIDTH) -> TrainedSae:
     groups = GROUPS if architecture is MATRYOSHKA else ()
     k = 2 if architecture.has_k else None
-    sizes = {"input_width": WIDTH, "output_width": WIDTH, "latents": LATENTS}
+    sizes = {"input_width": width, "output_width": width, "latents": LATENTS}
     forms = {"k": k, "group_sizes": groups, "transcoder": transcoder, "skip": transcoder}
     shape = SaeShape(architecture=architecture, **sizes, **forms)
     rng = np.random.default_rng(0)
