@@ -87,11 +87,9 @@ def lines_of_block(rows: int, blocks: int) -> int:
 
 def filled(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Returns the numbers of the lines [start, end) that are not blank."""
-    suspects = np.flatnonzero(BLANK[data[starts]])  # of an empty line, its line end
-    if not len(suspects):
+    if not BLANK[data[starts]].any():  # of an empty line, its line end
         return np.arange(len(starts))
-    blank = [number for number in suspects.tolist() if not data[starts[number] : ends[number]].tobytes().strip()]
-    return np.delete(np.arange(len(starts)), blank)
+    return np.flatnonzero(np.logical_or.reduceat(~BLANK[data[: ends[-1] + 1]], starts))
 
 
 class LinesReader(FileReader):
@@ -153,12 +151,15 @@ class LinesReader(FileReader):
         """Yields the blocks from `block` on, from the last member that begins before them."""
         member = int(np.searchsorted(self.members[:, 1], self.offsets[block], side="right")) - 1
         start, place = self.members[member].tolist()
-        pieces, held = pieces_of(self.file, self.entry.size, start=start), b""  # `place` is that of what is held
+        # `place` is that of what is held.
+        pieces, held = pieces_of(self.file, self.entry.size, start=start), bytearray()
         for first, stop in pairwise(self.offsets[block:].tolist()):
             while place + len(held) < stop and (piece := next(pieces, b"")):
                 passed = min(len(held), max(0, first - place))
-                held, place = held[passed:] + piece, place + passed
-            yield held[max(0, first - place) : stop - place]
+                del held[:passed]
+                held += piece  # in place: a line may be of many pieces
+                place += passed
+            yield bytes(memoryview(held)[max(0, first - place) : stop - place])
 
     def opened(self, block: bytes) -> list[tuple[int, bytes]]:
         return [(number, line) for number, line in enumerate(block.split(b"\n")) if line.strip()]
