@@ -7,8 +7,10 @@
 import difflib
 import fnmatch
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any, SupportsIndex
 
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch
@@ -125,11 +127,13 @@ def available(layers: int, sites: Sequence[str] = LAYER_SITES) -> dict[str, Tap]
     return {tap.name: tap for tap in taps}
 
 
-def resolve(layers: Sequence[int] | None, patterns: Sequence[str], arch: Arch) -> tuple[Tap, ...]:
+def resolve(layers: Iterable[Any] | SupportsIndex | None, patterns: Sequence[str], arch: Arch) -> tuple[Tap, ...]:
     """Returns the taps asked for: `resid_post` of `layers`, and every tap whose name matches one of `patterns`.
 
     With neither, `resid_post` of all layers. The result is in the order of computation, each tap once.
 
+    Args:
+        layers: numbers, or one, from a configuration or a notebook.
     Raises:
         JobError: a layer or a site the model lacks, or a pattern that matches nothing (with near misses).
     """
@@ -137,8 +141,8 @@ def resolve(layers: Sequence[int] | None, patterns: Sequence[str], arch: Arch) -
     if layers is None:
         layers = () if patterns else range(arch.layers)
     chosen = set()
-    for layer in layers:
-        if not 0 <= layer < arch.layers:
+    for layer in layers if isinstance(layers, Iterable) else [layers]:
+        if not isinstance(layer, SupportsIndex) or not 0 <= index(layer) < arch.layers:
             raise JobError(f"extract.layers: layer {layer} of a {arch.layers}-layer model: use 0..{arch.layers - 1}")
         chosen.add(f"layer_{layer}")
     for pattern in patterns:

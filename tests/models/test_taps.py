@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from typing import Any
 
+import numpy as np
 import pytest
 from golden_models import GOLDENS
 
@@ -53,9 +55,14 @@ def test_the_inputs_of_post_norms_are_taps_of_the_families_that_have_such_norms(
     assert any(name.endswith("_pre_norm") for name in names(resolve(None, ["*"], model))) == model.post_norms
 
 
-def test_a_layer_the_model_lacks_is_refused_with_those_it_has() -> None:
-    with pytest.raises(JobError, match=r"^extract.layers: layer 30 of a 30-layer model: use 0\.\.29$"):
-        resolve([6, 30], [], model_of(30))
+@pytest.mark.parametrize("layer", [30, -1, "6", 6.0, None])
+def test_a_layer_the_model_lacks_is_refused_with_those_it_has(layer: Any) -> None:
+    with pytest.raises(JobError, match=rf"^extract.layers: layer {layer} of a 30-layer model: use 0\.\.29$"):
+        resolve([6, layer], [], model_of(30))
+
+
+def test_one_layer_needs_no_list() -> None:
+    assert names(resolve(6, [], model_of(30))) == names(resolve(np.array([6]), [], model_of(30))) == ["layer_6"]
 
 
 def test_a_name_that_matches_nothing_is_refused_with_near_misses() -> None:
