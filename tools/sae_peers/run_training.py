@@ -24,6 +24,8 @@ config = LanguageModelSAERunnerConfig(
     n_batches_in_buffer=4,
     train_batch_size_tokens=trial["batch_rows"],
     device="cpu",
+    autocast=trial["bfloat16"],
+    autocast_lm=trial["bfloat16"],
     logger=LoggingConfig(log_to_wandb=False),
     n_checkpoints=0,
     save_final_checkpoint=False,

@@ -3,6 +3,7 @@
 A model's layer, documents of a file, one TopK SAE, on this machine's CPUs in turn. In each round each side runs twice,
 on few and on more tokens; the figure is the tokens between them over the CPU seconds between them, summed over the
 rounds: starts, compilation and loading are in neither. Prints JSON. Needs the environment `sae-lens` of tools.peers.
+With --dtype bfloat16 both multiply in it, SAELens by its `autocast` and `autocast_lm`.
 """
 
 import argparse
@@ -36,6 +37,7 @@ class Trial(msgspec.Struct, frozen=True):
     context: int = 256
     prompts: int = 16
     batch_rows: int = 1024
+    bfloat16: bool = False
 
 
 def cpu_seconds(argv: Sequence[str], environment: dict[str, str]) -> float:
@@ -52,9 +54,10 @@ def cpu_seconds(argv: Sequence[str], environment: dict[str, str]) -> float:
 def ours(trial: Trial, tokens: int, out: Path) -> float:
     """Returns the CPU seconds of a training here; the buffer is as large as SAELens' in batches."""
     sae = f"{{tap:{trial.layer},architecture:topk,latents:{trial.latents},k:{trial.k}}}"
+    dtype = "bfloat16" if trial.bfloat16 else "float32"
     settings = {
         "model.path": trial.model,
-        "model.dtype": "float32",
+        "model.dtype": dtype,
         "tasks.path": trial.documents,
         "extract.positions": "all",
         "extract.seq_len": trial.context,
@@ -66,7 +69,7 @@ def ours(trial: Trial, tokens: int, out: Path) -> float:
         "train.buffer_rows": 4 * trial.batch_rows,
         "train.statistics_rows": 4 * trial.batch_rows,
         "train.warmup_steps": 0,
-        "train.dtype": "float32",
+        "train.dtype": dtype,
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     argv = [sys.executable, "-m", "pod_job", *ONE_PROCESS, "mode=train", f"train.saes=[{sae}]", *overrides]
@@ -94,9 +97,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=Path, default=Path("runs/demo-text.jsonl"))
     parser.add_argument("--tokens", type=int, nargs=2, default=(16384, 49152), metavar=("FEW", "MORE"))
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--latents", type=int, default=Trial.latents)
+    parser.add_argument("--latents", type=int, default=4096)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     given = parser.parse_args(argv)
-    trial = Trial(str(given.model.absolute()), str(given.documents.absolute()), latents=given.latents)
+    model, documents = (str(path.absolute()) for path in (given.model, given.documents))
+    trial = Trial(model, documents, latents=given.latents, bfloat16=given.dtype == "bfloat16")
     more_tokens = given.tokens[1] - given.tokens[0]
     seconds = {"ours": 0.0, "SAELens": 0.0}
     for number in range(1, given.rounds + 1):
