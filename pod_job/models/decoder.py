@@ -248,7 +248,8 @@ class Decoder(nn.Module):
             x, kept = carry
             weights = self._of_layer(i, delta)
             weights |= swapped_projections(arch, weights) if swaps else {}
-            mixer: Mixer = functools.partial(attention_mixer, arch, weights, functools.partial(attention, i, kept=kept))
+            attend = functools.partial(attention, i, kept=kept)
+            mixer: Mixer = functools.partial(attention_mixer, arch, placement, weights, attend)
             if delta:
                 mixer = functools.partial(delta_mixer, weights, kept)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}

@@ -67,26 +67,35 @@ def decoder_layer(
 
 
 def attention_mixer(
-    arch: Arch, w: dict[str, Array], attention: Attention, normed: Float[Array, "B S D"], splice: Splice
+    arch: Arch,
+    placement: Placement,
+    w: dict[str, Array],
+    attention: Attention,
+    normed: Float[Array, "B S D"],
+    splice: Splice,
 ) -> tuple[Float[Array, "B S D"], KeyValues | None, dict[str, Float[Array, "B S _ H"]]]:
     """Returns the output of the heads' output projection, the keys and values that are kept, and the heads' sites."""
-    q, k, v, projections = project(arch, w, normed, splice)
+    q, k, v, projections = project(arch, placement, w, normed, splice)
     z, kept = attention(projections)
     if arch.attn_gate:
         gate = jnp.einsum("bsd,dnh->bsnh", normed, w["attn_gate"]) + w.get("attn_gate_bias", 0.0)
         z = z * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(z.dtype)
     z = splice("z", z)
-    out = jnp.einsum("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
+    out = placement.product("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
     return out, kept, {"q": q, "k": k, "v": v, "z": z}
 
 
 def project(
-    arch: Arch, w: dict[str, Array], normed: Float[Array, "B S D"], splice: Splice = unchanged
+    arch: Arch,
+    placement: Placement,
+    w: dict[str, Array],
+    normed: Float[Array, "B S D"],
+    splice: Splice = unchanged,
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"], Projections]:
     """Returns queries, keys and values before any norm of theirs, and what attention takes."""
 
     def heads(name: str) -> Float[Array, "B S _ H"]:
-        return jnp.einsum("bsd,dnh->bsnh", normed, w[name]) + w.get(f"{name}_bias", 0.0)
+        return placement.product("bsd,dnh->bsnh", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
     if JOINED in w:
         all_heads = split_heads(arch, heads(JOINED))

@@ -156,7 +156,7 @@ def test_swapped_projections_rotate_alike() -> None:
 
     @jax.jit
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
-        mixer = functools.partial(attention_mixer, arch, weights, attend)
+        mixer = functools.partial(attention_mixer, arch, Placement(), weights, attend)
         return decoder_layer(arch, Placement(), weights, x, mixer)[0][0]
 
     swapped = swapped_projections(arch, weights)

@@ -65,7 +65,7 @@ def test_sites_that_follow_from_each_other_are_spliced_alike(family: str, tmp_pa
 
     def layer(x: jax.Array, splice: Splice = unchanged) -> tuple[jax.Array, dict[str, jax.Array]]:
         attend = partial(WithinRows(arch, Placement(), tokens), 0, kept=None)
-        mixer = partial(attention_mixer, arch, weights, attend)
+        mixer = partial(attention_mixer, arch, Placement(), weights, attend)
         (after, _), sites = decoder_layer(arch, Placement(), weights, x, mixer, splice)
         return after, sites
 
