@@ -398,3 +398,17 @@ def test_documents_of_an_estimate_have_places_for_names(tmp_path: Path, monkeypa
     for sample in placed:
         line = path.read_bytes()[int(sample.task_id.removeprefix("byte_")) :].partition(b"\n")[0]
         assert json.loads(line)["text"] == sample.prompt
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.txt", "t.parquet"])
+def test_a_text_too_long_for_any_tokenizer_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pod_job.prompts.sources.sample.LONGEST_TEXT", 100)
+    rows = [{"text": "x" * size} for size in (100, 101)]
+    if name == "t.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(json_lines(rows) if name == "t.jsonl" else rows[1]["text"].encode())
+    with pytest.raises(JobError, match=r"has a text of 101 characters; at most 100 are tokenized: cut it"):
+        texts(read(tmp_path / name))

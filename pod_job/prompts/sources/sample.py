@@ -23,6 +23,7 @@ RECORD_FIELDS = ("task_id", "sample_idx", "attention_mask", *TEMPLATE_FIELDS)
 """Fields of a row that belong to its sample, beside `tasks.field`."""
 LONGEST_ID = 1024
 """Characters of a task_id at most: the rows table repeats it for every row."""
+LONGEST_TEXT = 64 << 20
 
 
 class Reason(StrEnum):
@@ -92,12 +93,15 @@ def in_order(message: Message) -> Message:
 
 def checked(where: str, sample: Sample) -> Sample:
     """Returns the sample. BrokenTask, with `where` it is, for text that is no Unicode, values that are not JSON's, or
-    a task_id that is too long."""
+    a task_id or a text that is too long."""
     if len(sample.task_id) > LONGEST_ID:
         raise BrokenTask(f"{where}: task_id has {len(sample.task_id):,} characters; at most {LONGEST_ID:,} are stored")
     prompt = "" if isinstance(sample.prompt, np.ndarray) else sample.prompt
     try:
         if isinstance(prompt, str):
+            if len(prompt) > LONGEST_TEXT:  # a tokenizer takes a hundred times the memory, and ends the process
+                long = f"{len(prompt):,} characters; at most {LONGEST_TEXT:,} are tokenized: cut it into documents"
+                raise BrokenTask(f"{where} has a text of {long}")
             (sample.task_id + prompt).encode()
         else:
             json.dumps([sample.task_id, prompt, dict(sample.template_values)], ensure_ascii=False).encode()
