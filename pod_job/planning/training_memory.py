@@ -74,13 +74,10 @@ def check_buffer(inputs: TrainInputs, available: int, where: str) -> None:
     fits = math.floor(left / buffer_row_bytes(inputs.widths, inputs.config)) // train.batch_rows * train.batch_rows
     taken = f"{size_text(memory.total)} ({str(memory).removeprefix('each device: ')})"
     if fits >= train.batch_rows:
-        fix = f"use train.buffer_rows={fits} or less"
+        cause, fix = f"train.buffer_rows={train.buffer_rows}", f"use train.buffer_rows={fits} or less"
     else:
-        fix = "no buffer fits beside the SAEs: train fewer of them, fewer latents, or on more devices"
-    raise JobError(
-        f"train.buffer_rows={train.buffer_rows}: training takes {taken} of each device, and {where} has "
-        f"{size_text(available)}; {fix}"
-    )
+        cause, fix = "train.saes", "no buffer fits beside: train fewer SAEs, fewer latents, or on more devices"
+    raise JobError(f"{cause}: training takes {taken} of each device, and {where} has {size_text(available)}; {fix}")
 
 
 def steps_line(train: TrainIdentity) -> str:

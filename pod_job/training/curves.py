@@ -43,9 +43,10 @@ class Curves:
                 )
         if len(self.lost) == len(self.record.names):
             first = min(self.lost.values(), key=lambda lost: lost.step)
+            alone, good = f"of {first.name} is not finite", last_good(first.step, checkpoints)
+            whose = alone if len(self.lost) == 1 else f"of all {len(self.lost)} SAEs is not finite, of {first.name}"
             raise JobError(
-                f"train.saes: the loss of all {len(self.lost)} SAEs is not finite, of {first.name} since step "
-                f"{first.step} ({last_good(first.step, checkpoints)}); lower learning_rate, or raise "
+                f"train.saes: the loss {whose} since step {first.step} ({good}); lower learning_rate, or raise "
                 "train.warmup_steps, with another storage.run_dir"
             )
 

@@ -35,3 +35,6 @@ def test_a_lost_sae_is_told_once_and_the_end_of_all_stops(
         curves.add(point(50, math.nan, math.nan), {"one": 25, "two": 45}, saved)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    alone = Curves(open_folder(tmp_path), ["one"], 0)
+    with pytest.raises(JobError, match="the loss of one is not finite since step 25"):
+        alone.add(point(30, math.nan), {"one": 25}, saved)

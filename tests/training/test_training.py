@@ -22,6 +22,7 @@ from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.models.mesh import make_mesh
 from pod_job.planning.training import TrainInputs, claim_training, read_train_inputs
+from pod_job.planning.training_memory import check_buffer, training_memory
 from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.training import read_metrics, read_training
@@ -200,6 +201,23 @@ def test_another_training_is_refused_with_the_difference(
     with pytest.raises(JobError, match=said) as refused:
         stage.inputs(undisturbed, (2, 2), override)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        ("a byte", r"train\.buffer_rows=64: .* use train.buffer_rows=48 or less"),
+        ("the buffer", r"train\.saes: .* fewer latents"),
+    ],
+)
+def test_a_memory_that_is_too_small_is_named_by_what_takes_it(
+    stage: Stage, tmp_path: Path, without: str, said: str
+) -> None:
+    inputs = stage.inputs(tmp_path)
+    memory = training_memory(inputs)
+    check_buffer(inputs, memory.total, "a device")
+    with pytest.raises(JobError, match=said):
+        check_buffer(inputs, memory.total - (1 if without == "a byte" else memory.buffer), "a device")
 
 
 @pytest.mark.parametrize(
