@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -14,6 +15,7 @@ from pod_job.errors import JobError
 from pod_job.models.arch import read_arch
 from pod_job.models.families import FAMILIES
 from pod_job.models.hf_config import COMPUTED, INERT, resolve
+from tools.tiny_model import TinyModel
 
 
 def accounted_for(family: str) -> set[str]:
@@ -81,3 +83,21 @@ def test_what_would_change_the_vectors_is_refused_by_key_and_value(change: dict,
 def test_a_key_that_transformers_cannot_read_is_no_reason_to_refuse() -> None:
     plain, extended = (variant("qwen3", change) for change in ({}, {"made_by_our_trainer": {"epochs": 3}}))
     assert resolve(plain, "config.json") == resolve(extended, "config.json")
+
+
+# Keys in the config.json files of the hub that no vector depends on, beside those that a tiny model writes.
+HUB_KEYS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_ctx": 1024, "summary_activation": None, "summary_first_dropout": 0.1, "summary_type": "cls_index"},
+    "gpt_neox": {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0, "classifier_dropout": 0.1},
+    "phi3": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False},
+    "smollm3": {"max_window_layers": 28, "pretraining_tp": 2, "use_sliding_window": False},
+    "qwen3_next": {"decoder_sparse_step": 1, "mlp_only_layers": [], "use_sliding_window": False},
+    "qwen3_5_text": {"attn_output_gate": True, "mamba_ssm_dtype": "float32", "mlp_only_layers": []},
+    "qwen3_5_moe_text": {"attn_output_gate": True, "mtp_num_hidden_layers": 1, "mlp_only_layers": []},
+}
+
+
+@pytest.mark.parametrize("family", HUB_KEYS)
+def test_keys_of_files_on_the_hub_change_nothing(family: str) -> None:
+    config = TinyModel(family).config()
+    assert read_arch(config | HUB_KEYS[family]) == read_arch(config)

@@ -8,7 +8,7 @@ FAMILIES = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
         inert=keys(
-            "resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
+            "n_ctx resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
             "summary_proj_to_labels summary_first_dropout"
         ),
         computed={

@@ -59,6 +59,7 @@ FAMILIES = {
     "qwen3_5_text": Family(
         architecture="Qwen3_5ForCausalLM",
         applied=keys(_APPLIED),
+        computed={"mlp_only_layers": ([], None)},
         inert_rope=_POSITIONS_OF_PICTURES,
         switches=_SWITCHES,
         modules=_MODULES | _PROJECTIONS,
