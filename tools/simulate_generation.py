@@ -221,7 +221,9 @@ def compiled_pod(config: Any) -> Pod:
         S,
     )
     tokens, slots = call_tokens(config.generate.max_new_tokens), cache_slots(S, config.generate.max_new_tokens)
-    block = block_slots("tpu", slots, DTYPE_OF[config.model.dtype.value]) or slots
+    block = (
+        block_slots("tpu", slots, job.arch.kv_heads * job.arch.head_dim, DTYPE_OF[config.model.dtype.value]) or slots
+    )
     blocks = slots // block
     return Pod(
         hosts=config.pod.hosts,

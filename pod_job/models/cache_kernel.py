@@ -23,6 +23,9 @@ LARGEST_BLOCKS = {"tpu": 512, "cpu": 128}
 """Slots, by platform. On TPU the fixed work of a turn of the loop outweighs what a larger block reads in vain."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
+LARGEST_BLOCK_BYTES = 4 << 20
+"""Of keys: a TPU core's vector memory has two blocks of them and two of values."""
+
 
 class SlotSums(NamedTuple):
     """Sums of a softmax over slots that is still to be joined with others, in float32.
@@ -38,13 +41,17 @@ class SlotSums(NamedTuple):
     weighted: Float[Array, "B K G H"]
 
 
-def block_slots(platform: str | None, slots: int, dtype: Any) -> int | None:
-    """Returns the slots of a block for devices of this platform; None where all slots of all rows are read."""
+def block_slots(platform: str | None, slots: int, width: int, dtype: Any) -> int | None:
+    """Returns the slots of a block for devices of this platform; None where all slots of all rows are read.
+
+    `width` is the size of the keys of all heads of a slot, K x H.
+    """
     if slots % LANES or (platform == "tpu" and dtype.itemsize != 2) or platform not in LARGEST_BLOCKS:
         return None
     if platform == "cpu" and slots == LANES:  # a single block: a loop would only take time to compile
         return None
-    return next(size for size in range(LARGEST_BLOCKS[platform], 0, -LANES) if slots % size == 0)
+    most = min(LARGEST_BLOCKS[platform], max(LANES, LARGEST_BLOCK_BYTES // (width * dtype.itemsize)))
+    return next(size for size in range(most // LANES * LANES, 0, -LANES) if slots % size == 0)
 
 
 def list_turns(end: Int[Array, ""], reach: Int[Array, " B"], slots: int, T: int) -> Int[Array, " _"]:

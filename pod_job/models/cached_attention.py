@@ -48,7 +48,8 @@ def make_view(cache: Cache, before: Int[Array, " B"], window: int | None, scale:
     end = cache.slot % cache.slots
     reach = jnp.minimum(before, min(cache.slots, window or cache.slots) - 1)
     view = View(end, reach, jnp.float32(scale), None)
-    T = block_slots(placement.platform, cache.slots, cache.kept.k.dtype)
+    _, _, K, H, C = cache.kept.k.shape
+    T = block_slots(placement.platform, C, K * H, cache.kept.k.dtype)
     if placement.mesh is None or T is None:
         return view
     rows = PartitionSpec(placement.rows)

@@ -48,7 +48,7 @@ def compile_cached(shape: CacheKernelShape) -> None:
 
     queries = of(jnp.bfloat16, 2, shape.kv_heads, shape.group, shape.head)
     kept = of(jnp.bfloat16, 2, 2, shape.kv_heads, shape.head, shape.slots)
-    T = block_slots("tpu", shape.slots, jnp.dtype(jnp.bfloat16))
+    T = block_slots("tpu", shape.slots, shape.kv_heads * shape.head, jnp.dtype(jnp.bfloat16))
     assert T is not None
     turns = of(jnp.int32, 2 * (shape.slots // T) + 1)
     view = View(of(jnp.int32), of(jnp.int32, 2), of(jnp.float32), turns)

@@ -55,10 +55,8 @@ def cache_kernel_seconds(job: PlannedJob) -> tuple[float, str]:
     """
     config, arch, chip = job.config, job.arch, job.pod.chip
     slots = cache_slots(config.extract.seq_len, config.generate.max_new_tokens)
-    kv_heads, T = (
-        arch.kv_heads // heads_split(config, arch),
-        block_slots("tpu", slots, DTYPE_OF[config.model.dtype.value]),
-    )
+    kv_heads, dtype = arch.kv_heads // heads_split(config, arch), DTYPE_OF[config.model.dtype.value]
+    T = block_slots("tpu", slots, arch.kv_heads * arch.head_dim, dtype)
     assert T is not None  # or the kernel would not be in the program
     assert config.pod.accelerator_type is not None  # a preflight has one
     group = arch.heads // arch.kv_heads
