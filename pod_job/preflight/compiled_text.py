@@ -21,6 +21,8 @@ ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\]")
 PLUMBING = ("while", "tuple", "get-tuple-element", "parameter", "constant", "copy", "bitcast")
 SELDOM = re.compile(r'op_name="[^"]*\bseldom\b')
 """A loop or a branch in `jax.named_scope("seldom")`, which ordinary data do not enter."""
+SCOPED = re.compile(r'op_name="[^"]*/')
+"""An operation that has the scopes it was made in: not those that the compiler has given a name of its own."""
 REFERENCE = re.compile(r"%([\w.\-]+)")
 
 
@@ -111,7 +113,7 @@ def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
 
 def is_seldom(branch: Sequence[Operation]) -> bool:
     """Returns whether a branch as a whole is in the scope; one with a loop in it that is may well be ordinary."""
-    computing = [operation for operation in branch if operation.kind not in PLUMBING and "op_name=" in operation.rest]
+    computing = [operation for operation in branch if operation.kind not in PLUMBING and SCOPED.search(operation.rest)]
     return bool(computing) and all(SELDOM.search(operation.rest) for operation in computing)
 
 

@@ -68,6 +68,7 @@ CHOICE = """HloModule step
 }
 %many (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
+  %named_by_the_compiler = f32[8]{0} divide(%p, %p), metadata={op_name="divide.1"}
   ROOT %y = f32[8]{0} negate(%p), metadata={op_name="jit(step)/SCOPE"}, backend_config={"estimated_cycles":"900"}
 }
 ENTRY %main (i: s32[], a: f32[8]) -> f32[8] {

@@ -32,8 +32,10 @@ from pod_job.training.architectures.parts import (
 from pod_job.training.architectures.selection import SELDOM
 from pod_job.training.architectures.shape import SaeShape
 
-Choose = Callable[[SaeShape, Params, Float[Array, "N F"], Batch, Coefficients], Float[Array, "N F"]]
-"""Chooses among the latents above 0 of the valid rows; the others become 0."""
+Choose = Callable[
+    [SaeShape, Params, Float[Array, "N F"], Batch, Coefficients], tuple[Float[Array, "N F"], Scalar | None]
+]
+"""Chooses among the latents above 0 of the valid rows; the others become 0. With the smallest, where there is a use."""
 
 
 def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
@@ -48,12 +50,13 @@ def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
         dtype: DTypeLike = jnp.float32,
     ) -> tuple[Scalar, Metrics]:
         positive = relu.encode(shape, params, batch.rows, dtype)
-        latents = choose(shape, params, positive, batch, coefficients)
+        latents, smallest = choose(shape, params, positive, batch, coefficients)
         output = decode(shape, params, latents, batch.rows, dtype)
         error = squared_error(output, batch.targets, batch.weights)
         auxiliary = auxiliary_loss(shape, params, batch, output, dead, dtype)
         terms = Terms(jnp.float32(0), auxiliary)
-        return measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
+        total, metrics = measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
+        return total, metrics if smallest is None else metrics._replace(lowest=smallest)
 
     return loss
 

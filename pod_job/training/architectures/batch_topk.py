@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from pod_job.training.architectures import relu
 from pod_job.training.architectures.auxiliary import loss_of_chosen
-from pod_job.training.architectures.parts import Batch, Coefficients, Params, kept
+from pod_job.training.architectures.parts import Batch, Coefficients, Params, Scalar, kept
 from pod_job.training.architectures.selection import largest_of_batch
 from pod_job.training.architectures.shape import SaeShape
 
@@ -26,11 +26,12 @@ def encode(
 
 def chosen_latents(
     shape: SaeShape, params: Params, positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients
-) -> Float[Array, "N F"]:
-    """Returns the k N largest latents of the N valid rows, the others as 0."""
+) -> tuple[Float[Array, "N F"], Scalar]:
+    """Returns the k N largest latents of the N valid rows, the others as 0, and the smallest of them."""
     count = jnp.floor(coefficients.k * jnp.sum(batch.valid)).astype(jnp.int32)
     candidates = jnp.where(batch.valid[:, None], positive, 0)
-    return kept(candidates, largest_of_batch(candidates, count, params["threshold"]))
+    mask, smallest = largest_of_batch(candidates, count, params["threshold"])
+    return kept(candidates, mask), smallest
 
 
 loss = loss_of_chosen(chosen_latents)

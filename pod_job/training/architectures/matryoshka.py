@@ -39,12 +39,13 @@ def loss(
 ) -> tuple[Scalar, Metrics]:
     """Returns the squared errors of all prefixes of groups + auxiliary * AuxK of the whole; metrics are the whole's."""
     positive = relu.encode(shape, params, batch.rows, dtype)
-    latents = batch_topk.chosen_latents(shape, params, positive, batch, coefficients)
+    latents, smallest = batch_topk.chosen_latents(shape, params, positive, batch, coefficients)
     outputs = prefix_outputs(shape, params, latents, batch.rows, dtype)
     errors = [squared_error(output, batch.targets, batch.weights) for output in outputs]
     auxiliary = auxiliary_loss(shape, params, batch, outputs[-1], dead, dtype)
     total = sum(errors[:-1], errors[-1]) + coefficients.auxiliary * auxiliary
-    return measured(total, errors[-1], Terms(jnp.float32(0), auxiliary), latents, batch)
+    total, metrics = measured(total, errors[-1], Terms(jnp.float32(0), auxiliary), latents, batch)
+    return total, metrics._replace(lowest=smallest)
 
 
 def prefix_outputs(

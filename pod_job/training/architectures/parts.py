@@ -77,7 +77,8 @@ class Metrics(NamedTuple):
         sparsity, auxiliary: the other terms of the loss, before their coefficients.
         l0: active latents per row.
         fired: number of rows in which each latent was active.
-        lowest: smallest active value; infinite if no latent was active.
+        lowest: smallest active value; infinite if no latent was active. Of BatchTopK 0 where fewer than are chosen are
+            positive.
     """
 
     loss: Scalar

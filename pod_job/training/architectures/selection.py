@@ -50,14 +50,18 @@ def keep_largest(values: Float[Array, "N F"], k: Int[Array, ""], most: int | Non
     return jnp.where(largest_per_row(values, k), values, 0)
 
 
-def largest_of_batch(values: Float[Array, "N F"], count: Int[Array, ""], guess: Float[Array, ""]) -> Bool[Array, "N F"]:
-    """Returns the mask of the `count` largest values of all rows among the positive ones; equal ones all or none.
+def largest_of_batch(
+    values: Float[Array, "N F"], count: Int[Array, ""], guess: Float[Array, ""]
+) -> tuple[Bool[Array, "N F"], Float[Array, ""]]:
+    """Returns the mask of the `count` largest values of all rows among the positive ones, and the smallest of them.
 
+    Equal ones are in it all or none. The smallest is 0 where fewer are positive, and infinite where `count` is 0.
     `guess` makes no difference to it: bfloat16 values are read once where it is near the smallest of them.
     """
     values, k = lax.stop_gradient(values), count.reshape(1, 1)
     lowest = kth_near(values, k, guess) if values.dtype == jnp.bfloat16 else kth_largest(values, k, axis=None)
-    return (values >= lowest) & (values > 0) & (count > 0)
+    smallest = jnp.where(count > 0, lowest.reshape(()), jnp.inf).astype(jnp.float32)
+    return (values >= lowest) & (values > 0) & (count > 0), smallest
 
 
 def kth_near(values: Float[Array, "N F"], k: Int[Array, "1 1"], guess: Float[Array, ""]) -> Float[Array, "1 1"]:

@@ -26,10 +26,10 @@ def encode(
 
 def chosen_latents(
     shape: SaeShape, params: Params, positive: Float[Array, "N F"], batch: Batch, coefficients: Coefficients
-) -> Float[Array, "N F"]:
+) -> tuple[Float[Array, "N F"], None]:
     """Returns the k largest latents of each row, the others as 0."""
     assert shape.k is not None
-    return largest(batch.keep, shape.k, positive, coefficients.k.astype(jnp.int32))
+    return largest(batch.keep, shape.k, positive, coefficients.k.astype(jnp.int32)), None
 
 
 loss = loss_of_chosen(chosen_latents)
