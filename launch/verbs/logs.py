@@ -12,11 +12,11 @@ from launch import clock
 from launch.cloud.observe import POLL_S, latest_statuses
 from launch.job_config import config_of_run
 from launch.verbs.arguments import add_follow, add_run
+from launch.verbs.status import complete
 from pod_job.commands.command_line import DONE, Command
 from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.formats.records import read_bounded
-from pod_job.planning.training import is_complete
 from pod_job.run_folder.layout import log_file
 from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import HostStatus, Phase, latest_start
@@ -63,7 +63,7 @@ def logs(options: Namespace) -> int:
                 print(f"{log} {line}", flush=options.follow)
                 printed = clock.monotonic()
         quiet = clock.monotonic() - printed > QUIET_S
-        if not options.follow or ended(statuses) or (quiet and is_complete(folder, config.mode)):
+        if not options.follow or ended(statuses) or (quiet and complete(config, folder)):
             if not any(shown.values()):
                 raise JobError(f"storage.run_dir={config.storage.run_dir}: no host has logged anything there yet")
             return DONE

@@ -15,10 +15,11 @@ from launch.job_config import config_of_run
 from launch.verbs.arguments import add_follow, add_run
 from launch.view.status_view import Live, RunStatus, table
 from pod_job.commands.command_line import DONE, Command, add_json
+from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
-from pod_job.planning.training import is_complete
 from pod_job.run_folder.layout import RUN
+from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
 
@@ -55,13 +56,19 @@ def status(options: Namespace) -> int:
             else:
                 live.show(view)
             # A host that died at its exit never reports its end.
-            if view.ended or (view.batches_done == view.batches and is_complete(folder, config.mode)):
+            if view.ended or (view.batches_done == view.batches and complete(config, folder)):
                 return DONE
             clock.sleep(POLL_S)
             if clock.monotonic() - looked > NODE_EVERY_S:
                 looked = clock.monotonic()
                 pods = pods_of(config)
             view = read_run_status(config, folder, batches, pods, began + clock.monotonic())
+
+
+def complete(config: JobConfig, folder: Folder) -> bool:
+    from pod_job.planning.training import is_complete  # tables of tasks, which a run that goes on does not need
+
+    return is_complete(folder, config.mode)
 
 
 def show(view: RunStatus, with_json: bool) -> None:

@@ -18,9 +18,8 @@ class Server(HTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
-
     def do_HEAD(self) -> None:
+        assert isinstance(self.server, Server)
         self.send_response_only(self.server.status)
         if self.server.date is not None:
             self.send_header("Date", self.server.date)
