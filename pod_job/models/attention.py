@@ -23,7 +23,8 @@ from pod_job.models.placement import Placement
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
 LARGEST_KERNEL_BLOCK = 512
 # In longer rows a block's fixed work outweighs the masked pairs that a larger block computes (by the compiler's
-# instructions for v5e: 8,192 positions 16% faster, 1,024 8% slower).
+# instructions for v5e: 8,192 positions 16% faster, 1,024 8% slower; with heads of 128 on v6e, and 512 keys at a time,
+# 1,024 18% faster).
 LONG_ROW, LARGEST_LONG_BLOCK = 2048, 1024
 # The projections leave S innermost in memory, where a head narrower than LANES fills whole registers.
 S_INNERMOST = splash.QKVLayout.SEQ_MINOR
@@ -124,21 +125,27 @@ def attend_splash(
     q, k, v, sinks = heads
     B, S, N, H = q.shape
     K = k.shape[2]
-    block = block_size(S, settings.window)
+    block = block_size(S, settings.window, settings.heads_apart)
     assert block is not None
     mask = splash.CausalMask((S, S))
     if settings.window is not None:
         mask = splash.LocalMask((S, S), (settings.window - 1, 0), 0)
+    layout = splash.QKVLayout.HEAD_DIM_MINOR if settings.heads_apart else S_INNERMOST
     kernel = splash.make_splash_mqa_single_device(
         splash.MultiHeadMask([mask] * (N // K)),
         block_sizes=splash.BlockSizes(
-            block_q=block, block_kv=block, q_layout=S_INNERMOST, k_layout=S_INNERMOST, v_layout=S_INNERMOST
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=min(block, LARGEST_KERNEL_BLOCK) if settings.heads_apart else block,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
         ),
         attn_logits_soft_cap=settings.softcap,
         interpret=interpret,
     )
     # The kernel knows no scale: the queries carry it.
-    scaled = (q.astype(jnp.float32) * settings.scale).astype(q.dtype)
+    scaled = q if settings.scale == 1 else (q.astype(jnp.float32) * settings.scale).astype(q.dtype)
     of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks is None else 0))
     out = jax.vmap(of_each_group, in_axes=(0, 0, 0, 0, None))(
         scaled.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4),
@@ -173,16 +180,17 @@ def attend_cudnn(
     )
 
 
-def block_size(S: int, window: int | None) -> int | None:
+def block_size(S: int, window: int | None, heads_apart: bool = False) -> int | None:
     """Returns how many queries and keys the kernel takes at a time; None where it cannot take rows of S positions."""
-    long = S >= LONG_ROW and (window is None or window >= LONG_ROW)
+    least = LARGEST_LONG_BLOCK if heads_apart else LONG_ROW
+    long = least <= S and (window is None or window >= least)
     largest = LARGEST_LONG_BLOCK if long else LARGEST_KERNEL_BLOCK
     return next((size for size in range(largest, 0, -LANES) if S % size == 0), None)
 
 
-def pairs_computed(S: int, window: int | None) -> int:
+def pairs_computed(S: int, window: int | None, heads_apart: bool = False) -> int:
     """Returns how many (block of queries, block of keys) pairs of a row have a visible pair, and are computed whole."""
-    block = block_size(S, window)
+    block = block_size(S, window, heads_apart)
     assert block is not None
     reach = S if window is None else window
     return sum(

@@ -27,11 +27,13 @@ class AttentionSettings:
         scale: multiplies dot products of queries and keys.
         softcap: c turns a score x into c tanh(x / c) before the mask; None leaves it.
         window: how many positions a query sees, its own included; None: its segment from the start.
+        heads_apart: queries and keys lie head by head in memory, as `rotated_heads` leaves them.
     """
 
     scale: float
     softcap: float | None = None
     window: int | None = None
+    heads_apart: bool = False
 
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

@@ -22,7 +22,14 @@ from pod_job.models.cache import Cache, KeyValues, no_key_values
 from pod_job.models.decoder_layer import Mixer, attention_mixer, decoder_layer, norm
 from pod_job.models.delta_net import delta_net
 from pod_job.models.joined import JOINED_WEIGHTS, joined_projections, swapped_projections, swaps_by_projection
-from pod_job.models.layer_attention import ToCache, Tokens, WithinRows
+from pod_job.models.layer_attention import (
+    LayerStackAttention,
+    Projections,
+    ProjectionSource,
+    ToCache,
+    Tokens,
+    WithinRows,
+)
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.splice import NOTHING, Replaced, Splice, splice_at
@@ -241,19 +248,25 @@ class Decoder(nn.Module):
         """Returns the function that runs layer i of the stack over `tokens`."""
         arch, placement = self.arch, self.placement
         within = cache is None
-        attention = WithinRows(arch, placement, tokens) if within else ToCache(arch, placement, tokens, cache)
+        attention: LayerStackAttention = WithinRows(arch, placement, tokens, spliced=bool(replaced))
+        if cache is not None:
+            attention = ToCache(arch, placement, tokens, cache)
         swaps = within and not replaced and swaps_by_projection(arch, placement)
 
         def run(delta: bool, i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
             x, kept = carry
             weights = self._of_layer(i, delta)
             weights |= swapped_projections(arch, weights) if swaps else {}
-            attend = functools.partial(attention, i, kept=kept)
+            x = placement.row_major(x) if within else x
+            source = ProjectionSource(x, weights)
+
+            def attend(projections: Projections) -> tuple[Array, KeyValues | None]:
+                return attention(i, projections._replace(source=source), kept)
+
             mixer: Mixer = functools.partial(attention_mixer, arch, placement, weights, attend)
             if delta:
                 mixer = functools.partial(delta_mixer, weights, kept)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
-            x = placement.row_major(x) if within else x
             carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice_at(own, i))
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 

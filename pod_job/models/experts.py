@@ -1,8 +1,8 @@
 """Mixture of experts: a router chooses a few of many mlps for each token; what they give is added up by shares.
 
-Tokens are sorted by expert, so that each expert multiplies only those that chose it: by ragged matrix products on TPU
-and GPU, block by block on a CPU. Where experts are split among devices, each device computes its own for all tokens of
-its rows, and the results are added over the mesh axis.
+Tokens are sorted by expert, so that each expert multiplies only those that chose it: in one kernel on a TPU whose core
+has room for it, by ragged matrix products on other TPUs and GPUs, block by block on a CPU. Where experts are split
+among devices, each device computes its own for all tokens of its rows, and the results are added over the mesh axis.
 
 B rows, S positions, D hidden, E experts (of a device), K experts of a token, F size of an expert, T tokens, R = K T
 (expert, token) pairs, Q pairs of a block.
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
+from pod_job.models.expert_kernel import kernel_fits, mixture_by_kernel
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
 
@@ -49,17 +50,14 @@ def mixture(
     def of_device(x: Array, ids: Array, shares: Array, weights: Weights) -> Array:
         first = 0 if axis is None else jax.lax.axis_index(axis) * len(weights["up"])
         tokens = x.reshape(-1, x.shape[-1])
-        chosen, shares = (of_token.reshape(len(tokens), -1).T for of_token in (ids - first, shares))
+        chosen, shares = (of_token.reshape(len(tokens), -1) for of_token in (ids - first, shares))
         own = (chosen >= 0) & (chosen < len(weights["up"]))
-        run = by_ragged_products if placement.platform in ("tpu", "gpu") else by_blocks
-        done, places = run(arch, weights, tokens, jnp.where(own, chosen, len(weights["up"])).reshape(-1))
-        out = jnp.zeros(tokens.shape, jnp.float32)
-        # Choice by choice, whole rows at a time: a sum over the K of each token would move parts of a TPU's registers.
-        for pair, here, share in zip(done[places].reshape(len(own), *tokens.shape), own, shares, strict=True):
-            # Pairs of other devices' experts hold whatever was in memory.
-            out = out + jnp.where(here[:, None], pair.astype(jnp.float32), 0) * share[:, None]
-        # As a value of its own: in the shape of rows, the compiler would write every choice out in float32.
-        out = placement.isolate(out.astype(x.dtype)).reshape(x.shape)
+        chosen = jnp.where(own, chosen, len(weights["up"]))
+        if kernel_fits(arch, placement.device_kind, tokens):
+            out = mixture_by_kernel(weights, tokens, chosen, shares)
+        else:
+            out = sum_of_pairs(arch, placement, weights, tokens, chosen.T, shares.T)
+        out = out.reshape(x.shape)
         return out if axis is None else jax.lax.psum(out, axis)
 
     if placement.mesh is not None:  # the partitioner would gather all rows to sort them
@@ -70,6 +68,26 @@ def mixture(
     out = of_device(x, routing.ids, routing.shares, weights)
     out = out + shared_expert(arch, w, x) if arch.shared_mlp else out
     return out, {"router_logits": routing.logits, "expert_ids": routing.ids.astype(jnp.float32)}
+
+
+def sum_of_pairs(
+    arch: Arch,
+    placement: Placement,
+    weights: Weights,
+    tokens: Float[Array, "T D"],
+    chosen: Int[Array, "K T"],
+    shares: Float[Array, "K T"],
+) -> Float[Array, "T D"]:
+    """Returns the shares' sum of the experts' outputs, each pair computed first; E in `chosen` is no expert."""
+    run = by_ragged_products if placement.platform in ("tpu", "gpu") else by_blocks
+    done, places = run(arch, weights, tokens, chosen.reshape(-1))
+    out = jnp.zeros(tokens.shape, jnp.float32)
+    # Choice by choice, whole rows at a time: a sum over the K of each token would move parts of a TPU's registers.
+    for pair, expert, share in zip(done[places].reshape(len(chosen), *tokens.shape), chosen, shares, strict=True):
+        # Pairs of other devices' experts hold whatever was in memory.
+        out = out + jnp.where((expert < len(weights["up"]))[:, None], pair.astype(jnp.float32), 0) * share[:, None]
+    # As a value of its own: in the shape of rows, the compiler would write every choice out in float32.
+    return placement.isolate(out.astype(tokens.dtype))
 
 
 def shared_expert(arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:

@@ -5,12 +5,13 @@ B rows, S positions, N query heads, K key/value heads, H head size, R = H/2 rota
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch, LayerAttention
@@ -18,6 +19,7 @@ from pod_job.models.attention import attend
 from pod_job.models.attention_settings import AttentionSettings, Heads
 from pod_job.models.cache import Cache, KeyValues
 from pod_job.models.cached_attention import CachedLayer, attend_cached, make_view
+from pod_job.models.head_kernel import Turn, makes_heads, projected_heads
 from pod_job.models.placement import Placement
 from pod_job.models.rope import Rope
 
@@ -42,6 +44,14 @@ class Projections(NamedTuple):
     swapped_q: Float[Array, "B S N H"]
     swapped_k: Float[Array, "B S K H"]
     sinks: Float[Array, " N"] | None = None
+    source: "ProjectionSource | None" = None
+
+
+class ProjectionSource(NamedTuple):
+    """The residual stream before the layer's norm, and its weights: what a kernel makes heads from by itself."""
+
+    x: Float[Array, "B S D"]
+    weights: Mapping[str, Array]
 
 
 class LayerStackAttention(ABC):
@@ -64,11 +74,18 @@ class LayerStackAttention(ABC):
         """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values."""
         like = 0 if len(self.kinds) == 1 else i  # where there is one kind, every layer is like the first
         kind = self.kind_of_layer[like] if isinstance(like, int) else jnp.asarray(self.kind_of_layer)[like]
-        q, k, v, swapped_q, swapped_k, sinks = projections
+        q, k, v, swapped_q, swapped_k, sinks, source = projections
         if self.tables is not None:
-            cos, sin = (table[kind] for table in self.tables)
-            q, k = rotate(q, swapped_q, cos, sin), rotate(k, swapped_k, cos, sin)
+            tables = tuple(table[kind] for table in self.tables)
+            rotated = self.by_kernel(kind, source, tables)
+            q, k, v = rotated or (rotate(q, swapped_q, *tables), rotate(k, swapped_k, *tables), v)
         return self.attend(i, kind, Heads(q, k, v, sinks)), None if kept is None else kept.write(i, k, v)
+
+    def by_kernel(
+        self, kind: Int[Array, ""] | int, source: ProjectionSource | None, tables: tuple[Array, ...]
+    ) -> tuple[Array, Array, Array] | None:
+        """Returns rotated queries and keys, and values, where a kernel makes them; None: they come from projections."""
+        return None
 
     @abstractmethod
     def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
@@ -78,14 +95,44 @@ class LayerStackAttention(ABC):
 class WithinRows(LayerStackAttention):
     """Attention among the positions of one call; one branch per kind, so that a kernel's window stays static."""
 
-    def __init__(self, arch: Arch, placement: Placement, tokens: Tokens) -> None:
+    def __init__(self, arch: Arch, placement: Placement, tokens: Tokens, spliced: bool = False) -> None:
         super().__init__(arch, tokens)
+        self.arch, self.placement = arch, placement
+        self.has_kernel = not spliced and self.tables is not None and makes_heads(arch, placement, tokens.ids.shape[1])
 
         def branch(kind: LayerAttention, scale: float) -> Attend:
-            settings = AttentionSettings(scale, self.softcap, kind.window)
+            settings = AttentionSettings(1.0 if self.has_kernel else scale, self.softcap, kind.window, self.has_kernel)
             return functools.partial(attend, segment_ids=tokens.segment_ids, settings=settings, placement=placement)
 
         self.branches = tuple(map(branch, self.kinds, self.scales))
+
+    def by_kernel(
+        self, kind: Int[Array, ""] | int, source: ProjectionSource | None, tables: tuple[Array, ...]
+    ) -> tuple[Array, Array, Array] | None:
+        if not self.has_kernel or source is None:
+            return None
+        arch, (rows, heads) = self.arch, (self.placement.rows, self.placement.heads)
+        of_rows, whole = PartitionSpec(rows), PartitionSpec()
+        x, weights = source
+
+        def scale(name: str) -> Float[Array, " _"]:
+            return weights[name].astype(jnp.float32) + arch.norm_plus_one
+
+        def made(name: str, turn: Turn | None) -> Float[Array, "B S _ H"]:
+            kernel = jax.shard_map(
+                functools.partial(projected_heads, eps=arch.norm_eps),
+                mesh=self.placement.mesh,
+                in_specs=(of_rows, whole, PartitionSpec(None, heads), turn and Turn(whole, of_rows, of_rows)),  # type: ignore[arg-type]
+                out_specs=PartitionSpec(rows, heads),
+                check_vma=False,
+            )
+            return kernel(x, scale("attn_norm"), weights[name], turn).transpose(0, 2, 1, 3)
+
+        # The queries carry the scale of their products with keys.
+        of_queries = scale("q_norm") * jnp.asarray(self.scales, jnp.float32)[kind]
+        turns = {"q": Turn(of_queries, *tables), "k": Turn(scale("k_norm"), *tables), "v": None}
+        q, k, v = (made(name, turn) for name, turn in turns.items())
+        return q, k, v
 
     def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
         if isinstance(kind, int):

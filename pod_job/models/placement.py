@@ -35,6 +35,11 @@ class Placement:
         return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
+    def device_kind(self) -> str | None:
+        """Kind of the devices as jax names it, such as `TPU v6 lite`; None: any."""
+        return None if self.mesh is None else self.mesh.devices.flat[0].device_kind
+
+    @property
     def compiler_options(self) -> dict[str, str | bool] | None:
         """Options for every program that runs the model: on TPU, twice the usual memory of a core for one operation.
 

@@ -35,7 +35,7 @@ def compile_splash(shape: KernelShape) -> None:
         return argument(shape.accelerator_type, dtype, 2, shape.S, *sizes)
 
     q, k = (of(jnp.bfloat16, heads, shape.head) for heads in (2 * shape.group, 2))
-    settings = AttentionSettings(shape.head**-0.5, shape.softcap, shape.window)
+    settings = AttentionSettings(shape.head**-0.5, shape.softcap, shape.window, shape.heads_apart)
     compiled = jax.jit(lambda heads, segments: attend_splash(heads, segments, settings))
     compiled.lower(Heads(q, k, k, None), of(jnp.int32)).compile(OPTIONS)
 
@@ -64,9 +64,10 @@ def optional(text: str) -> float | None:
 def main(kind: str, accelerator_type: str, *sizes: str) -> None:
     """Compiles the kernel of this shape."""
     if kind == KernelShape.__name__:
-        S, group, head, window, softcap = sizes
+        *counts, window, softcap, apart = sizes
+        S, group, head = map(int, counts)
         reach = int(window) if window else None
-        compile_splash(KernelShape(accelerator_type, int(S), int(group), int(head), reach, optional(softcap)))
+        compile_splash(KernelShape(accelerator_type, S, group, head, reach, optional(softcap), apart == "True"))
     else:
         *counts, softcap = sizes
         slots, kv_heads, group, head = map(int, counts)

@@ -44,6 +44,7 @@ class KernelShape:
     head: int
     window: int | None
     softcap: float | None
+    heads_apart: bool = False
 
 
 @dataclass(frozen=True)

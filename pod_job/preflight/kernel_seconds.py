@@ -11,6 +11,7 @@ from pod_job.models.attention import LANES, block_size, pairs_computed
 from pod_job.models.cache_kernel import block_slots
 from pod_job.preflight.compiled_text import Operation
 from pod_job.preflight.kernel_bundles import CacheKernelShape, KernelShape, cache_kernel_bundles, kernel_bundles
+from pod_job.preflight.model_kernels import HEAD_KERNEL
 from pod_job.preflight.planned_job import PlannedJob
 
 KERNEL = re.compile(r"^splash_")
@@ -32,13 +33,14 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
     S, rows = config.extract.seq_len, config.extract.rows_per_device
     rows = rows if config.mode is not Mode.generate else prefill_rows(rows, S)
     heads, seconds, origin = arch.heads // split * rows, 0.0, "bundles"
+    apart = any(HEAD_KERNEL.match(op.name) for op in operations)
     windows = Counter(layer.window for layer in arch.attention[:layers] if not layer.delta)
     for window, count in windows.items():
-        block, pairs = block_size(S, window), pairs_computed(S, window)
+        block, pairs = block_size(S, window, apart), pairs_computed(S, window, apart)
         assert block is not None
         group = arch.heads // arch.kv_heads
         assert config.pod.accelerator_type is not None  # a preflight has one
-        shape = KernelShape(config.pod.accelerator_type, S, group, arch.head_dim, window, arch.attn_softcap)
+        shape = KernelShape(config.pod.accelerator_type, S, group, arch.head_dim, window, arch.attn_softcap, apart)
         bundles = kernel_bundles(shape)
         if bundles is None:
             origin, rate = "FLOPs", chip.peak_flops * min(1.0, arch.head_dim / LANES)

@@ -13,30 +13,24 @@ import jax
 import jax.numpy as jnp
 
 from pod_job.config.generate import Mode, cache_slots
-from pod_job.config.schema import Sharding
 from pod_job.extraction.feeding import step_rows
 from pod_job.extraction.step import compile_step
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.shape import shape_for
-from pod_job.models.arch import Arch
 from pod_job.models.decoder import Decoder
 from pod_job.models.layer_loop import layers_needed
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
-from pod_job.models.sharding import row_shards
 from pod_job.models.taps import Tap
 from pod_job.planning.inputs import needed_weights
 from pod_job.planning.model_cost import prefill_positions, step_flops, step_positions, token_flops, vector_bytes
-from pod_job.preflight.compiled_text import Collective, Operation, collectives, read_program, total_cycles
+from pod_job.preflight.compiled_text import Collective, collectives, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.kernel_seconds import kernel_seconds
+from pod_job.preflight.model_kernels import model_kernel_seconds
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.pod_devices import pod_devices
-from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Chip, Slice
+from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Slice
 from pod_job.units import GB
-
-RAGGED_PRODUCT = re.compile(r"^ragged-dot-none")
-RAGGED_TILE = 256
-"""Rows of a tile of XLA's ragged matrix products; where an expert ends within one, the tile is computed twice."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def read_forecast(program: Program, job: PlannedJob, compile_s: float, cache: in
     hbm, turns = memory(program.compiled, cache), program.tokens_in_turn
     kernel, origin = kernel_seconds(operations, job, program.layers)
     kernel *= turns
-    kernel += expert_seconds(operations, job, program)
+    kernel += turns * model_kernel_seconds(operations, job, program.tokens // turns, program.layers)
     host_s = pod.chip.host_bytes_s if rates.host_gb_s is None else rates.host_gb_s * GB
     bucket_s = BUCKET_BYTES_S if rates.bucket_gb_s is None else rates.bucket_gb_s * GB
     leaving = {"host": program.stored_bytes / pod.chips / host_s, "bucket": program.stored_bytes / pod.hosts / bucket_s}
@@ -200,28 +194,3 @@ def layers_run(taps: tuple[Tap, ...]) -> int:
     return max(
         0 if tap.site == "embed" else tap.layer if tap.site == "final_norm" else layers_needed(tap) for tap in taps
     )
-
-
-def expert_seconds(operations: list[Operation], job: PlannedJob, program: Program) -> float:
-    """Returns the seconds of a mixture's ragged products and gathers on one chip; the compiler states none."""
-    if not any(RAGGED_PRODUCT.match(op.name) for op in operations):
-        return 0.0
-    config, turns = job.config, program.tokens_in_turn
-    tokens = program.tokens / row_shards(config.mesh, config.sharding) / turns
-    split = config.mesh.model if config.sharding is Sharding.tensor else 1
-    item = jnp.dtype(config.model.dtype.value).itemsize
-    return program.layers * turns * layer_expert_seconds(job.arch, job.pod.chip, tokens, split, item)
-
-
-def layer_expert_seconds(arch: Arch, chip: Chip, tokens: float, split: int, item: int) -> float:
-    """Returns the seconds of one layer's experts for a chip's tokens, of whose experts it has 1 in `split`.
-
-    A product takes its FLOPs at the matrix units' rate, or its bytes at the memory's where that is longer. The gather
-    of rows for the experts, and that of what they give, reads and writes each row once. Sorts are not counted.
-    """
-    pairs, experts = tokens * arch.experts_per_token, arch.experts // split
-    flops = 2.0 * (pairs / split + experts * RAGGED_TILE) * arch.hidden * arch.mlp
-    moved = item * (pairs / split * (arch.hidden + arch.mlp) + experts * arch.hidden * arch.mlp)
-    product = max(flops / chip.peak_flops, moved / chip.hbm_bytes_s)
-    gathers = 2 * 2 * item * pairs * arch.hidden / chip.hbm_bytes_s
-    return (3 if arch.gated else 2) * product + gathers

@@ -47,7 +47,7 @@ def test_the_kernel_equals_xla(
 ) -> None:
     """Packed segments, grouped heads, a window that cuts within and across blocks, soft caps, sinks."""
     arrays = inputs(heads, kv_heads, head_dim, sinks=heads != 7)
-    how = {"settings": AttentionSettings(head_dim**-0.5, softcap, window)}
+    how = {"settings": AttentionSettings(head_dim**-0.5, softcap, window, heads_apart=head_dim == 128)}
     found = jax.jit(functools.partial(attention.attend_splash, interpret=True, **how))(**arrays)
     truth = jax.jit(functools.partial(attention.attend_xla, **how))(**arrays)
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)

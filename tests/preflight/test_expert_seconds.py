@@ -1,11 +1,12 @@
-"""Time of a mixture's ragged products, which the compiler's text lacks."""
+"""Time of a mixture's products, which the compiler's text lacks, ragged or in the kernel."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from pod_job.models.arch import Arch, read_arch
-from pod_job.preflight.pod_compiler import layer_expert_seconds
+from pod_job.preflight.model_kernels import expert_kernel_seconds, ragged_seconds
 from pod_job.preflight.tpu_facts import V6E
 from tools.tiny_model import TinyModel
 
@@ -17,15 +18,24 @@ def arch() -> Arch:
     return read_arch(TinyModel("qwen3_moe", hidden=2048, heads=16, mlp=768).config())
 
 
-def seconds(arch: Arch, split: int = 1) -> float:
-    return layer_expert_seconds(arch, V6E, TOKENS, split, BFLOAT16_BYTES)
+def ragged(arch: Arch, split: int = 1) -> float:
+    return ragged_seconds(arch, V6E, TOKENS, split, BFLOAT16_BYTES)
 
 
-def test_experts_take_at_least_their_flops_at_peak(arch: Arch) -> None:
+def kernel(arch: Arch, split: int = 1) -> float:
+    return expert_kernel_seconds(arch, V6E, TOKENS, split)
+
+
+WAYS = pytest.mark.parametrize("seconds", [ragged, kernel])
+
+
+@WAYS
+def test_experts_take_at_least_their_flops_at_peak(arch: Arch, seconds: Callable[..., float]) -> None:
     least = 2 * 3 * arch.hidden * arch.mlp * arch.experts_per_token * TOKENS / V6E.peak_flops
     assert least < seconds(arch) < 3 * least
 
 
-def test_more_devices_take_less_and_more_experts_a_token_more(arch: Arch) -> None:
+@WAYS
+def test_more_devices_take_less_and_more_experts_a_token_more(arch: Arch, seconds: Callable[..., float]) -> None:
     assert seconds(arch, 4) < seconds(arch, 2) < seconds(arch)
     assert seconds(replace(arch, experts_per_token=4)) > seconds(arch)
