@@ -64,7 +64,8 @@ def run_evaluate(options: Namespace) -> int:
     saes = {
         name: at_taps(sae, options.tap, options.target) for name, sae in read_saes(options.path, options.sae).items()
     }
-    sizes = [sae.origin.context_size for sae in saes.values() if 0 < (sae.origin.context_size or 0) <= MOST_CONTEXT]
+    stated = [sae.origin.context_size or 0 for sae in saes.values()]
+    sizes = [size for size in stated if 0 < size <= MOST_CONTEXT]
     of_saes = f"extract.seq_len={max(sizes, default=SEQ_LEN)}"
     config = load([*DEFAULTS, *of_machine, of_saes, *options.overrides])
     opened = open_model(config, saes, options.skip, options.tokens)
