@@ -14,7 +14,7 @@ from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN
 from pod_job.run_folder.pods import PodRecord, read_pods
 from pod_job.run_folder.start import read_start
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, exists
 from pod_job.storage.open import open_folder
 
 UNKNOWN = "unknown"
@@ -58,7 +58,7 @@ def pods_of_run(words: Sequence[str]) -> tuple[JobConfig, list[Pod]]:
     else:
         folder, labels = open_folder(run_dir, "RUN_DIR"), MADE_BY
         records = read_pods(folder)
-        if records and folder.stat(RUN) is None:
+        if records and not exists(folder, RUN):
             config = config_by_pod(records[-1], run_dir, overrides)
         else:
             config = recorded_config(folder, run_dir, overrides)

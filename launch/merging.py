@@ -10,6 +10,7 @@ from pod_job.planning.inputs import Inputs
 from pod_job.planning.training import JobInputs, is_complete
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
+from pod_job.storage.folder import exists
 
 
 def completed(inputs: JobInputs, log: Log) -> bool:
@@ -23,7 +24,7 @@ def completed(inputs: JobInputs, log: Log) -> bool:
     folder, mode = inputs.folder, inputs.config.mode
     if is_complete(folder, mode):
         return True
-    if mode is Mode.train or folder.stat(RUN) is None:
+    if mode is Mode.train or not exists(folder, RUN):
         return False
     identity = read_run(folder).identity
     total = total_batches(identity.tasks.samples, identity.save_every_n_samples)

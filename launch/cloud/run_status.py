@@ -17,12 +17,12 @@ from pod_job.preflight.prices import hours, pod_usd_per_hour, spent
 from pod_job.run_folder.identity import read_run
 from pod_job.run_folder.layout import RUN, committed
 from pod_job.run_folder.status import HostStatus, batches_computed
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, exists
 
 
 def planned_batches(config: JobConfig, folder: Folder) -> int:
     """Returns the planned number of batches, or of training steps: by run.json, or by the inputs before a start."""
-    if folder.stat(RUN) is None:
+    if not exists(folder, RUN):
         from pod_job.planning.task_index import ESTIMATED
         from pod_job.planning.training import read_job_inputs  # tables of tasks, which a started run does not need
 

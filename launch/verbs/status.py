@@ -19,7 +19,7 @@ from pod_job.config.schema import JobConfig
 from pod_job.errors import JobError
 from pod_job.formats.records import encode
 from pod_job.run_folder.layout import RUN
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, exists
 from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
 
@@ -37,7 +37,7 @@ def status(options: Namespace) -> int:
     folder = open_folder(config.storage.run_dir)
     with ThreadPoolExecutor(1) as gcloud:  # which takes its seconds while the run folder is read
         asked = gcloud.submit(pods_of, config)
-        nothing = folder.stat(RUN) is None and not any(map(any, latest_statuses(folder, config).values()))
+        nothing = not exists(folder, RUN) and not any(map(any, latest_statuses(folder, config).values()))
         if nothing and not options.follow and not asked.result():
             raise JobError(f"storage.run_dir={config.storage.run_dir}: no run is there, and no pod of one; start it")
         batches = planned_batches(config, folder)

@@ -6,6 +6,7 @@ from pod_job.host.stop_request import StopRequest
 from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.leases import MERGE, Holders, Leases
 from pod_job.run_folder.metadata import read_any
+from pod_job.storage.folder import exists
 
 POLL_S = 1.0
 
@@ -16,7 +17,7 @@ def takes_merge(leases: Leases, holders: Holders, stop: StopRequest) -> bool:
     False when the run is merged, or this host was asked to stop.
     """
     folder = leases.folder
-    while not stop and not (folder.stat(METADATA) is not None and read_any(folder).complete):
+    while not stop and not (exists(folder, METADATA) and read_any(folder).complete):
         leases.refresh()
         holder = leases.holder_of(MERGE)
         if (holder in (None, leases.holder) or holders.ended(holder)) and leases.take(

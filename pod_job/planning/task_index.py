@@ -30,7 +30,7 @@ from pod_job.prompts.tasks import (
     within_tokens,
 )
 from pod_job.run_folder.layout import RUN, index_file, index_part
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, exists
 
 PIECE_BYTES, PIECE_FILES = 512 << 20, 512
 """Bytes and files that are counted for one part of an index, unless a file is larger."""
@@ -93,7 +93,7 @@ def find_tasks(
     """
     known = folder is not None and reading.counting is not Counting.here
     index = read_index(folder, config) if folder is not None and known else None
-    if index is None or folder is None or folder.stat(RUN) is None:
+    if index is None or folder is None or not exists(folder, RUN):
         listing = list_source(config)
         if listing.small or listing.kind == "arc":
             return whole_tasks(listing, config, vocab, counter)

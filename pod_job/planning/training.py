@@ -24,7 +24,7 @@ from pod_job.run_folder.layout import METADATA
 from pod_job.run_folder.metadata import Metadata, content_checksum, read_any
 from pod_job.run_folder.train_identity import TrainIdentity
 from pod_job.run_folder.training import has_saes
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, exists
 from pod_job.storage.open import open_folder
 
 
@@ -120,7 +120,7 @@ def is_complete(folder: Folder, mode: Mode) -> bool:
     """
     if mode is Mode.train:
         return has_saes(folder)
-    return folder.stat(METADATA) is not None and read_any(folder).complete
+    return exists(folder, METADATA) and read_any(folder).complete
 
 
 def read_run_source(config: JobConfig, folder: Folder | None) -> TrainInputs:

@@ -6,12 +6,12 @@ from pod_job.run_folder.layout import SAES_METADATA
 from pod_job.run_folder.timeline import read_timelines
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
 from pod_job.run_folder.training import MetricsPoint, TrainingMetadata, read_metrics, read_training
-from pod_job.storage.folder import Folder
+from pod_job.storage.folder import Folder, exists
 
 
 def training_facts(folder: Folder, run: RunRecord, train: TrainIdentity) -> Facts:
     """Returns the training run as a whole, with a line for each SAE."""
-    trained = read_training(folder) if folder.stat(SAES_METADATA) is not None else None
+    trained = read_training(folder) if exists(folder, SAES_METADATA) else None
     metrics = read_metrics(folder)
     last = metrics.points[-1] if metrics is not None and metrics.points else None
     done = trained.steps if trained else last.step if last else 0

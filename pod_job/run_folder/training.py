@@ -9,7 +9,7 @@ from pod_job.formats.records import Count, Record, encode, read_file
 from pod_job.run_folder.identity import Identity
 from pod_job.run_folder.layout import METRICS, SAE_CONFIG, SAE_WEIGHTS, SAES, SAES_METADATA
 from pod_job.run_folder.train_identity import SaeRecord
-from pod_job.storage.folder import Folder, not_as_stored
+from pod_job.storage.folder import Folder, exists, not_as_stored
 
 MOST_POINTS = 512
 """Points of the curves; when there are more, every other one goes."""
@@ -120,7 +120,7 @@ def has_saes(folder: Folder) -> bool:
     Raises:
         JobError: saes/metadata.json is damaged, or lists an SAE a file of which is missing.
     """
-    if folder.stat(SAES_METADATA) is None:
+    if not exists(folder, SAES_METADATA):
         return False
     trained, present = read_training(folder), set(folder.names(SAES))
     wanted = [f"{SAES}{entry.folder}{name}" for entry in trained.saes for name in (SAE_CONFIG, SAE_WEIGHTS)]

@@ -11,7 +11,7 @@ import pytest
 from pod_job.errors import JobError
 from pod_job.storage import gcs_upload
 from pod_job.storage.checksums import Stored, checksum
-from pod_job.storage.folder import Folder, NameTaken
+from pod_job.storage.folder import Folder, NameTaken, exists
 from pod_job.storage.open import open_folder
 
 
@@ -135,3 +135,13 @@ def test_a_directory_is_not_a_file(tmp_path: Path, name: str) -> None:
     assert folder.stat(name) is None
     with pytest.raises(FileNotFoundError):
         folder.read(name)
+
+
+def test_whether_a_file_is_there_is_told_without_reading_it(new_folder: Callable[[], Folder], tmp_path: Path) -> None:
+    folder = new_folder()
+    folder.create("a/x", [b"x"])
+    folder.create("a/empty", [b""])
+    assert [exists(folder, name) for name in ("a/x", "a/empty", "a/y", "a")] == [True, True, False, False]
+    (tmp_path / "huge").write_bytes(b"")
+    os.truncate(tmp_path / "huge", 1 << 40)
+    assert exists(open_folder(tmp_path), "huge")
