@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from tools.peers import make, quiet_environment
 WIDTH, LATENTS, ROWS, SCALE = 64, 512, 256, 0.7
 LOADERS = {"sae-lens": "trainers", "dictionary-learning": "trainers", "circuit-tracer": "circuit-tracer"}
 """Environment of each layout's library."""
-Writer = Callable[[Folder, str, TrainedSae], None]
+Writer = Callable[[Folder, str, TrainedSae], object]
 LIMIT = 1e-5
 """Largest difference allowed, relative to the largest value."""
 
@@ -86,7 +86,7 @@ def write_set(folder: Folder, prefix: str, sae: TrainedSae) -> None:
     write_transcoders(folder, [sae])
 
 
-def layouts_of(shape: SaeShape) -> dict[str, Writer]:
+def layouts_of(shape: SaeShape) -> Mapping[str, Writer]:
     """Returns the layouts that such an SAE is tried in, each with its writer."""
     if not shape.transcoder:
         return {"sae-lens": write_sae, "dictionary-learning": write_dictionary}
