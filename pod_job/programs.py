@@ -39,7 +39,8 @@ def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
         log.info("left unread in the checkpoint: %s", ", ".join(names))
     dtype, shardings = jnp.dtype(config.model.dtype.value), weight_shardings(mesh, config.sharding, inputs.table)
     params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
-    return Decoder(inputs.arch, inputs.taps, dtype, placement(mesh, config.sharding, shardings)), params
+    where = placement(mesh, config.sharding, shardings, config.model.kernels)
+    return Decoder(inputs.arch, inputs.taps, dtype, where), params
 
 
 def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feeding) -> Step | Generator:

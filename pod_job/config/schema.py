@@ -104,6 +104,7 @@ class ModelConfig:
     path: str = MISSING  # a Hugging Face folder or one from `pod-job convert`, local or at gs://; or a hub name
     revision: str | None = None  # commit, tag or branch of the hub's repository
     dtype: Dtype = Dtype.bfloat16  # dtype of weights and compute
+    kernels: bool = True  # this package's own kernels on TPU; false: slower programs that XLA makes of the same sums
 
 
 @dataclass(kw_only=True)

@@ -50,7 +50,7 @@ def make_view(cache: Cache, before: Int[Array, " B"], window: int | None, scale:
     view = View(end, reach, jnp.float32(scale), None)
     _, _, K, H, C = cache.kept.k.shape
     T = block_slots(placement.platform, C, K * H, cache.kept.k.dtype)
-    if placement.mesh is None or T is None:
+    if placement.mesh is None or T is None or (placement.platform == "tpu" and not placement.kernels):
         return view
     rows = PartitionSpec(placement.rows)
     # Every device loops over its own rows.

@@ -53,7 +53,7 @@ def mixture(
         chosen, shares = (of_token.reshape(len(tokens), -1) for of_token in (ids - first, shares))
         own = (chosen >= 0) & (chosen < len(weights["up"]))
         chosen = jnp.where(own, chosen, len(weights["up"]))
-        if kernel_fits(arch, placement.device_kind, tokens):
+        if kernel_fits(arch, placement.kernel_kind, tokens):
             out = mixture_by_kernel(weights, tokens, chosen, shares)
         else:
             out = sum_of_pairs(arch, placement, weights, tokens, chosen.T, shares.T)

@@ -32,7 +32,7 @@ LANES = 128
 def makes_heads(arch: Arch, placement: Placement, S: int) -> bool:
     """Returns whether the kernel takes a model's heads and rows of S positions on these devices."""
     heads = arch.qk_norm and arch.qk_norm_of_heads and arch.head_dim == LANES and arch.rotated is None
-    fits = placement.device_kind == KIND and S % LANES == 0 and arch.hidden % LANES == 0
+    fits = placement.kernel_kind == KIND and S % LANES == 0 and arch.hidden % LANES == 0
     return heads and fits and arch.pre_norms and not (arch.qkv_bias or arch.layer_norm)
 
 

@@ -37,8 +37,8 @@ def weight_shardings(mesh: Mesh, sharding: Sharding, table: Mapping[str, Weight]
     }
 
 
-def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedSharding]) -> Placement:
-    """Returns the mesh as the model needs it; `weights` as from `weight_shardings`."""
+def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedSharding], kernels: bool = True) -> Placement:
+    """Returns the mesh as the model needs it; `weights` as from `weight_shardings`, `kernels` as configured."""
     return Placement(
         mesh=mesh,
         rows=ROW_AXES[sharding],
@@ -46,6 +46,7 @@ def placement(mesh: Mesh, sharding: Sharding, weights: Mapping[str, NamedShardin
         heads=weights["k"].spec[2] if "k" in weights else None,
         delta_heads=weights["delta_k"].spec[2] if "delta_k" in weights else None,
         experts=weights["up"].spec[1] if "router" in weights else None,
+        kernels=kernels,
     )
 
 

@@ -20,6 +20,7 @@ class Placement:
         heads: the axis that splits the heads of attention (tensor); None: every device has all heads of its rows.
         delta_heads: the axis that splits the heads of gated delta rules (tensor), as `heads` does.
         experts: the axis that splits the experts of a mixture (tensor); None: every device has all of them.
+        kernels: whether this package's own kernels may run on TPU.
     """
 
     mesh: Mesh | None = None
@@ -28,6 +29,7 @@ class Placement:
     heads: str | None = None
     delta_heads: str | None = None
     experts: str | None = None
+    kernels: bool = True
 
     @property
     def platform(self) -> str | None:
@@ -38,6 +40,11 @@ class Placement:
     def device_kind(self) -> str | None:
         """Kind of the devices as jax names it, such as `TPU v6 lite`; None: any."""
         return None if self.mesh is None else self.mesh.devices.flat[0].device_kind
+
+    @property
+    def kernel_kind(self) -> str | None:
+        """Kind of the devices that this package's own kernels may run on; None: on none of this mesh."""
+        return self.device_kind if self.kernels else None
 
     @property
     def compiler_options(self) -> dict[str, str | bool] | None:

@@ -140,7 +140,7 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     params: Any = {
         name: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=shardings[name]) for name, weight in table.items()
     }
-    model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings))
+    model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings, config.model.kernels))
     split = step_rows(config, mesh)
     rows, position_bytes = split.count, vector_bytes(arch, taps, extract)
     if config.mode is not Mode.generate:

@@ -92,7 +92,7 @@ def open_model(config: JobConfig, saes: Mapping[str, TrainedSae], skip: int, tok
     documents = Documents(samples, folder.tokenizer, PromptRules.of(config, arch.vocab), skip, tokens)
     mesh, dtype = make_mesh(config.mesh), jnp.dtype(config.model.dtype.value)
     shardings = weight_shardings(mesh, config.sharding, table)
-    model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings))
+    model = Decoder(arch, taps, dtype, placement(mesh, config.sharding, shardings, config.model.kernels))
     return EvaluatedModel(config, model, load_params(checkpoint, table, dtype, shardings), documents)
 
 
