@@ -25,6 +25,7 @@ from pod_job.prompts.tasks import (
     Tasks,
     estimated_tasks,
     indexed_tasks,
+    is_read_whole,
     tasks_in_budget,
     whole_tasks,
     within_tokens,
@@ -95,7 +96,7 @@ def find_tasks(
     index = read_index(folder, config) if folder is not None and known else None
     if index is None or folder is None or not exists(folder, RUN):
         listing = list_source(config)
-        if listing.small or listing.kind == "arc":
+        if is_read_whole(listing, config):
             return whole_tasks(listing, config, vocab, counter)
         if index is not None and listing_of(index).content != listing.content:
             index = None  # nothing was stored of what it describes

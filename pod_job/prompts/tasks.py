@@ -15,13 +15,15 @@ from pod_job.errors import JobError
 from pod_job.prompts.samples import AT_A_TIME, EstimatedSamples, SampleRules, Samples
 from pod_job.prompts.scan import Scan, Skipped, repeated_name, repeats, usable
 from pod_job.prompts.sources.arc_source import ArcDocuments
-from pod_job.prompts.sources.documents import Documents, Read, count_source, sequential_sizes
+from pod_job.prompts.sources.documents import Documents, Read, count_source, make_reader, sequential_sizes
 from pod_job.prompts.sources.estimate import Estimate
 from pod_job.prompts.sources.index import TaskIndex
 from pod_job.prompts.sources.listing import Listing, list_source
 from pod_job.prompts.sources.order import Order, OrderRules
 from pod_job.prompts.sources.sample import Sample
 
+WHOLE_ROWS = 1 << 20
+"""Rows of Parquet files up to which a source can be read whole at every start: that takes half a minute."""
 SEEN = 32
 """Samples of an indexed source that tell which kinds of prompts it has."""
 TOKENIZED = 256
@@ -72,11 +74,23 @@ def read_tasks(config: TasksConfig, vocab: int = 2**31, count_tokens: CountToken
         JobError: a source that is missing or empty, or a broken task under `tasks.on_broken=refuse`, named.
     """
     listing = list_source(config)
-    if listing.small or listing.kind == "arc":
+    if is_read_whole(listing, config):
         return whole_tasks(listing, config, vocab, count_tokens)
     index = count_source(listing, config)
     tasks = indexed_tasks(index, config, vocab)
     return tasks if count_tokens is None else within_tokens(tasks, tasks_in_budget(tasks, config, count_tokens))
+
+
+def is_read_whole(listing: Listing, config: TasksConfig) -> bool:
+    """Returns whether a source has no index: it is small, of Parquet in rows too, of which few bytes can hold many.
+
+    Raises:
+        JobError: a Parquet file that cannot be read.
+    """
+    if listing.kind != "parquet" or not listing.small:
+        return listing.small or listing.kind == "arc"
+    readers = (make_reader(listing.kind, entry, config, alone=len(listing.files) == 1) for entry in listing.files)
+    return sum(reader.rows_at_a_glance() for reader in readers) <= WHOLE_ROWS
 
 
 def whole_tasks(listing: Listing, config: TasksConfig, vocab: int, count_tokens: CountTokens | None = None) -> Tasks:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pod_job.config.extract import TooLong
@@ -23,6 +25,7 @@ from pod_job.planning.token_budget import Room, TokenCounter, TokenCounts
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources import listing
 from pod_job.prompts.sources.documents import counted
+from pod_job.prompts.tasks import WHOLE_ROWS
 from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.folder import Folder
@@ -226,3 +229,13 @@ def test_a_budget_decodes_each_part_once_in_whatever_order_parts_come(monkeypatc
             exceeded = room.exceeded_by(seen)
         assert (room.samples, exceeded) == (np.searchsorted(sums, budget, side="right"), budget < sums[-1])
         assert max(times.values()) == 1
+
+
+def test_few_bytes_of_parquet_that_hold_many_rows_are_counted_by_the_footer(run: Folder, tmp_path: Path) -> None:
+    rows = WHOLE_ROWS + 1
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["some words"]))
+    pq.write_table(pa.table({"text": text}), tmp_path / "many.parquet", row_group_size=rows)
+    assert (tmp_path / "many.parquet").stat().st_size < 1 << 20
+    config = TasksConfig(path=str(tmp_path / "many.parquet"))
+    found = find_tasks(config, folder=run, reading=ESTIMATED)
+    assert (len(found.samples), found.whole) == (rows, False)
