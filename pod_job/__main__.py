@@ -56,11 +56,14 @@ def run_logged(overrides: list[str]) -> int:
 def run_to_exit(overrides: list[str]) -> None:
     """Runs this host's part of the job as the last thing that this process does."""
     faulthandler.enable()  # a crash in compiled code leaves the stacks of all threads in the log
-    atexit.register(end_process, 0)  # before jax is imported, whose own function then comes first and waits for peers
+    ended: list[int] = []
+    # Registered before jax is imported, whose own function, which waits for peers, then comes first.
+    atexit.register(lambda: [end_process(status) for status in ended])
     status = main(overrides)
     if status:
         # jax waits at exit for peers that will never finish; the reason is already in status/ and the log.
         end_process(status)
+    ended.append(status)
 
 
 def end_process(status: int) -> None:

@@ -38,3 +38,8 @@ def test_what_libraries_registered_runs_and_the_interpreter_is_not_torn_down() -
 def test_a_failure_waits_for_nobody() -> None:
     ended = end_of("atexit.register(print, 'peers are done'); return 2")
     assert (ended.returncode, ended.stdout) == (2, "")
+
+
+def test_what_ends_the_job_itself_keeps_its_status() -> None:
+    ended = end_of("sys.exit(2)")
+    assert (ended.returncode, ended.stdout) == (2, "torn down\n")
