@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,4 +164,8 @@ def rehearsal(root: Path) -> Iterator[Rehearsal]:
 def secret_seen(paths: Sequence[Path], secret: str) -> list[Path]:
     """Returns the files at or below `paths` that contain the secret."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-    return [file for file in files if secret.encode() in file.read_bytes()]
+    seen = []
+    for file in files:
+        with suppress(FileNotFoundError):  # temporary files of the bucket's server come and go
+            seen += [file] if secret.encode() in file.read_bytes() else []
+    return seen
