@@ -28,6 +28,11 @@ def at_least(name: str, value: int, least: int) -> None:
         raise JobError(f"{name}={value} is too small; use {least} or more")
 
 
+def is_panic(error: BaseException) -> bool:
+    """Returns whether a library in Rust has panicked, which Python gets as an exception that is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of another library's error, short enough for one line of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

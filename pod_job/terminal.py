@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from pod_job.errors import JobError
+from pod_job.errors import JobError, is_panic
 
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, delete, C1
@@ -104,7 +104,7 @@ def escaped_output() -> Iterator[None]:
 def no_backtraces() -> Iterator[None]:
     """Holds back what the block writes to the descriptor of stderr, and drops it where a library panics.
 
-    A library in Rust writes its backtrace there before Python gets its panic, as an exception that is no Exception.
+    A library in Rust writes its backtrace there before Python gets its panic.
     """
     if sys.stderr is None:  # its descriptor is closed
         yield
@@ -117,7 +117,7 @@ def no_backtraces() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            panicked = type(error).__name__ == "PanicException"
+            panicked = is_panic(error)
             raise
         finally:
             sys.stderr.flush()

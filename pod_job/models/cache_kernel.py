@@ -22,9 +22,8 @@ LANES = 128  # of a TPU vector register
 LARGEST_BLOCKS = {"tpu": 512, "cpu": 128}
 """Slots, by platform. On TPU the fixed work of a turn of the loop outweighs what a larger block reads in vain."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
-
 LARGEST_BLOCK_BYTES = 4 << 20
-"""Of keys: a TPU core's vector memory has two blocks of them and two of values."""
+"""Bytes of a block's keys at most: a TPU core's vector memory has two blocks of them and two of values."""
 
 
 class SlotSums(NamedTuple):

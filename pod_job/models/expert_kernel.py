@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch
+from pod_job.models.placement import KERNEL_KIND
 
 LANES, SUBLANES = 128, 8
 TILE = 128
@@ -40,14 +41,10 @@ HIGH_HALF = -(1 << 16)
 """Mask of the upper 16 bits of a word."""
 
 
-KIND = "TPU v6 lite"
-"""Kind of the devices that it is compiled for and counted on."""
-
-
 def kernel_fits(arch: Arch, device_kind: str | None, tokens: Float[Array, "T D"]) -> bool:
     """Returns whether the kernel takes a model's experts, and so many tokens of a device."""
     plain = arch.gated and arch.activation in ("silu", "swish") and arch.glu_limit is None and not arch.mlp_bias
-    fits = device_kind == KIND and tokens.dtype == jnp.bfloat16
+    fits = device_kind == KERNEL_KIND and tokens.dtype == jnp.bfloat16
     T, D = tokens.shape
     return plain and fits and chunk_tokens(T, D, arch.mlp) > 0
 

@@ -18,21 +18,19 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pod_job.models.arch import Arch
-from pod_job.models.placement import Placement
+from pod_job.models.placement import KERNEL_KIND, Placement
 
 MOST_POSITIONS, MOST_HEADS = 512, 8
 """Positions and heads that are computed together."""
 KERNEL_MEMORY = 64 << 20
 """Bytes of the core's memory that the kernel may take, of 128 MiB on v6e."""
-KIND = "TPU v6 lite"
-"""Kind of the devices that it is compiled for and counted on."""
 LANES = 128
 
 
 def makes_heads(arch: Arch, placement: Placement, S: int) -> bool:
     """Returns whether the kernel takes a model's heads and rows of S positions on these devices."""
     heads = arch.qk_norm and arch.qk_norm_of_heads and arch.head_dim == LANES and arch.rotated is None
-    fits = placement.kernel_kind == KIND and S % LANES == 0 and arch.hidden % LANES == 0
+    fits = placement.kernel_kind == KERNEL_KIND and S % LANES == 0 and arch.hidden % LANES == 0
     return heads and fits and arch.pre_norms and not (arch.qkv_bias or arch.layer_norm)
 
 

@@ -8,6 +8,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+KERNEL_KIND = "TPU v6 lite"
+"""Kind of the devices that the kernels of experts and of heads are compiled for and counted on."""
+
 
 @dataclass(frozen=True)
 class Placement:

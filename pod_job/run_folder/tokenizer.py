@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pod_job.errors import JobError, first_line
+from pod_job.errors import JobError, first_line, is_panic
 from pod_job.formats.records import decode
 from pod_job.run_folder.layout import TOKENIZER
 from pod_job.storage.folder import Folder, NameTaken
@@ -110,8 +110,8 @@ def _tokenizer(file: TokenizerFile) -> Any:
         with no_backtraces():
             tokenizer = Tokenizer.from_buffer(head + b', "model": ' + bytes(file.model) + b"}")
         longest = max(map(len, tokenizer.get_vocab()), default=0)
-    except BaseException as error:  # a panic of the library, which is written in Rust, is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ValueError(first_line(error)) from error
     if longest > MOST_TOKEN_CHARACTERS:

@@ -61,7 +61,7 @@ ABOUT = {
     ),
     "train": (
         "Training: text to a trained SAE",
-        "One TopK SAE of 2,048 latents (k=32, float32) on layer 12 of SmolLM2-135M, contexts of 256 tokens, batches of "
+        "One TopK SAE of 4,096 latents (k=32, float32) on layer 12 of SmolLM2-135M, contexts of 256 tokens, batches of "
         "1,024 rows: `mode=train train.source=stream` and SAELens' `LanguageModelSAETrainingRunner`. Loading and "
         "compilation are left out. That the SAEs are as good is in [training.md](training.md).",
     ),

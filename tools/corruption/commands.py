@@ -61,7 +61,7 @@ class Command:
 
     @property
     def slow(self) -> bool:
-        """Whether it compiles a trainer or an evaluation, which takes seconds."""
+        """Returns whether it compiles a trainer or an evaluation, which takes seconds."""
         return self.name in (TRAIN, TRAIN_ON, "evaluate")
 
 

@@ -10,9 +10,11 @@ import msgspec
 
 from tools import peers
 from tools.bench.work import Metrics, Work
-from tools.sae_peers.runner import Trial, ours, sae_lens
+from tools.sae_peers.runner import Trial, cpu_seconds_of
 
 ROOT = Path(__file__).parents[3]
+SIDES = {"ours": "ours", "sae_lens": "SAELens"}
+"""Names of the variants in `tools.sae_peers.runner`."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +38,7 @@ def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work
 
     def cost(tokens: int) -> tuple[float, float]:
         started = time.monotonic()
-        cpu_s = ours(trial, tokens, scratch / str(tokens)) if variant == "ours" else sae_lens(trial, tokens)
+        cpu_s = cpu_seconds_of(SIDES[variant], trial, tokens)
         return time.monotonic() - started, cpu_s
 
     def train() -> Metrics:
