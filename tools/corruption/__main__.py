@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     names = [QUICK, *sorted({command.name for command in COMMANDS})]
-    parser.add_argument(
-        "--command", choices=["", QUICK, *names], default="", metavar="NAME", help=f"{QUICK} or {', '.join(names)}"
-    )
+    parser.add_argument("--command", choices=["", *names], default="", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
     parser.add_argument("--try", type=int, nargs="+", metavar="NUMBER", help="these only, in this process; as JSON")
     options = parser.parse_args(argv)
