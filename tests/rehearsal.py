@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from systemd_unit import Unit, read_unit
@@ -27,6 +27,7 @@ ZONE, OTHER_ZONE = "us-west4-a", "us-west4-b"
 CORES_PER_VM = 8  # of a v4, the TPU that can have two VMs
 PROMPTS = 44  # of the sample tasks
 PER_BATCH = 4
+HANGS_S = 400.0  # what takes longer hangs, however busy the machine is
 
 # Records the arguments of gcloud, then runs it.
 RECORDING_GCLOUD = """\
@@ -45,6 +46,7 @@ class Rehearsal:
     root: Path
     model: Path
     python: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def job(self, run: str, hosts: int, *more: str) -> list[str]:
         """Returns overrides of a small job on a pod of `hosts` workers with one device each."""
@@ -68,7 +70,7 @@ class Rehearsal:
         """Returns the machines of a run's pod."""
         return self.world.hosts(self.pod(run))
 
-    def wait_for_hosts(self, run: str, timeout_s: float = 120.0) -> Hosts:
+    def wait_for_hosts(self, run: str, timeout_s: float = HANGS_S) -> Hosts:
         """Returns the machines of a run's pod once they exist."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -109,14 +111,23 @@ class Rehearsal:
         # These pods have fewer devices than the slices they are named after.
         unchecked = ["--no-preflight"] if verb in ("up", "run", "watch") else []
         command = [sys.executable, "-m", "launch", verb, *arguments, *unchecked]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Ends launchers that a failed test has left, so that they take no time from the tests after it."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def launch(self, verb: str, *arguments: str, status: int = 0, **env: str) -> tuple[str, str]:
         """Runs a verb to its end, which must have that exit status; returns (stdout, stderr)."""
         process = self.start(verb, *arguments, **env)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=HANGS_S)
         assert process.returncode == status, f"{verb}: {process.returncode}\n{out}\n{err}"
         return out, err
 
@@ -137,7 +148,7 @@ class Rehearsal:
         return len(list((self.folder(run) / layout.COMMITS).glob("*.json")))
 
     def wait_for_records(
-        self, run: str, count: int, launcher: subprocess.Popen[str] | None = None, timeout_s: float = 150.0
+        self, run: str, count: int, launcher: subprocess.Popen[str] | None = None, timeout_s: float = HANGS_S
     ) -> float:
         """Waits until `count` batches are committed, as long as `launcher` lives; returns the Unix time."""
         deadline = time.monotonic() + timeout_s
@@ -158,7 +169,11 @@ def rehearsal(root: Path) -> Iterator[Rehearsal]:
     # Compiled quickly: how fast the program is does not matter here.
     hosts = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     with bucket_server(root / "buckets", BUCKET) as url, fakepod(root / "cloud", hosts, url) as world:
-        yield Rehearsal(world, root, model, lean_python(root / "python"))
+        stage = Rehearsal(world, root, model, lean_python(root / "python"))
+        try:
+            yield stage
+        finally:
+            stage.end()
 
 
 def secret_seen(paths: Sequence[Path], secret: str) -> list[Path]:

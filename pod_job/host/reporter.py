@@ -39,6 +39,8 @@ class Reporter(logging.Handler):
         self.status = HostStatus(host=host.index, hosts=host.count, attempt=host.attempt, phase=Phase.counting)
         self.timeline = Timeline(host=host.index, attempt=host.attempt, slice=host.slice or "")
         self.changed = threading.Lock()
+        # Of two writers of one object the later may lose, and would leave an older log for good.
+        self.writing = threading.Lock()
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._refresh, name="reporter", daemon=True)
 
@@ -64,9 +66,9 @@ class Reporter(logging.Handler):
 
     def phase(self, phase: Phase, **values: Any) -> None:
         """Enters a phase and writes the status at once."""
+        log.info("%s", phase)
         self.set(phase=phase, **values)
         self._mark(phase)
-        log.info("%s", phase)
         self.write()
 
     def set(self, **values: Any) -> None:
@@ -91,11 +93,13 @@ class Reporter(logging.Handler):
         self.add(batches=1, rows=record.rows, bytes=sum(file.size for file in record.files))
 
     def write(self) -> None:
-        write_status(self.folder, self.status)
-        lines = len(self.lines)
-        if lines != self.lines_written:  # a request less for each host every REFRESH_S
-            self.folder.replace(log_file(self.status.host), "".join(self.lines[:lines]).encode())
-            self.lines_written = lines
+        """Writes log and status, in that order: who sees the last phase may delete this machine."""
+        with self.writing:
+            status, lines = self.status, len(self.lines)
+            if lines != self.lines_written:  # a request less for each host every REFRESH_S
+                self.folder.replace(log_file(status.host), "".join(self.lines[:lines]).encode())
+                self.lines_written = lines
+            write_status(self.folder, status)
 
     def _mark(self, phase: Phase) -> None:
         with self.changed:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rehearsal import BUCKET, OTHER_ZONE, PER_BATCH, PROMPTS, ROOT, ZONE, Rehearsal, rehearsal, secret_seen
+from rehearsal import BUCKET, HANGS_S, OTHER_ZONE, PER_BATCH, PROMPTS, ROOT, ZONE, Rehearsal, rehearsal, secret_seen
 
 from launch.cloud.observe import SILENT_S
 from pod_job.checking.reference import BUILT_IN, SHIPPED, torch_installed
@@ -28,7 +28,7 @@ from tools.bucket import bucket_available
 from tools.fakepod import fakepod_available
 from tools.fakepod.cloud import CAPACITY
 
-pytestmark = [pytest.mark.slow, pytest.mark.pod, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.pod, pytest.mark.timeout(2 * HANGS_S)]
 SECRET = "s3cr3t'\"$(touch stolen)"
 HOSTILE = "a b 'c' $(touch stolen) `touch stolen`; touch stolen # \\ \"d\"\ntouch stolen"
 HOSTS = 4
@@ -60,7 +60,7 @@ def test_run_status_logs_down(stage: Rehearsal, capfd: pytest.CaptureFixture[str
     starter = stage.start("run", *job, "--json")
     machines = stage.wait_for_hosts("calm")
     machines.drop_next_login(2)
-    out, said = starter.communicate(timeout=240)
+    out, said = starter.communicate(timeout=HANGS_S)
     assert starter.returncode == 0, said
     assert f"{ZONE}: {CAPACITY}" in said
     assert f"tasks.path={tasks}: 0.00 GB uploaded to gs://{BUCKET}/pod-job-uploads/" in said
@@ -112,7 +112,7 @@ def stormy(stage: Rehearsal, tmp_path: Path) -> str:
     before = stage.records("stormy")
     assert before < PROMPTS
     again = stage.wait_for_records("stormy", before + 1, watcher) - preempted
-    out, said = watcher.communicate(timeout=200)
+    out, said = watcher.communicate(timeout=HANGS_S)
     assert watcher.returncode == 0, said
     assert re.search(r"^metadata +gs://.*/metadata.json$", out, re.MULTILINE)
     assert not unit.starts_again(watcher.returncode)
@@ -130,7 +130,7 @@ def killed(stage: Rehearsal, tmp_path: Path) -> None:
     stage.hosts("killed").signal(1, signal.SIGKILL)
     time.sleep(SILENT_S + 5)
     watcher.send_signal(signal.SIGCONT)
-    out, said = watcher.communicate(timeout=300)
+    out, said = watcher.communicate(timeout=HANGS_S)
     assert watcher.returncode == 0, said
     assert "host 1: ended by SIGKILL" in said
     assert "1 of 2 cloud.failures used" in said
@@ -143,7 +143,7 @@ def hung(stage: Rehearsal, tmp_path: Path) -> None:
     watcher = stage.start("watch", *stage.job("hung", HOSTS, ONE_EACH), "--json")
     stage.wait_for_records("hung", 1, watcher)
     stage.signal_job("hung", 1, signal.SIGSTOP)
-    out, said = watcher.communicate(timeout=300)
+    out, said = watcher.communicate(timeout=HANGS_S)
     assert watcher.returncode == 0, said
     assert "host 1: stopped answering" in said
     assert "bad_machines" not in said
@@ -158,7 +158,7 @@ def bad_machine(stage: Rehearsal, tmp_path: Path) -> None:
     job = stage.job("bad", HOSTS, "cloud.bad_machines=1", "cloud.secrets=[JAX_PLATFORMS,TPU_LIBRARY_PATH]")
     library = str(Path(libtpu.origin).parent / "libtpu.so")
     watcher = stage.start("watch", *job, JAX_PLATFORMS="tpu", TPU_LIBRARY_PATH=library)
-    _, said = watcher.communicate(timeout=400)
+    _, said = watcher.communicate(timeout=HANGS_S)
     assert watcher.returncode == 1, said
     assert "2 of 1 cloud.bad_machines used" in said
     # All workers are on one machine here: libtpu finds no chip, or another worker with the lock on looking for one.
@@ -185,13 +185,13 @@ def unreachable(stage: Rehearsal, tmp_path: Path) -> None:
     watcher = stage.start("watch", *stage.job("unreachable", HOSTS, "cloud.bad_machines=1"), "--json")
     first = stage.wait_for_hosts("unreachable")
     del stage.world.ssh_delay_s[stage.pod("unreachable")]
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANGS_S
     while stage.commands_of(stage.pod("unreachable"), "delete") == []:
         stage.world.cloud.refuse_deletion(stage.pod("unreachable"), 10)
         assert watcher.poll() is None, watcher.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    out, printed = watcher.communicate(timeout=300)
+    out, printed = watcher.communicate(timeout=HANGS_S)
     assert watcher.returncode == 0, printed
     assert "host 1: cannot be reached over ssh; 1 of 1 cloud.bad_machines used" in printed
     assert "cannot be deleted now: " in printed
@@ -208,7 +208,7 @@ def wrong(stage: Rehearsal, tmp_path: Path) -> None:
         assert watcher.poll() is None, watcher.communicate()
         time.sleep(0.05)
     tasks.unlink()
-    _, said = watcher.communicate(timeout=300)
+    _, said = watcher.communicate(timeout=HANGS_S)
     assert watcher.returncode == 2, said
     assert "error: host" in said
     assert str(tasks) in said
@@ -227,7 +227,7 @@ def plain(stage: Rehearsal, tmp_path: Path) -> None:
     findings = json.loads(stage.launch("doctor", *job, "--json", REHEARSAL_SECRET=SECRET)[0])
     assert [finding for finding in findings if not finding["well"]] == []
     stage.launch("run", *job, REHEARSAL_SECRET=SECRET)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + HANGS_S
     while len(list(folder.glob("commits/*"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -239,7 +239,7 @@ def plain(stage: Rehearsal, tmp_path: Path) -> None:
             assert SECRET.encode() not in Path(f"/proc/{each}/cmdline").read_bytes()
     stopped, said = stage.launch("stop", *job, "--json")
     assert json.loads(stopped) == {str(worker): "ASKED" for worker in range(HOSTS)}, said
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS_S
     while {"stopped"} != {host["phase"] for host in json.loads(stage.launch("status", *job, "--json")[0])["hosts"]}:
         assert time.monotonic() < deadline
     assert 3 <= len(list(folder.glob("commits/*"))) < len(prompts) // PER_BATCH
