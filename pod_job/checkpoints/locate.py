@@ -15,8 +15,10 @@ from pathlib import Path
 
 from pod_job.checkpoints.cache import cache_folder
 from pod_job.errors import JobError
+from pod_job.formats.json_text import read_json_file
 from pod_job.storage.folder import Folder, Readable
 from pod_job.storage.open import open_folder
+from pod_job.terminal import one_line
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -40,7 +42,9 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*",
 )
 """Patterns of the files that transformers makes a tokenizer and its chat template from."""
-SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+ADAPTER = "adapter_config.json"
+"""The file by which PEFT, and transformers where PEFT is installed, knows an adapter."""
+SMALL_FILES = ("config.json", "generation_config.json", ADAPTER, *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,30 @@ def find_model(path: str, revision: str | None = None) -> ModelFiles:
     """Finds the files of `model.path`.
 
     Raises:
-        JobError: neither a folder, nor a place in a bucket, nor a model that the hub (or its cache) can give.
+        JobError: neither a folder, nor a place in a bucket, nor a model that the hub (or its cache) can give; or an
+            adapter is there, alone or beside a model: transformers would apply it.
     """
+    files = locate_model(path, revision)
+    if (adapter := files.directory / ADAPTER).exists():
+        raise JobError(
+            f"model.path={path}: {ADAPTER} says that an adapter{of_base(adapter)} is there, and adapters are not "
+            "applied; merge it (merge_and_unload of PEFT) and give the folder where the merged model is saved, or a "
+            f"copy without {ADAPTER} for the weights beside it as they are"
+        )
+    return files
+
+
+def of_base(adapter: Path) -> str:
+    """Returns which model an adapter is of, as its configuration says; "" where it does not."""
+    try:
+        base = read_json_file(adapter).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f" of {one_line(base)[:100]}" if isinstance(base, str) and base else ""
+
+
+def locate_model(path: str, revision: str | None = None) -> ModelFiles:
+    """Returns where the files of `model.path` are. JobError where it is no place of a model."""
     if path.startswith("gs://"):
         folder = open_folder(path, "model.path")
         return ModelFiles(path.rstrip("/").rpartition("/")[2], fetch_small_files(folder), folder)
@@ -92,7 +118,7 @@ def local_small_files(directory: Path, patterns: Sequence[str] = SMALL_FILES) ->
 def fetch_small_files(folder: Folder) -> Path:
     """Returns a local folder with the small files of a model in a bucket, fetched once for each content they have."""
     names = small_files(folder.names(""))
-    if "config.json" not in names:
+    if not {"config.json", ADAPTER}.intersection(names):
         raise JobError(f"model.path={folder.url} has no config.json; give the folder of a Hugging Face model")
     digest = hashlib.sha256(folder.url.encode())
     for name in names:

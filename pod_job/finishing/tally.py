@@ -10,7 +10,7 @@ from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.formats.statistics import Tally, TapStatistics
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import CommitRecord, TapFile
-from pod_job.run_folder.identity import Identity, read_run
+from pod_job.run_folder.identity import Identity, check_holds_vectors, read_run
 from pod_job.run_folder.metadata import BatchEntry, RowsEntry
 from pod_job.storage.folder import Folder
 
@@ -54,9 +54,14 @@ class RunTally:
 
 
 def read_plan(folder: Folder) -> Plan:
-    """Returns what a complete run holds. JobError where there is no run, or its identity makes no sense."""
-    plan = Plan(read_run(folder).identity)
-    name, identity = f"{folder.url}/{layout.RUN}", plan.identity
+    """Returns what a complete run holds.
+
+    Raises:
+        JobError: there is no run, it is the run of a training, or its identity makes no sense.
+    """
+    run = read_run(folder)
+    check_holds_vectors(folder, run)
+    plan, name, identity = Plan(run.identity), f"{folder.url}/{layout.RUN}", run.identity
     if identity.dtype not in DTYPE_OF:
         raise JobError(f"{name}: unknown dtype {identity.dtype}; known are {', '.join(DTYPE_OF)}")
     if plan.batches > layout.MAX_BATCHES:

@@ -11,11 +11,14 @@ from pod_job.errors import JobError, first_line
 from pod_job.formats.json_text import read_json_file
 from pod_job.prompts.sources.sample import BrokenTask, Reason, Sample
 from pod_job.prompts.text_ends import PROBE
+from pod_job.prompts.tokenizer_growth import check_file, check_growth
 from pod_job.terminal import no_backtraces
 
 FILES = ("tokenizer*", "chat_template*")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 """Files that hold a tokenizer's vocabulary; without any, transformers makes a tokenizer of one token."""
+MOST_BYTES = 1 << 28
+"""Size of a file of a tokenizer; that of Gemma, with 262,144 tokens, has 33 MB."""
 
 
 @runtime_checkable
@@ -54,15 +57,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"model.path={folder} has no tokenizer file (none of {', '.join(VOCABULARIES)}); "
             "copy tokenizer.json beside the weights"
         )
+    check_sizes(folder)
     # Otherwise it advises, on every host, to install a framework that is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # imports for seconds
 
     try:
         with no_backtraces():
+            if (file := folder / "tokenizer.json").is_file():
+                check_file(file, f"model.path={folder}")
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+                check_growth(backend, f"model.path={folder}")
             tokens = len(set(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, JobError):
         raise
     except BaseException as error:  # whatever damaged files make the libraries raise; a panic is no Exception
         raise JobError(
@@ -71,6 +79,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if tokens < 2:
         raise JobError(f"model.path={folder}: its tokenizer gives all text one token; copy tokenizer.json again")
     return tokenizer
+
+
+def check_sizes(folder: Path) -> None:
+    """Raises JobError for a file of a tokenizer that is too large to be one: all of it would be read."""
+    for path in sorted(path for pattern in (*FILES, *VOCABULARIES) for path in folder.glob(pattern) if path.is_file()):
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise JobError(
+                f"model.path={folder}: {path.name} has {size:,} bytes, more than {MOST_BYTES:,}, which no tokenizer "
+                "has; copy its files again"
+            )
 
 
 def plain_backend(tokenizer: Any) -> Any | None:

@@ -197,6 +197,15 @@ def read_run(folder: Folder) -> RunRecord:
     return run
 
 
+def check_holds_vectors(folder: Folder, run: RunRecord) -> None:
+    """Raises JobError for the run of a training."""
+    if run.identity.train is not None:
+        raise JobError(
+            f"{folder.url} holds SAEs and no vectors, as the run of a training does; give a run that extracts "
+            "(mode=prefill or generate)"
+        )
+
+
 def find_run(folder: Folder) -> RunRecord | None:
     """Returns the content of run.json; None where no start has claimed the folder. JobError where it is damaged."""
     try:

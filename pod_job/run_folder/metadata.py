@@ -14,7 +14,7 @@ from pod_job.formats.statistics import Summary
 from pod_job.run_folder import layout
 from pod_job.run_folder.accepted import AcceptedDifference
 from pod_job.run_folder.commit import PromptCounts
-from pod_job.run_folder.identity import Identity, RelativeErrors
+from pod_job.run_folder.identity import Identity, RelativeErrors, check_holds_vectors, read_run
 from pod_job.run_folder.parity import ParityRecord
 from pod_job.storage.checksums import checksum
 from pod_job.storage.folder import Folder
@@ -134,6 +134,7 @@ def read_any(folder: Folder) -> Metadata:
     try:
         data = read_checksummed(read_bounded(folder, layout.METADATA, MOST_METADATA_BYTES), name, f"; {advice} again")
     except FileNotFoundError:
+        check_holds_vectors(folder, read_run(folder))
         raise JobError(f"{name}: missing; {advice}") from None
     metadata = decode(data, Metadata, name, f"{advice} again")
     if problem := _problem(metadata):

@@ -80,3 +80,11 @@ def test_what_the_hub_does_not_have_is_one_line(hub: FakeHub) -> None:
     hub.put(f"models/{REPO}", {"model.safetensors": FILES["model.safetensors"][:-10]})
     with pytest.raises(JobError, match="truncated"):
         read_checkpoint(find_model(REPO).weights)
+
+
+def test_an_adapter_beside_a_model_of_the_hub_is_refused(hub: FakeHub) -> None:
+    hub.put(f"models/{REPO}", FILES | {"adapter_config.json": b'{"base_model_name_or_path": "org/base"}'})
+    with pytest.raises(
+        JobError, match=r"^model\.path=org/model: adapter_config\.json says that an adapter of org/base"
+    ):
+        find_model(REPO)

@@ -15,10 +15,12 @@ from safetensors.numpy import load_file, save_file
 from pod_job.checkpoints.checkpoint import check_checkpoint, read_checkpoint
 from pod_job.checkpoints.huggingface import TensorFiles, unread_tensors
 from pod_job.checkpoints.load import load_params
+from pod_job.checkpoints.locate import find_model
 from pod_job.checkpoints.tensor_names import canonical
 from pod_job.errors import JobError
 from pod_job.models.arch import read_arch_file
 from pod_job.models.weight_table import weight_table
+from tools.tiny_model import write_tiny_model
 
 CASE = GOLDENS / "qwen2_full"
 TABLE = weight_table(read_arch_file(CASE / "config.json"))
@@ -139,6 +141,17 @@ def test_an_adapter_that_was_not_merged_is_refused(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, TENSORS | {name: np.zeros((2, 4), np.float32)})
     with pytest.raises(JobError, match=r"lora_A\.weight belongs to an adapter that is not merged"):
         check_checkpoint(checkpoint, TABLE)
+
+
+@pytest.mark.parametrize("base", ["org/base", None])
+@pytest.mark.parametrize("model", [True, False])
+def test_an_adapter_is_refused_alone_and_beside_a_model(model: bool, base: str | None, tmp_path: Path) -> None:
+    if model:
+        write_tiny_model(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    said = f"an adapter{f' of {base}' if base else ''} is there, and adapters are not applied; merge it"
+    with pytest.raises(JobError, match=said):
+        find_model(str(tmp_path))
 
 
 def test_one_tensor_under_two_names_is_refused(tmp_path: Path) -> None:

@@ -155,6 +155,10 @@ def test_a_bucket_s_model_is_found_checked_and_named(
         folder = make()
         with pytest.raises(JobError, match=r"model\.path=gs://.* has no config\.json"):
             find_model(folder.url)
+        folder.create("adapter_config.json", [b"{}"])
+        with pytest.raises(JobError, match="an adapter is there"):
+            find_model(folder.url)
+        folder.remove("adapter_config.json")
         for name in ("config.json", "model.safetensors"):
             folder.create(name, [(CASE / name).read_bytes()])
         folder.create("tokenizer.json", [b"{}"])

@@ -9,6 +9,8 @@ from sample_runs import finished_run
 from pod_job.errors import JobError
 from pod_job.reading.dataset import ActivationDataset
 from pod_job.storage.open import open_folder
+from tools.corruption.trained_run import write_trained
+from tools.random_run import RunShape, make_run
 
 
 @pytest.fixture
@@ -64,3 +66,24 @@ def test_one_flag_may_be_given_as_a_word_and_kinds_of_arrays_are_named(runs: Pat
     dataset.as_ = "tf"  # type: ignore[assignment]
     with pytest.raises(JobError, match=r"as_=tf: not a kind of arrays; use numpy, torch, jax"):
         dataset[0]
+
+
+@pytest.mark.parametrize(
+    "verb", ["merge", "merge --compact", "verify", "shuffle", "export_sae_lens", "inspect --row 1"]
+)
+def test_the_run_of_a_training_is_refused_where_vectors_are_wanted(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(open_folder(tmp_path / "vectors"), RunShape(batches=1, rows=8, samples=2, width=8, taps=("layer_0",)))
+    write_trained(open_folder(tmp_path / "vectors"), open_folder(tmp_path / "saes"))
+    name, *words = verb.split()
+    words += {"shuffle": "saes out", "export_sae_lens": "saes out --layer 0 --context-size 4 --hook-name x"}.get(
+        name, "saes"
+    ).split()
+    before = sorted(tmp_path.rglob("*"))
+    assert importlib.import_module(f"pod_job.commands.{name}").main(words) == 2
+    shown = capsys.readouterr().err
+    assert "saes holds SAEs and no vectors" in shown
+    assert shown.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

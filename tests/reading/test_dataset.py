@@ -244,7 +244,14 @@ def test_a_missing_layer_or_position_is_refused_with_the_way_to_get_it(small: Pa
 
 
 def test_an_unmerged_run_says_how_to_merge(tmp_path: Path) -> None:
+    finished_run(open_folder(tmp_path), [5, 3])
+    (tmp_path / layout.METADATA).unlink()
     with pytest.raises(JobError, match=r"metadata\.json: missing; run `pod-job merge"):
+        ActivationDataset(tmp_path, layer=6)
+
+
+def test_a_folder_without_a_run_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"holds no run: run\.json is missing"):
         ActivationDataset(tmp_path, layer=6)
 
 

@@ -231,7 +231,7 @@ def test_a_memory_that_is_too_small_is_named_by_what_takes_it(
         ),
         (["train.warmup_steps=10", "train.decay_steps=5"], "do not fit into 14 steps"),
         (["train.batch_rows=18"], "train.batch_rows=18 is not divisible by the 4 devices .* use 20"),
-        (["train.run=nowhere"], "nowhere/activations/metadata.json: missing"),
+        (["train.run=nowhere"], "nowhere holds no run: run.json is missing"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
