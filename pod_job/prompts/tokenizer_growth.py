@@ -6,7 +6,6 @@ tokens; bounds are of UTF-8 bytes, and generous.
 """
 
 import base64
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,43 @@ class TokenizerSteps(msgspec.Struct):
     pre_tokenizer: msgspec.Raw = NULL
     post_processor: msgspec.Raw = NULL
     decoder: msgspec.Raw = NULL
+
+
+class Pattern(msgspec.Struct, frozen=True):
+    """A text, or "" for a regular expression."""
+
+    text: str = msgspec.field(default="", name="String")
+
+
+class SpecialToken(msgspec.Struct):
+    """A special token that a template writes; `ids`: the tokens that it stands for."""
+
+    id: str
+    ids: list[int] = []
+
+
+class Piece(msgspec.Struct):
+    """A piece of a template: a special token, or else the text."""
+
+    special: SpecialToken | None = msgspec.field(default=None, name="SpecialToken")
+
+
+class Step(msgspec.Struct):
+    """One step of a tokenizer, or a sequence of steps, with those of its settings that tell how much it may write."""
+
+    type: str
+    pattern: Pattern = Pattern()
+    content: str = ""
+    prepend: str = ""
+    precompiled_charsmap: str = ""
+    suffix: str = ""
+    word_delimiter_token: str = ""
+    single: list[Piece] = []
+    special_tokens: dict[str, SpecialToken] = {}
+    normalizers: list["Step"] = []
+    pretokenizers: list["Step"] = []
+    processors: list["Step"] = []
+    decoders: list["Step"] = []
 
 
 def check_file(path: Path, where: str) -> None:
@@ -58,59 +94,50 @@ def check_growth(tokenizer: Any, where: str) -> None:
             )
 
 
-def steps_of(part: Any) -> list[dict[str, Any]]:
+def steps_of(part: Any) -> list[Step]:
     """Returns the steps of a part of a tokenizer, in their order."""
-    return [] if part is None else list(flat(json.loads(part.__getstate__())))
+    return [] if part is None else list(flat(msgspec.json.decode(part.__getstate__(), type=Step)))
 
 
-def flat(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if step["type"] != "Sequence":
+def flat(step: Step) -> Iterator[Step]:
+    if step.type != "Sequence":
         yield step
-        return
-    [inner] = (value for value in step.values() if isinstance(value, list))  # by the part, under another name
-    for each in inner:
-        yield from flat(each)
+    for inner in (*step.normalizers, *step.pretokenizers, *step.processors, *step.decoders):
+        yield from flat(inner)
 
 
-def growth(steps: Iterable[dict[str, Any]]) -> int:
+def growth(steps: Iterable[Step]) -> int:
     """Returns how many times as long the steps may make something, one after the other.
 
     Replacements of texts that follow each other multiply only where a later one finds what an earlier one wrote.
     """
     total, group, written = 1, 1, set[str]()
     for step in steps:
-        factor, pattern = growth_of(step), step.get("pattern", {})
-        found = pattern.get("String") if isinstance(pattern, dict) and "content" in step else None
+        factor, found = growth_of(step), step.pattern.text if step.type == "Replace" else ""
         if not found:
             total, group, written = total * group * factor, 1, set()
             continue
         group = max(group, factor) if written.isdisjoint(found) else group * factor
-        written |= set(step["content"])
+        written |= set(step.content)
     return total * group
 
 
-def growth_of(step: dict[str, Any]) -> int:
+def growth_of(step: Step) -> int:
     """Returns how many times as long one step may make something."""
-    kind = step["type"]
-    if kind == "Replace":
-        found, content = step["pattern"].get("String"), len(step["content"].encode())
+    if step.type == "Replace":
+        found, content = len(step.pattern.text.encode()), len(step.content.encode())
         # A regular expression may match where nothing is: before each character, and behind the last.
-        return max(1, -(-content // len(found.encode()))) if found else 1 + 2 * content
-    if kind == "Prepend":
-        return 1 + len(step["prepend"].encode())
-    if kind == "Precompiled":
-        return longest_replacement(base64.b64decode(step["precompiled_charsmap"]))
-    if kind == "TemplateProcessing":
-        tokens = step["special_tokens"]
-        pieces = (len(tokens[name]["ids"]) for name in special_names(step["single"]))
-        return max(1, sum(pieces) + sum("Sequence" in piece for piece in step["single"]))
-    if kind in ("BPEDecoder", "CTC"):  # which replace a text, and find one of no characters everywhere
-        return 1 if step.get("suffix") or step.get("word_delimiter_token") else 2
-    return FIXED.get(kind, 1)
-
-
-def special_names(template: list[dict[str, Any]]) -> list[str]:
-    return [piece["SpecialToken"]["id"] for piece in template if "SpecialToken" in piece]
+        return max(1, -(-content // found)) if found else 1 + 2 * content
+    if step.type == "Prepend":
+        return 1 + len(step.prepend.encode())
+    if step.type == "Precompiled":
+        return longest_replacement(base64.b64decode(step.precompiled_charsmap))
+    if step.type == "TemplateProcessing":
+        tokens = [len(step.special_tokens[piece.special.id].ids) for piece in step.single if piece.special]
+        return max(1, sum(tokens) + len(step.single) - len(tokens))
+    if step.type in ("BPEDecoder", "CTC"):  # which replace a text, and find one of no characters everywhere
+        return 1 if step.suffix or step.word_delimiter_token else 2
+    return FIXED.get(step.type, 1)
 
 
 def longest_replacement(charsmap: bytes) -> int:
