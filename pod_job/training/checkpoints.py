@@ -155,10 +155,11 @@ def write_part(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays as orbax lays them out. Orbax itself writes arrays of NumPy on the first host only."""
     import tensorstore
 
-    transaction = tensorstore.Transaction()
+    # In one context all arrays are one store; apart, each would write files of its own.
+    context, transaction = tensorstore.Context(), tensorstore.Transaction()
     for name, array in arrays.items():
-        spec = piece_spec(f"file://{path}/", name)
-        stored = tensorstore.open(spec, create=True, dtype=array.dtype, shape=array.shape, transaction=transaction)
+        new = {"create": True, "dtype": array.dtype, "shape": array.shape}
+        stored = tensorstore.open(piece_spec(f"file://{path}/", name), context=context, transaction=transaction, **new)
         stored.result().write(array).result()
     transaction.commit_async().result()
 

@@ -26,6 +26,7 @@ from pod_job.training.checkpoints import (
     latest_checkpoint,
     remove_after,
     restore,
+    write_part,
 )
 
 SAE = SaeRecord("a", "topk", ["layer_1"], 64, 0, 16, 16, 3e-4, k=4)
@@ -83,6 +84,13 @@ def test_the_state_comes_back_bit_by_bit_on_any_mesh(tmp_path: Path, before: Lay
     for name, value in values().items():
         np.testing.assert_array_equal(np.asarray(again[name]), value)
         assert again[name].sharding.is_equivalent_to(after.place(name), np.ndim(value))
+
+
+@pytest.mark.parametrize("pieces", [1, 50])
+def test_a_part_has_few_files_however_many_arrays(tmp_path: Path, pieces: int) -> None:
+    """Each is an object of a bucket."""
+    write_part(tmp_path, {f"piece_{number}": np.full((16, 8), number, np.float32) for number in range(pieces)})
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 3
 
 
 def test_a_bucket_keeps_checkpoints_as_a_disk_does(new_folder: Any) -> None:
