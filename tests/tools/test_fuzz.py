@@ -1,6 +1,8 @@
 """A short `make fuzz`: readers of a damaged file refuse it by name or read the original data."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from tools.fuzz import readers
 from tools.fuzz.reader_targets import TARGETS, Target
+from tools.fuzz.scratch import own_scratch
 from tools.fuzz.trials import KINDS, try_slice
 
 INPUTS = 240
@@ -45,3 +48,11 @@ def test_what_must_not_happen_is_a_failure(read: Any, outcome: str, monkeypatch:
     target = Target("x", "*", lambda root: (root / "a").write_bytes(random.Random(0).randbytes(99)), sound_first, True)
     monkeypatch.setitem(TARGETS, "x", target)
     assert set(readers.try_slice("x", range(3), 0).outcomes) == {outcome}
+
+
+def test_a_process_that_dies_leaves_no_files_behind() -> None:
+    die = "import os, tempfile; print(tempfile.mkdtemp()); os.sys.stdout.flush(); os.abort()"
+    with own_scratch():
+        left = Path(subprocess.run([sys.executable, "-c", die], capture_output=True, text=True).stdout.strip())
+        assert left.is_dir()
+    assert not left.exists()

@@ -24,6 +24,7 @@ import msgspec
 from tools.corruption.commands import COMMANDS, QUICK, WAITED_S
 from tools.corruption.corpus import make_corpus
 from tools.corruption.trials import TOKEN, Bench, Trial, try_one
+from tools.fuzz.scratch import own_scratch
 
 MOST_MEMORY = 3 << 30
 """Bytes that a process may take; the libraries alone take one GiB."""
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(msgspec.json.encode(trial).decode(), flush=True)
         return 0
     shares = [range(start, options.runs, options.workers) for start in range(options.workers)]
-    with ThreadPoolExecutor(options.workers) as pool:
+    with own_scratch(), ThreadPoolExecutor(options.workers) as pool:
         trials = [*chain.from_iterable(pool.map(lambda share: try_apart(share, options.seed, options.command), shares))]
     print(table(trials, "command"), table(trials, "damage"), sep="\n\n", end="\n\n")
     if os.geteuid() == 0:

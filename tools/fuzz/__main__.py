@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from tools.fuzz.scratch import own_scratch
 from tools.fuzz.trials import Trial, make_bench, try_one, try_slice
 
 SLICE = 50
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             print(*try_one(make_bench(Path(scratch)), options.only, options.seed))
         return 0
-    report = fuzz(options.inputs, options.seed)
+    with own_scratch():
+        report = fuzz(options.inputs, options.seed)
     print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
     return 1 if report.failures else 0
 

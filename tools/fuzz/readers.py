@@ -25,6 +25,7 @@ from pod_job.errors import JobError
 from tools.fuzz.memory import data_bytes, limited_data
 from tools.fuzz.mutate import mutate
 from tools.fuzz.reader_targets import TARGETS, Target
+from tools.fuzz.scratch import own_scratch
 
 SLICE = 500
 """Inputs that one process tries."""
@@ -148,14 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"all, or some of: {', '.join(TARGETS)}")
     options = parser.parse_args(argv)
-    failed = False
     print("| reader | inputs | read | refused | memory | failures |\n|---|---|---|---|---|---|")
-    for name in options.readers or TARGETS:
-        row = fuzz(name, options.inputs, options.seed, options.workers)
-        print(table_line(name, row), flush=True)
-        for number, outcome in list(row.failures.items())[:20]:
-            print(f"{name}, input {number}: {outcome}", file=sys.stderr, flush=True)
-        failed |= bool(row.failures)
+    failed = False
+    with own_scratch():
+        for name in options.readers or TARGETS:
+            row = fuzz(name, options.inputs, options.seed, options.workers)
+            print(table_line(name, row), flush=True)
+            for number, outcome in list(row.failures.items())[:20]:
+                print(f"{name}, input {number}: {outcome}", file=sys.stderr, flush=True)
+            failed |= bool(row.failures)
     return 1 if failed else 0
 
 
