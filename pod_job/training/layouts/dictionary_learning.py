@@ -147,6 +147,8 @@ def read_dictionary(folder: Readable, prefix: str) -> TrainedSae:
     where = f"{folder.url}/{prefix}{CONFIG}"
     try:
         content = parse_json(read_bounded(folder, prefix + CONFIG))
+    except FileNotFoundError:
+        raise JobError(f"{where}: is not there; copy the whole folder of the SAE") from None
     except ValueError as error:
         raise JobError(f"{where}: {error}; copy it again") from error
     config = convert(content, Config, where, "it must be as dictionary_learning writes it")
