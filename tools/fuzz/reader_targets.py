@@ -1,22 +1,28 @@
 """The readers that are fuzzed by themselves: sound inputs of each, and a function that reads one of them."""
 
+import bz2
 import gzip
 import importlib.util
 import json
 import pickle
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 
 from pod_job.checking.verify import read_report
-from pod_job.config.tasks import TaskFormat, TasksConfig
+from pod_job.config.tasks import OnBroken, TaskFormat, TasksConfig
 from pod_job.errors import JobError
 from pod_job.finishing.compact import compact
 from pod_job.formats import norm_sketch, statistics
@@ -29,6 +35,8 @@ from pod_job.interop.pickle_metadata import PickleEntry, read_pickle_metadata
 from pod_job.interop.pickle_reader import read_pickle
 from pod_job.interop.pickle_writer import PickleWriter, new_item
 from pod_job.interop.shard_reader import read_shard, read_shard_metadata
+from pod_job.prompts.samples import without_broken
+from pod_job.prompts.sources import listing
 from pod_job.prompts.tasks import read_tasks
 from pod_job.run_folder import layout
 from pod_job.run_folder.commit import read_record
@@ -246,6 +254,42 @@ def write_lines(root: Path) -> None:
         (root / f"tasks_{number}.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps({**line, 'task_id': 'b'})}\n")
 
 
+def write_texts(root: Path) -> None:
+    """Writes a table of texts in every format of one, and compressed lines."""
+    table = pa.table({"text": [f"text {number}" for number in range(40)], "task_id": list(map(str, range(40)))})
+    pq.write_table(table, root / "texts.parquet", compression="zstd", row_group_size=16)
+    pq.write_table(table, root / "plain.parquet", compression="none", use_dictionary=False, data_page_version="2.0")
+    for name, codec in (("texts.arrow", None), ("small.arrow", "zstd"), ("file.feather", "lz4")):
+        make = pa.ipc.new_file if name.startswith("file") else pa.ipc.new_stream
+        with make(root / name, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+            writer.write_table(table, max_chunksize=16)
+    pyarrow.csv.write_csv(table, root / "texts.csv")
+    lines = "".join(f'{{"text": "text {number}"}}\n' for number in range(40)).encode()
+    (root / "texts.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
+    (root / "texts.jsonl.zst").write_bytes(pa.compress(lines, codec="zstd", asbytes=True))
+    (root / "texts.jsonl.bz2").write_bytes(bz2.compress(lines))
+
+
+def texts_of(root: Path, path: Path) -> list[Any]:
+    """Returns the samples of a file as a small source is read, and as a large one is, by an index."""
+    found = []
+    for small_bytes in (listing.SMALL_BYTES, -1):
+        with patched(listing, "SMALL_BYTES", small_bytes):
+            samples = read_tasks(TasksConfig(path=str(path), on_broken=OnBroken.skip), 2**31).samples
+            found.append([sample.content() for sample in without_broken(samples.load(range(len(samples))))[0]])
+    return found
+
+
+@contextmanager
+def patched(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
 def write_tables(root: Path) -> None:
     (root / "rows.parquet").write_bytes(to_parquet(make_rows(SHAPE, 1)))
 
@@ -281,6 +325,7 @@ ALL = [
     Target("shard", "shard_*", write_shards, shard_of, False, mutate_inside),
     Target("token arrays", "tokens.*", write_tokens, samples_of(TaskFormat.tokens)),
     Target("JSON lines", "*.jsonl", write_lines, samples_of(TaskFormat.jsonl)),
+    Target("tables of texts, compressed lines", "*.*", write_texts, texts_of),
     Target("SAE of SAELens", "*/*.*", write_native, saes_of),
     Target("SAE of Gemma Scope", "*/params.*", write_gemma, saes_of, damage=mutate_member),
     Target("transcoders of circuit-tracer", "*.*", write_set, saes_of),

@@ -11,6 +11,7 @@ import concurrent.futures
 import logging
 import multiprocessing
 import random
+import re
 import resource
 import signal
 import sys
@@ -31,6 +32,8 @@ SLICE = 500
 """Inputs that one process tries."""
 SPARE_BYTES = 1 << 30
 """Memory that the readers of a process may take in all, beyond what it has when it begins."""
+OUT_OF_MEMORY = "MemoryError|(malloc|realloc) of size"
+"""What Python and pyarrow say to an allocation that fails."""
 HANG_S, HANG_CPU_S = 120, 30
 """Seconds of one input after which Python is interrupted, and CPU time after which the process ends."""
 
@@ -71,7 +74,7 @@ def try_input(target: Target, root: Path, number: int, seed: int) -> str:
     try:
         content = target.read(root, path)
     except JobError as error:
-        if "MemoryError" in str(error):
+        if re.search(OUT_OF_MEMORY, str(error)):
             return f"MEMORY {error}"[:300]
         return "refused" if "\n" not in str(error) else f"LINES {error}"[:300]
     except Exception as error:

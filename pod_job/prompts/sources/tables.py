@@ -15,6 +15,7 @@ from jaxtyping import Int64
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError, first_line
+from pod_job.prompts.sources.arrow_claims import check_claims
 from pod_job.prompts.sources.blocks import BlockCache, Counted, FileReader, changed
 from pod_job.prompts.sources.compressed import codec_of
 from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
@@ -34,6 +35,7 @@ TEXTS = tuple(
     for name in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 )
 """Types of columns that hold texts; some writers leave out that bytes are text."""
+AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
 class TableReader(FileReader):
@@ -167,7 +169,23 @@ class ArrowReader(TableReader):
         raw = raw or self.raw()
         if self.file.read(0, 6) == b"ARROW1":
             raw.seek(8)  # behind the magic, what follows is a stream
-        return pa.PythonFile(io.BufferedReader(raw, BUFFER_BYTES), "r")
+        return pa.PythonFile(BoundedReader(raw, BUFFER_BYTES), "r")
+
+    def read_batch(self, message: pa.Message, schema: pa.Schema) -> pa.RecordBatch:
+        """Returns the rows of a message. JobError for one that claims too much; ArrowInvalid for a damaged one."""
+        check_claims(message, self.entry.url)
+        batch = pa.ipc.read_record_batch(message, schema)
+        for column in batch.columns:  # whose offsets may lead anywhere
+            # A text that is not UTF-8 is one broken row.
+            (column.view(AS_BYTES[column.type]) if column.type in AS_BYTES else column).validate(full=True)
+        return batch
+
+    def messages(self, source: pa.NativeFile) -> Iterator[pa.Message]:
+        """Yields the record batches that follow the schema. JobError for others."""
+        while message := next_message(source):
+            if message.type != "record batch":
+                raise unreadable(self.entry.url, "it has dictionaries; save it without, as Parquet")
+            yield message
 
     def schema(self) -> pa.Schema:
         with self.errors():
@@ -178,7 +196,7 @@ class ArrowReader(TableReader):
             source = self.source()
             schema = pa.ipc.read_schema(pa.ipc.read_message(source))
             start = source.tell()
-            rows = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema).num_rows
+            rows = self.read_batch(pa.ipc.read_message(source), schema).num_rows
             return round(rows * (self.entry.size - start) / max(1, source.tell() - start))
 
     def count(self) -> Counted:
@@ -186,18 +204,11 @@ class ArrowReader(TableReader):
         with self.errors():
             source = self.source()
             schema = pa.ipc.read_schema(pa.ipc.read_message(source))
-            while True:
-                place = source.tell()
-                try:
-                    message = pa.ipc.read_message(source)
-                except EOFError:
-                    break
-                if message is None:
-                    break
-                if message.type != "record batch":
-                    raise unreadable(self.entry.url, "it has dictionaries; save it without, as Parquet")
+            place = source.tell()
+            for message in self.messages(source):
                 marks.append((rows, place))
-                rows += pa.ipc.read_record_batch(message, schema).num_rows
+                rows += self.read_batch(message, schema).num_rows
+                place = source.tell()
             marks.append((rows, place))
         return self.counted(np.array(marks, np.int64))
 
@@ -213,12 +224,33 @@ class ArrowReader(TableReader):
             for number in range(block, stop):
                 start, end = self.offsets[number : number + 2].tolist()
                 message = pa.ipc.read_message(pa.py_buffer(self.file.read(start, end - start)))
-                yield pa.ipc.read_record_batch(message, schema).select(names)
+                yield self.read_batch(message, schema).select(names)
 
     def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
-        names = self.columns()
-        for batch in pa.ipc.open_stream(self.source(raw)):
-            yield batch.select(names)
+        names, source = self.columns(), self.source(raw)
+        schema = pa.ipc.read_schema(pa.ipc.read_message(source))
+        for message in self.messages(source):
+            yield self.read_batch(message, schema).select(names)
+
+
+class BoundedReader(io.BufferedReader):
+    """A reader that is asked for as many bytes as a file claims to have, and allocates as many as it has."""
+
+    def __init__(self, raw: RangedFile, buffer_bytes: int) -> None:
+        super().__init__(raw, buffer_bytes)
+        self.file_bytes = raw.size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self.file_bytes - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def next_message(source: pa.NativeFile) -> pa.Message | None:
+    """Returns the next message of an Arrow stream; None at its end."""
+    try:
+        return pa.ipc.read_message(source)
+    except EOFError:
+        return None
 
 
 class CsvReader(TableReader):
