@@ -1,81 +1,103 @@
 """Kills training at random steps, again and again, and compares its SAEs with those of an undisturbed run.
 
-`python -m tools.training_kills OUT_DIR --kills 30 key=value ...`: `OUT_DIR/undisturbed` is trained in one go,
-`OUT_DIR/killed_NN`, whose first kill is number NN, is started after every kill from its newest checkpoint; every weight
-must be the same bit by bit.
+`python -m tools.training_kills OUT_DIR --kills 30 [--source run] [key=value ...]`: a tiny model, two hosts of two
+devices. One of the hosts, drawn each time, sends itself SIGKILL as it begins a step, drawn too; the other one is killed
+when that is seen, wherever it is. Every start goes on from the newest checkpoint, which is written while steps go on.
+`OUT_DIR/killed_NN`, whose first kill is number NN, must end in the weights of `OUT_DIR/undisturbed`, bit by bit.
+Trainings are begun again until all kills are done.
 """
 
 import argparse
+import itertools
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from launch.local_job import planned_commands
-from launch.shell import start
+from launch.host_commands import new_attempt
+from launch.local import coordinator_address
 from pod_job.commands.command_line import exit_status
-from pod_job.config.load import load
+from pod_job.environment import local_host
 from pod_job.errors import JobError
-from pod_job.run_folder.layout import SAES_METADATA
-from pod_job.run_folder.status import TrainingStatus, latest_attempt, read_status
-from pod_job.storage.folder import Folder
+from pod_job.run_folder.training import read_training
 from pod_job.storage.open import open_folder
+from pod_job.training.checkpoints import latest_checkpoint
+from pod_job.training.train import Training
+from tools.chaos.host import host_main
+from tools.chaos.processes import CONTEXT, Running
+from tools.chaos.scenarios import Shape, Start
+from tools.tiny_model import write_tiny_model
 
-POLL_S = 0.05
-MOST_BETWEEN_KILLS = 0.25
-"""Share of the undisturbed training's seconds after which a start is killed at the latest."""
-
-
-def train(overrides: list[str], log: Path, kill_after_s: float | None) -> TrainingStatus | None:
-    """Runs one start of all hosts; kills them `kill_after_s` seconds after the first step, where that is given.
-
-    Returns how far it had come by its statuses.
-
-    Raises:
-        JobError: a host ended with an error of its own.
-    """
-    config = load(overrides)
-    folder = open_folder(config.storage.run_dir)
-    processes = [start(command.argv, command.env, log) for command in planned_commands(config, overrides)]
-    began = None
-    while any(process.poll() is None for process in processes):
-        time.sleep(POLL_S)
-        if kill_after_s is None:
-            continue
-        if began is None and is_training(log):
-            began = time.monotonic()
-        if began is not None and time.monotonic() - began > kill_after_s:
-            end(processes)
-            return progress(folder)
-    if failed := [process.returncode for process in processes if process.returncode]:
-        raise JobError(f"a host ended with status {failed[0]}; its log: {log}")
-    return progress(folder)
+SHAPE = Shape(hosts=2, devices=2, data=2, model=2, sharding="replicated")
+FARTHEST = 20
+"""Steps after its beginning in which a start is killed at the latest."""
 
 
-def is_training(log: Path) -> bool:
-    """Returns whether a host has begun to take steps, by what it logs."""
-    return log.exists() and " INFO training\n" in log.read_text()
+def job(out: Path, source: str) -> list[str]:
+    """Returns the overrides of the job without its run folder; makes its model and, for `run`, the run to train on."""
+    model = write_tiny_model(out / "model", mlp=64)
+    extraction = [
+        *(f"pod.hosts={SHAPE.hosts}", f"pod.devices_per_host={SHAPE.devices}", f"sharding={SHAPE.sharding}"),
+        *(f"mesh.data={SHAPE.data}", f"mesh.model={SHAPE.model}", "pod.arrival_timeout_s=60", "parity.samples=0"),
+        *(f"model.path={model}", "model.dtype=float32", "tasks=arc_sample", "tasks.limit=12", "extract=all_tokens"),
+        *("extract.seq_len=256", "extract.too_long=tail", f"storage.compile_cache={out}/compile_cache"),
+    ]
+    training = [
+        "mode=train",
+        "train.saes=[{tap:[0,2],latents:256,k:8},{tap:2,latents:256,k:8,architecture:jump_relu,sparsity:1}]",
+        *("train.steps=80", "train.batch_rows=128", "train.buffer_rows=1024", "train.statistics_rows=512"),
+        *("train.epochs=99", "train.checkpoint_steps=5", "train.log_steps=5"),
+    ]
+    if source == "stream":
+        return [*extraction, *training]
+    vectors = out / "vectors"
+    expect_finished([*extraction, "extract.layers=[0,2]", f"storage.run_dir={vectors}"], out / "vectors.log")
+    return [*extraction, *training, "train.source=run", f"train.run={vectors}"]
 
 
-def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Kills the process groups that are still there, without a word to them."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    for process in processes:
-        process.wait()
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL to a host as it begins a step, counted from 0."""
+
+    host: int
+    step: int
 
 
-def progress(folder: Folder) -> TrainingStatus | None:
-    attempt = latest_attempt(folder, 1)
-    status = read_status(folder, 0, attempt) if attempt else None
-    return status.training if status else None
+def run_start(overrides: Sequence[str], log: Path, kill: Kill | None = None) -> str:
+    """Runs one start of all hosts; returns its end as `Running.wait` does."""
+    attempt, coordinator = new_attempt(), coordinator_address(0)
+    hosts = []
+    for host in range(SHAPE.hosts):
+        step = kill.step if kill is not None and kill.host == host else None
+        env = local_host(host, SHAPE.devices, coordinator, attempt)
+        hosts.append(CONTEXT.Process(target=training_host, args=(overrides, env, step, log)))
+    return Running(Start(SHAPE), hosts).wait()
+
+
+def training_host(overrides: Sequence[str], env: Mapping[str, str], kill_step: int | None, log: Path) -> None:
+    """Body of a host's process, which kills itself as it begins a step."""
+    advance = Training._advance
+
+    def advance_or_end(training: Training, state: Any, step: int, rows: Iterator[Any]) -> Any:
+        if step == kill_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return advance(training, state, step, rows)
+
+    Training._advance = advance_or_end  # type: ignore[method-assign]
+    host_main(overrides, env, None, log)
+
+
+def expect_finished(overrides: Sequence[str], log: Path) -> None:
+    """Runs a start that nothing disturbs. JobError where it does not finish."""
+    if (end := run_start(overrides, log)) != "finished":
+        raise JobError(f"an undisturbed start {end}; its log is {log}")
 
 
 def differing(expected: Path, actual: Path) -> list[str]:
@@ -87,22 +109,25 @@ def differing(expected: Path, actual: Path) -> list[str]:
     return wrong
 
 
-def run(out_dir: Path, kills: int, overrides: list[str], seed: int = 0) -> int:
-    """Runs the trial; returns the number of tensors that differ. Trainings are begun again until all kills are done."""
-    undisturbed, logs = out_dir / "undisturbed", out_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    train([*overrides, f"storage.run_dir={undisturbed}"], logs / "undisturbed.log", None)
-    longest_s, rng, wrong, done = (time.monotonic() - began) * MOST_BETWEEN_KILLS, random.Random(seed), [], 0
+def run(out_dir: Path, kills: int, overrides: Sequence[str], seed: int = 0) -> int:
+    """Runs the trial; returns the number of tensors that differ."""
+    undisturbed, rng, wrong, done = out_dir / "undisturbed", random.Random(seed), list[str](), 0
+    expect_finished([*overrides, f"storage.run_dir={undisturbed}"], out_dir / "undisturbed.log")
+    steps = read_training(open_folder(undisturbed)).steps
     while done < kills:
         killed = out_dir / f"killed_{done:02d}"
-        while done < kills and open_folder(killed).stat(SAES_METADATA) is None:
-            log = logs / f"kill_{done:02d}.log"
-            at = train([*overrides, f"storage.run_dir={killed}"], log, rng.random() * longest_s)
-            if open_folder(killed).stat(SAES_METADATA) is None:
-                done += 1
-                print(f"kill {done} of {kills}: step {at.step if at else 0}", flush=True)
-        train([*overrides, f"storage.run_dir={killed}"], logs / f"{killed.name}_end.log", None)
+        settings, log = [*overrides, f"storage.run_dir={killed}"], killed.with_suffix(".log")
+        for _ in itertools.count():
+            newest = latest_checkpoint(open_folder(killed))
+            began = newest.step if newest else 0
+            kill = Kill(rng.randrange(SHAPE.hosts), rng.randrange(began, began + FARTHEST))
+            if done == kills or kill.step >= steps:
+                break
+            if (end := run_start(settings, log, kill)) != "killed":
+                raise JobError(f"a start that was to be killed in step {kill.step} {end}; its log is {log}")
+            done += 1
+            print(f"kill {done} of {kills}: host {kill.host} in step {kill.step}, begun at {began}", flush=True)
+        expect_finished(settings, log)
         wrong += [f"{killed.name}/{name}" for name in differing(undisturbed, killed)]
         print(f"{killed.name}: {len(wrong)} tensors differ so far", flush=True)
     print(f"{done} kills, {len(wrong)} tensors differ" + "".join(f"\n  {name}" for name in wrong))
@@ -114,11 +139,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.training_kills", description="Kill training at random steps."
     )
-    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("out_dir", type=Path, help="an empty or new folder")
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--source", choices=["stream", "run"], default="stream")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_intermixed_args(argv)
-    return int(run(options.out_dir, options.kills, options.overrides) > 0)
+    given = parser.parse_intermixed_args(argv)
+    CONTEXT.set_forkserver_preload(["tools.chaos.host", "pod_job.training.train"])
+    out_dir = given.out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return int(run(out_dir, given.kills, [*job(out_dir, given.source), *given.overrides], given.seed) > 0)
 
 
 if __name__ == "__main__":

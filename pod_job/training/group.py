@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.training.architectures.kinds import coefficients_for, initial_parameters, loss
-from pod_job.training.architectures.parts import Batch, Coefficients, Metrics, Params, Scalar
+from pod_job.training.architectures.parts import Batch, Coefficients, Metrics, Params, Products, Scalar
 from pod_job.training.architectures.selection import keep_largest
 from pod_job.training.architectures.selection_cpu import keep_largest_on_cpu
 from pod_job.training.architectures.selection_kernel import keep_largest_on_tpu
@@ -25,7 +25,7 @@ from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Rows
 from pod_job.training.optimizer import (
     adam,
-    adam_direction,
+    clipped,
     followed,
     resampled,
     resamples,
@@ -162,7 +162,7 @@ def train_group(
     coefficients = group.coefficients
     coefficients = coefficients._replace(sparsity=coefficients.sparsity * rising(step, recipe.sparsity_warm_up))
     rates = jnp.array([plan.learning_rate for plan in group.plans]) * schedule(step, recipe)
-    axes = Batch(0, 0, None, None, None, None)  # type: ignore[arg-type]
+    axes = Batch(0, 0, None, None, None, None, None)  # type: ignore[arg-type]
     update = jax.vmap(partial(updated, group.shape, recipe), in_axes=(0, axes, 0, 0), spmd_axis_name="saes")
     new = update((state.params, state.moments), batch, coefficients, (dead, rates))
     new = redrawn(group, new, batch, dead, step, recipe)
@@ -221,7 +221,8 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe, m
     # Where latents are split, each device has a part of all of them, but the few ones whole.
     few = group.shape.few_latents
     many = jnp.any(dead > few) if mesh.shape["model"] * few < group.shape.latents else True
-    return Batch(inputs, targets, valid, revive, many, keep_for(mesh, recipe.dtype))
+    products = Products(sparse=mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
+    return Batch(inputs, targets, valid, revive, many, keep_for(mesh, recipe.dtype), products)
 
 
 def keep_for(mesh: Mesh, dtype: str) -> Partial:
@@ -247,7 +248,7 @@ def updated(
         gradient, norm = without_growth(shape, params, gradient)
     else:
         norm = optax.tree.norm(gradient)
-    direction, moments = adam_direction(recipe, gradient, norm, moments)
+    direction, moments = adam(recipe).update(clipped(recipe, gradient, norm), moments)
     params = jax.tree.map(lambda value, change: value - rate * change, params, direction)
     if recipe.unit_norm:
         params = with_unit_norms(shape, params)
@@ -262,7 +263,7 @@ def redrawn(
         return new
     due = (step > 0) & (step % recipe.resample_steps == 0) & (step <= recipe.steps // 2)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(plan.seed), step) for plan in group.plans])
-    axes = Batch(0, 0, None, None, None, None)  # type: ignore[arg-type]
+    axes = Batch(0, 0, None, None, None, None, None)  # type: ignore[arg-type]
     draw = jax.vmap(partial(resampled, group.shape), in_axes=(0, 0, axes, 0, 0))
     params, moments = jax.lax.cond(
         due & jnp.any(dead),

@@ -3,8 +3,6 @@
 F latents, D input width, O output width, N rows.
 """
 
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -37,22 +35,17 @@ def rising(step: Int[Array, ""] | int, warm_up_steps: int) -> Scalar:
 
 
 def adam(recipe: Recipe) -> optax.GradientTransformation:
-    """Returns clipping and Adam, without the learning rate, which differs between SAEs."""
-    return optax.chain(
-        optax.clip_by_global_norm(recipe.max_gradient_norm),
-        optax.scale_by_adam(recipe.beta1, recipe.beta2, recipe.epsilon),
-    )
+    """Returns Adam without the learning rate, which differs between SAEs, for gradients that are `clipped`."""
+    return optax.scale_by_adam(recipe.beta1, recipe.beta2, recipe.epsilon)
 
 
-def adam_direction(
-    recipe: Recipe, gradient: Params, norm: Scalar, moments: optax.OptState
-) -> tuple[Params, optax.OptState]:
-    """Returns what `adam` would, of a gradient whose norm is known: reading it once more takes long."""
-    clipping, scaling = moments  # type: ignore[misc]
+def clipped(recipe: Recipe, gradient: Params, norm: Scalar) -> Params:
+    """Returns the gradient, scaled down to `max_gradient_norm` where its norm is larger.
+
+    As `optax.clip_by_global_norm`, which would read the gradient once more for its norm.
+    """
     factor = jnp.where(norm < recipe.max_gradient_norm, 1.0, recipe.max_gradient_norm / norm)
-    clipped = jax.tree.map(lambda value: value * factor, gradient)
-    direction, scaling = optax.scale_by_adam(recipe.beta1, recipe.beta2, recipe.epsilon).update(clipped, scaling)
-    return cast(Params, direction), (clipping, scaling)
+    return jax.tree.map(lambda value: value * factor, gradient)
 
 
 def without_growth(shape: SaeShape, params: Params, gradient: Params) -> tuple[Params, Scalar]:

@@ -10,7 +10,7 @@ from pod_job.host.stop_request import StopRequest
 from pod_job.models.mesh import row_sharding
 from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.status import Phase
-from pod_job.training.checkpoints import CheckpointWriter
+from pod_job.training.checkpoint_writer import CheckpointWriter
 from pod_job.training.output import write_saes
 from pod_job.training.plans import make_trainer
 from pod_job.training.run_rows import RunRows

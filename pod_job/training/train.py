@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -13,20 +14,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pod_job.extraction.feeder import from_host_0, on_any_host
+from pod_job.host.compile_cache import compile_cache
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
 from pod_job.planning.training import TrainInputs
 from pod_job.run_folder.layout import is_residual
 from pod_job.run_folder.training import MetricsPoint, SaeMetrics
-from pod_job.training.checkpoints import (
-    Checkpoint,
-    CheckpointWriter,
-    check_same_training,
-    complete_checkpoints,
-    latest_checkpoint,
-    remove_after,
-    restore,
-)
+from pod_job.training.checkpoint_restore import check_same_training, restore
+from pod_job.training.checkpoint_writer import CheckpointWriter
+from pod_job.training.checkpoints import Checkpoint, complete_checkpoints, latest_checkpoint, remove_after
 from pod_job.training.curves import Curves, report
 from pod_job.training.group import StepMetrics
 from pod_job.training.input_statistics import measure
@@ -78,6 +74,7 @@ class Training:
         self.earlier_s, self.waited_s = 0.0, 0.0
         self.noted: deque[float] = deque(maxlen=STEPS_TIMED)
         self.saved_steps: list[int] = []
+        self.compiled: set[str] = set()
 
     def begin(self) -> Begun:
         """Returns the state of the newest checkpoint, or a new one whose scale and biases are from the first rows.
@@ -109,7 +106,9 @@ class Training:
         for slot in range(self.trainer.recipe.buffer_steps):
             batch = next(rows)
             valid = without_sinks(batch.vectors, batch.valid, largest)
-            state, position = self.trainer.fill(state, batch.vectors, valid, np.int32(slot)), batch.position
+            with self._compiling("fill"):
+                state = self.trainer.fill(state, batch.vectors, valid, np.int32(slot))
+            position = batch.position
         return Begun(TrainingState(state, largest, position), rows, 0, 0.0)
 
     def run(self, begun: Begun, stop: StopRequest) -> TrainingState | None:
@@ -149,12 +148,21 @@ class Training:
         """Returns the state after one more step, and its metrics on the devices; the last steps empty the buffer."""
         slot = step - (self.train.steps - self.trainer.recipe.buffer_steps)
         if slot >= 0:
-            trainer, metrics = self.trainer.drain(state.trainer, np.int32(slot))
+            with self._compiling("drain"):
+                trainer, metrics = self.trainer.drain(state.trainer, np.int32(slot))
             return state._replace(trainer=trainer), metrics
         batch = next(rows)
         valid = without_sinks(batch.vectors, batch.valid, state.largest_norms)
-        trainer, metrics = self.trainer.step(state.trainer, batch.vectors, valid)
+        with self._compiling("step"):
+            trainer, metrics = self.trainer.step(state.trainer, batch.vectors, valid)
         return TrainingState(trainer, state.largest_norms, batch.position), metrics
+
+    def _compiling(self, program: str) -> AbstractContextManager[None]:
+        """Returns the cache of compiled programs for the first call of one, so that a restart compiles nothing."""
+        if program in self.compiled:
+            return nullcontext()
+        self.compiled.add(program)
+        return compile_cache(self.inputs.config.storage.compile_cache)
 
     def _note(self, step: int, metrics: tuple[StepMetrics, ...], curves: Curves) -> None:
         """Waits for a step, counts it and, if it is one of those, adds its metrics to the curves."""

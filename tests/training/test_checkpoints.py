@@ -17,17 +17,10 @@ from pod_job.run_folder.layout import CHECKPOINTS
 from pod_job.run_folder.train_identity import SaeRecord, TrainIdentity
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
-from pod_job.training import checkpoints as module
-from pod_job.training.checkpoints import (
-    Checkpoint,
-    CheckpointWriter,
-    check_same_training,
-    complete_checkpoints,
-    latest_checkpoint,
-    remove_after,
-    restore,
-    write_part,
-)
+from pod_job.training import checkpoint_writer as module
+from pod_job.training.checkpoint_restore import check_same_training, restore
+from pod_job.training.checkpoint_writer import CheckpointWriter, write_part
+from pod_job.training.checkpoints import Checkpoint, complete_checkpoints, latest_checkpoint, remove_after
 
 SAE = SaeRecord("a", "topk", ["layer_1"], 64, 0, 16, 16, 3e-4, k=4)
 TRAIN = TrainIdentity("run", [SAE], 100, 8, 64, 10, 20, 10, 64, 0, "float32", run="r")

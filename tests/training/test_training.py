@@ -27,7 +27,7 @@ from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
 from pod_job.run_folder.training import read_metrics, read_training
 from pod_job.storage.open import open_folder
-from pod_job.training.checkpoints import CheckpointWriter
+from pod_job.training.checkpoint_writer import CheckpointWriter
 from pod_job.training.output import write_saes
 from pod_job.training.plans import make_trainer
 from pod_job.training.run import run_source
@@ -169,6 +169,19 @@ def test_two_hosts_end_in_the_weights_of_one_and_go_on_bit_by_bit(
     for name, tensors in weights(tmp_path / "killed").items():
         for tensor, values in tensors.items():
             np.testing.assert_array_equal(values, finished[name][tensor], err_msg=f"{name} {tensor}")
+
+
+@pytest.mark.pod  # compiled a second time
+def test_a_restart_finds_the_programs_of_the_one_before(stage: Stage, tmp_path: Path) -> None:
+    cache, killed = tmp_path / "cache", tmp_path / "run"
+    with pytest.raises(Killed):
+        Stage(stage.source, {}).start(killed, (1, 1), STEPS - 1, f"storage.compile_cache={cache}")
+    stored = {path.name for path in cache.glob("*-cache")}
+    for program in ("only_fill", "exchange_and_train", "take_and_train"):
+        assert [name for name in stored if name.startswith(f"jit_{program}-")]
+    jax.clear_caches()
+    Stage(stage.source, {}).start(killed, (1, 1), None, f"storage.compile_cache={cache}")
+    assert {path.name for path in cache.glob("*-cache")} == stored
 
 
 def test_the_record_names_every_sae_and_what_it_was_trained_on(stage: Stage, undisturbed: Path) -> None:

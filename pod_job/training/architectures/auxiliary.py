@@ -17,12 +17,14 @@ from jaxtyping import Array, Bool, Float
 
 from pod_job.training.architectures import relu
 from pod_job.training.architectures.parts import (
+    Activity,
     Batch,
     Coefficients,
     Metrics,
     Params,
     Scalar,
     Terms,
+    activity,
     decode,
     largest,
     measured,
@@ -36,10 +38,27 @@ Choose = Callable[
     [SaeShape, Params, Float[Array, "N F"], Batch, Coefficients], tuple[Float[Array, "N F"], Scalar | None]
 ]
 """Chooses among the latents above 0 of the valid rows; the others become 0. With the smallest, where there is a use."""
+Reconstruct = Callable[[SaeShape, Params, Batch, Coefficients, DTypeLike], tuple[Float[Array, "N O"], Activity]]
+"""Reconstructs the targets by the latents that an architecture chooses."""
 
 
-def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
-    """Returns the loss of an architecture that chooses latents in this way: squared error + auxiliary * AuxK."""
+def by_dense_products(choose: Choose) -> Reconstruct:
+    """Returns the reconstruction by latents that are chosen in this way, most of which are 0."""
+
+    def reconstruct(
+        shape: SaeShape, params: Params, batch: Batch, coefficients: Coefficients, dtype: DTypeLike
+    ) -> tuple[Float[Array, "N O"], Activity]:
+        positive = relu.encode(shape, params, batch.rows, dtype)
+        latents, smallest = choose(shape, params, positive, batch, coefficients)
+        active = activity(latents, batch)
+        output = decode(shape, params, latents, batch.rows, dtype)
+        return output, active if smallest is None else active._replace(lowest=smallest)
+
+    return reconstruct
+
+
+def loss_of_chosen(reconstruct: Reconstruct) -> Callable[..., tuple[Scalar, Metrics]]:
+    """Returns the loss of an architecture that chooses latents: squared error + auxiliary * AuxK."""
 
     def loss(
         shape: SaeShape,
@@ -49,14 +68,11 @@ def loss_of_chosen(choose: Choose) -> Callable[..., tuple[Scalar, Metrics]]:
         dead: Bool[Array, "F"],
         dtype: DTypeLike = jnp.float32,
     ) -> tuple[Scalar, Metrics]:
-        positive = relu.encode(shape, params, batch.rows, dtype)
-        latents, smallest = choose(shape, params, positive, batch, coefficients)
-        output = decode(shape, params, latents, batch.rows, dtype)
+        output, active = reconstruct(shape, params, batch, coefficients, dtype)
         error = squared_error(output, batch.targets, batch.weights)
         auxiliary = auxiliary_loss(shape, params, batch, output, dead, dtype)
         terms = Terms(jnp.float32(0), auxiliary)
-        total, metrics = measured(error + coefficients.auxiliary * auxiliary, error, terms, latents, batch)
-        return total, metrics if smallest is None else metrics._replace(lowest=smallest)
+        return measured(error + coefficients.auxiliary * auxiliary, error, terms, active, batch)
 
     return loss
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pod_job.training.architectures import relu
-from pod_job.training.architectures.auxiliary import loss_of_chosen
+from pod_job.training.architectures.auxiliary import by_dense_products, loss_of_chosen
 from pod_job.training.architectures.parts import Batch, Coefficients, Params, Scalar, kept
 from pod_job.training.architectures.selection import largest_of_batch
 from pod_job.training.architectures.shape import SaeShape
@@ -34,4 +34,4 @@ def chosen_latents(
     return kept(candidates, mask), smallest
 
 
-loss = loss_of_chosen(chosen_latents)
+loss = loss_of_chosen(by_dense_products(chosen_latents))

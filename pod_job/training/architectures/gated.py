@@ -16,6 +16,7 @@ from pod_job.training.architectures.parts import (
     Params,
     Scalar,
     Terms,
+    activity,
     decode,
     measured,
     pre_activations,
@@ -62,4 +63,4 @@ def loss(
     frozen = {name: stop_gradient(params[name]) for name in ("decoder", "decoder_bias", "skip") if name in params}
     auxiliary = squared_error(decode(shape, frozen, opened, batch.rows, dtype), batch.targets, batch.weights)
     total = error + coefficients.sparsity * penalty + auxiliary
-    return measured(total, error, Terms(penalty, auxiliary), latents, batch)
+    return measured(total, error, Terms(penalty, auxiliary), activity(latents, batch), batch)

@@ -18,6 +18,7 @@ from pod_job.training.architectures.parts import (
     Params,
     Scalar,
     Terms,
+    activity,
     decode,
     measured,
     pre_activations,
@@ -98,4 +99,4 @@ def loss(
     penalties = counts if shape.k is None else (counts / coefficients.k - 1.0) ** 2
     penalty = jnp.sum(penalties * batch.weights)
     terms = Terms(penalty, jnp.float32(0))
-    return measured(error + coefficients.sparsity * penalty, error, terms, latents, batch)
+    return measured(error + coefficients.sparsity * penalty, error, terms, activity(latents, batch), batch)

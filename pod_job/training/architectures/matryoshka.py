@@ -20,6 +20,7 @@ from pod_job.training.architectures.parts import (
     Params,
     Scalar,
     Terms,
+    activity,
     measured,
     product,
     squared_error,
@@ -44,8 +45,8 @@ def loss(
     errors = [squared_error(output, batch.targets, batch.weights) for output in outputs]
     auxiliary = auxiliary_loss(shape, params, batch, outputs[-1], dead, dtype)
     total = sum(errors[:-1], errors[-1]) + coefficients.auxiliary * auxiliary
-    total, metrics = measured(total, errors[-1], Terms(jnp.float32(0), auxiliary), latents, batch)
-    return total, metrics._replace(lowest=smallest)
+    active = activity(latents, batch)._replace(lowest=smallest)
+    return measured(total, errors[-1], Terms(jnp.float32(0), auxiliary), active, batch)
 
 
 def prefix_outputs(

@@ -3,6 +3,7 @@
 N rows, D input width, O output width, F latents, T taps of a crosscoder.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -25,6 +26,17 @@ batch_topk and matryoshka: threshold [], which no gradient changes; with skip: s
 Scalar = Float[Array, ""]
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Products:
+    """How TopK multiplies: with all latents, or, `sparse`, with the chosen ones alone, as is faster on one CPU device.
+
+    Compiled in: no array of a batch.
+    """
+
+    sparse: bool = False
+
+
 class Batch(NamedTuple):
     """Rows of one training step.
 
@@ -35,6 +47,7 @@ class Batch(NamedTuple):
         many: whether any of them has more dead latents than `SaeShape.few_latents`; else AuxK computes these alone. A
             bool of Python where one of both is always right.
         keep: `selection.keep_largest`, or what gives the same faster on the devices.
+        products: in which way TopK multiplies.
     """
 
     rows: Float[Array, "N D"]
@@ -43,6 +56,7 @@ class Batch(NamedTuple):
     revive: Bool[Array, ""] | bool = True
     many: Bool[Array, ""] | bool = True
     keep: Partial = Partial(keep_largest)
+    products: Products = Products()
 
     @property
     def weights(self) -> Float[Array, "N"]:
@@ -261,24 +275,34 @@ def squared_error(output: Float[Array, "N O"], targets: Float[Array, "N O"], wei
     return jnp.sum(jnp.sum((targets - output) ** 2, axis=1) * weights)
 
 
-def measured(
-    loss: Scalar, error: Scalar, terms: Terms, latents: Float[Array, "N F"], batch: Batch
-) -> tuple[Scalar, Metrics]:
-    """Returns the loss with its metrics, which carry no gradient."""
-    weights = batch.weights
-    mean = jnp.sum(batch.targets * weights[:, None], axis=0)
+class Activity(NamedTuple):
+    """Activity of the latents over the valid rows, as `Metrics` has it."""
+
+    fired: Float[Array, "F"]
+    lowest: Scalar
+
+
+def activity(latents: Float[Array, "N F"], batch: Batch) -> Activity:
+    """Returns in how many rows each latent is active, and the smallest active value."""
     active = (latents > 0) & batch.valid[:, None]
     # Ones add up exactly. A product of one row would be a sum on the vector units, which takes four times as long.
     ones, rows = (latents > 0).astype(latents.dtype), jnp.tile(batch.valid.astype(latents.dtype), (8, 1))
     fired = jnp.matmul(rows, ones, preferred_element_type=jnp.float32)[0]
+    return Activity(fired, jnp.min(jnp.where(active, latents, jnp.inf)).astype(jnp.float32))
+
+
+def measured(loss: Scalar, error: Scalar, terms: Terms, active: Activity, batch: Batch) -> tuple[Scalar, Metrics]:
+    """Returns the loss with its metrics, which carry no gradient."""
+    weights = batch.weights
+    mean = jnp.sum(batch.targets * weights[:, None], axis=0)
     metrics = Metrics(
         loss=loss,
         squared_error=error,
         deviation=squared_error(jnp.broadcast_to(mean, batch.targets.shape), batch.targets, weights),
         sparsity=terms.sparsity,
         auxiliary=terms.auxiliary,
-        l0=jnp.sum(fired) / jnp.maximum(jnp.sum(batch.valid), 1),
-        fired=fired,
-        lowest=jnp.min(jnp.where(active, latents, jnp.inf)).astype(jnp.float32),
+        l0=jnp.sum(active.fired) / jnp.maximum(jnp.sum(batch.valid), 1),
+        fired=active.fired,
+        lowest=active.lowest,
     )
     return loss, stop_gradient(metrics)

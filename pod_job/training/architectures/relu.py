@@ -15,6 +15,7 @@ from pod_job.training.architectures.parts import (
     Params,
     Scalar,
     Terms,
+    activity,
     decode,
     measured,
     positive,
@@ -45,4 +46,4 @@ def loss(
     error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
     penalty = weighted_sum(shape, params, latents, batch.weights)
     terms = Terms(penalty, jnp.float32(0))
-    return measured(error + coefficients.sparsity * penalty, error, terms, latents, batch)
+    return measured(error + coefficients.sparsity * penalty, error, terms, activity(latents, batch), batch)

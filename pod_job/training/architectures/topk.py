@@ -9,10 +9,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pod_job.training.architectures import relu
-from pod_job.training.architectures.auxiliary import loss_of_chosen
-from pod_job.training.architectures.parts import Batch, Coefficients, Params, largest
+from pod_job.training.architectures.auxiliary import by_dense_products, loss_of_chosen
+from pod_job.training.architectures.parts import Activity, Batch, Coefficients, Params, largest
 from pod_job.training.architectures.selection import keep_largest
 from pod_job.training.architectures.shape import SaeShape
+from pod_job.training.architectures.sparse_products import by_sparse_products
 
 
 def encode(
@@ -32,4 +33,12 @@ def chosen_latents(
     return largest(batch.keep, shape.k, positive, coefficients.k.astype(jnp.int32)), None
 
 
-loss = loss_of_chosen(chosen_latents)
+def reconstruct(
+    shape: SaeShape, params: Params, batch: Batch, coefficients: Coefficients, dtype: DTypeLike
+) -> tuple[Float[Array, "N O"], Activity]:
+    """Returns the reconstruction by the k largest latents of each row, and their activity."""
+    way = by_sparse_products if batch.products.sparse else by_dense_products(chosen_latents)
+    return way(shape, params, batch, coefficients, dtype)
+
+
+loss = loss_of_chosen(reconstruct)

@@ -9,7 +9,7 @@ from numpy_saes import reference_loss
 from pod_job.config.train import Architecture
 from pod_job.errors import JobError
 from pod_job.training.architectures.kinds import coefficients_for, decode, encode, initial_parameters, loss
-from pod_job.training.architectures.parts import Batch, decoder_norms
+from pod_job.training.architectures.parts import Batch, Products, decoder_norms
 from pod_job.training.architectures.shape import SaeShape, check_shape
 
 D, OUT, F, N = 12, 10, 40, 24
@@ -89,6 +89,29 @@ def test_dead_latents_are_revived_alone_as_they_are_among_all() -> None:
     assert alone[0][1].auxiliary > 0
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(among_all), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("use", ["sae", pytest.param("skip", marks=pytest.mark.pod)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_with_the_chosen_latents_alone_are_those_with_all(use: str, dtype: str) -> None:
+    # Two SAEs as they run together, of which one has a smaller k than the shape's. Dense products round their gradients.
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    shape = shape_of(Architecture.topk, use)
+    examples = [example(shape, seed) for seed in (0, 1)]
+    params, rows, targets = (
+        jax.tree.map(lambda *values: jnp.stack(values), *values)
+        for values in zip(*[(params, batch.rows, batch.targets) for params, batch, _ in examples], strict=True)
+    )
+    coefficients = coefficients_for(shape, auxiliary=0.5)._replace(k=jnp.array([5.0, 3.0]))
+    batch, dead = examples[0][1]._replace(rows=rows, targets=targets), jnp.array(examples[0][2])
+    axes = (None, 0, Batch(0, 0, None, None, None, None, None), type(coefficients)(None, None, 0, None), None, None)
+
+    def results(products: Products) -> list[jax.Array]:
+        of_all = jax.vmap(LOSS_AND_GRADIENT, in_axes=axes)
+        return jax.tree.leaves(of_all(shape, params, batch._replace(products=products), coefficients, dead, dtype))
+
+    for dense, sparse in zip(results(Products()), results(Products(sparse=True)), strict=True):
+        np.testing.assert_allclose(sparse, dense, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("architecture", [Architecture.gated, Architecture.jump_relu, Architecture.matryoshka])
