@@ -17,7 +17,6 @@ FOLDER = Path("runs/peers")
 TORCH = "torch==2.13.0"
 PEERS = {
     "trainers": ("sae-lens==6.54.12", "dictionary-learning==0.1.0", "eai-sparsify==1.3.3"),
-    "sae-lens": ("sae-lens==6.54.12",),
     "transformer-lens": ("transformer-lens==4.3.0",),
     "nnsight": ("nnsight==0.8.1", "accelerate==1.15.0"),
     "hugging-face": (),

@@ -230,7 +230,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--python", type=Path, help="interpreter that has SAELens; by default that of tools.peers")
     given = parser.parse_args(argv)
-    python, rows = given.python or peers.make("sae-lens"), rows_of(given.run_dir, given.tap)
+    python, rows = given.python or peers.make("trainers"), rows_of(given.run_dir, given.tap)
     parts, seeds = (rows[: -given.held_out][: given.rows], rows[-given.held_out :]), range(given.seeds)
     trial = Trial(*parts, given.steps, given.batch_rows, given.latents, given.k, given.every, given.rate)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,6 @@
 """Compares losses and gradients with those of SAELens' own classes: `python -m tools.sae_peers.losses` prints JSON.
 
-Every architecture, with the same parameters and rows. Needs the environment `sae-lens` of tools.peers.
+Every architecture, with the same parameters and rows. Needs the environment `trainers` of tools.peers.
 """
 
 import os
@@ -82,7 +82,7 @@ def shape_of(kind: str, width: int, latents: int, ends: Sequence[int] = ()) -> S
 
 def run_peer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns what SAELens' side makes of the arrays."""
-    python = peers.python_of("sae-lens") if peers.is_made("sae-lens") else peers.make("sae-lens")
+    python = peers.make("trainers")
     with tempfile.TemporaryDirectory() as scratch:
         given, result = Path(scratch) / "given.npz", Path(scratch) / "result.npz"
         np.savez(given, **arrays)  # type: ignore[arg-type]

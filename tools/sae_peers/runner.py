@@ -2,7 +2,7 @@
 
 A model's layer, documents of a file, one TopK SAE, on this machine's CPUs in turn. In each round each side runs twice,
 on few and on more tokens; the figure is the tokens between them over the CPU seconds between them, summed over the
-rounds: starts, compilation and loading are in neither. Prints JSON. Needs the environment `sae-lens` of tools.peers.
+rounds: starts, compilation and loading are in neither. Prints JSON. Needs the environment `trainers` of tools.peers.
 With --dtype bfloat16 both multiply in it, SAELens by its `autocast` and `autocast_lm`.
 """
 
@@ -78,7 +78,7 @@ def ours(trial: Trial, tokens: int, out: Path) -> float:
 
 def sae_lens(trial: Trial, tokens: int) -> float:
     """Returns the CPU seconds of a training in SAELens."""
-    argv = [str(peers.make("sae-lens")), "-P", str(PEER), msgspec.json.encode(trial).decode(), str(tokens)]
+    argv = [str(peers.make("trainers")), "-P", str(PEER), msgspec.json.encode(trial).decode(), str(tokens)]
     return cpu_seconds(argv, peers.quiet_environment())
 
 

@@ -30,7 +30,7 @@ def make_inputs(options: Options, inputs: Path) -> None:
     for path in (options.model, options.documents):
         if not (ROOT / path).exists():
             raise NotImplementedError(f"{path} is missing; `make demo-sae` makes it")
-    peers.make("sae-lens")
+    peers.make("trainers")
 
 
 def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
