@@ -1,10 +1,10 @@
 """Kills training at random steps, again and again, and compares its SAEs with those of an undisturbed run.
 
-`python -m tools.training_kills OUT_DIR --kills 30 [--source run] [key=value ...]`: a tiny model, two hosts of two
-devices. One of the hosts, drawn each time, sends itself SIGKILL as it begins a step, drawn too; the other one is killed
-when that is seen, wherever it is. Every start goes on from the newest checkpoint, which is written while steps go on.
-`OUT_DIR/killed_NN`, whose first kill is number NN, must end in the weights of `OUT_DIR/undisturbed`, bit by bit.
-Trainings are begun again until all kills are done.
+`python -m tools.training_kills OUT_DIR --kills 30 [--source run] [--hosts 1] [key=value ...]`: a tiny model on
+hosts of two devices. One of the hosts, drawn each time, sends itself SIGKILL as it begins a step, drawn too; the others
+are killed when that is seen, wherever they are. Every start goes on from the newest checkpoint, which is written while
+steps go on. `OUT_DIR/killed_NN`, whose first kill is number NN, must end in the weights of `OUT_DIR/undisturbed`, bit
+by bit. Trainings are begun again until all kills are done.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from launch.host_commands import new_attempt
 from launch.local import coordinator_address
 from pod_job.commands.command_line import exit_status
+from pod_job.config.load import load
 from pod_job.environment import local_host
 from pod_job.errors import JobError
 from pod_job.run_folder.training import read_training
@@ -35,24 +36,26 @@ from tools.chaos.processes import CONTEXT, Running
 from tools.chaos.scenarios import Shape, Start
 from tools.tiny_model import write_tiny_model
 
-SHAPE = Shape(hosts=2, devices=2, data=2, model=2, sharding="replicated")
-FARTHEST = 20
+DEVICES = 2
+FARTHEST = 15
 """Steps after its beginning in which a start is killed at the latest."""
+HANG_S = 900.0
+"""Longest run of a start, on a machine that other work keeps busy."""
 
 
-def job(out: Path, source: str) -> list[str]:
+def job(out: Path, source: str, hosts: int) -> list[str]:
     """Returns the overrides of the job without its run folder; makes its model and, for `run`, the run to train on."""
     model = write_tiny_model(out / "model", mlp=64)
     extraction = [
-        *(f"pod.hosts={SHAPE.hosts}", f"pod.devices_per_host={SHAPE.devices}", f"sharding={SHAPE.sharding}"),
-        *(f"mesh.data={SHAPE.data}", f"mesh.model={SHAPE.model}", "pod.arrival_timeout_s=60", "parity.samples=0"),
+        *(f"pod.hosts={hosts}", f"pod.devices_per_host={DEVICES}", f"mesh.data={hosts}", f"mesh.model={DEVICES}"),
+        *("pod.arrival_timeout_s=60", "parity.samples=0"),
         *(f"model.path={model}", "model.dtype=float32", "tasks=arc_sample", "tasks.limit=12", "extract=all_tokens"),
         *("extract.seq_len=256", "extract.too_long=tail", f"storage.compile_cache={out}/compile_cache"),
     ]
     training = [
         "mode=train",
         "train.saes=[{tap:[0,2],latents:256,k:8},{tap:2,latents:256,k:8,architecture:jump_relu,sparsity:1}]",
-        *("train.steps=80", "train.batch_rows=128", "train.buffer_rows=1024", "train.statistics_rows=512"),
+        *("train.steps=60", "train.batch_rows=128", "train.buffer_rows=1024", "train.statistics_rows=512"),
         *("train.epochs=99", "train.checkpoint_steps=5", "train.log_steps=5"),
     ]
     if source == "stream":
@@ -72,13 +75,14 @@ class Kill:
 
 def run_start(overrides: Sequence[str], log: Path, kill: Kill | None = None) -> str:
     """Runs one start of all hosts; returns its end as `Running.wait` does."""
-    attempt, coordinator = new_attempt(), coordinator_address(0)
+    attempt, coordinator, count = new_attempt(), coordinator_address(0), load(list(overrides)).pod.hosts
     hosts = []
-    for host in range(SHAPE.hosts):
+    for host in range(count):
         step = kill.step if kill is not None and kill.host == host else None
-        env = local_host(host, SHAPE.devices, coordinator, attempt)
+        env = local_host(host, DEVICES, coordinator, attempt)
         hosts.append(CONTEXT.Process(target=training_host, args=(overrides, env, step, log)))
-    return Running(Start(SHAPE), hosts).wait()
+    shape = Shape(count, DEVICES, count, DEVICES, "replicated")
+    return Running(Start(shape), hosts, HANG_S).wait()
 
 
 def training_host(overrides: Sequence[str], env: Mapping[str, str], kill_step: int | None, log: Path) -> None:
@@ -113,14 +117,14 @@ def run(out_dir: Path, kills: int, overrides: Sequence[str], seed: int = 0) -> i
     """Runs the trial; returns the number of tensors that differ."""
     undisturbed, rng, wrong, done = out_dir / "undisturbed", random.Random(seed), list[str](), 0
     expect_finished([*overrides, f"storage.run_dir={undisturbed}"], out_dir / "undisturbed.log")
-    steps = read_training(open_folder(undisturbed)).steps
+    steps, hosts = read_training(open_folder(undisturbed)).steps, load([*overrides, "storage.run_dir=unused"]).pod.hosts
     while done < kills:
         killed = out_dir / f"killed_{done:02d}"
         settings, log = [*overrides, f"storage.run_dir={killed}"], killed.with_suffix(".log")
         for _ in itertools.count():
             newest = latest_checkpoint(open_folder(killed))
             began = newest.step if newest else 0
-            kill = Kill(rng.randrange(SHAPE.hosts), rng.randrange(began, began + FARTHEST))
+            kill = Kill(rng.randrange(hosts), rng.randrange(began, began + FARTHEST))
             if done == kills or kill.step >= steps:
                 break
             if (end := run_start(settings, log, kill)) != "killed":
@@ -142,13 +146,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out_dir", type=Path, help="an empty or new folder")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--source", choices=["stream", "run"], default="stream")
+    parser.add_argument("--hosts", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)
     CONTEXT.set_forkserver_preload(["tools.chaos.host", "pod_job.training.train"])
     out_dir = given.out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
-    return int(run(out_dir, given.kills, [*job(out_dir, given.source), *given.overrides], given.seed) > 0)
+    return int(run(out_dir, given.kills, [*job(out_dir, given.source, given.hosts), *given.overrides], given.seed) > 0)
 
 
 if __name__ == "__main__":

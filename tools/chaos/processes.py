@@ -23,8 +23,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 class Running:
     """Running processes of a start or compaction."""
 
-    def __init__(self, action: Start | Compaction, processes: Sequence[BaseProcess]) -> None:
-        self.action, self.processes = action, processes
+    def __init__(self, action: Start | Compaction, processes: Sequence[BaseProcess], hang_s: float = HANG_S) -> None:
+        self.action, self.processes, self.hang_s = action, processes, hang_s
         self.began = time.monotonic()
         for process in processes:
             process.start()
@@ -48,7 +48,7 @@ class Running:
             passed = time.monotonic() - self.began
             if self.action.kill_after_s is not None and passed > self.action.kill_after_s:
                 return self.end("killed")
-            if passed > HANG_S:
+            if passed > self.hang_s:
                 return self.end("hanging")
             time.sleep(POLL_S)
 
