@@ -94,7 +94,7 @@ def test_dead_latents_are_revived_alone_as_they_are_among_all() -> None:
 @pytest.mark.parametrize("use", ["sae", pytest.param("skip", marks=pytest.mark.pod)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_with_the_chosen_latents_alone_are_those_with_all(use: str, dtype: str) -> None:
-    # Two SAEs as they run together, of which one has a smaller k than the shape's. Dense products round their gradients.
+    # Two SAEs as they run together, of which one has a smaller k. Gradients of dense products are rounded to the dtype.
     tolerance = 1e-5 if dtype == "float32" else 1e-2
     shape = shape_of(Architecture.topk, use)
     examples = [example(shape, seed) for seed in (0, 1)]
