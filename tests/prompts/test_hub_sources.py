@@ -20,9 +20,12 @@ from pod_job.prompts.sources import listing, places
 from pod_job.prompts.sources.file_lists import matches
 from pod_job.run_folder.layout import RUN
 from pod_job.storage.open import open_folder
+from tools.fuzz.memory import data_bytes, limited_data
 
 REPO = "datasets/org/web"
 BASE = f"hf://{REPO}"
+DOUBLED = f"[&a0 [x], {', '.join(f'&a{level + 1} [*a{level}, *a{level}]' for level in range(40))}]"
+"""YAML of a list whose text has a trillion characters."""
 
 
 @pytest.fixture
@@ -129,6 +132,22 @@ def test_a_dataset_without_files_that_can_be_read_is_read_as_the_hub_converted_i
 def test_a_card_that_says_nothing_of_files_leaves_it_to_their_names(hub: FakeHub, large: None, configs: str) -> None:
     hub.put(REPO, {"README.md": f"---\nconfigs: {configs}\n---\n".encode(), "t.jsonl": json_lines(records(5))})
     assert texts(read("org/web")) == prompts_of(records(5))
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        f"[{{config_name: {DOUBLED}, data_files: t.jsonl}}]",
+        f"[{{data_files: [{{split: {DOUBLED}, path: t.jsonl}}]}}]",
+        f"[{{data_files: [{{split: train, path: [t.jsonl, {DOUBLED}]}}]}}]",
+        f"[{{data_dir: {DOUBLED}, data_files: t.jsonl}}]",
+        f"[{{config_name: 0x{'f' * 9000}, data_files: t.jsonl}}]",
+    ],
+)
+def test_lists_in_a_card_that_hold_each_other_are_not_written_out(hub: FakeHub, large: None, configs: str) -> None:
+    hub.put(REPO, {"README.md": f"---\nconfigs: {configs}\n---\n".encode(), "t.jsonl": json_lines(records(5))})
+    with limited_data(data_bytes() + (1 << 30)):
+        assert texts(read("org/web")) == prompts_of(records(5))
 
 
 def of_a_host() -> TaskReading:

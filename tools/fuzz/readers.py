@@ -133,9 +133,12 @@ def fuzz(name: str, inputs: int, seed: int, workers: int = 2) -> Row:
             except concurrent.futures.process.BrokenProcessPool:
                 return numbers, None
 
-    with concurrent.futures.ThreadPoolExecutor(workers) as threads:
+    threads = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
         for numbers, tried in threads.map(run, slices):
             row.add(numbers, tried)
+    finally:
+        threads.shutdown(cancel_futures=True)
     return row
 
 

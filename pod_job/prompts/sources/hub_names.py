@@ -6,6 +6,7 @@ repository has no files that can be read, the Parquet files that the hub makes o
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import yaml
@@ -66,7 +67,7 @@ def declared(config: TasksConfig, metadata: Mapping[str, Any], names: Sequence[s
     entries = [entry for entry in entries if entry.get("data_files")]
     if not entries:
         return {}
-    by_subset = {str(entry.get("config_name", "default")): entry for entry in entries}
+    by_subset = {as_text(entry.get("config_name", "default")): entry for entry in entries}
     default = next((name for name, entry in by_subset.items() if entry.get("default") is True), None)
     subset = config.subset or default or ("default" if "default" in by_subset else None)
     if subset is None and len(by_subset) == 1:
@@ -74,7 +75,7 @@ def declared(config: TasksConfig, metadata: Mapping[str, Any], names: Sequence[s
     if subset not in by_subset:
         missing = " is not set" if subset is None else f"={subset} is not there"
         raise JobError(f"tasks.subset{missing}; {config.path} has {', '.join(list(by_subset)[:20])}")
-    directory = str(by_subset[subset].get("data_dir") or "").strip("/")
+    directory = as_text(by_subset[subset].get("data_dir") or "").strip("/")
     splits = {}
     for split, patterns in split_patterns(by_subset[subset]["data_files"]).items():
         inside = [f"{directory}/{pattern}".lstrip("/") for pattern in patterns]
@@ -89,9 +90,18 @@ def split_patterns(given: Any) -> dict[str, list[str]]:
         return {"train": entries}
     patterns = {}
     for entry in entries:
-        if isinstance(entry, dict) and isinstance(path := entry.get("path"), str | list) and "split" in entry:
-            patterns[str(entry["split"])] = [str(pattern) for pattern in (path if isinstance(path, list) else [path])]
+        if not isinstance(entry, dict) or not isinstance(path := entry.get("path"), str | list):
+            continue
+        if split := as_text(entry.get("split")):
+            patterns[split] = [as_text(pattern) for pattern in (path if isinstance(path, list) else [path])]
     return patterns
+
+
+def as_text(value: Any) -> str:
+    """Returns a name, number or date of the metadata as text; "" for lists, which may hold each other without end."""
+    if isinstance(value, int):
+        return str(value) if value.bit_length() < 64 else ""
+    return str(value) if isinstance(value, str | float | date) else ""
 
 
 def by_name(config: TasksConfig, names: Iterable[str]) -> dict[str, list[str]]:
