@@ -13,12 +13,14 @@ from functools import partial
 from typing import Literal
 
 from pod_job.config.tasks import TasksConfig
+from pod_job.errors import JobError
 from pod_job.formats.checksummed_json import with_checksum
 from pod_job.formats.records import Record, decode, encode
 from pod_job.planning.shared_work import Piece, Share, kept, share_work
 from pod_job.planning.token_budget import TokenCounter, count_within_budget
 from pod_job.prompts.sources.documents import check_columns, count_source, counted
 from pod_job.prompts.sources.estimate import estimate
+from pod_job.prompts.sources.file_lists import is_named
 from pod_job.prompts.sources.index import FORMAT, FileEntry, TaskIndex
 from pod_job.prompts.sources.listing import Listing, list_source, source_key
 from pod_job.prompts.tasks import (
@@ -30,7 +32,7 @@ from pod_job.prompts.tasks import (
     whole_tasks,
     within_tokens,
 )
-from pod_job.run_folder.layout import RUN, index_file, index_part
+from pod_job.run_folder.layout import INDEX, RUN, index_file, index_part
 from pod_job.storage.folder import Folder, exists
 
 PIECE_BYTES, PIECE_FILES = 512 << 20, 512
@@ -120,10 +122,25 @@ def listing_of(index: TaskIndex) -> Listing:
 
 
 def read_index(folder: Folder, config: TasksConfig) -> TaskIndex | None:
-    """Returns the index of the source in the run folder, if it has one that is not damaged."""
+    """Returns the index of the source in the run folder, if it has one that is not damaged.
+
+    Raises:
+        JobError: it lists a file that the configuration does not name; it may be a stranger's.
+    """
     name = index_file(source_key(config))
     data = kept(folder, name)
-    return None if data is None else decode(data, TaskIndex, f"{folder.url}/{name}")
+    if data is None:
+        return None
+    index = decode(data, TaskIndex, f"{folder.url}/{name}")
+    places = (*config.paths, *config.places)
+    if other := next((file.url for file in index.files if not any(is_named(file.url, path) for path in places)), None):
+        raise other_file(folder, name, other)
+    return index
+
+
+def other_file(folder: Folder, name: str, url: str) -> JobError:
+    """Returns the error for an index that lists a file which tasks.path does not name."""
+    return JobError(f"{folder.url}/{name}: lists {url}, which tasks.path does not name; remove it to count again")
 
 
 def index_together(listing: Listing, config: TasksConfig, folder: Folder, share: Share) -> TaskIndex:
@@ -145,6 +162,9 @@ def index_together(listing: Listing, config: TasksConfig, folder: Folder, share:
         for number, piece in enumerate(pieces)
         for entry in decode(parts[number], IndexPart, f"{folder.url}/{piece.name}").files
     ]
+    listed = {entry.url for entry in listing.files}
+    if other := next((entry.url for entry in files if entry.url not in listed), None):
+        raise other_file(folder, f"{INDEX}{key}", other)
     index = TaskIndex(FORMAT, listing.kind, key, files, list(listing.parts))
     if read_index(folder, config) != index:
         folder.replace(index_file(key), with_checksum(encode(index)))

@@ -16,7 +16,7 @@ import pytest
 from pod_job.config.extract import TooLong
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
-from pod_job.formats.checksummed_json import with_checksum
+from pod_job.formats.checksummed_json import read_checksummed, with_checksum
 from pod_job.formats.records import encode
 from pod_job.planning import shared_work, task_index, token_budget
 from pod_job.planning.shared_work import Piece, Share, share_work
@@ -25,6 +25,7 @@ from pod_job.planning.token_budget import Room, TokenCounter, TokenCounts
 from pod_job.prompts.prompt import PromptRules
 from pod_job.prompts.sources import listing
 from pod_job.prompts.sources.documents import counted
+from pod_job.prompts.sources.file_lists import is_named
 from pod_job.prompts.tasks import WHOLE_ROWS
 from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.run_folder.layout import RUN
@@ -148,6 +149,42 @@ def test_an_index_is_not_followed_where_a_stranger_may_have_made_it(config: Task
     assert len(find_tasks(config, folder=run).samples) == FILES * ROWS
     with pytest.raises(JobError, match=rf"{name}: format is missing"):
         find_tasks(config, folder=run, reading=of_host(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["index", "part"])
+@pytest.mark.parametrize("other", ["{top}/private.jsonl", "{top}/data/../private.jsonl", "hf://datasets/a/b@c/x.jsonl"])
+def test_a_file_that_the_configuration_does_not_name_is_not_opened_on_the_word_of_an_index(
+    config: TasksConfig, run: Folder, kind: str, other: str, tmp_path: Path
+) -> None:
+    (tmp_path / "private.jsonl").write_bytes((tmp_path / "data/3.jsonl").read_bytes())
+    find_tasks(config, folder=run, reading=of_host(0, 1))
+    run.create(RUN, [b"{}"])
+    for name in run.names("index/"):
+        named = f"{config.path}/3.jsonl".encode()
+        content = read_checksummed(run.read(name), name)
+        run.replace(name, with_checksum(content.replace(named, other.format(top=tmp_path).encode())))
+        if kind == "part" and "part_" not in name:
+            run.remove(name)
+    with pytest.raises(JobError, match=r"which tasks\.path does not name; remove it to count again"):
+        find_tasks(config, folder=run, reading=of_host(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "others"),
+    [
+        ("data", ["data/a.jsonl", "./data/b/a.jsonl"], ["data2/a", "/data/a", "data/../x", "gs://data/a", "a"]),
+        ("./data/", ["data/a.jsonl", "./data/a"], ["a"]),
+        ("*.jsonl", ["a.jsonl"], ["/a.jsonl", "../a.jsonl", "gs://b/a.jsonl"]),
+        ("/data/**/*.jsonl", ["/data/a.jsonl", "/data/b/c.jsonl"], ["data/a.jsonl", "/etc/a.jsonl"]),
+        ("~/data/*.jsonl", [str(Path("~/data/a.jsonl").expanduser()), "~/data/a.jsonl"], ["~/a.jsonl"]),
+        ("gs://b/x", ["gs://b/x", "gs://b/x/a"], ["gs://b/xy", "gs://c/x", "/b/x", "gs://b/x/../y"]),
+        ("gs://b/x/*.jsonl", ["gs://b/x/a.jsonl"], ["gs://b/a.jsonl"]),
+        ("org/web", ["hf://datasets/org/web@c/a"], ["hf://datasets/org/other@c/a", "hf://datasets/org/web2@c/a"]),
+        ("hf://datasets/org/web/x", ["hf://datasets/org/web@c/x/a"], ["hf://datasets/a/web@c/a", "web/x"]),
+    ],
+)
+def test_files_are_named_by_their_folder_glob_or_dataset(path: str, named: list[str], others: list[str]) -> None:
+    assert [url for url in (*named, *others) if is_named(url, path)] == named
 
 
 @pytest.mark.parametrize("kind", ["index", "part", "budget", "budget part"])

@@ -78,6 +78,21 @@ def below(url: str, base: str) -> str:
     return url.rpartition("/")[2] if inside == url or not inside else inside
 
 
+def is_named(url: str, path: str) -> bool:
+    """Returns whether a path, a folder, a glob, a URL or the name of a dataset may stand for the file `url`."""
+    if url.startswith(HUB):
+        words = path.removeprefix(HUB).split("/")
+        return len(words) > 1 and hub_parts(url)[0] == f"{words[0]}/{words[1].partition('@')[0]}"
+    base = base_of(path)
+    if "://" in url or "://" in path:
+        inside = url.removeprefix(base)
+        return url.startswith(base) and inside[:1] in ("", "/") and ".." not in inside.split("/")
+    file, folder = expanded(url), expanded(base)
+    inside = file.parts[len(folder.parts) :]
+    rooted = base or path.startswith("/") == url.startswith("/")
+    return bool(rooted) and file.parts[: len(folder.parts)] == folder.parts and ".." not in inside
+
+
 def files_below(top: Path) -> Iterator[Path]:
     """Yields all below a folder but folders and links to them, however deep. JobError for one that cannot be read."""
     folders = [top]
