@@ -102,17 +102,20 @@ def escaped_output() -> Iterator[None]:
 
 @contextmanager
 def no_backtraces() -> Iterator[None]:
-    """Holds back what the block writes to the descriptor of stderr, and drops it where a library panics.
+    """Holds back what the block writes to the descriptors of stdout and stderr; then it goes to stderr, escaped.
 
-    A library in Rust writes its backtrace there before Python gets its panic.
+    Libraries in Rust write there past Python: names of a file that they do not know, and a backtrace before Python gets
+    its panic. Where one panics, all of it is dropped.
     """
     if sys.stderr is None:  # its descriptor is closed
         yield
         return
-    sys.stderr.flush()
+    streams = {2: sys.stderr} if sys.stdout is None else {1: sys.stdout, 2: sys.stderr}
+    flush(streams.values())
     with tempfile.TemporaryFile() as held:
-        stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)
+        before = {descriptor: os.dup(descriptor) for descriptor in streams}
+        for descriptor in streams:
+            os.dup2(held.fileno(), descriptor)
         panicked = False
         try:
             yield
@@ -120,12 +123,20 @@ def no_backtraces() -> Iterator[None]:
             panicked = is_panic(error)
             raise
         finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            flush(streams.values())
+            for descriptor, copy in before.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
             held.seek(0)
             with suppress(OSError):
-                os.write(2, b"" if panicked else held.read())
+                os.write(2, b"" if panicked else printable(held.read().decode(errors="replace")).encode())
+
+
+def flush(streams: Iterable[Any]) -> None:
+    """Writes what the streams hold; to one that cannot be written somebody else will say so."""
+    for stream in streams:
+        with suppress(OSError, ValueError, JobError):
+            stream.flush()
 
 
 def unescaped(stream: Any) -> Any:

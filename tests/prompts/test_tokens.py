@@ -28,6 +28,7 @@ from pod_job.prompts.tokenizer import (
     tokenizer_fingerprint,
 )
 from pod_job.prompts.tokens import encode_texts, tokenize, usable_prompts
+from pod_job.terminal import CONTROLS
 from tools.tiny_model import write_tiny_model
 
 ASK: list[Message] = [{"role": "user", "content": "hello"}]
@@ -129,6 +130,19 @@ def test_a_panic_of_the_tokenizer_is_one_line(model: Path, part: str, capfd: pyt
         load_tokenizer(model)
     assert "\n" not in str(caught.value)
     assert "panicked" not in capfd.readouterr().err
+
+
+def test_names_in_a_tokenizer_s_files_reach_no_terminal_as_they_are(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = model / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    token = {"content": "<x>", "\x1b]52;c;eA==\x07": True}  # of which the library says that it does not know it
+    file.write_text(json.dumps(config | {"added_tokens_decoder": {"5": token}, "\x1b[2J": 1}))
+    load_tokenizer(model)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert not CONTROLS.search(shown.err)
 
 
 def test_what_is_no_file_is_no_part_of_a_tokenizer(model: Path) -> None:

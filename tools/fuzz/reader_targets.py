@@ -52,6 +52,7 @@ from pod_job.run_folder.status import HostStatus, Phase, read_status, write_stat
 from pod_job.run_folder.tap_file import tap_parts, vectors_in
 from pod_job.run_folder.timeline import Timeline, read_timelines, write_timeline
 from pod_job.storage.open import open_folder
+from tools.fuzz.model_targets import decoded, tokens_of, training_of, write_model, write_run_tokenizer, write_training
 from tools.fuzz.mutate import mutate, mutate_behind_checksum
 from tools.fuzz.sae_targets import mutate_member, saes_of, write_gemma, write_native, write_set, write_torch
 from tools.random_run import RunShape, make_rows, make_run, make_vectors
@@ -326,6 +327,9 @@ ALL = [
     Target("token arrays", "tokens.*", write_tokens, samples_of(TaskFormat.tokens)),
     Target("JSON lines", "*.jsonl", write_lines, samples_of(TaskFormat.jsonl)),
     Target("tables of texts, compressed lines", "*.*", write_texts, texts_of),
+    Target("tokenizer of a run", "tokenizer/*.json", write_run_tokenizer, decoded),
+    Target("tokenizer of a model", "tokenizer*.json", write_model, tokens_of),
+    Target("records of a training", "trained/[ste]*/*.json", write_training, training_of),
     Target("SAE of SAELens", "*/*.*", write_native, saes_of),
     Target("SAE of Gemma Scope", "*/params.*", write_gemma, saes_of, damage=mutate_member),
     Target("transcoders of circuit-tracer", "*.*", write_set, saes_of),
