@@ -11,7 +11,7 @@ from pod_job.checking.gate_prompts import gate_prompts
 from pod_job.checking.parity import check_parity
 from pod_job.checking.short_rows import short_rows
 from pod_job.checking.trial import try_program
-from pod_job.checkpoints.checkpoint import unread
+from pod_job.checkpoints.checkpoint import in_bfloat16, unread
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import Mode
 from pod_job.extraction.feeding import Feeding, feeding
@@ -26,6 +26,7 @@ from pod_job.host.rendezvous import Host
 from pod_job.models.decoder import Decoder, Params
 from pod_job.models.mesh import placement, weight_shardings
 from pod_job.models.sharding import sharding_line
+from pod_job.models.upper_halves import kept_as_halves, upper_halves
 from pod_job.planning.inputs import Inputs
 
 log = logging.getLogger("pod_job")
@@ -38,9 +39,16 @@ def load_model(inputs: Inputs, mesh: Mesh) -> tuple[Decoder, Params]:
     if names := unread(inputs.checkpoint, inputs.table):
         log.info("left unread in the checkpoint: %s", ", ".join(names))
     dtype, shardings = jnp.dtype(config.model.dtype.value), weight_shardings(mesh, config.sharding, inputs.table)
-    params = load_params(inputs.checkpoint, inputs.table, dtype, shardings)
     where = placement(mesh, config.sharding, shardings, config.model.kernels)
-    return Decoder(inputs.arch, inputs.taps, dtype, where), params
+    halves: list[str] = []
+    if config.mode is Mode.generate and dtype == jnp.float32:
+        halves = sorted(kept_as_halves(inputs.arch, where, in_bfloat16(inputs.checkpoint, inputs.table)))
+    rest = {name: weight for name, weight in inputs.table.items() if name not in halves}
+    params = load_params(inputs.checkpoint, rest, dtype, shardings)["params"]
+    if halves:
+        short = load_params(inputs.checkpoint, {name: inputs.table[name] for name in halves}, jnp.bfloat16, shardings)
+        params |= {name: upper_halves(short["params"].pop(name)) for name in halves}
+    return Decoder(inputs.arch, inputs.taps, dtype, where), {"params": params}
 
 
 def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feeding) -> Step | Generator:

@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pod_job import environment
@@ -42,6 +41,7 @@ class Pod:
         block_s: of reading one block of slots of one row, in all layers.
         block: slots of a block.
         blocks: of a row.
+        read_together: prompts that a run of prefill reads padded, in waves.
     """
 
     hosts: int
@@ -52,6 +52,7 @@ class Pod:
     block_s: float = 0.0
     block: int = 1
     blocks: int = 0
+    read_together: int = 1
 
     def call_s(self, blocks: int) -> float:
         """Returns the seconds of a call of decode where a device reads so many blocks for each token."""
@@ -105,7 +106,7 @@ def in_waves(samples: Sequence[Sample], pod: Pod, per_batch: int) -> Outcome:
     """
     rows = pod.shape.shards * pod.shape.rows
     queues = of_hosts(samples, pod.hosts, per_batch)
-    reads = -(-pod.shape.rows // pod.shape.packed_rows)
+    reads = -(-pod.shape.rows // pod.read_together)
     waves = calls = 0
     for start in range(0, max(map(len, queues)), rows):
         wave = [sample for queue in queues for sample in queue[start : start + rows]]
@@ -202,7 +203,7 @@ def refilled(samples: Sequence[Sample], pod: Pod, per_batch: int, sort: bool) ->
 
 def compiled_pod(config: Any) -> Pod:
     """Compiles both programs for the pod of the configuration."""
-    from pod_job.config.generate import cache_slots, call_tokens, prefill_prompts, prefill_rows
+    from pod_job.config.generate import cache_slots, call_tokens, prefill_length, prefill_prompts
     from pod_job.formats.safetensors import DTYPE_OF
     from pod_job.generation.admission import FeederShape
     from pod_job.models.cache_kernel import block_slots
@@ -216,9 +217,8 @@ def compiled_pod(config: Any) -> Pod:
     shape = FeederShape(
         config.pod.devices_per_host,
         rows,
-        prefill_rows(rows, S),
         prefill_prompts(rows, S, config.extract.prompts_per_row),
-        S,
+        prefill_length(rows, S),
     )
     tokens, slots = call_tokens(config.generate.max_new_tokens), cache_slots(S, config.generate.max_new_tokens)
     block = (
@@ -256,8 +256,8 @@ def main() -> None:
         outcomes = [in_waves(samples, pod, per_batch)]
         outcomes += [refilled(samples, pod, per_batch, sort) for sort in (False, True)]
         if before and rows == 8:
-            old_shape = SimpleNamespace(shards=pod.shape.shards, rows=8, packed_rows=8)
-            old = Pod(pod.hosts, old_shape, pod.call_tokens, BEFORE["prefill_ms"] / 1e3, BEFORE["token_ms"] / 1e3)
+            times = BEFORE["prefill_ms"] / 1e3, BEFORE["token_ms"] / 1e3
+            old = Pod(pod.hosts, pod.shape, pod.call_tokens, *times, read_together=8)
             outcomes.insert(0, in_waves(samples, old, per_batch))
         for outcome in outcomes:
             facts = {"rows": rows, "way": outcome.way, "seconds": round(outcome.seconds, 2), "calls": outcome.calls}

@@ -70,6 +70,18 @@ def check_checkpoint(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> Non
         check_tensors(checkpoint, table)
 
 
+def in_bfloat16(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> set[str]:
+    """Returns the names of the weights that the checkpoint holds as bfloat16 numbers, and nothing else."""
+    if isinstance(checkpoint, Converted):
+        return set()
+    tensors = {name: [checkpoint.tensors[place] for place, _ in weight.places] for name, weight in table.items()}
+    return {
+        name
+        for name, parts in tensors.items()
+        if all(part.dtype.name == "bfloat16" and part.scales is None for part in parts)
+    }
+
+
 def unread(checkpoint: Checkpoint, table: Mapping[str, Weight]) -> list[str]:
     """Returns the names of what the checkpoint holds and the table does not need, such as heads of other tasks."""
     if isinstance(checkpoint, Converted):

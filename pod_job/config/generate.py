@@ -53,12 +53,12 @@ def cache_slots(seq_len: int, max_new_tokens: int) -> int:
     return -(-slots // SLOTS_TOGETHER) * SLOTS_TOGETHER
 
 
-def prefill_rows(rows_per_device: int, seq_len: int) -> int:
-    """Returns the rows of `seq_len` positions that prefill reads on each device."""
-    return max(1, min(rows_per_device, PREFILL_POSITIONS // seq_len))
+def prefill_length(rows_per_device: int, seq_len: int) -> int:
+    """Returns the positions of the row that prefill reads on each device, into which prompts are packed."""
+    return seq_len * max(1, min(rows_per_device, PREFILL_POSITIONS // seq_len))
 
 
 def prefill_prompts(rows_per_device: int, seq_len: int, prompts_per_row: int) -> int:
-    """Returns how many prompts are packed at most into one of those rows."""
-    rows = prefill_rows(rows_per_device, seq_len)
-    return max(1, min(prompts_per_row, rows_per_device // rows, PREFILL_PROMPTS // rows))
+    """Returns how many prompts are packed at most into that row."""
+    packed = prompts_per_row * prefill_length(rows_per_device, seq_len) // seq_len
+    return min(packed, rows_per_device, PREFILL_PROMPTS)

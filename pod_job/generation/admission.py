@@ -1,7 +1,7 @@
 """Which waiting prompts are read next, and into which rows of the cache they go.
 
-A prompt is packed with others into rows of the prefill program; which they are and when they are read changes neither
-its tokens nor its vectors. Prefill costs the same however little it reads, so it waits until enough rows are free.
+A prompt is packed with others into a row of the prefill program; which they are and when they are read changes neither
+its tokens nor its vectors. Where prefill costs the same however little it reads, it waits until enough rows are free.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import numpy as np
 
 from pod_job.extraction.packing import Queued
 from pod_job.generation.decoding import FREE
+from pod_job.models.position_blocks import BLOCK
 
 ENOUGH_FILLED = 0.5
 """Prefill runs where prompts fill this share of the positions that it reads, on the average of all feeders,"""
@@ -42,13 +43,13 @@ class Waiting:
 
 
 class Seat(NamedTuple):
-    """Place of a waiting prompt: the `slot`-th of prefill row `packed_row`, from `start`; and `row` of the cache.
+    """Place of a waiting prompt: the `slot`-th of the row that device `shard` reads, from `start`; `row` of the cache.
 
-    Rows are those of the feeder.
+    Devices and rows are those of the feeder.
     """
 
     waiting: Waiting
-    packed_row: int
+    shard: int
     slot: int
     start: int
     row: int
@@ -56,13 +57,19 @@ class Seat(NamedTuple):
 
 @dataclass(frozen=True)
 class FeederShape:
-    """Sizes of one feeder's part: on each of `shards` devices, `rows` of the cache and `packed_rows` of prefill."""
+    """Sizes of one feeder's part: each of `shards` devices has `rows` of the cache, and one of prefill.
+
+    Attributes:
+        prompts_per_row: most prompts in the row of prefill.
+        length: its positions.
+        computes_filled: prefill computes those up to the last that holds a token; False: all of them.
+    """
 
     shards: int
     rows: int
-    packed_rows: int
     prompts_per_row: int
-    seq_len: int
+    length: int
+    computes_filled: bool = False
 
 
 class Outlook(NamedTuple):
@@ -102,7 +109,7 @@ def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -
     """Returns seats for waiting prompts in their order.
 
     Each goes to the device that has the most free rows of the cache, so that all have as much to read in decode, and
-    there into the fullest row of prefill that has room for it.
+    among those to the one whose row of prefill is the fullest that has room for it.
 
     Args:
         free: rows of the feeder's cache that have no prompt.
@@ -110,36 +117,44 @@ def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -
     free_of_shard: list[list[int]] = [[] for _ in range(shape.shards)]
     for row in reversed(free):
         free_of_shard[row // shape.rows].append(row)
-    used = [0] * (shape.shards * shape.packed_rows)
+    used, slots = [0] * shape.shards, [0] * shape.shards
     seats: list[Seat] = []
-    slots = [0] * len(used)
     for item in waiting:
-        open_rows = [
-            row
-            for row in range(len(used))
-            if free_of_shard[row // shape.packed_rows]
-            and slots[row] < shape.prompts_per_row
-            and used[row] + item.length <= shape.seq_len
+        with_room = [
+            shard
+            for shard in range(shape.shards)
+            if free_of_shard[shard]
+            and slots[shard] < shape.prompts_per_row
+            and used[shard] + item.length <= shape.length
         ]
-        if open_rows:
-            row = max(open_rows, key=lambda row: (len(free_of_shard[row // shape.packed_rows]), used[row]))
-            seats.append(Seat(item, row, slots[row], used[row], free_of_shard[row // shape.packed_rows].pop()))
-            used[row] += item.length
-            slots[row] += 1
+        if with_room:
+            shard = max(with_room, key=lambda shard: (len(free_of_shard[shard]), used[shard]))
+            seats.append(Seat(item, shard, slots[shard], used[shard], free_of_shard[shard].pop()))
+            used[shard] += item.length
+            slots[shard] += 1
     return seats
 
 
 def outlook(seats: Sequence[Seat], waiting: int, more: bool, active: int, shape: FeederShape) -> Outlook:
     """Returns the outlook of a feeder with `seats` for some of its `waiting` prompts, where `more` may come."""
-    positions = shape.shards * shape.packed_rows * shape.seq_len
-    filled = sum(seat.waiting.length for seat in seats) / positions
+    positions = positions_computed(seats, shape)
+    filled = sum(seat.waiting.length for seat in seats) / positions if positions else 0.0
     seated = len(seats) / (shape.shards * shape.rows)
     return Outlook(filled, seated, active, more or waiting > len(seats))
 
 
+def positions_computed(seats: Sequence[Seat], shape: FeederShape) -> int:
+    """Returns the positions that prefill computes on the feeder's devices for these seats."""
+    longest = shape.length
+    if shape.computes_filled:
+        ends = [seat.start + seat.waiting.length for seat in seats]
+        longest = min(longest, -(-max(ends, default=0) // BLOCK) * BLOCK)
+    return shape.shards * longest
+
+
 def packed_prompts(seats: Sequence[Seat], shape: FeederShape) -> tuple[np.ndarray, ...]:
     """Returns the feeder's part of PackedPrompts: segments from 1, positions from 0; segment 0 where no prompt is."""
-    rows, S, M = shape.shards * shape.packed_rows, shape.seq_len, shape.prompts_per_row
+    rows, S, M = shape.shards, shape.length, shape.prompts_per_row
     token_ids, segment_ids, positions = (np.zeros((rows, S), np.int32) for _ in range(3))
     last, number = (np.zeros((rows, M), np.int32) for _ in range(2))
     target, forced = (np.full((rows, M), FREE, np.int32) for _ in range(2))

@@ -25,6 +25,7 @@ from pod_job.generation.shape import GenerationShape
 from pod_job.models.cache import Cache, KeyValues, empty_cache
 from pod_job.models.decoder import Decoder, Output, Params
 from pod_job.models.layer_attention import Tokens
+from pod_job.models.position_blocks import computes_filled
 
 FREE = -1
 """In `forced`: the model chooses this token. In `target`: no prompt is here."""
@@ -41,11 +42,11 @@ class Rows(NamedTuple):
 
 
 class PackedPrompts(NamedTuple):
-    """Prompts to read. `forced` is FREE, or the first new token.
+    """Prompts to read, P rows of which each device has one. `forced` is FREE, or the first new token.
 
     Attributes:
         last: position of each prompt's last token in its row of prefill.
-        target: row of the cache that takes the prompt, among those of the same device; FREE where no prompt is.
+        target: row of the cache that takes the prompt, among those of the same device; FREE after the last prompt.
         number: of the prompt's sample among all samples of the run.
     """
 
@@ -87,8 +88,9 @@ class Programs:
         join: gives weights that decode takes beside the model's own.
         begin: gives rows without prompts.
         call_tokens: tokens that a call of decode adds.
-        seq_len: positions of a row of prefill.
+        prefill_length: positions of the row of prefill, one of each device.
         prompts_per_row: most prompts in one of those.
+        computes_filled: prefill computes positions up to the last that holds a token of some row; False: all.
     """
 
     join: jax.stages.Compiled
@@ -96,8 +98,9 @@ class Programs:
     prefill: jax.stages.Compiled
     decode: jax.stages.Compiled
     call_tokens: int
-    seq_len: int
+    prefill_length: int
     prompts_per_row: int
+    computes_filled: bool
 
     def decode_params(self, params: Params) -> Params:
         """Returns the weights that decode takes."""
@@ -112,13 +115,13 @@ def compile_generation(
     model: Decoder, params: Params, shape: GenerationShape, extract: ExtractConfig, generate: GenerateConfig
 ) -> Programs:
     """Compiles the programs for prompts of at most `extract.seq_len` tokens."""
-    S, T, M = extract.seq_len, call_tokens(generate.max_new_tokens), shape.prompts_per_row
+    S, T, M = shape.prefill_length, call_tokens(generate.max_new_tokens), shape.prompts_per_row
     split = shape.rows.sharding
 
     def argument(rows: int, size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, size), jnp.int32, sharding=split)
 
-    slots, shardings = cache_slots(S, generate.max_new_tokens), row_state_shardings(model, split)
+    slots, shardings = cache_slots(extract.seq_len, generate.max_new_tokens), row_state_shardings(model, split)
     begin = jax.jit(lambda: no_prompts(model, shape.rows.count, slots), out_shardings=shardings).lower()  # type: ignore[arg-type]
     rows = jax.tree.map(
         lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
@@ -147,7 +150,16 @@ def compile_generation(
         donate_argnums=1,
         out_shardings=Generated(shardings, taps, split),  # type: ignore[arg-type]
     ).lower(with_joined(params, joined), rows, argument(shape.rows.count, T), active)  # type: ignore[arg-type]
-    return Programs(join, begin.compile(options), prefill.compile(options), decode.compile(options), T, S, M)
+    return Programs(
+        join,
+        begin.compile(options),
+        prefill.compile(options),
+        decode.compile(options),
+        T,
+        S,
+        M,
+        computes_filled=computes_filled(model.placement, S),
+    )
 
 
 def row_state_shardings(model: Decoder, split: NamedSharding) -> Rows:
@@ -178,7 +190,7 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
             params,
             Tokens(prompts.token_ids, prompts.positions, prompts.segment_ids),
             prompts.last,
-            rows.cache.slots,
+            max(rows.cache.slots, prompts.token_ids.shape[1]),
             select=prompts.last if extract.positions is Positions.last else None,
             return_activations=extract.positions is not Positions.generated,
             method="read",
@@ -197,22 +209,27 @@ def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[A
     placement = model.placement
 
     def put(rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: KeyValues) -> Rows:
-        P, M = prompts.last.shape
-        slot = rows.cache.slot
+        slot, slots = rows.cache.slot, rows.cache.slots
 
-        def put_one(i: Array, caches: KeyValues) -> KeyValues:
-            at, m = i // M, i % M
-            target, shift = prompts.target[at, m], slot - 1 - prompts.last[at, m]
+        def put_one(m: Array, caches: KeyValues) -> KeyValues:
+            target, last = prompts.target[0, m], prompts.last[0, m]
 
             def turned(cache: Array, new: Array) -> Array:
-                row = jnp.roll(jax.lax.dynamic_slice_in_dim(new, at, 1, axis=1), shift, axis=-1)
-                earlier = jax.lax.dynamic_slice_in_dim(cache, target, 1, axis=1)
-                row = jnp.where(target == FREE, earlier, row)
+                # A row of prefill may be longer than one of the cache, but no prompt is.
+                start = jnp.clip(last + 1 - slots, 0, new.shape[-1] - slots)
+                row = jax.lax.dynamic_slice_in_dim(new, start, slots, axis=-1)
+                row = jnp.roll(row, slot - 1 - (last - start), axis=-1)
+                if every:
+                    earlier = jax.lax.dynamic_slice_in_dim(cache, target, 1, axis=1)
+                    row = jnp.where(target == FREE, earlier, row)
                 return jax.lax.dynamic_update_slice_in_dim(cache, row, target, axis=1)
 
             return jax.tree.map(turned, caches, kept)
 
-        caches = jax.lax.fori_loop(0, P * M, put_one, rows.cache.kept)
+        # A CPU leaves out the places of a row of prefill that have no prompt; a TPU's forecast counts a fixed number.
+        every = placement.platform != "cpu"
+        count = prompts.target.shape[1] if every else jnp.sum(prompts.target != FREE)
+        caches = jax.lax.fori_loop(0, count, put_one, rows.cache.kept)
         target = jnp.where(prompts.target == FREE, len(rows.token), prompts.target)  # past the end: dropped
         position = jnp.take_along_axis(prompts.positions, prompts.last, axis=1) + 1
 

@@ -30,6 +30,7 @@ from pod_job.generation.admission import (
     longest_first,
     outlook,
     packed_prompts,
+    positions_computed,
     should_prefill,
 )
 from pod_job.generation.completions import Ending, completed_text, find_end
@@ -129,9 +130,9 @@ class Generator:
         return FeederShape(
             shards=shards,
             rows=self.rows.feeder_rows // shards,
-            packed_rows=self.prefill_rows.feeder_rows // shards,
             prompts_per_row=self.programs.prompts_per_row,
-            seq_len=self.programs.seq_len,
+            length=self.programs.prefill_length,
+            computes_filled=self.programs.computes_filled,
         )
 
     def run(self, prompts: Iterator[Waiting], progress: Progress) -> Iterator[Result]:
@@ -188,17 +189,17 @@ class Run:
         self.waiting = [item for item in self.waiting if id(item) not in seated]
         parts = []
         for seat in seats:
-            row = Row(seat.waiting, [int(first[seat.packed_row, seat.slot])])
+            row = Row(seat.waiting, [int(first[seat.shard, seat.slot])])
             self.rows[seat.row] = row
             if generator.positions is Positions.last:
-                parts.append((row, seat.packed_row, slice(seat.slot, seat.slot + 1)))
+                parts.append((row, seat.shard, slice(seat.slot, seat.slot + 1)))
             elif generator.positions is Positions.all:
-                parts.append((row, seat.packed_row, slice(seat.start, seat.start + seat.waiting.length)))
+                parts.append((row, seat.shard, slice(seat.start, seat.start + seat.waiting.length)))
         self._await(output, parts)
         self.progress.prefills += 1
         self.progress.waited += self.waited
         self.waited = False
-        self.progress.positions += self.shape.shards * self.shape.packed_rows * self.shape.seq_len
+        self.progress.positions += positions_computed(seats, self.shape)
         self.progress.prefill_s.append(time.monotonic() - began)
 
     def _decode(self) -> None:

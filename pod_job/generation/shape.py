@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pod_job.config.generate import prefill_prompts, prefill_rows
+from pod_job.config.generate import prefill_length, prefill_prompts
 from pod_job.config.schema import ExtractConfig
 from pod_job.extraction.feeding import StepRows
 
@@ -13,17 +13,19 @@ class GenerationShape:
 
     Attributes:
         rows: of the cache, one prompt and its completion in each.
-        prefill_rows: rows of `extract.seq_len` positions that prompts are packed into.
+        prefill_rows: rows that prompts are packed into, one of each device.
+        prefill_length: positions of such a row.
         prompts_per_row: most prompts in one of those.
     """
 
     rows: StepRows
     prefill_rows: StepRows
+    prefill_length: int
     prompts_per_row: int
 
 
 def shape_for(rows: StepRows, extract: ExtractConfig) -> GenerationShape:
     """Returns the shape for these rows of the cache, `extract.rows_per_device` of each device."""
     own, S = extract.rows_per_device, extract.seq_len
-    count = rows.count // own * prefill_rows(own, S)
-    return GenerationShape(rows, StepRows(count, rows.sharding), prefill_prompts(own, S, extract.prompts_per_row))
+    packed = StepRows(rows.count // own, rows.sharding)
+    return GenerationShape(rows, packed, prefill_length(own, S), prefill_prompts(own, S, extract.prompts_per_row))

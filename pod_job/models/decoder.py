@@ -32,9 +32,11 @@ from pod_job.models.layer_attention import (
 )
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
+from pod_job.models.position_blocks import FilledPlacement, computes_filled, filled_blocks, padding_apart
 from pod_job.models.splice import NOTHING, Replaced, Splice, splice_at
 from pod_job.models.taps import Tap, widest
 from pod_job.models.token_facts import TokenFacts, token_facts
+from pod_job.models.upper_halves import HALF, logits_by_rows, whole
 from pod_job.models.weight_table import neutral_norm, weight_table
 
 Activations = dict[str, Float[Array, "B M width"]]
@@ -76,6 +78,7 @@ class Request(NamedTuple):
     facts: bool = False
     logits_at: Int[Array, "B M"] | None = None
     replaced: Replaced = NOTHING
+    blocks: Int[Array, ""] | None = None  # of positions that are computed; None: all
 
     def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
         """Returns x at the selected positions, or its means."""
@@ -180,6 +183,9 @@ class Decoder(nn.Module):
             slots: S or more. The other arguments are as in `__call__`.
         """
         request = Request(self.taps if return_activations else (), select, logits=True, logits_at=last)
+        if computes_filled(self.placement, tokens.ids.shape[1]):
+            request = request._replace(blocks=filled_blocks(tokens.segment_ids))
+            tokens = tokens._replace(segment_ids=padding_apart(tokens.segment_ids))
         output, kept, _ = self._forward(tokens, request, self._nothing_kept(tokens, slots))
         assert kept is not None
         return output, kept
@@ -211,7 +217,7 @@ class Decoder(nn.Module):
         self, tokens: Tokens, request: Request, kept: KeyValues | None, cache: Cache | None = None
     ) -> tuple[Output, KeyValues | None, TokenFacts | None]:
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
-            layer = self._layer(tokens, cache, request.replaced)
+            layer = self._layer(tokens, cache, request)
             x = splice_at(request.replaced, 0)("embed", self._embed(tokens))
             head = request.logits or request.facts
             to_the_end = head or any(tap.site == "final_norm" for tap in request.taps)
@@ -235,18 +241,20 @@ class Decoder(nn.Module):
             return Output(logits_of(at_positions(normed, request.logits_at)), activations), kept, None
 
     def _embed(self, tokens: Tokens) -> Float[Array, "B S D"]:
-        x = self.placement.look_up(self.weights["embed"], tokens.ids)
+        x = whole(self.placement.look_up(self.weights["embed"], tokens.ids))
         x = x * jnp.float32(self.arch.embed_scale).astype(self.dtype)
         if not self.arch.learned_positions:
             return x
-        return x + self.placement.look_up(self.weights["positions"], tokens.positions)
+        return x + whole(self.placement.look_up(self.weights["positions"], tokens.positions))
 
     def _gathered(self, names: Iterable[str]) -> dict[str, Array]:
-        return {name: self.placement.gather(self.weights[name]) for name in names}
+        return {name: whole(self.placement.gather(self.weights[name])) for name in names}
 
-    def _layer(self, tokens: Tokens, cache: Cache | None, replaced: Replaced) -> Layer:
+    def _layer(self, tokens: Tokens, cache: Cache | None, request: Request) -> Layer:
         """Returns the function that runs layer i of the stack over `tokens`."""
-        arch, placement = self.arch, self.placement
+        arch, placement, replaced = self.arch, self.placement, request.replaced
+        if request.blocks is not None:
+            placement = FilledPlacement(**vars(placement), blocks=request.blocks)
         within = cache is None
         attention: LayerStackAttention = WithinRows(arch, placement, tokens, spliced=bool(replaced))
         if cache is not None:
@@ -293,7 +301,7 @@ class Decoder(nn.Module):
             if weight.layers is not None:
                 places = [sum(layer < j for layer in weight.layers) for j in range(self.arch.layers)]
                 at = places[i] if isinstance(i, int) else jnp.array(places)[i]
-            weights[name] = self.placement.gather(self.weights[name][at])
+            weights[name] = whole(self.placement.gather(self.weights[name][at]))
         return weights | {name: self.placement.gather(stack[i]) for name, stack in self.joined.items()}
 
     def _head(self) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S V"]]:
@@ -301,7 +309,11 @@ class Decoder(nn.Module):
         unembed = self.placement.gather(self.weights["embed"].T if self.arch.tied else self.weights["unembed"])
 
         def logits_of(normed: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-            logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
+            if unembed.dtype == HALF:
+                B, S, D = normed.shape
+                logits = logits_by_rows(normed.reshape(B * S, D), unembed.T).reshape(B, S, -1)
+            else:
+                logits = jnp.einsum("bsd,dv->bsv", normed, unembed, preferred_element_type=jnp.float32)
             return soft_cap(logits * self.arch.logit_scale, self.arch.logit_softcap)
 
         return logits_of

@@ -3,7 +3,7 @@
 B rows, S positions, D hidden, N query heads, K key/value heads, H head size, F mlp.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def attention_mixer(
         gate = jnp.einsum("bsd,dnh->bsnh", normed, w["attn_gate"]) + w.get("attn_gate_bias", 0.0)
         z = z * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(z.dtype)
     z = splice("z", z)
-    out = placement.product("bsnh,nhd->bsd", z, w["o"]) + w.get("o_bias", 0.0)
+    out = placement.by_position(lambda z: placement.product("bsnh,nhd->bsd", z, w["o"]), z) + w.get("o_bias", 0.0)
     return out, kept, {"q": q, "k": k, "v": v, "z": z}
 
 
@@ -94,13 +94,16 @@ def project(
 ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"], Projections]:
     """Returns queries, keys and values before any norm of theirs, and what attention takes."""
 
-    def heads(name: str) -> Float[Array, "B S _ H"]:
-        return placement.product("bsd,dnh->bsnh", normed, w[name]) + w.get(f"{name}_bias", 0.0)
+    def projected(names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
+        def product(x: Float[Array, "B S D"], name: str) -> Float[Array, "B S _ H"]:
+            return placement.product("bsd,dnh->bsnh", x, w[name]) + w.get(f"{name}_bias", 0.0)
+
+        return lambda x: {name: product(x, name) for name in names}
 
     if JOINED in w:
-        all_heads = split_heads(arch, heads(JOINED))
+        all_heads = split_heads(arch, placement.by_position(projected([JOINED]), normed)[JOINED])
     else:
-        all_heads = {name: heads(name) for name in PROJECTIONS if name in w}
+        all_heads = placement.by_position(projected([name for name in PROJECTIONS if name in w]), normed)
     q, k, v = (splice(name, all_heads[name]) for name in ("q", "k", "v"))
     queries, keys = q, k
     if arch.qk_norm:
@@ -123,17 +126,20 @@ def mlp(
 ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
     """Returns the output of the down projection, and its input as the site it is."""
 
-    def projection(name: str) -> Float[Array, "B S F"]:
-        return placement.product("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
+    def by_position(normed: Float[Array, "B S D"]) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+        def projection(name: str) -> Float[Array, "B S F"]:
+            return placement.product("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
-    if arch.gated:
-        gate, up = (placement.isolate(projection(name)) for name in ("gate", "up"))
-        mlp_act = gated(arch, gate, up)
-    else:
-        mlp_act = activate(arch, projection("up"))
-    mlp_act = splice("mlp_act", mlp_act)
-    mlp_out = placement.product("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
-    return mlp_out, {"mlp_act": mlp_act}
+        if arch.gated:
+            gate, up = (placement.isolate(projection(name)) for name in ("gate", "up"))
+            mlp_act = gated(arch, gate, up)
+        else:
+            mlp_act = activate(arch, projection("up"))
+        mlp_act = splice("mlp_act", mlp_act)
+        mlp_out = placement.product("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
+        return mlp_out, {"mlp_act": mlp_act}
+
+    return placement.by_position(by_position, normed)
 
 
 def norm(arch: Arch, w: Mapping[str, Array], name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:

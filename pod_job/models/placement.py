@@ -1,6 +1,8 @@
 """Placement of a model on the mesh it is compiled for: what its layers need to know about devices, as one value."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +99,10 @@ class Placement:
         if self.platform == "cpu" and x.dtype == jnp.bfloat16:
             return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
         return jnp.einsum(equation, x, weight)
+
+    def by_position(self, compute: Callable[..., Any], x: Array) -> Any:
+        """Returns `compute(x)`, arrays [B, S, ...] whose positions depend on the same one of x [B, S, ...] only."""
+        return compute(x)
 
     def isolate(self, x: Array) -> Array:
         """Returns x, on TPU as a value of its own: a matrix product runs slower fused into the one that uses it."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_rows
+from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_length
 from pod_job.config.schema import JobConfig, Positions, Sharding
 from pod_job.errors import JobError, first_line
 from pod_job.formats.safetensors import DTYPE_OF
@@ -54,10 +54,13 @@ def run_memory(run: Outline) -> RunMemory:
         math.prod(weight.shape) * item // (config.mesh.model if any(axis in split for axis in weight.axes) else 1)
         for weight in run.table.values()
     )
-    slots = cache_slots(extract.seq_len, config.generate.max_new_tokens) if config.mode is Mode.generate else 0
-    rows = extract.rows_per_device + prefill_rows(extract.rows_per_device, extract.seq_len)  # those being read, too
+    kept = 0
+    if config.mode is Mode.generate:
+        slots = cache_slots(extract.seq_len, config.generate.max_new_tokens)
+        read = max(slots, prefill_length(extract.rows_per_device, extract.seq_len))  # keys and values of prefill
+        kept = slots * extract.rows_per_device + read
     heads = arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
-    cache = 2 * arch.layers * heads * arch.head_dim * item * slots * rows
+    cache = 2 * arch.layers * heads * arch.head_dim * item * kept
     vector = vector_bytes(arch, run.taps, extract)
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     return RunMemory(

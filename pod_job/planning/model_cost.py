@@ -5,7 +5,7 @@ S positions of a row, C slots of the cache, W window.
 
 import math
 
-from pod_job.config.generate import prefill_prompts, prefill_rows
+from pod_job.config.generate import prefill_length, prefill_prompts
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.formats.quantized import row_bytes
 from pod_job.formats.safetensors import DTYPE_OF
@@ -77,5 +77,5 @@ def stored_rows(config: ExtractConfig, prompts: int, tokens: int) -> int:
 def prefill_positions(config: ExtractConfig) -> int:
     """Returns the positions of a device whose vectors a full prefill of mode=generate sends to the host."""
     own, S = config.rows_per_device, config.seq_len
-    of_row = {Positions.last: prefill_prompts(own, S, config.prompts_per_row), Positions.all: S}
-    return prefill_rows(own, S) * of_row.get(config.positions, 0)
+    prompts = prefill_prompts(own, S, config.prompts_per_row)
+    return {Positions.last: prompts, Positions.all: prefill_length(own, S)}.get(config.positions, 0)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from pod_job.config.generate import Mode, cache_slots, prefill_rows
+from pod_job.config.generate import Mode, cache_slots, prefill_length
 from pod_job.config.schema import JobConfig, Sharding
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.arch import Arch
@@ -31,7 +31,8 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
         return 0.0, ""
     config, arch, chip, split = job.config, job.arch, job.pod.chip, heads_split(job.config, job.arch)
     S, rows = config.extract.seq_len, config.extract.rows_per_device
-    rows = rows if config.mode is not Mode.generate else prefill_rows(rows, S)
+    if config.mode is Mode.generate:
+        S, rows = prefill_length(rows, S), 1
     heads, seconds, origin = arch.heads // split * rows, 0.0, "bundles"
     apart = any(HEAD_KERNEL.match(op.name) for op in operations)
     windows = Counter(layer.window for layer in arch.attention[:layers] if not layer.delta)

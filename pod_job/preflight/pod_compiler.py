@@ -156,11 +156,11 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     shape = shape_for(split, extract)
     made = compile_generation(model, {"params": params}, shape, extract, config.generate)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens
-    read = shape.prefill_rows.count
-    flops = step_flops(arch, arch.layers, read, extract.seq_len), new * token_flops(arch, slots)
+    read, length = shape.prefill_rows.count, shape.prefill_length
+    flops = step_flops(arch, arch.layers, read, length), new * token_flops(arch, slots)
     stored = len(devices) * prefill_positions(extract) * position_bytes
     return [
-        Program("prefill", made.prefill, flops[0], read * extract.seq_len, stored, arch.layers),
+        Program("prefill", made.prefill, flops[0], read * length, stored, arch.layers),
         Program("decode", made.decode, flops[1], new, new * position_bytes, arch.layers, made.call_tokens),
     ]
 

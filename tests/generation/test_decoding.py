@@ -23,6 +23,7 @@ from pod_job.generation.shape import shape_for
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
+from pod_job.models.position_blocks import BLOCK
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.prompts.prompt import Prompt
@@ -48,13 +49,14 @@ def build(
     sharding: Sharding = Sharding.replicated,
     positions: Positions = Positions.all,
     per_device: int = 1,
+    seq_len: int = S,
 ) -> tuple[Any, Generator, Decoder]:
     mesh, arch = make_mesh(mesh_config), read_arch_file(folder / "config.json")
     table = weight_table(arch)
     shardings = weight_shardings(mesh, sharding, table)
     params = load_params(read_checkpoint(folder), table, jnp.float32, shardings)
     model = Decoder(arch, resolve([], TAPS, arch), jnp.float32, placement(mesh, sharding, shardings))
-    extract = ExtractConfig(seq_len=S, rows_per_device=per_device, dtype=StoredDtype.float32, positions=positions)
+    extract = ExtractConfig(seq_len=seq_len, rows_per_device=per_device, dtype=StoredDtype.float32, positions=positions)
     split = row_sharding(mesh, sharding)
     shards = 8 // split.shard_shape((8,))[0]
     shape = shape_for(StepRows(shards * per_device, split), extract)
@@ -153,6 +155,16 @@ def test_the_same_tokens_on_any_mesh_in_any_row(model: Path, temperature: float)
     # On 4 and 8 devices with 2 rows each and one, prompts are read and rows are taken in other orders.
     for (mesh, sharding), per_device in zip(MESHES, (2, 1), strict=True):
         assert_same(run(*build(model, generate, mesh, sharding, per_device=per_device)[1:]), alone)
+
+
+def test_prompts_packed_into_a_row_longer_than_the_cache_and_partly_filled_give_the_same(
+    model: Path, greedy: list[Result]
+) -> None:
+    _, generator, decoder = build(model, GREEDY, MeshConfig(data=2, model=4), per_device=8, seq_len=96)
+    shape = generator.shape
+    assert shape.length > 128 + BLOCK  # slots of a row, and prompts of 79 tokens in all
+    assert shape.computes_filled
+    assert_same(run(generator, decoder), greedy)
 
 
 @pytest.mark.slow

@@ -54,12 +54,10 @@ def test_what_is_held_follows_from_the_configuration(model: Path, tmp_path: Path
     assert every.batches == 8 * 64 * vector * writers_and_two
     generation = {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 3}
     generated = of(**generation)
-    reading = 3  # rows of prefill, beside those of the cache
-    row = (
-        128 * 4 * 2 * 2 * 16 * 4
-    )  # slots (64 + 32, in whole vector registers), layers, keys and values, heads, head size, float32
-    assert generated.cache == (3 + reading) * row
-    assert generated.vectors == 2 * (reading + 3 * 16) * vector  # one prompt in a row of prefill
+    slots = 3 * 128  # of three rows of the cache: 64 + 32, in whole vector registers
+    reading = 3 * 64  # positions of the row of prefill
+    assert generated.cache == (slots + reading) * 4 * 2 * 2 * 16 * 4  # layers, keys and values, heads, size, float32
+    assert generated.vectors == 2 * (3 + 3 * 16) * vector  # three prompts in the row of prefill
     assert generated.batches == 8 * 20 * vector * writers_and_two
     tensor = of(**generation, **{"pod.devices_per_host": 2, "mesh.model": 2, "sharding": "tensor"})
     assert tensor.cache == generated.cache // 2

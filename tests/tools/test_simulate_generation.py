@@ -6,7 +6,7 @@ import pytest
 from pod_job.generation.admission import FeederShape
 from tools.simulate_generation import Host, Pod, Sample, in_waves, of_hosts, refilled
 
-SHAPE = FeederShape(shards=2, rows=3, packed_rows=1, prompts_per_row=3, seq_len=100)
+SHAPE = FeederShape(shards=2, rows=3, prompts_per_row=3, length=100)
 POD = Pod(2, SHAPE, call_tokens=4, prefill_s=0.5, token_s=0.05, block_s=0.001, block=10, blocks=15)
 PER_BATCH = 5
 

@@ -1,0 +1,64 @@
+"""Products of a layer over blocks of positions up to the last that holds a token, on CPUs.
+
+A packed row is seldom full, and a CPU's time follows the positions that it computes.
+
+B rows, S positions, Q positions of a block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pod_job.models.placement import Placement
+
+BLOCK = 128
+"""Positions; a product of fewer takes more time for each, as the weights are read for few."""
+
+
+@dataclass(frozen=True)
+class FilledPlacement(Placement):
+    """A placement that computes the first `blocks` of positions; past them the results are zeros."""
+
+    blocks: Any = 0
+
+    def by_position(self, compute: Callable[..., Any], x: Array) -> Any:
+        return over_blocks(compute, self.blocks, x)
+
+
+def computes_filled(placement: Placement, positions: int) -> bool:
+    """Returns whether prefill of rows of so many positions leaves those past the last token out."""
+    return placement.platform == "cpu" and positions > BLOCK
+
+
+def filled_blocks(segment_ids: Int[Array, "B S"]) -> Int[Array, ""]:
+    """Returns how many blocks of positions there are up to the last that is of a segment; segment 0 is padding."""
+    position = jnp.arange(1, segment_ids.shape[1] + 1)
+    return -(-jnp.max(jnp.where(segment_ids != 0, position, 0)) // BLOCK)
+
+
+def padding_apart(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Returns the segments with each position of padding as one of its own, so that it attends to itself only."""
+    position = jnp.arange(1, segment_ids.shape[1] + 1)
+    return jnp.where(segment_ids == 0, -position, segment_ids)
+
+
+def over_blocks(
+    compute: Callable[..., Any],
+    blocks: Int[Array, ""] | int,
+    x: Float[Array, "B S ..."],
+) -> Any:
+    """Returns `compute(x)` for so many blocks of positions, and zeros past them; `compute` as in `by_position`."""
+    S = x.shape[1]
+    size = min(S, BLOCK)
+    nothing = jax.tree.map(lambda made: jnp.zeros(made.shape, made.dtype), jax.eval_shape(compute, x))
+
+    def add(i: Int[Array, ""], made: Any) -> Any:
+        start = jnp.minimum(i * size, S - size)  # the last block ends with the row, and has some positions again
+        some = compute(jax.lax.dynamic_slice_in_dim(x, start, size, axis=1))
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis=1), made, some)
+
+    return jax.lax.fori_loop(0, blocks, add, nothing)
