@@ -250,12 +250,11 @@ def hf_taps(config: dict[str, Any], folder: Path, input_ids: np.ndarray) -> dict
 
 def outcome(config: dict[str, Any], folder: Path, input_ids: np.ndarray) -> tuple[str, float]:
     """`refused`, or `computed` with the largest error at any tap."""
-    truth = hf_taps(config, folder, input_ids)
     try:
         read_arch(config, "config.json")
     except JobError:
         return "refused", 0.0
-    if truth is None:
+    if (truth := hf_taps(config, folder, input_ids)) is None:
         return "computed, and refused by transformers", np.inf
     model, params = load(folder)
     # Op by op: what is compiled for one variant serves all others of the same shapes. Experts run in a loop.
@@ -287,9 +286,14 @@ def test_variants_are_computed_as_torch_computes_them_or_refused(torch_there: No
 
 
 @pytest.mark.pod
-@pytest.mark.timeout(1200)
-def test_every_variant_is_computed_as_torch_computes_it_or_refused(torch_there: None, tmp_path: Path) -> None:
-    counts = compare(VARIANTS, tmp_path)
-    assert sum(counts.values()) >= 400
-    assert counts["computed"] >= 250
-    assert counts["refused"] >= 90
+@pytest.mark.parametrize("family", sorted(CAUSAL))
+def test_every_variant_is_computed_as_torch_computes_it_or_refused(
+    family: str, torch_there: None, tmp_path: Path
+) -> None:
+    counts = compare([variant for variant in VARIANTS if variant[0] == family], tmp_path)
+    assert counts["computed"] >= 9
+    assert counts["refused"] >= 4
+
+
+def test_there_are_hundreds_of_variants() -> None:
+    assert len(VARIANTS) >= 400
