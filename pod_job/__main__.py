@@ -33,7 +33,7 @@ def run_logged(overrides: list[str]) -> int:
     from pod_job.errors import JobError
     from pod_job.host.host_end import host_end_of, restart_status
     from pod_job.run_folder.status import EndKind
-    from pod_job.terminal import LineFormatter, one_line
+    from pod_job.terminal import LineFormatter, error_line
 
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
@@ -45,7 +45,7 @@ def run_logged(overrides: list[str]) -> int:
 
         complete = run(config)
     except JobError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         return restart_status(host_end_of(error).kind) or 2
     except Exception as error:
         traceback.print_exc()

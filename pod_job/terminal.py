@@ -25,6 +25,8 @@ CONTROLS = re.compile(
     "\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"  # half a surrogate pair, annotations, invisible tags
 )
 LINES = re.compile("[\t\n]")
+MOST_ERROR = 1900
+"""Characters of an error that are printed, of which the last say what to do."""
 
 
 def printable(text: str) -> str:
@@ -35,6 +37,14 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns the text in one line, with every control character escaped."""
     return printable(LINES.sub(lambda found: "\\t" if found[0] == "\t" else "\\n", text))
+
+
+def error_line(error: Exception) -> str:
+    """Returns an error as a command prints it: one line, without the middle of one that quotes megabytes of a file."""
+    line = one_line(str(error))
+    if len(line) <= MOST_ERROR:
+        return line
+    return f"{line[: MOST_ERROR - 500]} [{len(line) - MOST_ERROR:,} characters] {line[-500:]}"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ from pod_job.finishing.merge import merge
 from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
 from pod_job.storage.open import open_folder
-from pod_job.terminal import CONTROLS, LineFormatter, SafeConsole, escaped_output, one_line, printable
+from pod_job.terminal import CONTROLS, LineFormatter, SafeConsole, error_line, escaped_output, one_line, printable
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
 HOSTILE = {
@@ -107,6 +107,14 @@ def test_colors_of_our_own_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     with escaped_output():
         SafeConsole().print("[bold]\x1b]52;c[/]", highlight=False)
     assert stream.getvalue() == "\x1b[1m\\u001b]52;c\x1b[0m\n"
+
+
+def test_an_error_that_quotes_megabytes_is_a_line_that_ends_with_the_fix() -> None:
+    line = error_line(JobError("field=" + "x" * 10_000_000 + "\nis wrong; use another"))
+    assert len(line) < 2000
+    assert line.startswith("field=x")
+    assert line.endswith("is wrong; use another")
+    assert error_line(JobError("short\nline")) == "short\\nline"
 
 
 def test_streams_are_as_before_after_a_command() -> None:

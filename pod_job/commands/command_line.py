@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pod_job.commands.completion import offer, override_words
 from pod_job.errors import JobError, Stopped
-from pod_job.terminal import escaped_output, one_line
+from pod_job.terminal import error_line, escaped_output
 
 if TYPE_CHECKING:
     from pod_job.checking.consent import Consent
@@ -107,7 +107,7 @@ def refusal(error: JobError) -> int:
     except (JobError, BrokenPipeError):
         drop_output()
     with contextlib.suppress(JobError, BrokenPipeError):
-        print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {error_line(error)}", file=sys.stderr, flush=True)
     return BAD_INPUT
 
 

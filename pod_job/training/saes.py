@@ -98,8 +98,10 @@ def parameter_shapes(shape: SaeShape) -> dict[str, tuple[int, ...]]:
 
 
 def check_sae(sae: TrainedSae, name: str) -> TrainedSae:
-    """Returns the SAE. JobError where a parameter is missing, of another size or not finite."""
+    """Returns the SAE. JobError where a parameter is missing, of another size or not finite, or its taps are others."""
     check_shape(sae.shape, name)
+    if sae.origin.taps and len(sae.origin.taps) != sae.shape.taps:
+        raise JobError(f"{name}: names {len(sae.origin.taps):,} taps, and is an SAE of {sae.shape.taps}")
     expected = parameter_shapes(sae.shape)
     if expected.keys() != sae.parameters.keys():
         raise JobError(f"{name}: has {sorted(sae.parameters)}, where its architecture has {sorted(expected)}")
