@@ -30,12 +30,13 @@ from pod_job.models.mesh import make_mesh
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import available_memory, check_machine
 from pod_job.planning.inputs import Inputs, claim_run, open_run_folder, read_inputs
-from pod_job.planning.memory import check_rows, explaining_memory
+from pod_job.planning.memory import check_rows, explaining_memory, with_fitting_local_rows, with_fitting_rows
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import Counting, TaskReading
 from pod_job.planning.training import TrainInputs, claim_training, is_complete, prompts_of, read_train_inputs
 from pod_job.planning.training_memory import check_buffer
+from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.programs import compile_program, load_model, pass_gate
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokenizer import has_vocabulary
@@ -73,7 +74,7 @@ def run(config: JobConfig) -> bool:
         reading = TaskReading(Counting.hosts, Share(host.index, host.count))
         if config.mode is Mode.train:
             return train_saes(read_train_inputs(config, folder, reading), host, reporter, stop)
-        inputs = read_inputs(config, folder, reading)
+        inputs = with_chosen_rows(read_inputs(config, folder, reading))
         check_prompts(inputs, host, reporter)
         if config.pod.kind is PodKind.local and (free := available_memory()) is not None:
             check_rows(inputs, free // config.pod.devices, "this machine, for each of its devices,")
@@ -85,6 +86,14 @@ def run(config: JobConfig) -> bool:
             with explaining_memory(inputs):
                 compute(inputs, pending, host, reporter, stop)
         return finish(inputs, host, reporter, stop)
+
+
+def with_chosen_rows(inputs: Inputs) -> Inputs:
+    """Returns the inputs with as many rows as fit on each device, where extract.rows_per_device=0 asks for that."""
+    pod = inputs.config.pod
+    if pod.kind is PodKind.local:
+        return with_fitting_local_rows(inputs)
+    return with_fitting_rows(inputs, read_accelerator_type(pod.accelerator_type or "").chip.hbm_bytes)
 
 
 def listen(stop: StopRequest, config: JobConfig) -> None:

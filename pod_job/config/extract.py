@@ -97,7 +97,7 @@ class ExtractConfig:
     dtype: StoredDtype = StoredDtype.bfloat16  # dtype of the stored vectors
     save_every_n_samples: int = 512  # samples per batch, the unit that is committed and resumed
     seq_len: int = 1024  # tokens in a row: the longest prompt
-    rows_per_device: int = 1  # rows of seq_len tokens per device in one step
+    rows_per_device: int = 1  # rows of seq_len tokens per device in one step; 0, with mode=generate: as many as fit
     prompts_per_row: int = 64  # most prompts that are packed into one row
     too_long: TooLong = TooLong.refuse
     overlap: int = (
@@ -109,8 +109,9 @@ class ExtractConfig:
     on_nonfinite: OnNonfinite = OnNonfinite.fail
 
     def __post_init__(self) -> None:
-        for name in ("save_every_n_samples", "seq_len", "rows_per_device", "prompts_per_row"):
+        for name in ("save_every_n_samples", "seq_len", "prompts_per_row"):
             at_least(f"extract.{name}", getattr(self, name), 1)
+        at_least("extract.rows_per_device", self.rows_per_device, 0)
         if self.layers is not None and len(set(self.layers)) != len(self.layers):
             raise JobError(f"extract.layers={self.layers} names a layer twice; name each once")
         self._check_positions()

@@ -185,6 +185,8 @@ class JobConfig:
         if self.mode is Mode.prefill and extract.positions is Positions.generated:
             raise JobError("extract.positions=generated needs generated tokens; set mode=generate, or use last or all")
         if self.mode is not Mode.generate:
+            if not extract.rows_per_device:
+                raise JobError("extract.rows_per_device=0 chooses rows with mode=generate only; use 1 or more")
             return
         if extract.positions not in (Positions.last, Positions.all, Positions.generated):
             raise JobError(

@@ -55,13 +55,19 @@ from pod_job.storage.open import open_folder
 
 
 @dataclass(frozen=True)
-class Outline:
-    """A run without its weights: its configuration, the sizes that config.json gives, and the tasks."""
+class Sizes:
+    """A run's configuration and the sizes that config.json gives."""
 
     config: JobConfig
     arch: Arch
     taps: tuple[Tap, ...]
     table: dict[str, Weight]
+
+
+@dataclass(frozen=True)
+class Outline(Sizes):
+    """A run without its weights: its sizes, and the tasks."""
+
     tasks: Tasks
     total_batches: int
 

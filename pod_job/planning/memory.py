@@ -6,19 +6,29 @@ the preflight reports that too.
 
 import bisect
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_length
 from pod_job.config.schema import JobConfig, Positions, Sharding
 from pod_job.errors import JobError, first_line
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.sharding import rules
-from pod_job.planning.inputs import Inputs, Outline
+from pod_job.planning.inputs import Inputs, Outline, Sizes
 from pod_job.planning.model_cost import prefill_positions, step_positions, stored_rows, vector_bytes
 from pod_job.units import size_text
 
+Run = TypeVar("Run", bound=Sizes)
+
+MOST_ROWS = 64
+"""Rows of a device that are chosen at most: more would have few prompts to go round."""
+MOST_LOCAL_ROWS = 16
+"""The same of a CPU, which computes rows without a prompt, too."""
+SHARE_FOR_ROWS = 0.8
+"""Part of a device's memory up to which rows are chosen; the compiler's temporaries come on top."""
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"
 """Beginning of jax's error."""
 
@@ -45,7 +55,7 @@ class RunMemory:
         return self.weights + self.cache + self.vectors
 
 
-def run_memory(run: Outline) -> RunMemory:
+def run_memory(run: Sizes) -> RunMemory:
     """Returns what the run holds; a batch's rows are counted as if every prompt had `extract.seq_len` tokens."""
     config, arch, extract = run.config, run.arch, run.config.extract
     item = DTYPE_OF[config.model.dtype.value].itemsize
@@ -125,10 +135,36 @@ def check_rows(run: Outline, available: int, where: str) -> None:
     )
 
 
-def with_rows(run: Outline, rows: int) -> RunMemory:
+def with_rows(run: Sizes, rows: int) -> RunMemory:
     """Returns what the run would hold with so many rows of each device."""
-    extract = replace(run.config.extract, rows_per_device=rows)
-    return run_memory(replace(run, config=replace(run.config, extract=extract)))
+    return run_memory(replace(run, config=config_with_rows(run.config, rows)))
+
+
+def config_with_rows(config: JobConfig, rows: int) -> JobConfig:
+    return replace(config, extract=replace(config.extract, rows_per_device=rows))
+
+
+def with_fitting_rows(run: Run, bytes_of_device: int, most: int = MOST_ROWS) -> Run:
+    """Returns the run, with as many rows of each device as fit where its configuration leaves them to be chosen.
+
+    The number follows from the configuration, the model and the device alone, so that all hosts and starts choose the
+    same; neither tokens nor vectors depend on it.
+
+    Args:
+        bytes_of_device: memory of each device, used or not.
+        most: rows that are chosen at most.
+    """
+    if run.config.extract.rows_per_device:
+        return run
+    room = int(SHARE_FOR_ROWS * bytes_of_device)
+    fits = bisect.bisect_right(range(1, most + 1), room, key=lambda count: with_rows(run, count).device)
+    return replace(run, config=config_with_rows(run.config, max(1, fits)))
+
+
+def with_fitting_local_rows(run: Run) -> Run:
+    """Returns the run with rows for the CPU devices of this machine, by all of its memory: what is free changes."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return with_fitting_rows(run, machine // run.config.pod.devices, MOST_LOCAL_ROWS)
 
 
 def on_device(memory: RunMemory) -> str:

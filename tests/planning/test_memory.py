@@ -1,5 +1,7 @@
 """Memory of a run: shown in the plan, and with the settings that lower it where a job runs out of memory."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,24 @@ from safetensors.numpy import load_file
 
 from pod_job.config.load import load
 from pod_job.errors import JobError
+from pod_job.job import with_chosen_rows
 from pod_job.planning.inputs import read_inputs
-from pod_job.planning.memory import check_rows, described, explaining_memory, run_memory, with_rows
+from pod_job.planning.memory import (
+    MOST_LOCAL_ROWS,
+    MOST_ROWS,
+    SHARE_FOR_ROWS,
+    check_rows,
+    described,
+    explaining_memory,
+    run_memory,
+    with_fitting_rows,
+    with_rows,
+)
+from pod_job.preflight.planned_job import planned_job
+from pod_job.preflight.tpu_facts import read_accelerator_type
 from tools.tiny_model import write_tiny_model
+
+ROWS = "extract.rows_per_device"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +96,38 @@ def test_rows_that_do_not_fit_are_refused_with_the_number_that_does(model: Path,
     check_rows(inputs, run_memory(inputs).device, "a v5e chip")
     with pytest.raises(JobError, match=r"a v5e chip has .*; not one row fits: lower extract.seq_len or generate.max"):
         check_rows(inputs, with_rows(inputs, 1).device - 1, "a v5e chip")
+
+
+def test_rows_left_to_be_chosen_are_the_most_that_fit_and_change_nothing_of_the_run(
+    model: Path, tmp_path: Path
+) -> None:
+    generation = {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 0}
+    inputs = read_inputs(load(overrides(model, tmp_path / "run", **generation)))
+    for fits in (1, 7, MOST_ROWS - 1, MOST_ROWS):
+        room = math.ceil(with_rows(inputs, fits).device / SHARE_FOR_ROWS)
+        chosen = with_fitting_rows(inputs, room)
+        assert chosen.config.extract.rows_per_device == fits
+        assert chosen.identity == inputs.identity
+        check_rows(chosen, room, "a v5e chip")
+    assert with_fitting_rows(inputs, 1 << 50).config.extract.rows_per_device == MOST_ROWS
+    with pytest.raises(JobError, match="not one row fits"):
+        check_rows(with_fitting_rows(inputs, 1000), 1000, "a v5e chip")
+    given = replace(inputs, config=load(overrides(model, tmp_path / "run", **generation | {ROWS: 3})))
+    assert with_fitting_rows(given, 1 << 50) == given
+
+
+def test_a_job_and_its_preflight_choose_rows_by_the_chip_or_the_machine(model: Path, tmp_path: Path) -> None:
+    generation = {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 0}
+    local = read_inputs(load(overrides(model, tmp_path / "run", **generation)))
+    assert with_chosen_rows(local).config.extract.rows_per_device == MOST_LOCAL_ROWS
+    large = {"pod": "v5e_8", "mesh.data": 8, "extract.seq_len": 2048, "generate.max_new_tokens": 2000}
+    config = load(overrides(model, tmp_path / "run", **generation | large))
+    job, _, _ = planned_job(config, read_accelerator_type("v5litepod-8"))
+    on_host = with_chosen_rows(read_inputs(config))
+    assert job.config.extract == on_host.config.extract
+    assert on_host.config.extract.rows_per_device == MOST_ROWS
+    with pytest.raises(JobError, match=r"extract.rows_per_device=0 chooses rows with mode=generate only; use 1"):
+        load(overrides(model, tmp_path / "run", **{ROWS: 0}))
 
 
 def test_a_job_of_more_rows_than_this_machine_holds_does_not_start(model: Path, tmp_path: Path) -> None:
