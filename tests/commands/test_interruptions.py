@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from run_content import content
 from sample_runs import finished_run
@@ -23,6 +24,11 @@ from pod_job.errors import JobError
 from pod_job.interop.pickle_export import export_pickles
 from pod_job.storage import local
 from pod_job.storage.open import open_folder
+from pod_job.training.architectures.shape import Architecture
+from pod_job.training.layouts.read import read_saes
+from pod_job.training.layouts.sae_lens import write_sae
+from pod_job.training.saes import TrainedSae
+from tools.fuzz.sae_targets import random_sae
 
 EFFECTS = [(os, "write"), (os, "fsync"), (os, "link"), (os, "replace"), (os, "mkdir"), (local, "write_temporary")]
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
@@ -159,3 +165,39 @@ def test_it_leaves_what_was_there_and_runs_again(
         assert verify(top / ("OUT" if command in ("shuffle", "import") else "RUN")).sound
         shutil.rmtree(top)
     assert interrupted
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Killed()], ids=["full", "killed"])
+@pytest.mark.parametrize("to", ["sae-lens", "circuit-tracer"])
+def test_an_export_of_saes_leaves_none_or_whole_ones_and_runs_again(
+    to: str, error: BaseException, tmp_path: Path
+) -> None:
+    write_sae(open_folder(tmp_path / "sae"), "", random_sae(Architecture.jump_relu, transcoder=to == "circuit-tracer"))
+    [whole] = read_saes(tmp_path / "sae").values()
+    for after in itertools.count():
+        out = tmp_path / str(after)
+        words = [str(tmp_path / "sae"), str(out), "--to", to]
+        with failing(after, error) as left, contextlib.suppress(Killed):
+            export.main(words)
+        for folder in (out, *out.glob("*/")):
+            with contextlib.suppress(JobError):
+                assert all(same_parameters(sae, whole) for sae in read_saes(folder).values())
+        assert export.main(words) == 0
+        [again] = [sae for folder in (out, *out.glob("*/")) for sae in read_or_none(folder)]
+        assert same_parameters(again, whole)
+        if left[0] >= 0:
+            break
+    assert after > 3
+
+
+def read_or_none(folder: Path) -> list[TrainedSae]:
+    """Returns the SAEs of a folder that has some."""
+    try:
+        return list(read_saes(folder).values())
+    except JobError:
+        return []
+
+
+def same_parameters(one: TrainedSae, other: TrainedSae) -> bool:
+    """Returns whether parameters are equal, but for the rounding of thresholds, which layouts store in another way."""
+    return all(np.allclose(one.parameters[name], other.parameters[name], rtol=1e-5) for name in other.parameters)
