@@ -1,7 +1,7 @@
 """Every family against Hugging Face's torch model: taps, built-in reference, packing, meshes and generation."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,39 +60,53 @@ def test_every_tap_and_the_logits_equal_hugging_face(family: str, tiny, truth) -
     assert far(found, expected) == {}
 
 
-@pytest.mark.parametrize("family", CAUSAL)
-def test_the_built_in_decoder_equals_hugging_face(family: str, tiny, truth) -> None:
+def by_built_in_decoder(folder: Path, ids: np.ndarray, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Returns these taps by NumPy."""
     from transformers import AutoConfig
 
     from pod_job.checking.hf_tensors import HfTensors
-    from pod_job.checking.numpy_decoder import COVERED, numpy_taps
+    from pod_job.checking.numpy_decoder import numpy_taps
     from pod_job.checkpoints.checkpoint import read_checkpoint
     from pod_job.models.arch import read_arch_file
     from pod_job.models.weight_table import weight_table
 
+    tensors = HfTensors(read_checkpoint(folder), weight_table(read_arch_file(folder / "config.json")))
+    config = AutoConfig.from_pretrained(folder)
+    found, _ = numpy_taps(config, tensors, list(ids), names, np.dtype("float32"), lambda x, w: x @ w.T)
+    assert found.keys() == set(names)
+    return {name: taps.reshape(*ids.shape, -1) for name, taps in found.items()}
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_the_built_in_decoder_equals_hugging_face(family: str, tiny, truth) -> None:
+    from pod_job.checking.numpy_decoder import COVERED
+
     if family not in COVERED:
         return
-    folder, (ids, expected) = tiny(family), truth(family)
-    tensors = HfTensors(read_checkpoint(folder), weight_table(read_arch_file(folder / "config.json")))
-    names, config = expected.keys() - {"logits"}, AutoConfig.from_pretrained(folder)
-    found, _ = numpy_taps(config, tensors, list(ids), names, np.dtype("float32"), lambda x, w: x @ w.T)
-    assert found.keys() == names
-    assert far({name: taps.reshape(2, SEQ, -1) for name, taps in found.items()}, expected) == {}
+    ids, expected = truth(family)
+    assert far(by_built_in_decoder(tiny(family), ids, expected.keys() - {"logits"}), expected) == {}
 
 
-def test_longrope_is_chosen_for_each_packed_sequence_by_its_own_length(tmp_path: Path, torch_there: None) -> None:
-    """The rotation changes after 8 tokens; sequences of 13 and 7 are rotated as Hugging Face rotates each alone."""
-    from pod_job.checking.hf_reference import load_reference, run_reference
-
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose rotation changes after 8 tokens."""
     scaling = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [3.0, 4.0, 5.0], "factor": 4.0}
-    folder = write_tiny_model(tmp_path / "phi3", "phi3", hidden=48, heads=6, rope_scaling=scaling)
+    folder = tmp_path_factory.mktemp("longrope") / "phi3"
+    write_tiny_model(folder, "phi3", hidden=48, heads=6, rope_scaling=scaling)
     config = json.loads((folder / "config.json").read_text()) | {"original_max_position_embeddings": 8}
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_longrope_is_chosen_for_each_packed_sequence_by_its_own_length(longrope: Path, torch_there: None) -> None:
+    """Sequences of 13 and 7 tokens are rotated as Hugging Face rotates each alone."""
+    from pod_job.checking.hf_reference import load_reference, run_reference
+
     ids = np.random.default_rng(0).integers(0, 256, (2, SEQ)).astype(np.int32)
-    reference = load_reference(folder)
+    reference = load_reference(longrope)
     parts = [run_reference(reference, part) for part in (ids[:, :13], ids[:, 13:])]
     expected = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-    model, params = load(folder, taps=["*"])
+    model, params = load(longrope, taps=["*"])
     packed = {
         "positions": np.repeat([[*range(13), *range(7)]], 2, axis=0),
         "segment_ids": np.repeat([[1] * 13 + [2] * 7], 2, axis=0),
@@ -101,6 +115,17 @@ def test_longrope_is_chosen_for_each_packed_sequence_by_its_own_length(tmp_path:
         found = apply(model, params, ids, **packed)
     assert far(found, expected) == {}
     assert model.arch.one_rope == 8
+
+
+@pytest.mark.parametrize("length", [8, 9, SEQ])
+def test_the_built_in_decoder_equals_hugging_face_on_both_sides_of_longropes_change(
+    length: int, longrope: Path, torch_there: None
+) -> None:
+    from pod_job.checking.hf_reference import load_reference, run_reference
+
+    ids = np.random.default_rng(1).integers(0, 256, (2, length)).astype(np.int32)
+    expected = run_reference(load_reference(longrope), ids)
+    assert far(by_built_in_decoder(longrope, ids, expected.keys() - {"logits"}), expected) == {}
 
 
 @pytest.mark.pod
