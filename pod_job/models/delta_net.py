@@ -119,7 +119,7 @@ def run_chunk(
 ) -> tuple[tuple[Float[Array, "B K R H P"], Int[Array, " B"]], Float[Array, "B C K R P"]]:
     """Returns the state after a chunk with the segment that it is of, and what the chunk's queries read."""
     (state, before), (q, k, v, decay, beta, segments) = carry, part
-    C, P = v.shape[1], v.shape[-1]
+    P = v.shape[-1]
     v, decay, beta = jnp.moveaxis(v, 1, 3), jnp.moveaxis(decay, 1, 3), jnp.moveaxis(beta, 1, 3)  # [B K R C ...]
     sees = jnp.tril(segments[:, :, None] == segments[:, None, :])
     # Summed within the segment alone, so that no bit of it depends on another.
@@ -131,13 +131,9 @@ def run_chunk(
     # A token's correction depends on those before it in its chunk: a triangular system with a diagonal of ones.
     products = jnp.einsum("bckh,bdkh->bkcd", k, k, precision=EXACT)[:, :, None]
     keys = (beta * reads)[..., None] * jnp.moveaxis(k, 1, 2)[:, :, None]
-    solved = jax.lax.linalg.triangular_solve(
-        jnp.tril(beta[..., None] * products * between, -1) + jnp.eye(C),
-        jnp.concatenate([beta[..., None] * v, keys], axis=-1),
-        left_side=True,
-        lower=True,
-        unit_diagonal=True,
-    )
+    inverse = unit_lower_inverse(jnp.tril(beta[..., None] * products * between, -1))
+    right = jnp.concatenate([beta[..., None] * v, keys], axis=-1)
+    solved = jnp.einsum("bkrcd,bkrdp->bkrcp", inverse, right, precision=EXACT)
     new = solved[..., :P] - jnp.einsum("bkrch,bkrhp->bkrcp", solved[..., P:], state, precision=EXACT)
     scores = jnp.einsum("bckh,bdkh->bkcd", q, k, precision=EXACT)[:, :, None] * between
     out = reads[..., None] * jnp.einsum("bckh,bkrhp->bkrcp", q, state, precision=EXACT)
@@ -145,3 +141,24 @@ def run_chunk(
     written = jnp.einsum("bckh,bkrcp->bkrhp", k, stays[..., None] * new, precision=EXACT)
     state = reads[..., -1][..., None, None] * state + written
     return (state, segments[:, -1]), jnp.moveaxis(out, 3, 1)
+
+
+def unit_lower_inverse(below: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+    """Returns the inverse of I + below, where `below` is zero on and above the diagonal.
+
+    Pairs of inverted blocks on the diagonal make one of twice their size. jax's `triangular_solve` in a loop leaves two
+    devices of a CPU waiting for each other forever (jaxlib 0.10.2, on two cores).
+    """
+    C = below.shape[-1]
+    size = 1 << (C - 1).bit_length()
+    whole = jnp.pad(below, [*[(0, 0)] * (below.ndim - 2), (0, size - C), (0, size - C)])
+    inverse = jnp.ones((*below.shape[:-2], size, 1, 1), below.dtype)
+    for half in (1 << i for i in range((C - 1).bit_length())):
+        count = size // (2 * half)
+        blocks = whole.reshape(*below.shape[:-2], count, 2 * half, count, 2 * half)
+        blocks = jnp.moveaxis(jnp.diagonal(blocks, axis1=-4, axis2=-2), -1, -3)[..., half:, :half]
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        left = -jnp.einsum("...ij,...jk,...kl->...il", second, blocks, first, precision=EXACT)
+        upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        inverse = jnp.concatenate([upper, jnp.concatenate([left, second], axis=-1)], axis=-2)
+    return inverse[..., 0, :C, :C]

@@ -1,5 +1,8 @@
 """Gated delta rules: chunk by chunk as token by token, each segment by itself, and layers of two kinds in one loop."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from test_models import apply, error, load
 from pod_job.errors import JobError
 from pod_job.models import delta_net, layer_loop
 from pod_job.models.arch import Arch, check_generates, read_arch
-from pod_job.models.delta_net import convolve, delta_rule
+from pod_job.models.delta_net import convolve, delta_rule, unit_lower_inverse
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.model_cost import layer_flops
@@ -65,6 +68,35 @@ def test_chunks_give_what_the_rule_gives_token_by_token_in_each_segment(
     with jax.default_matmul_precision("highest"):
         found = delta_rule(*map(jnp.asarray, arrays), jnp.asarray(segments))
     np.testing.assert_allclose(np.asarray(found), token_by_token(*arrays, segments), atol=3e-6)
+
+
+@pytest.mark.parametrize("C", [1, 2, 5, 20, 64])
+def test_an_inverse_is_that_of_float64(C: int) -> None:
+    below = np.tril(np.random.default_rng(C).normal(size=(2, 3, C, C)) / 4, -1)
+    truth = np.linalg.inv(below + np.eye(C))
+    with jax.default_matmul_precision("highest"):
+        found = np.asarray(unit_lower_inverse(jnp.asarray(below, jnp.float32)))
+    np.testing.assert_allclose(found, truth, atol=1e-6 * np.abs(truth).max())
+
+
+ON_TWO_DEVICES = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+from pod_job.models.delta_net import delta_rule
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+rule = jax.shard_map(delta_rule, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+x = jnp.ones((2, 130, 1, 4))
+print(jax.jit(rule)(x, x, x, -x[..., 0], x[..., 0], jnp.ones((2, 130), jnp.int32)).shape)
+"""
+
+
+def test_two_devices_of_a_cpu_do_not_wait_for_each_other() -> None:
+    """Chunk by chunk, their programs once came to a stop on a machine of two cores."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.strip() == "(2, 130, 1, 4)", done.stderr
 
 
 def test_a_filter_sees_the_latest_positions_of_its_segment() -> None:
