@@ -22,6 +22,7 @@ from pod_job.prompts.sources.index import FileEntry, pack_marks, unpack_marks
 from pod_job.prompts.sources.places import DataFile, RangedFile, crc32c_of, unreadable
 from pod_job.prompts.sources.record import read_record
 from pod_job.prompts.sources.sample import RECORD_FIELDS, BrokenTask, Sample
+from pod_job.terminal import one_line
 
 ROWS = 128
 """Rows of a Parquet file that are decoded at a time."""
@@ -48,12 +49,19 @@ class TableReader(FileReader):
         super().__init__(file, entry, cache, alone)
 
     @abstractmethod
-    def schema(self) -> pa.Schema:
-        """Returns the names and types of the columns."""
+    def read_schema(self) -> pa.Schema:
+        """Returns the names and types of the columns as pyarrow reads them."""
 
     @abstractmethod
     def batches_of(self, raw: RangedFile) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the file from the first on."""
+
+    def schema(self) -> pa.Schema:
+        """Returns the names and types of the columns. JobError where a name is not UTF-8."""
+        with self.errors():
+            schema = self.read_schema()
+            _ = schema.names  # which are decoded now
+            return schema
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         return self.batches_of(self.raw())
@@ -113,9 +121,8 @@ class ParquetReader(TableReader):
     def open(self, raw: RangedFile | None = None) -> pq.ParquetFile:
         return pq.ParquetFile(raw or self.raw(), buffer_size=BUFFER_BYTES, pre_buffer=False)
 
-    def schema(self) -> pa.Schema:
-        with self.errors():
-            return self.open().schema_arrow
+    def read_schema(self) -> pa.Schema:
+        return self.open().schema_arrow
 
     def count(self) -> Counted:
         with self.errors():
@@ -187,9 +194,8 @@ class ArrowReader(TableReader):
                 raise unreadable(self.entry.url, "it has dictionaries; save it without, as Parquet")
             yield message
 
-    def schema(self) -> pa.Schema:
-        with self.errors():
-            return pa.ipc.read_schema(pa.ipc.read_message(self.source()))
+    def read_schema(self) -> pa.Schema:
+        return pa.ipc.read_schema(pa.ipc.read_message(self.source()))
 
     def rows_at_a_glance(self) -> int:
         with self.errors():
@@ -270,11 +276,8 @@ class CsvReader(TableReader):
         buffered = pa.PythonFile(io.BufferedReader(raw, BUFFER_BYTES), "r")
         return pyarrow.csv.open_csv(pa.CompressedInputStream(buffered, codec), options, parse, convert)
 
-    def schema(self) -> pa.Schema:
-        with self.errors():
-            schema = self.parsed().schema
-            _ = schema.names  # which are decoded now
-            return schema
+    def read_schema(self) -> pa.Schema:
+        return self.parsed().schema
 
     def count(self) -> Counted:
         with self.errors():
@@ -303,7 +306,7 @@ def check_schemas(schemas: dict[str, pa.Schema], field: str) -> None:
     for url, schema in schemas.items():
         name = field if field in schema.names else field.split(".")[0]
         if name not in schema.names:
-            columns = ", ".join(schema.names[:20])
+            columns = one_line(", ".join(schema.names[:20]))
             raise JobError(f'tasks.field={field}: {url} has no column "{name}"; it has {columns}')
         for read in {name, *RECORD_FIELDS} & set(schema.names):
             if schema.names.count(read) > 1:

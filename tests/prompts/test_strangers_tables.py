@@ -1,9 +1,10 @@
-"""An Arrow file of a stranger: what it claims of sizes and offsets is checked before memory is taken or read by it."""
+"""Tables of strangers: what they claim is checked before memory is taken by it, and names are shown as one line."""
 
 import struct
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pod_job.config.tasks import OnBroken, TasksConfig
@@ -78,3 +79,25 @@ def test_a_text_that_is_not_utf_8_is_one_broken_row(tmp_path: Path) -> None:
     path = written(tmp_path / "a.arrow", pa.array(TEXTS))
     changed(path, b"two", b"t\xffo")
     assert prompts(path) == ["one", "three"]
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_a_name_of_a_column_that_is_not_utf_8_is_refused(tmp_path: Path, suffix: str) -> None:
+    path, table = tmp_path / f"a.{suffix}", pa.table({"text": TEXTS, "other": TEXTS})
+    if suffix == "parquet":
+        pq.write_table(table, path, store_schema=False)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    assert prompts(path) == TEXTS
+    path.write_bytes(path.read_bytes().replace(b"other", b"oth\xffr"))
+    with pytest.raises(JobError, match=rf"a\.{suffix} cannot be read \(damaged"):
+        prompts(path)
+
+
+def test_an_error_that_names_columns_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"one\ntwo","\x1b[31m"\n1,2\n')
+    with pytest.raises(JobError, match="has no column") as refused:
+        prompts(path)
+    assert not {"\n", "\x1b"} & set(str(refused.value))
