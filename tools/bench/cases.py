@@ -90,7 +90,11 @@ class Case:
 
 
 WAYS = ("ours", "hugging_face", "transformer_lens", "nnsight", "sae_lens", "document")
-WAY_PEERS = {way: way.replace("_", "-") for way in WAYS[1:5]} | {"document": "hugging-face", "inputs": "hugging-face"}
+WAY_PEERS = {
+    **{way: way.replace("_", "-") for way in WAYS[1:4]},
+    "sae_lens": "trainers",
+    **dict.fromkeys(("document", "inputs"), "hugging-face"),
+}
 TAPS = {"one-tap": [12], "four-taps": [6, 12, 18, 24]}
 BESIDE_TORCH = ("ours", "ours forward", "hugging_face", "hugging_face forward", "jax_products", "torch_products")
 BESIDE_TORCH_FIGURES = (
