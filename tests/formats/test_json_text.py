@@ -37,6 +37,7 @@ DECODERS = {
     "pod_job/generation/predictions.py": "its own texts",
     "pod_job/prompts/chat.py": "answers of its own process",
     "pod_job/prompts/template_worker.py": "requests of its own parent",
+    "pod_job/prompts/tokenizer_growth.py": "parts as they are, for the library, and what the library made of them",
     "pod_job/checkpoints/content.py": "its own cache",
     "pod_job/storage/gcs_media.py": "answers of Cloud Storage",
 }
