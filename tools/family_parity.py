@@ -27,7 +27,7 @@ from pod_job.config.schema import MeshConfig, Sharding
 from pod_job.formats.relative_errors import relative_errors
 from pod_job.models import layer_loop
 from pod_job.models.arch import read_arch_file
-from pod_job.models.cache import Cache, KeyValues
+from pod_job.models.cache import Cache, Kept
 from pod_job.models.decoder import Activations, Decoder, Output, Params
 from pod_job.models.families import CAUSAL
 from pod_job.models.layer_attention import Tokens
@@ -57,8 +57,7 @@ def parity(family: str, shardings: Sequence[Sharding] = tuple(Sharding)) -> dict
         }
         for sharding in shardings:
             model, params, rows = on_mesh(folder, sharding)
-            ways = {"packed": packed} if model.arch.delta else {"packed": packed, "generated": generated}
-            for way, run in ways.items():
+            for way, run in {"packed": packed, "generated": generated}.items():
                 for tap, vectors in run(model, params, ids, rows).items():
                     key = (sharding.value, way, site_of(tap))
                     worst = float(relative_errors(flat(vectors), flat(truths[way][tap])).max())
@@ -158,7 +157,7 @@ def generated(model: Decoder, params: Params, ids: np.ndarray, rows: jax.shardin
         positions = jnp.broadcast_to(jnp.arange(PROMPT), ids.shape)
         tokens, last = Tokens(ids, positions, jnp.ones_like(ids)), jnp.full((ROWS, 1), PROMPT - 1)
         begun = model.apply(params, tokens, last, length, return_activations=True, method="read")
-        output, kept = cast(tuple[Output, KeyValues], begun)
+        output, kept = cast(tuple[Output, Kept], begun)
         return output.activations, Cache(kept, jnp.int32(PROMPT))
 
     def extend(params: Params, ids: Array, positions: Array, cache: Cache) -> tuple[Activations, Cache]:
@@ -193,8 +192,8 @@ def table(families: Sequence[str] = CAUSAL) -> str:
         errors = parity(family)
         cells = []
         for column in columns:
-            worst = max(((error, key[2]) for key, error in errors.items() if key[:2] == column), default=None)
-            cells.append("refused" if worst is None else f"{worst[0]:.1e} (`{worst[1]}`)")
+            worst, site = max((error, key[2]) for key, error in errors.items() if key[:2] == column)
+            cells.append(f"{worst:.1e} (`{site}`)")
         lines.append(f"| `{family}` | {len({site for _, _, site in errors})} | {' | '.join(cells)} |")
         print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)

@@ -10,7 +10,7 @@ vocabulary.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.quantize import as_stored
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.shape import GenerationShape
-from pod_job.models.cache import Cache, KeyValues, empty_cache
+from pod_job.models.cache import Cache, DeltaStates, Kept, KeyValues, empty_cache
 from pod_job.models.decoder import Decoder, Output, Params
 from pod_job.models.layer_attention import Tokens
 from pod_job.models.position_blocks import computes_filled
@@ -164,15 +164,18 @@ def compile_generation(
 
 def row_state_shardings(model: Decoder, split: NamedSharding) -> Rows:
     """Returns the sharding of each array of Rows, in its place."""
-    mesh = split.mesh
-    kept = NamedSharding(mesh, cache_spec(model))
-    cache = Cache(KeyValues(kept, kept), NamedSharding(mesh, PartitionSpec()))  # type: ignore[arg-type]
+    kept = kept_as(model, lambda spec: NamedSharding(split.mesh, spec))
+    cache = Cache(kept, NamedSharding(split.mesh, PartitionSpec()))  # type: ignore[arg-type]
     return Rows(cache, split, split, split, split)  # type: ignore[arg-type]
 
 
-def cache_spec(model: Decoder) -> PartitionSpec:
-    """Returns how keys and values of all layers are split: their rows, and with sharding=tensor their heads."""
-    return PartitionSpec(None, model.placement.rows, model.placement.heads)
+def kept_as(model: Decoder, of_spec: Callable[[PartitionSpec], Any]) -> Kept:
+    """Returns in each array's place what `of_spec` gives for its split: of rows, and with sharding=tensor of heads."""
+    placement = model.placement
+    keys, states = (
+        of_spec(PartitionSpec(None, placement.rows, heads)) for heads in (placement.heads, placement.delta_heads)
+    )
+    return Kept(KeyValues(keys, keys), None if model.arch.delta is None else DeltaStates(*[states] * 4))
 
 
 def no_prompts(model: Decoder, rows: int, slots: int) -> Rows:
@@ -195,7 +198,7 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
             return_activations=extract.positions is not Positions.generated,
             method="read",
         )
-        (logits, activations), kept = cast(tuple[Output, KeyValues], applied)
+        (logits, activations), kept = cast(tuple[Output, Kept], applied)
         assert logits is not None
         token = choose(logits, prompts.number, jnp.zeros_like(prompts.number), prompts.forced, generate)
         taps = {name: as_stored(value, dtype) for name, value in activations.items()}
@@ -204,27 +207,33 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
     return prefill
 
 
-def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: KeyValues) -> Rows:
+def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: Kept) -> Rows:
     """Returns the rows with every prompt in its target, its last token in the slot before the next one."""
     placement = model.placement
 
-    def put(rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: KeyValues) -> Rows:
+    def put(rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: Kept) -> Rows:
         slot, slots = rows.cache.slot, rows.cache.slots
 
-        def put_one(m: Array, caches: KeyValues) -> KeyValues:
+        def put_one(m: Array, caches: Kept) -> Kept:
             target, last = prompts.target[0, m], prompts.last[0, m]
 
-            def turned(cache: Array, new: Array) -> Array:
-                # A row of prefill may be longer than one of the cache, but no prompt is.
-                start = jnp.clip(last + 1 - slots, 0, new.shape[-1] - slots)
-                row = jax.lax.dynamic_slice_in_dim(new, start, slots, axis=-1)
-                row = jnp.roll(row, slot - 1 - (last - start), axis=-1)
+            def replaced(cache: Array, row: Array) -> Array:
                 if every:
                     earlier = jax.lax.dynamic_slice_in_dim(cache, target, 1, axis=1)
                     row = jnp.where(target == FREE, earlier, row)
                 return jax.lax.dynamic_update_slice_in_dim(cache, row, target, axis=1)
 
-            return jax.tree.map(turned, caches, kept)
+            def turned(cache: Array, new: Array) -> Array:
+                # A row of prefill may be longer than one of the cache, but no prompt is.
+                start = jnp.clip(last + 1 - slots, 0, new.shape[-1] - slots)
+                row = jax.lax.dynamic_slice_in_dim(new, start, slots, axis=-1)
+                return replaced(cache, jnp.roll(row, slot - 1 - (last - start), axis=-1))
+
+            def copied(cache: Array, new: Array) -> Array:
+                return replaced(cache, jax.lax.dynamic_slice_in_dim(new, m, 1, axis=1))
+
+            keys = jax.tree.map(turned, caches.keys, kept.keys)
+            return Kept(keys, jax.tree.map(copied, caches.states, kept.states))
 
         # A CPU leaves out the places of a row of prefill that have no prompt; a TPU's forecast counts a fixed number.
         every = placement.platform != "cpu"
@@ -246,7 +255,7 @@ def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[A
 
     # Every device puts the prompts that it read into rows of its own.
     split = PartitionSpec(placement.rows)
-    caches = KeyValues(cache_spec(model), cache_spec(model))  # type: ignore[arg-type]
+    caches = kept_as(model, lambda spec: spec)
     state = Rows(Cache(caches, PartitionSpec()), *[split] * 4)  # type: ignore[arg-type]
     packed = PackedPrompts(*[split] * len(PackedPrompts._fields))  # type: ignore[arg-type]
     return jax.shard_map(

@@ -216,15 +216,6 @@ def delta_net(values: Mapping[str, Any], source: str) -> Mapping[str, DeltaNet]:
     return {"delta": sizes}
 
 
-def check_generates(arch: Arch) -> None:
-    """Raises JobError for a model whose layers keep more from token to token than keys and values."""
-    if arch.delta is not None:
-        raise JobError(
-            f"mode=generate: {arch.family} has layers with a gated delta rule, whose state is not kept from token to "
-            "token here; use mode=prefill or mode=train, or another model"
-        )
-
-
 def check_layers(config: Mapping[str, Any], source: str) -> None:
     """Raises JobError for more layers than can be meant, before a list of that length is made."""
     for part in (config, config.get("text_config")):

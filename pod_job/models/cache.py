@@ -1,6 +1,8 @@
-"""Keys and values of all layers, kept from one call of the decoder to the next.
+"""Keys and values of layers with attention, and states of the others, kept from one call of the decoder to the next.
 
-L layers, B rows, C slots of a row, S positions of one call, K key/value heads, H head size.
+L layers with attention, J layers with a gated delta rule, B rows, C slots of a row, S positions of one call, K key and
+value heads, H head size; in a state R value heads of each key head, N = K R of them, P value size, X positions that a
+filter sees before its own.
 """
 
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.arch import Arch
 
@@ -33,6 +35,39 @@ class KeyValues(NamedTuple):
         return KeyValues(put(self.k, k), put(self.v, v))
 
 
+class DeltaStates(NamedTuple):
+    """States that gated delta rules keep of each row's sequence; of one layer, without the first dimension.
+
+    Attributes:
+        heads: the state of each value head, in float32.
+        q: projections of the latest positions, before the filters; zeros before the sequence. `k` and `v` likewise.
+    """
+
+    heads: Float[Array, "*J B K R H P"]
+    q: Float[Array, "*J B K X H"]
+    k: Float[Array, "*J B K X H"]
+    v: Float[Array, "*J B N X P"]
+
+    def of_layer(self, place: Int[Array, ""] | int) -> "DeltaStates":
+        """Returns the states of the layer at this place of the stack."""
+        return DeltaStates(*(stack[place] for stack in self))
+
+    def begun(self, begun: Bool[Array, " B"]) -> "DeltaStates":
+        """Returns the states of one layer, zeros in rows whose sequence has not begun."""
+        return DeltaStates(*(jnp.where(begun.reshape(-1, *[1] * (x.ndim - 1)), x, 0) for x in self))
+
+    def write(self, place: Int[Array, ""] | int, states: "DeltaStates") -> "DeltaStates":
+        """Returns these with the states of one layer."""
+        return DeltaStates(*(stack.at[place].set(new) for stack, new in zip(self, states, strict=True)))
+
+
+class Kept(NamedTuple):
+    """Arrays that are kept of sequences; `states` is None where every layer has attention."""
+
+    keys: KeyValues
+    states: DeltaStates | None
+
+
 class Cache(NamedTuple):
     """A ring of slots per row. All rows write the slot `slot % C` next, so that one update serves them all.
 
@@ -40,27 +75,39 @@ class Cache(NamedTuple):
     sequence in this row, or nothing.
     """
 
-    kept: KeyValues
+    kept: Kept
     slot: Int[Array, ""]
 
     @property
     def slots(self) -> int:
         """Slots of a row."""
-        return self.kept.slots
+        return self.kept.keys.slots
 
-    def append(self, new: KeyValues) -> "Cache":
-        """Returns the cache with the keys and values [L B K H 1] of the next position of every row."""
+    def append(self, new: Kept) -> "Cache":
+        """Returns the cache with the keys and values [L B K H 1] of the next position of every row, and its states."""
         at = (0, 0, 0, 0, self.slot % self.slots)
-        kept = jax.tree.map(lambda stack, x: jax.lax.dynamic_update_slice(stack, x, at), self.kept, new)
-        return Cache(kept, self.slot + 1)
+        keys = jax.tree.map(lambda stack, x: jax.lax.dynamic_update_slice(stack, x, at), self.kept.keys, new.keys)
+        return Cache(Kept(keys, new.states), self.slot + 1)
 
 
 def no_key_values(arch: Arch, rows: int, positions: int, dtype: np.dtype | type) -> KeyValues:
-    """Returns zeros for so many positions of all layers."""
-    shape = (arch.layers, rows, arch.kv_heads, arch.head_dim, positions)
+    """Returns zeros for so many positions of all layers with attention."""
+    layers = sum(not layer.delta for layer in arch.attention)
+    shape = (layers, rows, arch.kv_heads, arch.head_dim, positions)
     return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def no_states(arch: Arch, rows: int, dtype: np.dtype | type) -> DeltaStates | None:
+    """Returns the states of sequences without tokens; None where every layer has attention."""
+    if (sizes := arch.delta) is None:
+        return None
+    J, K, N, X = sum(layer.delta for layer in arch.attention), sizes.key_heads, sizes.value_heads, sizes.kernel - 1
+    q, k = (jnp.zeros((J, rows, K, X, sizes.key_size), dtype) for _ in range(2))
+    v = jnp.zeros((J, rows, N, X, sizes.value_size), dtype)
+    return DeltaStates(jnp.zeros((J, rows, K, N // K, sizes.key_size, sizes.value_size), jnp.float32), q, k, v)
 
 
 def empty_cache(arch: Arch, rows: int, slots: int, dtype: np.dtype | type) -> Cache:
     """Returns a cache in which nothing is written."""
-    return Cache(no_key_values(arch, rows, slots, dtype), jnp.zeros((), jnp.int32))
+    kept = Kept(no_key_values(arch, rows, slots, dtype), no_states(arch, rows, dtype))
+    return Cache(kept, jnp.zeros((), jnp.int32))

@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 
 class CachedLayer(NamedTuple):
-    """Keys and values of all layers in a cache, and what layer `number` sees of its own."""
+    """Keys and values in a cache of all layers with attention, and what that of this `number` sees of its own."""
 
     kept: KeyValues
     number: Int[Array, ""] | int
@@ -48,8 +48,8 @@ def make_view(cache: Cache, before: Int[Array, " B"], window: int | None, scale:
     end = cache.slot % cache.slots
     reach = jnp.minimum(before, min(cache.slots, window or cache.slots) - 1)
     view = View(end, reach, jnp.float32(scale), None)
-    _, _, K, H, C = cache.kept.k.shape
-    T = block_slots(placement.platform, C, K * H, cache.kept.k.dtype)
+    _, _, K, H, C = cache.kept.keys.k.shape
+    T = block_slots(placement.platform, C, K * H, cache.kept.keys.k.dtype)
     if placement.mesh is None or T is None or (placement.platform == "tpu" and not placement.kernels):
         return view
     rows = PartitionSpec(placement.rows)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
-from pod_job.models.arch import Arch, check_generates
+from pod_job.models.arch import Arch
 from pod_job.models.attention_settings import soft_cap
-from pod_job.models.cache import Cache, KeyValues, no_key_values
+from pod_job.models.cache import Cache, Kept, KeyValues, no_key_values, no_states
 from pod_job.models.decoder_layer import Mixer, attention_mixer, decoder_layer, norm
-from pod_job.models.delta_net import delta_net
+from pod_job.models.delta_net import Sequences, delta_net
 from pod_job.models.joined import JOINED_WEIGHTS, joined_projections, swapped_projections, swaps_by_projection
 from pod_job.models.layer_attention import (
     LayerStackAttention,
@@ -30,6 +30,7 @@ from pod_job.models.layer_attention import (
     Tokens,
     WithinRows,
 )
+from pod_job.models.layer_kinds import is_delta, place_of_layer
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.position_blocks import FilledPlacement, computes_filled, filled_blocks, padding_apart
@@ -175,18 +176,19 @@ class Decoder(nn.Module):
         *,
         select: Int[Array, "B M"] | None = None,
         return_activations: bool = False,
-    ) -> tuple[Output, KeyValues]:
+    ) -> tuple[Output, Kept]:
         """Runs one forward pass, and returns its keys and values too, [L, B, K, H, slots] of which S are written.
 
         Args:
-            last: positions whose logits are returned, [B, M, V].
+            last: positions whose logits are returned, [B, M, V], and after which states are: [J, B x M, ...].
             slots: S or more. The other arguments are as in `__call__`.
         """
         request = Request(self.taps if return_activations else (), select, logits=True, logits_at=last)
         if computes_filled(self.placement, tokens.ids.shape[1]):
             request = request._replace(blocks=filled_blocks(tokens.segment_ids))
             tokens = tokens._replace(segment_ids=padding_apart(tokens.segment_ids))
-        output, kept, _ = self._forward(tokens, request, self._nothing_kept(tokens, slots))
+        nothing = Kept(self._no_keys(tokens, slots), no_states(self.arch, last.size, self.dtype))
+        output, kept, _ = self._forward(tokens, request, nothing)
         assert kept is not None
         return output, kept
 
@@ -205,17 +207,16 @@ class Decoder(nn.Module):
         """
         request = Request(self.taps if return_activations else (), None, logits=True)
         tokens = with_defaults(input_ids, positions, None)
-        output, kept, _ = self._forward(tokens, request, self._nothing_kept(tokens, 1), cache)
+        output, kept, _ = self._forward(tokens, request, Kept(self._no_keys(tokens, 1), cache.kept.states), cache)
         assert kept is not None
         return output, cache.append(kept)
 
-    def _nothing_kept(self, tokens: Tokens, slots: int) -> KeyValues:
-        check_generates(self.arch)
+    def _no_keys(self, tokens: Tokens, slots: int) -> KeyValues:
         return no_key_values(self.arch, len(tokens.ids), slots, self.dtype)
 
     def _forward(
-        self, tokens: Tokens, request: Request, kept: KeyValues | None, cache: Cache | None = None
-    ) -> tuple[Output, KeyValues | None, TokenFacts | None]:
+        self, tokens: Tokens, request: Request, kept: Kept | None, cache: Cache | None = None
+    ) -> tuple[Output, Kept | None, TokenFacts | None]:
         with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
             layer = self._layer(tokens, cache, request)
             x = splice_at(request.replaced, 0)("embed", self._embed(tokens))
@@ -268,18 +269,27 @@ class Decoder(nn.Module):
             x = placement.row_major(x) if within else x
             source = ProjectionSource(x, weights)
 
-            def attend(projections: Projections) -> tuple[Array, KeyValues | None]:
+            def attend(projections: Projections) -> tuple[Array, Kept | None]:
                 return attention(i, projections._replace(source=source), kept)
 
             mixer: Mixer = functools.partial(attention_mixer, arch, placement, weights, attend)
             if delta:
-                mixer = functools.partial(delta_mixer, weights, kept)
+                mixer = functools.partial(delta_mixer, i, weights, kept)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
             carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice_at(own, i))
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 
-        def delta_mixer(weights: dict[str, Array], kept: KeyValues | None, x: Array, splice: Splice) -> Any:
-            out, sites = delta_net(arch, placement, weights, x, tokens.segment_ids, splice)
+        def delta_mixer(
+            i: Int[Array, ""] | int, weights: dict[str, Array], kept: Kept | None, x: Array, splice: Splice
+        ) -> tuple[Array, Kept | None, dict[str, Array]]:
+            states, place = None if kept is None else kept.states, place_of_layer(arch, i, delta=True)
+            sequences = Sequences(tokens.segment_ids)
+            if states is not None:
+                before = None if within else states.of_layer(place).begun(tokens.positions[:, 0] > 0)
+                sequences = Sequences(tokens.segment_ids, request.logits_at, before)
+            out, new, sites = delta_net(arch, placement, weights, x, sequences, splice)
+            if kept is not None and states is not None and new is not None:
+                kept = kept._replace(states=states.write(place, new))
             return out, kept, sites
 
         def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
@@ -297,12 +307,12 @@ class Decoder(nn.Module):
         for name, weight in weight_table(self.arch).items():
             if not weight.stacked or (weight.layers and is_delta(self.arch, weight.layers[0]) is not delta):
                 continue
-            at: Any = i
-            if weight.layers is not None:
-                places = [sum(layer < j for layer in weight.layers) for j in range(self.arch.layers)]
-                at = places[i] if isinstance(i, int) else jnp.array(places)[i]
+            at = i if weight.layers is None else place_of_layer(self.arch, i, delta=delta)
             weights[name] = whole(self.placement.gather(self.weights[name][at]))
-        return weights | {name: self.placement.gather(stack[i]) for name, stack in self.joined.items()}
+        if delta:
+            return weights
+        at = place_of_layer(self.arch, i, delta=False)
+        return weights | {name: self.placement.gather(stack[at]) for name, stack in self.joined.items()}
 
     def _head(self) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S V"]]:
         """Returns the function from the final norm's output to logits."""
@@ -317,11 +327,6 @@ class Decoder(nn.Module):
             return soft_cap(logits * self.arch.logit_scale, self.arch.logit_softcap)
 
         return logits_of
-
-
-def is_delta(arch: Arch, layer: int) -> bool:
-    """Returns whether a gated delta rule takes the place of attention in the layer; False past the last layer."""
-    return layer < arch.layers and arch.attention[layer].delta
 
 
 def widened(x: Float[Array, "B S width"], width: int | None) -> Float[Array, "B S _"]:

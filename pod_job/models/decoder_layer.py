@@ -11,19 +11,19 @@ from jaxtyping import Array, Float
 
 from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
-from pod_job.models.cache import KeyValues
+from pod_job.models.cache import Kept
 from pod_job.models.experts import mixture
 from pod_job.models.joined import JOINED, PROJECTIONS, split_heads
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
 
-Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], KeyValues | None]]
-"""A layer's attention: the heads' outputs, and the keys and values that are kept, with the layer's among them."""
+Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], Kept | None]]
+"""A layer's attention: the heads' outputs, and what is kept of sequences, the layer's keys and values included."""
 Mixer = Callable[
-    [Float[Array, "B S D"], Splice], tuple[Float[Array, "B S D"], KeyValues | None, dict[str, Float[Array, "B S _ _"]]]
+    [Float[Array, "B S D"], Splice], tuple[Float[Array, "B S D"], Kept | None, dict[str, Float[Array, "B S _ _"]]]
 ]
-"""Part of a layer that looks at other positions: its output, the keys and values that are kept, and its sites."""
+"""Part of a layer that looks at other positions: its output, what is kept of sequences, and its sites."""
 
 
 def decoder_layer(
@@ -33,8 +33,8 @@ def decoder_layer(
     x: Float[Array, "B S D"],
     mixer: Mixer,
     splice: Splice = unchanged,
-) -> tuple[tuple[Float[Array, "B S D"], KeyValues | None], dict[str, Array]]:
-    """Returns the residual stream after the layer, the keys and values that are kept, and every site by name.
+) -> tuple[tuple[Float[Array, "B S D"], Kept | None], dict[str, Array]]:
+    """Returns the residual stream after the layer, what is kept of sequences, and every site by name.
 
     Sites nobody uses cost nothing.
     """
@@ -73,8 +73,8 @@ def attention_mixer(
     attention: Attention,
     normed: Float[Array, "B S D"],
     splice: Splice,
-) -> tuple[Float[Array, "B S D"], KeyValues | None, dict[str, Float[Array, "B S _ H"]]]:
-    """Returns the output of the heads' output projection, the keys and values that are kept, and the heads' sites."""
+) -> tuple[Float[Array, "B S D"], Kept | None, dict[str, Float[Array, "B S _ H"]]]:
+    """Returns the output of the heads' output projection, what is kept of sequences, and the heads' sites."""
     q, k, v, projections = project(arch, placement, w, normed, splice)
     z, kept = attention(projections)
     if arch.attn_gate:

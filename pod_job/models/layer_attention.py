@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.arch import Arch, LayerAttention
 from pod_job.models.attention import attend
 from pod_job.models.attention_settings import AttentionSettings, Heads
-from pod_job.models.cache import Cache, KeyValues
+from pod_job.models.cache import Cache, Kept
 from pod_job.models.cached_attention import CachedLayer, attend_cached, make_view
 from pod_job.models.head_kernel import Turn, makes_heads, projected_heads
+from pod_job.models.layer_kinds import place_of_layer
 from pod_job.models.placement import Placement
 from pod_job.models.rope import Rope
 
@@ -62,6 +63,7 @@ class LayerStackAttention(ABC):
     """
 
     def __init__(self, arch: Arch, tokens: Tokens) -> None:
+        self.arch = arch
         self.kinds = tuple(dict.fromkeys(layer for layer in arch.attention if not layer.delta))
         self.kind_of_layer = tuple(0 if layer.delta else self.kinds.index(layer) for layer in arch.attention)
         self.tables = stack_tables(arch, self.kinds, tokens)
@@ -69,8 +71,8 @@ class LayerStackAttention(ABC):
         self.softcap = arch.attn_softcap
 
     def __call__(
-        self, i: Int[Array, ""] | int, projections: Projections, kept: KeyValues | None
-    ) -> tuple[Float[Array, "B S N H"], KeyValues | None]:
+        self, i: Int[Array, ""] | int, projections: Projections, kept: Kept | None
+    ) -> tuple[Float[Array, "B S N H"], Kept | None]:
         """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values."""
         like = 0 if len(self.kinds) == 1 else i  # where there is one kind, every layer is like the first
         kind = self.kind_of_layer[like] if isinstance(like, int) else jnp.asarray(self.kind_of_layer)[like]
@@ -79,7 +81,9 @@ class LayerStackAttention(ABC):
             tables = tuple(table[kind] for table in self.tables)
             rotated = self.by_kernel(kind, source, tables)
             q, k, v = rotated or (rotate(q, swapped_q, *tables), rotate(k, swapped_k, *tables), v)
-        return self.attend(i, kind, Heads(q, k, v, sinks)), None if kept is None else kept.write(i, k, v)
+        place = place_of_layer(self.arch, i, delta=False)
+        kept = None if kept is None else kept._replace(keys=kept.keys.write(place, k, v))
+        return self.attend(place, kind, Heads(q, k, v, sinks)), kept
 
     def by_kernel(
         self, kind: Int[Array, ""] | int, source: ProjectionSource | None, tables: tuple[Array, ...]
@@ -88,8 +92,8 @@ class LayerStackAttention(ABC):
         return None
 
     @abstractmethod
-    def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
-        """Returns the heads' outputs of layer `i`, which is of this kind."""
+    def attend(self, place: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
+        """Returns the heads' outputs of the layer at this place among those with attention, which is of this kind."""
 
 
 class WithinRows(LayerStackAttention):
@@ -97,7 +101,7 @@ class WithinRows(LayerStackAttention):
 
     def __init__(self, arch: Arch, placement: Placement, tokens: Tokens, spliced: bool = False) -> None:
         super().__init__(arch, tokens)
-        self.arch, self.placement = arch, placement
+        self.placement = placement
         self.has_kernel = not spliced and self.tables is not None and makes_heads(arch, placement, tokens.ids.shape[1])
 
         def branch(kind: LayerAttention, scale: float) -> Attend:
@@ -134,7 +138,7 @@ class WithinRows(LayerStackAttention):
         q, k, v = (made(name, turn) for name, turn in turns.items())
         return q, k, v
 
-    def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
+    def attend(self, place: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
         if isinstance(kind, int):
             return self.branches[kind](heads)
         return jax.lax.switch(kind, self.branches, heads)
@@ -145,7 +149,7 @@ class ToCache(LayerStackAttention):
 
     def __init__(self, arch: Arch, placement: Placement, tokens: Tokens, cache: Cache) -> None:
         super().__init__(arch, tokens)
-        self.kept, self.placement = cache.kept, placement
+        self.keys, self.placement = cache.kept.keys, placement
         before = tokens.positions[:, 0]
         views = [
             make_view(cache, before, kind.window, scale, placement)
@@ -153,9 +157,9 @@ class ToCache(LayerStackAttention):
         ]
         self.views = jax.tree.map(lambda *parts: jnp.stack(parts), *views)
 
-    def attend(self, i: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B 1 N H"]:
+    def attend(self, place: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B 1 N H"]:
         view = jax.tree.map(lambda parts: parts[kind], self.views)
-        return attend_cached(heads, CachedLayer(self.kept, i, view), self.softcap, self.placement)
+        return attend_cached(heads, CachedLayer(self.keys, place, view), self.softcap, self.placement)
 
 
 def factor_in_scale(arch: Arch, kind: LayerAttention) -> float:

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pod_job.models.cache import KeyValues
+from pod_job.models.cache import Kept
 from pod_job.models.taps import INNER_SITES, Tap
 
-Carry = tuple[Float[Array, "B S D"], KeyValues | None]
-"""State that goes from layer to layer: the residual stream, and keys and values where they are kept."""
+Carry = tuple[Float[Array, "B S D"], Kept | None]
+"""State that goes from layer to layer: the residual stream, and what is kept of sequences."""
 
 Layer = Callable[[Int[Array, ""] | int, Carry], tuple[Carry, dict[str, Array]]]
 """Runs the layer of this number: the carry after it, and the layer's sites by name."""

@@ -100,9 +100,13 @@ class Placement:
             return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
         return jnp.einsum(equation, x, weight)
 
-    def by_position(self, compute: Callable[..., Any], x: Array) -> Any:
-        """Returns `compute(x)`, arrays [B, S, ...] whose positions depend on the same one of x [B, S, ...] only."""
+    def by_position(self, compute: Callable[..., Any], x: Any) -> Any:
+        """Returns `compute(x)`, arrays [B, S, ...] whose positions depend on the same one of those in x only."""
         return compute(x)
+
+    def computed(self, positions: int) -> Int[Array, ""] | None:
+        """Returns how many of so many positions `by_position` computes, from the first on; None: all."""
+        return None
 
     def isolate(self, x: Array) -> Array:
         """Returns x, on TPU as a value of its own: a matrix product runs slower fused into the one that uses it."""

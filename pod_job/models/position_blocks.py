@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from pod_job.models.placement import Placement
 
@@ -25,8 +25,11 @@ class FilledPlacement(Placement):
 
     blocks: Any = 0
 
-    def by_position(self, compute: Callable[..., Any], x: Array) -> Any:
+    def by_position(self, compute: Callable[..., Any], x: Any) -> Any:
         return over_blocks(compute, self.blocks, x)
+
+    def computed(self, positions: int) -> Int[Array, ""]:
+        return jnp.minimum(positions, self.blocks * BLOCK)
 
 
 def computes_filled(placement: Placement, positions: int) -> bool:
@@ -46,19 +49,15 @@ def padding_apart(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
     return jnp.where(segment_ids == 0, -position, segment_ids)
 
 
-def over_blocks(
-    compute: Callable[..., Any],
-    blocks: Int[Array, ""] | int,
-    x: Float[Array, "B S ..."],
-) -> Any:
-    """Returns `compute(x)` for so many blocks of positions, and zeros past them; `compute` as in `by_position`."""
-    S = x.shape[1]
+def over_blocks(compute: Callable[..., Any], blocks: Int[Array, ""] | int, x: Any) -> Any:
+    """Returns `compute(x)` for so many blocks of positions, and zeros past them, as in `by_position`."""
+    S = jax.tree.leaves(x)[0].shape[1]
     size = min(S, BLOCK)
     nothing = jax.tree.map(lambda made: jnp.zeros(made.shape, made.dtype), jax.eval_shape(compute, x))
 
     def add(i: Int[Array, ""], made: Any) -> Any:
         start = jnp.minimum(i * size, S - size)  # the last block ends with the row, and has some positions again
-        some = compute(jax.lax.dynamic_slice_in_dim(x, start, size, axis=1))
+        some = compute(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), x))
         return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis=1), made, some)
 
     return jax.lax.fori_loop(0, blocks, add, nothing)

@@ -20,7 +20,8 @@ ROWS_TOGETHER = 4096
 """Of the vocabulary, whose logits are computed at a time: their weights as float32 stay in a CPU's cache."""
 
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+OF_MIXERS = ("q", "k", "v", "o", "attn_gate", "delta_q", "delta_k", "delta_v", "delta_gate", "delta_o")
+OF_MLP = ("gate", "up", "down")
 
 
 def kept_as_halves(arch: Arch, placement: Placement, in_bfloat16: Collection[str]) -> set[str]:
@@ -30,7 +31,7 @@ def kept_as_halves(arch: Arch, placement: Placement, in_bfloat16: Collection[str
     """
     if placement.platform != "cpu":
         return set()
-    names = MATRICES[:4] if arch.experts else MATRICES
+    names = OF_MIXERS if arch.experts else OF_MIXERS + OF_MLP
     if arch.tied and placement.weights is None and placement.heads is None:
         names += ("embed",)
     return {name for name in names if name in in_bfloat16}

@@ -18,7 +18,7 @@ from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig
 from pod_job.config.tasks import TasksConfig
 from pod_job.errors import JobError
-from pod_job.models.arch import Arch, check_generates, read_arch_file
+from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.sharding import check_divides
 from pod_job.models.taps import Tap, check_exact, resolve
 from pod_job.models.weight_table import Weight, weight_table
@@ -262,8 +262,6 @@ def check_too_long(config: JobConfig, recorded: RunRecord | None) -> None:
 def check_context(config: JobConfig, arch: Arch) -> None:
     """Raises JobError where prompts, or prompts and what is generated after them, are more than the model can see."""
     seq_len, most = config.extract.seq_len, arch.max_positions
-    if config.mode is Mode.generate:
-        check_generates(arch)
     if config.mode is Mode.generate and seq_len + config.generate.max_new_tokens > most:
         raise JobError(
             f"extract.seq_len={seq_len} and generate.max_new_tokens={config.generate.max_new_tokens} are "

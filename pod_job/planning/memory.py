@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_length
+from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_length, prefill_prompts
 from pod_job.config.schema import JobConfig, Positions, Sharding
 from pod_job.errors import JobError, first_line
 from pod_job.formats.safetensors import DTYPE_OF
+from pod_job.models.arch import Arch
 from pod_job.models.sharding import rules
 from pod_job.planning.inputs import Inputs, Outline, Sizes
 from pod_job.planning.model_cost import prefill_positions, step_positions, stored_rows, vector_bytes
@@ -40,19 +41,21 @@ class RunMemory:
     Attributes:
         weights: on each device.
         cache: keys and values, on each device.
+        states: of gated delta rules, on each device.
         vectors: on each device, of two steps: one leaves while the next is computed.
         batches: on each host at most, vectors on their way to files.
     """
 
     weights: int
     cache: int
+    states: int
     vectors: int
     batches: int
 
     @property
     def device(self) -> int:
         """Bytes on each device; what the compiler needs for itself comes on top."""
-        return self.weights + self.cache + self.vectors
+        return self.weights + self.cache + self.states + self.vectors
 
 
 def run_memory(run: Sizes) -> RunMemory:
@@ -70,15 +73,28 @@ def run_memory(run: Sizes) -> RunMemory:
         read = max(slots, prefill_length(extract.rows_per_device, extract.seq_len))  # keys and values of prefill
         kept = slots * extract.rows_per_device + read
     heads = arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
-    cache = 2 * arch.layers * heads * arch.head_dim * item * kept
+    cached_layers = sum(not layer.delta for layer in arch.attention)
+    cache = 2 * cached_layers * heads * arch.head_dim * item * kept
     vector = vector_bytes(arch, run.taps, extract)
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     return RunMemory(
         weights=weights,
         cache=cache,
+        states=state_bytes(arch, item, config) // (config.mesh.model if "delta_keys" in split else 1),
         vectors=2 * computed_positions(config) * vector,
         batches=batches_in_flight(config) * batch,
     )
+
+
+def state_bytes(arch: Arch, item: int, config: JobConfig) -> int:
+    """Returns the bytes of states of gated delta rules, whole, of a device's rows and of the prompts being read."""
+    if (sizes := arch.delta) is None or config.mode is not Mode.generate:
+        return 0
+    own, S = config.extract.rows_per_device, config.extract.seq_len
+    sequences = own + prefill_prompts(own, S, config.extract.prompts_per_row)
+    keys, values = sizes.key_heads * sizes.key_size, sizes.value_heads * sizes.value_size
+    of_layer = 4 * sizes.key_size * values + (sizes.kernel - 1) * (2 * keys + values) * item
+    return sum(layer.delta for layer in arch.attention) * of_layer * sequences
 
 
 def computed_positions(config: JobConfig) -> int:
@@ -168,7 +184,12 @@ def with_fitting_local_rows(run: Run) -> Run:
 
 
 def on_device(memory: RunMemory) -> str:
-    sizes = {"weights": memory.weights, "keys and values": memory.cache, "vectors": memory.vectors}
+    sizes = {
+        "weights": memory.weights,
+        "keys and values": memory.cache,
+        "states": memory.states,
+        "vectors": memory.vectors,
+    }
     return ", ".join(f"{size_text(size)} {name}" for name, size in sizes.items() if size)
 
 

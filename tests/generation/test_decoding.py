@@ -1,6 +1,6 @@
 """The two programs of generation against Hugging Face, against one clean forward pass, and against themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pod_job.generation.completions import Ending
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.generator import Generator, Progress, Result
 from pod_job.generation.shape import shape_for
+from pod_job.models import delta_net
 from pod_job.models.arch import read_arch_file
 from pod_job.models.decoder import Decoder
 from pod_job.models.mesh import make_mesh, placement, row_sharding, weight_shardings
@@ -86,9 +87,12 @@ def assert_same(found: Sequence[Result], expected: Sequence[Result]) -> None:
             np.testing.assert_allclose(one.vectors[name], vectors, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"), layers=4)
+@pytest.fixture(scope="module", params=["qwen2", "qwen3_5_text"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Models whose layers all have attention, and in turns a gated delta rule, of which prompts have several chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delta_net, "CHUNK", 5)
+        yield write_tiny_model(tmp_path_factory.mktemp("model"), request.param, layers=4)
 
 
 GREEDY = GenerateConfig(max_new_tokens=NEW)
@@ -128,8 +132,17 @@ def test_greedy_tokens_past_a_window_are_those_of_hugging_face(tmp_path: Path) -
     assert tokens(run(generator, decoder)) == hf_tokens(folder, prompts(decoder.arch.vocab))
 
 
-def test_activations_are_those_of_one_clean_pass_over_prompt_and_completion(model: Path, greedy: list[Result]) -> None:
-    params, _, generating = build(model, GREEDY, ONE)
+@pytest.mark.usefixtures("torch_there")
+def test_greedy_tokens_are_those_of_hugging_face(
+    model: Path, greedy_programs: tuple[Any, Generator, Decoder], greedy: list[Result]
+) -> None:
+    assert tokens(greedy) == hf_tokens(model, prompts(greedy_programs[2].arch.vocab))
+
+
+def test_activations_are_those_of_one_clean_pass_over_prompt_and_completion(
+    greedy_programs: tuple[Any, Generator, Decoder], greedy: list[Result]
+) -> None:
+    params, _, generating = greedy_programs
     decoder = Decoder(generating.arch, generating.taps, generating.dtype)  # which is told of no mesh
     clean = jax.jit(lambda ids: decoder.apply(params, ids, return_activations=True, return_logits=False)[1])
     assert len(greedy) == len(LENGTHS)
@@ -148,11 +161,23 @@ MESHES: list[tuple[MeshConfig, Sharding]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.pod), 1.0])
-def test_the_same_tokens_on_any_mesh_in_any_row(model: Path, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("model", "temperature"),
+    [
+        pytest.param("qwen2", 0.0, marks=pytest.mark.pod),
+        ("qwen2", 1.0),
+        pytest.param("qwen3_5_text", 0.0, marks=pytest.mark.pod),
+    ],
+    indirect=["model"],
+)
+def test_the_same_tokens_on_any_mesh_in_any_row(
+    model: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate = GenerateConfig(max_new_tokens=NEW, temperature=temperature, seed=7)
     alone = run(*build(model, generate, ONE)[1:])
-    # On 4 and 8 devices with 2 rows each and one, prompts are read and rows are taken in other orders.
+    # On 4 and 8 devices with 2 rows each and one, prompts are read and rows are taken in other orders, and on the 4 two
+    # prompts lie in one row of prefill.
+    monkeypatch.setattr("pod_job.config.generate.PREFILL_POSITIONS", S)
     for (mesh, sharding), per_device in zip(MESHES, (2, 1), strict=True):
         assert_same(run(*build(model, generate, mesh, sharding, per_device=per_device)[1:]), alone)
 
@@ -168,6 +193,7 @@ def test_prompts_packed_into_a_row_longer_than_the_cache_and_partly_filled_give_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen2"], indirect=True)
 def test_draws_differ_between_seeds_and_samples(model: Path) -> None:
     def draws(seed: int) -> list[list[int]]:
         generate = GenerateConfig(max_new_tokens=NEW, temperature=5.0, seed=seed)

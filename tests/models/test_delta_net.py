@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,17 @@ from test_models import apply, error, load
 
 from pod_job.errors import JobError
 from pod_job.models import delta_net, layer_loop
-from pod_job.models.arch import Arch, check_generates, read_arch
-from pod_job.models.delta_net import convolve, delta_rule, unit_lower_inverse
+from pod_job.models.arch import Arch, read_arch
+from pod_job.models.cache import empty_cache
+from pod_job.models.delta_net import (
+    Writes,
+    convolve,
+    delta_rule,
+    filter_latest,
+    next_token,
+    unit_lower_inverse,
+    windows_at,
+)
 from pod_job.models.taps import resolve
 from pod_job.models.weight_table import weight_table
 from pod_job.planning.model_cost import layer_flops
@@ -66,7 +75,7 @@ def test_chunks_give_what_the_rule_gives_token_by_token_in_each_segment(
     segments = np.stack([np.searchsorted(ends, np.arange(S), side="right"), np.arange(S) // 5]).astype(np.int32)
     arrays = inputs(S, key_heads, value_heads)
     with jax.default_matmul_precision("highest"):
-        found = delta_rule(*map(jnp.asarray, arrays), jnp.asarray(segments))
+        found, _ = delta_rule(Writes(*map(jnp.asarray, arrays)), jnp.asarray(segments))
     np.testing.assert_allclose(np.asarray(found), token_by_token(*arrays, segments), atol=3e-6)
 
 
@@ -82,11 +91,12 @@ def test_an_inverse_is_that_of_float64(C: int) -> None:
 ON_TWO_DEVICES = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec as P
-from pod_job.models.delta_net import delta_rule
+from pod_job.models.delta_net import Writes, delta_rule
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 rule = jax.shard_map(delta_rule, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
 x = jnp.ones((2, 130, 1, 4))
-print(jax.jit(rule)(x, x, x, -x[..., 0], x[..., 0], jnp.ones((2, 130), jnp.int32)).shape)
+out, _ = jax.jit(rule)(Writes(x, x, x, -x[..., 0], x[..., 0]), jnp.ones((2, 130), jnp.int32))
+print(out.shape)
 """
 
 
@@ -97,6 +107,44 @@ def test_two_devices_of_a_cpu_do_not_wait_for_each_other() -> None:
         [sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.stdout.strip() == "(2, 130, 1, 4)", done.stderr
+
+
+@pytest.mark.parametrize("at", [(0, 7), (2, 8), (15, 28), (16, 17), (27, 19)])
+def test_a_token_after_any_position_reads_what_it_would_read_in_one_pass(
+    at: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two states of each row, within a chunk, at its end, and after a segment of one position or of several chunks."""
+    monkeypatch.setattr(delta_net, "CHUNK", 8)
+    S = 29
+    segments = np.stack([np.searchsorted((1, 17), np.arange(S), side="right"), np.arange(S) // 5]).astype(np.int32)
+    arrays, token = inputs(S, 2, 4), inputs(1, 2, 4)
+    with jax.default_matmul_precision("highest"):
+        _, states = delta_rule(Writes(*map(jnp.asarray, arrays)), jnp.asarray(segments), jnp.array([at, at]))
+        assert states is not None
+        both = [jnp.repeat(jnp.asarray(x), 2, axis=0) for x in token]
+        found, after = next_token(Writes(*both), states)
+        again, _ = next_token(Writes(*both), after)
+    for row, end in np.ndindex(2, 2):
+        own = np.flatnonzero(segments[row, : at[end] + 1] == segments[row, at[end]])
+        whole = [
+            np.concatenate([x[row : row + 1, own], *[y[row : row + 1]] * 2], axis=1)
+            for x, y in zip(arrays, token, strict=True)
+        ]
+        truth = token_by_token(*whole, np.zeros((1, len(own) + 2), np.int32))[0]
+        np.testing.assert_allclose(np.stack([found, again])[:, 2 * row + end, 0], truth[-2:], atol=3e-6)
+
+
+def test_a_filter_over_the_latest_positions_gives_what_it_gives_in_one_pass() -> None:
+    """A segment shorter than the filter has zeros before it."""
+    x, filters = np.random.default_rng(0).normal(size=(2, 20, 2, 3)), np.random.default_rng(1).normal(size=(4, 2, 3))
+    x, filters = jnp.asarray(x, jnp.float32), jnp.asarray(filters, jnp.float32)
+    expected = convolve(x, filters, jnp.asarray(SEGMENTS))
+    ends = jnp.array([[0, 1, 12, 13, 18]] * 2)
+    windows = windows_at(x, jnp.asarray(SEGMENTS), ends, 3)
+    for at, window in zip(np.asarray(ends[0]), windows.reshape(2, 5, *windows.shape[1:]).swapaxes(0, 1), strict=True):
+        seen = jnp.append(jnp.moveaxis(window, 2, 1), x[:, at + 1 : at + 2], axis=1)
+        if at + 1 != LENGTHS[0]:
+            np.testing.assert_allclose(filter_latest(seen, filters)[:, 0], expected[:, at + 1], atol=1e-6)
 
 
 def test_a_filter_sees_the_latest_positions_of_its_segment() -> None:
@@ -147,10 +195,19 @@ def test_tokens_of_another_segment_change_no_bit(tiny: Path, short_chunks: None)
     np.testing.assert_array_equal(first[:, LENGTHS[0] :], second[:, LENGTHS[0] :])
 
 
-def test_generation_is_refused_by_family_and_mode() -> None:
-    with pytest.raises(JobError, match=r"^mode=generate: qwen3_next has layers .* use mode=prefill or mode=train"):
-        check_generates(arch_of("qwen3_next"))
-    check_generates(arch_of("qwen3"))
+def test_a_row_whose_sequence_has_not_begun_sees_no_earlier_state(tiny: Path) -> None:
+    model, params = load(tiny, taps=["layer_2"])
+    empty = empty_cache(model.arch, 2, 8, jnp.float32)
+    assert empty.kept.states is not None
+    ids, after = jnp.array([[3], [4]]), jnp.array([[0], [1]])  # the second row goes on
+    used = empty._replace(kept=empty.kept._replace(states=jax.tree.map(jnp.ones_like, empty.kept.states)))
+    first, second = (
+        cast(Any, model.apply(params, ids, cache, positions=after, return_activations=True, method="extend"))
+        for cache in (empty, used)
+    )
+    (one, other) = (output.activations["layer_2"] for output, _ in (first, second))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert not np.array_equal(one[1], other[1])
 
 
 def test_weights_are_stacked_over_the_layers_that_have_them() -> None:

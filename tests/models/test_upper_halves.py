@@ -36,8 +36,8 @@ def test_logits_by_rows_are_the_product(vocabulary: int) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose checkpoint is bfloat16, with one matrix in float32."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("model"), layers=2)
+    """A model with layers of two kinds whose checkpoint is bfloat16, with one matrix in float32."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("model"), "qwen3_5_text", layers=2)
     file = folder / "model.safetensors"
     tensors = {
         name: tensor if "k_proj" in name else tensor.astype(ml_dtypes.bfloat16)
@@ -59,7 +59,7 @@ def test_a_float32_job_that_generates_keeps_bfloat16_matrices_as_they_are(model:
     decoder, whole_params = loaded(model, tmp_path / "r")
     _, params = loaded(model, tmp_path / "r", mode="generate")
     halves = {name for name, weight in params["params"].items() if weight.dtype == HALF}
-    assert {"q", "v", "o", "down"} <= halves
+    assert {"q", "v", "o", "attn_gate", "delta_k", "delta_gate", "delta_o", "down"} <= halves
     assert not {"k", "attn_norm"} & halves
     assert all(weight.dtype == jnp.float32 for weight in whole_params["params"].values())
     ids = jnp.arange(1, 65).reshape(8, 8)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from job_processes import finish, start
 from safetensors.numpy import load_file
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file
 from pod_job.config.load import load
 from pod_job.errors import JobError
 from pod_job.job import with_chosen_rows
+from pod_job.models.cache import Kept, empty_cache, no_key_values, no_states
 from pod_job.planning.inputs import read_inputs
 from pod_job.planning.memory import (
     MOST_LOCAL_ROWS,
@@ -81,6 +84,27 @@ def test_what_is_held_follows_from_the_configuration(model: Path, tmp_path: Path
     assert tensor.weights < generated.weights * 0.6
     assert "keys and values" in described(generated)
     assert "keys and values" not in described(last)
+
+
+def test_states_of_delta_rules_are_counted_as_they_are_kept(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model", "qwen3_5_text", layers=5)
+    changes = {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 3}
+    inputs = read_inputs(load(overrides(folder, tmp_path / "run", **changes)))
+    memory = run_memory(inputs)
+
+    def kept() -> list[Kept]:
+        rows, prompts, positions = empty_cache(inputs.arch, 3, 128, jnp.float32).kept, 3, 3 * 64
+        reading = no_key_values(inputs.arch, 1, positions, jnp.float32)
+        return [rows, Kept(reading, no_states(inputs.arch, prompts, jnp.float32))]
+
+    def size(arrays: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+
+    parts = jax.eval_shape(kept)
+    assert memory.cache == sum(size(part.keys) for part in parts)
+    assert memory.states == sum(size(part.states) for part in parts)
+    assert " states" in described(memory)
+    assert run_memory(read_inputs(load(overrides(folder, tmp_path / "run")))).states == 0
 
 
 def test_rows_that_do_not_fit_are_refused_with_the_number_that_does(model: Path, tmp_path: Path) -> None:
