@@ -16,9 +16,9 @@ EXAMPLES = """\
 examples:
   pod-job plan experiment=demo
   pod-job run experiment=demo storage.run_dir=runs/first tasks.limit=8
-  pod-job watch experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'
-  pod-job status gs://my-bucket/qwen
-  pod-job verify gs://my-bucket/qwen
+  pod-job watch experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a
+  pod-job status gs://my-bucket/run
+  pod-job verify gs://my-bucket/run
 
 `pod-job VERB --help` shows the arguments of a verb.
 exit status: 0 done, 1 no or failed, 2 bad input, 128 + n ended by signal n"""

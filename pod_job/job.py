@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
+from pod_job.errors import JobError
 from pod_job.extraction.batch_source import Assigned, LeasedBatches, Reporting
 from pod_job.extraction.feeder import from_host_0
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
@@ -44,7 +45,7 @@ from pod_job.run_folder.layout import committed
 from pod_job.run_folder.leases import Blocks, Holder, Holders, Leases, agreed_blocks, per_block
 from pod_job.run_folder.slices import report_folder
 from pod_job.run_folder.status import EndKind, Phase, TrainingStatus
-from pod_job.run_folder.tokenizer import store_tokenizer
+from pod_job.run_folder.tokenizer import copy_tokenizer, store_tokenizer
 from pod_job.training.run import run_source, train
 from pod_job.training.sources import StreamSource
 
@@ -91,9 +92,16 @@ def run(config: JobConfig) -> bool:
 def with_chosen_rows(inputs: Inputs) -> Inputs:
     """Returns the inputs with as many rows as fit on each device, where extract.rows_per_device=0 asks for that."""
     pod = inputs.config.pod
+    if inputs.config.extract.rows_per_device:
+        return inputs
     if pod.kind is PodKind.local:
         return with_fitting_local_rows(inputs)
-    return with_fitting_rows(inputs, read_accelerator_type(pod.accelerator_type or "").chip.hbm_bytes)
+    if pod.accelerator_type is None:
+        raise JobError(
+            "extract.rows_per_device=0 is as many as fit, and without pod.accelerator_type the memory of a chip is not "
+            "known; give the number of rows, or the type"
+        )
+    return with_fitting_rows(inputs, read_accelerator_type(pod.accelerator_type).chip.hbm_bytes)
 
 
 def listen(stop: StopRequest, config: JobConfig) -> None:
@@ -159,18 +167,23 @@ def join_hosts(inputs: Inputs | TrainInputs, host: Host, reporter: Reporter) -> 
         claim_run(prompts)
     elif isinstance(inputs, TrainInputs):
         claim_training(inputs)
-    if host.index == 0 and prompts is not None:
-        keep_tokenizer(prompts)
+    if host.index == 0:
+        keep_tokenizer(inputs)
     start(host)
     reporter.timeline.device = jax.devices()[0].device_kind
     reporter.timeline.devices = jax.local_device_count()
 
 
-def keep_tokenizer(inputs: Inputs) -> None:
+def keep_tokenizer(inputs: Inputs | TrainInputs) -> None:
     """Keeps the tokenizer in the run folder, so that rows are shown as text wherever the folder is."""
-    if has_vocabulary(inputs.model_dir) and not store_tokenizer(inputs.folder, inputs.tokenizer):
+    if isinstance(inputs, TrainInputs) and inputs.run is not None:
+        copy_tokenizer(inputs.run.folder, inputs.folder)
+        return
+    prompts = prompts_of(inputs)
+    assert prompts is not None
+    if has_vocabulary(prompts.model_dir) and not store_tokenizer(prompts.folder, prompts.tokenizer):
         log.warning(
-            "%s: no tokenizer.json can be made of its tokenizer; texts of rows need the model", inputs.model_dir
+            "%s: no tokenizer.json can be made of its tokenizer; texts of rows need the model", prompts.model_dir
         )
 
 

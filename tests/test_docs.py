@@ -183,7 +183,7 @@ def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixt
 def test_examples_of_looking_at_a_run_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("first", "second", "mine"):
+    for name in ("first", "second", "mine", "demo"):
         text_run(open_folder(tmp_path / "runs" / name), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     text = "\n".join(line for _, line in all_commands()) + "\npod-job diff runs/first runs/second\n"

@@ -12,6 +12,7 @@ NAMES = {
     "pod_job.export": ("export_pickles",),
     "pod_job.training.layouts.export": ("export_saes",),
     "pod_job.training.layouts.read": ("read_saes",),
+    "pod_job.training.saes": ("TrainedSae",),
 }
 """Names that programs import, by the module at whose address they are."""
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes|Source):$", re.M)

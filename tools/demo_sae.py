@@ -22,8 +22,8 @@ from tools.demo_model import write_demo_model
 from tools.demo_text import REQUIREMENT, write_demo_text
 
 EXPERIMENT = "experiment=sae-laptop"
-ON = ["model=smollm2_135m", "tasks=demo_text"]
-"""Model and documents of the experiment, as other commands take them."""
+ON = ["model=smollm2_135m", "tasks=demo_text", "tasks.limit=null"]
+"""The experiment's model, and the documents from which it takes the first, as other commands take them."""
 HELD_OUT_TOKENS, CONTEXTS = 4096, 5
 
 

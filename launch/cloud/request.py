@@ -41,7 +41,7 @@ def pod_spec(config: JobConfig) -> PodSpec:
             "use `pod-job manifest --for jobset`"
         )
     if not cloud.zones:
-        raise JobError("cloud.zones is not set; give the zones to try in order, 'cloud.zones=[us-west4-a,us-east5-b]'")
+        raise JobError("cloud.zones is not set; give the zones to try in order, cloud.zones=us-west4-a,us-east5-b")
     return PodSpec(
         name=pod_name(config),
         accelerator_type=pod.accelerator_type,

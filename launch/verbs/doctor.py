@@ -38,8 +38,8 @@ from pod_job.planning.task_index import ESTIMATED
 from pod_job.terminal import SafeConsole
 
 EXAMPLES = (
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]' --measure-bucket",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a --measure-bucket",
 )
 
 

@@ -18,9 +18,9 @@ from pod_job.commands.command_line import DONE, FAILED, Command, add_json
 from pod_job.config.schema import JobConfig, PodKind
 
 EXAMPLES = (
-    "gs://my-bucket/qwen",
-    "gs://my-bucket/qwen --dry-run",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen",
+    "gs://my-bucket/run",
+    "gs://my-bucket/run --dry-run",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run",
 )
 
 

@@ -23,7 +23,7 @@ from pod_job.run_folder.status import HostStatus, Phase, latest_start
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
-EXAMPLES = ("runs/first", "gs://my-bucket/qwen --host 3 --follow", "gs://my-bucket/qwen --slice 1")
+EXAMPLES = ("runs/first", "gs://my-bucket/run --host 3 --follow", "gs://my-bucket/run --slice 1")
 MOST_BYTES = 256 << 20
 """Size of a host's log, which is held in memory; a day's has some megabytes."""
 QUIET_S = 60.0  # from the last line of a run that is complete: hosts may have died at their exit

@@ -21,9 +21,9 @@ from pod_job.commands.command_line import DONE, Command, add_overrides
 from pod_job.errors import JobError
 
 EXAMPLES = (
-    "--for jobset --image europe-docker.pkg.dev/p/r/pod-job experiment=v5e64 storage.run_dir=gs://my-bucket/qwen",
-    "--for skypilot experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'",
-    "--for systemd experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]'",
+    "--for jobset --image europe-docker.pkg.dev/p/r/pod-job experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run",
+    "--for skypilot experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a",
+    "--for systemd experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a",
 )
 ENGINES = ("jobset", "skypilot", "systemd")
 OPTIONS = {"jobset": ("image", "service_account"), "systemd": ("user", "checkout")}

@@ -18,7 +18,7 @@ from launch.local_slices import planned_here
 from launch.preflight import NO_COMPILER, compiler_here, refuse_what_does_not_fit, run_preflight
 from launch.reference import expected_reference
 from launch.verbs.arguments import add_accept_identity, add_no_preflight, start_overrides
-from launch.view.facts import show_facts
+from launch.view.facts import MOST_ALLOWED, show_facts
 from launch.view.training_plan import make_training_plan, show_training_plan
 from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.config.generate import Mode
@@ -44,7 +44,7 @@ from pod_job.preflight.lines import NAME_WIDTH, named_lines
 from pod_job.preflight.records import PreflightReport
 from pod_job.terminal import SafeConsole
 
-EXAMPLES = ("experiment=demo", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
+EXAMPLES = ("experiment=demo", "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run --json")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -65,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True):
     mesh: dict[str, int]
     sharding: str
     samples: int
+    limit: int | None  # tasks.limit, where the samples are as many
     samples_error: float  # the part of `samples` by which they may be wrong, with 95% certainty; 0: they were counted
     tokens: int | None  # of all prompts, about; None where none were looked at
     tokens_error: float
@@ -177,6 +178,7 @@ def make_plan(inputs: Inputs | Outline, prompts: PromptSurvey | None, commands: 
         mesh={"data": config.mesh.data, "model": config.mesh.model},
         sharding=config.sharding.value,
         samples=samples,
+        limit=config.tasks.limit if config.tasks.limit == samples else None,
         samples_error=error,
         tokens=None if prompts is None else round(prompts.tokens_per_sample * samples),
         tokens_error=error if prompts is None else math.hypot(error, prompts.tokens_error),
@@ -205,7 +207,8 @@ def data_line(job_plan: Plan) -> str:
     """Returns samples, batches and tokens, with what is not known of them."""
     about = within(job_plan.samples_error)
     tokens = "" if job_plan.tokens is None else f", {job_plan.tokens:,} tokens{within(job_plan.tokens_error)}"
-    return f"{job_plan.samples:,} samples{about} in {job_plan.batches:,} batches{tokens}"
+    most = "" if job_plan.limit is None else MOST_ALLOWED
+    return f"{job_plan.samples:,} samples{about}{most} in {job_plan.batches:,} batches{tokens}"
 
 
 def pod_line(job_plan: Plan) -> str:

@@ -35,7 +35,7 @@ from pod_job.errors import JobError
 
 EXAMPLES = (
     "experiment=demo storage.run_dir=runs/first tasks.limit=8",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]' --follow",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a --follow",
 )
 
 

@@ -23,7 +23,11 @@ from pod_job.storage.folder import Folder, exists
 from pod_job.storage.open import open_folder
 from pod_job.terminal import SafeConsole
 
-EXAMPLES = ("runs/first", "gs://my-bucket/qwen --follow", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --json")
+EXAMPLES = (
+    "runs/first",
+    "gs://my-bucket/run --follow",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run --json",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from pod_job.commands.command_line import DONE, Command, add_json
 from pod_job.config.schema import PodKind
 from pod_job.errors import JobError
 
-EXAMPLES = ("gs://my-bucket/qwen", "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen --dry-run")
+EXAMPLES = ("gs://my-bucket/run", "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run --dry-run")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

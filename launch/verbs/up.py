@@ -22,8 +22,8 @@ from pod_job.commands.command_line import DONE, Command, add_json, add_overrides
 from pod_job.errors import JobError
 
 EXAMPLES = (
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a]' --dry-run",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a,us-east5-b",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a --dry-run",
 )
 
 

@@ -36,7 +36,7 @@ from pod_job.config.schema import JobConfig, PodKind
 from pod_job.errors import JobError
 
 EXAMPLES = (
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/qwen 'cloud.zones=[us-west4-a,us-east5-b]'",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run cloud.zones=us-west4-a,us-east5-b",
     "experiment=demo storage.run_dir=runs/first",
 )
 

@@ -6,7 +6,7 @@ import msgspec
 from rich.console import Console
 
 from launch.host_commands import HostCommand
-from launch.view.facts import show_facts
+from launch.view.facts import MOST_ALLOWED, show_facts
 from pod_job.planning.training import TrainInputs
 from pod_job.planning.training_memory import TrainingMemory, steps_line, training_memory
 from pod_job.preflight.lines import NAME_WIDTH
@@ -35,7 +35,9 @@ def make_training_plan(inputs: TrainInputs, commands: Sequence[HostCommand]) -> 
     if inputs.run is not None:
         trained_on = f"the {inputs.run.metadata.rows:,} rows of {inputs.run.folder.url}"
     else:
-        trained_on = f"the forward pass over {inputs.identity.tasks.samples:,} samples, of which nothing is stored"
+        samples = inputs.identity.tasks.samples
+        most = MOST_ALLOWED if samples == config.tasks.limit else ","
+        trained_on = f"the forward pass over {samples:,} samples{most} of which nothing is stored"
     return TrainingPlan(
         model=inputs.identity.model.name,
         trained_on=trained_on,

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 
 from pod_job.commands.command_line import DONE, Command, add_run_dir
 
-EXAMPLES = ("gs://my-bucket/qwen --host 3",)
+EXAMPLES = ("gs://my-bucket/run --host 3",)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -13,8 +13,8 @@ from pod_job.commands.command_line import BAD_INPUT, DONE, RUN_DIR_HELP, Command
 from pod_job.formats.records import encode
 
 EXAMPLES = (
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/run --json",
-    "experiment=v5e64 storage.run_dir=gs://my-bucket/run --measured gs://my-bucket/run",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run --json",
+    "experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run --measured gs://my-bucket/run",
 )
 
 

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 
 from pod_job.commands.command_line import DONE, Command, add_overrides
 
-EXAMPLES = ("experiment=v5e64 storage.run_dir=gs://my-bucket/qwen",)
+EXAMPLES = ("experiment=qwen05b-text-v5e64 storage.run_dir=gs://my-bucket/run",)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

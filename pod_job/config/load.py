@@ -2,12 +2,13 @@
 
 import contextlib
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -69,8 +70,9 @@ def trains_on_a_run(tree: Any) -> bool:
 def hydra_words(override: str) -> list[str]:
     """Returns an override as words of Hydra.
 
-    One that gives a choice and its value, `extract.positions=every=8`, becomes one for each field; values with commas,
-    `extract.layers=6,18`, which Hydra takes for several jobs, become a list.
+    One that gives a choice and its value, `extract.positions=every=8`, becomes one for each field. Values with commas,
+    `extract.layers=6,18`, which Hydra takes for several jobs, become a list, and so does one value of a list,
+    `extract.layers=6`.
     """
     match = re.fullmatch(r"(\+{0,2}extract\.)positions=['\"]?(every|sample|roles)=([^'\"]*)['\"]?", override)
     if match:
@@ -78,8 +80,9 @@ def hydra_words(override: str) -> list[str]:
         return [f"{match[1]}positions={positions}", f"{match[1]}{match[2]}={match[3]}"]
     with contextlib.suppress(HydraException):  # left as it is; Hydra refuses it
         values = OverridesParser.create().parse_override(override).value()
-        if isinstance(values, ChoiceSweep) and values.simple_form:
-            key, _, text = override.partition("=")
+        key, _, text = override.partition("=")
+        one = key.strip().lstrip("+") in list_keys() and isinstance(values, int | float | str | QuotedString | dict)
+        if (isinstance(values, ChoiceSweep) and values.simple_form) or (one and text.strip() and "${" not in text):
             return [f"{key}=[{text}]"]
     return [override]
 
@@ -179,10 +182,21 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{group}={name} is not one of the choices: {', '.join(choices)}"
     key = re.search(r"full_key: (\S+)", text)
     if key and ("is not a ListConfig" in text or "Cannot merge DictConfig with ListConfig" in text):
-        given = next((o.partition("=")[2] for o in overrides if o.partition("=")[0].lstrip("+") == key[1]), "...")
-        return f"{key[1]} is a list; write {key[1]}=[{given}]"
+        return f"{key[1]} is a list; write {key[1]}=[...]"
     reason = text.splitlines()[0]
     return f"{key[1]}: {reason}" if key else reason
+
+
+@functools.cache
+def list_keys() -> frozenset[str]:
+    """Returns the dotted names of the fields that are lists."""
+    sections = [(f"{item.name}.", item.type) for item in fields(JobConfig) if is_dataclass(item.type)]
+    return frozenset(
+        prefix + item.name
+        for prefix, section in sections
+        for item in fields(section)
+        if list in (get_origin(kind) for kind in (item.type, *get_args(item.type)))
+    )
 
 
 def keys(schema: Any, prefix: str = "") -> list[str]:

@@ -117,9 +117,11 @@ class PromptSurvey(Struct):
             notes.append(f"{self.doubled_bos} with a begin token of their own, which is kept once")
         mean = self.tokens / max(1, self.prompts)
         within = f" (+-{self.tokens_error:.0%})" if self.tokens_error else ""
-        return "; ".join(
-            [f"{self.prompts:,} of {mean:,.0f}{within} tokens on average, {self.longest:,} at most", *notes]
-        )
+        used = self.samples - sum(self.skipped.values())
+        counted = f"{self.prompts:,}" if self.prompts == used else f"{self.prompts:,} windows of {used:,} samples,"
+        if not self.all_looked_at:
+            counted = f"{counted.rstrip(',')} looked at,"
+        return "; ".join([f"{counted} of {mean:,.0f}{within} tokens on average, {self.longest:,} at most", *notes])
 
 
 def survey_run(run: Inputs | Outline) -> PromptSurvey | None:

@@ -1,5 +1,6 @@
 """ActivationDataset: a run as an array of vectors with their provenance, and in shuffled batches for training."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from pod_job.reading.tap_rows import open_rows
 from pod_job.run_folder import layout, metadata
 from pod_job.run_folder.entries import read_rows
 from pod_job.run_folder.metadata import Metadata
+from pod_job.run_folder.tokenizer import Decode, read_decoder
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
@@ -159,6 +161,21 @@ class ActivationDataset:
                     raise JobError(f"{self.folder.url}: {file} has no column {name}, which others have; it is damaged")
                 column[places] = values[numbers[places] - self._starts[batch]]
         return columns
+
+    def tokens(self, index: Any) -> Any:
+        """Returns the text of the token of each row, by the tokenizer that the run keeps; for an int one string.
+
+        Raises:
+            JobError: the run has no tokenizer.
+        """
+        ids = self.rows(index)["token_id"]
+        if isinstance(index, (int, np.integer)):
+            return self._decode([int(ids)])
+        return [self._decode([token_id]) for token_id in ids.tolist()]
+
+    @functools.cached_property
+    def _decode(self) -> Decode:
+        return read_decoder(self.folder)
 
     def batch_of(self, index: Any) -> Int[np.ndarray, "R"]:
         """Returns the numbers of the batches that the rows were computed in."""

@@ -20,7 +20,7 @@ def training_facts(folder: Folder, run: RunRecord, train: TrainIdentity) -> Fact
         "run": folder.url,
         "state": state,
         "model": run.identity.model.name,
-        "trained on": f"the rows of a finished run, {train.run}" if train.source == "run" else "the forward pass",
+        "trained on": "the forward pass" if train.source != "run" else f"the rows of a finished run{source_name(run)}",
         "steps": train.steps,
         "rows": done * train.batch_rows,
         "batch rows": train.batch_rows,
@@ -33,6 +33,13 @@ def training_facts(folder: Folder, run: RunRecord, train: TrainIdentity) -> Fact
             if timeline.host == 0 and timeline.points and timeline.phases
         ],
     }
+
+
+def source_name(run: RunRecord) -> str:
+    """Returns the name of the run that was trained on, to put behind a word; "" where none is recorded."""
+    recorded = (run.config or {}).get("train")
+    name = recorded.get("run") if isinstance(recorded, dict) else None
+    return f", {name}" if isinstance(name, str) and name else ""
 
 
 def sae_line(number: int, sae: SaeRecord, last: MetricsPoint | None, trained: TrainingMetadata | None) -> Facts:

@@ -127,12 +127,15 @@ class LocalFolder:
         return path
 
     def check_writable(self) -> None:
-        probe = f"probe-{uuid.uuid4().hex}"
+        nearest = self.root  # that exists: the folder itself is made by what is written into it
+        while not os.path.lexists(nearest):
+            nearest = nearest.parent
+        path = nearest / f"probe-{uuid.uuid4().hex}"
         try:
             try:
-                self._create(probe, [b"probe"], checksum([b"probe"]))
+                give_name(write_temporary(path, [b"probe"]), path, name_new)
             finally:
-                self._new_path(probe).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise JobError(f"{self.field}={self.url}: cannot write there: {reason_of(error)}") from error
 

@@ -4,6 +4,7 @@ D input width, F latents.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -76,6 +77,34 @@ class TrainedSae:
         if "log_threshold" in self.parameters:
             return np.exp(self.parameters["log_threshold"])
         return np.full(latents, max(float(self.parameters.get("threshold", 0.0)), 0.0), np.float32)
+
+    def encode(self, rows: np.ndarray) -> Float[np.ndarray, "N F"]:
+        """Returns the latents of rows, in float32.
+
+        Args:
+            rows: [N, D], as an ActivationDataset has them; of a crosscoder those of its taps side by side.
+        """
+        from pod_job.training.architectures import kinds  # imports jax, which who reads names or weights does not need
+
+        params, given = self._on_device(rows)
+        return np.asarray(kinds.encode(self.shape, params, given))
+
+    def decode(self, latents: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, "N O"]:
+        """Returns the rows that the SAE makes of latents [N, F], in float32.
+
+        Args:
+            rows: those that were encoded, which a skip connection adds to.
+        """
+        from pod_job.training.architectures import kinds
+
+        params, given, encoded = self._on_device(rows, latents)
+        return np.asarray(kinds.decode(self.shape, params, encoded, given))
+
+    def _on_device(self, *values: np.ndarray) -> tuple[Any, ...]:
+        import jax.numpy as jnp
+
+        params = {name: jnp.asarray(value) for name, value in self.parameters.items()}
+        return params, *(jnp.asarray(value, jnp.float32) for value in values)
 
 
 def parameter_shapes(shape: SaeShape) -> dict[str, tuple[int, ...]]:

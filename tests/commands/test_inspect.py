@@ -67,6 +67,8 @@ def test_the_text_around_a_row_is_the_prompts(
             prompt[at + 1 : at + 25],
         )
         assert "note" not in row
+        assert dataset.tokens(number) == row["token"]
+    assert "".join(dataset.tokens(slice(0, 3))) == "".join(dataset.tokens(at) for at in range(3))
     tap = facts(capsys, config.storage.run_dir, "--tap", "layer_2")
     assert tap["largest dimensions"][0]["dimension"] == OUTLIER_DIMENSION
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pod_job.config.extract import Exclude
 from pod_job.config.load import conf_dir, from_json, load, to_json
 from pod_job.config.schema import JobConfig, ModelConfig, Positions, Sharding, StorageConfig
 from pod_job.config.tasks import TasksConfig
@@ -52,7 +53,6 @@ def test_every_experiment_composes_and_says_what_it_is(path) -> None:
         (["extract.layers=["], "'extract.layers=['"),
         (["extract.layers=6,"], "'extract.layers=6,' is not an override"),
         (["tasks.system=a,b"], "tasks.system: Cannot convert 'list' to string"),
-        (["extract.layers=6"], "extract.layers is a list; write extract.layers=[6]"),
         (["+task.limit=3"], "task.limit is not a field of the configuration; did you mean tasks.limit?"),
         (["++tasks.limt=3"], "tasks.limt is not a field of the configuration; did you mean tasks.limit?"),
         (["+labels.a=b"], "labels.a is not a field of the configuration; did you mean "),
@@ -67,11 +67,23 @@ def test_bad_overrides_are_refused_in_one_line(overrides: list[str], says: str) 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("word", "layers"), [("6,18", [6, 18]), (" 6 , 18", [6, 18]), ("[6]", [6])])
-def test_values_with_commas_are_a_list(word: str, layers: list[int]) -> None:
+@pytest.mark.parametrize(("word", "layers"), [("6,18", [6, 18]), (" 6 , 18", [6, 18]), ("[6]", [6]), ("6", [6])])
+def test_values_of_a_list_need_no_brackets(word: str, layers: list[int]) -> None:
     config = load([*ENOUGH, f"extract.layers={word}"])
     assert config.extract.layers == layers
     assert from_json(to_json(load(ENOUGH)), [f"extract.layers={word}"]).extract.layers == layers
+
+
+def test_one_value_of_a_list_needs_no_brackets_whatever_it_is() -> None:
+    words = ["cloud.zones=us-west4-a", "extract.taps=layer_*.mlp_in", "extract.exclude=special", "extract.layers=null"]
+    config = load([*ENOUGH, *words])
+    assert (config.cloud.zones, config.extract.taps) == (["us-west4-a"], ["layer_*.mlp_in"])
+    assert (config.extract.exclude, config.extract.layers) == ([Exclude.special], None)
+
+
+def test_a_recorded_value_that_is_no_list_is_refused_in_one_line() -> None:
+    with pytest.raises(JobError, match=r"^extract\.layers is a list; write extract\.layers=\[\.\.\.\]$"):
+        from_json({"extract": {"layers": 6}})
 
 
 def test_a_value_that_is_not_set_is_named() -> None:

@@ -26,6 +26,10 @@ def test_a_grid_is_every_combination_of_its_lists_and_each_has_its_own_name() ->
     assert from_json(to_json(config)).train.specs == specs
 
 
+def test_a_single_entry_needs_no_brackets() -> None:
+    assert on_a_run("{tap:1,latents:64,k:4}") == on_a_run("[{tap:1,latents:64,k:4}]")
+
+
 def test_a_crosscoder_takes_its_taps_together_and_a_transcoder_has_two_ends() -> None:
     crosscoder, transcoder = on_a_run(
         "[{tap:[1,2],crosscoder:true,latents:64,k:4},{tap:layer_1.mlp_in,target:layer_1.mlp_out,latents:64,k:4,skip:true}]"
@@ -45,7 +49,6 @@ def test_groups_of_a_matryoshka_sae_add_up_to_its_latents(latents: int) -> None:
     ("saes", "said"),
     [
         ("[]", "train.saes is empty"),
-        ("{tap:1,latents:64,k:4}", "train.saes is a list"),
         ("[{tap:1,latents:64,k:65}]", "k=65 is more than latents=64"),
         ("[{tap:1,latents:64}]", "architecture=batch_topk needs k"),
         ("[{tap:1,latents:64,k:[4,0]}]", "k=0 is not a whole number; use 1 or more"),

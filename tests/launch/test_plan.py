@@ -149,7 +149,12 @@ def test_what_a_host_would_refuse_of_a_prompt_is_refused_here(
 def test_plan_as_a_table(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *job]) == 0
     shown = capsys.readouterr().out
-    for said in ("2 hosts x 2 devices = 4", "data 2 x model 2", "10 samples in 3 batches", "layer_1, layer_3"):
+    for said in (
+        "2 hosts x 2 devices = 4",
+        "data 2 x model 2",
+        "10 samples, the most that tasks.limit allows, in 3 batches",
+        "layer_1, layer_3",
+    ):
         assert said in shown
     assert "-m pod_job" in shown
 

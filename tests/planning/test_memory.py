@@ -154,6 +154,16 @@ def test_a_job_and_its_preflight_choose_rows_by_the_chip_or_the_machine(model: P
         load(overrides(model, tmp_path / "run", **{ROWS: 0}))
 
 
+def test_workers_whose_kind_is_not_known_take_the_rows_that_are_given(model: Path, tmp_path: Path) -> None:
+    """As the document's command starts them."""
+    unknown = {"pod": "v5e_8", "pod.accelerator_type": "null", "mesh.data": 8}
+    given = read_inputs(load(overrides(model, tmp_path / "run", **unknown)))
+    assert with_chosen_rows(given) is given
+    generation = unknown | {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 0}
+    with pytest.raises(JobError, match=r"rows_per_device=0 is as many as fit, and without pod.accelerator_type"):
+        with_chosen_rows(read_inputs(load(overrides(model, tmp_path / "run", **generation))))
+
+
 def test_a_job_of_more_rows_than_this_machine_holds_does_not_start(model: Path, tmp_path: Path) -> None:
     # Terabytes of cache, which no machine has.
     greedy = {"mode": "generate", "generate.max_new_tokens": 4000, "extract.rows_per_device": 1 << 18}

@@ -205,6 +205,7 @@ def test_a_large_source_is_estimated(hub: FakeHub, large: None, tmp_path: Path) 
         (f"{BASE}/*.csv", r"web/\*\.csv matches no file"),
         (f"{BASE}@v9/t.jsonl", r"web@v9/t\.jsonl cannot be listed \(the repository has no such revision"),
         ("hf://datasets/org/none/t.jsonl", r"org/none/t\.jsonl cannot be listed \(.*"),
+        ("org/none.jsonl", r"tasks\.path=org/none\.jsonl does not exist"),
         ("org/none", r"org/none cannot be listed \("),
         ("hf://datasets/org", "names no dataset; write hf://datasets/OWNER/NAME"),
         (

@@ -50,10 +50,12 @@ def test_replace_and_names(new_folder: Callable[[], Folder]) -> None:
     assert folder.names("") == ["c/1", "c/10", "c/2", "cc/1", "d", "e"]
 
 
-def test_check_writable_leaves_nothing(new_folder: Callable[[], Folder]) -> None:
+def test_check_writable_leaves_nothing(new_folder: Callable[[], Folder], tmp_path: Path) -> None:
     folder = new_folder()
     folder.check_writable()
     assert folder.names("") == []
+    open_folder(tmp_path / "a" / "b").check_writable()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("one_request", [8 << 20, 32 << 20])

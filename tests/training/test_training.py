@@ -20,11 +20,13 @@ from pod_job.finishing.merge import merge
 from pod_job.host.rendezvous import Host
 from pod_job.host.reporter import Reporter
 from pod_job.host.stop_request import StopRequest
+from pod_job.job import keep_tokenizer
 from pod_job.models.mesh import make_mesh
 from pod_job.planning.training import TrainInputs, claim_training, read_train_inputs
 from pod_job.planning.training_memory import check_buffer, training_memory
 from pod_job.run_folder.commit import commit_batch
 from pod_job.run_folder.identity import claim
+from pod_job.run_folder.layout import TOKENIZER
 from pod_job.run_folder.training import read_metrics, read_training
 from pod_job.storage.open import open_folder
 from pod_job.training.checkpoint_writer import CheckpointWriter
@@ -98,6 +100,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     for number in (1, 2, 3):
         commit_batch(folder, batch(number, 20), host=0)
     merge(folder)
+    folder.create(TOKENIZER, [b"{}"])
     return Stage(source, {})
 
 
@@ -182,6 +185,13 @@ def test_a_restart_finds_the_programs_of_the_one_before(stage: Stage, tmp_path: 
     jax.clear_caches()
     Stage(stage.source, {}).start(killed, (1, 1), None, f"storage.compile_cache={cache}")
     assert {path.name for path in cache.glob("*-cache")} == stored
+
+
+def test_saes_of_a_run_keep_its_tokenizer(stage: Stage, tmp_path: Path) -> None:
+    """Their page shows texts wherever the folder is."""
+    inputs = stage.inputs(tmp_path)
+    keep_tokenizer(inputs)
+    assert inputs.folder.read(TOKENIZER) == b"{}"
 
 
 def test_the_record_names_every_sae_and_what_it_was_trained_on(stage: Stage, undisturbed: Path) -> None:

@@ -80,6 +80,7 @@ class Cloud:
         self.grant_s = 0.0  # from a queued resource's request to its node
         self.outages: list[Outage] = []
         self.undeletable_until: defaultdict[str, float] = defaultdict(float)  # node -> moment
+        self.refused_deletions: set[str] = set()  # nodes whose deletion was asked for and refused
         self.lock = threading.RLock()
         self.nodes: dict[str, Record] = {}
         self.queued: dict[str, Record] = {}
@@ -199,7 +200,8 @@ class Cloud:
             return self._operation(parent_of(name))
 
     def _check_deletable(self, node: str) -> None:
-        if self.clock() < self.undeletable_until[node.rpartition("/")[2]]:
+        if self.clock() < self.undeletable_until[node_id := node.rpartition("/")[2]]:
+            self.refused_deletions.add(node_id)
             raise ApiError(FAILED_PRECONDITION, f"The resource '{node}' is being stopped; it cannot be deleted now")
 
     def accelerator_type(self, name: str) -> Record:

@@ -131,7 +131,8 @@ def expand(config: TasksConfig, path: str) -> list[tuple[SplitPart | None, str, 
     """Returns the files of one path, of each part of `tasks.split` where it has splits; and the folder they are in."""
     local = expanded(path)
     by_split = config.format is TaskFormat.dataset
-    if config.format in (TaskFormat.auto, TaskFormat.dataset) and is_dataset_name(path) and not os.path.lexists(local):
+    on_hub = is_dataset_name(path) and not path.endswith(endings(config.format)) and not os.path.lexists(local)
+    if config.format in (TaskFormat.auto, TaskFormat.dataset) and on_hub:
         return [
             (part, f"{HUB}{path}", listed) for part, listed in list_dataset(config, path, endings(TaskFormat.dataset))
         ]
