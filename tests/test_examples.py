@@ -41,6 +41,7 @@ def test_jax_and_optax(run: Path) -> None:
     assert after > 0.9
 
 
+@pytest.mark.pod
 def test_torch_and_its_data_loader(run: Path, torch_there: None) -> None:
     _, explained = example("sae_torch").train(run, 6, **SMALL, workers=0)
     assert explained > 0.9

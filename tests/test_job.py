@@ -19,6 +19,7 @@ from pod_job.run_folder.layout import committed
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.pod
 SAMPLES = 44  # prompts of the sample tasks
 
 
@@ -55,9 +56,9 @@ def reference(finished: Path) -> dict[tuple[str, int, int, int], np.ndarray]:
 SHAPES = [
     (1, 4, "2x2", "replicated"),
     (1, 8, "8x1", "tensor"),
-    pytest.param(2, 4, "4x2", "fsdp", marks=pytest.mark.pod),
-    pytest.param(4, 2, "4x2", "replicated", marks=pytest.mark.pod),
-    pytest.param(4, 1, "2x2", "tensor", marks=pytest.mark.pod),
+    (2, 4, "4x2", "fsdp"),
+    (4, 2, "4x2", "replicated"),
+    (4, 1, "2x2", "tensor"),
 ]
 
 
@@ -86,7 +87,6 @@ def test_last_positions_are_the_last_of_all_positions(reference: dict, model: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.pod
 def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
     reference: dict, finished: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -108,7 +108,6 @@ def test_a_killed_run_started_again_finishes_what_is_missing_and_nothing_else(
     assert extracted(tmp_path).keys() == reference.keys()
 
 
-@pytest.mark.pod
 def test_a_run_killed_anywhere_resumes(reference: dict, model: Path, tmp_path: Path) -> None:
     arguments = overrides(model, tmp_path, **{"extract.save_every_n_samples": 2})
     process = start(arguments, 1, 1)[0]

@@ -100,6 +100,7 @@ def test_it_may_die_at_any_step(tmp_path: Path) -> None:
     assert_survives(folder, [(os, "link"), (os, "replace"), (os, "unlink"), (local, "write_temporary")])
 
 
+@pytest.mark.pod
 def test_it_may_die_at_any_request(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gcs_compose, "MOST_JOINED", 2)  # so few objects are a tree, too
     folder = open_folder(f"gs://{BUCKET}/run")

@@ -170,6 +170,7 @@ def refused(commands: list[list[str]], scratch: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.pod
 def test_the_real_gcloud_accepts_every_command_line(require: Callable[[bool, str], None], tmp_path: Path) -> None:
     require(shutil.which("gcloud") is not None, "gcloud")
     public = [getattr(gcloud, name) for name in vars(gcloud) if not name.startswith("_")]

@@ -66,7 +66,7 @@ def test_a_preflight_that_fails_says_its_last_word(done: Finished, said: str, mo
         preflight.run_preflight(["a=b"])
 
 
-@pytest.mark.parametrize("verb", ["up", "run", "watch"])
+@pytest.mark.parametrize("verb", ["up", "run", pytest.param("watch", marks=pytest.mark.pod)])
 def test_without_the_compiler_a_start_goes_on_and_says_so(
     verb: str, job: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,15 +276,6 @@ def compare(variants: Sequence[tuple[str, dict[str, Any]]], folder: Path) -> Cou
     return counts
 
 
-def test_variants_are_computed_as_torch_computes_them_or_refused(torch_there: None, tmp_path: Path) -> None:
-    """Every sixth change, each in one of the families; the test below runs all changes in several families."""
-    families = list(CAUSAL)
-    variants = [(families[n % len(families)], change) for n, change in enumerate(CHANGES)]
-    counts = compare(variants[::6], tmp_path)
-    assert counts["computed"] >= 7
-    assert counts["refused"] >= 3
-
-
 @pytest.mark.pod
 @pytest.mark.parametrize("family", sorted(CAUSAL))
 def test_every_variant_is_computed_as_torch_computes_it_or_refused(

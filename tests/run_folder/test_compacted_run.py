@@ -23,6 +23,7 @@ from pod_job.run_folder import layout
 from pod_job.storage.open import open_folder
 from tools.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.pod
 TAPS = ["layer_1", "layer_2.q"]
 
 
