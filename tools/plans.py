@@ -1,7 +1,8 @@
-"""`python -m tools.plans [OUT.md]`: what every experiment on a TPU pod takes and costs, by its preflight, as a page.
+"""`python -m tools.plans [PAGE.md]`: what every experiment on a TPU pod takes and costs, in the tables of a page.
 
-Needs libtpu and no TPU, weights, network or prompts: a model's sizes are in tests/data/configs, and time and cost are
-given for a billion tokens.
+`--only EXPERIMENT ...` compiles these alone. Lines of other experiments stay as they are, and so does all text around
+the tables. Needs libtpu and no TPU, weights, network or prompts: a model's sizes are in tests/data/configs, and time
+and cost are given for a billion tokens.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 
 from pod_job.commands.command_line import exit_status
@@ -22,11 +24,11 @@ from pod_job.models.arch import read_arch_file
 from pod_job.models.taps import resolve
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.records import PreflightReport
-from pod_job.preflight.tpu_facts import PRICES_FROM, read_accelerator_type
+from pod_job.preflight.tpu_facts import read_accelerator_type
 from pod_job.preflight.whole_run import PACKED, dollars
 
 CONFIGS = Path("tests/data/configs")
-OUT = Path("docs/plans.md")
+PAGE = Path("docs/plans.md")
 BFLOAT16_BYTES = 2
 UNUSED = "storage.run_dir=gs://unused/run"
 COLUMNS = (
@@ -43,6 +45,7 @@ COLUMNS = (
     "list $",
     "spot $",
     "vectors",
+    "compiled",
 )
 TRAINING_COLUMNS = (
     "experiment",
@@ -60,57 +63,24 @@ TRAINING_COLUMNS = (
     "hours",
     "list $",
     "spot $",
+    "compiled",
 )
-HEAD = """# Plans: what each experiment takes and costs
-
-Memory, time and cost of each experiment in `conf/experiment` on its pod.
-
-Made by `make plans` ({made}) from the preflight of each experiment: the step compiled by the TPU compiler for that pod,
-not measured on one. [preflight.md](preflight.md) explains the numbers and their assumptions. Time and cost are per
-billion tokens in rows that are 98% full, without start and compilation; *vectors* is the size of the result in the
-bucket, in bfloat16. *Memory* is the compiler's count (weights, temporaries, results twice) and the limit for a program:
-15.75 of the 16 GiB of a v5e chip, 31.25 of the 32 of a v6e.
-
-Prices: {prices}.
-
-"""
-TRAINING_HEAD = """
-## Training
-
-Nothing is stored: the forward pass feeds the trainer on the same chips. A *step* is one of the optimizer; its parts are
-added as if nothing overlapped: the *forward* passes that feed it, the *trainer*'s computing, and its collectives on the
-*network*. The step compiled is one in which dead latents are revived, the slowest. Hours and cost are of all *rows* of
-the experiment. *Memory* is that of both programs with the shuffle buffer.
-
-"""
-FOOT = """
-With only the last token of each ARC prompt, there is one vector per about 1,900 tokens: the 416 prompts of the 400
-training tasks have 795,020 tokens (SmolLM2's tokenizer) and yield {arc_mb:.1f} MB for each tap of width 896, so such
-a run takes the time of its start and compilation on any pod.
-
-Where the table says "bucket", the vectors leave the pod more slowly than it computes them: with fewer `extract.layers`,
-the same tokens take less time.
-
-`make plan-NAME ARGS="storage.run_dir=gs://... tasks.path=..."` plans one of them with your own prompts; `make sim-NAME`
-runs its pod shape, mesh and taps on this machine with a tiny random model.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.plans", description=__doc__)
-    parser.add_argument("out", nargs="?", type=Path, default=OUT)
-    parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="these alone, printed and not written")
+    parser.add_argument("page", nargs="?", type=Path, default=PAGE)
+    parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="these alone")
     options = parser.parse_args(argv)
-    reports = {}
+    compiled = f"{datetime.now(UTC).date().isoformat()}, libtpu {version('libtpu')}"
     for name in options.only or experiments():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        reports[name] = preflight(name)
-    made = f"{datetime.now(UTC).date().isoformat()}, jax {version('jax')}, libtpu {version('libtpu')}"
-    text = page(reports, made)
-    if options.only:
-        print(text)
-    else:
-        options.out.write_text(text)
+        report = preflight(name)
+        training = report.mode is Mode.train
+        rows = [training_row(name, report)] if training else plan_rows(name, report)
+        lines = [line_of([*cells, compiled]) for cells in rows]
+        columns = TRAINING_COLUMNS if training else COLUMNS
+        options.page.write_text(with_lines(options.page.read_text(), columns, name, lines))
     return 0
 
 
@@ -139,36 +109,59 @@ def preflight(name: str) -> PreflightReport:
     return decode(done.stdout, PreflightReport, f"report on experiment={name}")
 
 
-def page(reports: dict[str, PreflightReport], made: str) -> str:
-    rows = []
-    for name, report in reports.items():
-        if report.mode is not Mode.train:
-            step, *more = report.programs
-            config = configuration(name)
-            rows.append(row(name, config, step))
-            rows += [row(f"{name}: new tokens", config, program, packed=1.0) for program in more]
-    training = [training_row(name, report) for name, report in reports.items() if report.mode is Mode.train]
-    text = HEAD.format(made=made, prices=PRICES_FROM) + table(COLUMNS, rows) + FOOT.format(arc_mb=416 * 896 * 2 / 1e6)
-    return text + (TRAINING_HEAD + table(TRAINING_COLUMNS, training) if training else "")
+def with_lines(page: str, columns: Sequence[str], name: str, lines: Sequence[str]) -> str:
+    """Returns the page with these lines for an experiment in the table with these columns, which is in order of names.
+
+    Raises:
+        JobError: the page has no such table.
+    """
+    before, head, after = page.partition(line_of(columns) + line_of(["---"] * len(columns)))
+    if not head:
+        raise JobError(f"the page has no table with the columns {', '.join(columns)}; write its two first lines")
+    old = list(takewhile(lambda line: line.startswith("|"), after.splitlines(keepends=True)))
+    others = [line for line in old if experiment_of(line) != name]
+    # By name alone: the lines of one experiment stay in their order.
+    table = sorted([*others, *lines], key=experiment_of)
+    return before + head + "".join(table) + after[len("".join(old)) :]
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+def experiment_of(line: str) -> str:
+    """Returns the experiment that a line of a table is of."""
+    return line.split("|")[1].strip().partition(":")[0]
+
+
+def line_of(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def plan_rows(name: str, report: PreflightReport) -> list[list[str]]:
+    """Returns the lines of an experiment that stores vectors: one, or with mode=generate two."""
+    step, *more = report.programs
+    config = configuration(name)
+    return [row(name, config, step), *(row(f"{name}: new tokens", config, program, packed=1.0) for program in more)]
+
+
+def milliseconds(seconds: float, program: Forecast, digits: int = 0) -> str:
+    """Returns a time, and what of it is no count of the attention kernel's instructions."""
+    counted = program.kernel_origin in ("", "bundles")
+    return f"{1e3 * seconds:.{digits}f} ms" + ("" if counted else f" (kernel by its {program.kernel_origin})")
 
 
 def training_row(name: str, report: PreflightReport) -> list[str]:
     """Returns one line of the table of trainings."""
-    config, program, training, run = configuration(name), report.programs[-1], report.training, report.run
+    config, training, run = configuration(name), report.training, report.run
+    forward, program = report.programs[0], report.programs[-1]
     specs = config.train.specs
     memory = f"{program.hbm['total'] / 2**30:.2f} of {program.hbm_available / 2**30:.2f} GiB"
     start = [name, Path(config.model.path).name, report.pod, f"{len(specs)} of {specs[0].latents:,}", memory]
     if training is None or run is None:
-        return [*start, "does not fit", *[""] * (len(TRAINING_COLUMNS) - len(start) - 1)]
-    parts = (training.seconds[part] for part in ("forward", "trainer", "network"))
+        return [*start, "does not fit", *[""] * (len(TRAINING_COLUMNS) - len(start) - 2)]
+    parts = training.seconds
     return [
         *start,
-        *(f"{1e3 * seconds:.1f} ms" for seconds in (training.step_s, *parts)),
+        milliseconds(training.step_s, program, 1),
+        milliseconds(parts["forward"], forward, 1),
+        *(milliseconds(parts[part], program, 1) for part in ("trainer", "network")),
         f"{training.tokens_per_s:,.0f}",
         f"{training.of_forward_alone:.1%}",
         f"{run.rows:,}",
@@ -185,12 +178,12 @@ def row(name: str, config: JobConfig, step: Forecast, packed: float = PACKED) ->
     start = [name, Path(config.model.path).name, str(config.pod.accelerator_type)]
     start += [f"{layers}; {config.extract.positions.value}", memory]
     if not step.fits:
-        return [*start, "does not fit", *[""] * (len(COLUMNS) - len(start) - 1)]
+        return [*start, "does not fit", *[""] * (len(COLUMNS) - len(start) - 2)]
     hours = 1e9 / (packed * step.tokens_per_s) / 3600
     usd = [dollars(3600 * hours, slice_, price) for price in (slice_.chip.list_usd_hour, slice_.chip.spot_usd_hour)]
     return [
         *start,
-        f"{1e3 * step.step_s:.0f} ms",
+        milliseconds(step.step_s, step),
         step.bottleneck,
         f"{step.mfu:.1%}",
         f"{step.tokens_per_s:,.0f}",

@@ -63,10 +63,16 @@ CASES = {
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Forecast of one case: of the trainer's program beside the forward pass, and of a step with both."""
+    """Forecast of one case: of the trainer's program beside the forward pass, and of a step with both.
+
+    Attributes:
+        attention_by: what the forward pass's attention kernel is counted by: `bundles` of instructions, or `FLOPs`, too
+            few, where these could not be read; "" without a forward pass.
+    """
 
     trainer: Forecast
     training: TrainingForecast
+    attention_by: str
 
 
 def figures(case: Case) -> Figures:
@@ -76,7 +82,7 @@ def figures(case: Case) -> Figures:
     trainer = forecast(trainer_of(case, case.rows), pod)
     if forward is not None:
         trainer = beside_model(trainer, forward)
-    return Figures(trainer, training_forecast(trainer, forward))
+    return Figures(trainer, training_forecast(trainer, forward), forward.kernel_origin if forward else "")
 
 
 def trainer_of(case: Case, rows: int) -> Trainer:

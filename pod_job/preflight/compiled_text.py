@@ -125,11 +125,14 @@ def branch_names(operation: Operation) -> list[str]:
 
 
 def starts_collective(program: Program, fusion: Operation) -> bool:
-    """Returns whether a fusion starts a collective that goes on while later operations compute.
+    """Returns whether a fusion is a collective, or starts one that goes on while later operations compute.
 
-    The operations in between and the one that waits for its end name the collective again; only its start counts.
+    The operations in between and the one that waits for its end name the collective again; only its start counts. An
+    all-reduce of which each device takes a part is a fusion of its own.
     """
-    return any('custom_call_target="AsyncCollectiveStart"' in op.rest for op in program[fusion.attribute("calls")])
+    called = fusion.attribute("calls")
+    asynchronous = any('custom_call_target="AsyncCollectiveStart"' in op.rest for op in program[called])
+    return asynchronous or called.startswith("all-reduce-scatter")
 
 
 def loop_turns(program: Program, computation: str, loop: Operation) -> int:

@@ -31,7 +31,8 @@ BRANCH = re.compile(r"sbr\.rel .*?target = \$region(\d+)")
 REGION_END = re.compile(r"empty region (\d+)\b")
 SMALL_REGION = 128
 """Bundles; smaller regions start copies, in each turn or nearly so."""
-TIMEOUT_S = 300
+TIMEOUT_S = 1800
+"""Of wall time, for five CPU seconds: on a machine that other work kept busy, 300 were too few."""
 
 
 @dataclass(frozen=True)
@@ -153,5 +154,7 @@ def read_dumped(shape: KernelShape | CacheKernelShape, name: str, read: Callable
             (file,) = Path(folder).glob(f"*{name}*-final_bundles.txt")
             return read(file.read_text())
         except (subprocess.SubprocessError, OSError, ValueError) as error:
-            log.info("the instructions of kernel %s cannot be read (%s); its FLOPs and bytes are counted", name, error)
+            log.warning(
+                "the instructions of kernel %s cannot be read (%s); its FLOPs and bytes are counted", name, error
+            )
             return None

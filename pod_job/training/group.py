@@ -23,6 +23,7 @@ from pod_job.training.architectures.selection_cpu import keep_largest_on_cpu
 from pod_job.training.architectures.selection_kernel import keep_largest_on_tpu
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Rows
+from pod_job.training.matrices import gathered, scattered
 from pod_job.training.optimizer import (
     adam,
     clipped,
@@ -163,8 +164,14 @@ def train_group(
     coefficients = coefficients._replace(sparsity=coefficients.sparsity * rising(step, recipe.sparsity_warm_up))
     rates = jnp.array([plan.learning_rate for plan in group.plans]) * schedule(step, recipe)
     axes = Batch(0, 0, None, None, None, None, None)  # type: ignore[arg-type]
-    update = jax.vmap(partial(updated, group.shape, recipe), in_axes=(0, axes, 0, 0), spmd_axis_name="saes")
-    new = update((state.params, state.moments), batch, coefficients, (dead, rates))
+    differentiate = jax.vmap(
+        partial(differentiated, group.shape, recipe.dtype), in_axes=(0, axes, 0, 0), spmd_axis_name="saes"
+    )
+    gradient, metrics = differentiate(
+        gathered(group.shape, state.params, mesh, recipe.dtype), batch, coefficients, dead
+    )
+    gradient = scattered(group.shape, gradient, mesh)
+    new = jax.vmap(partial(updated, group.shape, recipe))((state.params, state.moments), gradient, metrics, rates)
     new = redrawn(group, new, batch, dead, step, recipe)
     if (threshold := new.params.get("threshold")) is not None:
         threshold = followed(threshold, new.metrics.lowest, threshold_rate(step, recipe))
@@ -233,17 +240,23 @@ def keep_for(mesh: Mesh, dtype: str) -> Partial:
     return Partial(keep_largest_on_cpu if platform == "cpu" else keep_largest)
 
 
+def differentiated(
+    shape: SaeShape, dtype: str, params: Params, batch: Batch, coefficients: Coefficients, dead: Bool[Array, "F"]
+) -> tuple[Params, Metrics]:
+    """Returns the gradient of one SAE's loss, and what the loss measured."""
+    return jax.grad(loss, argnums=1, has_aux=True)(shape, params, batch, coefficients, dead, dtype)
+
+
 def updated(
     shape: SaeShape,
     recipe: Recipe,
     old: tuple[Params, optax.OptState],
-    batch: Batch,
-    coefficients: Coefficients,
-    dead_and_rate: tuple[Bool[Array, "F"], Scalar],
+    gradient: Params,
+    metrics: Metrics,
+    rate: Scalar,
 ) -> Update:
-    """Returns one SAE's parameters and moments after a step of Adam."""
-    (params, moments), (dead, rate) = old, dead_and_rate
-    gradient, metrics = jax.grad(loss, argnums=1, has_aux=True)(shape, params, batch, coefficients, dead, recipe.dtype)
+    """Returns one SAE's parameters and moments after a step of Adam along this gradient."""
+    params, moments = old
     if recipe.unit_norm:
         gradient, norm = without_growth(shape, params, gradient)
     else:

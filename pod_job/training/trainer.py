@@ -2,8 +2,8 @@
 
 SAEs of one shape are one group, batched along a leading axis S; groups stand side by side in one compiled step. The
 devices of the job's mesh form another one here, `planning.trainer_layout`: SAEs are split over `saes`, latents over
-`model`, rows over `data`; XLA places the collectives. A step whose loss or gradient is not finite freezes its SAE as it
-was before, and the others go on.
+`model`, rows over `data`, and between steps matrices over all three; XLA places the collectives. A step whose loss or
+gradient is not finite freezes its SAE as it was before, and the others go on.
 
 Usage, with `rows` {tap: [M, D]} from the forward pass, placed by `row_sharding`:
 
@@ -32,14 +32,13 @@ from pod_job.planning.trainer_layout import GroupSize, TrainerLayout, trainer_la
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Buffer, empty_buffer, exchange, put, take
 from pod_job.training.group import Group, GroupState, StepMetrics, grouped, initial_group, train_group
+from pod_job.training.matrices import kept_split
 from pod_job.training.recipe import Recipe, SaePlan
 from pod_job.training.tap_statistics import TapStatistics
 
 ROW_DTYPE = "bfloat16"
 """Dtype of the rows in the buffer."""
 SPLIT = {
-    "encoder": PartitionSpec("saes", None, "model"),
-    "decoder": PartitionSpec("saes", "model"),
     "encoder_bias": PartitionSpec("saes", "model"),
     "gate_bias": PartitionSpec("saes", "model"),
     "gate_scale": PartitionSpec("saes", "model"),
@@ -48,7 +47,7 @@ SPLIT = {
 }
 """Arrays of the state that are split over the mesh, by the last name on their path, with their leading axis S.
 
-The others are split over it alone."""
+Matrices are split as `matrices.kept_split` says; others over that axis alone."""
 
 
 class TrainerState(NamedTuple):
@@ -125,8 +124,11 @@ class Trainer:
         names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
         if names[0] == "buffer":
             return NamedSharding(self.mesh, PartitionSpec(None, self.row_axes))
-        whole = PartitionSpec() if names[0] == "step" else PartitionSpec("saes")
-        return NamedSharding(self.sae_mesh, SPLIT.get(str(names[-1]), whole))
+        if names[0] == "step":
+            return NamedSharding(self.sae_mesh, PartitionSpec())
+        latents = self.groups[path[1].idx].shape.latents
+        split = SPLIT | kept_split(latents, self.sae_mesh)
+        return NamedSharding(self.sae_mesh, split.get(str(names[-1]), PartitionSpec("saes")))
 
     @property
     def row_sharding(self) -> NamedSharding:

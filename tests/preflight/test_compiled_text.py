@@ -16,6 +16,11 @@ PROGRAM = """HloModule step
   %gathered = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
   ROOT %start = (bf16[8,2], bf16[8,16]) custom-call(%gathered), custom_call_target="AsyncCollectiveStart"
 }
+%all-reduce-scatter.1 (q: f32[8,16]) -> f32[8,2] {
+  %q = f32[8,16]{1,0} parameter(0)
+  %summed = f32[8,16]{1,0} all-reduce(%q), to_apply=%add
+  ROOT %part = f32[8,2]{1,0} dynamic-slice(%summed), dynamic_slice_sizes={8,2}
+}
 %body (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
   %p = (s32[], bf16[8,16]{1,0}) parameter(0)
   %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
@@ -35,6 +40,7 @@ ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
   %t = (s32[], bf16[8,16]{1,0}) tuple(%from, %a)
   %loop = (s32[], bf16[8,16]{1,0}) while(%t), condition=%cond, body=%body
   %flag = s32[] all-reduce(%from), to_apply=%max
+  %parts = f32[8,2]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %out = bf16[8,16]{1,0} copy(%a), backend_config={"estimated_cycles":"50"}
 }
 """
@@ -49,6 +55,7 @@ def test_a_collective_counts_once_where_it_starts() -> None:
     collectives = compiled_text.collectives(compiled_text.read_program(PROGRAM))
     assert collectives == [
         compiled_text.Collective("all-gather", 20, 8 * 16 * 2),
+        compiled_text.Collective("all-reduce", 1, 8 * 16 * 4),
         compiled_text.Collective("all-reduce", 1, 4),
     ]
 

@@ -15,6 +15,7 @@ from pod_job.planning.trainer_layout import TrainerLayout
 from pod_job.training.architectures.kinds import encode
 from pod_job.training.architectures.parts import decoder_norms
 from pod_job.training.architectures.shape import SaeShape
+from pod_job.training.matrices import PARTS, WHOLE, kept_split
 from pod_job.training.optimizer import followed, schedule, threshold_rate
 from pod_job.training.recipe import Recipe, SaePlan, check_plans, check_recipe
 from pod_job.training.tap_statistics import TapStatistics, measure_tap
@@ -137,9 +138,19 @@ def test_eight_devices_train_what_one_does(plans: list[SaePlan], layout: Trainer
             state, _ = trainer.step(state, *batch(step))
         results.append(state)
     encoder = results[1].groups[0].params["encoder"]
-    assert encoder.sharding.shard_shape(encoder.shape) == (len(encoder) // layout.saes, D, F // layout.model)
+    assert encoder.sharding.shard_shape(encoder.shape) == (
+        len(encoder) // layout.saes,
+        D,
+        F // layout.model // layout.data,
+    )
     for single, split in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
         np.testing.assert_allclose(np.asarray(single, np.float32), np.asarray(split, np.float32), rtol=2e-3, atol=2e-4)
+
+
+def test_matrices_lie_in_parts_on_all_devices_where_these_are_equal() -> None:
+    mesh = trainer_of(plan(), mesh=mesh_of(2, 4)).sae_mesh
+    assert kept_split(F, mesh) is PARTS
+    assert kept_split(F - 2, mesh) is WHOLE
 
 
 def test_an_sae_that_is_not_finite_stops_alone(together) -> None:

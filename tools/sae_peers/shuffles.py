@@ -1,9 +1,10 @@
 """Trains SAEs on a stream, and on the same vectors stored and shuffled as a whole; compares what they explain.
 
 `python -m tools.sae_peers.shuffles OUT_DIR --held-out 65536 key=value ...`: overrides of a stream's training in one
-process. Ways: `stream`; `shuffled`, trained on a run that `pod-job shuffle` wrote; `stored`, on the run as extracted,
-whose blocks are permuted; `unmixed`, a stream whose buffer holds a single batch. All take the same number of steps.
-Evaluated on documents after `tasks.limit`; prints JSON, one way a line, with each SAE's explained variance.
+process, of fields alone (no `experiment=`). Ways: `stream`; `shuffled`, trained on a run that `pod-job shuffle` wrote;
+`stored`, on the run as extracted, whose blocks are permuted; `unmixed`, a stream whose buffer holds a single batch. All
+take the same number of steps. Evaluated on documents after `tasks.limit`; prints JSON, one way a line, with each SAE's
+explained variance.
 """
 
 import argparse
@@ -80,10 +81,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.sae_peers.shuffles", description=__doc__)
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--held-out", type=int, default=65536, metavar="TOKENS")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    # Not one option with several values: it would take the overrides after it for ways.
+    parser.add_argument("--way", action="append", choices=WAYS, dest="ways", help="again for more; all without it")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args(argv)
-    for way in given.ways:
+    for way in given.ways or WAYS:
         began = time.monotonic()
         run_dir = train(given.out_dir, way, given.overrides)
         ended = time.monotonic()

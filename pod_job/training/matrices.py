@@ -1,0 +1,53 @@
+"""Matrices of SAEs on the devices that split a step's rows: each keeps a part of them, and gathers the rest for a step.
+
+The first stage of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): Adam moves each part on one device instead of on
+all of them, and as many bytes travel as where gradients are added up everywhere.
+
+S SAEs, D input width, F latents, O output width.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pod_job.config.train import Architecture
+from pod_job.training.architectures.parts import Params
+from pod_job.training.architectures.shape import SaeShape
+
+WHOLE = {"encoder": PartitionSpec("saes", None, "model"), "decoder": PartitionSpec("saes", "model")}
+"""Of the matrices [S, D, F] and [S, F, O] in a step: latents are split over `model` alone."""
+PARTS = {"encoder": PartitionSpec("saes", None, ("model", "data")), "decoder": PartitionSpec("saes", ("model", "data"))}
+"""Of the matrices between steps, of their gradients and of Adam's moments."""
+WEIGHED_BY_NORMS = (Architecture.relu, Architecture.gated)
+"""Architectures whose sparsity loss reads the norms of decoder rows, in float32; others read products alone."""
+
+
+def kept_split(latents: int, mesh: Mesh) -> Mapping[str, PartitionSpec]:
+    """Returns how the matrices of so many latents lie between steps: in parts where these are equal, else whole."""
+    return WHOLE if latents % (mesh.shape["model"] * mesh.shape["data"]) else PARTS
+
+
+def gathered(shape: SaeShape, params: Params, mesh: Mesh, dtype: str) -> Params:
+    """Returns the parameters with whole matrices, which travel rounded to `dtype` where products alone read them."""
+    if mesh.shape["data"] == 1:
+        return params
+
+    def whole(name: str, value: jax.Array) -> jax.Array:
+        exact = name == "decoder" and shape.architecture in WEIGHED_BY_NORMS
+        sent = value if exact else value.astype(dtype)
+        return jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, WHOLE[name])).astype(value.dtype)
+
+    return params | {name: whole(name, params[name]) for name in WHOLE}
+
+
+def scattered(shape: SaeShape, gradient: Params, mesh: Mesh) -> Params:
+    """Returns the gradient of whole matrices in the parts that the devices keep."""
+
+    def part(name: str, value: jax.Array) -> jax.Array:
+        # Whole first: else XLA splits the product that gives it into one for each device, in float32.
+        for split in (WHOLE, kept_split(shape.latents, mesh)):
+            value = jax.lax.with_sharding_constraint(value, NamedSharding(mesh, split[name]))
+        return value
+
+    return gradient | {name: part(name, gradient[name]) for name in WHOLE}
