@@ -6,8 +6,6 @@ all of them, and as many bytes travel as where gradients are added up everywhere
 S SAEs, D input width, F latents, O output width.
 """
 
-from collections.abc import Mapping
-
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -23,7 +21,7 @@ WEIGHED_BY_NORMS = (Architecture.relu, Architecture.gated)
 """Architectures whose sparsity loss reads the norms of decoder rows, in float32; others read products alone."""
 
 
-def kept_split(latents: int, mesh: Mesh) -> Mapping[str, PartitionSpec]:
+def kept_split(latents: int, mesh: Mesh) -> dict[str, PartitionSpec]:
     """Returns how the matrices of so many latents lie between steps: in parts where these are equal, else whole."""
     return WHOLE if latents % (mesh.shape["model"] * mesh.shape["data"]) else PARTS
 
