@@ -128,6 +128,7 @@ def output_folder(out: Folder, name: str, size: int, field: str = "OUT") -> Iter
     top = Path(scratch.name) if scratch else Path(out.url)
     place = f"{field}={out.url}" if scratch is None else f"TMPDIR={top.parent}"
     try:
+        top.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(top).free) < size:
             raise JobError(f"{place}: {size_text(free)} are free, the weights are {size_text(size)}; free some")
         yield local or top / name

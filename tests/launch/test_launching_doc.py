@@ -37,7 +37,7 @@ def test_every_verb_is_explained() -> None:
 
 
 def test_overrides_of_make_targets_exist() -> None:
-    (arguments,) = re.findall(r'^make watch-(\w+) ARGS="(.+)"$', TEXT, re.MULTILINE)
+    (arguments,) = re.findall(r'^make watch-([\w-]+) ARGS="(.+)"$', TEXT, re.MULTILINE)
     load([f"experiment={arguments[0]}", *shlex.split(arguments[1])])
 
 
