@@ -61,11 +61,29 @@ class DeltaStates(NamedTuple):
         return DeltaStates(*(stack.at[place].set(new) for stack, new in zip(self, states, strict=True)))
 
 
+class Places(NamedTuple):
+    """Places of a layer in Kept: how many with attention, and how many with a gated delta rule, come before it."""
+
+    keys: Int[Array, ""] | int
+    states: Int[Array, ""] | int
+
+
 class Kept(NamedTuple):
     """Arrays that are kept of sequences; `states` is None where every layer has attention."""
 
     keys: KeyValues
     states: DeltaStates | None
+
+    def of_layer(self, places: Places) -> "Kept":
+        """Returns stacks of the one layer at these places; past the end, the last."""
+        parts = zip(self, places, strict=True)
+        return Kept(*(jax.tree.map(lambda x, at=at: jax.lax.dynamic_slice_in_dim(x, at, 1), x) for x, at in parts))
+
+    def write(self, places: Places, layer: "Kept") -> "Kept":
+        """Returns these with stacks of one layer, as from `of_layer`, in its places."""
+        put = jax.lax.dynamic_update_slice_in_dim
+        parts = zip(self, layer, places, strict=True)
+        return Kept(*(jax.tree.map(lambda x, y, at=at: put(x, y, at, 0), x, y) for x, y, at in parts))
 
 
 class Cache(NamedTuple):

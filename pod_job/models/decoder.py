@@ -30,7 +30,7 @@ from pod_job.models.layer_attention import (
     Tokens,
     WithinRows,
 )
-from pod_job.models.layer_kinds import is_delta, place_of_layer
+from pod_job.models.layer_kinds import is_delta, layer_by_kind, place_of_layer
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.position_blocks import FilledPlacement, computes_filled, filled_blocks, padding_apart
@@ -262,7 +262,9 @@ class Decoder(nn.Module):
             attention = ToCache(arch, placement, tokens, cache)
         swaps = within and not replaced and swaps_by_projection(arch, placement)
 
-        def run(delta: bool, i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
+        def run(
+            delta: bool, i: Int[Array, ""] | int, at: Int[Array, ""] | int, carry: Carry
+        ) -> tuple[Carry, dict[str, Array]]:
             x, kept = carry
             weights = self._of_layer(i, delta)
             weights |= swapped_projections(arch, weights) if swaps else {}
@@ -270,36 +272,28 @@ class Decoder(nn.Module):
             source = ProjectionSource(x, weights)
 
             def attend(projections: Projections) -> tuple[Array, Kept | None]:
-                return attention(i, projections._replace(source=source), kept)
+                return attention(i, projections._replace(source=source), kept, at)
 
             mixer: Mixer = functools.partial(attention_mixer, arch, placement, weights, attend)
             if delta:
-                mixer = functools.partial(delta_mixer, i, weights, kept)
+                mixer = functools.partial(delta_mixer, weights, kept, at)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
             carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice_at(own, i))
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 
         def delta_mixer(
-            i: Int[Array, ""] | int, weights: dict[str, Array], kept: Kept | None, x: Array, splice: Splice
+            weights: dict[str, Array], kept: Kept | None, at: Int[Array, ""] | int, x: Array, splice: Splice
         ) -> tuple[Array, Kept | None, dict[str, Array]]:
-            states, place = None if kept is None else kept.states, place_of_layer(arch, i, delta=True)
-            sequences = Sequences(tokens.segment_ids)
+            states, sequences = None if kept is None else kept.states, Sequences(tokens.segment_ids)
             if states is not None:
-                before = None if within else states.of_layer(place).begun(tokens.positions[:, 0] > 0)
+                before = None if within else states.of_layer(at).begun(tokens.positions[:, 0] > 0)
                 sequences = Sequences(tokens.segment_ids, request.logits_at, before)
             out, new, sites = delta_net(arch, placement, weights, x, sequences, splice)
             if kept is not None and states is not None and new is not None:
-                kept = kept._replace(states=states.write(place, new))
+                kept = kept._replace(states=states.write(at, new))
             return out, kept, sites
 
-        def layer(i: Int[Array, ""] | int, carry: Carry) -> tuple[Carry, dict[str, Array]]:
-            kinds = [is_delta(arch, j) for j in range(arch.layers)]
-            if isinstance(i, int) or len(set(kinds)) == 1:
-                return run(kinds[i if isinstance(i, int) else 0], i, carry)
-            branches = [functools.partial(run, delta, i) for delta in (False, True)]
-            return jax.lax.switch(jnp.array(kinds, jnp.int32)[i], branches, carry)
-
-        return layer
+        return layer_by_kind(arch, run, in_place=placement.platform == "tpu")
 
     def _of_layer(self, i: Int[Array, ""] | int, delta: bool) -> dict[str, Array]:
         """Returns the weights of layer i, whose kind is known where its number is not."""

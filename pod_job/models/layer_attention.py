@@ -71,9 +71,13 @@ class LayerStackAttention(ABC):
         self.softcap = arch.attn_softcap
 
     def __call__(
-        self, i: Int[Array, ""] | int, projections: Projections, kept: Kept | None
+        self, i: Int[Array, ""] | int, projections: Projections, kept: Kept | None, at: Int[Array, ""] | int = 0
     ) -> tuple[Float[Array, "B S N H"], Kept | None]:
-        """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values."""
+        """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values.
+
+        Args:
+            at: the layer's place in `kept`.
+        """
         like = 0 if len(self.kinds) == 1 else i  # where there is one kind, every layer is like the first
         kind = self.kind_of_layer[like] if isinstance(like, int) else jnp.asarray(self.kind_of_layer)[like]
         q, k, v, swapped_q, swapped_k, sinks, source = projections
@@ -81,9 +85,8 @@ class LayerStackAttention(ABC):
             tables = tuple(table[kind] for table in self.tables)
             rotated = self.by_kernel(kind, source, tables)
             q, k, v = rotated or (rotate(q, swapped_q, *tables), rotate(k, swapped_k, *tables), v)
-        place = place_of_layer(self.arch, i, delta=False)
-        kept = None if kept is None else kept._replace(keys=kept.keys.write(place, k, v))
-        return self.attend(place, kind, Heads(q, k, v, sinks)), kept
+        kept = None if kept is None else kept._replace(keys=kept.keys.write(at, k, v))
+        return self.attend(place_of_layer(self.arch, i, delta=False), kind, Heads(q, k, v, sinks)), kept
 
     def by_kernel(
         self, kind: Int[Array, ""] | int, source: ProjectionSource | None, tables: tuple[Array, ...]

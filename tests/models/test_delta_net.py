@@ -1,6 +1,7 @@
 """Gated delta rules: chunk by chunk as token by token, each segment by itself, and layers of two kinds in one loop."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,22 @@ def test_a_row_whose_sequence_has_not_begun_sees_no_earlier_state(tiny: Path) ->
     (one, other) = (output.activations["layer_2"] for output, _ in (first, second))
     np.testing.assert_array_equal(one[0], other[0])
     assert not np.array_equal(one[1], other[1])
+
+
+def test_a_layer_copies_no_states_of_others(tiny: Path) -> None:
+    """XLA on CPUs copies all that a branch of a conditional is given to write into."""
+    model, params = load(tiny)
+    cache = empty_cache(model.arch, 3, 8, jnp.float32)
+    assert cache.kept.states is not None
+    ids = jnp.zeros((3, 1), jnp.int32)
+    extend = jax.jit(
+        lambda ids, cache: model.apply(params, ids, cache, positions=ids, method="extend"), donate_argnums=1
+    )
+    text = extend.lower(ids, cache).compile().as_text()
+    stacked = ",".join(map(str, cache.kept.states.heads.shape))
+    assert text is not None
+    assert f"f32[{stacked}]" in text
+    assert not [line for line in text.splitlines() if re.search(rf"f32\[{stacked}\]\S* copy\(", line)]
 
 
 def test_weights_are_stacked_over_the_layers_that_have_them() -> None:

@@ -14,6 +14,7 @@ from pod_job.models.decoder import Decoder, Output
 from pod_job.models.joined import JOINED_WEIGHTS, joined_projections
 from pod_job.models.placement import Placement
 from pod_job.models.taps import resolve
+from tools.tiny_model import DELTA_KEYS
 
 SIZES = {
     "num_hidden_layers": 2,
@@ -30,6 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},  # biases
     "qwen3": {"head_dim": 16},  # norms of queries and keys: halves are swapped after them
     "llama": {"attention_bias": False},
+    "qwen3_5_text": {"num_hidden_layers": 3, "head_dim": 16, **DELTA_KEYS},  # weights of attention for some layers
 }
 
 
@@ -52,15 +54,18 @@ def decoded(family: str, placement: Placement) -> tuple[Mapping[str, jax.Array],
     joined = model.joined_weights(params)
     cache = empty_cache(arch, 3, 8, jnp.float32)
     values: list[jax.Array] = []
-    for position in range(3):
-        applied = model.apply(
+    extend = jax.jit(
+        lambda ids, cache, positions: model.apply(
             {"params": {**params["params"], **joined}},
-            jnp.array([[1], [7], [position]]),
+            ids,
             cache,
-            positions=jnp.full((3, 1), position),
+            positions=positions,
             return_activations=True,
             method="extend",
         )
+    )
+    for position in range(3):
+        applied = extend(jnp.array([[1], [7], [position]]), cache, jnp.full((3, 1), position))
         (logits, activations), cache = cast(tuple[Output, Cache], applied)
         values += [cast(jax.Array, logits), *activations.values()]
     return joined, values
