@@ -25,7 +25,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @cache
     def write(family: str) -> Path:
         folder = tmp_path_factory.mktemp("tiny") / family
-        return write_tiny_model(folder, family, layers=3, hidden=48, heads=6, seed=3)
+        # Weights with which no head of a gated delta rule reads almost nothing: divided by its length, that would be
+        # all rounding, of either side (seed 5: 3e-5).
+        return write_tiny_model(folder, family, layers=3, hidden=48, heads=6, seed=6)
 
     return write
 
