@@ -53,11 +53,11 @@ demo-sae: $(INSTALLED) ## train an SAE on a real model and real text, on this ma
 rehearse: $(DEVELOPED) $(SIM_MODEL)/config.json ## rehearse a job on 16 workers, from nothing to its end: real gcloud and ssh, simulated cloud
 	$(BIN)/python -m tools.fakepod runs/rehearsal $(SIM_MODEL) $(BIN)/pod-job watch experiment=rehearsal --no-preflight $(ARGS)
 
-test: $(DEVELOPED) $(DEMO_MODEL)/config.json ## run the tests, except those of whole pods
-	$(BIN)/python -m pytest -m "not pod" -n $(WORKERS) --dist worksteal $(ARGS)
+test: $(DEVELOPED) $(DEMO_MODEL)/config.json ## run the tests, except those that take longer
+	$(BIN)/python -m pytest -m "not pod and not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-pods: $(DEVELOPED) $(DEMO_MODEL)/config.json ## test whole jobs on many processes, with faults and in a simulated cloud
-	$(BIN)/python -m pytest -m pod -n $(WORKERS) --dist loadfile $(ARGS)
+test-pods: $(DEVELOPED) $(DEMO_MODEL)/config.json ## the other tests: whole jobs on many processes, with faults and in a simulated cloud, and what is slow
+	$(BIN)/python -m pytest -m "pod or slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 smoke: $(DEVELOPED) ## run the tests that use most of jax, for a second Python
 	$(BIN)/python -m pytest $(SMOKE) $(ARGS)

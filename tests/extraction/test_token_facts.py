@@ -23,6 +23,8 @@ from pod_job.models.placement import Placement
 from pod_job.reading.dataset import ActivationDataset
 from tools.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (20, 3, 33, 11, 1)
 MESHES: dict[str, tuple[str, dict[str, Any]]] = {
     "replicated, tied, last rows": ("qwen2", {"mesh.data": 2, "extract.positions": "last"}),

@@ -12,6 +12,8 @@ from pod_job.run_folder import layout
 from pod_job.storage import local
 from pod_job.storage.open import open_folder
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_bucket_joins_by_itself(proxy: Proxy) -> None:
     folder = open_folder(f"gs://{BUCKET}/run")

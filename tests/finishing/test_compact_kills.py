@@ -22,6 +22,8 @@ from pod_job.storage import gcs_compose, local
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(BaseException):
     """The death of a process: nothing that it does afterwards has any effect."""

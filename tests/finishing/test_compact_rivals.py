@@ -18,6 +18,8 @@ from pod_job.storage import local
 from pod_job.storage.local import LocalFolder
 from pod_job.storage.open import open_folder
 
+pytestmark = pytest.mark.slow
+
 COUNTS = [20, 0, 33, 5, 7, 1, 40]
 SMALL = [6, 9]
 

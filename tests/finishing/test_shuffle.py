@@ -20,6 +20,8 @@ from pod_job.run_folder.commit import commit_batch
 from pod_job.storage.folder import Folder
 from pod_job.storage.open import open_folder
 
+pytestmark = pytest.mark.slow
+
 COUNTS = [20, 0, 33, 7]
 ROW_BYTES = 2 * 16 * 2 + 4 * 4 + 3
 

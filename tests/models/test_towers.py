@@ -13,6 +13,8 @@ from pod_job.errors import JobError
 from pod_job.models.arch import read_arch
 from pod_job.models.families import TOWERS
 
+pytestmark = pytest.mark.slow
+
 TEXT: dict[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 64,

@@ -12,6 +12,8 @@ from pod_job.errors import JobError
 from pod_job.hooks import extract, load_model
 from tools.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["The capital of France is", "a much longer text, " * 30, 'with "quotes", ${braces} and\nlines']
 
 

@@ -154,7 +154,8 @@ def test_a_preflight_of_training_covers_the_forward_pass_and_the_trainer(model: 
     assert (forward["program"], trainer["program"]) == ("forward", "trainer")
     assert all(set(program["seconds"]) == {"compute", "hbm", "network"} for program in (forward, trainer))
     assert forward["stored_bytes"] == 0
-    matrices, vectors = 2 * 64 * 256 * 4, (256 + 64 + 1) * 4  # of two SAEs one on each device
+    # Of two SAEs one on each device, of its matrices the half that is not on the other device which splits the rows.
+    matrices, vectors = 2 * 64 * 256 * 4 // 2, (256 + 64 + 1) * 4
     hbm = trainer["hbm"]
     assert hbm["SAEs"] == matrices + vectors
     assert 2 * (matrices + vectors) <= hbm["optimizer"] < 2 * (matrices + vectors) + 64

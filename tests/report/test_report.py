@@ -21,6 +21,8 @@ from pod_job.report.work import speed
 from pod_job.run_folder.timeline import Timeline
 from pod_job.storage.open import open_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def matplotlib_there(require: Callable[[bool, str], None]) -> None:

@@ -16,6 +16,8 @@ from pod_job.prompts.tokenizer import load_tokenizer
 from pod_job.reading.dataset import ActivationDataset
 from tools.tiny_model import SPECIAL_TOKENS, byte_tokenizer, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 LETTERS = byte_tokenizer()
 END = 256
 ONE, TWO = LETTERS.encode("one").ids, LETTERS.encode("two").ids

@@ -13,6 +13,8 @@ from tools.fuzz.reader_targets import TARGETS, Target
 from tools.fuzz.scratch import own_scratch
 from tools.fuzz.trials import KINDS, try_slice
 
+pytestmark = pytest.mark.slow
+
 INPUTS = 240
 
 
