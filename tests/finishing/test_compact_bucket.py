@@ -1,6 +1,7 @@
 """A bucket composes joined files itself, and gives neighbours in one with one request."""
 
 import numpy as np
+import pytest
 from faulty_bucket import Proxy
 from run_content import names
 from sample_runs import BUCKET, WIDTH, finished_run
