@@ -49,15 +49,17 @@ def padding_apart(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:
     return jnp.where(segment_ids == 0, -position, segment_ids)
 
 
-def over_blocks(compute: Callable[..., Any], blocks: Int[Array, ""] | int, x: Any) -> Any:
-    """Returns `compute(x)` for so many blocks of positions, and zeros past them, as in `by_position`."""
-    S = jax.tree.leaves(x)[0].shape[1]
-    size = min(S, BLOCK)
+def over_blocks(
+    compute: Callable[..., Any], blocks: Int[Array, ""] | int, x: Any, axis: int = 1, block: int = BLOCK
+) -> Any:
+    """Returns `compute(x)` for so many blocks along an axis, that of positions, and zeros past them."""
+    S = jax.tree.leaves(x)[0].shape[axis]
+    size = min(S, block)
     nothing = jax.tree.map(lambda made: jnp.zeros(made.shape, made.dtype), jax.eval_shape(compute, x))
 
     def add(i: Int[Array, ""], made: Any) -> Any:
-        start = jnp.minimum(i * size, S - size)  # the last block ends with the row, and has some positions again
-        some = compute(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), x))
-        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis=1), made, some)
+        start = jnp.minimum(i * size, S - size)  # the last block ends with the axis, and has some of it again
+        some = compute(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), x))
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis), made, some)
 
     return jax.lax.fori_loop(0, blocks, add, nothing)

@@ -3,7 +3,7 @@
 Decode takes as long as reading the weights, and half of them is read in half the time; every value is the same. They
 are kept as integers because XLA on CPUs turns whole stacks of bfloat16 into float32 before it takes a layer's.
 
-D hidden, V vocabulary, N positions.
+D hidden, V vocabulary, N positions, R entries of the vocabulary at a time.
 """
 
 from collections.abc import Collection
@@ -14,12 +14,11 @@ from jaxtyping import Array, Float, Shaped, UInt16
 
 from pod_job.models.arch import Arch
 from pod_job.models.placement import Placement
+from pod_job.models.position_blocks import over_blocks
 
 HALF = jnp.uint16
 ROWS_TOGETHER = 4096
-"""Of the vocabulary, whose logits are computed at a time: their weights as float32 stay in a CPU's cache."""
-
-
+"""Entries of the vocabulary whose logits are computed at a time: their weights as float32 stay in a CPU's cache."""
 OF_MIXERS = ("q", "k", "v", "o", "attn_gate", "delta_q", "delta_k", "delta_v", "delta_gate", "delta_o")
 OF_MLP = ("gate", "up", "down")
 
@@ -51,13 +50,9 @@ def upper_halves(weight: Shaped[Array, "*shape"]) -> UInt16[Array, "*shape"]:
 
 def logits_by_rows(x: Float[Array, "N D"], unembed: UInt16[Array, "V D"]) -> Float[Array, "N V"]:
     """Returns x times the unembedding, of which some rows are made float32 at a time."""
-    V, rows = unembed.shape[0], min(ROWS_TOGETHER, unembed.shape[0])
     columns = x.T
 
-    def add(i: Array, logits: Float[Array, "V N"]) -> Float[Array, "V N"]:
-        start = jnp.minimum(i * rows, V - rows)  # the last ones end with V, and some of them were computed before
-        some = jax.lax.optimization_barrier(whole(jax.lax.dynamic_slice_in_dim(unembed, start, rows)))
-        product = jnp.matmul(some, columns, preferred_element_type=jnp.float32)
-        return jax.lax.dynamic_update_slice_in_dim(logits, product, start, axis=0)
+    def product(some: UInt16[Array, "R D"]) -> Float[Array, "R N"]:
+        return jnp.matmul(jax.lax.optimization_barrier(whole(some)), columns, preferred_element_type=jnp.float32)
 
-    return jax.lax.fori_loop(0, -(-V // rows), add, jnp.zeros((V, len(x)), jnp.float32)).T
+    return over_blocks(product, -(-unembed.shape[0] // ROWS_TOGETHER), unembed, axis=0, block=ROWS_TOGETHER).T

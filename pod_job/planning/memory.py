@@ -27,7 +27,7 @@ Run = TypeVar("Run", bound=Sizes)
 MOST_ROWS = 64
 """Rows of a device that are chosen at most: more would have few prompts to go round."""
 MOST_LOCAL_ROWS = 16
-"""The same of a CPU, which computes rows without a prompt, too."""
+"""Rows of a CPU device that are chosen at most: it computes rows without a prompt, too."""
 SHARE_FOR_ROWS = 0.8
 """Part of a device's memory up to which rows are chosen; the compiler's temporaries come on top."""
 DEVICE_IS_FULL = "RESOURCE_EXHAUSTED"

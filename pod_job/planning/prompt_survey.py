@@ -118,9 +118,9 @@ class PromptSurvey(Struct):
         mean = self.tokens / max(1, self.prompts)
         within = f" (+-{self.tokens_error:.0%})" if self.tokens_error else ""
         used = self.samples - sum(self.skipped.values())
-        counted = f"{self.prompts:,}" if self.prompts == used else f"{self.prompts:,} windows of {used:,} samples,"
-        if not self.all_looked_at:
-            counted = f"{counted.rstrip(',')} looked at,"
+        words = [] if self.prompts == used else [f"windows of {used:,} samples"]
+        words += [] if self.all_looked_at else ["looked at"]
+        counted = f"{self.prompts:,} {' '.join(words)}," if words else f"{self.prompts:,}"
         return "; ".join([f"{counted} of {mean:,.0f}{within} tokens on average, {self.longest:,} at most", *notes])
 
 

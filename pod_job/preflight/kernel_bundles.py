@@ -32,7 +32,7 @@ REGION_END = re.compile(r"empty region (\d+)\b")
 SMALL_REGION = 128
 """Bundles; smaller regions start copies, in each turn or nearly so."""
 TIMEOUT_S = 1800
-"""Of wall time, for five CPU seconds: on a machine that other work kept busy, 300 were too few."""
+"""Wall time that a kernel's compilation may take, for five CPU seconds: 300 were too few on a busy machine."""
 
 
 @dataclass(frozen=True)

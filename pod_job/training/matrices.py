@@ -14,9 +14,9 @@ from pod_job.training.architectures.parts import Params
 from pod_job.training.architectures.shape import SaeShape
 
 WHOLE = {"encoder": PartitionSpec("saes", None, "model"), "decoder": PartitionSpec("saes", "model")}
-"""Of the matrices [S, D, F] and [S, F, O] in a step: latents are split over `model` alone."""
+"""Split of the matrices [S, D, F] and [S, F, O] in a step: their latents lie over `model` alone."""
 PARTS = {"encoder": PartitionSpec("saes", None, ("model", "data")), "decoder": PartitionSpec("saes", ("model", "data"))}
-"""Of the matrices between steps, of their gradients and of Adam's moments."""
+"""Split of the matrices between steps, of their gradients and of Adam's moments."""
 WEIGHED_BY_NORMS = (Architecture.relu, Architecture.gated)
 """Architectures whose sparsity loss reads the norms of decoder rows, in float32; others read products alone."""
 
