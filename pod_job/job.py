@@ -31,13 +31,13 @@ from pod_job.models.mesh import make_mesh
 from pod_job.planning.batches import assign_batches
 from pod_job.planning.host_checks import available_memory, check_machine
 from pod_job.planning.inputs import Inputs, claim_run, open_run_folder, read_inputs
-from pod_job.planning.memory import check_rows, explaining_memory, with_fitting_local_rows, with_fitting_rows
+from pod_job.planning.memory import check_rows, explaining_memory
 from pod_job.planning.prompt_survey import survey_share
 from pod_job.planning.shared_work import Share
 from pod_job.planning.task_index import Counting, TaskReading
 from pod_job.planning.training import TrainInputs, claim_training, is_complete, prompts_of, read_train_inputs
 from pod_job.planning.training_memory import check_buffer
-from pod_job.preflight.tpu_facts import read_accelerator_type
+from pod_job.preflight.chosen_rows import with_chosen_rows
 from pod_job.programs import compile_program, load_model, pass_gate
 from pod_job.prompts.tasks import Tasks
 from pod_job.prompts.tokenizer import has_vocabulary
@@ -89,21 +89,6 @@ def run(config: JobConfig) -> bool:
         return finish(inputs, host, reporter, stop)
 
 
-def with_chosen_rows(inputs: Inputs) -> Inputs:
-    """Returns the inputs with as many rows as fit on each device, where extract.rows_per_device=0 asks for that."""
-    pod = inputs.config.pod
-    if inputs.config.extract.rows_per_device:
-        return inputs
-    if pod.kind is PodKind.local:
-        return with_fitting_local_rows(inputs)
-    if pod.accelerator_type is None:
-        raise JobError(
-            "extract.rows_per_device=0 is as many as fit, and without pod.accelerator_type the memory of a chip is not "
-            "known; give the number of rows, or the type"
-        )
-    return with_fitting_rows(inputs, read_accelerator_type(pod.accelerator_type).chip.hbm_bytes)
-
-
 def listen(stop: StopRequest, config: JobConfig) -> None:
     """Lets a signal or, on a TPU VM, the notice of its preemption or the limit of the run's cost request a stop."""
     stop.on_signal()
@@ -123,7 +108,7 @@ def check_prompts(inputs: Inputs, host: Host, reporter: Reporter) -> None:
 
 def train_saes(inputs: TrainInputs, host: Host, reporter: Reporter, stop: StopRequest) -> bool:
     """Runs this host's part of training; returns False where a host was asked to stop before its end."""
-    reporter.set(training=TrainingStatus(step=0, steps=inputs.train.steps))
+    reporter.set(training=TrainingStatus(step=0, steps=inputs.train.steps, stored=inputs.stream is None))
     if inputs.stream is not None:
         check_prompts(inputs.stream, host, reporter)
     if inputs.config.pod.kind is PodKind.local and (free := available_memory()) is not None:
@@ -132,7 +117,6 @@ def train_saes(inputs: TrainInputs, host: Host, reporter: Reporter, stop: StopRe
     stop.on_signal()
     if not is_complete(inputs.folder, inputs.config.mode):
         mesh = make_mesh(inputs.config.mesh)
-        reporter.phase(Phase.weights)
         source = stream_source(inputs.stream, mesh, host, reporter) if inputs.stream else run_source(inputs, mesh)
         if not train(inputs, source, mesh, reporter, stop):
             reporter.phase(Phase.stopped, error=stop.reason or "another host was asked to stop", end=EndKind.stopped)
@@ -144,6 +128,7 @@ def train_saes(inputs: TrainInputs, host: Host, reporter: Reporter, stop: StopRe
 def stream_source(inputs: Inputs, mesh: Mesh, host: Host, reporter: Reporter) -> StreamSource:
     """Returns the forward pass, held against the reference as that of an extraction is."""
     part = feeding(step_rows(inputs.config, mesh), jax.process_index())
+    reporter.phase(Phase.weights)
     with explaining_memory(inputs):
         model, params = load_model(inputs, mesh)
         reporter.phase(Phase.compiling)

@@ -27,19 +27,13 @@ from pod_job.errors import NoWeights
 from pod_job.formats.records import encode
 from pod_job.planning.batches import feeding_hosts, idle_line
 from pod_job.planning.inputs import Inputs, Outline, read_inputs, read_outline
-from pod_job.planning.memory import (
-    RunMemory,
-    check_rows,
-    described,
-    run_memory,
-    with_fitting_local_rows,
-    with_fitting_rows,
-)
+from pod_job.planning.memory import RunMemory, check_rows, described, run_memory
 from pod_job.planning.prompt_survey import PromptSurvey, survey_run
 from pod_job.planning.reading import read_line
 from pod_job.planning.task_index import ESTIMATED
 from pod_job.planning.training import look_at_prompts, read_train_inputs
 from pod_job.planning.training_memory import check_buffer
+from pod_job.preflight.chosen_rows import with_chosen_rows
 from pod_job.preflight.lines import NAME_WIDTH, named_lines
 from pod_job.preflight.records import PreflightReport
 from pod_job.terminal import SafeConsole
@@ -100,11 +94,8 @@ def plan(options: Namespace) -> int:
     check_pod(config)
     if config.mode is Mode.train:
         return plan_training(config, overrides, options)
-    run, wanted = inputs_or_outline(config), slice_of(config)
-    if config.pod.kind is PodKind.local:
-        run = with_fitting_local_rows(run)
-    elif wanted is not None:
-        run = with_fitting_rows(run, wanted.chip.hbm_bytes)
+    run = with_chosen_rows(inputs_or_outline(config))
+    if config.pod.kind is PodKind.tpu and (wanted := slice_of(config)) is not None:
         check_rows(run, wanted.chip.hbm_bytes, f"a {wanted.chip.name} chip")
     job_plan = make_plan(run, survey_run(run), planned_here(config, overrides))
     screen = SafeConsole()

@@ -41,7 +41,8 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
     """
     hosts = len(statuses)
     reported = [status for status in statuses if status is not None]
-    training = any(status.training for status in reported)
+    trainings = [status.training for status in reported if status.training]
+    training, stored = bool(trainings), any(one.stored for one in trainings)
 
     def past(phase: Phase) -> int:
         alive = [status for status in reported if status.phase not in (Phase.stopped, Phase.failed)]
@@ -50,12 +51,15 @@ def bars(statuses: Sequence[HostStatus | None], batches: int) -> list[Bar]:
     assigned = sum(status.batches_total for status in reported)
     total = assigned if past(Phase.compiling) == hosts else max(batches, assigned)
     over = past(Phase.extracting) == hosts
-    return [
-        Bar("count prompts", past(Phase.counting), hosts),
-        Bar("hosts arrived", past(Phase.checking), hosts),
+    of_model = [
         Bar("weights", past(Phase.weights), hosts),
         Bar("compile", past(Phase.compiling), hosts),
         Bar("parity", past(Phase.parity), hosts),
+    ]
+    return [
+        *([] if stored else [Bar("count prompts", past(Phase.counting), hosts)]),
+        Bar("hosts arrived", past(Phase.checking), hosts),
+        *([] if stored else of_model),
         *([Bar("statistics", past(Phase.statistics), hosts)] if training else []),
         training_bar(reported, batches) if training else token_bar(reported, total, over),
         Bar("write SAEs" if training else "merge", int(past(Phase.merging) == hosts), 1),

@@ -107,6 +107,11 @@ class Arch:
     shared_mlp: int = 0  # size of the expert that is added for every token, with a share of its own; 0: none
 
     @property
+    def delta_layers(self) -> int:
+        """Number of layers with a gated delta rule; the others have attention."""
+        return sum(layer.delta for layer in self.attention)
+
+    @property
     def one_rope(self) -> int:
         """Length up to which a sequence is rotated the same way however long it gets: longrope changes past it."""
         ropes = [layer.rope for layer in self.attention if layer.rope is not None and layer.rope.kind == "longrope"]

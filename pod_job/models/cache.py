@@ -110,8 +110,7 @@ class Cache(NamedTuple):
 
 def no_key_values(arch: Arch, rows: int, positions: int, dtype: np.dtype | type) -> KeyValues:
     """Returns zeros for so many positions of all layers with attention."""
-    layers = sum(not layer.delta for layer in arch.attention)
-    shape = (layers, rows, arch.kv_heads, arch.head_dim, positions)
+    shape = (arch.layers - arch.delta_layers, rows, arch.kv_heads, arch.head_dim, positions)
     return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -119,7 +118,7 @@ def no_states(arch: Arch, rows: int, dtype: np.dtype | type) -> DeltaStates | No
     """Returns the states of sequences without tokens; None where every layer has attention."""
     if (sizes := arch.delta) is None:
         return None
-    J, K, N, X = sum(layer.delta for layer in arch.attention), sizes.key_heads, sizes.value_heads, sizes.kernel - 1
+    J, K, N, X = arch.delta_layers, sizes.key_heads, sizes.value_heads, sizes.kernel - 1
     q, k = (jnp.zeros((J, rows, K, X, sizes.key_size), dtype) for _ in range(2))
     v = jnp.zeros((J, rows, N, X, sizes.value_size), dtype)
     return DeltaStates(jnp.zeros((J, rows, K, N // K, sizes.key_size, sizes.value_size), jnp.float32), q, k, v)

@@ -6,7 +6,6 @@ the preflight reports that too.
 
 import bisect
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,8 +72,7 @@ def run_memory(run: Sizes) -> RunMemory:
         read = max(slots, prefill_length(extract.rows_per_device, extract.seq_len))  # keys and values of prefill
         kept = slots * extract.rows_per_device + read
     heads = arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
-    cached_layers = sum(not layer.delta for layer in arch.attention)
-    cache = 2 * cached_layers * heads * arch.head_dim * item * kept
+    cache = 2 * (arch.layers - arch.delta_layers) * heads * arch.head_dim * item * kept
     vector = vector_bytes(arch, run.taps, extract)
     batch = stored_positions(config) * extract.save_every_n_samples * vector
     return RunMemory(
@@ -94,7 +92,7 @@ def state_bytes(arch: Arch, item: int, config: JobConfig) -> int:
     sequences = own + prefill_prompts(own, S, config.extract.prompts_per_row)
     keys, values = sizes.key_heads * sizes.key_size, sizes.value_heads * sizes.value_size
     of_layer = 4 * sizes.key_size * values + (sizes.kernel - 1) * (2 * keys + values) * item
-    return sum(layer.delta for layer in arch.attention) * of_layer * sequences
+    return arch.delta_layers * of_layer * sequences
 
 
 def computed_positions(config: JobConfig) -> int:
@@ -175,12 +173,6 @@ def with_fitting_rows(run: Run, bytes_of_device: int, most: int = MOST_ROWS) -> 
     room = int(SHARE_FOR_ROWS * bytes_of_device)
     fits = bisect.bisect_right(range(1, most + 1), room, key=lambda count: with_rows(run, count).device)
     return replace(run, config=config_with_rows(run.config, max(1, fits)))
-
-
-def with_fitting_local_rows(run: Run) -> Run:
-    """Returns the run with rows for the CPU devices of this machine, by all of its memory: what is free changes."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return with_fitting_rows(run, machine // run.config.pod.devices, MOST_LOCAL_ROWS)
 
 
 def on_device(memory: RunMemory) -> str:

@@ -14,7 +14,7 @@ from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.sharding import check_divides, sharding_line
 from pod_job.models.taps import Tap, resolve
 from pod_job.planning.inputs import Sizes, check_context, needed_weights
-from pod_job.planning.memory import with_fitting_rows
+from pod_job.preflight.chosen_rows import with_chosen_rows
 from pod_job.preflight.tpu_facts import Slice
 from pod_job.prompts.tokenizer import end_tokens
 from pod_job.run_folder.train_identity import TrainIdentity
@@ -76,5 +76,5 @@ def planned_job(config: JobConfig, pod: Slice) -> tuple[PlannedJob, str, Path]:
     check_context(config, arch)
     check_divides(table, config.mesh, config.sharding)
     weights = sharding_line(table, config.mesh, config.sharding)
-    config = with_fitting_rows(Sizes(config, arch, taps, table), pod.chip.hbm_bytes).config
+    config = with_chosen_rows(Sizes(config, arch, taps, table)).config
     return PlannedJob(config, arch, taps, pod, end_tokens(model_dir)), weights, model_dir

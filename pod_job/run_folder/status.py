@@ -66,11 +66,13 @@ class EndKind(StrEnum):
 class TrainingStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of training: `step` of `steps`, and the means of the metrics over all SAEs whose loss is finite.
 
-    `dead` is the share of latents that have not fired of late. None where nothing was measured yet.
+    `dead` is the share of latents that have not fired of late. None where nothing was measured yet. `stored`: on the
+    vectors of a finished run, so that no model is loaded.
     """
 
     step: int
     steps: int
+    stored: bool = False
     loss: float | None = None
     l0: float | None = None
     explained_variance: float | None = None

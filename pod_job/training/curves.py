@@ -71,4 +71,5 @@ def report(reporter: Reporter, step: int, steps: int, saes: Sequence[SaeMetrics]
     means = {
         name: sum(getattr(sae, name) for sae in finite) / len(finite) for name in SaeMetrics.__struct_fields__ if finite
     }
-    reporter.set(training=TrainingStatus(step=step, steps=steps, **means))
+    stored = reporter.status.training is not None and reporter.status.training.stored
+    reporter.set(training=TrainingStatus(step=step, steps=steps, stored=stored, **means))

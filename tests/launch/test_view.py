@@ -148,6 +148,16 @@ def test_summary_of_a_run_with_nothing_left_to_do() -> None:
     summary.show(done, screen)
 
 
+def test_a_training_on_a_finished_run_shows_no_phase_of_prompts_or_a_model() -> None:
+    names = {
+        stored: [bar.name for bar in bars([status(0, Phase.training, training=at)], 100)]
+        for stored in (False, True)
+        for at in [TrainingStatus(step=40, steps=100, stored=stored)]
+    }
+    assert names[True] == ["hosts arrived", "statistics", "steps", "write SAEs"]
+    assert [name for name in names[False] if name not in names[True]] == ["count prompts", "weights", "compile", "parity"]
+
+
 def test_the_time_left_of_training_is_by_the_steps_of_late_and_not_by_the_compiled_first() -> None:
     at = TrainingStatus(step=40, steps=100)
     one = status(0, Phase.training, training=at, steps=40, seconds=60.0, step_s=0.5, tokens=400)

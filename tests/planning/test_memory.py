@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from pod_job.config.load import load
 from pod_job.errors import JobError
-from pod_job.job import with_chosen_rows
 from pod_job.models.cache import Kept, empty_cache, no_key_values, no_states
 from pod_job.planning.inputs import read_inputs
 from pod_job.planning.memory import (
@@ -27,6 +26,7 @@ from pod_job.planning.memory import (
     with_fitting_rows,
     with_rows,
 )
+from pod_job.preflight.chosen_rows import with_chosen_rows
 from pod_job.preflight.planned_job import planned_job
 from pod_job.preflight.tpu_facts import read_accelerator_type
 from tools.tiny_model import write_tiny_model
@@ -162,6 +162,9 @@ def test_workers_whose_kind_is_not_known_take_the_rows_that_are_given(model: Pat
     generation = unknown | {"mode": "generate", "generate.max_new_tokens": 20, "extract.rows_per_device": 0}
     with pytest.raises(JobError, match=r"rows_per_device=0 is as many as fit, and without pod.accelerator_type"):
         with_chosen_rows(read_inputs(load(overrides(model, tmp_path / "run", **generation))))
+    misspelled = generation | {"pod.accelerator_type": "v5e-8"}
+    with pytest.raises(JobError, match=r"accelerator_type=v5e-8 is not known .* did you mean v5litepod-8"):
+        with_chosen_rows(read_inputs(load(overrides(model, tmp_path / "run", **misspelled))))
 
 
 def test_a_job_of_more_rows_than_this_machine_holds_does_not_start(model: Path, tmp_path: Path) -> None:
