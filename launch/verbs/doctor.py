@@ -1,7 +1,7 @@
 """Checks what a run in the cloud needs from this machine and the project; prints one line a check, with the fix.
 
-Where one is bad the exit status is 2, as for bad input. With --measure-bucket, all hosts of the READY pod write objects into the run folder at once, read them and remove them;
-`plan` then counts with that rate.
+Where one is bad the exit status is 2, as for bad input. With --measure-bucket, all hosts of the READY pod write objects
+into the run folder at once, read them and remove them; `plan` then counts with that rate.
 """
 
 import json
