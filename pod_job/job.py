@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from pod_job.config.generate import Mode
 from pod_job.config.schema import JobConfig, PodKind
-from pod_job.errors import JobError
 from pod_job.extraction.batch_source import Assigned, LeasedBatches, Reporting
 from pod_job.extraction.feeder import from_host_0
 from pod_job.extraction.feeding import Feeding, feeding, step_rows
