@@ -34,7 +34,7 @@ from pod_job.models.layer_kinds import is_delta, layer_by_kind, place_of_layer
 from pod_job.models.layer_loop import Carry, Layer, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.position_blocks import FilledPlacement, computes_filled, filled_blocks, padding_apart
-from pod_job.models.splice import NOTHING, Replaced, Splice, splice_at
+from pod_job.models.splice import NOTHING, Replaced, Splice, apart, splice_at, unchanged
 from pod_job.models.taps import Tap, widest
 from pod_job.models.token_facts import TokenFacts, token_facts
 from pod_job.models.upper_halves import HALF, logits_by_rows, whole
@@ -260,6 +260,8 @@ class Decoder(nn.Module):
         attention: LayerStackAttention = WithinRows(arch, placement, tokens, spliced=bool(replaced))
         if cache is not None:
             attention = ToCache(arch, placement, tokens, cache)
+        # A kernel that adds the experts' output to the residual stream does not give it.
+        output_tapped = any(tap.site in ("mlp_out", "mlp_out_pre_norm") for tap in request.taps)
         swaps = within and not replaced and swaps_by_projection(arch, placement)
 
         def run(
@@ -278,7 +280,9 @@ class Decoder(nn.Module):
             if delta:
                 mixer = functools.partial(delta_mixer, weights, kept, at)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
-            carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice_at(own, i))
+            splice = splice_at(own, i)
+            splice = apart if output_tapped and splice is unchanged else splice
+            carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice)
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 
         def delta_mixer(

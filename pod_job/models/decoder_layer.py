@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
 from pod_job.models.cache import Kept
-from pod_job.models.experts import mixture
+from pod_job.models.experts import added_by_kernel, adds_to_stream, mixture, route
 from pod_job.models.joined import JOINED, PROJECTIONS, split_heads
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
@@ -36,7 +36,8 @@ def decoder_layer(
 ) -> tuple[tuple[Float[Array, "B S D"], Kept | None], dict[str, Array]]:
     """Returns the residual stream after the layer, what is kept of sequences, and every site by name.
 
-    Sites nobody uses cost nothing.
+    Sites nobody uses cost nothing. Of a mixture of experts, the output is left out where `splice` is `unchanged` and a
+    kernel adds it to the residual stream.
     """
     x = splice("resid_pre", x)
     attn_in = splice("attn_in", norm(arch, w, "attn_norm", x) if arch.pre_norms else x)
@@ -46,10 +47,7 @@ def decoder_layer(
     resid_mid = splice("resid_mid", x + attn_out)
     mlp_reads = x if arch.parallel else resid_mid
     mlp_in = splice("mlp_in", norm(arch, w, "mlp_norm", mlp_reads) if arch.pre_norms else mlp_reads)
-    mlp_out_pre_norm, mlp_sites = (mixture if arch.experts else mlp)(arch, placement, w, mlp_in, splice)
-    mlp_out_pre_norm = splice("mlp_out_pre_norm", mlp_out_pre_norm)
-    mlp_out = splice("mlp_out", added(arch, w, "mlp_post_norm", mlp_out_pre_norm))
-    resid_post = splice("resid_post", resid_mid + mlp_out)
+    resid_post, mlp_sites = with_mlp(arch, placement, w, resid_mid, mlp_in, splice)
     heads = {name: value.reshape(*value.shape[:2], -1) for name, value in head_sites.items()}
     sites = {
         "resid_pre": x,
@@ -59,11 +57,31 @@ def decoder_layer(
         "resid_mid": resid_mid,
         "mlp_in": mlp_in,
         **mlp_sites,
-        "mlp_out_pre_norm": mlp_out_pre_norm,
-        "mlp_out": mlp_out,
         "resid_post": resid_post,
     }
     return (resid_post, kept), heads | sites
+
+
+def with_mlp(
+    arch: Arch,
+    placement: Placement,
+    w: dict[str, Array],
+    stream: Float[Array, "B S D"],
+    mlp_in: Float[Array, "B S D"],
+    splice: Splice,
+) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+    """Returns the residual stream with the output of the layer's mlp or experts, and the sites in between."""
+    if arch.experts:
+        routing, sites = route(arch, w, mlp_in, splice)
+        if splice is unchanged and adds_to_stream(arch, placement, stream):
+            return added_by_kernel(arch, placement, w, stream, routing), sites
+        out = mixture(arch, placement, w, mlp_in, routing)
+    else:
+        out, sites = mlp(arch, placement, w, mlp_in, splice)
+    out_pre_norm = splice("mlp_out_pre_norm", out)
+    out = splice("mlp_out", added(arch, w, "mlp_post_norm", out_pre_norm))
+    sites |= {"mlp_out_pre_norm": out_pre_norm, "mlp_out": out}
+    return splice("resid_post", stream + out), sites
 
 
 def attention_mixer(

@@ -4,6 +4,9 @@ Tokens pass through the core's memory in chunks, and with each chunk the weights
 what an expert reads and gives never lies in the chip's memory. Pairs of (token, expert) are sorted by expert before.
 While a tile of pairs is multiplied, the vectors of the next one are gathered, and those of the one before added up.
 
+With the norm between them, the kernel takes the residual stream and gives it back with the experts' outputs: a norm and
+a sum of their own would take it through the chip's memory several times.
+
 In the core's memory a token's vector is a few whole registers, so that one is moved by its number: as words of 32 bits,
 of which each holds column d and column d + D/2 in bfloat16; its sum over experts in float32.
 
@@ -12,6 +15,7 @@ T tokens of a device, C of a chunk, D hidden, E experts, K of them for a token, 
 
 import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,18 +39,26 @@ COLUMNS = 256
 """Columns of a product that are computed together."""
 KERNEL_MEMORY, SPARE_MEMORY = 120 << 20, 6 << 20
 """Bytes of the core's memory that the kernel asks for, of 128 MiB on v6e, and may take for what it computes."""
+KERNEL_NAME, STREAM_KERNEL_NAME = "mixture_of_experts", "stream_with_experts"
+"""Names in compiled programs, of the kernel for tokens as experts read them and for the residual stream."""
 WORDS_MULTIPLE = 1024
 PLACE_BITS = 16
 HIGH_HALF = -(1 << 16)
 """Mask of the upper 16 bits of a word."""
 
 
-def kernel_fits(arch: Arch, device_kind: str | None, tokens: Float[Array, "T D"]) -> bool:
+class StreamNorm(NamedTuple):
+    """RMSNorm of the residual stream that experts read: its weight in float32, and what is added to mean squares."""
+
+    scale: Float[Array, " D"]
+    eps: float
+
+
+def kernel_fits(arch: Arch, device_kind: str | None, T: int, dtype: Any) -> bool:
     """Returns whether the kernel takes a model's experts, and so many tokens of a device."""
     plain = arch.gated and arch.activation in ("silu", "swish") and arch.glu_limit is None and not arch.mlp_bias
-    fits = device_kind == KERNEL_KIND and tokens.dtype == jnp.bfloat16
-    T, D = tokens.shape
-    return plain and fits and chunk_tokens(T, D, arch.mlp) > 0
+    fits = device_kind == KERNEL_KIND and dtype == jnp.bfloat16
+    return plain and fits and chunk_tokens(T, arch.hidden, arch.mlp) > 0
 
 
 def chunk_tokens(T: int, D: int, F: int) -> int:
@@ -66,6 +78,7 @@ def mixture_by_kernel(
     tokens: Float[Array, "T D"],
     experts: Int[Array, "T K"],
     shares: Float[Array, "T K"],
+    norm: StreamNorm | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "T D"]:
@@ -73,6 +86,8 @@ def mixture_by_kernel(
 
     Args:
         experts: of each token, all different; E where the expert is another device's.
+        norm: tokens are the residual stream, which experts read through this norm, and which is in the sum; None: they
+            are what experts read, and are not in it.
         interpret: runs it without a TPU, for tests.
     """
     (T, D), (E, _, F), K = tokens.shape, weights["up"].shape, experts.shape[1]
@@ -80,29 +95,25 @@ def mixture_by_kernel(
     chunks = -(-T // C)
     tokens, shares = (jnp.pad(x, ((0, chunks * C - T), (0, 0))) for x in (tokens, shares))
     experts = jnp.pad(experts, ((0, chunks * C - T), (0, 0)), constant_values=E)
-    place = jnp.arange(C, dtype=jnp.int32)[:, None]
-    bits = lax.bitcast_convert_type(shares.astype(jnp.bfloat16).astype(jnp.float32), jnp.int32)
-    words = bits.reshape(chunks, C, K) | place
-    keys, words = lax.sort((experts.reshape(chunks, -1), words.reshape(chunks, -1)), num_keys=1, is_stable=False)
-    starts = jnp.sum(keys[:, None] < jnp.arange(E + 1)[:, None], axis=-1, dtype=jnp.int32)
-    W = -(-(C * K + TILE) // WORDS_MULTIPLE) * WORDS_MULTIPLE
-    words = jnp.pad(words, ((0, 0), (0, W - C * K))).reshape(-1)
+    starts, words = sorted_pairs(experts.reshape(chunks, C, K), shares.reshape(chunks, C, K), E)
 
     def of_expert(chunk: Any, expert: Any, starts: Any) -> tuple[Any, int, int]:
         return expert, 0, 0
 
     memory = functools.partial(pl.BlockSpec, memory_space=pl.ANY)
+    scale = jnp.ones(D, jnp.float32) if norm is None else norm.scale
+    vector = pl.BlockSpec((1, D), lambda chunk, expert, starts: (0, 0))
     wide, narrow = pl.BlockSpec((1, D, F), of_expert), pl.BlockSpec((1, F, D), of_expert)
     out = pl.pallas_call(
-        functools.partial(run_expert, C=C),
+        functools.partial(run_expert, C=C, eps=None if norm is None else norm.eps),
         out_shape=jax.ShapeDtypeStruct(tokens.shape, tokens.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(chunks, E),
-            in_specs=[memory(), memory(), wide, wide, narrow],
+            in_specs=[memory(), memory(), vector, wide, wide, narrow],
             out_specs=memory(),
             scratch_shapes=[
-                pltpu.SMEM((W,), jnp.int32),
+                pltpu.SMEM((len(words) // chunks,), jnp.int32),
                 pltpu.SMEM((2,), jnp.int32),
                 pltpu.VMEM((C * D // (2 * LANES), LANES), jnp.int32),
                 pltpu.VMEM(((C + SUBLANES) * D // LANES, LANES), jnp.float32),
@@ -115,10 +126,23 @@ def mixture_by_kernel(
             ],
         ),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=KERNEL_MEMORY + SPARE_MEMORY),
-        name="mixture_of_experts",
+        name=KERNEL_NAME if norm is None else STREAM_KERNEL_NAME,
         interpret=interpret,
-    )(starts.reshape(-1), words, tokens, weights["gate"], weights["up"], weights["down"])
+    )(starts, words, tokens, scale[None], weights["gate"], weights["up"], weights["down"])
     return out[:T]
+
+
+def sorted_pairs(
+    experts: Int[Array, "chunks C K"], shares: Float[Array, "chunks C K"], E: int
+) -> tuple[Int[Array, " _"], Int[Array, " _"]]:
+    """Returns where each expert's pairs begin among those of a chunk, and the pairs by expert, as `Memory.words`."""
+    chunks, C, K = experts.shape
+    bits = lax.bitcast_convert_type(shares.astype(jnp.bfloat16).astype(jnp.float32), jnp.int32)
+    words = bits | jnp.arange(C, dtype=jnp.int32)[:, None]
+    keys, words = lax.sort((experts.reshape(chunks, -1), words.reshape(chunks, -1)), num_keys=1, is_stable=False)
+    starts = jnp.sum(keys[:, None] < jnp.arange(E + 1)[:, None], axis=-1, dtype=jnp.int32)
+    W = -(-(C * K + TILE) // WORDS_MULTIPLE) * WORDS_MULTIPLE
+    return starts.reshape(-1), jnp.pad(words, ((0, 0), (0, W - C * K))).reshape(-1)
 
 
 class Memory(NamedTuple):
@@ -133,6 +157,7 @@ class Memory(NamedTuple):
     starts: Any
     all_words: Any
     tokens: Any
+    scale: Any
     gate: Any
     up: Any
     down: Any
@@ -164,14 +189,14 @@ class Memory(NamedTuple):
         transfer.wait()
 
 
-def run_expert(*references: Any, C: int) -> None:
-    """Kernel of one chunk of C tokens and one expert."""
+def run_expert(*references: Any, C: int, eps: float | None) -> None:
+    """Kernel of one chunk of C tokens and one expert; of the norm of the residual stream where there is `eps`."""
     memory = Memory(*references)
     chunk, expert, E = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
 
     @pl.when(expert == 0)
     def _() -> None:
-        load_chunk(memory, chunk, C)
+        load_chunk(memory, chunk, C, eps)
         lax.fori_loop(0, TILE // GROUP, lambda group, _: gather(memory, 0, group * GROUP), None)
         lax.fori_loop(0, memory.in_words, lambda j, _: spread(memory, j), None)
 
@@ -255,25 +280,47 @@ def add(memory: Memory, first: Int[Array, ""] | int, C: int) -> None:
         memory.sums[place, :] = total
 
 
-def load_chunk(memory: Memory, chunk: Int[Array, ""], C: int) -> None:
-    """Brings a chunk's words and tokens to the core, and begins its sums."""
-    words, size, half = len(memory.words), memory.in_words, memory.x.shape[1] // 2
+def load_chunk(memory: Memory, chunk: Int[Array, ""], C: int, eps: float | None) -> None:
+    """Brings a chunk's words and tokens to the core, and begins its sums: with the tokens where `eps` is of a norm."""
+    words, size = len(memory.words), memory.in_words
     memory.copy(memory.all_words.at[pl.ds(chunk * words, words)], memory.words)
-    memory.sums[...] = jnp.zeros_like(memory.sums)
+    if eps is None:
+        memory.sums[...] = jnp.zeros_like(memory.sums)
     memory.waiting[0], memory.waiting[1] = 0, 0
 
     def load(i: Int[Array, ""], _: None) -> None:
         memory.copy(memory.tokens.at[pl.ds(chunk * C + i * STAGE, STAGE), :], memory.stage)
-        low, high = (
-            lax.bitcast_convert_type(memory.stage[:, start : start + half].astype(jnp.float32), jnp.int32)
-            for start in (0, half)
-        )
-        packed = lax.shift_right_logical(low, 16) | high
+        factor = None if eps is None else inverse_lengths(memory, eps)
         for j in range(size):
+            low, high = (staged(memory, i, column, factor) for column in (j, size + j))
             places = pl.ds(i * STAGE * size + j, STAGE, stride=size)
-            memory.rows[places, :] = packed[:, j * LANES : (j + 1) * LANES]
+            memory.rows[places, :] = lax.shift_right_logical(low, 16) | high
 
     lax.fori_loop(0, C // STAGE, load, None)
+
+
+def inverse_lengths(memory: Memory, eps: float) -> Float[Array, "STAGE 1"]:
+    """Returns 1 over the root mean square of each staged token."""
+    parts = (memory.stage[:, j * LANES : (j + 1) * LANES].astype(jnp.float32) for j in range(memory.in_sums))
+    squares = functools.reduce(operator.add, (part * part for part in parts))
+    return lax.rsqrt(jnp.sum(squares, axis=-1, keepdims=True) / memory.x.shape[1] + eps)
+
+
+def staged(
+    memory: Memory, i: Int[Array, ""], j: int, factor: Float[Array, "STAGE 1"] | None
+) -> Int[Array, "STAGE LANES"]:
+    """Returns the j-th LANES columns of staged tokens as upper halves of words; with a factor normed, and begins sums.
+
+    Args:
+        i: number of the stage in its chunk.
+    """
+    columns = slice(j * LANES, (j + 1) * LANES)
+    values = memory.stage[:, columns].astype(jnp.float32)
+    if factor is not None:
+        memory.sums[pl.ds(i * STAGE * memory.in_sums + j, STAGE, stride=memory.in_sums), :] = values
+        normed = values * factor * memory.scale[:, columns]
+        values = normed.astype(memory.x.dtype).astype(jnp.float32)
+    return lax.bitcast_convert_type(values, jnp.int32)
 
 
 def store_chunk(memory: Memory, chunk: Int[Array, ""], C: int) -> None:

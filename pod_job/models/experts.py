@@ -8,6 +8,7 @@ B rows, S positions, D hidden, E experts (of a device), K experts of a token, F 
 (expert, token) pairs, Q pairs of a block.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
-from pod_job.models.expert_kernel import kernel_fits, mixture_by_kernel
+from pod_job.models.expert_kernel import StreamNorm, kernel_fits, mixture_by_kernel
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
 
@@ -39,12 +40,18 @@ class Routing(NamedTuple):
     shares: Float[Array, "B S K"]
 
 
-def mixture(
-    arch: Arch, placement: Placement, w: dict[str, Array], x: Float[Array, "B S D"], splice: Splice = unchanged
-) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
-    """Returns the shares' sum of the chosen experts' outputs, and the router's sites."""
+def route(
+    arch: Arch, w: dict[str, Array], x: Float[Array, "B S D"], splice: Splice = unchanged
+) -> tuple[Routing, dict[str, Array]]:
+    """Returns each token's experts, and the router's sites."""
     routing = choose(arch, splice("router_logits", router_logits(w, x)), splice)
-    weights = {name: w[name] for name in EXPERT_WEIGHTS if name in w}
+    return routing, {"router_logits": routing.logits, "expert_ids": routing.ids.astype(jnp.float32)}
+
+
+def mixture(
+    arch: Arch, placement: Placement, w: dict[str, Array], x: Float[Array, "B S D"], routing: Routing
+) -> Float[Array, "B S D"]:
+    """Returns the shares' sum of the chosen experts' outputs."""
     axis = placement.experts
 
     def of_device(x: Array, ids: Array, shares: Array, weights: Weights) -> Array:
@@ -53,7 +60,7 @@ def mixture(
         chosen, shares = (of_token.reshape(len(tokens), -1) for of_token in (ids - first, shares))
         own = (chosen >= 0) & (chosen < len(weights["up"]))
         chosen = jnp.where(own, chosen, len(weights["up"]))
-        if kernel_fits(arch, placement.kernel_kind, tokens):
+        if kernel_fits(arch, placement.kernel_kind, len(tokens), tokens.dtype):
             out = mixture_by_kernel(weights, tokens, chosen, shares)
         else:
             out = sum_of_pairs(arch, placement, weights, tokens, chosen.T, shares.T)
@@ -65,9 +72,44 @@ def mixture(
         of_device = jax.shard_map(
             of_device, mesh=placement.mesh, in_specs=(rows, rows, rows, experts), out_specs=rows, check_vma=False
         )
-    out = of_device(x, routing.ids, routing.shares, weights)
-    out = out + shared_expert(arch, w, x) if arch.shared_mlp else out
-    return out, {"router_logits": routing.logits, "expert_ids": routing.ids.astype(jnp.float32)}
+    out = of_device(x, routing.ids, routing.shares, expert_weights(w))
+    return out + shared_expert(arch, w, x) if arch.shared_mlp else out
+
+
+def expert_weights(w: dict[str, Array]) -> Weights:
+    return {name: w[name] for name in EXPERT_WEIGHTS if name in w}
+
+
+def adds_to_stream(arch: Arch, placement: Placement, stream: Float[Array, "B S D"]) -> bool:
+    """Returns whether `added_by_kernel` takes the model: a norm before the experts, and nothing else beside them."""
+    if placement.mesh is None or placement.experts is not None:
+        return False
+    T = stream.shape[0] * stream.shape[1] // math.prod(placement.mesh.shape[axis] for axis in placement.rows)
+    plain = arch.pre_norms and not (arch.layer_norm or arch.post_norms or arch.parallel or arch.shared_mlp)
+    return plain and arch.residual_scale == 1 and kernel_fits(arch, placement.kernel_kind, T, stream.dtype)
+
+
+def added_by_kernel(
+    arch: Arch, placement: Placement, w: dict[str, Array], stream: Float[Array, "B S D"], routing: Routing
+) -> Float[Array, "B S D"]:
+    """Returns the residual stream with the experts' outputs, which read it through their norm."""
+
+    def of_device(stream: Array, ids: Array, shares: Array, weights: Weights, scale: Array) -> Array:
+        tokens = stream.reshape(-1, stream.shape[-1])
+        chosen, shares = (of_token.reshape(len(tokens), -1) for of_token in (ids, shares))
+        out = mixture_by_kernel(weights, tokens, chosen, shares, StreamNorm(scale, arch.norm_eps))
+        return out.reshape(stream.shape)
+
+    rows, whole = PartitionSpec(placement.rows), PartitionSpec()
+    on_devices = jax.shard_map(
+        of_device,
+        mesh=placement.mesh,
+        in_specs=(rows, rows, rows, whole, whole),
+        out_specs=rows,
+        check_vma=False,
+    )
+    scale = w["mlp_norm"].astype(jnp.float32) + arch.norm_plus_one
+    return on_devices(stream, routing.ids, routing.shares, expert_weights(w), scale)
 
 
 def sum_of_pairs(

@@ -24,6 +24,11 @@ def unchanged(site: str, value: Shaped[Array, "B S *width"]) -> Shaped[Array, "B
     return value
 
 
+def apart(site: str, value: Shaped[Array, "B S *width"]) -> Shaped[Array, "B S *width"]:
+    """Returns the value: replaces nothing either, but keeps a kernel from computing several sites as one."""
+    return value
+
+
 def splice_at(replaced: Replaced, layer: Int[Array, ""] | int) -> Splice:
     """Returns what replaces the values of a layer, whose number may be a loop's counter."""
 

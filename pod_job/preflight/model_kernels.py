@@ -10,20 +10,20 @@ import jax.numpy as jnp
 
 from pod_job.config.schema import Sharding
 from pod_job.models.arch import Arch
-from pod_job.models.expert_kernel import STAGE, TILE, chunk_tokens
+from pod_job.models.expert_kernel import KERNEL_NAME, STAGE, STREAM_KERNEL_NAME, TILE, chunk_tokens
 from pod_job.models.sharding import row_shards
 from pod_job.preflight.compiled_text import Operation
 from pod_job.preflight.planned_job import PlannedJob
 from pod_job.preflight.tpu_facts import V6E, Chip
 
-RAGGED_PRODUCT, EXPERT_KERNEL, HEAD_KERNEL = (
-    re.compile(f"^{name}") for name in ("ragged-dot-none", "mixture_of_experts", "projected_heads")
+RAGGED_PRODUCT, EXPERT_KERNEL, STREAM_KERNEL, HEAD_KERNEL = (
+    re.compile(f"^{name}") for name in ("ragged-dot-none", KERNEL_NAME, STREAM_KERNEL_NAME, "projected_heads")
 )
 RAGGED_TILE = 256
 """Rows of a tile of XLA's ragged matrix products; where an expert ends within one, the tile is computed twice."""
-TILE_CYCLES, EXPERT_CYCLES, STAGE_CYCLES = 3460, 150, 2460
+TILE_CYCLES, EXPERT_CYCLES, STAGE_CYCLES, STREAM_STAGE_CYCLES = 3460, 150, 2460, 4090
 """Instructions of the kernel of experts for a tile of pairs, for each expert of a chunk beside its tiles, and for STAGE
-tokens on their way in and out."""
+tokens on their way in and out: as experts read them, and of the residual stream with its norm."""
 TILE_FLOPS = 2.0 * TILE * 3 * 2048 * 768
 HEADS_CYCLES, HEADS_FLOPS = 7250, 2.0 * 512 * 2048 * 1024
 """Instructions of the kernel of heads for 512 positions and 8 heads, and their products' FLOPs."""
@@ -41,8 +41,9 @@ def model_kernel_seconds(operations: list[Operation], job: PlannedJob, positions
     if any(RAGGED_PRODUCT.match(op.name) for op in operations):
         item = jnp.dtype(config.model.dtype.value).itemsize
         seconds += layers * ragged_seconds(arch, chip, tokens, split, item)
-    if any(EXPERT_KERNEL.match(op.name) for op in operations):
-        seconds += layers * expert_kernel_seconds(arch, chip, tokens, split)
+    for kernel, stage_cycles in ((EXPERT_KERNEL, STAGE_CYCLES), (STREAM_KERNEL, STREAM_STAGE_CYCLES)):
+        if any(kernel.match(op.name) for op in operations):
+            seconds += layers * expert_kernel_seconds(arch, chip, tokens, split, stage_cycles)
     if any(HEAD_KERNEL.match(op.name) for op in operations):
         flops = 2.0 * tokens * arch.hidden * arch.head_dim * (arch.heads + 2 * arch.kv_heads) / split
         seconds += layers * flops / HEADS_FLOPS * HEADS_CYCLES / chip.cycles_s * cycles_per_v6e(chip)
@@ -54,7 +55,7 @@ def cycles_per_v6e(chip: Chip) -> float:
     return (V6E.peak_flops / V6E.cycles_s) / (chip.peak_flops / chip.cycles_s)
 
 
-def expert_kernel_seconds(arch: Arch, chip: Chip, tokens: float, split: int) -> float:
+def expert_kernel_seconds(arch: Arch, chip: Chip, tokens: float, split: int, stage_cycles: int = STAGE_CYCLES) -> float:
     """Returns the seconds of one layer's kernel of experts for a chip's tokens, of whose experts it has 1 in `split`.
 
     Experts are taken to be equally popular; in each chunk the last tile of each is half empty. Weights come from memory
@@ -65,7 +66,7 @@ def expert_kernel_seconds(arch: Arch, chip: Chip, tokens: float, split: int) -> 
     of_tile = 3 * 2.0 * TILE * arch.hidden * arch.mlp / TILE_FLOPS * TILE_CYCLES * cycles_per_v6e(chip)
     cycles = (pairs / TILE + chunks * experts / 2) * of_tile + chunks * experts * EXPERT_CYCLES
     weights = chunks * experts * 3 * 2 * arch.hidden * arch.mlp
-    ends = tokens / STAGE * STAGE_CYCLES / chip.cycles_s + 2 * 2 * tokens * arch.hidden / chip.hbm_bytes_s
+    ends = tokens / STAGE * stage_cycles / chip.cycles_s + 2 * 2 * tokens * arch.hidden / chip.hbm_bytes_s
     return max(cycles / chip.cycles_s, weights / chip.hbm_bytes_s) + ends
 
 

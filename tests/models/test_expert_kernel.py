@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from pod_job.models import expert_kernel
 from pod_job.models.arch import read_arch
-from pod_job.models.expert_kernel import chunk_tokens, kernel_fits, mixture_by_kernel
+from pod_job.models.expert_kernel import StreamNorm, chunk_tokens, kernel_fits, mixture_by_kernel
 from tools.tiny_model import TinyModel
 
 EXPERTS, OF_TOKEN, D, F = 4, 2, 2048, 128
@@ -45,9 +45,8 @@ def expected(weights: dict[str, Any], x: Any, chosen: np.ndarray, shares: np.nda
     return out
 
 
-@pytest.fixture(scope="module")
-def kernel(weights: dict[str, Any]) -> Any:
-    """The kernel, compiled once, with tiles and chunks so small that few tokens have many of them."""
+def compiled(weights: dict[str, Any], norm: StreamNorm | None) -> Any:
+    """The kernel with tiles and chunks so small that few tokens have many of them."""
     of_token = (
         jax.ShapeDtypeStruct((TOKENS, OF_TOKEN), jnp.int32),
         jax.ShapeDtypeStruct((TOKENS, OF_TOKEN), jnp.float32),
@@ -56,8 +55,13 @@ def kernel(weights: dict[str, Any]) -> Any:
         for name, value in {"TILE": 16, "STAGE": 32, "GROUP": 4}.items():
             patch.setattr(expert_kernel, name, value)
         patch.setattr(expert_kernel, "chunk_tokens", lambda T, D, F: 32)
-        jitted = jax.jit(functools.partial(mixture_by_kernel, interpret=True))
+        jitted = jax.jit(functools.partial(mixture_by_kernel, norm=norm, interpret=True))
         return jitted.lower(weights, jax.ShapeDtypeStruct((TOKENS, D), jnp.bfloat16), *of_token).compile()
+
+
+@pytest.fixture(scope="module")
+def kernel(weights: dict[str, Any]) -> Any:
+    return compiled(weights, None)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -68,6 +72,19 @@ def test_each_token_is_the_sum_of_its_experts(choice: str, kernel: Any, weights:
     found = wide(kernel(weights, x, jnp.asarray(chosen, jnp.int32), jnp.asarray(shares)))
     truth = expected(weights, x, chosen, shares)
     assert (np.linalg.norm(found - truth, axis=1) <= 0.01 * np.linalg.norm(truth, axis=1)).all()
+
+
+def test_the_residual_stream_is_read_through_its_norm_and_is_in_the_sum(weights: dict[str, Any]) -> None:
+    rng, eps = np.random.default_rng(2), 0.005
+    stream = jnp.asarray(rng.normal(size=(TOKENS, D)) * rng.uniform(0.05, 0.2, (TOKENS, 1)), jnp.bfloat16)
+    scale = rng.uniform(0.5, 1.5, D).astype(np.float32)
+    lengths = np.sqrt((wide(stream) ** 2).mean(1, keepdims=True) + eps)
+    read = jnp.asarray(wide(stream) / lengths * scale, jnp.bfloat16)
+    chosen, shares = CHOICES["any"](rng, TOKENS), rng.random((TOKENS, OF_TOKEN)).astype(np.float32)
+    kernel = compiled(weights, StreamNorm(jnp.asarray(scale), eps))
+    added = wide(kernel(weights, stream, jnp.asarray(chosen, jnp.int32), jnp.asarray(shares))) - wide(stream)
+    truth = expected(weights, read, chosen, shares)
+    assert (np.linalg.norm(added - truth, axis=1) <= 0.01 * np.linalg.norm(truth, axis=1)).all()
 
 
 def test_a_chunk_fits_the_core_and_all_tokens_fit_the_chunks() -> None:
@@ -83,13 +100,10 @@ def test_a_chunk_fits_the_core_and_all_tokens_fit_the_chunks() -> None:
 
 
 def test_only_cores_with_room_and_plain_experts_take_the_kernel() -> None:
-    arch, tokens = (
-        read_arch(TinyModel("qwen3_moe", hidden=2048, mlp=128).config()),
-        jnp.zeros((512, 2048), jnp.bfloat16),
-    )
-    assert kernel_fits(arch, "TPU v6 lite", tokens)
-    assert not kernel_fits(arch, "TPU v4", tokens)
-    assert not kernel_fits(arch, "cpu", tokens)
-    assert not kernel_fits(arch, "TPU v6 lite", tokens.astype(jnp.float32))
+    arch = read_arch(TinyModel("qwen3_moe", hidden=2048, mlp=128).config())
+    assert kernel_fits(arch, "TPU v6 lite", 512, jnp.bfloat16)
+    assert not kernel_fits(arch, "TPU v4", 512, jnp.bfloat16)
+    assert not kernel_fits(arch, "cpu", 512, jnp.bfloat16)
+    assert not kernel_fits(arch, "TPU v6 lite", 512, jnp.float32)
     clamped = read_arch(TinyModel("gpt_oss", hidden=2048, mlp=128).config())
-    assert not kernel_fits(clamped, "TPU v6 lite", tokens)
+    assert not kernel_fits(clamped, "TPU v6 lite", 512, jnp.bfloat16)

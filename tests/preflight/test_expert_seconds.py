@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pod_job.models.arch import Arch, read_arch
-from pod_job.preflight.model_kernels import expert_kernel_seconds, ragged_seconds
+from pod_job.preflight.model_kernels import STREAM_STAGE_CYCLES, expert_kernel_seconds, ragged_seconds
 from pod_job.preflight.tpu_facts import V6E
 from tools.tiny_model import TinyModel
 
@@ -26,7 +26,11 @@ def kernel(arch: Arch, split: int = 1) -> float:
     return expert_kernel_seconds(arch, V6E, TOKENS, split)
 
 
-WAYS = pytest.mark.parametrize("seconds", [ragged, kernel])
+def stream_kernel(arch: Arch, split: int = 1) -> float:
+    return expert_kernel_seconds(arch, V6E, TOKENS, split, STREAM_STAGE_CYCLES)
+
+
+WAYS = pytest.mark.parametrize("seconds", [ragged, kernel, stream_kernel])
 
 
 @WAYS

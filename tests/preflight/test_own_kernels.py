@@ -28,12 +28,13 @@ table = weight_table(arch)
 shardings = weight_shardings(mesh, Sharding.replicated, table)
 params = {n: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16, sharding=shardings[n]) for n, w in table.items()}
 ids = jax.ShapeDtypeStruct((8, 512), jnp.int32)
-for kernels in (True, False):
+for kernels, taps in ((True, ["layer_0"]), (True, ["layer_0.mlp_out"]), (False, ["layer_0"])):
     where = placement(mesh, Sharding.replicated, shardings, kernels)
-    model = Decoder(arch, resolve([0], [], arch), jnp.bfloat16, where)
+    model = Decoder(arch, resolve(None, taps, arch), jnp.bfloat16, where)
     apply = jax.jit(lambda params, ids: model.apply({"params": params}, ids, return_activations=True))
     text = apply.lower(params, ids).as_text()
-    print(kernels, *("mixture_of_experts" in text, "projected_heads" in text))
+    names = ("mixture_of_experts", "stream_with_experts", "projected_heads")
+    print(kernels, *taps, *(name for name in names if name in text))
 """
 
 
@@ -44,4 +45,8 @@ def libtpu(require: Callable[[bool, str], None]) -> None:
 
 def test_own_kernels_are_used_where_they_fit_unless_left_out() -> None:
     done = subprocess.run([sys.executable, "-c", LOWER], capture_output=True, text=True, timeout=200)
-    assert done.stdout.splitlines()[-2:] == ["True True True", "False False False"], done.stderr
+    assert done.stdout.splitlines()[-3:] == [
+        "True layer_0 stream_with_experts projected_heads",
+        "True layer_0.mlp_out mixture_of_experts projected_heads",
+        "False layer_0",
+    ], done.stderr
