@@ -21,6 +21,8 @@ ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\]")
 PLUMBING = ("while", "tuple", "get-tuple-element", "parameter", "constant", "copy", "bitcast")
 SELDOM = re.compile(r'op_name="[^"]*\bseldom\b')
 """A loop or a branch in `jax.named_scope("seldom")`, which ordinary data do not enter."""
+HOISTED = re.compile(r'op_name="[^"]*\bseldom\b[^"]*/while/body/')
+"""A loop that stood in the body of such a loop. Those bodies are not read, so one that is met runs each time."""
 SCOPED = re.compile(r'op_name="[^"]*/')
 """An operation that has the scopes it was made in: not those that the compiler has given a name of its own."""
 REFERENCE = re.compile(r"%([\w.\-]+)")
@@ -93,7 +95,7 @@ def read_program(text: str) -> list[Operation]:
 def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
     for operation in program[computation]:
         match operation.kind:
-            case "while" if SELDOM.search(operation.rest):
+            case "while" if SELDOM.search(operation.rest) and not HOISTED.search(operation.rest):
                 yield replace(operation, times=0)
             case "while":
                 turns = loop_turns(program, computation, operation)

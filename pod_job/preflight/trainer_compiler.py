@@ -19,13 +19,14 @@ from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.tpu_facts import Slice
 from pod_job.preflight.training_forecast import BUFFER, OPTIMIZER, ROWS, SAES
 from pod_job.training.architectures.selection_kernel import kernel_cycles
+from pod_job.training.architectures.selection_split import lanes_cycles
 from pod_job.training.plans import make_trainer
 from pod_job.training.recipe import SaePlan
 from pod_job.training.trainer import Trainer
 
 PASSES = 3
 """Products with each weight matrix: one of the loss, two of its gradient."""
-KERNEL = "keep_largest"
+KERNEL, SPLIT_KERNEL = "keep_largest", "largest_of_lanes"
 WITH_AUXK = (Architecture.topk, Architecture.batch_topk, Architecture.matryoshka)
 REVIVED_CYCLES = 2 * (14 + 64)
 """Cycles for each dead latent that AuxK computes alone, by the compiler's listing of instructions: two rows gathered,
@@ -75,16 +76,24 @@ def forecast(trainer: Trainer, pod: Slice) -> Forecast:
 
 def uncounted_cycles(trainer: Trainer, operations: list[Operation]) -> float:
     """Returns the cycles of what the compiler states none for: the kernel that chooses latents, and rows by number."""
-    cycles = 0.0
+    cycles, shapes = 0.0, {operation.name: operation.shape for operation in operations}
     for operation in operations:
         if operation.kind == "custom-call" and operation.name.startswith(KERNEL):
-            _, sizes = ARRAY.findall(operation.shape)[0]
-            rows, latents = math.prod(int(size) for size in sizes.split(",")[:-1]), int(sizes.split(",")[-1])
+            rows, latents = rows_and_latents(operation.shape)
             cycles += operation.times * kernel_cycles(rows, latents, most_chosen(trainer, latents))
+        elif operation.kind == "custom-call" and operation.name.startswith(SPLIT_KERNEL):
+            cycles += operation.times * lanes_cycles(*rows_and_latents(shapes[operation.operands[0]]))
     for group in trainer.groups:
         if group.shape.architecture in WITH_AUXK and any(plan.auxiliary for plan in group.plans):
             cycles += REVIVED_CYCLES * group.shape.few_latents * len(group.plans) / trainer.sae_mesh.shape["saes"]
     return cycles
+
+
+def rows_and_latents(shape: str) -> tuple[int, int]:
+    """Returns the rows, over all SAEs, and the latents of an array as the compiler's text has it."""
+    _, sizes = ARRAY.findall(shape)[0]
+    *rows, latents = map(int, sizes.split(","))
+    return math.prod(rows), latents
 
 
 def most_chosen(trainer: Trainer, latents: int) -> int:

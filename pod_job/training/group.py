@@ -21,6 +21,7 @@ from pod_job.training.architectures.parts import Batch, Coefficients, Metrics, P
 from pod_job.training.architectures.selection import keep_largest
 from pod_job.training.architectures.selection_cpu import keep_largest_on_cpu
 from pod_job.training.architectures.selection_kernel import keep_largest_on_tpu
+from pod_job.training.architectures.selection_split import keep_largest_of_split
 from pod_job.training.architectures.shape import SaeShape
 from pod_job.training.buffer import Rows
 from pod_job.training.matrices import gathered, scattered
@@ -233,11 +234,11 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe, m
 
 
 def keep_for(mesh: Mesh, dtype: str) -> Partial:
-    """Returns `Batch.keep` for devices of a kind, of which each has whole rows, or for any."""
-    platform = mesh.devices.flat[0].platform if mesh.shape["model"] == 1 else None
+    """Returns `Batch.keep` for devices of a kind, of which each has whole rows or a part of their latents."""
+    platform, whole = mesh.devices.flat[0].platform, mesh.shape["model"] == 1
     if platform == "tpu" and dtype == "bfloat16":
-        return Partial(partial(keep_largest_on_tpu, mesh=mesh))
-    return Partial(keep_largest_on_cpu if platform == "cpu" else keep_largest)
+        return Partial(partial(keep_largest_on_tpu if whole else keep_largest_of_split, mesh=mesh))
+    return Partial(keep_largest_on_cpu if platform == "cpu" and whole else keep_largest)
 
 
 def differentiated(

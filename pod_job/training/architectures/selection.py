@@ -6,6 +6,7 @@ travel.
 """
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ pass decides. One is 0.4% to 0.8% above the next."""
 SELDOM = "seldom"
 """Name of the scope of what ordinary data do not enter, a loop or a branch; preflight does not count it."""
 
+Result = TypeVar("Result")
+
 
 def largest_per_row(values: Float[Array, "N F"], k: Int[Array, ""]) -> Bool[Array, "N F"]:
     """Returns the mask of each row's k largest values among its positive ones; of equal ones the first."""
@@ -33,12 +36,7 @@ def largest_per_row(values: Float[Array, "N F"], k: Int[Array, ""]) -> Bool[Arra
     equal = (values == lowest) & (values > 0)
     crowded = jnp.any(jnp.sum(equal, axis=1, keepdims=True, dtype=jnp.int32) > missing)
 
-    def resolve(_: tuple[Bool[Array, ""], Bool[Array, "N F"]]) -> tuple[Bool[Array, ""], Bool[Array, "N F"]]:
-        return jnp.zeros_like(crowded), first_of(values, lowest, missing)
-
-    with jax.named_scope(SELDOM):
-        # A loop of one turn or none: where SAEs are batched, a condition would become a choice between both outcomes.
-        equal = lax.while_loop(lambda state: state[0], resolve, (crowded, equal))[1]
+    equal = seldom_replaced(equal, crowded, lambda given: first_of(*given), (values, lowest, missing))
     return above | equal
 
 
@@ -75,11 +73,22 @@ def kth_near(values: Float[Array, "N F"], k: Int[Array, "1 1"], guess: Float[Arr
     lowest = as_value(start - 1 + sum(level.astype(jnp.int32) for level in reached), values.dtype)
     missed = ~(reached[0] & ~reached[-1])
 
-    def among_all(_: tuple[Bool[Array, ""], Float[Array, "1 1"]]) -> tuple[Bool[Array, ""], Float[Array, "1 1"]]:
-        return jnp.zeros_like(missed.reshape(())), kth_largest(values, k, axis=None)
+    return seldom_replaced(lowest, missed.reshape(()), lambda given: kth_largest(*given, axis=None), (values, k))
+
+
+def seldom_replaced(ordinary: Result, needed: Bool[Array, ""], replace: Callable[[Any], Result], given: Any) -> Result:
+    """Returns `ordinary`, or `replace(given)` where that is needed, which costs nothing where it is not.
+
+    A loop of one turn or none: where SAEs are batched, a condition would become a choice between both outcomes.
+    """
+
+    def turn(state: tuple[Bool[Array, ""], Result]) -> tuple[Bool[Array, ""], Result]:
+        # What depends on nothing in the loop XLA computes before it, needed or not.
+        here, needed = lax.optimization_barrier((given, state[0]))
+        return jnp.zeros_like(needed), replace(here)
 
     with jax.named_scope(SELDOM):
-        return lax.while_loop(lambda state: state[0], among_all, (missed.reshape(()), lowest))[1]
+        return lax.while_loop(lambda state: state[0], turn, (needed, ordinary))[1]
 
 
 def kth_largest(values: Float[Array, "N F"], k: Int[Array, "R 1"], axis: int | None) -> Float[Array, "R 1"]:

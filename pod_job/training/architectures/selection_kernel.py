@@ -9,6 +9,7 @@ otherwise, among all.
 N rows, F latents of a row, all on one device; R rows of a tile.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -107,11 +108,10 @@ def keep_largest_of_tile(by_lanes: bool, counts: Any, values: Any, results: Any,
     """
     latents = values.shape[1]
     place_bits = (latents - 1).bit_length()
-    bits = lax.bitcast_convert_type(values[...].astype(jnp.float32), jnp.int32) >> 16
-    numbers[...] = (bits << place_bits) | (latents - 1 - lax.broadcasted_iota(jnp.int32, values.shape, 1))
+    numbers[...] = numbered(values[...], 0, latents)
     width = VALUE_BITS + place_bits
     if by_lanes:
-        write_largest_of_lanes(numbers, largest)
+        write_largest_of_lanes(lambda start: numbers[:, start : start + LANES], latents, largest)
         lowest = kth_largest(largest, counts, width, width)
         crowded = jnp.max(reaching(numbers, lowest) - counts[...]) > 0
         turns = jnp.where(crowded, width, 0)
@@ -123,11 +123,21 @@ def keep_largest_of_tile(by_lanes: bool, counts: Any, values: Any, results: Any,
     results[...] = jnp.where((numbers[...] >= lowest) & (counts[...] > 0), values[...], 0)
 
 
-def write_largest_of_lanes(numbers: Any, largest: Any) -> None:
-    """Writes the LEVELS largest numbers of each row and lane, level after level."""
-    blocks = [jnp.zeros((numbers.shape[0], LANES), jnp.int32)] * LEVELS
-    for start in range(0, numbers.shape[1], LANES):
-        number = numbers[:, start : start + LANES]
+def numbered(values: Float[Array, "R L"], first: int, latents: int) -> Int[Array, "R L"]:
+    """Returns the numbers of values that lie from the place `first` on, among so many latents."""
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32) >> 16
+    places = lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    return (bits << (latents - 1).bit_length()) | (latents - 1 - first - places)
+
+
+def write_largest_of_lanes(numbers_from: Callable[[int], Any], latents: int, largest: Any) -> None:
+    """Writes the LEVELS largest numbers of each row and lane, level after level.
+
+    `numbers_from` gives the numbers [R, LANES] from a place on.
+    """
+    blocks = [jnp.zeros((largest.shape[0], LANES), jnp.int32)] * LEVELS
+    for start in range(0, latents, LANES):
+        number = numbers_from(start)
         for level in range(LEVELS):
             blocks[level], number = jnp.maximum(blocks[level], number), jnp.minimum(blocks[level], number)
     for level, block in enumerate(blocks):
