@@ -85,7 +85,9 @@ def uncounted_cycles(trainer: Trainer, operations: list[Operation]) -> float:
             cycles += operation.times * lanes_cycles(*rows_and_latents(shapes[operation.operands[0]]))
     for group in trainer.groups:
         if group.shape.architecture in WITH_AUXK and any(plan.auxiliary for plan in group.plans):
-            cycles += REVIVED_CYCLES * group.shape.few_latents * len(group.plans) / trainer.sae_mesh.shape["saes"]
+            split = trainer.sae_mesh.shape
+            few = group.shape.few_latents(split["model"])
+            cycles += REVIVED_CYCLES * few * len(group.plans) / split["saes"]
     return cycles
 
 

@@ -224,12 +224,12 @@ def stacked_batch(group: Group, state: GroupState, rows: Rows, recipe: Recipe, m
     targets = inputs
     if group.shape.transcoder:
         targets = gather([plan.reconstructed for plan in group.plans], state.scales.targets)
-    dead = jnp.sum(state.idle_rows >= recipe.dead_rows, axis=1)
+    parts, count = mesh.shape["model"], len(group.plans)
+    dead = jnp.sum((state.idle_rows >= recipe.dead_rows).reshape(count, parts, -1), axis=2)
     revive = jnp.any(dead > 0) if any(plan.auxiliary for plan in group.plans) else False
-    # Where latents are split, each device has a part of all of them, but the few ones whole.
-    few = group.shape.few_latents
-    many = jnp.any(dead > few) if mesh.shape["model"] * few < group.shape.latents else True
-    products = Products(sparse=mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
+    few = group.shape.few_latents(parts)
+    many = jnp.any(dead > few) if parts * few < group.shape.latents else True
+    products = Products(sparse=mesh.size == 1 and mesh.devices.flat[0].platform == "cpu", parts=parts)
     return Batch(inputs, targets, valid, revive, many, keep_for(mesh, recipe.dtype), products)
 
 

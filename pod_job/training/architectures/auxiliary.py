@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.training.architectures import relu
 from pod_job.training.architectures.parts import (
@@ -110,7 +110,7 @@ def error_and_gradient(
     shape: SaeShape, dtype: str, params: Params, batch: Batch, residual: Float[Array, "N O"], dead: Bool[Array, "F"]
 ) -> tuple[Scalar, Params]:
     """Returns the error and its gradient together: what a choice between ways hands from one to the other is large."""
-    count, most = jnp.sum(dead, dtype=jnp.int32), shape.few_latents
+    count, parts = jnp.sum(dead, dtype=jnp.int32), batch.products.parts
 
     def error(latents: Params, candidate: Bool[Array, "C"]) -> Scalar:
         values = jnp.where(candidate, relu.encode(shape, latents, batch.rows, dtype), 0)
@@ -122,8 +122,8 @@ def error_and_gradient(
         return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
 
     def of_few(params: Params) -> tuple[Scalar, Params]:
-        candidate = jnp.arange(most) < count
-        return jax.value_and_grad(lambda every: error(dead_latents(every, dead, most), candidate))(params)
+        places, candidate = dead_places(dead, shape.few_latents(parts), parts)
+        return jax.value_and_grad(lambda every: error(at_places(every, places), candidate))(params)
 
     def of_many(params: Params) -> tuple[Scalar, Params]:
         return jax.value_and_grad(lambda every: error(every, dead))(params)
@@ -150,11 +150,24 @@ def _backward(shape: SaeShape, dtype: str, gradient: Params, factor: Scalar) -> 
 error_of_dead.defvjp(_forward, _backward)
 
 
-def dead_latents(params: Params, dead: Bool[Array, "F"], size: int) -> Params:
-    """Returns the parameters of the dead latents alone, in their order, and of others to fill up to `size`."""
-    places = jnp.argsort(~dead, stable=True)[:size]
+def dead_places(dead: Bool[Array, "F"], size: int, parts: int) -> tuple[Int[Array, "P C"], Bool[Array, "PC"]]:
+    """Returns the places of `size` latents within each part of them, its dead ones first, and which of all are dead.
+
+    Both are in the order of the latents. No latent leaves the device that has its part.
+    """
+    split = dead.reshape(parts, -1)
+    places = jnp.argsort(~split, axis=1, stable=True)[:, :size]
+    return places, (jnp.arange(size) < jnp.sum(split, axis=1, keepdims=True)).reshape(-1)
+
+
+def at_places(params: Params, places: Int[Array, "P C"]) -> Params:
+    """Returns the parameters of the latents at these places of each part alone."""
+    encoder, bias, decoder = params["encoder"], params["encoder_bias"], params["decoder"]
+    parts, D, output = len(places), len(encoder), decoder.shape[1]
+    columns = jax.vmap(lambda part, at: part[:, at], in_axes=(1, 0), out_axes=1)(encoder.reshape(D, parts, -1), places)
+    rows = jax.vmap(lambda part, at: part[at])
     return params | {
-        "encoder": params["encoder"][:, places],
-        "encoder_bias": params["encoder_bias"][places],
-        "decoder": params["decoder"][places],
+        "encoder": columns.reshape(D, -1),
+        "encoder_bias": rows(bias.reshape(parts, -1), places).reshape(-1),
+        "decoder": rows(decoder.reshape(parts, -1, output), places).reshape(-1, output),
     }

@@ -29,12 +29,15 @@ Scalar = Float[Array, ""]
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Products:
-    """How TopK multiplies: with all latents, or, `sparse`, with the chosen ones alone, as is faster on one CPU device.
+    """How latents are multiplied; compiled in: no array of a batch.
 
-    Compiled in: no array of a batch.
+    Attributes:
+        sparse: whether TopK multiplies with the chosen latents alone, as is faster on one CPU device.
+        parts: into which latents are split over devices; of each AuxK computes a few dead ones.
     """
 
     sparse: bool = False
+    parts: int = 1
 
 
 class Batch(NamedTuple):
@@ -44,10 +47,10 @@ class Batch(NamedTuple):
         targets: what is reconstructed: `rows` themselves, unless for a transcoder.
         valid: rows that count; the others change nothing, but must be finite.
         revive: whether any latent of any SAE that runs together is dead; where none is, AuxK costs nothing.
-        many: whether any of them has more dead latents than `SaeShape.few_latents`; else AuxK computes these alone. A
-            bool of Python where one of both is always right.
+        many: whether any of them has more dead latents in a part than `SaeShape.few_latents`; else AuxK computes these
+            alone. A bool of Python where one of both is always right.
         keep: `selection.keep_largest`, or what gives the same faster on the devices.
-        products: in which way TopK multiplies.
+        products: in which way latents are multiplied.
     """
 
     rows: Float[Array, "N D"]

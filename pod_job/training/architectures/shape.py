@@ -43,10 +43,12 @@ class SaeShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Dead latents per row in AuxK: half the input's width (Gao et al. 2024, appendix A.2)."""
         return max(1, min(self.latents, self.input_width // 2))
 
-    @property
-    def few_latents(self) -> int:
-        """Dead latents that AuxK computes alone, where there are no more: an eighth of all, or as many as it takes."""
-        return max(self.auxiliary_k, self.latents // 8)
+    def few_latents(self, parts: int) -> int:
+        """Returns the dead latents of each of so many equal parts that AuxK computes alone, where there are no more.
+
+        An eighth of the part, or its share of as many as AuxK takes.
+        """
+        return -(-max(self.auxiliary_k, self.latents // 8) // parts)
 
 
 def check_shape(shape: SaeShape, name: str) -> None:

@@ -77,10 +77,13 @@ def test_loss_and_metrics_are_those_of_the_paper(architecture: Architecture, use
     np.testing.assert_allclose(metrics.deviation, spread, rtol=1e-5)
 
 
-def test_dead_latents_are_revived_alone_as_they_are_among_all() -> None:
+@pytest.mark.parametrize("parts", [1, 4])
+def test_dead_latents_are_revived_alone_as_they_are_among_all(parts: int) -> None:
     shape = shape_of(Architecture.topk)
     params, batch, dead = example(shape)
-    assert 0 < dead.sum() <= shape.few_latents < shape.latents
+    few = shape.few_latents(parts)
+    assert 0 < dead.reshape(parts, -1).sum(axis=1).max() <= few < shape.latents // parts
+    batch = batch._replace(products=Products(parts=parts))
     coefficients = coefficients_for(shape, auxiliary=0.5)
     alone, among_all = (
         LOSS_AND_GRADIENT(shape, params, batch._replace(many=jnp.array(many)), coefficients, jnp.array(dead))
