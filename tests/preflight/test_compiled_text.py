@@ -92,7 +92,10 @@ def test_a_choice_costs_its_longest_branch_but_for_those_seldom_taken(scope: str
     assert compiled_text.total_cycles(program) == cycles
 
 
-@pytest.mark.parametrize(("scope", "turns"), [("often/while", 20), ("seldom/while", 0), ("seldom/while/body/while", 20)])
+SCOPES = [("often/while", 20), ("seldom/while", 0), ("seldom/while/body/while", 20)]
+
+
+@pytest.mark.parametrize(("scope", "turns"), SCOPES)
 def test_a_loop_seldom_entered_costs_nothing_but_what_the_compiler_has_moved_out_of_it(scope: str, turns: int) -> None:
     named = PROGRAM.replace("condition=%cond", f'metadata={{op_name="jit(step)/{scope}"}}, condition=%cond')
     assert compiled_text.total_cycles(compiled_text.read_program(named)) == turns * 1000 + 50
