@@ -126,8 +126,12 @@ def hf_tokens(folder: Path, prompts: list[np.ndarray]) -> list[list[int]]:
 
 @pytest.mark.usefixtures("torch_there")
 @pytest.mark.slow
-def test_greedy_tokens_past_a_window_are_those_of_hugging_face(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path, family="gemma3_text", layers=4)
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3_next"])
+def test_greedy_tokens_past_a_window_and_of_experts_beside_delta_rules_are_those_of_hugging_face(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_net, "CHUNK", 5)
+    folder = write_tiny_model(tmp_path, family=family, layers=4)
     _, generator, decoder = build(folder, GREEDY, ONE)
     assert tokens(run(generator, decoder)) == hf_tokens(folder, prompts(decoder.arch.vocab))
 

@@ -167,6 +167,29 @@ def test_an_attempt_after_a_kill_repeats_the_completions_that_are_there(
         assert np.abs(found[key][1] - every[key][1]).max() > 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.pod
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_next"])
+def test_a_killed_run_of_layers_with_states_ends_as_an_undisturbed_one(family: str, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", family, layers=4)
+    sizes = {"extract.save_every_n_samples": 1, "extract.rows_per_device": 2}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(overrides(model, undisturbed, **sizes), 1, 1))
+    process = start(overrides(model, killed, **sizes), 1, 1)[0]
+    while process.poll() is None and len(list(killed.glob("commits/*.json"))) < 3:
+        pass
+    process.kill()
+    process.communicate()
+    assert not (killed / layout.METADATA).exists()
+    finish(start(overrides(model, killed, **sizes), 1, 1))
+    assert completions(killed, 1) == completions(undisturbed, 1)
+    found, expected = vectors(killed), vectors(undisturbed)
+    assert found.keys() == expected.keys()
+    for key, (token, vector) in found.items():
+        assert token == expected[key][0]
+        np.testing.assert_allclose(vector, expected[key][1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
