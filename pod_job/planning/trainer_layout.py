@@ -11,7 +11,11 @@ import msgspec
 from pod_job.run_folder.train_identity import TrainIdentity
 
 BYTES_OF_GRADIENT, BYTES_OF_ROW, BYTES_OF_OUTPUT = 2, 2, 4
-"""Bytes of a value of gradients and rows, which travel in bfloat16, and of outputs, which add up in float32."""
+"""Bytes of a value of gradients and rows, which travel in bfloat16, and of outputs, which add up in float32.
+
+Of a matrix 4 to 6 travel: XLA sums some gradients in float32, and each matrix is gathered in bfloat16. With so many,
+latents would be split where the compiler's own count of the whole step is higher (docs/training.md).
+"""
 
 
 class GroupSize(msgspec.Struct, frozen=True):
