@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from pod_job.checking.gate_prompts import gate_prompts
@@ -58,10 +59,14 @@ def compile_program(inputs: Inputs, model: Decoder, params: Params, part: Feedin
         if config.mode is not Mode.generate:
             return Step(compile_step(model, params, part.rows, config.extract), params, part, config.extract.positions)
         ending = Ending(config.generate, inputs.end_tokens, inputs.tokenizer)
-        shape = shape_for(part.rows, config.extract)
+        shape = shape_for(part.rows, config.extract, len(inputs.prefix))
         programs = compile_generation(model, params, shape, config.extract, config.generate)
         prefill = feeding(shape.prefill_rows, jax.process_index())
-        return Generator(programs, params, part, prefill, ending, config.extract.positions)
+        generator = Generator(programs, params, part, prefill, ending, config.extract.positions)
+        if not inputs.prefix:
+            return generator
+        log.info("the first %d tokens of prompts that begin alike are computed once", len(inputs.prefix))
+        return generator.with_prefix(np.array(inputs.prefix, np.int32))
 
 
 def pass_gate(inputs: Inputs, host: Host, program: Step | Generator, model: Decoder, part: Feeding) -> FirstStep | None:

@@ -7,6 +7,7 @@ the others share its row, so that the border between two prompts is crossed. Wor
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from pod_job.config.generate import Mode
 from pod_job.models.arch import Arch
@@ -15,6 +16,8 @@ from pod_job.prompts.prompt import Prompt
 
 TOKENS, OTHER_TOKENS = 64, 32
 """Length of the first prompt and of every other one."""
+PREFIX_TOKENS = 144
+"""Tokens of a shared prefix that prompts of the gate begin with, more than a block of its slots; theirs come on top."""
 PAST_WINDOW = 32
 LARGEST_WINDOW = 1024
 """A larger one would cost too much to reach, see `windows_not_reached`."""
@@ -31,11 +34,19 @@ def gate_prompts(inputs: Inputs) -> list[Prompt]:
     if not prompts:
         return []
     count = min(wanted, max(len(prompts), 2))
-    other = min(OTHER_TOKENS, max(1, extract.seq_len // 4))
-    reach = min(first_length(inputs.arch), extract.seq_len - (other if count > 1 else 0))
-    first = long_prompt(prompts, max(1, reach))
-    others = [cut(prompts[i % len(prompts)], other) for i in range(1, count)]
+    prefix = inputs.prefix[:PREFIX_TOKENS]
+    room, shared = extract.seq_len - len(prefix), np.array(prefix, np.int32)
+    prompts = [with_prefix(prompt, shared, len(inputs.prefix)) for prompt in prompts]
+    other = min(OTHER_TOKENS, max(1, room // 4))
+    reach = min(first_length(inputs.arch), room - (other if count > 1 else 0))
+    first = long_prompt(prompts, len(prefix) + max(1, reach))
+    others = [cut(prompts[i % len(prompts)], len(prefix) + other) for i in range(1, count)]
     return [first, *others]
+
+
+def with_prefix(prompt: Prompt, prefix: Int32[np.ndarray, " P"], tokens: int) -> Prompt:
+    """Returns the prompt with that prefix in place of its first `tokens`."""
+    return Prompt(prompt.sample, np.concatenate([prefix, prompt.token_ids[tokens:]])) if tokens else prompt
 
 
 def first_length(arch: Arch) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pod_job.checking.gate_prompts import beginnings
+from pod_job.checking.gate_prompts import PREFIX_TOKENS, beginnings
 from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.packing import Placed, Queued, make_step
 from pod_job.extraction.step import Step, StepOutput
@@ -102,6 +102,8 @@ def try_generation(generator: Generator, config: ExtractConfig, prompts: Sequenc
     ending = generator.ending
     short = replace(ending.generate, max_new_tokens=generator.programs.call_tokens)
     once = replace(generator, ending=replace(ending, generate=short))
+    if generator.prefix is not None:  # of which the gate's prompts have the beginning
+        once = once.with_prefix(generator.prefix.token_ids[:PREFIX_TOKENS])
     waiting = [Waiting(Queued(1, index, prompt), index) for index, prompt in enumerate(prompts)]
 
     def trial(result: Result) -> Trial:

@@ -21,6 +21,7 @@ class GenerateConfig:
     temperature: float = 0.0  # 0: the most likely token; 1: sampled from the model's probabilities
     seed: int = 0  # seed of the samples at a temperature above 0
     stop: list[str] = field(default_factory=list)  # texts that end a completion
+    share_prefix: bool = True  # tokens that all prompts begin with are computed once, where they are 128 or more
 
     def __post_init__(self) -> None:
         at_least("generate.max_new_tokens", self.max_new_tokens, 1)
@@ -51,6 +52,11 @@ def cache_slots(seq_len: int, max_new_tokens: int) -> int:
     T = call_tokens(max_new_tokens)
     slots = seq_len + -(-max_new_tokens // T) * T
     return -(-slots // SLOTS_TOGETHER) * SLOTS_TOGETHER
+
+
+def prefix_slots(tokens: int) -> int:
+    """Returns the slots of a shared prefix of so many tokens, in whole vector registers."""
+    return -(-tokens // SLOTS_TOGETHER) * SLOTS_TOGETHER
 
 
 def prefill_length(rows_per_device: int, seq_len: int) -> int:

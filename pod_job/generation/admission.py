@@ -31,15 +31,22 @@ class Waiting:
     Attributes:
         number: of its sample among all samples of the run.
         decided: new tokens of an earlier attempt at the same batch, which this one repeats.
+        behind: tokens at the prompt's beginning that are computed already, as the prefix of many.
     """
 
     queued: Queued
     number: int
     decided: Sequence[int] = ()
+    behind: int = 0
 
     @property
     def length(self) -> int:
         return len(self.queued.prompt.token_ids)
+
+    @property
+    def own(self) -> int:
+        """Tokens that are left to read."""
+        return self.length - self.behind
 
 
 class Seat(NamedTuple):
@@ -123,14 +130,12 @@ def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -
         with_room = [
             shard
             for shard in range(shape.shards)
-            if free_of_shard[shard]
-            and slots[shard] < shape.prompts_per_row
-            and used[shard] + item.length <= shape.length
+            if free_of_shard[shard] and slots[shard] < shape.prompts_per_row and used[shard] + item.own <= shape.length
         ]
         if with_room:
             shard = max(with_room, key=lambda shard: (len(free_of_shard[shard]), used[shard]))
             seats.append(Seat(item, shard, slots[shard], used[shard], free_of_shard[shard].pop()))
-            used[shard] += item.length
+            used[shard] += item.own
             slots[shard] += 1
     return seats
 
@@ -138,7 +143,7 @@ def admit(waiting: Sequence[Waiting], free: Sequence[int], shape: FeederShape) -
 def outlook(seats: Sequence[Seat], waiting: int, more: bool, active: int, shape: FeederShape) -> Outlook:
     """Returns the outlook of a feeder with `seats` for some of its `waiting` prompts, where `more` may come."""
     positions = positions_computed(seats, shape)
-    filled = sum(seat.waiting.length for seat in seats) / positions if positions else 0.0
+    filled = sum(seat.waiting.own for seat in seats) / positions if positions else 0.0
     seated = len(seats) / (shape.shards * shape.rows)
     return Outlook(filled, seated, active, more or waiting > len(seats))
 
@@ -147,22 +152,26 @@ def positions_computed(seats: Sequence[Seat], shape: FeederShape) -> int:
     """Returns the positions that prefill computes on the feeder's devices for these seats."""
     longest = shape.length
     if shape.computes_filled:
-        ends = [seat.start + seat.waiting.length for seat in seats]
+        ends = [seat.start + seat.waiting.own for seat in seats]
         longest = min(longest, -(-max(ends, default=0) // BLOCK) * BLOCK)
     return shape.shards * longest
 
 
 def packed_prompts(seats: Sequence[Seat], shape: FeederShape) -> tuple[np.ndarray, ...]:
-    """Returns the feeder's part of PackedPrompts: segments from 1, positions from 0; segment 0 where no prompt is."""
+    """Returns the feeder's part of PackedPrompts: segments from 1, and 0 where no prompt is.
+
+    Positions are from 0, or behind the prefix that a prompt shares.
+    """
     rows, S, M = shape.shards, shape.length, shape.prompts_per_row
     token_ids, segment_ids, positions = (np.zeros((rows, S), np.int32) for _ in range(3))
-    last, number = (np.zeros((rows, M), np.int32) for _ in range(2))
+    last, number, behind = (np.zeros((rows, M), np.int32) for _ in range(3))
     target, forced = (np.full((rows, M), FREE, np.int32) for _ in range(2))
     for item, row, slot, start, target_row in seats:
-        span, at = slice(start, start + item.length), (row, slot)
-        token_ids[row, span] = item.queued.prompt.token_ids
+        span, at = slice(start, start + item.own), (row, slot)
+        token_ids[row, span] = item.queued.prompt.token_ids[item.behind :]
         segment_ids[row, span] = slot + 1
-        positions[row, span] = np.arange(item.length)
+        positions[row, span] = np.arange(item.behind, item.length)
+        behind[at] = item.behind
         last[at], number[at], target[at] = span.stop - 1, item.number, target_row % shape.rows
         forced[at] = item.decided[0] if item.decided else FREE
-    return token_ids, segment_ids, positions, last, target, number, forced
+    return token_ids, segment_ids, positions, last, target, number, forced, behind

@@ -8,6 +8,7 @@ B rows of the cache of all hosts, P rows of prefill, S positions of one, M promp
 vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -22,7 +23,7 @@ from pod_job.config.schema import ExtractConfig, Positions
 from pod_job.extraction.quantize import as_stored
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.generation.shape import GenerationShape
-from pod_job.models.cache import Cache, DeltaStates, Kept, KeyValues, empty_cache
+from pod_job.models.cache import Cache, DeltaStates, Kept, KeyValues, Prefix, empty_cache, no_key_values
 from pod_job.models.decoder import Decoder, Output, Params
 from pod_job.models.layer_attention import Tokens
 from pod_job.models.position_blocks import computes_filled
@@ -48,6 +49,7 @@ class PackedPrompts(NamedTuple):
         last: position of each prompt's last token in its row of prefill.
         target: row of the cache that takes the prompt, among those of the same device; FREE after the last prompt.
         number: of the prompt's sample among all samples of the run.
+        behind: tokens of the shared prefix before those that are here: all, or 0.
     """
 
     token_ids: Int[Array, "P S"]
@@ -57,6 +59,7 @@ class PackedPrompts(NamedTuple):
     target: Int[Array, "P M"]
     number: Int[Array, "P M"]
     forced: Int[Array, "P M"]
+    behind: Int[Array, "P M"]
 
 
 class Generated(NamedTuple):
@@ -72,7 +75,8 @@ class Generated(NamedTuple):
     tokens: Int[Array, "B _"]
 
 
-Prefill = Callable[[Params, Rows, PackedPrompts], Generated]
+Prefill = Callable[[Params, Rows, KeyValues | None, PackedPrompts], Generated]
+"""Takes the keys and values of the shared prefix, one row of each device; None: the program has none."""
 Decode = Callable[[Params, Rows, Int[Array, "B T"], Bool[Array, " B"]], Generated]
 """Takes the forced tokens (or FREE) after each token read, and which rows have a prompt.
 
@@ -91,6 +95,8 @@ class Programs:
         prefill_length: positions of the row of prefill, one of each device.
         prompts_per_row: most prompts in one of those.
         computes_filled: prefill computes positions up to the last that holds a token of some row; False: all.
+        no_prefix: gives the keys and values of a prefix without tokens; None: prefill takes no prefix.
+        take_prefix: gives as a prefix what was read into the first row of each device, before any decode.
     """
 
     join: jax.stages.Compiled
@@ -101,6 +107,8 @@ class Programs:
     prefill_length: int
     prompts_per_row: int
     computes_filled: bool
+    no_prefix: jax.stages.Compiled | None = None
+    take_prefix: jax.stages.Compiled | None = None
 
     def decode_params(self, params: Params) -> Params:
         """Returns the weights that decode takes."""
@@ -131,12 +139,31 @@ def compile_generation(
     taps = {tap.name: split for tap in model.taps}
     prompt_taps = {} if extract.positions is Positions.generated else taps
     prompts, packed = argument(shape.prefill_rows.count, S), argument(shape.prefill_rows.count, M)
-    prefill = jax.jit(
+    prefilling = jax.jit(
         prefill_function(model, extract, generate),
         donate_argnums=1,
         out_shardings=Generated(shardings, prompt_taps, split),  # type: ignore[arg-type]
-    ).lower(params, rows, PackedPrompts(prompts, prompts, prompts, packed, packed, packed, packed))  # type: ignore[arg-type]
+    )
     options = model.placement.compiler_options
+    no_prefix = take_prefix = prefix = None
+    if shape.prefix:
+        of_prefix = shardings.cache.kept.keys
+        none = functools.partial(no_key_values, model.arch, shape.prefill_rows.count, shape.prefix, model.dtype)
+        no_prefix = jax.jit(none, out_shardings=of_prefix).lower().compile(options)
+        prefix = jax.tree.map(
+            lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
+            jax.eval_shape(none),
+            of_prefix,
+        )
+        take_prefix = (
+            jax.jit(prefix_function(model, shape.prefix), out_shardings=of_prefix).lower(rows).compile(options)
+        )
+    prefill = prefilling.lower(
+        params,
+        rows,
+        prefix,
+        PackedPrompts(prompts, prompts, prompts, packed, packed, packed, packed, packed),  # type: ignore[arg-type]
+    )
     joining = jax.jit(model.joined_weights).lower(params)
     join = joining.compile(options)
     joined = jax.tree.map(
@@ -159,6 +186,8 @@ def compile_generation(
         S,
         M,
         computes_filled=computes_filled(model.placement, S),
+        no_prefix=no_prefix,
+        take_prefix=take_prefix,
     )
 
 
@@ -188,12 +217,13 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
     """Returns the program that reads prompts into free rows of the cache and chooses the first new tokens."""
     dtype = DTYPE_OF[extract.dtype.value]
 
-    def prefill(params: Params, rows: Rows, prompts: PackedPrompts) -> Generated:
+    def prefill(params: Params, rows: Rows, prefix: KeyValues | None, prompts: PackedPrompts) -> Generated:
         applied = model.apply(
             params,
             Tokens(prompts.token_ids, prompts.positions, prompts.segment_ids),
             prompts.last,
             max(rows.cache.slots, prompts.token_ids.shape[1]),
+            prefix=None if prefix is None else Prefix(prefix, behind_of_positions(prompts)),
             select=prompts.last if extract.positions is Positions.last else None,
             return_activations=extract.positions is not Positions.generated,
             method="read",
@@ -202,20 +232,54 @@ def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateC
         assert logits is not None
         token = choose(logits, prompts.number, jnp.zeros_like(prompts.number), prompts.forced, generate)
         taps = {name: as_stored(value, dtype) for name, value in activations.items()}
-        return Generated(put_prompts(model, rows, prompts, token, kept), taps, token)
+        return Generated(put_prompts(model, rows, ReadPrompts(prompts, token, kept, prefix)), taps, token)
 
     return prefill
 
 
-def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: Kept) -> Rows:
+def behind_of_positions(prompts: PackedPrompts) -> Int[Array, "P S"]:
+    """Returns how many tokens of the prefix each position comes after."""
+    own = jnp.take_along_axis(prompts.behind, jnp.maximum(prompts.segment_ids - 1, 0), axis=1)
+    return jnp.where(prompts.segment_ids > 0, own, 0)
+
+
+def prefix_function(model: Decoder, slots: int) -> Callable[[Rows], KeyValues]:
+    """Returns the program that gives the last slots of the first row of each device."""
+    split = kept_as(model, lambda spec: spec).keys
+
+    def take(rows: Rows) -> KeyValues:
+        return jax.shard_map(
+            lambda keys: jax.tree.map(lambda x: x[:, :1, ..., -slots:], keys),
+            mesh=model.placement.mesh,
+            in_specs=(split,),
+            out_specs=split,
+            check_vma=False,
+        )(rows.cache.kept.keys)
+
+    return take
+
+
+class ReadPrompts(NamedTuple):
+    """Prompts with the first new token of each, what is kept of them, and the prefix that they share, if any."""
+
+    prompts: PackedPrompts
+    token: Int[Array, "P M"]
+    kept: Kept
+    prefix: KeyValues | None
+
+
+def put_prompts(model: Decoder, rows: Rows, read: ReadPrompts) -> Rows:
     """Returns the rows with every prompt in its target, its last token in the slot before the next one."""
     placement = model.placement
 
-    def put(rows: Rows, prompts: PackedPrompts, token: Int[Array, "P M"], kept: Kept) -> Rows:
+    def put(rows: Rows, read: ReadPrompts) -> Rows:
         slot, slots = rows.cache.slot, rows.cache.slots
+        prompts, token, kept, prefix = read
+        position = jnp.take_along_axis(prompts.positions, prompts.last, axis=1) + 1
 
         def put_one(m: Array, caches: Kept) -> Kept:
             target, last = prompts.target[0, m], prompts.last[0, m]
+            own = position[0, m] - prompts.behind[0, m]
 
             def replaced(cache: Array, row: Array) -> Array:
                 if every:
@@ -223,16 +287,21 @@ def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[A
                     row = jnp.where(target == FREE, earlier, row)
                 return jax.lax.dynamic_update_slice_in_dim(cache, row, target, axis=1)
 
-            def turned(cache: Array, new: Array) -> Array:
+            def turned(cache: Array, new: Array, ahead: Array | None = None) -> Array:
                 # A row of prefill may be longer than one of the cache, but no prompt is.
                 start = jnp.clip(last + 1 - slots, 0, new.shape[-1] - slots)
                 row = jax.lax.dynamic_slice_in_dim(new, start, slots, axis=-1)
-                return replaced(cache, jnp.roll(row, slot - 1 - (last - start), axis=-1))
+                row = jnp.roll(row, slot - 1 - (last - start), axis=-1)
+                if ahead is not None:
+                    before = jnp.pad(ahead, [(0, 0)] * 4 + [(slots - ahead.shape[-1], 0)])
+                    back = (slot - 1 - jnp.arange(slots)) % slots
+                    row = jnp.where(back < own, row, jnp.roll(before, slot - own, axis=-1))
+                return replaced(cache, row)
 
             def copied(cache: Array, new: Array) -> Array:
                 return replaced(cache, jax.lax.dynamic_slice_in_dim(new, m, 1, axis=1))
 
-            keys = jax.tree.map(turned, caches.keys, kept.keys)
+            keys = jax.tree.map(turned, caches.keys, kept.keys, *([] if prefix is None else [prefix]))
             return Kept(keys, jax.tree.map(copied, caches.states, kept.states))
 
         # A CPU leaves out the places of a row of prefill that have no prompt; a TPU's forecast counts a fixed number.
@@ -240,7 +309,6 @@ def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[A
         count = prompts.target.shape[1] if every else jnp.sum(prompts.target != FREE)
         caches = jax.lax.fori_loop(0, count, put_one, rows.cache.kept)
         target = jnp.where(prompts.target == FREE, len(rows.token), prompts.target)  # past the end: dropped
-        position = jnp.take_along_axis(prompts.positions, prompts.last, axis=1) + 1
 
         def into(old: Array, new: Array | int) -> Array:
             return old.at[target].set(new, mode="drop")
@@ -258,9 +326,10 @@ def put_prompts(model: Decoder, rows: Rows, prompts: PackedPrompts, token: Int[A
     caches = kept_as(model, lambda spec: spec)
     state = Rows(Cache(caches, PartitionSpec()), *[split] * 4)  # type: ignore[arg-type]
     packed = PackedPrompts(*[split] * len(PackedPrompts._fields))  # type: ignore[arg-type]
-    return jax.shard_map(
-        put, mesh=placement.mesh, in_specs=(state, packed, split, caches), out_specs=state, check_vma=False
-    )(rows, prompts, token, kept)
+    parts = ReadPrompts(packed, split, caches, None if read.prefix is None else caches.keys)  # type: ignore[arg-type]
+    return jax.shard_map(put, mesh=placement.mesh, in_specs=(state, parts), out_specs=state, check_vma=False)(
+        rows, read
+    )
 
 
 def decode_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Decode:

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,10 @@ from pod_job.generation.admission import (
 )
 from pod_job.generation.completions import Ending, completed_text, find_end
 from pod_job.generation.decoding import FREE, Generated, PackedPrompts, Programs, Rows
+from pod_job.models.cache import KeyValues
 from pod_job.models.decoder import Params
+from pod_job.prompts.prompt import Prompt
+from pod_job.prompts.sources.sample import Sample
 from pod_job.run_folder.completions import Completion
 
 WAIT_S = 0.001
@@ -74,6 +77,25 @@ class Row:
         return self.end is not None and len(self.vectors) == self.outputs
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Tokens that prompts begin with, computed once.
+
+    Attributes:
+        keys: and values, one row of each device.
+        vectors: of the tokens, with positions=all, {tap name: [tokens, width]}.
+    """
+
+    token_ids: np.ndarray
+    keys: KeyValues
+    vectors: dict[str, np.ndarray]
+
+    def behind(self, prompt: np.ndarray) -> int:
+        """Returns how many of a prompt's tokens need not be read: all of the prefix, or none."""
+        count = len(self.token_ids)
+        return count if len(prompt) > count and np.array_equal(prompt[:count], self.token_ids) else 0
+
+
 class Arrival(NamedTuple):
     """Vectors on their way from the devices: those of each row are in `span` of row `at` of the output."""
 
@@ -95,6 +117,7 @@ class Progress:
     """Progress of a run: runs of prefill, positions computed, and seconds of the latest runs.
 
     Attributes:
+        positions: computed, and those that prompts have from the shared prefix.
         waited: runs of prefill before which prompts had to be waited for.
         prefill_s: of prefill.
         token_s: of decode, for one more token of every row.
@@ -114,6 +137,7 @@ class Generator:
     Attributes:
         rows: this host's part of the cache's rows.
         prefill_rows: its part of the rows that prompts are packed into.
+        prefix: tokens that many prompts begin with, computed; None where `programs` take none, or it is not read yet.
     """
 
     programs: Programs
@@ -122,6 +146,7 @@ class Generator:
     prefill_rows: Feeding
     ending: Ending
     positions: Positions
+    prefix: SharedPrefix | None = None
 
     @property
     def shape(self) -> FeederShape:
@@ -134,6 +159,22 @@ class Generator:
             length=self.programs.prefill_length,
             computes_filled=self.programs.computes_filled,
         )
+
+    def with_prefix(self, token_ids: np.ndarray) -> "Generator":
+        """Reads tokens as the prefix of the prompts that begin with them, on all devices; all hosts call it at once."""
+        programs, shape = self.programs, self.shape
+        assert programs.no_prefix is not None
+        assert programs.take_prefix is not None
+        prompt = Prompt(Sample("prefix", 0, token_ids), token_ids)
+        seats = [
+            Seat(Waiting(Queued(0, 0, prompt), 0), shard, 0, 0, shard * shape.rows) for shard in range(shape.shards)
+        ]
+        packed = PackedPrompts(*put_rows(packed_prompts(seats, shape), self.prefill_rows))
+        output = programs.prefill(self.params, programs.begin(), programs.no_prefix(), packed)
+        vectors = {}
+        if self.positions is Positions.all:
+            vectors = {name: local_rows(array)[0][0, : len(token_ids)].copy() for name, array in output.taps.items()}
+        return replace(self, prefix=SharedPrefix(token_ids, programs.take_prefix(output.rows), vectors))
 
     def run(self, prompts: Iterator[Waiting], progress: Progress) -> Iterator[Result]:
         """Yields the results of this host's prompts as they are finished, until all hosts' are."""
@@ -177,13 +218,17 @@ class Run:
         while self.more and len(self.waiting) < enough:
             taken = list(itertools.islice(self.prompts, block))
             self.more = len(taken) == block
+            if (prefix := self.generator.prefix) is not None:
+                taken = [replace(item, behind=prefix.behind(item.queued.prompt.token_ids)) for item in taken]
             self.waiting += longest_first(taken)
         self.waited |= time.monotonic() - asked > WAIT_S
 
     def _prefill(self, seats: Sequence[Seat]) -> None:
         generator, began = self.generator, time.monotonic()
         packed = put_rows(packed_prompts(seats, self.shape), generator.prefill_rows)
-        output = generator.programs.prefill(generator.params, self.state, PackedPrompts(*packed))
+        prefix = self.generator.prefix
+        keys = None if prefix is None else prefix.keys
+        output = generator.programs.prefill(generator.params, self.state, keys, PackedPrompts(*packed))
         first = self._started(output)
         seated = {id(seat.waiting) for seat in seats}
         self.waiting = [item for item in self.waiting if id(item) not in seated]
@@ -194,12 +239,14 @@ class Run:
             if generator.positions is Positions.last:
                 parts.append((row, seat.shard, slice(seat.slot, seat.slot + 1)))
             elif generator.positions is Positions.all:
-                parts.append((row, seat.shard, slice(seat.start, seat.start + seat.waiting.length)))
+                if prefix is not None and seat.waiting.behind:
+                    row.vectors, row.outputs = [prefix.vectors], 1
+                parts.append((row, seat.shard, slice(seat.start, seat.start + seat.waiting.own)))
         self._await(output, parts)
         self.progress.prefills += 1
         self.progress.waited += self.waited
         self.waited = False
-        self.progress.positions += positions_computed(seats, self.shape)
+        self.progress.positions += positions_computed(seats, self.shape) + sum(seat.waiting.behind for seat in seats)
         self.progress.prefill_s.append(time.monotonic() - began)
 
     def _decode(self) -> None:

@@ -4,7 +4,7 @@ One interface: JAX's splash attention kernel where the program is lowered for TP
 neither does a score reach memory, nor is a key or value repeated), blocks for a mesh of CPUs, plain XLA elsewhere
 and for shapes that a kernel does not take.
 
-B rows, S positions, C slots of a cache, N query heads, K key/value heads, H head size.
+B rows, S positions, P positions before a row, N query heads, K key/value heads, H head size.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.attention_blocks import attend_blocks
-from pod_job.models.attention_settings import AttentionSettings, Heads, soft_cap
+from pod_job.models.attention_settings import AttentionSettings, Before, Heads, soft_cap
 from pod_job.models.placement import Placement
 
 LANES = 128  # of a TPU vector register: blocks of queries and keys are multiples of it
@@ -41,6 +41,8 @@ def attend(
 ) -> Float[Array, "B S N H"]:
     """Causal attention within segments, in float32; each key/value head serves N/K query heads, unrepeated.
 
+    A query also sees as many of the keys before its row as `heads.before` says.
+
     Args:
         placement: the devices the program is lowered for.
     """
@@ -51,11 +53,18 @@ def attend(
         return attend_xla(heads, segment_ids, settings)
     # The partitioner cannot look into a kernel, nor split a loop: every device runs it on its own rows (and heads).
     of_heads = PartitionSpec(placement.rows, None, placement.heads)
-    specs = Heads(of_heads, of_heads, of_heads, PartitionSpec(placement.heads))  # type: ignore[arg-type]
+    of_keys, of_rows = PartitionSpec(placement.rows, placement.heads), PartitionSpec(placement.rows)
+    specs = Heads(
+        of_heads,  # type: ignore[arg-type]
+        of_heads,  # type: ignore[arg-type]
+        of_heads,  # type: ignore[arg-type]
+        None if heads.sinks is None else PartitionSpec(placement.heads),  # type: ignore[arg-type]
+        None if heads.before is None else Before(of_keys, of_keys, of_rows),  # type: ignore[arg-type]
+    )
     return jax.shard_map(
         lambda heads, segment_ids: kernel(heads, segment_ids, settings),
         mesh=placement.mesh,
-        in_specs=(specs if heads.sinks is not None else specs._replace(sinks=None), PartitionSpec(placement.rows)),
+        in_specs=(specs, of_rows),
         out_specs=of_heads,
         check_vma=False,
     )(heads, segment_ids)
@@ -89,18 +98,35 @@ def attend_xla(
     settings: AttentionSettings,
 ) -> Float[Array, "B S N H"]:
     """Computes `attend` as matrix products and a softmax; scores [B, K, N/K, S, S] lie in memory in float32."""
-    q, k, v, sinks = heads
-    mask = segment_mask(segment_ids, settings.window)
-    B, S, N, H = q.shape
-    K = k.shape[2]
-    grouped = q.reshape(B, S, K, N // K, H)
+    return attend_masked(*with_before(heads, segment_mask(segment_ids, settings.window)), settings)
+
+
+def with_before(heads: Heads, mask: Bool[Array, "B Q S"]) -> tuple[Heads, Bool[Array, "B Q T"]]:
+    """Returns heads and mask with the keys before the row, T in sum, as if they were in it."""
+    if (before := heads.before) is None:
+        return heads, mask
+    P = before.k.shape[-1]
+    seen = jnp.arange(P) >= P - before.behind[..., None]
+    k, v = (
+        jnp.concatenate([ahead.transpose(0, 3, 1, 2), own], axis=1)
+        for ahead, own in ((before.k, heads.k), (before.v, heads.v))
+    )
+    return Heads(heads.q, k, v, heads.sinks), jnp.concatenate([seen, mask], axis=-1)
+
+
+def attend_masked(heads: Heads, mask: Bool[Array, "B Q T"], settings: AttentionSettings) -> Float[Array, "B Q N H"]:
+    """Attends from Q queries of each row to those of its T keys and values that the mask shows to each."""
+    q, k, v, sinks, _ = heads
+    B, Q, N, H = q.shape
+    T, K = k.shape[1:3]
+    grouped = q.reshape(B, Q, K, N // K, H)
     scores = settings.scale * jnp.einsum("bskgh,btkh->bkgst", grouped, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min)
     if sinks is not None:
         of_sinks = sinks.astype(jnp.float32).reshape(1, K, N // K, 1, 1)
-        scores = jnp.concatenate([scores, jnp.broadcast_to(of_sinks, (B, K, N // K, S, 1))], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1)[..., :S]
-    return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, S, N, H)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(of_sinks, (B, K, N // K, Q, 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., :T]
+    return jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v).reshape(B, Q, N, H)
 
 
 def segment_mask(segment_ids: Int[Array, "B S"], window: int | None = None) -> Bool[Array, "B S S"]:
@@ -122,39 +148,68 @@ def attend_splash(
 
     `interpret` runs it without a TPU, for tests.
     """
-    q, k, v, sinks = heads
+    q, k, v, sinks, before = heads
     B, S, N, H = q.shape
     K = k.shape[2]
-    block = block_size(S, settings.window, settings.heads_apart)
-    assert block is not None
     mask = splash.CausalMask((S, S))
     if settings.window is not None:
         mask = splash.LocalMask((S, S), (settings.window - 1, 0), 0)
+
+    def run(mask: Any, keys: tuple[Array, Array], segments: splash.SegmentIds, sinks: Array | None) -> Any:
+        kernel = splash_kernel(mask, N // K, settings, residuals=before is not None, interpret=interpret)
+        of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks is None else 0))
+        return jax.vmap(of_each_group, in_axes=(0, 0, 0, 0, None))(queries, *keys, segments, sinks)
+
+    # The kernel knows no scale: the queries carry it.
+    scaled = q if settings.scale == 1 else (q.astype(jnp.float32) * settings.scale).astype(q.dtype)
+    queries = scaled.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    own = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    of_sinks = None if sinks is None else sinks.reshape(K, N // K)
+    out = run(mask, own, splash.SegmentIds(segment_ids, segment_ids), of_sinks)
+    if before is not None:
+        P = before.k.shape[-1]
+        used = jnp.arange(P) >= P - jnp.max(before.behind, axis=1, keepdims=True)
+        # A query that sees nothing before its row is in a segment that no key is in.
+        segments = splash.SegmentIds((before.behind > 0).astype(jnp.int32), jnp.where(used, 1, 2))
+        ahead = before.k.swapaxes(2, 3), before.v.swapaxes(2, 3)
+        out = merged(out, run(splash.FullMask((S, P)), ahead, segments, None))
+    return cast(Array, out).transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+
+
+def splash_kernel(mask: Any, group: int, settings: AttentionSettings, *, residuals: bool, interpret: bool) -> Any:
+    """Returns the kernel for `group` query heads of one key/value head; `residuals`: it gives log sums too."""
+    queries, keys = mask.shape
+    block = block_size(queries, settings.window, settings.heads_apart)
+    assert block is not None
+    of_keys = next(size for size in range(min(block, keys), 0, -LANES) if keys % size == 0)
     layout = splash.QKVLayout.HEAD_DIM_MINOR if settings.heads_apart else S_INNERMOST
-    kernel = splash.make_splash_mqa_single_device(
-        splash.MultiHeadMask([mask] * (N // K)),
+    return splash.make_splash_mqa_single_device(
+        splash.MultiHeadMask([mask] * group),
         block_sizes=splash.BlockSizes(
             block_q=block,
-            block_kv=block,
-            block_kv_compute=min(block, LARGEST_KERNEL_BLOCK) if settings.heads_apart else block,
+            block_kv=of_keys,
+            block_kv_compute=computed_keys(of_keys) if settings.heads_apart else of_keys,
             q_layout=layout,
             k_layout=layout,
             v_layout=layout,
         ),
         attn_logits_soft_cap=settings.softcap,
+        save_residuals=residuals,
         interpret=interpret,
     )
-    # The kernel knows no scale: the queries carry it.
-    scaled = q if settings.scale == 1 else (q.astype(jnp.float32) * settings.scale).astype(q.dtype)
-    of_each_group = jax.vmap(kernel, in_axes=(0, 0, 0, None, None if sinks is None else 0))
-    out = jax.vmap(of_each_group, in_axes=(0, 0, 0, 0, None))(
-        scaled.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4),
-        k.transpose(0, 2, 1, 3),
-        v.transpose(0, 2, 1, 3),
-        splash.SegmentIds(segment_ids, segment_ids),
-        None if sinks is None else sinks.reshape(K, N // K),
-    )
-    return cast(Array, out).transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+
+
+def computed_keys(block: int) -> int:
+    """Returns how many keys of a block the kernel computes at a time where heads lie apart."""
+    return next(size for size in range(min(block, LARGEST_KERNEL_BLOCK), 0, -LANES) if block % size == 0)
+
+
+def merged(own: Any, ahead: Any) -> Float[Array, "..."]:
+    """Returns outputs of attention to all keys, of those to two parts with the logarithms of their weights' sums."""
+    (out, (log_sum,)), (ahead_out, (ahead_log_sum,)) = own, ahead
+    share = jax.nn.sigmoid(ahead_log_sum - log_sum)[..., None]
+    mixed = out.astype(jnp.float32) * (1 - share) + ahead_out.astype(jnp.float32) * share
+    return mixed.astype(out.dtype)
 
 
 def attend_cudnn(
@@ -168,6 +223,11 @@ def attend_cudnn(
 
     The mask is [B, 1, S, S]. `implementation="xla"` computes the same call without a GPU, for tests.
     """
+    if heads.before is not None:
+        heads, mask = with_before(heads, segment_mask(segment_ids, settings.window))
+        return jax.nn.dot_product_attention(
+            *heads[:3], mask=mask[:, None], scale=settings.scale, implementation=implementation
+        )
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     behind_and_ahead = None if settings.window is None else (settings.window - 1, 0)
     return jax.nn.dot_product_attention(

@@ -1,13 +1,25 @@
 """Arguments of one layer's attention that all implementations share; the settings are static.
 
-B rows, S positions, N query heads, K key/value heads, H head size.
+B rows, S positions, P positions before a row, N query heads, K key/value heads, H head size.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+
+class Before(NamedTuple):
+    """Rotated keys, and values, of tokens before those of a row.
+
+    Attributes:
+        behind: how many of them each position of the row sees: the last so many; 0: none.
+    """
+
+    k: Float[Array, "B K H P"]
+    v: Float[Array, "B K H P"]
+    behind: Int[Array, "B S"]
 
 
 class Heads(NamedTuple):
@@ -17,6 +29,7 @@ class Heads(NamedTuple):
     k: Float[Array, "B S K H"]
     v: Float[Array, "B S K H"]
     sinks: Float[Array, " N"] | None = None
+    before: Before | None = None
 
 
 @dataclass(frozen=True)

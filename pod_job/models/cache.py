@@ -86,6 +86,17 @@ class Kept(NamedTuple):
         return Kept(*(jax.tree.map(lambda x, y, at=at: put(x, y, at, 0), x, y) for x, y, at in parts))
 
 
+class Prefix(NamedTuple):
+    """Keys and values of tokens that sequences of a call begin with, the last of them in the last slot.
+
+    Attributes:
+        behind: how many of the tokens each position of the call comes after: the last so many; 0: none.
+    """
+
+    keys: KeyValues
+    behind: Int[Array, "B S"]
+
+
 class Cache(NamedTuple):
     """A ring of slots per row. All rows write the slot `slot % C` next, so that one update serves them all.
 

@@ -72,7 +72,7 @@ def attend_cached(
     The own ones are scored beside the cache, so that the loop over layers only reads it. `softcap` is as in
     AttentionSettings.
     """
-    (q, own_k, own_v, sinks), view = heads, cached.view
+    (q, own_k, own_v, sinks, _), view = heads, cached.view
     B, _, N, H = q.shape
     K = own_k.shape[2]
     grouped = q.reshape(B, K, N // K, H)

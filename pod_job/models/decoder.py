@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch
 from pod_job.models.attention_settings import soft_cap
-from pod_job.models.cache import Cache, Kept, KeyValues, no_key_values, no_states
-from pod_job.models.decoder_layer import Mixer, attention_mixer, decoder_layer, norm
+from pod_job.models.cache import Cache, Kept, KeyValues, Prefix, no_key_values, no_states
+from pod_job.models.decoder_layer import LayerHeads, Mixer, attention_mixer, decoder_layer, norm
 from pod_job.models.delta_net import Sequences, delta_net
 from pod_job.models.joined import JOINED_WEIGHTS, joined_projections, swapped_projections, swaps_by_projection
 from pod_job.models.layer_attention import (
@@ -31,9 +31,10 @@ from pod_job.models.layer_attention import (
     WithinRows,
 )
 from pod_job.models.layer_kinds import is_delta, layer_by_kind, place_of_layer
-from pod_job.models.layer_loop import Carry, Layer, run_layers
+from pod_job.models.layer_loop import Carry, Layer, layers_needed, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.position_blocks import FilledPlacement, computes_filled, filled_blocks, padding_apart
+from pod_job.models.selected_positions import FromSelected, are_few, at_positions
 from pod_job.models.splice import NOTHING, Replaced, Splice, apart, splice_at, unchanged
 from pod_job.models.taps import Tap, widest
 from pod_job.models.token_facts import TokenFacts, token_facts
@@ -80,10 +81,27 @@ class Request(NamedTuple):
     logits_at: Int[Array, "B M"] | None = None
     replaced: Replaced = NOTHING
     blocks: Int[Array, ""] | None = None  # of positions that are computed; None: all
+    prefix: Prefix | None = None
 
     def positions_of(self, x: Float[Array, "B S width"]) -> Float[Array, "B _ width"]:
         """Returns x at the selected positions, or its means."""
         return self.select.of(x) if isinstance(self.select, Means) else at_positions(x, self.select)
+
+    @property
+    def to_the_end(self) -> bool:
+        """Whether all layers run."""
+        return self.logits or self.facts or any(tap.site == "final_norm" for tap in self.taps)
+
+    def last_of_few(self, arch: Arch, positions: int) -> int | None:
+        """Returns the last layer that runs where only a few of so many positions of a row are wanted of it; or None."""
+        layers = arch.layers if self.to_the_end else max((layers_needed(tap) for tap in self.taps), default=0)
+        select = self.logits_at if self.logits else self.select
+        tapped = any(tap.layer >= layers - 1 and tap.site != "embed" for tap in self.taps)
+        if self.facts or self.replaced or select is None or isinstance(select, Means) or not layers:
+            return None
+        if (tapped and self.select is not select) or is_delta(arch, layers - 1) or not are_few(select, positions):
+            return None
+        return layers - 1
 
     def site(self, site: str, x: Float[Array, "B S width"]) -> Activations:
         """Returns the taps at a site that is not in a layer, whose value is x."""
@@ -174,6 +192,7 @@ class Decoder(nn.Module):
         last: Int[Array, "B M"],
         slots: int,
         *,
+        prefix: Prefix | None = None,
         select: Int[Array, "B M"] | None = None,
         return_activations: bool = False,
     ) -> tuple[Output, Kept]:
@@ -181,9 +200,12 @@ class Decoder(nn.Module):
 
         Args:
             last: positions whose logits are returned, [B, M, V], and after which states are: [J, B x M, ...].
-            slots: S or more. The other arguments are as in `__call__`.
+            slots: S or more.
+            prefix: tokens before those of the call, which are none of what is returned. The other arguments are as in
+                `__call__`.
         """
-        request = Request(self.taps if return_activations else (), select, logits=True, logits_at=last)
+        taps = self.taps if return_activations else ()
+        request = Request(taps, select, logits=True, logits_at=last, prefix=prefix)
         if computes_filled(self.placement, tokens.ids.shape[1]):
             request = request._replace(blocks=filled_blocks(tokens.segment_ids))
             tokens = tokens._replace(segment_ids=padding_apart(tokens.segment_ids))
@@ -221,13 +243,20 @@ class Decoder(nn.Module):
             layer = self._layer(tokens, cache, request)
             x = splice_at(request.replaced, 0)("embed", self._embed(tokens))
             head = request.logits or request.facts
-            to_the_end = head or any(tap.site == "final_norm" for tap in request.taps)
             activations = request.site("embed", x)
             taps = tuple(tap for tap in request.taps if tap.site not in ("embed", "final_norm"))
-            (x, kept), tapped = run_layers(layer, (x, kept), self.arch.layers, taps, request.positions_of, to_the_end)
+            last = None if cache is not None else request.last_of_few(self.arch, tokens.ids.shape[1])
+            layers, to_the_end = (self.arch.layers, request.to_the_end) if last is None else (last, True)
+            before = tuple(tap for tap in taps if last is None or tap.layer < last)
+            (x, kept), tapped = run_layers(layer, (x, kept), layers, before, request.positions_of, to_the_end)
+            if last is not None:
+                select = request.logits_at if request.logits else request.select
+                (x, kept), sites = self._layer(tokens, None, request, select)(last, (x, kept))
+                tapped |= {tap.name: sites[tap.site] for tap in taps if tap.layer == last}
+                request = request._replace(select=None, logits_at=None)
             # Of layers of several kinds, what all their heads give has the size of the largest.
             activations |= {tap.name: tapped[tap.name][..., : tap.width(self.arch)] for tap in taps}
-            if not to_the_end:
+            if not request.to_the_end:
                 return Output(None, activations), kept, None
             names = ("final_norm", "final_norm_bias")
             normed = norm(self.arch, self._gathered(name for name in names if name in self.weights), "final_norm", x)
@@ -251,15 +280,21 @@ class Decoder(nn.Module):
     def _gathered(self, names: Iterable[str]) -> dict[str, Array]:
         return {name: whole(self.placement.gather(self.weights[name])) for name in names}
 
-    def _layer(self, tokens: Tokens, cache: Cache | None, request: Request) -> Layer:
-        """Returns the function that runs layer i of the stack over `tokens`."""
+    def _layer(
+        self, tokens: Tokens, cache: Cache | None, request: Request, select: Int[Array, "B M"] | None = None
+    ) -> Layer:
+        """Returns the function that runs layer i of the stack over `tokens`; past its keys, at `select` only."""
         arch, placement, replaced = self.arch, self.placement, request.replaced
         if request.blocks is not None:
             placement = FilledPlacement(**vars(placement), blocks=request.blocks)
         within = cache is None
-        attention: LayerStackAttention = WithinRows(arch, placement, tokens, spliced=bool(replaced))
+        attention: LayerStackAttention
         if cache is not None:
             attention = ToCache(arch, placement, tokens, cache)
+        elif select is not None:
+            attention = FromSelected(arch, tokens, select, request.prefix)
+        else:
+            attention = WithinRows(arch, placement, tokens, request.prefix, spliced=bool(replaced))
         # A kernel that adds the experts' output to the residual stream does not give it.
         output_tapped = any(tap.site in ("mlp_out", "mlp_out_pre_norm") for tap in request.taps)
         swaps = within and not replaced and swaps_by_projection(arch, placement)
@@ -276,13 +311,13 @@ class Decoder(nn.Module):
             def attend(projections: Projections) -> tuple[Array, Kept | None]:
                 return attention(i, projections._replace(source=source), kept, at)
 
-            mixer: Mixer = functools.partial(attention_mixer, arch, placement, weights, attend)
-            if delta:
-                mixer = functools.partial(delta_mixer, weights, kept, at)
+            mix = functools.partial(attention_mixer, arch, placement, weights, LayerHeads(attend, select))
+            mixer = Mixer(functools.partial(delta_mixer, weights, kept, at) if delta else mix, select)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
             splice = splice_at(own, i)
             splice = apart if output_tapped and splice is unchanged else splice
-            carry, sites = decoder_layer(arch, placement, weights, x, mixer, splice)
+            here = placement if select is None else placement.of_some()
+            carry, sites = decoder_layer(arch, here, weights, x, mixer, splice)
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 
         def delta_mixer(
@@ -330,11 +365,6 @@ class Decoder(nn.Module):
 def widened(x: Float[Array, "B S width"], width: int | None) -> Float[Array, "B S _"]:
     """Returns x with zeros behind it up to this width; None: as it is."""
     return x if width in (None, x.shape[-1]) else jnp.pad(x, [(0, 0), (0, 0), (0, width - x.shape[-1])])
-
-
-def at_positions(x: Float[Array, "B S width"], select: Int[Array, "B M"] | None) -> Float[Array, "B _ width"]:
-    """Returns x at the selected positions of each row; None: all."""
-    return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
 
 
 def with_defaults(

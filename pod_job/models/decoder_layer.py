@@ -4,10 +4,11 @@ B rows, S positions, D hidden, N query heads, K key/value heads, H head size, F 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pod_job.models.activations import activate, gated
 from pod_job.models.arch import Arch
@@ -16,14 +17,29 @@ from pod_job.models.experts import added_by_kernel, adds_to_stream, mixture, rou
 from pod_job.models.joined import JOINED, PROJECTIONS, split_heads
 from pod_job.models.layer_attention import Projections, swap_halves
 from pod_job.models.placement import Placement
+from pod_job.models.selected_positions import at_positions
 from pod_job.models.splice import Splice, unchanged
 
-Attention = Callable[[Projections], tuple[Float[Array, "B S N H"], Kept | None]]
+Attention = Callable[[Projections], tuple[Float[Array, "B _ N H"], Kept | None]]
 """A layer's attention: the heads' outputs, and what is kept of sequences, the layer's keys and values included."""
-Mixer = Callable[
-    [Float[Array, "B S D"], Splice], tuple[Float[Array, "B S D"], Kept | None, dict[str, Float[Array, "B S _ _"]]]
+Mix = Callable[
+    [Float[Array, "B S D"], Splice], tuple[Float[Array, "B _ D"], Kept | None, dict[str, Float[Array, "B _ _ _"]]]
 ]
 """Part of a layer that looks at other positions: its output, what is kept of sequences, and its sites."""
+
+
+class Mixer(NamedTuple):
+    """Part of a layer that looks at other positions, and the positions that the layer goes on with; None: all."""
+
+    mix: Mix
+    select: Int[Array, "B M"] | None = None
+
+
+class LayerHeads(NamedTuple):
+    """A layer's attention, and the positions of its queries; None: all."""
+
+    attend: Attention
+    select: Int[Array, "B M"] | None = None
 
 
 def decoder_layer(
@@ -33,15 +49,16 @@ def decoder_layer(
     x: Float[Array, "B S D"],
     mixer: Mixer,
     splice: Splice = unchanged,
-) -> tuple[tuple[Float[Array, "B S D"], Kept | None], dict[str, Array]]:
+) -> tuple[tuple[Float[Array, "B _ D"], Kept | None], dict[str, Array]]:
     """Returns the residual stream after the layer, what is kept of sequences, and every site by name.
 
-    Sites nobody uses cost nothing. Of a mixture of experts, the output is left out where `splice` is `unchanged` and a
-    kernel adds it to the residual stream.
+    Sites nobody uses cost nothing, and all are of the positions that the mixer selects. Of a mixture of experts, the
+    output is left out where `splice` is `unchanged` and a kernel adds it to the residual stream.
     """
     x = splice("resid_pre", x)
     attn_in = splice("attn_in", norm(arch, w, "attn_norm", x) if arch.pre_norms else x)
-    mixed, kept, head_sites = mixer(attn_in, splice)
+    mixed, kept, head_sites = mixer.mix(attn_in, splice)
+    x, attn_in = at_positions(x, mixer.select), at_positions(attn_in, mixer.select)
     attn_out_pre_norm = splice("attn_out_pre_norm", mixed)
     attn_out = splice("attn_out", added(arch, w, "attn_post_norm", attn_out_pre_norm))
     resid_mid = splice("resid_mid", x + attn_out)
@@ -88,13 +105,17 @@ def attention_mixer(
     arch: Arch,
     placement: Placement,
     w: dict[str, Array],
-    attention: Attention,
+    attention: LayerHeads,
     normed: Float[Array, "B S D"],
     splice: Splice,
-) -> tuple[Float[Array, "B S D"], Kept | None, dict[str, Float[Array, "B S _ H"]]]:
+) -> tuple[Float[Array, "B _ D"], Kept | None, dict[str, Float[Array, "B _ _ H"]]]:
     """Returns the output of the heads' output projection, what is kept of sequences, and the heads' sites."""
-    q, k, v, projections = project(arch, placement, w, normed, splice)
-    z, kept = attention(projections)
+    select = attention.select
+    q, k, v, projections = project(arch, placement, w, normed, splice, select)
+    z, kept = attention.attend(projections)
+    if select is not None:
+        placement, normed = placement.of_some(), at_positions(normed, select)
+        k, v = (jnp.take_along_axis(x, select[..., None, None], axis=1) for x in (k, v))
     if arch.attn_gate:
         gate = jnp.einsum("bsd,dnh->bsnh", normed, w["attn_gate"]) + w.get("attn_gate_bias", 0.0)
         z = z * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(z.dtype)
@@ -109,8 +130,12 @@ def project(
     w: dict[str, Array],
     normed: Float[Array, "B S D"],
     splice: Splice = unchanged,
-) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"], Projections]:
-    """Returns queries, keys and values before any norm of theirs, and what attention takes."""
+    select: Int[Array, "B M"] | None = None,
+) -> tuple[Float[Array, "B _ N H"], Float[Array, "B S K H"], Float[Array, "B S K H"], Projections]:
+    """Returns queries, keys and values before any norm of theirs, and what attention takes.
+
+    Queries are of the selected positions; None: all.
+    """
 
     def projected(names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
         def product(x: Float[Array, "B S D"], name: str) -> Float[Array, "B S _ H"]:
@@ -121,7 +146,10 @@ def project(
     if JOINED in w:
         all_heads = split_heads(arch, placement.by_position(projected([JOINED]), normed)[JOINED])
     else:
-        all_heads = placement.by_position(projected([name for name in PROJECTIONS if name in w]), normed)
+        names = [name for name in PROJECTIONS if name in w]
+        of_queries = [name for name in names if select is not None and name.startswith("q")]
+        all_heads = placement.by_position(projected([name for name in names if name not in of_queries]), normed)
+        all_heads |= placement.of_some().by_position(projected(of_queries), at_positions(normed, select))
     q, k, v = (splice(name, all_heads[name]) for name in ("q", "k", "v"))
     queries, keys = q, k
     if arch.qk_norm:

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch, LayerAttention
 from pod_job.models.attention import attend
-from pod_job.models.attention_settings import AttentionSettings, Heads
-from pod_job.models.cache import Cache, Kept
+from pod_job.models.attention_settings import AttentionSettings, Before, Heads
+from pod_job.models.cache import Cache, Kept, Prefix
 from pod_job.models.cached_attention import CachedLayer, attend_cached, make_view
 from pod_job.models.head_kernel import Turn, makes_heads, projected_heads
 from pod_job.models.layer_kinds import place_of_layer
@@ -62,8 +62,8 @@ class LayerStackAttention(ABC):
     computed once.
     """
 
-    def __init__(self, arch: Arch, tokens: Tokens) -> None:
-        self.arch = arch
+    def __init__(self, arch: Arch, tokens: Tokens, prefix: Prefix | None = None) -> None:
+        self.arch, self.prefix = arch, prefix
         self.kinds = tuple(dict.fromkeys(layer for layer in arch.attention if not layer.delta))
         self.kind_of_layer = tuple(0 if layer.delta else self.kinds.index(layer) for layer in arch.attention)
         self.tables = stack_tables(arch, self.kinds, tokens)
@@ -72,7 +72,7 @@ class LayerStackAttention(ABC):
 
     def __call__(
         self, i: Int[Array, ""] | int, projections: Projections, kept: Kept | None, at: Int[Array, ""] | int = 0
-    ) -> tuple[Float[Array, "B S N H"], Kept | None]:
+    ) -> tuple[Float[Array, "B _ N H"], Kept | None]:
         """Returns the heads' outputs of layer `i`, a number or a loop counter, and `kept` with its keys and values.
 
         Args:
@@ -84,15 +84,26 @@ class LayerStackAttention(ABC):
         if self.tables is not None:
             tables = tuple(table[kind] for table in self.tables)
             rotated = self.by_kernel(kind, source, tables)
-            q, k, v = rotated or (rotate(q, swapped_q, *tables), rotate(k, swapped_k, *tables), v)
+            q, k, v = rotated or (rotate(q, swapped_q, *self.of_queries(tables)), rotate(k, swapped_k, *tables), v)
         kept = None if kept is None else kept._replace(keys=kept.keys.write(at, k, v))
-        return self.attend(place_of_layer(self.arch, i, delta=False), kind, Heads(q, k, v, sinks)), kept
+        place = place_of_layer(self.arch, i, delta=False)
+        return self.attend(place, kind, Heads(q, k, v, sinks, self.before(place))), kept
+
+    def before(self, place: Int[Array, ""] | int) -> Before | None:
+        """Returns the keys and values before the call of the layer at this place; None: there are none."""
+        if self.prefix is None:
+            return None
+        return Before(self.prefix.keys.k[place], self.prefix.keys.v[place], self.prefix.behind)
 
     def by_kernel(
         self, kind: Int[Array, ""] | int, source: ProjectionSource | None, tables: tuple[Array, ...]
     ) -> tuple[Array, Array, Array] | None:
         """Returns rotated queries and keys, and values, where a kernel makes them; None: they come from projections."""
         return None
+
+    def of_queries(self, tables: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Returns the rotary tables of the queries, which those of keys are too where all positions have one."""
+        return tables
 
     @abstractmethod
     def attend(self, place: Int[Array, ""] | int, kind: Int[Array, ""] | int, heads: Heads) -> Float[Array, "B S N H"]:
@@ -102,8 +113,15 @@ class LayerStackAttention(ABC):
 class WithinRows(LayerStackAttention):
     """Attention among the positions of one call; one branch per kind, so that a kernel's window stays static."""
 
-    def __init__(self, arch: Arch, placement: Placement, tokens: Tokens, spliced: bool = False) -> None:
-        super().__init__(arch, tokens)
+    def __init__(
+        self,
+        arch: Arch,
+        placement: Placement,
+        tokens: Tokens,
+        prefix: Prefix | None = None,
+        spliced: bool = False,
+    ) -> None:
+        super().__init__(arch, tokens, prefix)
         self.placement = placement
         self.has_kernel = not spliced and self.tables is not None and makes_heads(arch, placement, tokens.ids.shape[1])
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.cache import Kept
 from pod_job.models.taps import INNER_SITES, Tap
 
-Carry = tuple[Float[Array, "B S D"], Kept | None]
+Carry = tuple[Float[Array, "B _ D"], Kept | None]
 """State that goes from layer to layer: the residual stream, and what is kept of sequences."""
 
 Layer = Callable[[Int[Array, ""] | int, Carry], tuple[Carry, dict[str, Array]]]

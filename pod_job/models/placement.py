@@ -104,6 +104,10 @@ class Placement:
         """Returns `compute(x)`, arrays [B, S, ...] whose positions depend on the same one of those in x only."""
         return compute(x)
 
+    def of_some(self) -> "Placement":
+        """Returns the placement of operations on a few positions of each row, all of which are computed."""
+        return self
+
     def computed(self, positions: int) -> Int[Array, ""] | None:
         """Returns how many of so many positions `by_position` computes, from the first on; None: all."""
         return None

@@ -6,7 +6,7 @@ B rows, S positions, Q positions of a block.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -27,6 +27,9 @@ class FilledPlacement(Placement):
 
     def by_position(self, compute: Callable[..., Any], x: Any) -> Any:
         return over_blocks(compute, self.blocks, x)
+
+    def of_some(self) -> Placement:
+        return Placement(**{field.name: getattr(self, field.name) for field in fields(Placement)})
 
     def computed(self, positions: int) -> Int[Array, ""]:
         return jnp.minimum(positions, self.blocks * BLOCK)

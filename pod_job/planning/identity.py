@@ -91,7 +91,9 @@ def generate_identity(config: JobConfig, directory: Path) -> GenerateIdentity | 
     """Returns the settings by which completions are made; None where none are."""
     if config.mode is not Mode.generate:
         return None
-    return GenerateIdentity(**asdict(config.generate), end_tokens=list(end_tokens(directory)))
+    settings = asdict(config.generate)
+    del settings["share_prefix"]  # tokens and vectors do not depend on it
+    return GenerateIdentity(**settings, end_tokens=list(end_tokens(directory)))
 
 
 def template_identity(config: JobConfig) -> TemplateIdentity | None:

@@ -5,7 +5,7 @@ starts, and every host calls it again for itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from pod_job.config.extract import Positions, TooLong
 from pod_job.config.generate import Mode
 from pod_job.config.load import to_json
 from pod_job.config.schema import JobConfig
-from pod_job.config.tasks import TasksConfig
+from pod_job.config.tasks import OnBroken, TasksConfig
 from pod_job.errors import JobError
 from pod_job.models.arch import Arch, read_arch_file
 from pod_job.models.sharding import check_divides
@@ -33,6 +33,7 @@ from pod_job.planning.identity import (
     token_probe,
     tokenizer_files,
 )
+from pod_job.planning.shared_prefix import common_prefix, compared_samples, shares
 from pod_job.planning.task_index import COUNTED_HERE, TaskReading, find_tasks
 from pod_job.planning.template_date import date_to_record, template_date
 from pod_job.planning.token_budget import TokenCounter
@@ -56,12 +57,13 @@ from pod_job.storage.open import open_folder
 
 @dataclass(frozen=True)
 class Sizes:
-    """A run's configuration and the sizes that config.json gives."""
+    """A run's configuration, the sizes that config.json gives, and the tokens that prompts share as a prefix."""
 
     config: JobConfig
     arch: Arch
     taps: tuple[Tap, ...]
     table: dict[str, Weight]
+    prefix: tuple[int, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,20 @@ def read_inputs(config: JobConfig, folder: Folder | None = None, reading: TaskRe
         check_step_rows(config, inputs.train, recorded.identity.train)
     if recorded is not None:
         confirm(run_folder.url, recorded, inputs.identity, config.storage.accept_identity, package_versions())
-    return inputs
+    return replace(inputs, prefix=find_prefix(inputs))
+
+
+def find_prefix(inputs: Inputs) -> tuple[int, ...]:
+    """Returns the tokens that prompts of the run share as a prefix; none where they share none.
+
+    A sample that cannot be used is named, or skipped, by the host that needs it.
+    """
+    if not shares(inputs.config, inputs.arch):
+        return ()
+    samples = inputs.tasks.samples.load(compared_samples(inputs.tasks.samples))
+    rules = PromptRules.of(inputs.config, inputs.arch.vocab, inputs.template_date)
+    usable, _ = without_broken(samples)
+    return common_prefix(usable_prompts(inputs.tokenizer, usable, replace(rules, on_broken=OnBroken.skip)).prompts)
 
 
 def read_outline(config: JobConfig, reading: TaskReading = COUNTED_HERE) -> Outline:

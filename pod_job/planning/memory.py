@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_length, prefill_prompts
+from pod_job.config.generate import Mode, cache_slots, call_tokens, prefill_length, prefill_prompts, prefix_slots
 from pod_job.config.schema import JobConfig, Positions, Sharding
 from pod_job.errors import JobError, first_line
 from pod_job.formats.safetensors import DTYPE_OF
@@ -39,7 +39,7 @@ class RunMemory:
 
     Attributes:
         weights: on each device.
-        cache: keys and values, on each device.
+        cache: keys and values, on each device, those of a shared prefix included.
         states: of gated delta rules, on each device.
         vectors: on each device, of two steps: one leaves while the next is computed.
         batches: on each host at most, vectors on their way to files.
@@ -70,7 +70,7 @@ def run_memory(run: Sizes) -> RunMemory:
     if config.mode is Mode.generate:
         slots = cache_slots(extract.seq_len, config.generate.max_new_tokens)
         read = max(slots, prefill_length(extract.rows_per_device, extract.seq_len))  # keys and values of prefill
-        kept = slots * extract.rows_per_device + read
+        kept = slots * extract.rows_per_device + read + prefix_slots(len(run.prefix))
     heads = arch.kv_heads // (config.mesh.model if "kv_heads" in split else 1)
     cache = 2 * (arch.layers - arch.delta_layers) * heads * arch.head_dim * item * kept
     vector = vector_bytes(arch, run.taps, extract)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from pod_job.config.generate import Mode, cache_slots, prefill_length
+from pod_job.config.generate import Mode, cache_slots, prefill_length, prefix_slots
 from pod_job.config.schema import JobConfig, Sharding
 from pod_job.formats.safetensors import DTYPE_OF
 from pod_job.models.arch import Arch
@@ -39,15 +39,17 @@ def kernel_seconds(operations: list[Operation], job: PlannedJob, layers: int) ->
     for window, count in windows.items():
         block, pairs = block_size(S, window, apart), pairs_computed(S, window, apart)
         assert block is not None
+        ahead = S // block * prefix_slots(job.prefix) / block  # pairs of blocks of queries and of a shared prefix
         group = arch.heads // arch.kv_heads
         assert config.pod.accelerator_type is not None  # a preflight has one
         shape = KernelShape(config.pod.accelerator_type, S, group, arch.head_dim, window, arch.attn_softcap, apart)
         bundles = kernel_bundles(shape)
         if bundles is None:
             origin, rate = "FLOPs", chip.peak_flops * min(1.0, arch.head_dim / LANES)
-            seconds += count * heads * 4 * pairs * block * block * arch.head_dim / rate
+            seconds += count * heads * 4 * (pairs + ahead) * block * block * arch.head_dim / rate
         else:
-            seconds += count * heads * bundles.cycles(pairs, S // block) / chip.cycles_s
+            cycles = bundles.cycles(pairs, S // block) + ahead * (bundles.pair + bundles.turn)
+            seconds += count * heads * cycles / chip.cycles_s
     return seconds, origin
 
 

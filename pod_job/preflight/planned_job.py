@@ -29,6 +29,7 @@ class PlannedJob:
     Attributes:
         taps: those of `config.extract`, or fewer in a proposal that has no override for them.
         end_tokens: ids that end a completion, with mode=generate.
+        prefix: tokens that prompts share and that are computed once; a preflight does not know of any.
     """
 
     config: JobConfig
@@ -36,13 +37,19 @@ class PlannedJob:
     taps: tuple[Tap, ...]
     pod: Slice
     end_tokens: tuple[int, ...] = ()
+    prefix: int = 0
 
     def facts(self) -> str:
         """Returns everything of the job that its forecasts depend on, as JSON."""
         values = to_json(self.config)
         facts = {name: values[name] for name in FIELDS}
         facts |= {"pod": self.config.pod.accelerator_type, "dtype": self.config.model.dtype.value}
-        facts |= {"ends": self.end_tokens, "arch": asdict(self.arch), "taps": [tap.name for tap in self.taps]}
+        facts |= {
+            "ends": self.end_tokens,
+            "prefix": self.prefix,
+            "arch": asdict(self.arch),
+            "taps": [tap.name for tap in self.taps],
+        }
         return json.dumps(facts, sort_keys=True)
 
 

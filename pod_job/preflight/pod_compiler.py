@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pod_job.config.extract import Positions
 from pod_job.config.generate import Mode, cache_slots
 from pod_job.extraction.feeding import step_rows
 from pod_job.extraction.step import compile_step
 from pod_job.generation.decoding import compile_generation
 from pod_job.generation.shape import shape_for
-from pod_job.models.decoder import Decoder
+from pod_job.models.arch import Arch
+from pod_job.models.decoder import Decoder, Request
 from pod_job.models.layer_loop import layers_needed
 from pod_job.models.mesh import make_mesh, placement, weight_shardings
 from pod_job.models.taps import Tap
@@ -32,12 +34,15 @@ from pod_job.preflight.pod_devices import pod_devices
 from pod_job.preflight.tpu_facts import BUCKET_BYTES_S, Slice
 from pod_job.units import GB
 
+FEW = (Positions.last, Positions.first)
+"""Positions of which a step wants one of each prompt."""
+
 
 @dataclass(frozen=True)
 class Program:
     """A compiled program with facts that its text lacks: model FLOPs, tokens and stored bytes of one run on all chips.
 
-    `layers` is how many decoder layers it runs.
+    `layers` is how many decoder layers it runs over all positions.
     """
 
     name: str
@@ -145,7 +150,9 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
     rows, position_bytes = split.count, vector_bytes(arch, taps, extract)
     if config.mode is not Mode.generate:
         step = compile_step(model, {"params": params}, split, extract)
-        layers, stored = layers_run(taps), rows * step_positions(extract) * position_bytes
+        stored = rows * step_positions(extract) * position_bytes
+        select = selected(rows, extract.prompts_per_row) if extract.positions in FEW else None
+        layers = whole_layers(arch, Request(taps, select, logits=False), layers_run(taps), extract.seq_len)
         if config.mode is Mode.train:
             stored = 0
         head_flops = 0.0
@@ -153,16 +160,31 @@ def compile_for(job: PlannedJob, devices: list[Any]) -> list[Program]:
             layers, head_flops = arch.layers, 2.0 * rows * extract.seq_len * arch.hidden * arch.vocab
         flops = head_flops + step_flops(arch, layers, rows, extract.seq_len)
         return [Program(step_name(config.mode), step, flops, rows * extract.seq_len, stored, layers)]
-    shape = shape_for(split, extract)
+    shape = shape_for(split, extract, job.prefix)
     made = compile_generation(model, {"params": params}, shape, extract, config.generate)
     slots, new = cache_slots(extract.seq_len, config.generate.max_new_tokens), rows * made.call_tokens
     read, length = shape.prefill_rows.count, shape.prefill_length
-    flops = step_flops(arch, arch.layers, read, length), new * token_flops(arch, slots)
+    last = selected(read, shape.prompts_per_row)
+    tapped = () if extract.positions is Positions.generated else taps
+    wanted = Request(tapped, last if extract.positions is Positions.last else None, logits=True, logits_at=last)
+    layers = whole_layers(arch, wanted, arch.layers, length)
+    flops = step_flops(arch, layers, read, length), new * token_flops(arch, slots)
     stored = len(devices) * prefill_positions(extract) * position_bytes
     return [
-        Program("prefill", made.prefill, flops[0], read * length, stored, arch.layers),
+        Program("prefill", made.prefill, flops[0], read * length, stored, layers),
         Program("decode", made.decode, flops[1], new, new * position_bytes, arch.layers, made.call_tokens),
     ]
+
+
+def selected(rows: int, count: int) -> Any:
+    """Returns the shape of the positions of each row that are wanted."""
+    return jax.ShapeDtypeStruct((rows, count), jnp.int32)
+
+
+def whole_layers(arch: Arch, wanted: Request, layers: int, positions: int) -> int:
+    """Returns how many of the layers that run do so for all positions of a row: the last may not."""
+    last = wanted.last_of_few(arch, positions)
+    return layers if last is None else last
 
 
 def memory(program: jax.stages.Compiled, cache: int) -> dict[str, int]:
