@@ -3,6 +3,8 @@
 `python -m tools.simulate_generation --rows 8 16 --tokenizer runs/models/SmolLM2-135M-Instruct \\
     experiment=generate-v5e64 storage.run_dir=r`
 
+`--prefix 1000` puts so many tokens before each prompt, which are read with it or shared.
+
 The programs are compiled for the pod (libtpu, no TPU); prompts are admitted by the code that does it in a run. Answers
 are the solutions and an end token; a new token is useful where it belongs to an answer that fits max_new_tokens or to
 the part of it that does. Hosts are in step, as in a run, and cost nothing themselves. A call of decode takes as long as
@@ -14,7 +16,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class Pod:
         block: slots of a block.
         blocks: of a row.
         read_together: prompts that a run of prefill reads padded, in waves.
+        shared: tokens at the beginning of each prompt that are computed once.
     """
 
     hosts: int
@@ -53,6 +56,7 @@ class Pod:
     block: int = 1
     blocks: int = 0
     read_together: int = 1
+    shared: int = 0
 
     def call_s(self, blocks: int) -> float:
         """Returns the seconds of a call of decode where a device reads so many blocks for each token."""
@@ -76,8 +80,11 @@ class Outcome:
         return self.useful / self.seconds
 
 
-def arc_samples(tokenizer: Path, config: Any) -> list[Sample]:
-    """Returns lengths of all prompts of the 400 training tasks, in their order, and of the right answers."""
+def arc_samples(tokenizer: Path, config: Any, prefix: int = 0) -> list[Sample]:
+    """Returns lengths of all prompts of the 400 training tasks, in their order, and of the right answers.
+
+    `prefix`: tokens before each prompt.
+    """
     from pod_job.prompts.arc_prompts import digits, render
     from pod_job.prompts.tokenizer import load_tokenizer
     from tools.arc_tasks import read_arc_tasks
@@ -88,7 +95,7 @@ def arc_samples(tokenizer: Path, config: Any) -> list[Sample]:
         for test, pair in enumerate(task["test"]):
             prompt = len(encode(render(task, test, config.tasks.arc.prompt))["input_ids"])
             answer = len(encode(digits(pair["output"]))["input_ids"]) + 1
-            lengths = min(prompt, config.extract.seq_len), min(answer, config.generate.max_new_tokens)
+            lengths = min(prefix + prompt, config.extract.seq_len), min(answer, config.generate.max_new_tokens)
             samples += [Sample(*lengths)] * PREDICTIONS
     return samples
 
@@ -116,8 +123,11 @@ def in_waves(samples: Sequence[Sample], pod: Pod, per_batch: int) -> Outcome:
     return Outcome("waves", seconds, waves * reads, calls, sum(sample.answer_tokens for sample in samples))
 
 
-def waiting(samples: Sequence[Sample]) -> list[Any]:
-    """Returns prompts of these lengths, numbered from 0, as a run has them before they are read."""
+def waiting(samples: Sequence[Sample], behind: int = 0) -> list[Any]:
+    """Returns prompts of these lengths, numbered from 0, as a run has them before they are read.
+
+    `behind`: tokens of each that are computed already.
+    """
     import numpy as np
 
     from pod_job.extraction.packing import Queued
@@ -129,7 +139,7 @@ def waiting(samples: Sequence[Sample]) -> list[Any]:
     for number, sample in enumerate(samples):
         ids = np.zeros(sample.prompt_tokens, np.int32)
         prompt = Prompt(sources.Sample(str(number), 0, ids), ids, False)
-        prompts.append(Waiting(Queued(1, number, prompt), number))
+        prompts.append(Waiting(Queued(1, number, prompt), number, behind=behind))
     return prompts
 
 
@@ -143,7 +153,7 @@ class Host:
         self.pod, self.shape, self.rows = pod, pod.shape, [0] * (pod.shape.shards * pod.shape.rows)
         self.lengths = [0] * len(self.rows)
         block = BLOCK_ROWS * len(self.rows) if sort else 1
-        items = waiting(samples)
+        items = waiting(samples, pod.shared)
         blocks = (items[start : start + block] for start in range(0, len(items), block))
         self.blocks: Iterator[list[Any]] = (longest_first(taken) for taken in blocks)
         self.waiting: list[Any] = []
@@ -183,8 +193,8 @@ def refilled(samples: Sequence[Sample], pod: Pod, per_batch: int, sort: bool) ->
     from pod_job.generation.admission import should_prefill
 
     hosts = [Host(queue, pod, sort) for queue in of_hosts(samples, pod.hosts, per_batch)]
-    prefills = calls = since = 0
-    seconds = 0.0
+    prefills, calls, since = int(bool(pod.shared)), 0, 0  # the prefix is read first
+    seconds = prefills * pod.prefill_s
     while True:
         outlooks = [host.outlook() for host in hosts]
         if should_prefill(outlooks, since):
@@ -201,8 +211,8 @@ def refilled(samples: Sequence[Sample], pod: Pod, per_batch: int, sort: bool) ->
     return Outcome("refilled, longest first" if sort else "refilled, in order", seconds, prefills, calls, useful)
 
 
-def compiled_pod(config: Any) -> Pod:
-    """Compiles both programs for the pod of the configuration."""
+def compiled_pod(config: Any, shared: int = 0) -> Pod:
+    """Compiles both programs for the pod of the configuration, where so many tokens are shared."""
     from pod_job.config.generate import cache_slots, call_tokens, prefill_length, prefill_prompts
     from pod_job.formats.safetensors import DTYPE_OF
     from pod_job.generation.admission import FeederShape
@@ -211,7 +221,7 @@ def compiled_pod(config: Any) -> Pod:
     from pod_job.preflight.pod_compiler import forecasts
     from pod_job.preflight.report import pod_slice
 
-    job, _, _ = planned_job(config, pod_slice(config))
+    job = replace(planned_job(config, pod_slice(config))[0], prefix=shared)
     prefill, decode = forecasts(job)
     rows, S = config.extract.rows_per_device, config.extract.seq_len
     shape = FeederShape(
@@ -234,6 +244,7 @@ def compiled_pod(config: Any) -> Pod:
         block_s=decode.kernel_s / (tokens * rows * blocks),
         block=block,
         blocks=blocks,
+        shared=shared,
     )
 
 
@@ -242,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="rows per device to compare")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a model whose tokenizer counts")
+    parser.add_argument("--prefix", type=int, default=0, help="tokens that all prompts begin with")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="+")
     arguments = parser.parse_args()
@@ -251,10 +263,13 @@ def main() -> None:
     before = True
     for rows in arguments.rows:
         config = load([*arguments.overrides, f"extract.rows_per_device={rows}"])
-        samples, per_batch = arc_samples(arguments.tokenizer, config), config.extract.save_every_n_samples
-        pod = compiled_pod(config)
+        samples = arc_samples(arguments.tokenizer, config, arguments.prefix)
+        per_batch, pod = config.extract.save_every_n_samples, compiled_pod(config)
         outcomes = [in_waves(samples, pod, per_batch)]
         outcomes += [refilled(samples, pod, per_batch, sort) for sort in (False, True)]
+        if arguments.prefix:
+            sharing = compiled_pod(config, arguments.prefix)
+            outcomes.append(replace(refilled(samples, sharing, per_batch, True), way="refilled, prefix shared"))
         if before and rows == 8:
             times = BEFORE["prefill_ms"] / 1e3, BEFORE["token_ms"] / 1e3
             old = Pod(pod.hosts, pod.shape, pod.call_tokens, *times, read_together=8)

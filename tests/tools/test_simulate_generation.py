@@ -1,5 +1,7 @@
 """The simulation of a run: every answer is made, and refilled rows take no longer than waves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,3 +52,15 @@ def test_a_call_reads_the_blocks_of_the_device_with_the_most() -> None:
 def test_one_answer_takes_one_prefill_and_its_calls() -> None:
     assert refilled([Sample(10, 10)], POD, PER_BATCH, sort=True).calls == 3
     assert refilled([Sample(10, 1)], POD, PER_BATCH, sort=True).calls == 0
+
+
+def test_a_prefix_that_is_shared_is_read_once_and_takes_its_slots_of_every_row(samples: list[Sample]) -> None:
+    behind = [Sample(90 + sample.prompt_tokens % 10, sample.answer_tokens) for sample in samples]
+    whole = refilled(behind, POD, PER_BATCH, sort=True)
+    sharing = refilled(behind, replace(POD, shared=89), PER_BATCH, sort=True)
+    assert sharing.useful == whole.useful
+    assert sharing.prefills < whole.prefills / 2
+    host = Host(behind[:1], replace(POD, shared=89), sort=False)
+    host.outlook()
+    host.prefill()
+    assert host.decode() == POD.blocks_read(behind[0].prompt_tokens) + 2
