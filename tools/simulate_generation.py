@@ -3,7 +3,8 @@
 `python -m tools.simulate_generation --rows 8 16 --tokenizer runs/models/SmolLM2-135M-Instruct \\
     experiment=generate-v5e64 storage.run_dir=r`
 
-`--prefix 1000` puts so many tokens before each prompt, which are read with it or shared.
+`--prefix 1000` puts so many tokens before each prompt, which are read with it or shared; `--own 100` makes the prompts
+behind them that long.
 
 The programs are compiled for the pod (libtpu, no TPU); prompts are admitted by the code that does it in a run. Answers
 are the solutions and an end token; a new token is useful where it belongs to an answer that fits max_new_tokens or to
@@ -80,10 +81,12 @@ class Outcome:
         return self.useful / self.seconds
 
 
-def arc_samples(tokenizer: Path, config: Any, prefix: int = 0) -> list[Sample]:
+def arc_samples(tokenizer: Path, config: Any, prefix: int = 0, own: int | None = None) -> list[Sample]:
     """Returns lengths of all prompts of the 400 training tasks, in their order, and of the right answers.
 
-    `prefix`: tokens before each prompt.
+    Args:
+        prefix: tokens before each prompt.
+        own: tokens of each prompt behind them; None: its own number.
     """
     from pod_job.prompts.arc_prompts import digits, render
     from pod_job.prompts.tokenizer import load_tokenizer
@@ -95,6 +98,7 @@ def arc_samples(tokenizer: Path, config: Any, prefix: int = 0) -> list[Sample]:
         for test, pair in enumerate(task["test"]):
             prompt = len(encode(render(task, test, config.tasks.arc.prompt))["input_ids"])
             answer = len(encode(digits(pair["output"]))["input_ids"]) + 1
+            prompt = prompt if own is None else own
             lengths = min(prefix + prompt, config.extract.seq_len), min(answer, config.generate.max_new_tokens)
             samples += [Sample(*lengths)] * PREDICTIONS
     return samples
@@ -254,6 +258,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="rows per device to compare")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a model whose tokenizer counts")
     parser.add_argument("--prefix", type=int, default=0, help="tokens that all prompts begin with")
+    parser.add_argument("--own", type=int, help="tokens of each prompt behind them")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="+")
     arguments = parser.parse_args()
@@ -263,13 +268,14 @@ def main() -> None:
     before = True
     for rows in arguments.rows:
         config = load([*arguments.overrides, f"extract.rows_per_device={rows}"])
-        samples = arc_samples(arguments.tokenizer, config, arguments.prefix)
+        samples = arc_samples(arguments.tokenizer, config, arguments.prefix, arguments.own)
         per_batch, pod = config.extract.save_every_n_samples, compiled_pod(config)
         outcomes = [in_waves(samples, pod, per_batch)]
         outcomes += [refilled(samples, pod, per_batch, sort) for sort in (False, True)]
         if arguments.prefix:
             sharing = compiled_pod(config, arguments.prefix)
-            outcomes.append(replace(refilled(samples, sharing, per_batch, True), way="refilled, prefix shared"))
+            way = f"refilled, longest first, prefix shared ({sharing.prefill_s * 1e3:.1f} ms of prefill)"
+            outcomes.append(replace(refilled(samples, sharing, per_batch, True), way=way))
         if before and rows == 8:
             times = BEFORE["prefill_ms"] / 1e3, BEFORE["token_ms"] / 1e3
             old = Pod(pod.hosts, pod.shape, pod.call_tokens, *times, read_together=8)

@@ -21,7 +21,7 @@ class GenerateConfig:
     temperature: float = 0.0  # 0: the most likely token; 1: sampled from the model's probabilities
     seed: int = 0  # seed of the samples at a temperature above 0
     stop: list[str] = field(default_factory=list)  # texts that end a completion
-    share_prefix: bool = True  # tokens that all prompts begin with are computed once, where they are 128 or more
+    share_prefix: bool = True  # tokens that all prompts begin with are computed once, where they are half
 
     def __post_init__(self) -> None:
         at_least("generate.max_new_tokens", self.max_new_tokens, 1)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pod_job.checking.gate_prompts import PREFIX_TOKENS
+from pod_job.checking.trial import try_program
 from pod_job.checkpoints.checkpoint import read_checkpoint
 from pod_job.checkpoints.load import load_params
 from pod_job.config.generate import GenerateConfig
@@ -121,7 +123,7 @@ def test_the_prefix_is_read_once_and_not_with_every_prompt(sharing: Generator) -
     assert progress.prefills == 1
 
 
-@pytest.mark.parametrize("positions", [Positions.last, Positions.generated])
+@pytest.mark.parametrize("positions", [Positions.last, pytest.param(Positions.generated, marks=pytest.mark.slow)])
 def test_tokens_and_vectors_of_other_positions_are_those_of_prompts_read_whole(
     model: Path, positions: Positions
 ) -> None:
@@ -139,6 +141,7 @@ def test_the_same_tokens_and_vectors_on_any_mesh(
     assert_same(run(build(model, mesh, sharding)), whole)
 
 
+@pytest.mark.slow
 def test_draws_and_decided_tokens_are_those_of_prompts_read_whole(model: Path) -> None:
     sampled = GenerateConfig(max_new_tokens=NEW, temperature=1.0, seed=3)
     sharing, whole = build(model, generate=sampled), build(model, generate=sampled, prefix=None)
@@ -148,9 +151,27 @@ def test_draws_and_decided_tokens_are_those_of_prompts_read_whole(model: Path) -
     assert_same(run(sharing, **decided), expected)
 
 
-def test_a_shorter_prefix_goes_through_the_same_programs(sharing: Generator, whole: list[Result]) -> None:
-    """As in the parity gate."""
-    assert_same(run(sharing.with_prefix(PREFIX[:20])), whole)
+def test_the_gate_reads_the_beginning_of_the_prefix_once_and_its_prompts_behind_it(
+    sharing: Generator, whole: list[Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Generator] = []
+    with_prefix = Generator.with_prefix
+
+    def recorded(generator: Generator, token_ids: np.ndarray) -> Generator:
+        seen.append(with_prefix(generator, token_ids))
+        return seen[-1]
+
+    monkeypatch.setattr(Generator, "with_prefix", recorded)
+    prompts = [Prompt(Sample(str(i), 0, ids), ids) for i, ids in enumerate(PROMPTS[: len(OWN)])]
+    trials = try_program(sharing, ExtractConfig(seq_len=S, positions=Positions.all), prompts)
+    (once,) = seen
+    assert once.prefix is not None
+    assert once.prefix.token_ids.tolist() == PREFIX[:PREFIX_TOKENS].tolist()
+    assert PREFIX_TOKENS < SHARED
+    for trial, expected in zip(trials, whole, strict=False):
+        for name, vectors in trial.vectors.items():
+            length = min(len(vectors), len(expected.vectors[name]))
+            np.testing.assert_allclose(vectors[:length], expected.vectors[name][:length], rtol=1e-4, atol=1e-4)
 
 
 def test_a_wrong_prefix_would_show(sharing: Generator, whole: list[Result]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from job_processes import finish, start
 
+from pod_job.checking.gate_prompts import PREFIX_TOKENS, gate_prompts
 from pod_job.config.load import load
 from pod_job.planning.inputs import read_inputs
 from pod_job.planning.memory import run_memory
@@ -140,6 +141,20 @@ def test_prompts_of_models_that_keep_more_than_keys_or_see_less_are_read_whole(
     assert read_inputs(load(overrides(folder, texts, tmp_path / "run"))).prefix == ()
 
 
+def test_prompts_of_the_gate_begin_with_the_prefix_and_go_on_as_prompts_do(
+    model: Path, texts: Path, tmp_path: Path
+) -> None:
+    inputs = read_inputs(load(overrides(model, texts, tmp_path / "run", **{"parity.samples": 4})))
+    prompts = gate_prompts(inputs)
+    first = inputs.first_prompts(1)[0].token_ids
+    assert len(prompts) == 4
+    for one in prompts:
+        assert one.token_ids[:PREFIX_TOKENS].tolist() == list(inputs.prefix[:PREFIX_TOKENS])
+        assert PREFIX_TOKENS < len(one.token_ids) <= inputs.config.extract.seq_len
+    own = first[len(inputs.prefix) :]
+    assert prompts[0].token_ids[PREFIX_TOKENS:][: len(own)].tolist() == own.tolist()
+
+
 def prompt(ids: list[int]) -> Prompt:
     return Prompt(Sample("a", 0, np.array(ids, np.int32)), np.array(ids, np.int32))
 
@@ -151,3 +166,9 @@ def test_the_prefix_is_what_all_prompts_begin_with_and_none_ends_with() -> None:
     assert common_prefix([prompt([*shared, 1, 2, 3]), prompt(shared)]) == ()
     assert common_prefix([prompt([*shared, 1]), prompt([7, *shared[1:], 1])]) == ()
     assert common_prefix([]) == ()
+
+
+def test_a_prefix_that_is_less_than_half_of_the_prompts_is_not_shared() -> None:
+    shared = list(range(SHORTEST))
+    pairs = [[prompt([*shared, *[own] * (SHORTEST + more)]) for own in (1, 2)] for more in (0, 1)]
+    assert [len(common_prefix(pair)) for pair in pairs] == [SHORTEST, 0]
