@@ -131,46 +131,27 @@ def compile_generation(
 
     slots, shardings = cache_slots(extract.seq_len, generate.max_new_tokens), row_state_shardings(model, split)
     begin = jax.jit(lambda: no_prompts(model, shape.rows.count, slots), out_shardings=shardings).lower()  # type: ignore[arg-type]
-    rows = jax.tree.map(
-        lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
-        begin.out_info,
-        shardings,
-    )
+    rows = laid_out(begin.out_info, shardings)
     taps = {tap.name: split for tap in model.taps}
     prompt_taps = {} if extract.positions is Positions.generated else taps
     prompts, packed = argument(shape.prefill_rows.count, S), argument(shape.prefill_rows.count, M)
-    prefilling = jax.jit(
-        prefill_function(model, extract, generate),
-        donate_argnums=1,
-        out_shardings=Generated(shardings, prompt_taps, split),  # type: ignore[arg-type]
-    )
     options = model.placement.compiler_options
     no_prefix = take_prefix = prefix = None
     if shape.prefix:
         of_prefix = shardings.cache.kept.keys
         none = functools.partial(no_key_values, model.arch, shape.prefill_rows.count, shape.prefix, model.dtype)
         no_prefix = jax.jit(none, out_shardings=of_prefix).lower().compile(options)
-        prefix = jax.tree.map(
-            lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
-            jax.eval_shape(none),
-            of_prefix,
-        )
-        take_prefix = (
-            jax.jit(prefix_function(model, shape.prefix), out_shardings=of_prefix).lower(rows).compile(options)
-        )
-    prefill = prefilling.lower(
-        params,
-        rows,
-        prefix,
-        PackedPrompts(prompts, prompts, prompts, packed, packed, packed, packed, packed),  # type: ignore[arg-type]
-    )
+        prefix = laid_out(jax.eval_shape(none), of_prefix)
+        taking = jax.jit(prefix_function(model, shape.prefix), out_shardings=of_prefix).lower(rows)
+        take_prefix = taking.compile(options)
+    prefill = jax.jit(
+        prefill_function(model, extract, generate),
+        donate_argnums=1,
+        out_shardings=Generated(shardings, prompt_taps, split),  # type: ignore[arg-type]
+    ).lower(params, rows, prefix, PackedPrompts(*[prompts] * 3, *[packed] * 5))  # type: ignore[arg-type]
     joining = jax.jit(model.joined_weights).lower(params)
     join = joining.compile(options)
-    joined = jax.tree.map(
-        lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
-        joining.out_info,
-        join.output_shardings,
-    )
+    joined = laid_out(joining.out_info, join.output_shardings)
     active = jax.ShapeDtypeStruct((shape.rows.count,), jnp.bool_, sharding=split)
     decode = jax.jit(
         decode_function(model, extract, generate),
@@ -188,6 +169,13 @@ def compile_generation(
         computes_filled=computes_filled(model.placement, S),
         no_prefix=no_prefix,
         take_prefix=take_prefix,
+    )
+
+
+def laid_out(shapes: Any, shardings: Any) -> Any:
+    """Returns a pytree of shapes with the sharding of each."""
+    return jax.tree.map(
+        lambda value, sharding: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding), shapes, shardings
     )
 
 
@@ -292,11 +280,7 @@ def put_prompts(model: Decoder, rows: Rows, read: ReadPrompts) -> Rows:
                 start = jnp.clip(last + 1 - slots, 0, new.shape[-1] - slots)
                 row = jax.lax.dynamic_slice_in_dim(new, start, slots, axis=-1)
                 row = jnp.roll(row, slot - 1 - (last - start), axis=-1)
-                if ahead is not None:
-                    before = jnp.pad(ahead, [(0, 0)] * 4 + [(slots - ahead.shape[-1], 0)])
-                    back = (slot - 1 - jnp.arange(slots)) % slots
-                    row = jnp.where(back < own, row, jnp.roll(before, slot - own, axis=-1))
-                return replaced(cache, row)
+                return replaced(cache, row if ahead is None else after_prefix(row, ahead, slot, own))
 
             def copied(cache: Array, new: Array) -> Array:
                 return replaced(cache, jax.lax.dynamic_slice_in_dim(new, m, 1, axis=1))
@@ -330,6 +314,16 @@ def put_prompts(model: Decoder, rows: Rows, read: ReadPrompts) -> Rows:
     return jax.shard_map(put, mesh=placement.mesh, in_specs=(state, parts), out_specs=state, check_vma=False)(
         rows, read
     )
+
+
+def after_prefix(
+    row: Shaped[Array, "L 1 K H C"], prefix: Shaped[Array, "L 1 K H _"], slot: Int[Array, ""], own: Int[Array, ""]
+) -> Shaped[Array, "L 1 K H C"]:
+    """Returns a row of the cache whose `own` latest tokens, which end before `slot`, come after those of the prefix."""
+    slots = row.shape[-1]
+    before = jnp.pad(prefix, [(0, 0)] * 4 + [(slots - prefix.shape[-1], 0)])
+    back = (slot - 1 - jnp.arange(slots)) % slots
+    return jnp.where(back < own, row, jnp.roll(before, slot - own, axis=-1))
 
 
 def decode_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Decode:

@@ -114,7 +114,7 @@ def test_tokens_and_vectors_of_all_positions_are_those_of_prompts_read_whole(
 
 
 def test_the_prefix_is_read_once_and_not_with_every_prompt(sharing: Generator) -> None:
-    """What is computed before the first new tokens does not grow with the prefix."""
+    """All prompts' own tokens fit into one run of prefill, where whole prompts would take more."""
     progress, shape = Progress(), sharing.shape
     prompts = PROMPTS[: len(OWN)]
     waiting = [Waiting(Queued(1, i, Prompt(Sample(str(i), 0, ids), ids)), i) for i, ids in enumerate(prompts)]
