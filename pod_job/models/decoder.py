@@ -251,6 +251,7 @@ class Decoder(nn.Module):
             (x, kept), tapped = run_layers(layer, (x, kept), layers, before, request.positions_of, to_the_end)
             if last is not None:
                 select = request.logits_at if request.logits else request.select
+                assert not isinstance(select, Means)
                 (x, kept), sites = self._layer(tokens, None, request, select)(last, (x, kept))
                 tapped |= {tap.name: sites[tap.site] for tap in taps if tap.layer == last}
                 request = request._replace(select=None, logits_at=None)
