@@ -27,6 +27,7 @@ from pod_job.models.cache import Cache, DeltaStates, Kept, KeyValues, Prefix, em
 from pod_job.models.decoder import Decoder, Output, Params
 from pod_job.models.layer_attention import Tokens
 from pod_job.models.position_blocks import computes_filled
+from pod_job.models.selected_positions import at_positions
 
 FREE = -1
 """In `forced`: the model chooses this token. In `target`: no prompt is here."""
@@ -263,7 +264,7 @@ def put_prompts(model: Decoder, rows: Rows, read: ReadPrompts) -> Rows:
     def put(rows: Rows, read: ReadPrompts) -> Rows:
         slot, slots = rows.cache.slot, rows.cache.slots
         prompts, token, kept, prefix = read
-        position = jnp.take_along_axis(prompts.positions, prompts.last, axis=1) + 1
+        position = at_positions(prompts.positions, prompts.last) + 1
 
         def put_one(m: Array, caches: Kept) -> Kept:
             target, last = prompts.target[0, m], prompts.last[0, m]

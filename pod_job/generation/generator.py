@@ -226,7 +226,7 @@ class Run:
     def _prefill(self, seats: Sequence[Seat]) -> None:
         generator, began = self.generator, time.monotonic()
         packed = put_rows(packed_prompts(seats, self.shape), generator.prefill_rows)
-        prefix = self.generator.prefix
+        prefix = generator.prefix
         keys = None if prefix is None else prefix.keys
         output = generator.programs.prefill(generator.params, self.state, keys, PackedPrompts(*packed))
         first = self._started(output)

@@ -173,9 +173,7 @@ class Decoder(nn.Module):
         request = Request(self.taps, select, logits=False, facts=True)
         output, _, facts = self._forward(with_defaults(input_ids, positions, segment_ids), request, None)
         assert facts is not None
-        if select is not None:
-            facts = TokenFacts(*(jnp.take_along_axis(fact, select, axis=1) for fact in facts))
-        return output, facts
+        return output, TokenFacts(*(at_positions(fact, select) for fact in facts))
 
     def score_spliced(self, tokens: Tokens, replaced: Replaced) -> TokenFacts:
         """Returns the facts of all tokens where the values at some taps are replaced, as by an SAE's reconstructions.

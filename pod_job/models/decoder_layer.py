@@ -115,7 +115,7 @@ def attention_mixer(
     z, kept = attention.attend(projections)
     if select is not None:
         placement, normed = placement.of_some(), at_positions(normed, select)
-        k, v = (jnp.take_along_axis(x, select[..., None, None], axis=1) for x in (k, v))
+        k, v = (at_positions(x, select) for x in (k, v))
     if arch.attn_gate:
         gate = jnp.einsum("bsd,dnh->bsnh", normed, w["attn_gate"]) + w.get("attn_gate_bias", 0.0)
         z = z * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(z.dtype)

@@ -4,7 +4,7 @@ B rows, S positions, M selected positions of a row, N query heads, H head size.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pod_job.models.arch import Arch
 from pod_job.models.attention import attend_masked, with_before
@@ -16,9 +16,11 @@ POSITIONS_FOR_ONE = 8
 """Positions of a row for each selected one, from which on the rest is left out; scores of all keys lie in memory."""
 
 
-def at_positions(x: Float[Array, "B S width"], select: Int[Array, "B M"] | None) -> Float[Array, "B _ width"]:
+def at_positions(x: Shaped[Array, "B S *size"], select: Int[Array, "B M"] | None) -> Shaped[Array, "B _ *size"]:
     """Returns x at the selected positions of each row; None: all."""
-    return x if select is None else jnp.take_along_axis(x, select[..., None], axis=1)
+    if select is None:
+        return x
+    return jnp.take_along_axis(x, select.reshape(*select.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def are_few(select: Int[Array, "B M"], positions: int) -> bool:
@@ -35,7 +37,7 @@ class FromSelected(LayerStackAttention):
 
     def before(self, place: Int[Array, ""] | int) -> Before | None:
         before = super().before(place)
-        return before and before._replace(behind=jnp.take_along_axis(before.behind, self.select, axis=1))
+        return before and before._replace(behind=at_positions(before.behind, self.select))
 
     def of_queries(self, tables: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(at_positions(table, self.select) for table in tables)
@@ -54,5 +56,5 @@ def selected_mask(
     """Returns True where a selected position may look at a position of its row, as `segment_mask` does."""
     back = select[..., None] - jnp.arange(segment_ids.shape[1])
     near = back >= 0 if window is None else (back >= 0) & (back < window)
-    own = jnp.take_along_axis(segment_ids, select, axis=1)
+    own = at_positions(segment_ids, select)
     return near & (own[..., None] == segment_ids[:, None, :])

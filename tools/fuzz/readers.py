@@ -33,7 +33,7 @@ SLICE = 500
 SPARE_BYTES = 1 << 30
 """Memory that the readers of a process may take in all, beyond what it has when it begins."""
 OUT_OF_MEMORY = "MemoryError|(malloc|realloc) of size"
-"""What Python and pyarrow say to an allocation that fails."""
+"""Messages of Python and pyarrow for an allocation that fails."""
 HANG_S, HANG_CPU_S = 120, 30
 """Seconds of one input after which Python is interrupted, and CPU time after which the process ends."""
 
