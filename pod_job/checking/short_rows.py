@@ -30,7 +30,7 @@ LONG_ROWS = 2048
 LEAST, STEP, MOST = 256, 128, 2048
 """Lengths of short rows: the shortest, what they are multiples of, and the longest."""
 HELD = 160
-"""Tokens of a prompt that are held against the program for short rows: more than a block of the kernel."""
+"""Tokens of a prompt that are held against the program for short rows: more than the queries of half a block."""
 TWO_PROGRAMS = 2.0
 """Factor on a tap's limits, since both programs round."""
 LENGTH_MATTERS = ("dynamic", "longrope")

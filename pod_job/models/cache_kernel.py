@@ -21,6 +21,8 @@ from pod_job.models.attention_settings import soft_cap
 LANES = 128  # of a TPU vector register
 LARGEST_BLOCKS = {"tpu": 512, "cpu": 128}
 """Slots, by platform. On TPU the fixed work of a turn of the loop outweighs what a larger block reads in vain."""
+TURNS_TOGETHER = 4
+"""Turns of a CPU's loop whose operations depend on nothing of each other's, so that each core computes some."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
 LARGEST_BLOCK_BYTES = 4 << 20
 """Bytes of a block's keys at most: a TPU core's vector memory has two blocks of them and two of values."""
@@ -113,27 +115,36 @@ def sums_by_turns(grouped: Float[Array, "B K G H"], cached: Any, softcap: float 
     kept, number, view = cached
     B, K, G, H = grouped.shape
     blocks = (len(view.turns) - 1) // B
-    T = kept.slots // blocks
+    T, count = kept.slots // blocks, view.turns[-1]
 
-    def add(i: Int[Array, ""], sums: SlotSums) -> SlotSums:
-        row, block = view.turns[i] // blocks, view.turns[i] % blocks
+    def of_block(turn: Int[Array, ""]) -> tuple[Int[Array, ""], SlotSums]:
+        """Returns the row of a turn, and the sums over its block alone; past the last turn as of slots nobody sees."""
+        listed = view.turns[jnp.minimum(turn, count - 1)]
+        row, block = listed // blocks, listed % blocks
         at = (number, row, 0, 0, block * T)
         k, v = (jax.lax.dynamic_slice(x, at, (1, 1, K, H, T))[0, 0] for x in kept)
         scores = jnp.einsum("kgh,khc->kgc", grouped[row], k, preferred_element_type=jnp.float32)
         back = (view.end - block * T - jnp.arange(T)) % kept.slots
-        seen = (back > 0) & (back <= view.reach[row])
+        seen = (back > 0) & (back <= view.reach[row]) & (turn < count)
         scores = jnp.where(seen, soft_cap(view.scale * scores, softcap), LOWEST)
-        most, total, weighted = (x[row] for x in sums)
-        highest = jnp.maximum(most, scores.max(axis=-1, keepdims=True))
-        weights, shrink = jnp.exp(scores - highest), jnp.exp(most - highest)
-        added = jnp.einsum("kgc,khc->kgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        total = total * shrink + weights.sum(axis=-1, keepdims=True)
-        values = SlotSums(highest, total, weighted * shrink + added)
-        return jax.tree.map(lambda x, value: x.at[row].set(value), sums, values)
+        most = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - most)
+        weighted = jnp.einsum("kgc,khc->kgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return row, SlotSums(most, weights.sum(axis=-1, keepdims=True), weighted)
+
+    def add(i: Int[Array, ""], sums: SlotSums) -> SlotSums:
+        for row, new in [of_block(i * TURNS_TOGETHER + turn) for turn in range(TURNS_TOGETHER)]:
+            before = SlotSums(*(x[row] for x in sums))
+            most = jnp.maximum(before.most, new.most)
+            shrink, share = jnp.exp(before.most - most), jnp.exp(new.most - most)
+            total, weighted = (x * shrink + y * share for x, y in zip(before[1:], new[1:], strict=True))
+            merged = SlotSums(most, total, weighted)
+            sums = SlotSums(*(x.at[row].set(value) for x, value in zip(sums, merged, strict=True)))
+        return sums
 
     nothing = jnp.zeros((B, K, G, 1))
     return jax.lax.fori_loop(
-        0, view.turns[-1], add, SlotSums(nothing + LOWEST, nothing, jnp.zeros((B, K, G, H), jnp.float32))
+        0, -(-count // TURNS_TOGETHER), add, SlotSums(nothing + LOWEST, nothing, jnp.zeros((B, K, G, H), jnp.float32))
     )
 
 

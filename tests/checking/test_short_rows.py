@@ -91,7 +91,7 @@ def test_a_right_program_is_held_by_its_own_vectors_and_a_wrong_one_is_refused(
     with pytest.MonkeyPatch.context() as patch:
         # Past the second block queries see one key too many or too few: no prompt of the gate lies there.
         first_visible = attention_blocks.first_visible
-        beyond = jnp.arange(SEQ_LEN) >= 2 * attention_blocks.LARGEST_CPU_BLOCK
+        beyond = jnp.arange(SEQ_LEN) >= attention_blocks.KEYS
         patch.setattr(attention_blocks, "first_visible", lambda *a: jnp.maximum(first_visible(*a) - beyond, 0))
         wrong = made.compile()
     with pytest.raises(JobError, match=r"parity: layer_1 in the first step's rows is .* off the program for rows of"):

@@ -53,7 +53,7 @@ def test_the_kernel_equals_xla(
     np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("block", [100, 128, 512])
+@pytest.mark.parametrize(("queries", "keys"), [(100, 100), (128, 256), (255, 64), (256, 256), (512, 512)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "window", "softcap"),
     [(4, 2, None, None), (7, 1, 50, None), (2, 2, 129, 5.0), (3, 1, 1, None)],
@@ -64,10 +64,12 @@ def test_blocks_equal_xla(
     kv_heads: int,
     window: int | None,
     softcap: float | None,
-    block: int,
+    queries: int,
+    keys: int,
 ) -> None:
     """Blocks that do and do not divide the row, one larger than it; segments that end within and between blocks."""
-    monkeypatch.setattr(attention_blocks, "LARGEST_CPU_BLOCK", block)
+    monkeypatch.setattr(attention_blocks, "QUERIES", queries)
+    monkeypatch.setattr(attention_blocks, "KEYS", keys)
     arrays = inputs(heads, kv_heads, 16, sinks=heads != 7)
     how = {"settings": AttentionSettings(0.25, softcap, window)}
     found = jax.jit(functools.partial(attention_blocks.attend_blocks, **how))(**arrays)
@@ -104,8 +106,10 @@ def test_each_device_has_its_kernel_and_plain_xla_takes_the_rest() -> None:
     assert chosen("gpu", "float32", capability=hopper) is chosen("gpu", softcap=5.0, capability=hopper) is None
 
 
-def test_a_mesh_of_cpus_attends_in_blocks() -> None:
+def test_a_mesh_of_cpus_attends_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled program holds no scores of whole rows."""
+    monkeypatch.setattr(attention_blocks, "QUERIES", 128)
+    monkeypatch.setattr(attention_blocks, "KEYS", 128)
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     arrays = inputs(4, 2, 16)
     how = {"settings": AttentionSettings(0.25), "placement": Placement(mesh=mesh, rows=("data", "model"))}

@@ -77,7 +77,8 @@ def test_sequences_with_tokens_before_the_row_are_as_if_they_were_in_it(
 
 
 def test_blocks_of_queries_may_be_shorter_than_those_of_the_keys_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_blocks, "LARGEST_CPU_BLOCK", 100)
+    monkeypatch.setattr(attention_blocks, "QUERIES", 100)
+    monkeypatch.setattr(attention_blocks, "KEYS", 100)
     heads, segment_ids = inputs(16, False)
     settings = AttentionSettings(0.25)
     found = attention_blocks.attend_blocks(heads, segment_ids, settings)

@@ -193,6 +193,7 @@ CASES = [
             Figure("Hugging Face / ours, without taps in both", "hugging face", "wall_s", "no taps", at_least=3),
             Figure("four taps / no taps", "four taps", "wall_s", "no taps", at_most=1.05),
         ),
+        limit_s=900,
     ),
     Case(
         *("input", "documents read, tokenized and packed on one core and on two, beside datasets as a stream", "input"),

@@ -1,19 +1,26 @@
 """Greedy answers to ARC prompts of mixed length, as the job makes them, beside `generate` of Hugging Face torch.
 
-Both have the same rows, the same end tokens and the same stop text. Hugging Face takes the prompts in batches, padded
-on the left, and a batch lasts until its longest answer; the answers must be ours, token for token.
+Prompts are spread evenly over the training tasks of ARC, of any length that the model takes. The weights are rounded to
+bfloat16, as the model is published (of the demo's model they are float32 numbers); both compute in float32. Both have
+the same rows, the same end tokens and the same stop text. Hugging Face takes the prompts in batches, padded on the
+left, and a batch lasts until its longest answer; the answers must be ours, token for token.
 """
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import msgspec
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from pod_job.config.tasks import TasksConfig
 from pod_job.generation.generator import Progress, Result
 from pod_job.prompts.tasks import read_tasks
 from pod_job.prompts.tokenizer import end_tokens, load_tokenizer
+from tools.arc_tasks import read_arc_tasks, write_tasks
 from tools.bench.work import Work
 from tools.bench.workloads import generation
 from tools.bench.workloads.generation import Bench
@@ -22,42 +29,55 @@ STOP = "\n\n"
 
 
 class Options(generation.Options, frozen=True, forbid_unknown_fields=True):
-    """Every prompt of at most `prompt` tokens, up to `count`."""
+    """`count` of the prompts of at most `prompt` tokens, and at most `new` tokens after each."""
 
     rows: int = 8
-    prompt: int = 768
+    prompt: int = 8192
     new: int = 128
-    count: int = 24
+    count: int = 16
 
 
 def make_inputs(options: Options, inputs: Path) -> None:
-    """Writes the prompts, and the answers that ours chooses."""
-    tokenizer = load_tokenizer(Path(options.model))
-    texts = (sample.prompt for sample in read_tasks(TasksConfig(path=options.tasks)).samples)
+    """Writes the model and the prompts, and the answers that ours chooses."""
+    published(Path(options.model), inputs / "model")
+    tokenizer = load_tokenizer(inputs / "model")
+    write_tasks(read_arc_tasks(), inputs / "tasks.json")
+    texts = (sample.prompt for sample in read_tasks(TasksConfig(path=str(inputs / "tasks.json"))).samples)
     prompts = [ids for ids in (tokenizer(text)["input_ids"] for text in texts) if len(ids) <= options.prompt]
-    write_rows(inputs / "prompts.json", prompts[: options.count])
-    run = work_of("no taps", options, inputs).run
+    write_rows(inputs / "prompts.json", prompts[:: len(prompts) // options.count][: options.count])
+    run = work_of("no taps", options, inputs)
     write_rows(inputs / "answers.json", answers(run()))
+
+
+def published(model: Path, folder: Path) -> None:
+    """Writes the model's folder with weights in bfloat16."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(model / "model.safetensors")
+    rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
     chosen = read_rows(inputs / "answers.json")
-    work = work_of(variant, options, inputs)
+    run = work_of(variant, options, inputs)
 
-    def run() -> None:
-        assert answers(work.run()) == chosen
+    def checked() -> None:
+        assert answers(run()) == chosen
 
-    return Work(run, sum(map(len, chosen)), warm_up=True)
+    return Work(checked, sum(map(len, chosen)))
 
 
-def work_of(variant: str, options: Options, inputs: Path) -> Work:
+def work_of(variant: str, options: Options, inputs: Path) -> Callable[[], Any]:
+    """Returns the function that answers all prompts, with the model loaded and its programs compiled."""
+    options = msgspec.structs.replace(options, model=str(inputs / "model"))
     prompts = [np.array(ids, np.int32) for ids in read_rows(inputs / "prompts.json")]
     if variant == "hugging face":
-        return Work(lambda: of_torch(options, prompts))
+        torch_model(options.model)
+        return lambda: of_torch(options, prompts)
     bench = Bench(options, inputs, prompts)
     taps = bench.four_taps if variant == "four taps" else ()
     generator = bench.generator(taps, options.new, [STOP], end_tokens(Path(options.model)))
-    return Work(lambda: list(generator.run(iter(bench.waiting()), Progress())))
+    return lambda: list(generator.run(iter(bench.waiting()), Progress()))
 
 
 def answers(results: Any) -> list[list[int]]:
