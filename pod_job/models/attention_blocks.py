@@ -139,8 +139,8 @@ def add(sums: Sums, scores: Float[Array, "K G Q T"], values: Float[Array, "K T H
     """Returns the sums with the scores of a block of keys, and their values, added."""
     higher = jnp.maximum(sums.most, scores.max(-1, keepdims=True))
     weights, shrink = jnp.exp(scores - higher), jnp.exp(sums.most - higher)
-    products = jnp.einsum("kgqt,kth->kgqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return Sums(higher, sums.total * shrink + weights.sum(-1, keepdims=True), sums.weighted * shrink + products)
+    weighted = jnp.einsum("kgqt,kth->kgqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return Sums(higher, sums.total * shrink + weights.sum(-1, keepdims=True), sums.weighted * shrink + weighted)
 
 
 def mean(sums: Sums, sinks: Float[Array, " N"] | None) -> Float[Array, "K G Q H"]:
