@@ -44,7 +44,7 @@ def make_inputs(options: Options, inputs: Path) -> None:
     write_tasks(read_arc_tasks(), inputs / "tasks.json")
     texts = (sample.prompt for sample in read_tasks(TasksConfig(path=str(inputs / "tasks.json"))).samples)
     prompts = [ids for ids in (tokenizer(text)["input_ids"] for text in texts) if len(ids) <= options.prompt]
-    write_rows(inputs / "prompts.json", prompts[:: len(prompts) // options.count][: options.count])
+    write_rows(inputs / "prompts.json", prompts[:: max(1, len(prompts) // options.count)][: options.count])
     run = work_of("no taps", options, inputs)
     write_rows(inputs / "answers.json", answers(run()))
 
