@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.attention_settings import AttentionSettings, Heads, soft_cap
 
 QUERIES, KEYS = 256, 256
-"""Of a block. Its queries are two halves, whose operations depend on nothing of each other's: two cores compute both.
+"""Positions of a block of queries, and of one of keys.
 
-By one operation for all queries, or with 128 keys, a row of 3,581 takes 1.3 to 1.9 times as long (2 cores, AMD EPYC).
+A block of queries is computed as two halves whose operations do not depend on each other, so that two cores compute
+both. By one operation for all queries, or with 128 keys, a row of 3,581 takes 1.3 to 1.9 times as long (AMD EPYC).
 """
 BEFORE_BLOCK = 128
 """Keys before a row that are taken at a time; their number is a multiple of it."""
