@@ -1,7 +1,7 @@
 """Causal grouped-query attention on a CPU: block by block, over the keys from a block's first segment on.
 
-Softmax is summed up as the blocks of keys come (arXiv:2205.14135), so that the scores at hand stay in a core's cache,
-and what a query may not see is, but for the blocks' edges, not computed: half of a row, and most of a packed one.
+Softmax is summed up as the blocks of keys come (`softmax_sums`), so that the scores at hand stay in a core's cache, and
+what a query may not see is, but for the blocks' edges, not computed: half of a row, and most of a packed one.
 
 S positions, P positions before a row, N query heads, K key/value heads, G = N/K, H head size, Q queries and T keys
 taken at a time.
@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.attention_settings import AttentionSettings, Heads, soft_cap
+from pod_job.models.softmax_sums import LOWEST, Sums, mean, no_sums, sums_of
 
 QUERIES, KEYS = 256, 256
 """Positions of a block of queries, and of one of keys.
@@ -38,14 +39,6 @@ class Queries(NamedTuple):
     start: Int[Array, ""]
     first: Int[Array, " Q"]
     behind: Int[Array, " Q"] | None
-
-
-class Sums(NamedTuple):
-    """The largest score so far, and relative to it the sum of weights and that of weighted values."""
-
-    most: Float[Array, "K G Q 1"]
-    total: Float[Array, "K G Q 1"]
-    weighted: Float[Array, "K G Q H"]
 
 
 def attend_blocks(
@@ -78,6 +71,7 @@ def attend_row(
     K = k.shape[1]
     block, T = min(S, QUERIES), min(S, KEYS)
     halves = [(offset, size) for offset, size in ((0, block // 2), (block // 2, block - block // 2)) if size]
+    sinks = None if sinks is None else sinks.reshape(K, N // K, 1, 1)
     queries = q.reshape(S, K, N // K, H).transpose(1, 2, 0, 3)
     keys, values = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
 
@@ -88,37 +82,35 @@ def attend_row(
 
     def add_keys(some: Queries, j: Int[Array, ""], sums: Sums) -> Sums:
         theirs = jax.lax.dynamic_slice_in_dim(keys, j * T, T, 2)
-        return add(sums, block_scores(some, theirs, j, S, settings), jax.lax.dynamic_slice_in_dim(values, j * T, T, 1))
+        scores = block_scores(some, theirs, sees_in_row(some, j, T, S), settings)
+        return sums_of(scores, jax.lax.dynamic_slice_in_dim(values, j * T, T, 1).swapaxes(1, 2), sums)
 
     def add_before(some: Queries, j: Int[Array, ""], sums: Sums) -> Sums:
         assert before is not None
+        assert some.behind is not None
         theirs, values_of = (
             jax.lax.dynamic_slice_in_dim(x, j * BEFORE_BLOCK, BEFORE_BLOCK, 2) for x in (before.k, before.v)
         )
-        scores = scores_before(some, theirs, j, before.k.shape[-1], settings)
-        return add(sums, scores, values_of.swapaxes(1, 2))
+        at = j * BEFORE_BLOCK + jnp.arange(BEFORE_BLOCK)
+        seen = at >= before.k.shape[-1] - some.behind[:, None]
+        return sums_of(block_scores(some, theirs, seen, settings), values_of, sums)
 
     def attend_block(i: Int[Array, ""], out: Float[Array, "K G S H"]) -> Float[Array, "K G S H"]:
         # Where S is not a multiple of the block, the last one has some queries again.
         start = jnp.minimum(i * block, S - block)
         parts = [taken(start + offset, size) for offset, size in halves]
-        sums = [no_sums(part) for part in parts]
+        sums = [no_sums(*part.q.shape) for part in parts]
         if before is not None:
             P, furthest = before.k.shape[-1], jnp.max(jax.lax.dynamic_slice_in_dim(before.behind, start, block))
             sums = summed(add_before, parts, sums, (P - furthest) // BEFORE_BLOCK, P // BEFORE_BLOCK)
         sums = summed(add_keys, parts, sums, first[start] // T, (start + block - 1) // T + 1)
         for part, of_part in zip(parts, sums, strict=True):
-            z = mean(of_part, sinks).astype(q.dtype)
+            z = mean([of_part], sinks).astype(q.dtype)
             out = jax.lax.dynamic_update_slice_in_dim(out, z, part.start, 2)
         return out
 
     out = jax.lax.fori_loop(0, -(-S // block), attend_block, jnp.zeros(queries.shape, q.dtype))
     return out.transpose(2, 0, 1, 3).reshape(S, N, H)
-
-
-def no_sums(queries: Queries) -> Sums:
-    nothing = jnp.zeros((*queries.q.shape[:3], 1))
-    return Sums(nothing + jnp.finfo(jnp.float32).min, nothing, jnp.zeros(queries.q.shape))
 
 
 def summed(
@@ -136,54 +128,23 @@ def summed(
     return jax.lax.fori_loop(begin, end, add_to_each, list(sums))
 
 
-def add(sums: Sums, scores: Float[Array, "K G Q T"], values: Float[Array, "K T H"]) -> Sums:
-    """Returns the sums with the scores of a block of keys, and their values, added."""
-    higher = jnp.maximum(sums.most, scores.max(-1, keepdims=True))
-    weights, shrink = jnp.exp(scores - higher), jnp.exp(sums.most - higher)
-    weighted = jnp.einsum("kgqt,kth->kgqh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return Sums(higher, sums.total * shrink + weights.sum(-1, keepdims=True), sums.weighted * shrink + weighted)
-
-
-def mean(sums: Sums, sinks: Float[Array, " N"] | None) -> Float[Array, "K G Q H"]:
-    """Returns the weighted mean of values; each head's sink, if any, takes a weight as a key without a value."""
-    most, total, weighted = sums
-    if sinks is not None:
-        of_sinks = sinks.astype(jnp.float32).reshape(*most.shape[:2], 1, 1)
-        higher = jnp.maximum(most, of_sinks)
-        total, weighted = total * jnp.exp(most - higher), weighted * jnp.exp(most - higher)
-        total = total + jnp.exp(of_sinks - higher)
-    return weighted / total
-
-
-def block_scores(
-    queries: Queries, keys: Float[Array, "K H T"], j: Int[Array, ""], S: int, settings: AttentionSettings
-) -> Float[Array, "K G Q T"]:
-    """Returns the scores of queries and the j-th block of the keys of a row; the lowest float32 where masked.
-
-    A query that sees no key of this block counts them alike for now: the first that it sees, its own at the latest,
-    shrinks that to nothing.
-    """
-    scores = products(queries, keys, settings)
-    T = keys.shape[-1]
+def sees_in_row(queries: Queries, j: Int[Array, ""], T: int, S: int) -> Bool[Array, "Q T"]:
+    """Returns which of the j-th block of the keys of a row each query sees."""
     query = queries.start + jnp.arange(queries.q.shape[2])[:, None]
     key = jnp.minimum(j * T, S - T) + jnp.arange(T)  # the last block moves back to end at S
     # Keys that the last block shares with the one before were counted there.
-    seen = (key <= query) & (key >= queries.first[:, None]) & (key >= j * T)
-    return jnp.where(seen, soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min)
+    return (key <= query) & (key >= queries.first[:, None]) & (key >= j * T)
 
 
-def scores_before(
-    queries: Queries, keys: Float[Array, "K H T"], j: Int[Array, ""], P: int, settings: AttentionSettings
+def block_scores(
+    queries: Queries, keys: Float[Array, "K H T"], seen: Bool[Array, "Q T"], settings: AttentionSettings
 ) -> Float[Array, "K G Q T"]:
-    """Returns the scores of queries and the j-th block of the P keys before the row, as `block_scores`."""
-    scores, T = products(queries, keys, settings), keys.shape[-1]
-    assert queries.behind is not None
-    seen = j * T + jnp.arange(T) >= P - queries.behind[:, None]
-    return jnp.where(seen, soft_cap(scores, settings.softcap), jnp.finfo(jnp.float32).min)
+    """Returns the scores of queries and keys, by one matrix product of each key/value head; the lowest where not seen.
 
-
-def products(queries: Queries, keys: Float[Array, "K H T"], settings: AttentionSettings) -> Float[Array, "K G Q T"]:
-    """Returns the scaled dot products of queries and keys, one matrix product of each key/value head."""
+    A query that sees none of them counts them alike for now: the first that it sees, its own at the latest, shrinks
+    that to nothing.
+    """
     K, G, Q, H = queries.q.shape
-    some = jnp.matmul(queries.q.reshape(K, G * Q, H), keys, preferred_element_type=jnp.float32)
-    return settings.scale * some.reshape(K, G, Q, keys.shape[-1])
+    products = jnp.matmul(queries.q.reshape(K, G * Q, H), keys, preferred_element_type=jnp.float32)
+    scores = settings.scale * products.reshape(K, G, Q, keys.shape[-1])
+    return jnp.where(seen, soft_cap(scores, settings.softcap), LOWEST)

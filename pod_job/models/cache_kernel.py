@@ -1,8 +1,7 @@
 """Attention to the slots of a cache that some row sees, block by block, and to no others: on CPUs, and on TPU a kernel.
 
 One turn of a loop takes a block of slots of one row. Which blocks those are is a list, made once for all layers of a
-kind; on TPU a pipeline reads the next block while one is computed. Softmax is summed up as the blocks come
-(arXiv:2205.14135).
+kind; on TPU a pipeline reads the next block while one is computed.
 
 L layers, B rows, C slots of a row, T slots of a block, K key/value heads, G query heads of each, H head size.
 """
@@ -17,29 +16,15 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pod_job.models.attention_settings import soft_cap
+from pod_job.models.softmax_sums import LOWEST, Sums, joined, no_sums, sums_of
 
 LANES = 128  # of a TPU vector register
 LARGEST_BLOCKS = {"tpu": 512, "cpu": 128}
 """Slots, by platform. On TPU the fixed work of a turn of the loop outweighs what a larger block reads in vain."""
 TURNS_TOGETHER = 4
 """Turns of a CPU's loop whose operations depend on nothing of each other's, so that each core computes some."""
-LOWEST = float(jnp.finfo(jnp.float32).min)
 LARGEST_BLOCK_BYTES = 4 << 20
 """Bytes of a block's keys at most: a TPU core's vector memory has two blocks of them and two of values."""
-
-
-class SlotSums(NamedTuple):
-    """Sums of a softmax over slots that is still to be joined with others, in float32.
-
-    Attributes:
-        most: a score that none lies far above.
-        total: sum of exp(score - most).
-        weighted: sum of exp(score - most) times the value.
-    """
-
-    most: Float[Array, "B K G 1"]
-    total: Float[Array, "B K G 1"]
-    weighted: Float[Array, "B K G H"]
 
 
 def block_slots(platform: str | None, slots: int, width: int, dtype: Any) -> int | None:
@@ -74,7 +59,7 @@ def list_turns(end: Int[Array, ""], reach: Int[Array, " B"], slots: int, T: int)
 
 def sums_by_kernel(
     grouped: Float[Array, "B K G H"], cached: Any, softcap: float | None, *, interpret: bool = False
-) -> SlotSums:
+) -> Sums:
     """Returns the sums over the slots of a layer that each row sees; `cached` as in `attend_cached`.
 
     `interpret` runs it without a TPU, for tests.
@@ -107,17 +92,17 @@ def sums_by_kernel(
         name="cached_attention",
     )(view.turns[:-1], scalars, view.scale[None], grouped, kept.k, kept.v)
     log_total = log_total[..., :1]
-    return SlotSums(log_total, jnp.ones_like(log_total), mean)
+    return Sums(log_total, jnp.ones_like(log_total), mean)
 
 
-def sums_by_turns(grouped: Float[Array, "B K G H"], cached: Any, softcap: float | None) -> SlotSums:
+def sums_by_turns(grouped: Float[Array, "B K G H"], cached: Any, softcap: float | None) -> Sums:
     """Returns what `sums_by_kernel` does, by XLA."""
     kept, number, view = cached
     B, K, G, H = grouped.shape
     blocks = (len(view.turns) - 1) // B
     T, count = kept.slots // blocks, view.turns[-1]
 
-    def of_block(turn: Int[Array, ""]) -> tuple[Int[Array, ""], SlotSums]:
+    def of_block(turn: Int[Array, ""]) -> tuple[Int[Array, ""], Sums]:
         """Returns the row of a turn, and the sums over its block alone; past the last turn as of slots nobody sees."""
         listed = view.turns[jnp.minimum(turn, count - 1)]
         row, block = listed // blocks, listed % blocks
@@ -127,25 +112,15 @@ def sums_by_turns(grouped: Float[Array, "B K G H"], cached: Any, softcap: float 
         back = (view.end - block * T - jnp.arange(T)) % kept.slots
         seen = (back > 0) & (back <= view.reach[row]) & (turn < count)
         scores = jnp.where(seen, soft_cap(view.scale * scores, softcap), LOWEST)
-        most = scores.max(axis=-1, keepdims=True)
-        weights = jnp.exp(scores - most)
-        weighted = jnp.einsum("kgc,khc->kgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return row, SlotSums(most, weights.sum(axis=-1, keepdims=True), weighted)
+        return row, sums_of(scores, v)
 
-    def add(i: Int[Array, ""], sums: SlotSums) -> SlotSums:
+    def add(i: Int[Array, ""], sums: Sums) -> Sums:
         for row, new in [of_block(i * TURNS_TOGETHER + turn) for turn in range(TURNS_TOGETHER)]:
-            before = SlotSums(*(x[row] for x in sums))
-            most = jnp.maximum(before.most, new.most)
-            shrink, share = jnp.exp(before.most - most), jnp.exp(new.most - most)
-            total, weighted = (x * shrink + y * share for x, y in zip(before[1:], new[1:], strict=True))
-            merged = SlotSums(most, total, weighted)
-            sums = SlotSums(*(x.at[row].set(value) for x, value in zip(sums, merged, strict=True)))
+            merged = joined([Sums(*(x[row] for x in sums)), new])
+            sums = Sums(*(x.at[row].set(value) for x, value in zip(sums, merged, strict=True)))
         return sums
 
-    nothing = jnp.zeros((B, K, G, 1))
-    return jax.lax.fori_loop(
-        0, -(-count // TURNS_TOGETHER), add, SlotSums(nothing + LOWEST, nothing, jnp.zeros((B, K, G, H), jnp.float32))
-    )
+    return jax.lax.fori_loop(0, -(-count // TURNS_TOGETHER), add, no_sums(B, K, G, H))
 
 
 class Refs(NamedTuple):

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.attention_settings import Heads, soft_cap
 from pod_job.models.cache import Cache, KeyValues
-from pod_job.models.cache_kernel import SlotSums, block_slots, list_turns, sums_by_kernel, sums_by_turns
+from pod_job.models.cache_kernel import block_slots, list_turns, sums_by_kernel, sums_by_turns
 from pod_job.models.placement import Placement
+from pod_job.models.softmax_sums import LOWEST, Sums, mean, sums_of
 
 
 class View(NamedTuple):
@@ -78,15 +79,9 @@ def attend_cached(
     grouped = q.reshape(B, K, N // K, H)
     sums = (sums_by_xla if view.turns is None else on_each_device)(grouped, cached, softcap, placement)
     products = jnp.einsum("bkgh,bkh->bkg", grouped, own_k[:, 0], preferred_element_type=jnp.float32)
-    itself = soft_cap(view.scale * products, softcap)[..., None]
-    most, sink = jnp.maximum(sums.most, itself), 0.0
-    if sinks is not None:
-        of_sinks = sinks.astype(jnp.float32).reshape(1, K, N // K, 1)
-        most = jnp.maximum(most, of_sinks)
-        sink = jnp.exp(of_sinks - most)
-    others, itself = jnp.exp(sums.most - most), jnp.exp(itself - most)
-    z = others * sums.weighted + itself * own_v[:, 0][:, :, None].astype(jnp.float32)
-    z = z / (others * sums.total + itself + sink)
+    score = soft_cap(view.scale * products, softcap)[..., None]
+    itself = Sums(score, jnp.ones_like(score), own_v[:, 0][:, :, None].astype(jnp.float32))
+    z = mean([sums, itself], None if sinks is None else sinks.reshape(K, N // K, 1))
     return z.astype(own_v.dtype).reshape(B, 1, N, H)
 
 
@@ -98,23 +93,20 @@ def visible(view: View, slots: int) -> Bool[Array, "B C"]:
 
 def sums_by_xla(
     grouped: Float[Array, "B K G H"], cached: CachedLayer, softcap: float | None, placement: Placement
-) -> SlotSums:
+) -> Sums:
     """Returns the sums over the slots of a layer, all of which are read on any platform."""
     del placement
     kept, number, view = cached
     k, v = kept.k[number], kept.v[number]
     products = jnp.einsum("bkgh,bkhc->bkgc", grouped, k, preferred_element_type=jnp.float32)
     scores = soft_cap(view.scale * products, softcap)
-    scores = jnp.where(visible(view, kept.slots)[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    most = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - most)
-    weighted = jnp.einsum("bkgc,bkhc->bkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return SlotSums(most, weights.sum(axis=-1, keepdims=True), weighted)
+    scores = jnp.where(visible(view, kept.slots)[:, None, None], scores, LOWEST)
+    return jax.vmap(sums_of)(scores, v)
 
 
 def on_each_device(
     grouped: Float[Array, "B K G H"], cached: CachedLayer, softcap: float | None, placement: Placement
-) -> SlotSums:
+) -> Sums:
     """Returns the sums by blocks on each device's rows and heads; the partitioner can split neither loop."""
     of_blocks = sums_by_kernel if placement.platform == "tpu" else sums_by_turns
     rows, nothing = PartitionSpec(placement.rows), PartitionSpec()
