@@ -35,7 +35,7 @@ from pod_job.models.layer_loop import Carry, Layer, layers_needed, run_layers
 from pod_job.models.placement import Placement
 from pod_job.models.position_blocks import FilledPlacement, computes_filled, filled_blocks, padding_apart
 from pod_job.models.selected_positions import FromSelected, are_few, at_positions
-from pod_job.models.splice import NOTHING, Replaced, Splice, apart, splice_at, unchanged
+from pod_job.models.splice import NOTHING, Replaced, Splice, splice_at
 from pod_job.models.taps import Tap, widest
 from pod_job.models.token_facts import TokenFacts, token_facts
 from pod_job.models.upper_halves import HALF, logits_by_rows, whole
@@ -313,8 +313,7 @@ class Decoder(nn.Module):
             mix = functools.partial(attention_mixer, arch, placement, weights, LayerHeads(attend, select))
             mixer = Mixer(functools.partial(delta_mixer, weights, kept, at) if delta else mix, select)
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
-            splice = splice_at(own, i)
-            splice = apart if output_tapped and splice is unchanged else splice
+            splice = splice_at(own, i, apart=output_tapped)
             here = placement if select is None else placement.of_some()
             carry, sites = decoder_layer(arch, here, weights, x, mixer, splice)
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}

@@ -24,13 +24,11 @@ def unchanged(site: str, value: Shaped[Array, "B S *width"]) -> Shaped[Array, "B
     return value
 
 
-def apart(site: str, value: Shaped[Array, "B S *width"]) -> Shaped[Array, "B S *width"]:
-    """Returns the value: replaces nothing either, but keeps a kernel from computing several sites as one."""
-    return value
+def splice_at(replaced: Replaced, layer: Int[Array, ""] | int, *, apart: bool = False) -> Splice:
+    """Returns what replaces the values of a layer, whose number may be a loop's counter.
 
-
-def splice_at(replaced: Replaced, layer: Int[Array, ""] | int) -> Splice:
-    """Returns what replaces the values of a layer, whose number may be a loop's counter."""
+    Where nothing is replaced it is `unchanged`, with which a kernel may compute several sites as one; not if `apart`.
+    """
 
     def splice(site: str, value: Shaped[Array, "B S *width"]) -> Shaped[Array, "B S *width"]:
         for tap, other in replaced.items():
@@ -38,4 +36,4 @@ def splice_at(replaced: Replaced, layer: Int[Array, ""] | int) -> Splice:
                 value = jnp.where(layer == tap.layer, other.reshape(value.shape).astype(value.dtype), value)
         return value
 
-    return splice if replaced else unchanged
+    return splice if replaced or apart else unchanged
