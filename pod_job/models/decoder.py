@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.arch import Arch
 from pod_job.models.attention_settings import soft_cap
 from pod_job.models.cache import Cache, Kept, KeyValues, Prefix, no_key_values, no_states
-from pod_job.models.decoder_layer import LayerHeads, Mixer, attention_mixer, decoder_layer, norm
+from pod_job.models.decoder_layer import LayerInput, attention_mixer, decoder_layer, norm
 from pod_job.models.delta_net import Sequences, delta_net
 from pod_job.models.joined import JOINED_WEIGHTS, joined_projections, swapped_projections, swaps_by_projection
 from pod_job.models.layer_attention import (
@@ -310,22 +310,22 @@ class Decoder(nn.Module):
             def attend(projections: Projections) -> tuple[Array, Kept | None]:
                 return attention(i, projections._replace(source=source), kept, at)
 
-            mix = functools.partial(attention_mixer, arch, placement, weights, LayerHeads(attend, select))
-            mixer = Mixer(functools.partial(delta_mixer, weights, kept, at) if delta else mix, select)
+            mixer = functools.partial(attention_mixer, arch, placement, weights, attend)
+            mixer = functools.partial(delta_mixer, weights, kept, at) if delta else mixer
             own = {tap: value for tap, value in replaced.items() if is_delta(arch, tap.layer) is delta}
             splice = splice_at(own, i, apart=output_tapped)
             here = placement if select is None else placement.of_some()
-            carry, sites = decoder_layer(arch, here, weights, x, mixer, splice)
+            carry, sites = decoder_layer(arch, here, weights, LayerInput(x, select), mixer, splice)
             return carry, {name: widened(value, widest(arch, name)) for name, value in sites.items()}
 
         def delta_mixer(
-            weights: dict[str, Array], kept: Kept | None, at: Int[Array, ""] | int, x: Array, splice: Splice
+            weights: dict[str, Array], kept: Kept | None, at: Int[Array, ""] | int, inputs: LayerInput, splice: Splice
         ) -> tuple[Array, Kept | None, dict[str, Array]]:
             states, sequences = None if kept is None else kept.states, Sequences(tokens.segment_ids)
             if states is not None:
                 before = None if within else states.of_layer(at).begun(tokens.positions[:, 0] > 0)
                 sequences = Sequences(tokens.segment_ids, request.logits_at, before)
-            out, new, sites = delta_net(arch, placement, weights, x, sequences, splice)
+            out, new, sites = delta_net(arch, placement, weights, inputs.x, sequences, splice)
             if kept is not None and states is not None and new is not None:
                 kept = kept._replace(states=states.write(at, new))
             return out, kept, sites

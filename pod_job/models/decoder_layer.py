@@ -22,43 +22,36 @@ from pod_job.models.splice import Splice, unchanged
 
 Attention = Callable[[Projections], tuple[Float[Array, "B _ N H"], Kept | None]]
 """A layer's attention: the heads' outputs, and what is kept of sequences, the layer's keys and values included."""
-Mix = Callable[
-    [Float[Array, "B S D"], Splice], tuple[Float[Array, "B _ D"], Kept | None, dict[str, Float[Array, "B _ _ _"]]]
-]
+
+
+class LayerInput(NamedTuple):
+    """Values of all positions, and the positions that a layer or a part of it gives its output of; None: all."""
+
+    x: Float[Array, "B S D"]
+    select: Int[Array, "B M"] | None = None
+
+
+Mixer = Callable[[LayerInput, Splice], tuple[Float[Array, "B _ D"], Kept | None, dict[str, Float[Array, "B _ _ _"]]]]
 """Part of a layer that looks at other positions: its output, what is kept of sequences, and its sites."""
-
-
-class Mixer(NamedTuple):
-    """Part of a layer that looks at other positions, and the positions that the layer goes on with; None: all."""
-
-    mix: Mix
-    select: Int[Array, "B M"] | None = None
-
-
-class LayerHeads(NamedTuple):
-    """A layer's attention, and the positions of its queries; None: all."""
-
-    attend: Attention
-    select: Int[Array, "B M"] | None = None
 
 
 def decoder_layer(
     arch: Arch,
     placement: Placement,
     w: dict[str, Array],
-    x: Float[Array, "B S D"],
+    inputs: LayerInput,
     mixer: Mixer,
     splice: Splice = unchanged,
 ) -> tuple[tuple[Float[Array, "B _ D"], Kept | None], dict[str, Array]]:
     """Returns the residual stream after the layer, what is kept of sequences, and every site by name.
 
-    Sites nobody uses cost nothing, and all are of the positions that the mixer selects. Of a mixture of experts, the
-    output is left out where `splice` is `unchanged` and a kernel adds it to the residual stream.
+    Sites nobody uses cost nothing, and all are of the selected positions. Of a mixture of experts, the output is left
+    out where `splice` is `unchanged` and a kernel adds it to the residual stream.
     """
-    x = splice("resid_pre", x)
+    x = splice("resid_pre", inputs.x)
     attn_in = splice("attn_in", norm(arch, w, "attn_norm", x) if arch.pre_norms else x)
-    mixed, kept, head_sites = mixer.mix(attn_in, splice)
-    x, attn_in = at_positions(x, mixer.select), at_positions(attn_in, mixer.select)
+    mixed, kept, head_sites = mixer(inputs._replace(x=attn_in), splice)
+    x, attn_in = at_positions(x, inputs.select), at_positions(attn_in, inputs.select)
     attn_out_pre_norm = splice("attn_out_pre_norm", mixed)
     attn_out = splice("attn_out", added(arch, w, "attn_post_norm", attn_out_pre_norm))
     resid_mid = splice("resid_mid", x + attn_out)
@@ -105,14 +98,14 @@ def attention_mixer(
     arch: Arch,
     placement: Placement,
     w: dict[str, Array],
-    attention: LayerHeads,
-    normed: Float[Array, "B S D"],
+    attend: Attention,
+    inputs: LayerInput,
     splice: Splice,
 ) -> tuple[Float[Array, "B _ D"], Kept | None, dict[str, Float[Array, "B _ _ H"]]]:
     """Returns the output of the heads' output projection, what is kept of sequences, and the heads' sites."""
-    select = attention.select
-    q, k, v, projections = project(arch, placement, w, normed, splice, select)
-    z, kept = attention.attend(projections)
+    normed, select = inputs
+    q, k, v, projections = project(arch, placement, w, inputs, splice)
+    z, kept = attend(projections)
     if select is not None:
         placement, normed = placement.of_some(), at_positions(normed, select)
         k, v = (at_positions(x, select) for x in (k, v))
@@ -128,14 +121,14 @@ def project(
     arch: Arch,
     placement: Placement,
     w: dict[str, Array],
-    normed: Float[Array, "B S D"],
-    splice: Splice = unchanged,
-    select: Int[Array, "B M"] | None = None,
+    inputs: LayerInput,
+    splice: Splice,
 ) -> tuple[Float[Array, "B _ N H"], Float[Array, "B S K H"], Float[Array, "B S K H"], Projections]:
     """Returns queries, keys and values before any norm of theirs, and what attention takes.
 
-    Queries are of the selected positions; None: all.
+    Queries are of the selected positions.
     """
+    normed, select = inputs
 
     def projected(names: Sequence[str]) -> Callable[[Array], dict[str, Array]]:
         def product(x: Float[Array, "B S D"], name: str) -> Float[Array, "B S _ H"]:

@@ -12,7 +12,7 @@ import pytest
 from pod_job.models import attention, attention_blocks
 from pod_job.models.arch import read_arch
 from pod_job.models.attention_settings import AttentionSettings, Heads
-from pod_job.models.decoder_layer import LayerHeads, Mixer, attention_mixer, decoder_layer
+from pod_job.models.decoder_layer import LayerInput, attention_mixer, decoder_layer
 from pod_job.models.joined import swapped_projections
 from pod_job.models.layer_attention import Tokens, WithinRows
 from pod_job.models.placement import Placement
@@ -160,8 +160,8 @@ def test_swapped_projections_rotate_alike() -> None:
 
     @jax.jit
     def layer(weights: dict[str, jax.Array]) -> jax.Array:
-        mixer = Mixer(functools.partial(attention_mixer, arch, Placement(), weights, LayerHeads(attend)))
-        return decoder_layer(arch, Placement(), weights, x, mixer)[0][0]
+        mixer = functools.partial(attention_mixer, arch, Placement(), weights, attend)
+        return decoder_layer(arch, Placement(), weights, LayerInput(x), mixer)[0][0]
 
     swapped = swapped_projections(arch, weights)
     assert set(swapped) == {"q_swapped", "q_swapped_bias", "k_swapped", "k_swapped_bias"}

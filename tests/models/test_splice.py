@@ -12,7 +12,7 @@ import pytest
 from test_models import load
 
 from pod_job.models.decoder import Decoder, with_defaults
-from pod_job.models.decoder_layer import LayerHeads, Mixer, attention_mixer, decoder_layer
+from pod_job.models.decoder_layer import LayerInput, attention_mixer, decoder_layer
 from pod_job.models.layer_attention import WithinRows
 from pod_job.models.placement import Placement
 from pod_job.models.splice import Splice, unchanged
@@ -65,8 +65,8 @@ def test_sites_that_follow_from_each_other_are_spliced_alike(family: str, tmp_pa
 
     def layer(x: jax.Array, splice: Splice = unchanged) -> tuple[jax.Array, dict[str, jax.Array]]:
         attend = partial(WithinRows(arch, Placement(), tokens), 0, kept=None)
-        mixer = Mixer(partial(attention_mixer, arch, Placement(), weights, LayerHeads(attend)))
-        (after, _), sites = decoder_layer(arch, Placement(), weights, x, mixer, splice)
+        mixer = partial(attention_mixer, arch, Placement(), weights, attend)
+        (after, _), sites = decoder_layer(arch, Placement(), weights, LayerInput(x), mixer, splice)
         return after, sites
 
     @jax.jit
