@@ -140,7 +140,8 @@ def compile_generation(
     no_prefix = take_prefix = prefix = None
     if shape.prefix:
         of_prefix = shardings.cache.kept.keys
-        none = functools.partial(no_key_values, model.arch, shape.prefill_rows.count, shape.prefix, model.dtype)
+        dtype = model.placement.kept_dtype(model.dtype)
+        none = functools.partial(no_key_values, model.arch, shape.prefill_rows.count, shape.prefix, dtype)
         no_prefix = jax.jit(none, out_shardings=of_prefix).lower().compile(options)
         prefix = laid_out(jax.eval_shape(none), of_prefix)
         taking = jax.jit(prefix_function(model, shape.prefix), out_shardings=of_prefix).lower(rows)
@@ -199,7 +200,8 @@ def kept_as(model: Decoder, of_spec: Callable[[PartitionSpec], Any]) -> Kept:
 def no_prompts(model: Decoder, rows: int, slots: int) -> Rows:
     """Returns rows without prompts."""
     zeros = jnp.zeros(rows, jnp.int32)
-    return Rows(empty_cache(model.arch, rows, slots, model.dtype), zeros, zeros, zeros, zeros)
+    of_keys = model.placement.kept_dtype(model.dtype)
+    return Rows(empty_cache(model.arch, rows, slots, model.dtype, of_keys), zeros, zeros, zeros, zeros)
 
 
 def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Prefill:

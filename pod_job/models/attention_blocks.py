@@ -49,7 +49,8 @@ def attend_blocks(
     """Computes `attend` row after row; the positions of a segment lie side by side."""
     first = first_visible(segment_ids, settings.window)
     rows = heads._replace(sinks=None)
-    return jax.lax.map(lambda row: attend_row(row[0]._replace(sinks=heads.sinks), row[1], settings), (rows, first))
+    out = jax.lax.map(lambda row: attend_row(row[0]._replace(sinks=heads.sinks), row[1], settings), (rows, first))
+    return out.astype(heads.q.dtype)
 
 
 def first_visible(segment_ids: Int[Array, "B S"], window: int | None) -> Int[Array, "B S"]:
@@ -65,7 +66,10 @@ def attend_row(
     first: Int[Array, " S"],
     settings: AttentionSettings,
 ) -> Float[Array, "S N H"]:
-    """Attends within one row, block of queries by block of queries; `first` as from `first_visible`."""
+    """Attends within one row, block of queries by block of queries; `first` as from `first_visible`.
+
+    The result is float32 until all rows are done: XLA writes a part of a bfloat16 array by copying all of it.
+    """
     q, k, v, sinks, before = heads
     S, N, H = q.shape
     K = k.shape[1]
@@ -105,11 +109,10 @@ def attend_row(
             sums = summed(add_before, parts, sums, (P - furthest) // BEFORE_BLOCK, P // BEFORE_BLOCK)
         sums = summed(add_keys, parts, sums, first[start] // T, (start + block - 1) // T + 1)
         for part, of_part in zip(parts, sums, strict=True):
-            z = mean([of_part], sinks).astype(q.dtype)
-            out = jax.lax.dynamic_update_slice_in_dim(out, z, part.start, 2)
+            out = jax.lax.dynamic_update_slice_in_dim(out, mean([of_part], sinks), part.start, 2)
         return out
 
-    out = jax.lax.fori_loop(0, -(-S // block), attend_block, jnp.zeros(queries.shape, q.dtype))
+    out = jax.lax.fori_loop(0, -(-S // block), attend_block, jnp.zeros(queries.shape))
     return out.transpose(2, 0, 1, 3).reshape(S, N, H)
 
 

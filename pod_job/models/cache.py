@@ -13,10 +13,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.arch import Arch
+from pod_job.models.bits import HALF, as_bits
 
 
 class KeyValues(NamedTuple):
-    """Rotated keys, and values. Positions are innermost: a head narrower than a TPU's 128 lanes is not padded."""
+    """Rotated keys, and values, on CPUs with those of bfloat16 as integers.
+
+    Positions are innermost: a head narrower than a TPU's 128 lanes is not padded.
+    """
 
     k: Float[Array, "L B K H S"]
     v: Float[Array, "L B K H S"]
@@ -30,6 +34,7 @@ class KeyValues(NamedTuple):
         """Returns these with the keys and values of one layer."""
 
         def put(stack: Array, x: Array) -> Array:
+            x = as_bits(x) if stack.dtype == HALF else x
             return jax.lax.dynamic_update_slice(stack, x.transpose(0, 2, 3, 1)[None], (layer, 0, 0, 0, 0))
 
         return KeyValues(put(self.k, k), put(self.v, v))
@@ -135,7 +140,9 @@ def no_states(arch: Arch, rows: int, dtype: np.dtype | type) -> DeltaStates | No
     return DeltaStates(jnp.zeros((J, rows, K, N // K, sizes.key_size, sizes.value_size), jnp.float32), q, k, v)
 
 
-def empty_cache(arch: Arch, rows: int, slots: int, dtype: np.dtype | type) -> Cache:
-    """Returns a cache in which nothing is written."""
-    kept = Kept(no_key_values(arch, rows, slots, dtype), no_states(arch, rows, dtype))
+def empty_cache(
+    arch: Arch, rows: int, slots: int, dtype: np.dtype | type, of_keys: np.dtype | type | None = None
+) -> Cache:
+    """Returns a cache in which nothing is written; `of_keys` is the dtype that keys and values are kept in."""
+    kept = Kept(no_key_values(arch, rows, slots, of_keys or dtype), no_states(arch, rows, dtype))
     return Cache(kept, jnp.zeros((), jnp.int32))

@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pod_job.models.attention_settings import soft_cap
+from pod_job.models.bits import as_numbers
 from pod_job.models.softmax_sums import LOWEST, Sums, joined, no_sums, sums_of
 
 LANES = 128  # of a TPU vector register
@@ -107,7 +108,7 @@ def sums_by_turns(grouped: Float[Array, "B K G H"], cached: Any, softcap: float 
         listed = view.turns[jnp.minimum(turn, count - 1)]
         row, block = listed // blocks, listed % blocks
         at = (number, row, 0, 0, block * T)
-        k, v = (jax.lax.dynamic_slice(x, at, (1, 1, K, H, T))[0, 0] for x in kept)
+        k, v = (as_numbers(jax.lax.dynamic_slice(x, at, (1, 1, K, H, T))[0, 0], grouped.dtype) for x in kept)
         scores = jnp.einsum("kgh,khc->kgc", grouped[row], k, preferred_element_type=jnp.float32)
         back = (view.end - block * T - jnp.arange(T)) % kept.slots
         seen = (back > 0) & (back <= view.reach[row]) & (turn < count)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pod_job.models.attention_settings import Heads, soft_cap
+from pod_job.models.bits import as_numbers
 from pod_job.models.cache import Cache, KeyValues
 from pod_job.models.cache_kernel import block_slots, list_turns, sums_by_kernel, sums_by_turns
 from pod_job.models.placement import Placement
@@ -97,7 +98,7 @@ def sums_by_xla(
     """Returns the sums over the slots of a layer, all of which are read on any platform."""
     del placement
     kept, number, view = cached
-    k, v = kept.k[number], kept.v[number]
+    k, v = (as_numbers(stack[number], grouped.dtype) for stack in kept)
     products = jnp.einsum("bkgh,bkhc->bkgc", grouped, k, preferred_element_type=jnp.float32)
     scores = soft_cap(view.scale * products, softcap)
     scores = jnp.where(visible(view, kept.slots)[:, None, None], scores, LOWEST)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from pod_job.models.arch import Arch
 from pod_job.models.attention_settings import soft_cap
+from pod_job.models.bits import HALF
 from pod_job.models.cache import Cache, Kept, KeyValues, Prefix, no_key_values, no_states
 from pod_job.models.decoder_layer import LayerInput, attention_mixer, decoder_layer, norm
 from pod_job.models.delta_net import Sequences, delta_net
@@ -38,7 +39,7 @@ from pod_job.models.selected_positions import FromSelected, are_few, at_position
 from pod_job.models.splice import NOTHING, Replaced, Splice, splice_at
 from pod_job.models.taps import Tap, widest
 from pod_job.models.token_facts import TokenFacts, token_facts
-from pod_job.models.upper_halves import HALF, logits_by_rows, whole
+from pod_job.models.upper_halves import logits_by_rows, whole
 from pod_job.models.weight_table import neutral_norm, weight_table
 
 Activations = dict[str, Float[Array, "B M width"]]
@@ -232,7 +233,7 @@ class Decoder(nn.Module):
         return output, cache.append(kept)
 
     def _no_keys(self, tokens: Tokens, slots: int) -> KeyValues:
-        return no_key_values(self.arch, len(tokens.ids), slots, self.dtype)
+        return no_key_values(self.arch, len(tokens.ids), slots, self.placement.kept_dtype(self.dtype))
 
     def _forward(
         self, tokens: Tokens, request: Request, kept: Kept | None, cache: Cache | None = None
@@ -339,7 +340,7 @@ class Decoder(nn.Module):
             if not weight.stacked or (weight.layers and is_delta(self.arch, weight.layers[0]) is not delta):
                 continue
             at = i if weight.layers is None else place_of_layer(self.arch, i, delta=delta)
-            weights[name] = whole(self.placement.gather(self.weights[name][at]))
+            weights[name] = whole(self.placement.gather(self.placement.entry(self.weights[name], at)))
         if delta:
             return weights
         at = place_of_layer(self.arch, i, delta=False)

@@ -163,18 +163,21 @@ def added(arch: Arch, w: dict[str, Array], post_norm: str, x: Float[Array, "B S 
 def mlp(
     arch: Arch, placement: Placement, w: dict[str, Array], normed: Float[Array, "B S D"], splice: Splice = unchanged
 ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
-    """Returns the output of the down projection, and its input as the site it is."""
+    """Returns the output of the down projection, and its input as the site it is.
+
+    On a CPU the activation is computed in float32 and rounded once; in bfloat16, each of its steps would round.
+    """
 
     def by_position(normed: Float[Array, "B S D"]) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
         def projection(name: str) -> Float[Array, "B S F"]:
-            return placement.product("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
+            return placement.wide_product("bsd,df->bsf", normed, w[name]) + w.get(f"{name}_bias", 0.0)
 
         if arch.gated:
             gate, up = (placement.isolate(projection(name)) for name in ("gate", "up"))
             mlp_act = gated(arch, gate, up)
         else:
             mlp_act = activate(arch, projection("up"))
-        mlp_act = splice("mlp_act", mlp_act)
+        mlp_act = splice("mlp_act", mlp_act.astype(normed.dtype))
         mlp_out = placement.product("bsf,fd->bsd", mlp_act, w["down"]) + w.get("down_bias", 0.0)
         return mlp_out, {"mlp_act": mlp_act}
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from pod_job.models.arch import Arch, LayerAttention
 from pod_job.models.attention import attend
 from pod_job.models.attention_settings import AttentionSettings, Before, Heads
+from pod_job.models.bits import as_numbers
 from pod_job.models.cache import Cache, Kept, Prefix
 from pod_job.models.cached_attention import CachedLayer, attend_cached, make_view
 from pod_job.models.head_kernel import Turn, makes_heads, projected_heads
@@ -87,13 +88,14 @@ class LayerStackAttention(ABC):
             q, k, v = rotated or (rotate(q, swapped_q, *self.of_queries(tables)), rotate(k, swapped_k, *tables), v)
         kept = None if kept is None else kept._replace(keys=kept.keys.write(at, k, v))
         place = place_of_layer(self.arch, i, delta=False)
-        return self.attend(place, kind, Heads(q, k, v, sinks, self.before(place))), kept
+        return self.attend(place, kind, Heads(q, k, v, sinks, self.before(place, k.dtype))), kept
 
-    def before(self, place: Int[Array, ""] | int) -> Before | None:
+    def before(self, place: Int[Array, ""] | int, dtype: np.dtype | type) -> Before | None:
         """Returns the keys and values before the call of the layer at this place; None: there are none."""
         if self.prefix is None:
             return None
-        return Before(self.prefix.keys.k[place], self.prefix.keys.v[place], self.prefix.behind)
+        k, v = (as_numbers(stack[place], dtype) for stack in self.prefix.keys)
+        return Before(k, v, self.prefix.behind)
 
     def by_kernel(
         self, kind: Int[Array, ""] | int, source: ProjectionSource | None, tables: tuple[Array, ...]

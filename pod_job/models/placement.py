@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
+
+from pod_job.models.bits import HALF
 
 KERNEL_KIND = "TPU v6 lite"
 """Kind of the devices that the kernels of experts and of heads are compiled for and counted on."""
@@ -63,6 +66,20 @@ class Placement:
         """Returns a weight as a layer uses it: whole on every device, where it is split along the hidden size."""
         return weight if self.weights is None else self._place(weight, PartitionSpec())
 
+    def kept_dtype(self, dtype: np.dtype | type) -> np.dtype | type:
+        """Returns the dtype that keys and values are kept in: integers for those of bfloat16 on a CPU; see `bits`."""
+        return HALF if self.platform == "cpu" and dtype == jnp.bfloat16 else dtype
+
+    def entry(self, stack: Array, i: Int[Array, ""] | int) -> Array:
+        """Returns entry i of a stack, in a loop over i.
+
+        XLA on CPUs makes bfloat16 float32 before it takes a part of it: of the whole stack before the loop, without the
+        barrier.
+        """
+        if self.platform == "cpu" and stack.dtype == jnp.bfloat16:
+            stack, i = jax.lax.optimization_barrier((stack, i))
+        return stack[i]
+
     def look_up(self, embedding: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Returns rows of the embedding. Where it is split, devices look tokens up in their slice and exchange.
 
@@ -91,13 +108,18 @@ class Placement:
         )(x)
 
     def product(self, equation: str, x: Array, weight: Array) -> Array:
-        """Returns the einsum, in x's dtype; on a CPU rounded after a float32 result, which takes half the time.
+        """Returns the einsum in x's dtype."""
+        return self.wide_product(equation, x, weight).astype(x.dtype)
+
+    def wide_product(self, equation: str, x: Array, weight: Array) -> Array:
+        """Returns the einsum in x's dtype, of bfloat16 on a CPU in float32, which takes half the time.
 
         CPUs with instructions for bfloat16 have them for products with such a result; to another, XLA makes all factors
         float32 first.
         """
         if self.platform == "cpu" and x.dtype == jnp.bfloat16:
-            return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+            equation = equation.replace("h", "z")  # in alphabetical order einsum sums over n, z as they lie in memory
+            return jnp.einsum(equation, x, weight, preferred_element_type=jnp.float32)
         return jnp.einsum(equation, x, weight)
 
     def by_position(self, compute: Callable[..., Any], x: Any) -> Any:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from pod_job.models.bits import as_bits, as_numbers
 from pod_job.models.placement import Placement
 
 BLOCK = 128
@@ -57,12 +58,18 @@ def over_blocks(
 ) -> Any:
     """Returns `compute(x)` for so many blocks along an axis, that of positions, and zeros past them."""
     S = jax.tree.leaves(x)[0].shape[axis]
-    size = min(S, block)
-    nothing = jax.tree.map(lambda made: jnp.zeros(made.shape, made.dtype), jax.eval_shape(compute, x))
+    size, shapes, of_parts = min(S, block), jax.eval_shape(compute, x), jax.tree.map(as_bits, x)
+    nothing = jax.tree.map(lambda made: as_bits(jnp.zeros(made.shape, made.dtype)), shapes)
 
     def add(i: Int[Array, ""], made: Any) -> Any:
         start = jnp.minimum(i * size, S - size)  # the last block ends with the axis, and has some of it again
-        some = compute(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), x))
+        parts = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), of_parts)
+        some = jax.tree.map(as_bits, compute(like(x, parts)))
         return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, axis), made, some)
 
-    return jax.lax.fori_loop(0, blocks, add, nothing)
+    return like(shapes, jax.lax.fori_loop(0, blocks, add, nothing))
+
+
+def like(x: Any, bits: Any) -> Any:
+    """Returns arrays that are kept as bits in the dtypes of those of x."""
+    return jax.tree.map(lambda x, some: as_numbers(some, x.dtype), x, bits)

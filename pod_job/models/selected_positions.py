@@ -4,6 +4,7 @@ B rows, S positions, M selected positions of a row, N query heads, H head size.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pod_job.models.arch import Arch
@@ -35,8 +36,8 @@ class FromSelected(LayerStackAttention):
         super().__init__(arch, tokens, prefix)
         self.tokens, self.select = tokens, select
 
-    def before(self, place: Int[Array, ""] | int) -> Before | None:
-        before = super().before(place)
+    def before(self, place: Int[Array, ""] | int, dtype: np.dtype | type) -> Before | None:
+        before = super().before(place, dtype)
         return before and before._replace(behind=at_positions(before.behind, self.select))
 
     def of_queries(self, tables: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped, UInt16
 
 from pod_job.models.arch import Arch
+from pod_job.models.bits import HALF, as_bits
 from pod_job.models.placement import Placement
 from pod_job.models.position_blocks import over_blocks
 
-HALF = jnp.uint16
 ROWS_TOGETHER = 4096
 """Entries of the vocabulary whose logits are computed at a time: their weights as float32 stay in a CPU's cache."""
 OF_MIXERS = ("q", "k", "v", "o", "attn_gate", "delta_q", "delta_k", "delta_v", "delta_gate", "delta_o")
@@ -45,7 +45,7 @@ def whole(weight: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
 
 def upper_halves(weight: Shaped[Array, "*shape"]) -> UInt16[Array, "*shape"]:
     """Returns bfloat16 values as integers, placed as they are."""
-    return jax.jit(lambda x: jax.lax.bitcast_convert_type(x, HALF), out_shardings=weight.sharding)(weight)
+    return jax.jit(as_bits, out_shardings=weight.sharding)(weight)
 
 
 def logits_by_rows(x: Float[Array, "N D"], unembed: UInt16[Array, "V D"]) -> Float[Array, "N V"]:

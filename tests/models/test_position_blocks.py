@@ -10,15 +10,16 @@ from pod_job.models.position_blocks import BLOCK, filled_blocks, over_blocks, pa
 
 @pytest.mark.parametrize("positions", [BLOCK // 2, BLOCK, 2 * BLOCK + 3, 5 * BLOCK])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_filled_blocks_are_computed_and_others_are_zeros(positions: int, share: float) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_filled_blocks_are_computed_and_others_are_zeros(positions: int, share: float, dtype: str) -> None:
     filled = int(share * positions)
-    x = np.random.default_rng(1).normal(size=(2, positions, 4)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(2, positions, 4)).astype(dtype)
     segment_ids = np.zeros((2, positions), np.int32)
     segment_ids[1, :filled] = 1  # the longest row counts
-    made = jax.jit(lambda x, ids: over_blocks(lambda x: {"twice": 2 * x + 1}, filled_blocks(ids), x))(x, segment_ids)
-    found = np.asarray(made["twice"])
+    made = jax.jit(lambda x, ids: over_blocks(lambda x: {"halved": x / 2}, filled_blocks(ids), x))(x, segment_ids)
+    found = np.asarray(made["halved"])
     computed = -(-filled // BLOCK) * BLOCK
-    np.testing.assert_array_equal(found[:, :computed], 2 * x[:, :computed] + 1)
+    np.testing.assert_array_equal(found[:, :computed], x[:, :computed] / 2)
     assert not found[:, computed:].any() or computed > positions - BLOCK  # the last block moves back to end the row
 
 

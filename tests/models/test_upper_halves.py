@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pod_job.config.load import load
+from pod_job.models.bits import HALF
 from pod_job.models.mesh import make_mesh
-from pod_job.models.upper_halves import HALF, ROWS_TOGETHER, logits_by_rows, upper_halves, whole
+from pod_job.models.upper_halves import ROWS_TOGETHER, logits_by_rows, upper_halves, whole
 from pod_job.planning.inputs import read_inputs
 from pod_job.programs import load_model
 from tools.tiny_model import write_tiny_model
