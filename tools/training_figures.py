@@ -1,7 +1,8 @@
 """Speed and memory of training on a pod, by the TPU compiler: `python -m tools.training_figures [CASE...]` prints JSON.
 
 Each case compiles the forward pass of an experiment and the trainer of its SAEs, buffer included.
-Nothing is assumed to overlap: the times of both programs and of all collectives are added. Needs libtpu and no TPU.
+The times of both programs are added, and those of all collectives but for what goes on beside a product by the
+compiler's own schedule. Needs libtpu and no TPU.
 """
 
 import argparse
@@ -53,11 +54,13 @@ class Case(msgspec.Struct, frozen=True):
 
 
 QWEN = Case(width=896, latents=16384, saes=4, experiment="qwen05b-text-v5e64")
+QWEN_7B = Case(width=3584, latents=65536, experiment="qwen7b-text-v5e64", auxiliary=False)
 CASES = {
     "qwen05b-4x16k": QWEN,
     "qwen05b-4x16k-no-dead-latents": replace(QWEN, auxiliary=False),
     "qwen05b-4x16k-batch-topk": replace(QWEN, architecture=Architecture.batch_topk),
-    "qwen7b-65k-no-dead-latents": Case(width=3584, latents=65536, experiment="qwen7b-text-v5e64", auxiliary=False),
+    "qwen7b-65k-no-dead-latents": QWEN_7B,
+    "qwen7b-65k-no-dead-latents-131k-rows": replace(QWEN_7B, rows=131072),  # rows of a step in Gao et al.
     "d4096-131k": Case(width=4096, latents=131072, rows=16384),
 }
 

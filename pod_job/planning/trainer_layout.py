@@ -11,10 +11,10 @@ import msgspec
 from pod_job.run_folder.train_identity import TrainIdentity
 
 BYTES_OF_GRADIENT, BYTES_OF_ROW, BYTES_OF_OUTPUT = 2, 2, 4
-"""Bytes of a value of gradients and rows, which travel in bfloat16, and of outputs, which add up in float32.
+"""Bytes of a value of gradients, rows and outputs of split latents by which layouts are compared.
 
-Of a matrix 4 to 6 travel: XLA sums some gradients in float32, and each matrix is gathered in bfloat16. With so many,
-latents would be split where the compiler's own count of the whole step is higher (docs/training.md).
+With bfloat16 2 bytes of each travel, and of a matrix 2 more, when it is gathered. With so many latents would be split
+where the compiler's own count of the whole step is higher: choosing among split ones takes longer (docs/training.md).
 """
 
 

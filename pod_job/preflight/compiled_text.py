@@ -6,6 +6,7 @@ loop stands once in the text, so everything in it counts as often as the loop tu
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,12 +26,21 @@ HOISTED = re.compile(r'op_name="[^"]*\bseldom\b[^"]*/while/body/')
 """A loop that stood in the body of such a loop. Those bodies are not read, so one that is met runs each time."""
 SCOPED = re.compile(r'op_name="[^"]*/')
 """An operation that has the scopes it was made in: not those that the compiler has given a name of its own."""
+BESIDE_A_COLLECTIVE = "async_collective_fusion"
+"""Name of a computation with an operation and a collective that has been started, which goes on meanwhile."""
+CHANNEL = re.compile(r"channel_id=(\d+)")
 REFERENCE = re.compile(r"%([\w.\-]+)")
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of the program; `rest` is the text after the opening parenthesis, `times` how often it runs."""
+    """One line of the program.
+
+    Attributes:
+        rest: text after the opening parenthesis.
+        times: how often it runs.
+        beside: the collective that goes on while it computes, as its operation; None: there is none.
+    """
 
     name: str
     shape: str
@@ -38,6 +48,7 @@ class Operation:
     rest: str
     root: bool = field(repr=False)
     times: int = 1
+    beside: "Operation | None" = field(default=None, repr=False)
 
     @property
     def cycles(self) -> int:
@@ -109,6 +120,9 @@ def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
             case "fusion" if starts_collective(program, operation):
                 yield replace(operation, times=times)
                 yield from walk(program, operation.attribute("calls"), times)
+            case "fusion" if operation.attribute("calls").startswith(BESIDE_A_COLLECTIVE):
+                called = program[operation.attribute("calls")]
+                yield replace(operation, times=times, beside=next(op for op in called if is_collective(op)))
             case _:
                 yield replace(operation, times=times)
 
@@ -165,12 +179,27 @@ def total_cycles(operations: list[Operation]) -> int:
     return sum(op.cycles * op.times for op in operations)
 
 
+def is_collective(operation: Operation) -> bool:
+    return operation.kind.removesuffix("-start") in COLLECTIVES
+
+
+def hidden_bytes(operations: list[Operation], bytes_per_cycle: float) -> float:
+    """Returns the bytes of collectives that move while operations compute that go on beside them."""
+    moved, sizes = Counter[str](), dict[str, int]()
+    for op in operations:
+        if op.beside is not None:
+            channel = CHANNEL.findall(op.beside.rest)[0]
+            sizes[channel] = op.beside.bytes * op.times
+            moved[channel] += op.cycles * op.times
+    return sum((min(sizes[channel], cycles * bytes_per_cycle) for channel, cycles in moved.items()), 0.0)
+
+
 def collectives(operations: list[Operation]) -> list[Collective]:
     """Returns the collectives of a run by kind and size, most bytes first."""
     counts: dict[tuple[str, int], int] = {}
     for op in operations:
         kind = op.kind.removesuffix("-start")
-        if kind in COLLECTIVES:
+        if is_collective(op):
             counts[kind, op.bytes] = counts.get((kind, op.bytes), 0) + op.times
     totals = [Collective(kind, count, size) for (kind, size), count in counts.items()]
     return sorted(totals, key=lambda total: (-total.count * total.bytes, total.kind))

@@ -18,8 +18,9 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
         hbm_available: bytes that a program may use of a chip's memory.
         seconds: by cause. `compute`: the compiler's estimates of its own operations, and the kernels'; `hbm`: reading
             weights and cache once per token position in turn, writing results; `network`: all collectives, as if
-            nothing hid them; `host`: results to the host's memory; `bucket`: results to storage, both not with
-            mode=train. They overlap, so the program takes the longest of them.
+            nothing hid them, but of the trainer those that do not go on beside a product; `host`: results to the host's
+            memory; `bucket`: results to storage, both not with mode=train. They overlap, so the program takes the
+            longest of them.
         kernel_s: part of `seconds["compute"]` that custom kernels take, which the compiler does not state; of decode,
             with all slots of all rows filled.
         kernel_origin: `bundles`, where the attention kernel's instructions were counted; `FLOPs` or of decode `bytes`,

@@ -11,7 +11,7 @@ import jax
 
 from pod_job.config.train import Architecture
 from pod_job.models.mesh import make_mesh
-from pod_job.preflight.compiled_text import ARRAY, Operation, collectives, read_program, total_cycles
+from pod_job.preflight.compiled_text import ARRAY, Operation, collectives, hidden_bytes, read_program, total_cycles
 from pod_job.preflight.forecast import Forecast
 from pod_job.preflight.planned_job import PlannedTrainer
 from pod_job.preflight.pod_compiler import network_seconds, too_big
@@ -52,6 +52,7 @@ def forecast(trainer: Trainer, pod: Slice) -> Forecast:
         return too_big("trainer", pod, time.monotonic() - started, error)
     operations = read_program(compiled.as_text() or "")
     moved, hbm = collectives(operations), memory(trainer, compiled)
+    hidden = hidden_bytes(operations, pod.network_bytes_s / pod.chip.cycles_s)
     kernel = uncounted_cycles(trainer, operations) / pod.chip.cycles_s
     state_bytes = hbm[SAES] + hbm[OPTIMIZER] + hbm.get(BUFFER, 0)
     return Forecast(
@@ -65,7 +66,7 @@ def forecast(trainer: Trainer, pod: Slice) -> Forecast:
         seconds={
             "compute": total_cycles(operations) / pod.chip.cycles_s + kernel,
             "hbm": (2 * state_bytes + hbm[ROWS]) / pod.chip.hbm_bytes_s,  # the state is read and written
-            "network": network_seconds(moved, pod),
+            "network": network_seconds(moved, pod) - hidden / pod.network_bytes_s,
         },
         kernel_s=kernel,
         ideal_s=sum(map(sae_flops, trainer.plans)) * trainer.rows / pod.chips / pod.chip.peak_flops,

@@ -16,14 +16,15 @@ OVERLAPPING = ("compute", "hbm", "network")
 
 
 class TrainingForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """Time of a training step on the pod, its parts in turn as if nothing overlapped, but for reading.
+    """Time of a training step on the pod, its parts in turn, but for reading.
 
     Attributes:
         rows: of a step.
         forward_passes: that give the rows of one step, below 1 where one pass gives those of several steps; 0 where
             rows are read from a run.
         seconds: of a step by part. `forward`: the passes that feed it; `trainer`: computing; `network`: the trainer's
-            collectives as if nothing hid them; `reading`: rows from the run, ahead of the step and beside it.
+            collectives that do not go on beside a product; `reading`: rows from the run, ahead of the step and beside
+            it.
         read_bytes: that each host reads for a step; 0 with a forward pass.
         read_gb_s: rate at which each host is taken to read.
         read_assumed: whether nobody has given or measured that rate.

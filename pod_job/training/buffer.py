@@ -9,24 +9,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, BFloat16, Bool, Float, Int, UInt
 
 
 class Buffer(NamedTuple):
-    """Rows that wait, by tap, and which of them are rows at all."""
+    """Rows that wait, by tap and as `words`, and which of them are rows at all."""
 
-    rows: dict[str, Shaped[Array, "J M _"]]
+    rows: dict[str, UInt[Array, "J M _"]]
     valid: Bool[Array, "J M"]
 
 
-Rows = tuple[Mapping[str, Shaped[Array, "M _"]], Bool[Array, "M"]]
-"""Rows of one step by tap, and which are valid."""
+Rows = tuple[Mapping[str, Float[Array, "M _"]], Bool[Array, "M"]]
+"""Rows of one step by tap, and which are valid; they leave the buffer in bfloat16."""
 
 
-def empty_buffer(widths: dict[str, int], rows: int, slots: int, dtype: str = "bfloat16") -> Buffer:
+def empty_buffer(widths: dict[str, int], rows: int, slots: int) -> Buffer:
     """Returns a buffer without rows. `rows`: of one step."""
-    arrays = {tap: jnp.zeros((slots, rows, width), dtype) for tap, width in widths.items()}
-    return Buffer(arrays, jnp.zeros((slots, rows), bool))
+    nothing = {tap: words(jnp.zeros((rows, width))) for tap, width in widths.items()}
+    return Buffer(jax.tree.map(lambda row: jnp.tile(row, (slots, 1, 1)), nothing), jnp.zeros((slots, rows), bool))
 
 
 def exchange(buffer: Buffer, arriving: Rows, key: jax.Array) -> tuple[Buffer, Rows]:
@@ -47,7 +47,7 @@ def put(buffer: Buffer, arriving: Rows, slot: Int[Array, ""]) -> Buffer:
 
 def take(buffer: Buffer, slot: Int[Array, ""]) -> tuple[Buffer, Rows]:
     """Empties one slot of every column, when no more rows come."""
-    rows = {tap: held[slot] for tap, held in buffer.rows.items()}
+    rows = {tap: values(held[slot]) for tap, held in buffer.rows.items()}
     return buffer._replace(valid=buffer.valid.at[slot].set(False)), (rows, buffer.valid[slot])
 
 
@@ -60,7 +60,26 @@ def swap(buffer: Buffer, arriving: Rows, slot: Int[Array, "M"]) -> tuple[Buffer,
     here = (jnp.arange(buffer.valid.shape[0])[:, None] == slot) & valid
     leaving, held = {}, {}
     for tap, stored in buffer.rows.items():
-        leaving[tap] = jnp.sum(jnp.where(here[:, :, None], stored, 0), axis=0, dtype=stored.dtype)
-        held[tap] = jnp.where(here[:, :, None], rows[tap].astype(stored.dtype), stored)
+        leaving[tap] = values(jnp.sum(jnp.where(here[:, :, None], stored, 0), axis=0, dtype=stored.dtype))
+        held[tap] = jnp.where(here[:, :, None], words(rows[tap]), stored)
     left = jnp.any(here & buffer.valid, axis=0)
     return Buffer(held, buffer.valid | here), (leaving, left)
+
+
+def words(rows: Float[Array, "M D"]) -> UInt[Array, "M _"]:
+    """Returns bfloat16 values two to a number of 32 bits, among which TPUs choose faster; an odd D's one to a number.
+
+    Those of the first half of D are the lower halves.
+    """
+    bits = jax.lax.bitcast_convert_type(rows.astype(jnp.bfloat16), jnp.uint16)
+    if bits.shape[1] % 2:
+        return bits
+    lower, upper = jnp.split(bits.astype(jnp.uint32), 2, axis=1)
+    return lower | upper << 16
+
+
+def values(words: UInt[Array, "M _"]) -> BFloat16[Array, "M D"]:
+    """Returns the bfloat16 values that `words` was given."""
+    if words.dtype == jnp.uint32:
+        words = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1).astype(jnp.uint16)
+    return jax.lax.bitcast_convert_type(words, jnp.bfloat16)

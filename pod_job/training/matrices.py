@@ -28,13 +28,12 @@ def kept_split(latents: int, mesh: Mesh) -> dict[str, PartitionSpec]:
 
 def gathered(shape: SaeShape, params: Params, mesh: Mesh, dtype: str) -> Params:
     """Returns the parameters with whole matrices, which travel rounded to `dtype` where products alone read them."""
-    if mesh.shape["data"] == 1:
-        return params
 
     def whole(name: str, value: jax.Array) -> jax.Array:
         exact = name == "decoder" and shape.architecture in WEIGHED_BY_NORMS
         sent = value if exact else value.astype(dtype)
-        return jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, WHOLE[name])).astype(value.dtype)
+        whole = jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, WHOLE[name]))
+        return apart(whole, mesh).astype(value.dtype)
 
     return params | {name: whole(name, params[name]) for name in WHOLE}
 
@@ -46,6 +45,15 @@ def scattered(shape: SaeShape, gradient: Params, mesh: Mesh) -> Params:
         # Whole first: else XLA splits the product that gives it into one for each device, in float32.
         for split in (WHOLE, kept_split(shape.latents, mesh)):
             value = jax.lax.with_sharding_constraint(value, NamedSharding(mesh, split[name]))
-        return value
+        return apart(value, mesh)
 
     return gradient | {name: part(name, gradient[name]) for name in WHOLE}
+
+
+def apart(matrix: jax.Array, mesh: Mesh) -> jax.Array:
+    """Returns the matrix as an array of its own where no collective makes it one: where one device has all rows.
+
+    A product whose factor XLA rounds as it reads it, or whose result it clips and adds up at once, takes up to three
+    times as long on TPUs (two SAEs of 65,536 latents at width 2,560 on v5e: 25.1 ms of trainer, 19.9 with this).
+    """
+    return jax.lax.optimization_barrier(matrix) if mesh.shape["data"] == 1 else matrix

@@ -101,7 +101,7 @@ class Trainer:
     def state_of(self, statistics: Mapping[str, TapStatistics]) -> TrainerState:
         groups = tuple(initial_group(group, statistics, self.recipe) for group in self.groups)
         slots = self.recipe.buffer_steps
-        buffer = empty_buffer(dict(self.widths), self.rows, slots, ROW_DTYPE) if slots else None
+        buffer = empty_buffer(dict(self.widths), self.rows, slots) if slots else None
         return TrainerState(groups, buffer, jnp.int32(0))
 
     @cached_property

@@ -33,6 +33,11 @@ PROGRAM = """HloModule step
   %again = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
   ROOT %neg = bf16[8,16]{1,0} negate(%again), backend_config={"estimated_cycles":"7"}
 }
+%async_collective_fusion.1 (q: bf16[8,2]) -> bf16[8,8] {
+  %q = bf16[8,2]{1,0} parameter(0)
+  %still = bf16[8,16]{1,0} all-gather(%q), channel_id=5, dimensions={1}
+  ROOT %dot = bf16[8,8]{1,0} convolution(%q, %q)
+}
 ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
   %a = bf16[8,16]{1,0} parameter(0)
   %three = s32[] constant(3)
@@ -40,15 +45,17 @@ ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
   %t = (s32[], bf16[8,16]{1,0}) tuple(%from, %a)
   %loop = (s32[], bf16[8,16]{1,0}) while(%t), condition=%cond, body=%body
   %flag = s32[] all-reduce(%from), to_apply=%max
+  %first = bf16[8,8] fusion(%a), kind=kOutput, calls=%async_collective_fusion.1, backend_config={BESIDE}
+  %second = bf16[8,8] fusion(%a), kind=kOutput, calls=%async_collective_fusion.1, backend_config={BESIDE}
   %parts = f32[8,2]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %out = bf16[8,16]{1,0} copy(%a), backend_config={"estimated_cycles":"50"}
 }
-"""
+""".replace("BESIDE", '"estimated_cycles":"4"')
 
 
 def test_a_loop_counts_as_often_as_it_turns() -> None:
     """20 turns of 1000 cycles; nothing inside a fusion counts a second time."""
-    assert compiled_text.total_cycles(compiled_text.read_program(PROGRAM)) == 20 * 1000 + 50
+    assert compiled_text.total_cycles(compiled_text.read_program(PROGRAM)) == 20 * 1000 + 50 + 2 * 4
 
 
 def test_a_collective_counts_once_where_it_starts() -> None:
@@ -98,4 +105,10 @@ SCOPES = [("often/while", 20), ("seldom/while", 0), ("seldom/while/body/while", 
 @pytest.mark.parametrize(("scope", "turns"), SCOPES)
 def test_a_loop_seldom_entered_costs_nothing_but_what_the_compiler_has_moved_out_of_it(scope: str, turns: int) -> None:
     named = PROGRAM.replace("condition=%cond", f'metadata={{op_name="jit(step)/{scope}"}}, condition=%cond')
-    assert compiled_text.total_cycles(compiled_text.read_program(named)) == turns * 1000 + 50
+    assert compiled_text.total_cycles(compiled_text.read_program(named)) == turns * 1000 + 50 + 2 * 4
+
+
+@pytest.mark.parametrize(("bytes_per_cycle", "hidden"), [(10.0, 80), (32.0, 256), (1000.0, 256)])
+def test_what_moves_beside_operations_is_hidden_as_far_as_they_take(bytes_per_cycle: float, hidden: float) -> None:
+    """Eight cycles beside one collective of 256 bytes."""
+    assert compiled_text.hidden_bytes(compiled_text.read_program(PROGRAM), bytes_per_cycle) == hidden

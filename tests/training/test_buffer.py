@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import pytest
 
-from pod_job.training.buffer import Buffer, empty_buffer, exchange, put, take
+from pod_job.training.buffer import Buffer, empty_buffer, exchange, put, take, values, words
 
 M, SLOTS, STEPS, ROWS_OF_DOCUMENT = 64, 8, 40, 32
 EXCHANGE, PUT, TAKE = jax.jit(exchange), jax.jit(put), jax.jit(take)
@@ -13,12 +15,13 @@ EXCHANGE, PUT, TAKE = jax.jit(exchange), jax.jit(put), jax.jit(take)
 def arriving(step: int) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns rows that are their own numbers, of which a sixth is not valid."""
     numbers = step * M + jnp.arange(M)
-    return {"a": numbers[:, None].astype(jnp.float32)}, numbers % 6 != 1
+    digits = jnp.stack([numbers // 256, numbers % 256], axis=1)  # bfloat16 has eight bits
+    return {"a": digits.astype(jnp.float32)}, numbers % 6 != 1
 
 
 def whole_run(seed: int) -> list[np.ndarray]:
     """Returns the numbers of the rows of each step, to the last one in the buffer."""
-    buffer: Buffer = empty_buffer({"a": 1}, M, SLOTS, "float32")
+    buffer: Buffer = empty_buffer({"a": 2}, M, SLOTS)
     for slot in range(SLOTS):
         buffer = PUT(buffer, arriving(slot), jnp.int32(slot))
     steps = []
@@ -28,7 +31,7 @@ def whole_run(seed: int) -> list[np.ndarray]:
             buffer, leaving = EXCHANGE(buffer, arriving(step), jax.random.fold_in(jax.random.key(seed), step))
         else:
             buffer, leaving = TAKE(buffer, slots)
-        steps.append(np.asarray(leaving[0]["a"][:, 0], int)[np.asarray(leaving[1])])
+        steps.append((np.asarray(leaving[0]["a"], int) @ [256, 1])[np.asarray(leaving[1])])
     return steps
 
 
@@ -56,3 +59,10 @@ def test_documents_are_mixed_nearly_as_by_a_full_shuffle() -> None:
     assert in_order > 0.45
     # Two rows of a document meet if their ages are equal: less than 1 in `SLOTS` of the pairs that arrive together.
     assert buffered < in_order / SLOTS + same_document(shuffled)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 8])
+def test_words_keep_every_value(width: int) -> None:
+    rows = np.random.default_rng(0).integers(0, 1 << 16, (7, width), np.uint16).view(ml_dtypes.bfloat16)
+    again = np.asarray(values(words(jnp.asarray(rows))))
+    np.testing.assert_array_equal(again.view(np.uint16), rows.view(np.uint16))

@@ -38,7 +38,7 @@ def order_of(way: str, count: int, batch_rows: int) -> np.ndarray:
 def leaving(rows: np.ndarray, order: np.ndarray, slots: int) -> Iterator[jax.Array]:
     """Yields the batches that leave the buffer; what it holds at the end is left there."""
     valid, key = jnp.ones(order.shape[1], bool), jax.random.key(0)
-    buffer = empty_buffer({"tap": rows.shape[1]}, order.shape[1], slots, "float32")
+    buffer = empty_buffer({"tap": rows.shape[1]}, order.shape[1], slots)
     fill, swap = jax.jit(put, donate_argnums=0), jax.jit(exchange, donate_argnums=0)
     for step, batch in enumerate(order):
         if step < slots:

@@ -25,10 +25,10 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     activity,
-    decode,
     largest,
     measured,
     product,
+    reconstructed,
     squared_error,
 )
 from pod_job.training.architectures.selection import SELDOM
@@ -51,7 +51,7 @@ def by_dense_products(choose: Choose) -> Reconstruct:
         positive = relu.encode(shape, params, batch.rows, dtype)
         latents, smallest = choose(shape, params, positive, batch, coefficients)
         active = activity(latents, batch)
-        output = decode(shape, params, latents, batch.rows, dtype)
+        output = reconstructed(shape, params, latents, batch, dtype)
         return output, active if smallest is None else active._replace(lowest=smallest)
 
     return reconstruct
@@ -116,7 +116,8 @@ def error_and_gradient(
         values = jnp.where(candidate, relu.encode(shape, latents, batch.rows, dtype), 0)
         k = jnp.minimum(count, shape.auxiliary_k)
         taken = cast(jax.Array, largest(batch.keep, shape.auxiliary_k, values, k))
-        return squared_error(product(taken, latents["decoder"], dtype), residual, batch.weights)
+        output = product(taken, latents["decoder"], dtype, split=parts > 1)
+        return squared_error(output, residual, batch.weights)
 
     def of_none(params: Params) -> tuple[Scalar, Params]:
         return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)

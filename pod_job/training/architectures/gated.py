@@ -17,9 +17,9 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     activity,
-    decode,
     measured,
     pre_activations,
+    reconstructed,
     squared_error,
     weighted_sum,
 )
@@ -57,10 +57,10 @@ def loss(
     resampling.
     """
     gate, latents = gate_and_latents(shape, params, batch.rows, dtype)
-    error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
+    error = squared_error(reconstructed(shape, params, latents, batch, dtype), batch.targets, batch.weights)
     opened = jnp.maximum(gate, 0.0)
     penalty = weighted_sum(shape, params, opened, batch.weights)
     frozen = {name: stop_gradient(params[name]) for name in ("decoder", "decoder_bias", "skip") if name in params}
-    auxiliary = squared_error(decode(shape, frozen, opened, batch.rows, dtype), batch.targets, batch.weights)
+    auxiliary = squared_error(reconstructed(shape, frozen, opened, batch, dtype), batch.targets, batch.weights)
     total = error + coefficients.sparsity * penalty + auxiliary
     return measured(total, error, Terms(penalty, auxiliary), activity(latents, batch), batch)

@@ -19,9 +19,9 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     activity,
-    decode,
     measured,
     pre_activations,
+    reconstructed,
     squared_error,
 )
 from pod_job.training.architectures.shape import SaeShape
@@ -94,7 +94,7 @@ def loss(
     values = pre_activations(shape, params, batch.rows, dtype) + params["encoder_bias"]
     threshold = jnp.exp(params["log_threshold"])
     latents = jump_relu(values, threshold, coefficients.bandwidth)
-    error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
+    error = squared_error(reconstructed(shape, params, latents, batch, dtype), batch.targets, batch.weights)
     counts = jnp.sum(step(values, threshold, coefficients.bandwidth), axis=1)
     penalties = counts if shape.k is None else (counts / coefficients.k - 1.0) ** 2
     penalty = jnp.sum(penalties * batch.weights)

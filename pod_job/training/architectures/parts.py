@@ -119,32 +119,46 @@ class Terms(NamedTuple):
     auxiliary: Scalar
 
 
-def product(left: Float[Array, "N K"], right: Float[Array, "K M"], dtype: DTypeLike) -> Float[Array, "N M"]:
-    """Returns the matrix product in float32, of factors rounded to `dtype`; so are its gradients' factors."""
-    return rounded_gradient(
-        jnp.matmul(left.astype(dtype), right.astype(dtype), preferred_element_type=jnp.float32), jnp.dtype(dtype).name
-    )
+def product(
+    left: Float[Array, "N K"], right: Float[Array, "K M"], dtype: DTypeLike, *, split: bool = False
+) -> Float[Array, "N M"]:
+    """Returns the matrix product in float32, of factors rounded to `dtype`; so are its gradients' factors.
+
+    What devices add up is rounded too, so that half as many bytes travel: the gradient of `right`, a matrix of weights,
+    by devices that split the rows, and the product itself where K is `split` over devices.
+    """
+    return cast(jax.Array, _product(left, right, jnp.dtype(dtype).name, split))
 
 
-@jax.custom_vjp
-def _identity(values: Float[Array, "N M"]) -> Float[Array, "N M"]:
-    return values
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(left: Float[Array, "N K"], right: Float[Array, "K M"], dtype: str, split: bool) -> Float[Array, "N M"]:
+    added_up = jnp.dtype(dtype) if split else jnp.float32
+    product = jnp.matmul(left.astype(dtype), right.astype(dtype), preferred_element_type=added_up)
+    return product.astype(jnp.float32)
 
 
-def _identity_forward(values: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], None]:
-    return values, None
+def _product_forward(
+    left: Float[Array, "N K"], right: Float[Array, "K M"], dtype: str, split: bool
+) -> tuple[Float[Array, "N M"], tuple[Float[Array, "N K"], Float[Array, "K M"]]]:
+    return _product(left, right, dtype, split), (left, right)
 
 
-def _identity_backward(_: None, gradient: Float[Array, "N M"]) -> tuple[Float[Array, "N M"]]:
-    return (gradient.astype(jnp.bfloat16).astype(jnp.float32),)
+def _product_backward(
+    dtype: str, _: bool, factors: tuple[Float[Array, "N K"], Float[Array, "K M"]], gradient: Float[Array, "N M"]
+) -> tuple[Float[Array, "N K"], Float[Array, "K M"]]:
+    left, right = factors
+    gradient = gradient.astype(dtype)
+    of_left = jnp.matmul(gradient, right.astype(dtype).T, preferred_element_type=jnp.float32)
+    of_right = jnp.matmul(left.astype(dtype).T, gradient, preferred_element_type=jnp.dtype(dtype))
+    return of_left.astype(left.dtype), of_right.astype(right.dtype)
 
 
-_identity.defvjp(_identity_forward, _identity_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
-def rounded_gradient(values: Float[Array, "N M"], dtype: str) -> Float[Array, "N M"]:
-    """Returns `values`, whose gradient is rounded to bfloat16 if that is `dtype`: it is a factor of two products."""
-    return _identity(values) if dtype == "bfloat16" else values
+def row_product(row: Float[Array, "K"], matrix: Float[Array, "K M"], dtype: DTypeLike) -> Float[Array, "M"]:
+    """Returns `product` of one row, taken eight times: of one, XLA makes a sum on the vector units of TPUs, slower."""
+    return product(jnp.tile(row, (8, 1)), matrix, dtype)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -240,7 +254,7 @@ def _no_shift_forward(
 def _no_shift_backward(
     dtype: str, encoder: Float[Array, "D F"], gradient: Float[Array, "F"]
 ) -> tuple[Float[Array, "D"], Float[Array, "D F"]]:
-    return -product(encoder, gradient[:, None], dtype)[:, 0], jnp.zeros_like(encoder)
+    return -row_product(gradient, encoder.T, dtype), jnp.zeros_like(encoder)
 
 
 no_shift.defvjp(_no_shift_forward, _no_shift_backward)
@@ -252,10 +266,18 @@ def decode(
     latents: Float[Array, "N F"],
     rows: Float[Array, "N D"],
     dtype: DTypeLike = jnp.float32,
+    parts: int = 1,
 ) -> Float[Array, "N O"]:
-    """Returns latents @ decoder + decoder_bias; with a skip connection plus rows @ skip."""
-    output = product(latents, params["decoder"], dtype) + params["decoder_bias"]
+    """Returns latents @ decoder + decoder_bias; with a skip connection plus rows @ skip. `parts`: as in `Products`."""
+    output = product(latents, params["decoder"], dtype, split=parts > 1) + params["decoder_bias"]
     return output + product(rows, params["skip"], dtype) if shape.skip else output
+
+
+def reconstructed(
+    shape: SaeShape, params: Params, latents: Float[Array, "N F"], batch: Batch, dtype: DTypeLike
+) -> Float[Array, "N O"]:
+    """Returns `decode` of the latents of a batch's rows."""
+    return decode(shape, params, latents, batch.rows, dtype, batch.products.parts)
 
 
 def decoder_norms(shape: SaeShape, decoder: Float[Array, "F O"]) -> Float[Array, "F"]:
@@ -288,16 +310,16 @@ class Activity(NamedTuple):
 def activity(latents: Float[Array, "N F"], batch: Batch) -> Activity:
     """Returns in how many rows each latent is active, and the smallest active value."""
     active = (latents > 0) & batch.valid[:, None]
-    # Ones add up exactly. A product of one row would be a sum on the vector units, which takes four times as long.
-    ones, rows = (latents > 0).astype(latents.dtype), jnp.tile(batch.valid.astype(latents.dtype), (8, 1))
-    fired = jnp.matmul(rows, ones, preferred_element_type=jnp.float32)[0]
+    ones = (latents > 0).astype(latents.dtype)  # these add up exactly
+    fired = row_product(batch.valid.astype(latents.dtype), ones, latents.dtype)
     return Activity(fired, jnp.min(jnp.where(active, latents, jnp.inf)).astype(jnp.float32))
 
 
 def measured(loss: Scalar, error: Scalar, terms: Terms, active: Activity, batch: Batch) -> tuple[Scalar, Metrics]:
     """Returns the loss with its metrics, which carry no gradient."""
     weights = batch.weights
-    mean = jnp.sum(batch.targets * weights[:, None], axis=0)
+    valid = batch.valid.astype(jnp.float32)
+    mean = row_product(valid, batch.targets, jnp.float32) / jnp.maximum(jnp.sum(valid), 1.0)
     metrics = Metrics(
         loss=loss,
         squared_error=error,

@@ -16,10 +16,10 @@ from pod_job.training.architectures.parts import (
     Scalar,
     Terms,
     activity,
-    decode,
     measured,
     positive,
     pre_activations,
+    reconstructed,
     squared_error,
     weighted_sum,
 )
@@ -43,7 +43,7 @@ def loss(
 ) -> tuple[Scalar, Metrics]:
     """Returns squared error + sparsity * sum of latents times decoder norms; dead latents are revived by resampling."""
     latents = encode(shape, params, batch.rows, dtype)
-    error = squared_error(decode(shape, params, latents, batch.rows, dtype), batch.targets, batch.weights)
+    error = squared_error(reconstructed(shape, params, latents, batch, dtype), batch.targets, batch.weights)
     penalty = weighted_sum(shape, params, latents, batch.weights)
     terms = Terms(penalty, jnp.float32(0))
     return measured(error + coefficients.sparsity * penalty, error, terms, activity(latents, batch), batch)

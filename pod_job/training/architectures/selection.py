@@ -136,15 +136,15 @@ def first_of(
 
 
 def highest_reached(
-    count: Callable[[Int[Array, "R 1"]], Int[Array, "R 1"]], k: Int[Array, "R 1"], width: int, bits: int = BITS
-) -> Int[Array, "R 1"]:
+    count: Callable[[Int[Array, "*R"]], Int[Array, "*R"]], k: Int[Array, "*R"], width: int, bits: int = BITS
+) -> Int[Array, "*R"]:
     """Returns the highest level from 0 to 2^width - 1 that `k` or more reach, where `count(level)` do.
 
     `bits` are decided in a pass.
     """
     passes, highest = -(-width // bits), (1 << width) - 1
 
-    def decide(turn: Int[Array, ""], known: Int[Array, "R 1"]) -> Int[Array, "R 1"]:
+    def decide(turn: Int[Array, ""], known: Int[Array, "*R"]) -> Int[Array, "*R"]:
         shift = bits * (passes - 1 - turn)
         digit = jnp.zeros_like(known)
         for level in range(1, 1 << bits):

@@ -4,16 +4,17 @@ What it keeps is what `selection.keep_largest` keeps. The kernel finds the `LEVE
 device, a number being a value and its place as in `selection_kernel`. The lowest of a row's k largest is found among
 these alone; where a lane may have more of the k largest than that, among all values.
 
-N rows, F latents of a row, C values of a row to decide among, over all devices; R rows of a tile.
+N rows, F latents of a row, C values of a row to decide among, over all devices; R rows of a tile. Numbers found lie
+with their rows side by side, so that TPUs count a row's without sums across lanes.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -32,6 +33,7 @@ from pod_job.training.architectures.selection_kernel import (
     write_largest_of_lanes,
 )
 
+ROWS_INNERMOST = Layout(major_to_minor=(0, 1))
 FOUND = LEVELS * LANES
 """Numbers of a row that the kernel finds on each device."""
 
@@ -39,8 +41,8 @@ FOUND = LEVELS * LANES
 class Ranks(NamedTuple):
     """Order of the values of a row: by their bits, and of equal ones by their places, counted from the row's end."""
 
-    bits: Int[Array, "N C"]
-    places: Int[Array, "N C"]
+    bits: Int[Array, "..."]
+    places: Int[Array, "..."]
 
 
 def lanes_cycles(rows: int, latents: int) -> float:
@@ -60,20 +62,28 @@ def keep_largest_of_split(
     rows, latents = len(values) // mesh.shape["data"], values.shape[1] // mesh.shape["model"]
     if not (kernel_fits(rows, latents) and begins_with_lanes(latents, most)):
         return keep_largest(values, k)
+    values = lax.optimization_barrier(values)
     split = PartitionSpec("data", "model")
-    kernel = partial(largest_of_lanes, interpret=interpret)
-    of_devices = jax.shard_map(kernel, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-    found, counts = ranks_found(of_devices(lax.stop_gradient(values)), latents), jnp.full((len(values), 1), k)
-    lowest = kth_largest(found, counts, values.shape[1])
+
+    def numbers_down(values: Float[Array, "N F"]) -> Int[Array, "C N"]:
+        return with_layout_constraint(largest_of_lanes(values, interpret=interpret).T, ROWS_INNERMOST)
+
+    of_devices = jax.shard_map(
+        numbers_down, mesh=mesh, in_specs=split, out_specs=PartitionSpec("model", "data"), check_vma=False
+    )
+    numbers = of_devices(lax.stop_gradient(values))
+    found, counts = ranks_found(numbers, latents), jnp.full((1, len(values)), k)
+    lowest = kth_largest(found, counts, values.shape[1], axis=0)
     # A lane whose last number is among the k largest may have more of them.
-    last = lax.broadcasted_iota(jnp.int32, found.bits.shape, 1) % FOUND >= FOUND - LANES
+    last = lax.broadcasted_iota(jnp.int32, numbers.shape, 0) % FOUND >= FOUND - LANES
     crowded = jnp.any(reaching(found, lowest) & last)
 
-    def among_all(given: tuple[Float[Array, "N F"], Int[Array, "N 1"]]) -> Ranks:
-        return kth_largest(ranks_of(given[0]), given[1], values.shape[1])
+    def among_all(given: tuple[Float[Array, "N F"], Int[Array, "1 N"]]) -> Ranks:
+        lowest = kth_largest(ranks_of(given[0]), given[1].T, values.shape[1], axis=1)
+        return Ranks(lowest.bits.T, lowest.places.T)
 
     lowest = seldom_replaced(lowest, crowded, among_all, (lax.stop_gradient(values), counts))
-    return jnp.where(reaching(ranks_of(values), lowest), values, 0)
+    return jnp.where(reaching(ranks_of(values), Ranks(lowest.bits.T, lowest.places.T)), values, 0)
 
 
 def ranks_of(values: Float[Array, "N F"]) -> Ranks:
@@ -82,18 +92,20 @@ def ranks_of(values: Float[Array, "N F"]) -> Ranks:
     return Ranks(bits, values.shape[1] - 1 - lax.broadcasted_iota(jnp.int32, values.shape, 1))
 
 
-def ranks_found(numbers: Int[Array, "N C"], latents: int) -> Ranks:
+def ranks_found(numbers: Int[Array, "C N"], latents: int) -> Ranks:
     """Returns the ranks, among the latents of all devices, of the numbers that each found among its `latents`."""
-    place_bits, devices = (latents - 1).bit_length(), numbers.shape[1] // FOUND
-    after = devices - 1 - lax.broadcasted_iota(jnp.int32, numbers.shape, 1) // FOUND
+    place_bits, devices = (latents - 1).bit_length(), len(numbers) // FOUND
+    after = devices - 1 - lax.broadcasted_iota(jnp.int32, numbers.shape, 0) // FOUND
     return Ranks(numbers >> place_bits, after * latents + (numbers & ((1 << place_bits) - 1)))
 
 
-def kth_largest(ranks: Ranks, k: Int[Array, "N 1"], latents: int) -> Ranks:
-    """Returns the rank of each row's k-th largest value among `latents`; not a positive one's where fewer are."""
+def kth_largest(ranks: Ranks, k: Int[Array, "..."], latents: int, axis: int) -> Ranks:
+    """Returns the rank of each row's k-th largest value among `latents`, along the axis; not a positive one's where
+    fewer are.
+    """
 
-    def count(mask: Bool[Array, "N C"]) -> Int[Array, "N 1"]:
-        return jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.int32)
+    def count(mask: Bool[Array, "..."]) -> Int[Array, "..."]:
+        return jnp.sum(mask, axis=axis, keepdims=True, dtype=jnp.int32)
 
     bits = highest_reached(lambda level: count(ranks.bits >= level), k, VALUE_BITS)
     missing, equal = k - count(ranks.bits > bits), ranks.bits == bits
@@ -101,7 +113,7 @@ def kth_largest(ranks: Ranks, k: Int[Array, "N 1"], latents: int) -> Ranks:
     return Ranks(bits, highest_reached(lambda level: count(equal & (ranks.places >= level)), missing, width))
 
 
-def reaching(ranks: Ranks, lowest: Ranks) -> Bool[Array, "N C"]:
+def reaching(ranks: Ranks, lowest: Ranks) -> Bool[Array, "..."]:
     """Returns the mask of the positive values from the row's lowest on."""
     equal = (ranks.bits == lowest.bits) & (ranks.places >= lowest.places)
     return ((ranks.bits > lowest.bits) | equal) & (ranks.bits > 0)
