@@ -207,8 +207,12 @@ CASES = [
     ),
     Case(
         *("train", "text to a trained SAE, beside SAELens' runner; starts are left out", "training", "token"),
-        ["ours", "sae_lens"],
-        figures=(Figure("SAELens / ours, CPU seconds of a token", "sae_lens", "cpu_s", "ours", at_least=1.5),),
+        ["ours", "sae_lens", "ours bfloat16", "sae_lens bfloat16"],
+        figures=(
+            Figure("SAELens / ours by their defaults, CPU seconds", "sae_lens", "cpu_s", "ours bfloat16", at_least=1.5),
+            Figure("both in float32", "sae_lens", "cpu_s", "ours", at_least=1.5),
+            Figure("both in bfloat16", "sae_lens bfloat16", "cpu_s", "ours bfloat16", at_least=1.5),
+        ),
         rounds=2,
         on_page=True,
         limit_s=900,

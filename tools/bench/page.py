@@ -61,9 +61,10 @@ ABOUT = {
     ),
     "train": (
         "Training: text to a trained SAE",
-        "One TopK SAE of 4,096 latents (k=32, float32) on layer 12 of SmolLM2-135M, contexts of 256 tokens, batches of "
-        "1,024 rows: `mode=train train.source=stream` and SAELens' `LanguageModelSAETrainingRunner`. Loading and "
-        "compilation are left out. That the SAEs are as good is in [training.md](training.md).",
+        "One TopK SAE of 4,096 latents (k=32) on layer 12 of SmolLM2-135M, contexts of 256 tokens, batches of 1,024 "
+        "rows: `mode=train train.source=stream` and SAELens' `LanguageModelSAETrainingRunner`, in float32, its "
+        "default, and in bfloat16, ours (the SAE's weights are float32 in both). Loading and compilation are left out. "
+        "That the SAEs are as good is in [training.md](training.md).",
     ),
 }
 """Heading and introduction of cases that are neither extraction nor reading."""
@@ -71,6 +72,8 @@ TITLES = {
     "hugging_face": "Hugging Face hooks, torch.save",
     "transformer_lens": "TransformerLens",
     "sae_lens": "SAELens",
+    "ours bfloat16": "ours in bfloat16",
+    "sae_lens bfloat16": "SAELens in bfloat16 (autocast)",
     "document": "the document's own way",
     "memory_map": "plain memory map",
     "datasets": "Hugging Face datasets",

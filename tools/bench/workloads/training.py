@@ -14,7 +14,7 @@ from tools.sae_peers.runner import Trial, cpu_seconds_of
 
 ROOT = Path(__file__).parents[3]
 SIDES = {"ours": "ours", "sae_lens": "SAELens"}
-"""Names of the variants in `tools.sae_peers.runner`."""
+"""Names in `tools.sae_peers.runner`, by the first word of a variant; the second is the dtype, float32 without one."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,11 +34,12 @@ def make_inputs(options: Options, inputs: Path) -> None:
 
 
 def prepare(variant: str, options: Options, inputs: Path, scratch: Path) -> Work:
-    trial = Trial(str(ROOT / options.model), str(ROOT / options.documents))
+    way, *dtype = variant.split()
+    trial = Trial(str(ROOT / options.model), str(ROOT / options.documents), bfloat16=dtype == ["bfloat16"])
 
     def cost(tokens: int) -> tuple[float, float]:
         started = time.monotonic()
-        cpu_s = cpu_seconds_of(SIDES[variant], trial, tokens)
+        cpu_s = cpu_seconds_of(SIDES[way], trial, tokens)
         return time.monotonic() - started, cpu_s
 
     def train() -> Metrics:
