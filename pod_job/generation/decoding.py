@@ -200,8 +200,8 @@ def kept_as(model: Decoder, of_spec: Callable[[PartitionSpec], Any]) -> Kept:
 def no_prompts(model: Decoder, rows: int, slots: int) -> Rows:
     """Returns rows without prompts."""
     zeros = jnp.zeros(rows, jnp.int32)
-    of_keys = model.placement.kept_dtype(model.dtype)
-    return Rows(empty_cache(model.arch, rows, slots, model.dtype, of_keys), zeros, zeros, zeros, zeros)
+    keys_dtype = model.placement.kept_dtype(model.dtype)
+    return Rows(empty_cache(model.arch, rows, slots, model.dtype, keys_dtype), zeros, zeros, zeros, zeros)
 
 
 def prefill_function(model: Decoder, extract: ExtractConfig, generate: GenerateConfig) -> Prefill:

@@ -1,6 +1,6 @@
 """bfloat16 numbers as the integers of their bits, which XLA on CPUs moves as they are.
 
-Of bfloat16 it makes float32 first (jaxlib before 0.12): of a whole array, where a small part is read or written.
+jaxlib before 0.12 converts a whole bfloat16 array to float32 where a small part of it is read or written.
 """
 
 import jax

@@ -140,9 +140,7 @@ def no_states(arch: Arch, rows: int, dtype: np.dtype | type) -> DeltaStates | No
     return DeltaStates(jnp.zeros((J, rows, K, N // K, sizes.key_size, sizes.value_size), jnp.float32), q, k, v)
 
 
-def empty_cache(
-    arch: Arch, rows: int, slots: int, dtype: np.dtype | type, of_keys: np.dtype | type | None = None
-) -> Cache:
-    """Returns a cache in which nothing is written; `of_keys` is the dtype that keys and values are kept in."""
-    kept = Kept(no_key_values(arch, rows, slots, of_keys or dtype), no_states(arch, rows, dtype))
+def empty_cache(arch: Arch, rows: int, slots: int, dtype: np.dtype | type, keys_dtype: np.dtype | type) -> Cache:
+    """Returns a cache in which nothing is written; `keys_dtype` is that which keys and values are kept in."""
+    kept = Kept(no_key_values(arch, rows, slots, keys_dtype), no_states(arch, rows, dtype))
     return Cache(kept, jnp.zeros((), jnp.int32))

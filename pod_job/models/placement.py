@@ -73,8 +73,8 @@ class Placement:
     def entry(self, stack: Array, i: Int[Array, ""] | int) -> Array:
         """Returns entry i of a stack, in a loop over i.
 
-        XLA on CPUs makes bfloat16 float32 before it takes a part of it: of the whole stack before the loop, without the
-        barrier.
+        XLA on CPUs converts bfloat16 to float32 before it takes a part; without the barrier the whole stack, before the
+        loop.
         """
         if self.platform == "cpu" and stack.dtype == jnp.bfloat16:
             stack, i = jax.lax.optimization_barrier((stack, i))
@@ -112,7 +112,7 @@ class Placement:
         return self.wide_product(equation, x, weight).astype(x.dtype)
 
     def wide_product(self, equation: str, x: Array, weight: Array) -> Array:
-        """Returns the einsum in x's dtype, of bfloat16 on a CPU in float32, which takes half the time.
+        """Returns the einsum in x's dtype; on a CPU, of bfloat16, in float32, which takes half the time.
 
         CPUs with instructions for bfloat16 have them for products with such a result; to another, XLA makes all factors
         float32 first.

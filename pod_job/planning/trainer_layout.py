@@ -13,8 +13,8 @@ from pod_job.run_folder.train_identity import TrainIdentity
 BYTES_OF_GRADIENT, BYTES_OF_ROW, BYTES_OF_OUTPUT = 2, 2, 4
 """Bytes of a value of gradients, rows and outputs of split latents by which layouts are compared.
 
-With bfloat16 2 bytes of each travel, and of a matrix 2 more, when it is gathered. With so many latents would be split
-where the compiler's own count of the whole step is higher: choosing among split ones takes longer (docs/training.md).
+They are not those that travel: with bfloat16 an output takes 2, and a value of a matrix 4, as it is gathered too. By
+these, more layouts would split latents, and by the compiler's count their steps take longer (docs/training.md).
 """
 
 

@@ -122,7 +122,7 @@ def walk(program: Program, computation: str, times: int) -> Iterator[Operation]:
                 yield from walk(program, operation.attribute("calls"), times)
             case "fusion" if operation.attribute("calls").startswith(BESIDE_A_COLLECTIVE):
                 called = program[operation.attribute("calls")]
-                yield replace(operation, times=times, beside=next(op for op in called if is_collective(op)))
+                yield replace(operation, times=times, beside=next(filter(is_collective, called), None))
             case _:
                 yield replace(operation, times=times)
 
@@ -184,14 +184,18 @@ def is_collective(operation: Operation) -> bool:
 
 
 def hidden_bytes(operations: list[Operation], bytes_per_cycle: float) -> float:
-    """Returns the bytes of collectives that move while operations compute that go on beside them."""
-    moved, sizes = Counter[str](), dict[str, int]()
+    """Returns the bytes of collectives that move while operations beside them compute, at most those that count."""
+    counted, cycles = dict[str, int](), Counter[str]()
     for op in operations:
-        if op.beside is not None:
-            channel = CHANNEL.findall(op.beside.rest)[0]
-            sizes[channel] = op.beside.bytes * op.times
-            moved[channel] += op.cycles * op.times
-    return sum((min(sizes[channel], cycles * bytes_per_cycle) for channel, cycles in moved.items()), 0.0)
+        collective = op if is_collective(op) else op.beside
+        channel = None if collective is None else CHANNEL.search(collective.rest)
+        if channel is None:
+            continue
+        if op.beside is None:
+            counted[channel[1]] = op.bytes * op.times
+        else:
+            cycles[channel[1]] += op.cycles * op.times
+    return sum((min(size, cycles[channel] * bytes_per_cycle) for channel, size in counted.items()), 0.0)
 
 
 def collectives(operations: list[Operation]) -> list[Collective]:

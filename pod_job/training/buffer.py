@@ -13,9 +13,9 @@ from jaxtyping import Array, BFloat16, Bool, Float, Int, UInt
 
 
 class Buffer(NamedTuple):
-    """Rows that wait, by tap and as `words`, and which of them are rows at all."""
+    """Rows that wait, by tap and as `to_words` gives them, and which of them are rows at all."""
 
-    rows: dict[str, UInt[Array, "J M _"]]
+    words: dict[str, UInt[Array, "J M _"]]
     valid: Bool[Array, "J M"]
 
 
@@ -25,7 +25,7 @@ Rows = tuple[Mapping[str, Float[Array, "M _"]], Bool[Array, "M"]]
 
 def empty_buffer(widths: dict[str, int], rows: int, slots: int) -> Buffer:
     """Returns a buffer without rows. `rows`: of one step."""
-    nothing = {tap: words(jnp.zeros((rows, width))) for tap, width in widths.items()}
+    nothing = {tap: to_words(jnp.zeros((rows, width))) for tap, width in widths.items()}
     return Buffer(jax.tree.map(lambda row: jnp.tile(row, (slots, 1, 1)), nothing), jnp.zeros((slots, rows), bool))
 
 
@@ -47,7 +47,7 @@ def put(buffer: Buffer, arriving: Rows, slot: Int[Array, ""]) -> Buffer:
 
 def take(buffer: Buffer, slot: Int[Array, ""]) -> tuple[Buffer, Rows]:
     """Empties one slot of every column, when no more rows come."""
-    rows = {tap: values(held[slot]) for tap, held in buffer.rows.items()}
+    rows = {tap: from_words(held[slot]) for tap, held in buffer.words.items()}
     return buffer._replace(valid=buffer.valid.at[slot].set(False)), (rows, buffer.valid[slot])
 
 
@@ -59,14 +59,14 @@ def swap(buffer: Buffer, arriving: Rows, slot: Int[Array, "M"]) -> tuple[Buffer,
     rows, valid = arriving
     here = (jnp.arange(buffer.valid.shape[0])[:, None] == slot) & valid
     leaving, held = {}, {}
-    for tap, stored in buffer.rows.items():
-        leaving[tap] = values(jnp.sum(jnp.where(here[:, :, None], stored, 0), axis=0, dtype=stored.dtype))
-        held[tap] = jnp.where(here[:, :, None], words(rows[tap]), stored)
+    for tap, stored in buffer.words.items():
+        leaving[tap] = from_words(jnp.sum(jnp.where(here[:, :, None], stored, 0), axis=0, dtype=stored.dtype))
+        held[tap] = jnp.where(here[:, :, None], to_words(rows[tap]), stored)
     left = jnp.any(here & buffer.valid, axis=0)
     return Buffer(held, buffer.valid | here), (leaving, left)
 
 
-def words(rows: Float[Array, "M D"]) -> UInt[Array, "M _"]:
+def to_words(rows: Float[Array, "M D"]) -> UInt[Array, "M _"]:
     """Returns bfloat16 values two to a number of 32 bits, among which TPUs choose faster; an odd D's one to a number.
 
     Those of the first half of D are the lower halves.
@@ -78,8 +78,8 @@ def words(rows: Float[Array, "M D"]) -> UInt[Array, "M _"]:
     return lower | upper << 16
 
 
-def values(words: UInt[Array, "M _"]) -> BFloat16[Array, "M D"]:
-    """Returns the bfloat16 values that `words` was given."""
+def from_words(words: UInt[Array, "M _"]) -> BFloat16[Array, "M D"]:
+    """Returns the bfloat16 values that `to_words` was given."""
     if words.dtype == jnp.uint32:
         words = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1).astype(jnp.uint16)
     return jax.lax.bitcast_convert_type(words, jnp.bfloat16)

@@ -50,9 +50,14 @@ def restore(folder: Folder, checkpoint: Checkpoint, like: Any) -> Any:
         name = jax.tree_util.keystr(path)
 
         def fill(index: Any) -> np.ndarray:
-            box = [part.indices(size)[:2] for part, size in zip(index, target.shape, strict=True)]
+            box, here = (
+                [part.indices(size)[:2] for part, size in zip(index, target.shape, strict=True)],
+                pieces.get(name, []),
+            )
             try:
-                return read_box(folder, pieces.get(name, []), box, np.dtype(target.dtype))
+                for _, piece in here:
+                    check_extent(piece, target.shape)
+                return read_box(folder, here, box, np.dtype(target.dtype))
             except (ValueError, IndexError) as error:  # of tensorstore, and of boxes that do not overlap
                 reason = f"its records do not fit its arrays ({first_line(error)})"
                 raise damaged(folder, checkpoint, reason) from error
@@ -97,13 +102,23 @@ def damaged(folder: Folder, checkpoint: Checkpoint, reason: str) -> JobError:
     return JobError(f"{where}: {reason}; remove {where} to go on from the checkpoint before it")
 
 
+def check_extent(piece: Piece, shape: Sequence[int]) -> None:
+    """Raises ValueError where a piece is none of an array of this shape."""
+    if any(first + size > whole for first, size, whole in zip(piece.start, piece.shape, shape, strict=True)):
+        raise ValueError(f"{piece.leaf} has no piece {piece.name}, its shape is {tuple(shape)}")
+
+
 def read_box(
     folder: Folder,
     pieces: Sequence[tuple[PartRecord, Piece]],
     box: Sequence[tuple[int, int]],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Returns the values of an array in a box, put together from the pieces that overlap it."""
+    """Returns the values of an array in a box, put together from the pieces that overlap it.
+
+    Raises:
+        ValueError: a piece has values of another dtype, as an earlier version may have written them.
+    """
     out, filled = np.empty([stop - start for start, stop in box], dtype), 0
     for part, piece in pieces:
         spans = [
@@ -116,7 +131,10 @@ def read_box(
             slice(start - first, stop - first) for (start, stop), first in zip(spans, piece.start, strict=True)
         )
         target = tuple(slice(start - first, stop - first) for (start, stop), (first, _) in zip(spans, box, strict=True))
-        values = open_piece(folder, part, piece)[source or slice(None)].read().result()
+        stored = open_piece(folder, part, piece)
+        if stored.dtype.numpy_dtype != dtype:
+            raise ValueError(f"{piece.leaf} is {stored.dtype.name}, not {dtype}")
+        values = stored[source or slice(None)].read().result()
         out[target] = values.reshape(out[target].shape)
         filled += out[target].size
     if filled != out.size:

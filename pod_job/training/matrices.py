@@ -32,8 +32,8 @@ def gathered(shape: SaeShape, params: Params, mesh: Mesh, dtype: str) -> Params:
     def whole(name: str, value: jax.Array) -> jax.Array:
         exact = name == "decoder" and shape.architecture in WEIGHED_BY_NORMS
         sent = value if exact else value.astype(dtype)
-        whole = jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, WHOLE[name]))
-        return apart(whole, mesh).astype(value.dtype)
+        everywhere = jax.lax.with_sharding_constraint(sent, NamedSharding(mesh, WHOLE[name]))
+        return isolated(everywhere, mesh).astype(value.dtype)
 
     return params | {name: whole(name, params[name]) for name in WHOLE}
 
@@ -45,12 +45,12 @@ def scattered(shape: SaeShape, gradient: Params, mesh: Mesh) -> Params:
         # Whole first: else XLA splits the product that gives it into one for each device, in float32.
         for split in (WHOLE, kept_split(shape.latents, mesh)):
             value = jax.lax.with_sharding_constraint(value, NamedSharding(mesh, split[name]))
-        return apart(value, mesh)
+        return isolated(value, mesh)
 
     return gradient | {name: part(name, gradient[name]) for name in WHOLE}
 
 
-def apart(matrix: jax.Array, mesh: Mesh) -> jax.Array:
+def isolated(matrix: jax.Array, mesh: Mesh) -> jax.Array:
     """Returns the matrix as an array of its own where no collective makes it one: where one device has all rows.
 
     A product whose factor XLA rounds as it reads it, or whose result it clips and adds up at once, takes up to three

@@ -37,7 +37,7 @@ from pod_job.training.recipe import Recipe, SaePlan
 from pod_job.training.tap_statistics import TapStatistics
 
 ROW_DTYPE = "bfloat16"
-"""Dtype of the rows in the buffer."""
+"""Dtype of a step's rows in `lower`, which has none, and of those in the buffer."""
 SPLIT = {
     "encoder_bias": PartitionSpec("saes", "model"),
     "gate_bias": PartitionSpec("saes", "model"),

@@ -198,7 +198,7 @@ def test_tokens_of_another_segment_change_no_bit(tiny: Path, short_chunks: None)
 
 def test_a_row_whose_sequence_has_not_begun_sees_no_earlier_state(tiny: Path) -> None:
     model, params = load(tiny, taps=["layer_2"])
-    empty = empty_cache(model.arch, 2, 8, jnp.float32)
+    empty = empty_cache(model.arch, 2, 8, jnp.float32, jnp.float32)
     assert empty.kept.states is not None
     ids, after = jnp.array([[3], [4]]), jnp.array([[0], [1]])  # the second row goes on
     used = empty._replace(kept=empty.kept._replace(states=jax.tree.map(jnp.ones_like, empty.kept.states)))
@@ -214,7 +214,7 @@ def test_a_row_whose_sequence_has_not_begun_sees_no_earlier_state(tiny: Path) ->
 def test_a_layer_copies_no_states_of_others(tiny: Path) -> None:
     """XLA on CPUs copies all that a branch of a conditional is given to write into."""
     model, params = load(tiny)
-    cache = empty_cache(model.arch, 3, 8, jnp.float32)
+    cache = empty_cache(model.arch, 3, 8, jnp.float32, jnp.float32)
     assert cache.kept.states is not None
     ids = jnp.zeros((3, 1), jnp.int32)
     extend = jax.jit(

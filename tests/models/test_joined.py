@@ -52,7 +52,7 @@ def decoded(family: str, placement: Placement) -> tuple[Mapping[str, jax.Array],
     rng = np.random.default_rng(3)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 4, x.dtype), shapes)
     joined = model.joined_weights(params)
-    cache = empty_cache(arch, 3, 8, jnp.float32)
+    cache = empty_cache(arch, 3, 8, jnp.float32, jnp.float32)
     values: list[jax.Array] = []
     extend = jax.jit(
         lambda ids, cache, positions: model.apply(

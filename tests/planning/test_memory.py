@@ -93,7 +93,7 @@ def test_states_of_delta_rules_are_counted_as_they_are_kept(tmp_path: Path) -> N
     memory = run_memory(inputs)
 
     def kept() -> list[Kept]:
-        rows, prompts, positions = empty_cache(inputs.arch, 3, 128, jnp.float32).kept, 3, 3 * 64
+        rows, prompts, positions = empty_cache(inputs.arch, 3, 128, jnp.float32, jnp.float32).kept, 3, 3 * 64
         reading = no_key_values(inputs.arch, 1, positions, jnp.float32)
         return [rows, Kept(reading, no_states(inputs.arch, prompts, jnp.float32))]
 

@@ -33,6 +33,11 @@ PROGRAM = """HloModule step
   %again = bf16[8,16]{1,0} all-gather(%q), dimensions={1}
   ROOT %neg = bf16[8,16]{1,0} negate(%again), backend_config={"estimated_cycles":"7"}
 }
+%begun_once (q: bf16[8,2]) -> (bf16[8,2], bf16[8,16]) {
+  %q = bf16[8,2]{1,0} parameter(0)
+  %whole = bf16[8,16]{1,0} all-gather(%q), channel_id=5, dimensions={1}
+  ROOT %start = (bf16[8,2], bf16[8,16]) custom-call(%whole), custom_call_target="AsyncCollectiveStart"
+}
 %async_collective_fusion.1 (q: bf16[8,2]) -> bf16[8,8] {
   %q = bf16[8,2]{1,0} parameter(0)
   %still = bf16[8,16]{1,0} all-gather(%q), channel_id=5, dimensions={1}
@@ -45,6 +50,7 @@ ENTRY %main (a: bf16[8,16]) -> bf16[8,16] {
   %t = (s32[], bf16[8,16]{1,0}) tuple(%from, %a)
   %loop = (s32[], bf16[8,16]{1,0}) while(%t), condition=%cond, body=%body
   %flag = s32[] all-reduce(%from), to_apply=%max
+  %begun = (bf16[8,2], bf16[8,16]) fusion(%a), kind=kCustom, calls=%begun_once
   %first = bf16[8,8] fusion(%a), kind=kOutput, calls=%async_collective_fusion.1, backend_config={BESIDE}
   %second = bf16[8,8] fusion(%a), kind=kOutput, calls=%async_collective_fusion.1, backend_config={BESIDE}
   %parts = f32[8,2]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
@@ -61,7 +67,7 @@ def test_a_loop_counts_as_often_as_it_turns() -> None:
 def test_a_collective_counts_once_where_it_starts() -> None:
     collectives = compiled_text.collectives(compiled_text.read_program(PROGRAM))
     assert collectives == [
-        compiled_text.Collective("all-gather", 20, 8 * 16 * 2),
+        compiled_text.Collective("all-gather", 21, 8 * 16 * 2),
         compiled_text.Collective("all-reduce", 1, 8 * 16 * 4),
         compiled_text.Collective("all-reduce", 1, 4),
     ]

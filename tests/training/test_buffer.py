@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pod_job.training.buffer import Buffer, empty_buffer, exchange, put, take, values, words
+from pod_job.training.buffer import Buffer, empty_buffer, exchange, from_words, put, take, to_words
 
 M, SLOTS, STEPS, ROWS_OF_DOCUMENT = 64, 8, 40, 32
 EXCHANGE, PUT, TAKE = jax.jit(exchange), jax.jit(put), jax.jit(take)
@@ -64,5 +64,5 @@ def test_documents_are_mixed_nearly_as_by_a_full_shuffle() -> None:
 @pytest.mark.parametrize("width", [1, 2, 5, 8])
 def test_words_keep_every_value(width: int) -> None:
     rows = np.random.default_rng(0).integers(0, 1 << 16, (7, width), np.uint16).view(ml_dtypes.bfloat16)
-    again = np.asarray(values(words(jnp.asarray(rows))))
+    again = np.asarray(from_words(to_words(jnp.asarray(rows))))
     np.testing.assert_array_equal(again.view(np.uint16), rows.view(np.uint16))

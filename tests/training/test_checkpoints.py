@@ -182,6 +182,18 @@ def test_records_that_do_not_fit_their_arrays_are_refused(tmp_path: Path, change
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((32, 24), np.uint32), ((32, 12), np.float32), ((16, 24), np.float32)])
+def test_arrays_of_another_form_are_refused(tmp_path: Path, shape: tuple[int, int], dtype: type) -> None:
+    """As an earlier version may have kept them."""
+    folder = open_folder(tmp_path)
+    saved(folder, [4])
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None
+    other = like(LAYOUTS[3]) | {"wide": jax.ShapeDtypeStruct(shape, dtype, sharding=LAYOUTS[3].place("wide"))}
+    with pytest.raises(JobError, match=r"step_000000004/: its records do not fit its arrays \(\['wide'\]"):
+        restore(folder, checkpoint, other)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

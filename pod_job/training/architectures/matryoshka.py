@@ -41,7 +41,7 @@ def loss(
     """Returns the squared errors of all prefixes of groups + auxiliary * AuxK of the whole; metrics are the whole's."""
     positive = relu.encode(shape, params, batch.rows, dtype)
     latents, smallest = batch_topk.chosen_latents(shape, params, positive, batch, coefficients)
-    outputs = prefix_outputs(shape, params, latents, batch.rows, dtype)
+    outputs = prefix_outputs(shape, params, latents, batch, dtype)
     errors = [squared_error(output, batch.targets, batch.weights) for output in outputs]
     auxiliary = auxiliary_loss(shape, params, batch, outputs[-1], dead, dtype)
     total = sum(errors[:-1], errors[-1]) + coefficients.auxiliary * auxiliary
@@ -50,15 +50,16 @@ def loss(
 
 
 def prefix_outputs(
-    shape: SaeShape, params: Params, latents: Float[Array, "N F"], rows: Float[Array, "N D"], dtype: DTypeLike
+    shape: SaeShape, params: Params, latents: Float[Array, "N F"], batch: Batch, dtype: DTypeLike
 ) -> list[Float[Array, "N O"]]:
     """Returns the reconstructions by the first group, by the first two, and so on to all latents."""
-    output = jnp.broadcast_to(params["decoder_bias"], (len(rows), shape.output_width))
+    output = jnp.broadcast_to(params["decoder_bias"], (len(batch.rows), shape.output_width))
     if shape.skip:
-        output = output + product(rows, params["skip"], dtype)
+        output = output + product(batch.rows, params["skip"], dtype)
     ends = [0, *accumulate(shape.group_sizes)]
     outputs = []
     for start, end in pairwise(ends):
-        output = output + product(latents[:, start:end], params["decoder"][start:end], dtype)
+        of_group = latents[:, start:end], params["decoder"][start:end]
+        output = output + product(*of_group, dtype, split=batch.products.parts > 1)
         outputs.append(output)
     return outputs

@@ -124,8 +124,8 @@ def product(
 ) -> Float[Array, "N M"]:
     """Returns the matrix product in float32, of factors rounded to `dtype`; so are its gradients' factors.
 
-    What devices add up is rounded too, so that half as many bytes travel: the gradient of `right`, a matrix of weights,
-    by devices that split the rows, and the product itself where K is `split` over devices.
+    The gradient of `right`, a matrix of weights, is rounded to `dtype` too, on any number of devices, and so is the
+    product itself where K is `split` over devices: half as many bytes travel where devices add them up.
     """
     return cast(jax.Array, _product(left, right, jnp.dtype(dtype).name, split))
 
@@ -149,8 +149,19 @@ def _product_backward(
     left, right = factors
     gradient = gradient.astype(dtype)
     of_left = jnp.matmul(gradient, right.astype(dtype).T, preferred_element_type=jnp.float32)
-    of_right = jnp.matmul(left.astype(dtype).T, gradient, preferred_element_type=jnp.dtype(dtype))
-    return of_left.astype(left.dtype), of_right.astype(right.dtype)
+    of_right = jax.lax.platform_dependent(
+        left.astype(dtype).T, gradient, cpu=_wide_product, default=partial(_rounded_product, dtype=dtype)
+    )
+    return of_left.astype(left.dtype), of_right.astype(dtype).astype(right.dtype)
+
+
+def _wide_product(left: Float[Array, "K N"], right: Float[Array, "N M"]) -> Float[Array, "K M"]:
+    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+
+
+def _rounded_product(left: Float[Array, "K N"], right: Float[Array, "N M"], dtype: str) -> Float[Array, "K M"]:
+    # By itself in `dtype`: XLA leaves out a rounding that follows, and adds up in float32.
+    return jnp.matmul(left, right, preferred_element_type=jnp.dtype(dtype)).astype(jnp.float32)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -319,7 +330,8 @@ def measured(loss: Scalar, error: Scalar, terms: Terms, active: Activity, batch:
     """Returns the loss with its metrics, which carry no gradient."""
     weights = batch.weights
     valid = batch.valid.astype(jnp.float32)
-    mean = row_product(valid, batch.targets, jnp.float32) / jnp.maximum(jnp.sum(valid), 1.0)
+    with jax.default_matmul_precision("highest"):
+        mean = row_product(valid, batch.targets, jnp.float32) / jnp.maximum(jnp.sum(valid), 1.0)
     metrics = Metrics(
         loss=loss,
         squared_error=error,

@@ -62,7 +62,7 @@ def keep_largest_of_split(
     rows, latents = len(values) // mesh.shape["data"], values.shape[1] // mesh.shape["model"]
     if not (kernel_fits(rows, latents) and begins_with_lanes(latents, most)):
         return keep_largest(values, k)
-    values = lax.optimization_barrier(values)
+    values = lax.optimization_barrier(values)  # else XLA keeps them in float32 for each product that reads them
     split = PartitionSpec("data", "model")
 
     def numbers_down(values: Float[Array, "N F"]) -> Int[Array, "C N"]:
@@ -100,8 +100,9 @@ def ranks_found(numbers: Int[Array, "C N"], latents: int) -> Ranks:
 
 
 def kth_largest(ranks: Ranks, k: Int[Array, "..."], latents: int, axis: int) -> Ranks:
-    """Returns the rank of each row's k-th largest value among `latents`, along the axis; not a positive one's where
-    fewer are.
+    """Returns the rank of each row's k-th largest value along `axis`; of one that is not positive where fewer are.
+
+    `latents`: values of a whole row, of which `ranks` may hold only some.
     """
 
     def count(mask: Bool[Array, "..."]) -> Int[Array, "..."]:
