@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Bool, Float, Int, UInt
 
+from pod_job.models.bits import as_bits, as_numbers
+
 
 class Buffer(NamedTuple):
     """Rows that wait, by tap and as `to_words` gives them, and which of them are rows at all."""
@@ -71,7 +73,7 @@ def to_words(rows: Float[Array, "M D"]) -> UInt[Array, "M _"]:
 
     Those of the first half of D are the lower halves.
     """
-    bits = jax.lax.bitcast_convert_type(rows.astype(jnp.bfloat16), jnp.uint16)
+    bits = as_bits(rows.astype(jnp.bfloat16))
     if bits.shape[1] % 2:
         return bits
     lower, upper = jnp.split(bits.astype(jnp.uint32), 2, axis=1)
@@ -82,4 +84,4 @@ def from_words(words: UInt[Array, "M _"]) -> BFloat16[Array, "M D"]:
     """Returns the bfloat16 values that `to_words` was given."""
     if words.dtype == jnp.uint32:
         words = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1).astype(jnp.uint16)
-    return jax.lax.bitcast_convert_type(words, jnp.bfloat16)
+    return as_numbers(words, jnp.bfloat16)

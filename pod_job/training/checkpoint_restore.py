@@ -50,10 +50,8 @@ def restore(folder: Folder, checkpoint: Checkpoint, like: Any) -> Any:
         name = jax.tree_util.keystr(path)
 
         def fill(index: Any) -> np.ndarray:
-            box, here = (
-                [part.indices(size)[:2] for part, size in zip(index, target.shape, strict=True)],
-                pieces.get(name, []),
-            )
+            box = [part.indices(size)[:2] for part, size in zip(index, target.shape, strict=True)]
+            here = pieces.get(name, [])
             try:
                 for _, piece in here:
                     check_extent(piece, target.shape)

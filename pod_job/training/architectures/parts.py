@@ -329,9 +329,8 @@ def activity(latents: Float[Array, "N F"], batch: Batch) -> Activity:
 def measured(loss: Scalar, error: Scalar, terms: Terms, active: Activity, batch: Batch) -> tuple[Scalar, Metrics]:
     """Returns the loss with its metrics, which carry no gradient."""
     weights = batch.weights
-    valid = batch.valid.astype(jnp.float32)
     with jax.default_matmul_precision("highest"):
-        mean = row_product(valid, batch.targets, jnp.float32) / jnp.maximum(jnp.sum(valid), 1.0)
+        mean = row_product(weights, batch.targets, jnp.float32)
     metrics = Metrics(
         loss=loss,
         squared_error=error,
